@@ -1,0 +1,99 @@
+"""Architecture: which input channels of which gated layer are kept. No TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tfnas.errors import UserError
+
+_FORMAT = 1
+
+
+class Architecture(Mapping[str, np.ndarray]):
+    """Read-only mapping from a gated layer's Keras path to its kept input channels, bool, shape (K,).
+
+    >>> a = Architecture({"conv": [True, False, True]})
+    >>> a.kept, a.total
+    (2, 3)
+    >>> Architecture.from_json(a.to_json()) == a
+    True
+    """
+
+    def __init__(self, keep: Mapping[str, Any]):
+        self._keep = {}
+        for name, mask in keep.items():
+            mask = np.array(mask)
+            if mask.dtype != bool or mask.ndim != 1 or mask.size == 0:
+                raise ValueError(
+                    f"Architecture: the mask of '{name}' must be bool of shape (K,), K > 0. "
+                    f"Received: dtype {mask.dtype}, shape {mask.shape}"
+                )
+            mask.flags.writeable = False
+            self._keep[name] = mask
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._keep[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keep)
+
+    def __len__(self) -> int:
+        return len(self._keep)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Architecture):
+            return NotImplemented
+        return list(self) == list(other) and all(np.array_equal(self[name], other[name]) for name in self)
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def __repr__(self) -> str:
+        return f"<Architecture of {len(self)} gated layers: {self.kept} of {self.total} channels kept>"
+
+    @property
+    def kept(self) -> int:
+        """Number of channels kept, over all gated layers."""
+        return int(sum(mask.sum() for mask in self.values()))
+
+    @property
+    def total(self) -> int:
+        """Number of gated channels."""
+        return sum(mask.size for mask in self.values())
+
+    def digest(self) -> str:
+        """Hex SHA-256 of names and masks."""
+        sha = hashlib.sha256()
+        for name, mask in self.items():
+            sha.update(f"{name}:{mask.size}:".encode() + np.packbits(mask).tobytes())
+        return sha.hexdigest()
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back; lists the indices of the kept channels."""
+        layers = {
+            name: {"channels": mask.size, "kept": np.flatnonzero(mask).tolist()} for name, mask in self.items()
+        }
+        return json.dumps({"format": _FORMAT, "digest": self.digest(), "layers": layers})
+
+    @classmethod
+    def from_json(cls, text: str) -> Architecture:
+        """Inverse of `to_json`. Raises UserError for text that is truncated, altered or something else."""
+        try:
+            value = json.loads(text)
+            keep = {}
+            for name, layer in value["layers"].items():
+                mask = np.zeros(layer["channels"], bool)
+                mask[layer["kept"]] = True
+                keep[name] = mask
+            architecture = cls(keep)
+            recorded = value["digest"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"architecture: not the JSON of an Architecture ({error})") from None
+        if recorded != architecture.digest():
+            raise UserError("architecture: altered since it was written (its digest does not match)")
+        return architecture

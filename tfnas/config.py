@@ -1,0 +1,263 @@
+"""Every setting, its default and its check. No TensorFlow: the command line must answer before that is loaded.
+
+A config file under ``configs/`` is plain Python::
+
+    from tfnas.config import Config, Search, to_config_dict
+
+    def get_config():
+        return to_config_dict(Config(search=Search(epochs=30, ell2=50.0)))
+
+The command line overrides single keys (``--config.search.ell2=80``), then `from_config_dict` checks everything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from tfnas.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which images, split how, prepared how."""
+
+    name: str = "digits"  # a TFDS name, or 'digits': the images bundled with scikit-learn
+    data_dir: str = ""  # TFDS folder; empty: $TFDS_DATA_DIR, else TFDS's own default
+    train: str = "train[:1000]"  # TFDS split expressions; they must not overlap
+    validation: str = "train[1000:]"  # ranks the candidates
+    test: str = "test"  # read once, at the very end
+    image_size: int = 0  # resize to a square of this many pixels; 0 keeps the data set's size
+    mean: tuple[float, ...] = (0.5,)  # per channel (or one for all), of pixels scaled to [0, 1]
+    std: tuple[float, ...] = (0.25,)
+    pad_crop: int = 0  # pad by this many pixels, then crop at random
+    flip: bool = False  # mirror left-right at random
+    cutout: int = 0  # side of the square blanked out at a random place, pixels
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of range."""
+        _at_least("data.image_size", self.image_size, 0)
+        _at_least("data.pad_crop", self.pad_crop, 0)
+        _at_least("data.cutout", self.cutout, 0)
+        for field in ("train", "validation", "test"):
+            _require(bool(getattr(self, field)), f"data.{field}", "", "a TFDS split expression such as 'train[:90%]'")
+        _require(len(self.mean) == len(self.std), "data.mean and data.std", (self.mean, self.std), "equal lengths")
+        _require(all(s > 0 for s in self.std), "data.std", self.std, "positive numbers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Supernet:
+    """Which super-network; method.md's table of super-networks gives the published sizes."""
+
+    name: str = "multi_branch_resnet"
+    width: int = 96  # channels of the first stage; doubled in each of the next two
+    num_blocks: int = 4  # residual blocks in each of the three stages
+    stem_width: int = 16  # channels of the first convolution
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of range."""
+        _one_of("supernet.name", self.name, ("multi_branch_resnet",))
+        _at_least("supernet.width", self.width, 2)
+        _require(self.width % 2 == 0, "supernet.width", self.width, "an even number: the skip joins two halves")
+        _at_least("supernet.num_blocks", self.num_blocks, 1)
+        _at_least("supernet.stem_width", self.stem_width, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Training the super-network on the ELBO (method.md, section 2)."""
+
+    epochs: int = 1800
+    batch_size: int = 128
+    learning_rate: float = 0.01  # SGD, cosine to zero without restart
+    momentum: float = 0.9
+    nesterov: bool = True
+    ell2: float = 50.0  # squared prior length scale: larger gives a smaller network
+    example_multiplier: float = 10.0  # N = this x training images: examples distinct under augmentation
+    temperature: float = 0.2  # of the relaxed Bernoulli gates
+    initial_drop: float = 0.1  # drop probability before the first step
+    gate_learning_rate: float = 1.0  # as a multiple of the weights'; 3 to 10 helps runs of few epochs
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of range."""
+        _at_least("search.epochs", self.epochs, 1)
+        _at_least("search.batch_size", self.batch_size, 1)
+        for field in ("learning_rate", "ell2", "example_multiplier", "temperature", "gate_learning_rate"):
+            _positive(f"search.{field}", getattr(self, field))
+        _require(0 <= self.momentum < 1, "search.momentum", self.momentum, "a number in [0, 1)")
+        _require(0 < self.initial_drop < 1, "search.initial_drop", self.initial_drop, "a number strictly in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Drawing candidates and ranking them (method.md, section 3)."""
+
+    num_candidates: int = 1500
+    num_random: int = 100  # equal-size random candidates of each kind, the baselines
+    rank_by: str = "loss"  # 'loss' is the more reliable, 'accuracy' is the paper's
+    batch_size: int = 500
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of range."""
+        _at_least("sample.num_candidates", self.num_candidates, 1)
+        _at_least("sample.num_random", self.num_random, 1)
+        _at_least("sample.batch_size", self.batch_size, 1)
+        _one_of("sample.rank_by", self.rank_by, ("loss", "accuracy"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrain:
+    """Further training of the network found; 0 epochs keeps the inherited weights."""
+
+    epochs: int = 0
+    learning_rate: float = 0.01  # SGD with search's momentum, cosine to zero
+    batch_size: int = 128
+    weight_decay: float = 5e-4  # L2 on kernels: gradient += weight_decay x kernel
+    baseline: bool = True  # also train the ungated full network, for search's epochs plus these
+    baseline_learning_rate: float = 0.1  # of that full network
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of range."""
+        _at_least("retrain.epochs", self.epochs, 0)
+        _at_least("retrain.batch_size", self.batch_size, 1)
+        _positive("retrain.learning_rate", self.learning_rate)
+        _positive("retrain.baseline_learning_rate", self.baseline_learning_rate)
+        _at_least("retrain.weight_decay", self.weight_decay, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The SavedModel."""
+
+    name: str = ""  # of the served model; empty: the data set's
+    version: int = 1
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of range."""
+        _at_least("export.version", self.version, 1)
+        _require("/" not in self.name, "export.name", self.name, "a name without '/'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on besides the code and the data."""
+
+    data: Data = Data()
+    supernet: Supernet = Supernet()
+    search: Search = Search()
+    sample: Sample = Sample()
+    retrain: Retrain = Retrain()
+    export: Export = Export()
+    seed: int = 0
+
+    def check(self) -> Config:
+        """Returns self; raises UserError for the first value out of range."""
+        _at_least("seed", self.seed, 0)
+        for section in (self.data, self.supernet, self.search, self.sample, self.retrain, self.export):
+            section.check()
+        return self
+
+
+def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+    """The locked ConfigDict that a config file's `get_config` returns."""
+    return ml_collections.ConfigDict(to_dict(config)).lock()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict of a config or of one section, ready for JSON but for tuples."""
+    return dataclasses.asdict(config)
+
+
+def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
+    """Config from a ConfigDict or nested mapping. Raises UserError for unknown keys, wrong types, bad values."""
+    if isinstance(config_dict, ml_collections.ConfigDict):
+        config_dict = config_dict.to_dict()
+    return _from_mapping(Config, config_dict, "").check()
+
+
+def known_keys() -> list[str]:
+    """Every settable key, dotted: 'data.name', ..., 'seed'."""
+    keys = []
+    for field in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(field.default):
+            keys += [f"{field.name}.{inner.name}" for inner in dataclasses.fields(field.default)]
+        else:
+            keys.append(field.name)
+    return keys
+
+
+def check_key(key: str) -> None:
+    """Raises UserError if no setting has this dotted name; suggests the nearest one."""
+    if key not in known_keys():
+        near = difflib.get_close_matches(key, known_keys(), n=1)
+        raise UserError(f"config: no key '{key}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value of one `--config.KEY=TEXT`. Raises UserError naming the key, the text and the type expected."""
+    check_key(key)
+    owner: Any = Config
+    *section, name = key.split(".")
+    for part in section:
+        owner = typing.get_type_hints(owner)[part]
+    expected = typing.get_type_hints(owner)[name]
+    try:
+        if expected is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if typing.get_origin(expected) is tuple:
+            return tuple(float(item) for item in text.strip("()[] ").split(",") if item.strip())
+        return expected(text)
+    except (KeyError, ValueError):
+        raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {text!r}") from None
+
+
+def _from_mapping(cls: Any, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"config: '{prefix.rstrip('.')}' must be a section of keys. Received: {values!r}")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        check_key(prefix + key) if not dataclasses.is_dataclass(hints.get(key)) else None
+    return cls(**{key: _typed(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def _typed(expected: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(expected):
+        return _from_mapping(expected, value, key + ".")
+    if typing.get_origin(expected) is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_typed(float, item, key) for item in value)
+    elif expected is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
+        return value
+    raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {value!r}")
+
+
+def _type_name(expected: Any) -> str:
+    if isinstance(expected, types.GenericAlias):
+        return "numbers separated by commas"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[expected]
+
+
+def _require(condition: bool, key: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise UserError(f"config: '{key}' must be {expected}. Received: {value!r}")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    _require(value >= least, key, value, f"at least {least}")
+
+
+def _positive(key: str, value: float) -> None:
+    _require(value > 0 and math.isfinite(value), key, value, "greater than 0")
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, key, value, "one of " + ", ".join(repr(c) for c in choices))

@@ -1,0 +1,44 @@
+"""The two regularisers of the ELBO, in float32, and the only division by N (method.md, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+
+def weight_term(drop_logits: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """sum_k (1 - p_k) ||m_k||^2, eq. 15's spike-and-slab weight term without its factor ell2 / 2N.
+
+    Args:
+        drop_logits: logit of p per input channel, float32, shape (K,).
+        kernel: weights, shape (..., K, H), any float dtype.
+
+    Returns:
+        float32 scalar.
+    """
+    squares = tf.square(tf.cast(kernel, tf.float32))
+    norms = tf.reduce_sum(squares, axis=[i for i in range(len(kernel.shape)) if i != len(kernel.shape) - 2])
+    return tf.reduce_sum(tf.sigmoid(-drop_logits) * norms)
+
+
+def negative_entropy(drop_logits: tf.Tensor) -> tf.Tensor:
+    """sum_k p log p + (1 - p) log(1 - p), both terms; float32 scalar from logits of shape (K,)."""
+    return -tf.reduce_sum(tfp.distributions.Bernoulli(logits=drop_logits).entropy())
+
+
+def regulariser(gates: Sequence[tuple[tf.Tensor, tf.Tensor]], ell2: float, num_examples: float) -> tf.Tensor:
+    """(ell2 / 2 x weight terms + negative entropies) / N, to be added to the mean negative log likelihood.
+
+    Args:
+        gates: (drop logits per channel, kernel) of every gated layer.
+        ell2: squared prior length scale.
+        num_examples: N, training examples seen as distinct.
+
+    Returns:
+        float32 scalar.
+    """
+    weights = tf.add_n([weight_term(logits, kernel) for logits, kernel in gates])
+    entropies = tf.add_n([negative_entropy(logits) for logits, _ in gates])
+    return (0.5 * ell2 * weights + entropies) / num_examples

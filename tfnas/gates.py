@@ -1,0 +1,129 @@
+"""Gated: a Keras wrapper that puts a variational-dropout gate on the input channels of a layer with a kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class Gated(keras.layers.Wrapper):
+    """Multiplies each input channel of `layer` by a gate; weight and gate are one pair (method.md, eq. 13 to 16).
+
+    In training the gate is relaxed, `keep ~ RelaxedBernoulli(temperature, logits=-logit p)`, drawn per example and per
+    channel, with no 1 / (1 - p) rescaling. Otherwise it is the hard mask `mask`, all ones until it is assigned.
+
+    Noise is drawn from stateless seeds that contain a counter, saved with the weights, and the replica's number.
+
+    Args:
+        layer: Conv1D, Conv2D, Conv3D or Dense, channels last.
+        group_sizes: channels of each group that shares a drop probability; they add up to K. None: one group.
+        temperature: of the relaxed Bernoulli, > 0.
+        initial_drop: drop probability at the start, in (0, 1).
+        seed: integer seed of the noise.
+
+    Call arguments:
+        inputs: shape (batch, ..., K).
+        training: whether to draw relaxed gates.
+
+    Attributes:
+        drop_logit: logit of p, float32 whatever the compute dtype, shape (number of groups,), trainable.
+        mask: 1 keeps and 0 drops a channel, float32, shape (K,), not trainable.
+    """
+
+    def __init__(
+        self,
+        layer: keras.Layer,
+        group_sizes: Sequence[int] | None = None,
+        temperature: float = 0.2,
+        initial_drop: float = 0.1,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        if not temperature > 0:
+            raise ValueError(f"Gated: temperature must be greater than 0. Received: temperature={temperature}")
+        if not 0 < initial_drop < 1:
+            raise ValueError(f"Gated: initial_drop must be strictly in (0, 1). Received: initial_drop={initial_drop}")
+        super().__init__(layer, **kwargs)
+        self.group_sizes = tuple(group_sizes) if group_sizes is not None else None
+        self.temperature = temperature
+        self.initial_drop = initial_drop
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the gate's logits and mask. Raises ValueError if the groups do not add up to K."""
+        channels = input_shape[-1]
+        if self.group_sizes is None:
+            self.group_sizes = (channels,)
+        if sum(self.group_sizes) != channels:
+            raise ValueError(
+                f"Gated '{self.name}': group_sizes must add up to the {channels} input channels. "
+                f"Received: group_sizes={self.group_sizes}"
+            )
+        # autocast=False: under mixed precision the gate is drawn in float32, where it neither saturates nor overflows.
+        # aggregation: Supernet rescales the logits' step inside a replica, where all replicas hold the same value.
+        self.drop_logit = self.add_weight(
+            shape=(len(self.group_sizes),),
+            initializer=keras.initializers.Constant(math.log(self.initial_drop) - math.log1p(-self.initial_drop)),
+            dtype="float32",
+            autocast=False,
+            aggregation="mean",
+            name="drop_logit",
+        )
+        self.mask = self.add_weight(
+            shape=(channels,), initializer="ones", dtype="float32", autocast=False, trainable=False, name="mask"
+        )
+        super().build(input_shape)
+
+    @property
+    def kernel(self) -> Any:
+        """The inner layer's kernel, shape (..., K, H)."""
+        return self.layer.kernel
+
+    def channel_logits(self) -> tf.Tensor:
+        """Logit of the drop probability of every input channel, float32, shape (K,)."""
+        return tf.repeat(tf.convert_to_tensor(self.drop_logit), self.group_sizes)
+
+    def drop_probability(self) -> np.ndarray:
+        """p of every group, float64, shape (number of groups,)."""
+        logits = np.asarray(self.drop_logit, np.float64)
+        return 1 / (1 + np.exp(-logits))
+
+    def relaxed_gates(self, batch_size: Any) -> tf.Tensor:
+        """Draws relaxed gates (1 keeps), float32, shape (batch_size, K); eq. 16 of method.md."""
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group if context is not None else 0
+        seed = tf.random.experimental.stateless_fold_in(seed, replica)
+        keep = tfp.distributions.RelaxedBernoulli(self.temperature, logits=-self.channel_logits())
+        return keep.sample(batch_size, seed=seed)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The inner layer's output for the gated input."""
+        if training:
+            gate = self.relaxed_gates(tf.shape(inputs)[0])  # [B, K]
+            gate = tf.reshape(gate, [-1, *[1] * (len(inputs.shape) - 2), inputs.shape[-1]])  # [B, 1, ..., K]
+        else:
+            gate = tf.convert_to_tensor(self.mask)
+        return self.layer.call(inputs * tf.cast(gate, inputs.dtype))
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """The inner layer's."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same layer."""
+        return {
+            **super().get_config(),
+            "group_sizes": self.group_sizes,
+            "temperature": self.temperature,
+            "initial_drop": self.initial_drop,
+            "seed": self.seed,
+        }

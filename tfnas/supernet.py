@@ -1,0 +1,187 @@
+"""Supernet: a Keras model whose convolutions are gated, trained on the ELBO."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas import elbo
+from tfnas.architecture import Architecture
+from tfnas.channels import CONVOLUTIONS, Graph
+from tfnas.errors import UserError
+from tfnas.gates import Gated
+from tfnas.posterior import LayerGates, Posterior
+
+
+def gate(
+    model: keras.Model,
+    *,
+    ell2: float,
+    num_examples: float,
+    temperature: float = 0.2,
+    initial_drop: float = 0.1,
+    gate_learning_rate: float = 1.0,
+    seed: int = 0,
+) -> Supernet:
+    """A super-network of `model`: its weights, and a gate on the input channels of every convolution but the first.
+
+    Convolutions that read the model's input (the stem) and dense layers (the classifier) are left alone. Where a
+    convolution's input is a concatenation, each source has a drop probability of its own.
+
+    Args:
+        model: functional or Sequential Keras model with one input and one output, channels last. Not changed.
+        ell2: squared prior length scale, > 0; larger gives a smaller network.
+        num_examples: N, training examples seen as distinct: about 10 x the data set under strong augmentation.
+        temperature: of the relaxed gates, > 0.
+        initial_drop: drop probability before the first step, in (0, 1).
+        gate_learning_rate: the gates' learning rate as a multiple of the weights'. 1 is the paper's; a run of few
+            epochs wants 3 to 10, or an ell2 ten times larger. Too much of either drops everything.
+        seed: of the gates' noise.
+
+    Returns:
+        A `Supernet`, ready for `compile` and `fit`.
+
+    Raises:
+        UserError: naming the layer that the graph cannot follow, or if there is no convolution to gate.
+        ValueError: for a number out of range.
+    """
+    graph = Graph(model)
+    gated = {
+        node.name
+        for node in graph.nodes
+        if isinstance(node.layer, CONVOLUTIONS) and node.kind == "kernel" and graph.nodes[node.inputs[0]].kind != "input"
+    }
+    if not gated:
+        raise UserError(f"gate: model '{model.name}' has no convolution besides those that read its input")
+
+    def wrap(layer: keras.Layer) -> keras.Layer:
+        clone = layer.__class__.from_config(layer.get_config())
+        if layer.name not in gated:
+            return clone
+        return Gated(
+            clone,
+            group_sizes=graph.group_sizes(layer.name),
+            temperature=temperature,
+            initial_drop=initial_drop,
+            # Distinct and stable noise for every layer, whatever the order of construction.
+            seed=zlib.crc32(f"{seed}/{layer.name}".encode()),
+            name=layer.name,
+        )
+
+    network = keras.models.clone_model(model, clone_function=wrap)
+    for layer in model.layers:
+        twin = network.get_layer(layer.name)
+        (twin.layer if isinstance(twin, Gated) else twin).set_weights(layer.get_weights())
+    return Supernet(network, ell2=ell2, num_examples=num_examples, gate_learning_rate=gate_learning_rate)
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class Supernet(keras.Model):
+    """A gated network whose training loss is the ELBO (method.md, section 2); made by `gate`.
+
+    Attributes:
+        network: the functional model whose convolutions are `Gated`.
+        gated_layers: its `Gated` layers by name, in the graph's order.
+    """
+
+    def __init__(
+        self, network: keras.Model, ell2: float, num_examples: float, gate_learning_rate: float = 1.0, **kwargs: Any
+    ):
+        for name, value in (("ell2", ell2), ("num_examples", num_examples), ("gate_learning_rate", gate_learning_rate)):
+            if not value > 0:
+                raise ValueError(f"Supernet: {name} must be greater than 0. Received: {name}={value}")
+        super().__init__(**kwargs)
+        self.network = network
+        self.ell2 = ell2
+        self.num_examples = num_examples
+        self.gate_learning_rate = gate_learning_rate
+        self.graph = Graph(network)
+        self.gated_layers = {n.name: n.layer for n in self.graph.nodes if isinstance(n.layer, Gated)}
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """The network's output; in training, also adds the regulariser to the losses."""
+        if training:
+            self.add_loss(self.regulariser())
+        return self.network(inputs, training=training)
+
+    def regulariser(self) -> tf.Tensor:
+        """What the ELBO adds to the mean negative log likelihood, float32 scalar."""
+        pairs = [(layer.channel_logits(), tf.convert_to_tensor(layer.kernel)) for layer in self.gated_layers.values()]
+        return elbo.regulariser(pairs, self.ell2, self.num_examples)
+
+    def compile(self, optimizer: Any = "sgd", **kwargs: Any) -> None:
+        """As `keras.Model.compile`; any weight decay of the optimizer spares the gates' logits."""
+        optimizer = keras.optimizers.get(optimizer)
+        if getattr(optimizer, "weight_decay", None):
+            optimizer.exclude_from_weight_decay(var_names=["drop_logit"])
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a reloaded model as it was; needed because `compile` is overridden."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One step on the ELBO; the logits' step is then stretched to `gate_learning_rate` times its length.
+
+        Stretching the step, not the gradient, is a learning rate in the exact sense for every optimizer.
+        """
+        logits = [layer.drop_logit for layer in self.gated_layers.values()]
+        before = [tf.identity(tf.convert_to_tensor(logit)) for logit in logits]
+        metrics = super().train_step(data)
+        if self.gate_learning_rate != 1.0:
+            for logit, old in zip(logits, before, strict=True):
+                logit.assign(old + self.gate_learning_rate * (tf.convert_to_tensor(logit) - old))
+        return metrics
+
+    def posterior(self) -> Posterior:
+        """The gates' present drop probabilities."""
+        return Posterior(
+            tuple(
+                LayerGates(
+                    name=name,
+                    group_sizes=layer.group_sizes,
+                    drop_probability=tuple(layer.drop_probability().tolist()),
+                    parameters_per_channel=int(np.prod(layer.kernel.shape)) // layer.kernel.shape[-2],
+                )
+                for name, layer in self.gated_layers.items()
+            )
+        )
+
+    def set_architecture(self, architecture: Architecture) -> None:
+        """Makes inference use `architecture`'s hard masks. Raises UserError if its layers are not this supernet's."""
+        if set(architecture) != set(self.gated_layers):
+            odd = sorted(set(architecture) ^ set(self.gated_layers))
+            raise UserError(f"architecture: its layers are not this supernet's; the first that differs is '{odd[0]}'")
+        for name, layer in self.gated_layers.items():
+            if architecture[name].shape != layer.mask.shape:
+                raise UserError(
+                    f"architecture: '{name}' has {layer.mask.shape[0]} input channels. "
+                    f"Received: {architecture[name].size}"
+                )
+            layer.mask.assign(architecture[name].astype("float32"))
+
+    def architecture(self) -> Architecture:
+        """The hard masks in use."""
+        return Architecture({name: np.asarray(layer.mask) > 0.5 for name, layer in self.gated_layers.items()})
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same model."""
+        return {
+            **super().get_config(),
+            "network": keras.saving.serialize_keras_object(self.network),
+            "ell2": self.ell2,
+            "num_examples": self.num_examples,
+            "gate_learning_rate": self.gate_learning_rate,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Supernet:
+        """Inverse of `get_config`."""
+        network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
+        return cls(**{**config, "network": network})

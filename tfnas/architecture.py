@@ -75,9 +75,7 @@ class Architecture(Mapping[str, np.ndarray]):
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back; lists the indices of the kept channels."""
-        layers = {
-            name: {"channels": mask.size, "kept": np.flatnonzero(mask).tolist()} for name, mask in self.items()
-        }
+        layers = {name: {"channels": mask.size, "kept": np.flatnonzero(mask).tolist()} for name, mask in self.items()}
         return json.dumps({"format": _FORMAT, "digest": self.digest(), "layers": layers})
 
     @classmethod

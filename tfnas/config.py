@@ -119,7 +119,7 @@ class Retrain:
     epochs: int = 0
     learning_rate: float = 0.01  # SGD with search's momentum, cosine to zero
     batch_size: int = 128
-    weight_decay: float = 5e-4  # L2 on kernels: gradient += weight_decay x kernel
+    weight_decay: float = 5e-4  # decoupled, on kernels: kernel -= learning rate x weight_decay x kernel
     baseline: bool = True  # also train the ungated full network, for search's epochs plus these
     baseline_learning_rate: float = 0.1  # of that full network
 

@@ -38,8 +38,9 @@ class LayerGates:
                 f"{len(self.group_sizes)} groups, {len(self.drop_probability)} probabilities"
             )
         if not all(0 <= p <= 1 for p in self.drop_probability):
-            raise ValueError(f"LayerGates '{self.name}': drop probabilities must be in [0, 1]. "
-                             f"Received: {self.drop_probability}")
+            raise ValueError(
+                f"LayerGates '{self.name}': drop probabilities must be in [0, 1]. Received: {self.drop_probability}"
+            )
 
     @property
     def num_channels(self) -> int:

@@ -53,7 +53,9 @@ def gate(
     gated = {
         node.name
         for node in graph.nodes
-        if isinstance(node.layer, CONVOLUTIONS) and node.kind == "kernel" and graph.nodes[node.inputs[0]].kind != "input"
+        if isinstance(node.layer, CONVOLUTIONS)
+        and node.kind == "kernel"
+        and graph.nodes[node.inputs[0]].kind != "input"
     }
     if not gated:
         raise UserError(f"gate: model '{model.name}' has no convolution besides those that read its input")

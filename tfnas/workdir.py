@@ -22,7 +22,7 @@ from tfnas.errors import UserError
 
 CHECKPOINT = "search/checkpoint.npz"
 HISTORY = "search/history.jsonl"
-SUPERNET_WEIGHTS = "search/supernet.npz"
+SUPERNET = "search/supernet.keras"
 POSTERIOR = "posterior.json"
 CANDIDATES = "sample/candidates.jsonl"
 RANKING = "sample/ranking.json"
@@ -33,7 +33,7 @@ EXPORT_RESULTS = "export/results.json"
 REPORT = "report.html"
 
 _WRITER = {
-    SUPERNET_WEIGHTS: "search",
+    SUPERNET: "search",
     HISTORY: "search",
     POSTERIOR: "search",
     CANDIDATES: "sample",

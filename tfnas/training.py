@@ -1,0 +1,173 @@
+"""What search and retraining share: optimiser, one fit that resumes, its checkpoint, its guards, its progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import rich.console
+import rich.progress
+import tensorflow as tf
+
+from tfnas import config as config_lib
+from tfnas.errors import UserError
+from tfnas.workdir import Workdir
+
+console = rich.console.Console()
+
+
+def sgd(config: config_lib.Search, learning_rate: float, steps: int, weight_decay: float = 0.0) -> Any:
+    """SGD with search's momentum, its rate falling from `learning_rate` to zero as a cosine over `steps`."""
+    optimizer = keras.optimizers.SGD(
+        keras.optimizers.schedules.CosineDecay(learning_rate, steps),
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=weight_decay or None,
+    )
+    if weight_decay:
+        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    return optimizer
+
+
+def classification_loss() -> keras.losses.Loss:
+    """Mean negative log likelihood of integer labels from logits."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def fit(
+    model: keras.Model,
+    batches: Callable[[int], tf.data.Dataset],
+    epochs: int,
+    steps_per_epoch: int,
+    workdir: Workdir,
+    checkpoint: str,
+    key: str,
+    title: str,
+    describe: Callable[[], dict[str, Any]] = dict,
+    on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
+) -> list[dict[str, Any]]:
+    """Trains a compiled model, from its checkpoint if there is one of this run.
+
+    Args:
+        model: compiled and built.
+        batches: from the first epoch to a data set with all batches from there to the end.
+        epochs: in all, those before an interruption included.
+        steps_per_epoch: batches in one epoch.
+        workdir: where the checkpoint is kept.
+        checkpoint: its file name there.
+        key: identifies the run; a checkpoint with another key is not continued.
+        title: what the progress line is called.
+        describe: further figures for the epoch's record.
+        on_epoch: called with the history after every epoch, once its checkpoint is safe.
+
+    Returns:
+        One record an epoch: loss, accuracy and what `describe` says.
+
+    Raises:
+        UserError: if the loss is no longer finite (the last checkpoint stays), or the checkpoint cannot be read.
+    """
+    model.optimizer.build(model.trainable_variables)
+    history = _restore(workdir.path / checkpoint, model, key)
+    if history:
+        console.print(f"{title:9s} goes on after epoch {len(history)} of {epochs}")
+    if len(history) < epochs:
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("{task.fields[figures]}"),
+        )
+        with rich.progress.Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=epochs, completed=len(history), figures="")
+
+            def epoch_done(logs: dict[str, Any]) -> None:
+                record = {"epoch": len(history) + 1, **{k: float(v) for k, v in logs.items()}, **describe()}
+                history.append(record)
+                workdir.write(checkpoint, lambda path: _save(path, model, key, history))
+                on_epoch(history)
+                figures = "   ".join(
+                    f"{name.replace('_', ' ')} {_short(value)}"
+                    for name, value in record.items()
+                    if name != "epoch" and not isinstance(value, list | dict)
+                )
+                description = f"{title:9s} epoch {len(history)}/{epochs}"
+                progress.update(task, completed=len(history), description=description, figures=figures)
+
+            guard = _Guard(title, steps_per_epoch, checkpoint, epoch_done)
+            model.fit(
+                batches(len(history)),
+                initial_epoch=len(history),
+                epochs=epochs,
+                steps_per_epoch=steps_per_epoch,
+                callbacks=[guard],
+                verbose=0,
+            )
+    return history
+
+
+class _Guard(keras.callbacks.Callback):
+    """Stops at the first loss that is not finite, before anything of that epoch is saved."""
+
+    def __init__(self, title: str, steps_per_epoch: int, checkpoint: str, epoch_done: Callable[[dict], None]):
+        super().__init__()
+        self._title = title
+        self._steps_per_epoch = steps_per_epoch
+        self._checkpoint = checkpoint
+        self._epoch_done = epoch_done
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not math.isfinite(logs["loss"]):
+            step = self._epoch * self._steps_per_epoch + batch + 1
+            kept = f"the checkpoint after epoch {self._epoch} stays" if self._epoch else "there was no checkpoint yet"
+            raise UserError(
+                f"{self._title} stopped at step {step} (epoch {self._epoch + 1}): the loss is {logs['loss']}. Usually the "
+                f"learning rate is too high; {kept} ({self._checkpoint})"
+            )
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._epoch_done(logs)
+
+
+def _variables(model: keras.Model) -> list[Any]:
+    metrics = {id(v) for v in model.metrics_variables}
+    return [v for v in [*model.variables, *model.optimizer.variables] if id(v) not in metrics]
+
+
+def _save(path: pathlib.Path, model: keras.Model, key: str, history: list[dict[str, Any]]) -> None:
+    arrays = {f"v{i}": np.asarray(v) for i, v in enumerate(_variables(model))}
+    with open(path, "wb") as stream:
+        np.savez(stream, key=np.array(key), history=np.array(json.dumps(history)), **arrays)
+
+
+def _restore(path: pathlib.Path, model: keras.Model, key: str) -> list[dict[str, Any]]:
+    """The history that the checkpoint holds, its values assigned; empty if there is none of this run."""
+    if not path.exists():
+        return []
+    variables = _variables(model)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if str(archive["key"]) != key:
+                return []
+            arrays = [archive[f"v{i}"] for i in range(len(variables))]  # every member's CRC is checked here
+            history = json.loads(str(archive["history"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: truncated or altered, cannot be continued ({error}): delete it to start this stage again"
+        ) from None
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+    return history
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

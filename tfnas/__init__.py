@@ -1,1 +1,45 @@
-"""x"""
+"""Posterior-guided one-shot neural architecture search for Keras (arXiv 1906.09557).
+
+The public names load on first use, so that `import tfnas` alone does not load TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfnas import supernets as supernets
+    from tfnas.architecture import Architecture as Architecture
+    from tfnas.channels import Graph as Graph
+    from tfnas.cost import cost as cost
+    from tfnas.gates import Gated as Gated
+    from tfnas.posterior import Posterior as Posterior
+    from tfnas.ranking import rank as rank
+    from tfnas.subnet import subnet as subnet
+    from tfnas.supernet import Supernet as Supernet
+    from tfnas.supernet import gate as gate
+
+_HOMES = {
+    "Architecture": "architecture",
+    "Gated": "gates",
+    "Graph": "channels",
+    "Posterior": "posterior",
+    "Supernet": "supernet",
+    "cost": "cost",
+    "gate": "supernet",
+    "rank": "ranking",
+    "subnet": "subnet",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "supernets":
+        return importlib.import_module("tfnas.supernets")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tfnas.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'tfnas' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, "supernets"])

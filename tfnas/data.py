@@ -117,7 +117,7 @@ def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
             split=expressions[split], as_supervised=True, shuffle_files=False, read_config=read
         )
         if config.image_size:
-            dataset = dataset.map(lambda image, label: (_resize(image, config.image_size), label))
+            dataset = dataset.map(lambda image, label: (resize(image, config.image_size), label))
         return dataset.cache()
 
     return Splits(
@@ -185,7 +185,8 @@ def _augment(image: tf.Tensor, config: config_lib.Data, seed: tf.Tensor) -> tf.T
     return image
 
 
-def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
+def resize(image: tf.Tensor, size: int) -> tf.Tensor:
+    """uint8 images (..., H, W, C) brought to size x size by averaging areas, as in training."""
     resized = tf.image.resize(tf.cast(image, tf.float32), (size, size), method="area")
     return tf.cast(tf.round(resized), tf.uint8)
 

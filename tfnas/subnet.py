@@ -8,13 +8,16 @@ input channel of ones in a kernel that reads it.
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfnas import supernets
 from tfnas.architecture import Architecture
 from tfnas.channels import Flow, Graph, Node
+from tfnas.errors import UserError
 from tfnas.gates import Gated
 from tfnas.supernet import Supernet
 
@@ -51,6 +54,33 @@ def subnet(supernet: Supernet, architecture: Architecture, name: str = "subnet")
         UserError: if the architecture is not one of this supernet.
     """
     return _Cutter(supernet.graph, supernet.graph.flow(architecture)).cut(name)
+
+
+def describe(architecture: Architecture, builder: str, **arguments: Any) -> str:
+    """JSON of an architecture together with the super-network it belongs to, from which `rebuild` makes the model.
+
+    Args:
+        architecture: which channels are kept.
+        builder: name of a function in `tfnas.supernets`.
+        arguments: of that function.
+    """
+    return json.dumps({**json.loads(architecture.to_json()), "supernet": {"builder": builder, "arguments": arguments}})
+
+
+def rebuild(text: str, name: str = "subnet") -> keras.Model:
+    """The network that `describe`'s JSON says, with fresh weights.
+
+    Raises:
+        UserError: if the text is not such JSON, or names a super-network that does not exist.
+    """
+    architecture = Architecture.from_json(text)
+    try:
+        spec = json.loads(text)["supernet"]
+        build = getattr(supernets, spec["builder"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"architecture: names no super-network of tfnas.supernets ({error})") from None
+    graph = Graph(build(**spec["arguments"]))
+    return _Cutter(graph, graph.flow(architecture)).cut(name)
 
 
 class _Cutter:

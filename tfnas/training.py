@@ -16,10 +16,33 @@ import rich.progress
 import tensorflow as tf
 
 from tfnas import config as config_lib
+from tfnas import data, supernets
 from tfnas.errors import UserError
 from tfnas.workdir import Workdir
 
 console = rich.console.Console()
+
+
+def network_arguments(config: config_lib.Config, splits: data.Splits) -> dict[str, Any]:
+    """Arguments of the builder `config.supernet.name` in `tfnas.supernets`, for these images and labels."""
+    return {
+        "width": config.supernet.width,
+        "num_blocks": config.supernet.num_blocks,
+        "num_classes": splits.num_classes,
+        "input_shape": splits.image_shape,
+        "stem_width": config.supernet.stem_width,
+    }
+
+
+def network(config: config_lib.Config, splits: data.Splits) -> keras.Model:
+    """The plain, ungated super-network of `config`. Raises UserError if it cannot take these images."""
+    build = getattr(supernets, config.supernet.name)
+    try:
+        return build(**network_arguments(config, splits))
+    except ValueError as error:
+        raise UserError(
+            f"{error}; for '{config.data.name}' set --config.data.image_size to resize its images"
+        ) from None
 
 
 def sgd(config: config_lib.Search, learning_rate: float, steps: int, weight_decay: float = 0.0) -> Any:
@@ -130,8 +153,8 @@ class _Guard(keras.callbacks.Callback):
             step = self._epoch * self._steps_per_epoch + batch + 1
             kept = f"the checkpoint after epoch {self._epoch} stays" if self._epoch else "there was no checkpoint yet"
             raise UserError(
-                f"{self._title} stopped at step {step} (epoch {self._epoch + 1}): the loss is {logs['loss']}. Usually the "
-                f"learning rate is too high; {kept} ({self._checkpoint})"
+                f"{self._title} stopped at step {step} (epoch {self._epoch + 1}): the loss is {logs['loss']}. Usually "
+                f"the learning rate is too high; {kept} ({self._checkpoint})"
             )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -7,6 +7,7 @@ longer has the digest its writer recorded is refused.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +15,8 @@ import os
 import pathlib
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tfnas.config
@@ -32,20 +34,39 @@ RESULTS = "retrain/results.json"
 EXPORT_RESULTS = "export/results.json"
 REPORT = "report.html"
 
-_WRITER = {
-    SUPERNET: "search",
-    HISTORY: "search",
-    POSTERIOR: "search",
-    CANDIDATES: "sample",
-    RANKING: "sample",
-    ARCHITECTURE: "sample",
-    SUBNET: "retrain",
-    RESULTS: "retrain",
-    EXPORT_RESULTS: "export",
-    REPORT: "report",
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage depends on and what it writes.
+
+    Attributes:
+        sections: settings that change its result.
+        inputs: files of earlier stages.
+        outputs: files it writes, besides those it names when it ends.
+    """
+
+    sections: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+# In the order of the run.
+STAGES = {
+    "search": Stage(("data", "supernet", "search", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),
+    "sample": Stage(("data", "sample", "seed"), (SUPERNET, POSTERIOR), (CANDIDATES, RANKING, ARCHITECTURE)),
+    "retrain": Stage(
+        ("data", "supernet", "search", "retrain", "seed"), (SUPERNET, RANKING, ARCHITECTURE), (SUBNET, RESULTS)
+    ),
+    "export": Stage(("data", "supernet", "export"), (SUBNET, ARCHITECTURE), (EXPORT_RESULTS,)),
+    "report": Stage(
+        ("data", "supernet", "search", "sample", "retrain", "export", "seed"),
+        (HISTORY, POSTERIOR, RANKING, ARCHITECTURE, RESULTS, EXPORT_RESULTS),
+        (REPORT,),
+    ),
 }
 # What a search is: with another value of any of these, the results in a working directory are another run's.
-_SEARCH_SECTIONS = ("data", "supernet", "search", "seed")
+# Where the data lies is not part of it.
+_PLACES = ("data.data_dir",)
 
 
 class Workdir:
@@ -87,7 +108,7 @@ class Workdir:
     def read(self, name: str, stage: str) -> pathlib.Path:
         """Path of a file that `stage` needs, known to be what its writer left. Raises UserError otherwise."""
         path = self.path / name
-        writer = _WRITER[name]
+        writer = next(other for other, spec in STAGES.items() if name in spec.outputs)
         recorded = self.manifest()["stages"].get(writer, {}).get("outputs", {}).get(name)
         if recorded is None or not path.exists():
             raise UserError(
@@ -122,8 +143,10 @@ class Workdir:
         mine = json.loads(json.dumps(tfnas.config.to_dict(config)))
         held = manifest["config"]
         if held is not None:
-            for section in _SEARCH_SECTIONS:
+            for section in STAGES["search"].sections:
                 for key, theirs, ours in _differences(section, held.get(section), mine[section]):
+                    if key in _PLACES:
+                        continue
                     raise UserError(
                         f"workdir {self.path}: holds a search with {key}={theirs!r}, and this config has {ours!r}: "
                         "use another --workdir, or delete this one"
@@ -131,34 +154,49 @@ class Workdir:
         if held != mine:
             self.write_json("manifest.json", {**manifest, "config": mine, "versions": versions(), "seed": config.seed})
 
-    def key(self, config: tfnas.config.Config, sections: Sequence[str], inputs: Sequence[str]) -> str:
-        """Digest of what a stage depends on: settings of `sections` and contents of the files `inputs`."""
+    def key(self, stage: str, config: tfnas.config.Config) -> str:
+        """Digest of what a stage depends on: its settings and the contents of its input files."""
         values = tfnas.config.to_dict(config)
+        values["data"] = {k: v for k, v in values["data"].items() if f"data.{k}" not in _PLACES}
+        spec = STAGES[stage]
         material = {
-            "settings": {name: values[name] for name in sections},
-            "inputs": {name: digest(self.path / name) for name in inputs if (self.path / name).exists()},
+            "settings": {name: values[name] for name in spec.sections},
+            "inputs": {name: digest(self.path / name) for name in spec.inputs if (self.path / name).exists()},
         }
         return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
 
-    def is_current(self, stage: str, key: str) -> bool:
-        """Whether `stage` ended with this key and all that it wrote is still as it left it."""
+    def is_current(self, stage: str, config: tfnas.config.Config) -> bool:
+        """Whether `stage` ended with these settings and inputs, and all that it wrote is still as it left it."""
         record = self.manifest()["stages"].get(stage)
         return (
             record is not None
-            and record["key"] == key
+            and record["key"] == self.key(stage, config)
             and all(
                 (self.path / name).exists() and digest(self.path / name) == recorded
                 for name, recorded in record["outputs"].items()
             )
         )
 
-    def record(self, stage: str, key: str, outputs: Sequence[str], seconds: float) -> None:
-        """Notes that `stage` is done; its outputs' digests are taken now."""
+    def run_stage(self, stage: str, config: tfnas.config.Config, body: Callable[[], Iterable[str] | None]) -> None:
+        """Runs `body` unless the stage is up to date, then records its outputs and those that `body` returns.
+
+        Raises:
+            UserError: if this folder is another search's, or an input is missing or not what its writer left.
+        """
+        self.claim(config)
+        for name in STAGES[stage].inputs:
+            self.read(name, stage)
+        if self.is_current(stage, config):
+            print(f"{stage:9s} up to date")
+            return
+        key = self.key(stage, config)
+        start = time.monotonic()
+        further = body() or ()
         manifest = self.manifest()
         manifest["stages"][stage] = {
             "key": key,
-            "outputs": {name: digest(self.path / name) for name in outputs},
-            "seconds": round(seconds, 1),
+            "outputs": {name: digest(self.path / name) for name in (*STAGES[stage].outputs, *further)},
+            "seconds": round(time.monotonic() - start, 1),
         }
         self.write_json("manifest.json", manifest)
 

@@ -1,0 +1,21 @@
+"""The demo: scikit-learn's bundled digits (8 x 8, 1,797 images), minutes on two cores.
+
+    tfnas run --config=configs/digits.py --workdir=runs/digits
+
+ell2 and the learning rate are far above the paper's because the run is short: see docs/your_model.md.
+"""
+
+from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+
+
+def get_config():
+    """Settings of the demo."""
+    return to_config_dict(
+        Config(
+            data=Data(name="digits", train="train[:1000]", validation="train[1000:]", mean=(0.305,), std=(0.376,)),
+            supernet=Supernet(width=8, num_blocks=1, stem_width=16),
+            search=Search(epochs=30, batch_size=50, learning_rate=0.1, ell2=50.0),
+            sample=Sample(num_candidates=500, num_random=100),
+            retrain=Retrain(epochs=30, batch_size=50, learning_rate=0.1, weight_decay=5e-4),
+        )
+    )

@@ -1,0 +1,117 @@
+"""Find a small, accurate network inside a big one.
+
+tfnas STAGE --config=configs/NAME.py --workdir=DIR [--config.search.ell2=50 ...]
+
+STAGE is one of:
+  search   train the super-network and learn how likely each channel is to be dropped
+  sample   draw candidates from that posterior and rank them on the validation split
+  retrain  cut the best one out, train it further, compare on the test split
+  export   write and check a SavedModel
+  report   write report.html
+  run      all of these, in this order
+
+A stage that is up to date is skipped; an interrupted one goes on from where it was.
+`--config.KEY=VALUE` overrides any setting; tfnas/config.py lists them all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from tfnas import config as config_lib
+from tfnas import workdir
+from tfnas.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it does not exist.")
+_VERSION = flags.DEFINE_bool("version", False, "Print the version and end.")
+
+_PREFIX = "--config."
+
+
+def cli() -> None:
+    """The console script `tfnas`."""
+    app.run(main, flags_parser=parse_flags)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """The positional arguments; a mistake in a flag ends the process with one line and exit code 2."""
+    try:
+        for argument in argv[1:]:
+            if argument.startswith(_PREFIX) or argument.startswith(_PREFIX[1:]):
+                key, _, value = argument.lstrip("-").removeprefix("config.").partition("=")
+                config_lib.parse_value(key, value)
+        return flags.FLAGS(list(argv))
+    except UserError as error:
+        _fail(str(error), 2)
+    except flags.Error as error:
+        _fail(str(error), 2)
+    except FileNotFoundError as error:
+        _fail(f"config: no file '{error.filename}'", 2)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the stage that the command line names; a user's mistake ends with one line and exit code 1."""
+    if _VERSION.value:
+        print(f"tfnas {workdir.versions()['tfnas']}")
+        return
+    try:
+        _run(argv[1:])
+    except UserError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from the last checkpoint", 130)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    choices = [*workdir.STAGES, "run"]
+    if len(arguments) != 1 or arguments[0] not in choices:
+        raise UserError(f"one stage expected, of {', '.join(choices)}. Received: {' '.join(arguments) or 'none'}")
+    if _WORKDIR.value is None:
+        raise UserError("--workdir=DIR expected: the folder of this run")
+    if _CONFIG.value is None:
+        raise UserError("--config=FILE expected, for example --config=configs/digits.py")
+    config = config_lib.from_config_dict(_CONFIG.value)
+    work = workdir.Workdir(_WORKDIR.value)
+    stages = list(workdir.STAGES) if arguments[0] == "run" else [arguments[0]]
+    work.claim(config)
+    for stage in stages:
+        _run_stage(stage, config, work)
+    if arguments[0] == "run":
+        _say_end(work)
+
+
+def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> None:
+    # Asked here first, because importing a stage loads TensorFlow, which takes longer than saying 'up to date'.
+    for name in workdir.STAGES[stage].inputs:
+        work.read(name, stage)
+    if work.is_current(stage, config):
+        print(f"{stage:9s} up to date")
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    importlib.import_module(f"tfnas.stages.{stage}").run(config, work.path)
+
+
+def _say_end(work: workdir.Workdir) -> None:
+    from tfnas import report
+
+    report.print_table(work)
+    exported = work.read_json(workdir.EXPORT_RESULTS, "run")
+    print(f"report    {work.path / workdir.REPORT}")
+    print(f"model     {work.path / exported['saved_model']}     (SavedModel; how to serve it: docs/serving.md)")
+    print("next      your own model and data: docs/your_model.md")
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"tfnas: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,113 @@
+"""Export: a SavedModel that takes raw pixels and answers with labels, checked in a process that knows only TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas import data, training, workdir
+from tfnas.architecture import Architecture
+from tfnas.config import Config
+from tfnas.subnet import describe
+
+_TOLERANCE = 1e-5  # of probabilities, between the exported and the reloaded model
+
+# Neither keras nor tfnas can be imported by the process that reloads: a SavedModel must stand alone.
+_RELOAD = """
+import sys
+sys.modules["keras"] = sys.modules["tfnas"] = sys.modules["tensorflow_probability"] = None
+import numpy as np
+import tensorflow as tf
+serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+with np.load(sys.argv[2]) as sent:
+    answer = serve(image=tf.constant(sent["images"]))
+np.savez(sys.argv[3], **{name: value.numpy() for name, value in answer.items()})
+"""
+
+
+def run(config: Config, path: str | os.PathLike[str]) -> None:
+    """Exports the network that retrain left in `path` to `export/NAME/VERSION` and reloads it in a fresh process.
+
+    Raises:
+        UserError: for bad settings or files, or if retrain has not run.
+    """
+    work = workdir.Workdir(path)
+    work.run_stage("export", config, lambda: _export(config, work))
+
+
+def _export(config: Config, work: workdir.Workdir) -> list[str]:
+    splits = data.load(config.data, work.path / "tensorflow_datasets")
+    model = keras.models.load_model(work.path / workdir.SUBNET)
+    architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_text())
+    base = f"export/{config.export.name or config.data.name}"
+    target = work.file(f"{base}/{config.export.version}")
+
+    # Built aside and moved in whole: a server that watches the folder never sees half a model.
+    aside = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
+    try:
+        _write_saved_model(model, splits, config, aside / "model")
+        largest = _check_reloaded(model, splits, config, aside)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(aside / "model", target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    training.console.print(f"export    reloaded without tfnas or keras: probabilities equal to {largest:.0e}")
+
+    beside = [f"{base}/model.keras", f"{base}/architecture.json", f"{base}/labels.txt"]
+    work.write(beside[0], model.save)
+    text = describe(architecture, config.supernet.name, **training.network_arguments(config, splits))
+    work.write(beside[1], lambda file: file.write_text(text))
+    work.write(beside[2], lambda file: file.write_text("".join(f"{name}\n" for name in splits.label_names)))
+    work.write_json(
+        workdir.EXPORT_RESULTS,
+        {"saved_model": str(target.relative_to(work.path)), "largest_difference": largest, "files": beside},
+    )
+    return [str(target.relative_to(work.path)), *beside]
+
+
+def _write_saved_model(model: keras.Model, splits: data.Splits, config: Config, path: pathlib.Path) -> None:
+    labels = tf.constant(splits.label_names)
+    # Images of any size are accepted where the data was resized for training, and resized alike.
+    size = (None, None) if config.data.image_size else splits.image_shape[:2]
+
+    def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        pixels = data.resize(image, config.data.image_size) if config.data.image_size else image
+        probabilities = tf.nn.softmax(model(data.standardise(pixels, config.data), training=False))
+        return {"probabilities": probabilities, "label": tf.gather(labels, tf.argmax(probabilities, -1))}
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serving_default",
+        serve,
+        input_signature=[tf.TensorSpec((None, *size, splits.image_shape[-1]), tf.uint8, name="image")],
+    )
+    archive.write_out(str(path), verbose=False)
+
+
+def _check_reloaded(model: keras.Model, splits: data.Splits, config: Config, aside: pathlib.Path) -> float:
+    """Largest difference of a probability between `model` here and the SavedModel in a fresh process."""
+    images, _ = next(iter(splits.validation.batch(64)))
+    expected = tf.nn.softmax(model(data.standardise(images, config.data), training=False)).numpy()
+    np.savez(aside / "images.npz", images=images.numpy())
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", _RELOAD, str(aside / "model"), str(aside / "images.npz"), str(aside / "out.npz")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"export: the SavedModel could not be reloaded in a fresh process:\n{done.stderr[-2000:]}")
+    with np.load(aside / "out.npz") as answer:
+        got, labels = answer["probabilities"], answer["label"]
+    largest = float(np.abs(got - expected).max())
+    names = np.array(splits.label_names)[expected.argmax(-1)]
+    if not largest <= _TOLERANCE or [label.decode() for label in labels] != names.tolist():
+        raise RuntimeError(f"export: the reloaded SavedModel differs by {largest:.1e}, at most {_TOLERANCE} expected")
+    return largest

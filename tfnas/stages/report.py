@@ -1,0 +1,23 @@
+"""Report: report.html from the files that the other stages left."""
+
+from __future__ import annotations
+
+import os
+
+from tfnas import report, workdir
+from tfnas.config import Config
+
+
+def run(config: Config, path: str | os.PathLike[str]) -> None:
+    """Writes the report of the run in `path`.
+
+    Raises:
+        UserError: if a stage that it tells of has not run, or left files that were changed since.
+    """
+    work = workdir.Workdir(path)
+    work.run_stage("report", config, lambda: _report(config, work))
+
+
+def _report(config: Config, work: workdir.Workdir) -> None:
+    html = report.html(work, config)
+    work.write(workdir.REPORT, lambda file: file.write_text(html))

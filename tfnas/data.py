@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import os
 import pathlib
 from typing import Any
@@ -15,6 +17,8 @@ import tensorflow_datasets as tfds
 
 from tfnas import config as config_lib
 from tfnas.errors import UserError
+
+tfds.disable_progress_bar()
 
 SPLITS = ("train", "validation", "test")
 _NUM_DIGITS_TEST = 400
@@ -92,16 +96,16 @@ def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
     """
     builder = _builder(config, folder)
     features = builder.info.features
-    if not (builder.info.supervised_keys and isinstance(features.get("label"), tfds.features.ClassLabel)):
-        raise UserError(
-            f"data.name: '{config.name}' has no (image, label) pairs; an image classification set is needed"
-        )
-    shape = tuple(features["image"].shape)
+    keys = builder.info.supervised_keys
+    if not keys or len(keys) != 2 or not isinstance(features[keys[1]], tfds.features.ClassLabel):
+        raise UserError(f"data.name: '{config.name}' has no (image, label) pairs; an image classification set is needed")
+    pixels, labels = features[keys[0]], features[keys[1]]
+    shape = tuple(pixels.shape)
     if config.image_size:
         shape = (config.image_size, config.image_size, shape[-1])
     if len(shape) != 3 or None in shape:
         raise UserError(
-            f"data.image_size: the images of '{config.name}' have shape {tuple(features['image'].shape)}; "
+            f"data.image_size: the images of '{config.name}' have shape {tuple(pixels.shape)}; "
             "set --config.data.image_size to resize them to one size"
         )
     if len(config.mean) not in (1, shape[-1]):
@@ -124,7 +128,7 @@ def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
         **{split: examples(split) for split in SPLITS},
         sizes={split: sum(b - a for _, a, b in parts[split]) for split in SPLITS},
         image_shape=shape,
-        label_names=tuple(features["label"].names),
+        label_names=tuple(labels.names),
     )
 
 
@@ -144,8 +148,8 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Shuffled, augmented batches of the epochs from `first_epoch` to `epochs`, one after another.
 
-    Order and augmentation are functions of (seed, epoch, position) alone, so a run that starts again at `first_epoch`
-    sees what it would have seen. Batches are full; the examples left over in an epoch differ from epoch to epoch.
+    Order and augmentation are functions of (TensorFlow's global seed, seed, epoch, position), so a run that starts
+    again at `first_epoch` sees what it would have seen. The global seed must not be 0, see `training.set_seed`. Batches are full; the examples left over in an epoch differ from epoch to epoch.
 
     Raises:
         UserError: if there are fewer training images than one batch.
@@ -194,7 +198,8 @@ def resize(image: tf.Tensor, size: int) -> tf.Tensor:
 def _builder(config: config_lib.Data, folder: pathlib.Path) -> tfds.core.DatasetBuilder:
     if config.name == Digits.name:
         builder = Digits(data_dir=config.data_dir or folder)
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads, which it does not
+            builder.download_and_prepare()
         return builder
     data_dir = config.data_dir or os.environ.get("TFDS_DATA_DIR") or None
     try:

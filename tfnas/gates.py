@@ -102,8 +102,10 @@ class Gated(keras.layers.Wrapper):
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group if context is not None else 0
         seed = tf.random.experimental.stateless_fold_in(seed, replica)
-        keep = tfp.distributions.RelaxedBernoulli(self.temperature, logits=-self.channel_logits())
-        return keep.sample(batch_size, seed=seed)
+        # RelaxedBernoulli(temperature, logits=-logit p) as TFP defines it: a Logistic, then a sigmoid. Its own `sample`
+        # has a gradient of 0 x inf = nan where the gate saturates; with the sigmoid outside it is 0 there.
+        logistic = tfp.distributions.Logistic(-self.channel_logits() / self.temperature, 1.0 / self.temperature)
+        return tf.sigmoid(logistic.sample(batch_size, seed=seed))
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The inner layer's output for the gated input."""

@@ -21,7 +21,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from tfnas import config as config_lib
@@ -37,6 +37,7 @@ _PREFIX = "--config."
 
 def cli() -> None:
     """The console script `tfnas`."""
+    sys.modules["__main__"].__doc__ = __doc__  # what absl prints for --help
     app.run(main, flags_parser=parse_flags)
 
 
@@ -95,6 +96,7 @@ def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> 
         print(f"{stage:9s} up to date")
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
     importlib.import_module(f"tfnas.stages.{stage}").run(config, work.path)
 
 

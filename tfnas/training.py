@@ -23,6 +23,12 @@ from tfnas.workdir import Workdir
 console = rich.console.Console()
 
 
+def set_seed(seed: int) -> None:
+    """Seeds Python, NumPy, Keras and TensorFlow."""
+    # Not 0: with that global seed, TensorFlow cannot shuffle by a seed that is a tensor, as the epochs' are.
+    keras.utils.set_random_seed(seed + 1)
+
+
 def network_arguments(config: config_lib.Config, splits: data.Splits) -> dict[str, Any]:
     """Arguments of the builder `config.supernet.name` in `tfnas.supernets`, for these images and labels."""
     return {
@@ -129,6 +135,7 @@ def fit(
                 epochs=epochs,
                 steps_per_epoch=steps_per_epoch,
                 callbacks=[guard],
+                shuffle=False,  # `batches` are shuffled already
                 verbose=0,
             )
     return history

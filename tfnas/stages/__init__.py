@@ -1,1 +1,1 @@
-"""The stages of a run, each one function `run(config, workdir)`; they talk through files and never import each other."""
+"""Stages of a run, each one function `run(config, workdir)`; they talk through files, never import each other."""

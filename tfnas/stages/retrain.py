@@ -44,7 +44,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _retrain(config: Config, work: workdir.Workdir) -> None:
-    keras.utils.set_random_seed(config.seed)
+    training.set_seed(config.seed)
     splits = data.load(config.data, work.path / "tensorflow_datasets")
     supernet = keras.models.load_model(work.path / workdir.SUPERNET)
     architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_text())
@@ -148,9 +148,7 @@ def _accuracy(model: keras.Model, dataset: Any, config: Config) -> float:
 
 
 def _without_optimizer(model: keras.Model) -> keras.Model:
-    clone = keras.models.clone_model(model)
-    clone.set_weights(model.get_weights())
-    return clone
+    return keras.Model(model.inputs, model.outputs, name=model.name)
 
 
 def _check_exact(

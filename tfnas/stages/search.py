@@ -6,7 +6,6 @@ import json
 import os
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tfnas import data, training, workdir
@@ -26,7 +25,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _search(config: Config, work: workdir.Workdir) -> None:
-    keras.utils.set_random_seed(config.seed)
+    training.set_seed(config.seed)
     splits = data.load(config.data, work.path / "tensorflow_datasets")
     _say_data(config, splits)
     settings = config.search

@@ -76,6 +76,8 @@ def gate(
 
     network = keras.models.clone_model(model, clone_function=wrap)
     for layer in model.layers:
+        if not layer.weights:
+            continue
         twin = network.get_layer(layer.name)
         (twin.layer if isinstance(twin, Gated) else twin).set_weights(layer.get_weights())
     return Supernet(network, ell2=ell2, num_examples=num_examples, gate_learning_rate=gate_learning_rate)

@@ -40,7 +40,7 @@ def multi_branch_resnet(
             f"by 4. Received: {tuple(input_shape)}"
         )
     image = keras.Input(input_shape, name="image")
-    x = keras.layers.Conv2D(stem_width, 3, padding="same", use_bias=False, name="stem_conv")(image)
+    x = _conv(stem_width, 3, 1, "stem_conv")(image)
     x = keras.layers.BatchNormalization(name="stem_bn")(x)
     for stage in range(3):
         for block in range(num_blocks):
@@ -50,6 +50,13 @@ def multi_branch_resnet(
     x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
     logits = keras.layers.Dense(num_classes, name="classifier")(x)
     return keras.Model(image, logits, name="multi_branch_resnet")
+
+
+def _conv(filters: int, size: int, strides: int, name: str) -> keras.layers.Conv2D:
+    # Without a bias, because a normalisation follows; He's initialisation, as residual networks use.
+    return keras.layers.Conv2D(
+        filters, size, strides, padding="same", use_bias=False, kernel_initializer="he_normal", name=name
+    )
 
 
 def _block(x, width: int, strides: int, name: str):
@@ -62,7 +69,7 @@ def _block(x, width: int, strides: int, name: str):
 def _path(x, width: int, strides: int, name: str):
     for i, step in ((1, strides), (2, 1)):
         x = keras.layers.ReLU(name=f"{name}_relu{i}")(x)
-        x = keras.layers.Conv2D(width, 3, step, padding="same", use_bias=False, name=f"{name}_conv{i}")(x)
+        x = _conv(width, 3, step, f"{name}_conv{i}")(x)
         x = keras.layers.BatchNormalization(name=f"{name}_bn{i}")(x)
     return x
 
@@ -75,6 +82,6 @@ def _skip(x, width: int, strides: int, name: str):
     for half, source in (("a", x), ("b", shifted)):
         if strides > 1:
             source = keras.layers.AveragePooling2D(1, strides, name=f"{name}_pool_{half}")(source)
-        halves.append(keras.layers.Conv2D(width // 2, 1, use_bias=False, name=f"{name}_conv_{half}")(source))
+        halves.append(_conv(width // 2, 1, 1, f"{name}_conv_{half}")(source))
     x = keras.layers.Concatenate(name=f"{name}_concat")(halves)
     return keras.layers.BatchNormalization(name=f"{name}_bn")(x)

@@ -1,0 +1,31 @@
+# Two commands for a newcomer: `make demo` and `make test`. Needs Python 3.11 and make; all else is set up in .venv.
+PYTHON ?= python3.11
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: setup demo test lint fast clean
+
+setup: .venv/done
+
+.venv/done: pyproject.toml constraints.txt
+	@echo "Setting up .venv (about 2.5 GB; a few minutes on a slow network) ..."
+	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, this is " + sys.version'
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	.venv/bin/tfnas run --config=configs/digits.py --workdir=runs/digits
+
+test: setup lint
+	.venv/bin/python -m pytest
+
+fast: setup
+	.venv/bin/python -m pytest -m 'not slow'
+
+lint: setup
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+clean:
+	rm -rf .venv runs build *.egg-info

@@ -1,0 +1,76 @@
+"""Fixtures shared by all tests."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same seeds and the float32 policy."""
+    np.random.seed(0)
+    if "keras" in sys.modules:
+        import keras
+
+        keras.utils.set_random_seed(1)
+        keras.mixed_precision.set_global_policy("float32")
+        keras.backend.clear_session()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory):
+    """Where the bundled digits are prepared once for all tests."""
+    return tmp_path_factory.mktemp("tensorflow_datasets")
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder():
+    """Folder with CIFAR-10 in TFDS's layout, or a skip with the reason."""
+    for folder in (os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared" / "tensorflow_datasets"):
+        if folder and (pathlib.Path(folder) / "cifar10" / "3.0.2" / "dataset_info.json").exists():
+            return pathlib.Path(folder)
+    pytest.skip("CIFAR-10 is neither in $TFDS_DATA_DIR nor in ../shared/tensorflow_datasets")
+
+
+def load_config(name):
+    """The checked Config of configs/NAME.py."""
+    from tfnas import config
+
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return config.from_config_dict(module.get_config())
+
+
+def tfnas_command(*arguments, **options):
+    """Runs the console script as a user would; returns the finished process."""
+    return subprocess.run(
+        [str(pathlib.Path(sys.executable).parent / "tfnas"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        **options,
+    )
+
+
+def random_weights(model, rng):
+    """Gives every variable a value that no initialiser gives, so that no offset or statistic is 0 or 1 by luck."""
+    for variable in model.variables:
+        if "moving_variance" in variable.path:
+            variable.assign(rng.uniform(0.3, 2.0, variable.shape))
+        elif "gamma" in variable.path:
+            variable.assign(rng.normal(1.0, 0.5, variable.shape))
+        elif any(part in variable.path for part in ("beta", "bias", "moving_mean")):
+            variable.assign(rng.normal(0.0, 0.5, variable.shape))

@@ -1,0 +1,58 @@
+"""The order of imports: a file imports only files above it, and stages never import each other."""
+
+import ast
+
+from conftest import ROOT
+
+ORDER = [
+    "errors",
+    "config",
+    "workdir",
+    "architecture",
+    "posterior",
+    "data",
+    "channels",
+    "gates",
+    "elbo",
+    "supernet",
+    "supernets",
+    "cost",
+    "subnet",
+    "baselines",
+    "ranking",
+    "training",
+    "report",
+    "stages",
+    "main",
+]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "tfnas":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tfnas."):
+            yield node.module.removeprefix("tfnas.")
+        elif isinstance(node, ast.Import):
+            yield from (a.name.removeprefix("tfnas.") for a in node.names if a.name.startswith("tfnas."))
+
+
+def test_files_import_only_files_above_them():
+    package = ROOT / "tfnas"
+    files = [path for path in package.rglob("*.py") if path != package / "__init__.py"]
+    assert len(files) > 20
+    for path in files:
+        place = path.relative_to(package).parts[0].removesuffix(".py")
+        for name in imported(path):
+            home = name.split(".")[0]
+            inside_supernets = place == home == "supernets"
+            assert inside_supernets or ORDER.index(home) < ORDER.index(place), f"{path} imports tfnas.{name}"
+
+
+def test_what_must_not_load_tensorflow_does_not_import_it():
+    light = ["errors", "config", "workdir", "architecture", "posterior", "report", "main", "__init__"]
+    for name in light:
+        for node in ast.walk(ast.parse((ROOT / "tfnas" / f"{name}.py").read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(n.split(".")[0] in ("tensorflow", "keras", "tensorflow_probability") for n in names), name

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import tensorflow_probability as tfp
+
+from tfnas.architecture import Architecture
+from tfnas.errors import UserError
+from tfnas.posterior import LayerGates, Posterior
+
+Q = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9), LayerGates("b", (4,), (0.4,), 25)))
+
+
+def test_log_prob_and_entropy_are_tfps():
+    keep = np.array([1, 1, 0, 0, 1, 1, 0, 1, 1])
+    drop = np.array([0.1] * 3 + [0.7] * 2 + [0.4] * 4)
+    bernoulli = tfp.distributions.Bernoulli(probs=1 - drop)
+    architecture = Architecture({"a": keep[:5].astype(bool), "b": keep[5:].astype(bool)})
+    assert Q.log_prob(architecture) == pytest.approx(float(bernoulli.log_prob(keep).numpy().sum()), rel=1e-6)
+    assert Q.entropy() == pytest.approx(float(bernoulli.entropy().numpy().sum()), rel=1e-6)
+
+
+def test_certain_gates():
+    certain = Posterior((LayerGates("a", (1, 1), (0.0, 1.0), 9),))
+    assert certain.entropy() == pytest.approx(0.0, abs=1e-12)
+    assert certain.log_prob(Architecture({"a": [True, False]})) == 0.0
+    assert certain.log_prob(Architecture({"a": [False, False]})) == -np.inf
+
+
+def test_samples_have_the_bernoullis_frequencies():
+    draws = Q.sample(4000, seed=1)
+    frequency = np.mean([np.concatenate([d["a"], d["b"]]) for d in draws], axis=0)
+    # 5 standard deviations of a mean of 4,000.
+    np.testing.assert_allclose(frequency, [0.9] * 3 + [0.3] * 2 + [0.6] * 4, atol=0.04)
+
+
+def test_a_candidate_depends_on_seed_and_number_alone():
+    assert Q.sample(3, seed=5, first=4) == Q.sample(7, seed=5)[4:]
+    assert Q.sample(20, seed=5) != Q.sample(20, seed=6)
+
+
+def test_expected_sizes_by_hand():
+    assert Q.total_parameters() == 5 * 9 + 4 * 25
+    assert Q.expected_parameters() == pytest.approx((3 * 0.9 + 2 * 0.3) * 9 + 4 * 0.6 * 25)
+    assert Q.mode() == Architecture({"a": [True] * 3 + [False] * 2, "b": [True] * 4})
+    assert Posterior((LayerGates("a", (1, 1, 1), (0.01, 0.5, 0.99), 1),)).decided() == (2, 3)
+
+
+def test_tilt_reaches_the_size_by_one_shift():
+    tilted = Q.tilt(parameters=60.0)
+    assert tilted.expected_parameters() == pytest.approx(60.0, rel=1e-6)
+    before, after = (
+        np.concatenate([np.log(p) - np.log1p(-p) for p in (np.array(g.drop_probability) for g in q.layers)])
+        for q in (Q, tilted)
+    )
+    np.testing.assert_allclose(after - before, (after - before)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("parameters", [0, -1, 145, 1000])
+def test_tilt_refuses_what_cannot_be(parameters):
+    with pytest.raises(UserError, match="strictly between 0 and 145"):
+        Q.tilt(parameters=parameters)
+
+
+def test_json_round_trip_is_exact_and_damage_refused():
+    q = Posterior((LayerGates("a", (3,), (1 / 3,), 9),))
+    assert Posterior.from_json(q.to_json()) == q
+    with pytest.raises(UserError, match="not the JSON of a Posterior"):
+        Posterior.from_json(q.to_json()[:-4])
+
+
+def test_wrong_gates_are_refused():
+    with pytest.raises(ValueError, match="one drop probability per group"):
+        LayerGates("a", (3, 2), (0.1,), 9)
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        LayerGates("a", (3,), (1.1,), 9)

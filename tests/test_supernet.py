@@ -1,0 +1,135 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import random_weights
+
+import tfnas
+from tfnas.architecture import Architecture
+from tfnas.errors import UserError
+from tfnas.supernets import multi_branch_resnet
+
+
+def small(**arguments):
+    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    return model, tfnas.gate(model, **{"ell2": 50, "num_examples": 1000, **arguments})
+
+
+def compiled(optimizer, **arguments):
+    _, supernet = small(**arguments)
+    supernet.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return supernet
+
+
+def batch(rng):
+    return rng.normal(size=(8, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 8)
+
+
+def logits_of(supernet):
+    return np.concatenate([np.asarray(layer.drop_logit) for layer in supernet.gated_layers.values()])
+
+
+def test_gate_keeps_weights_and_leaves_stem_and_classifier(rng):
+    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    random_weights(model, rng)
+    before = [w.copy() for w in model.get_weights()]
+    supernet = tfnas.gate(model, ell2=50, num_examples=1000)
+    x, _ = batch(rng)
+    np.testing.assert_allclose(supernet(x), model(x), rtol=1e-5, atol=1e-6)
+    # 2 paths of 2 convolutions in 3 blocks, and a skip of 2 halves in the last two (the first keeps its 4 channels).
+    assert len(supernet.gated_layers) == 16
+    assert "stem_conv" not in supernet.gated_layers and "classifier" not in supernet.gated_layers
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_posterior_reads_the_gates():
+    _, supernet = small(initial_drop=0.25)
+    posterior = supernet.posterior()
+    assert [g.name for g in posterior.layers] == list(supernet.gated_layers)
+    conv = next(g for g in posterior.layers if g.name == "stage2_block1_path1_conv2")
+    assert (conv.group_sizes, conv.parameters_per_channel) == ((8,), 3 * 3 * 8)
+    assert conv.drop_probability == pytest.approx((0.25,))
+
+
+def test_gates_learning_rate_is_a_multiple_of_the_weights(rng):
+    x, y = batch(rng)
+    steps = {}
+    for multiple in (1.0, 10.0):
+        for name, optimizer in (("sgd", keras.optimizers.SGD(0.1, momentum=0.9)), ("adam", keras.optimizers.Adam(0.01))):
+            keras.utils.set_random_seed(1)
+            supernet = compiled(optimizer, gate_learning_rate=multiple)
+            before = logits_of(supernet)
+            supernet.train_on_batch(x, y)
+            steps[name, multiple] = logits_of(supernet) - before
+    for name in ("sgd", "adam"):
+        np.testing.assert_allclose(steps[name, 10.0], 10 * steps[name, 1.0], rtol=1e-3, atol=2e-6)
+
+
+def test_weight_decay_spares_the_gates(rng):
+    x, y = batch(rng)
+    moved = []
+    for decay in (None, 0.5):
+        keras.utils.set_random_seed(1)
+        supernet = compiled(keras.optimizers.SGD(0.1, weight_decay=decay))
+        supernet.train_on_batch(x, y)
+        moved.append((logits_of(supernet), supernet.gated_layers["stage1_block1_path1_conv1"].kernel.numpy()))
+    np.testing.assert_array_equal(moved[0][0], moved[1][0])
+    assert np.abs(moved[0][1] - moved[1][1]).max() > 1e-4
+
+
+def test_fit_learns_and_save_load_goes_on_identically(tmp_path, rng):
+    supernet = compiled(keras.optimizers.SGD(0.1, momentum=0.9), gate_learning_rate=3.0)
+    x, y = batch(rng)
+    losses = supernet.fit(x, y, epochs=15, verbose=0, shuffle=False).history["loss"]
+    assert losses[-1] < 0.5 * losses[0]
+    supernet.save(tmp_path / "s.keras")
+    again = keras.models.load_model(tmp_path / "s.keras")
+    assert again.posterior() == supernet.posterior()
+    assert (again.ell2, again.num_examples, again.gate_learning_rate) == (50, 1000, 3.0)
+    for model in (supernet, again):
+        model.train_on_batch(x, y)
+    for one, other in zip(supernet.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_set_architecture_and_back():
+    _, supernet = small()
+    architecture = supernet.posterior().sample(1, seed=3)[0]
+    supernet.set_architecture(architecture)
+    assert supernet.architecture() == architecture
+
+
+def test_another_networks_architecture_is_refused():
+    _, supernet = small()
+    with pytest.raises(UserError, match="its layers are not this supernet's; the first that differs is 'other'"):
+        supernet.set_architecture(Architecture({**supernet.architecture(), "other": [True]}))
+    wrong = {**supernet.architecture(), "stage1_block1_path1_conv1": [True]}
+    with pytest.raises(UserError, match="'stage1_block1_path1_conv1' has 4 input channels. Received: 1"):
+        supernet.set_architecture(Architecture(wrong))
+
+
+def test_nothing_to_gate_is_refused():
+    image = keras.Input((8, 8, 1))
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(image)))
+    with pytest.raises(UserError, match="has no convolution"):
+        tfnas.gate(model, ell2=1, num_examples=10)
+    with pytest.raises(ValueError, match="ell2 must be greater than 0. Received: ell2=0"):
+        small(ell2=0)
+
+
+def test_replicas_draw_different_noise():
+    """The seed holds the replica's number; here two numbers are given by hand, without two devices."""
+    _, supernet = small()
+    gated = next(iter(supernet.gated_layers.values()))
+    draws = []
+    for replica in (0, 1):
+        gated.seed_generator.state.assign(tf.constant([7, 0], tf.uint32))
+
+        class Context:
+            replica_id_in_sync_group = replica
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tf.distribute, "get_replica_context", Context)
+            draws.append(gated.relaxed_gates(4).numpy())
+    assert not np.array_equal(*draws)

@@ -36,9 +36,7 @@ def test_regulariser_and_its_gradients(rng):
     by_logits, by_weights = tape.gradient(value, [logits, weights])
 
     entropy = (p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
-    assert float(value) == pytest.approx(
-        (ell2 / 2 * ((1 - p) * norms).sum() + entropy) / num_examples, rel=1e-5
-    )
+    assert float(value) == pytest.approx((ell2 / 2 * ((1 - p) * norms).sum() + entropy) / num_examples, rel=1e-5)
     # d/dl of the weight term: -p (1 - p) norm; of the entropy term: p (1 - p) l.
     expected = (p * (1 - p) * (-ell2 / 2 * norms + LOGITS)) / num_examples
     np.testing.assert_allclose(by_logits, expected, rtol=1e-5, atol=1e-9)

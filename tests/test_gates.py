@@ -47,7 +47,9 @@ def test_hard_mask_drops_input_channels(rng):
     x = rng.normal(size=(2, 6, 6, 5)).astype("float32")
     keep = np.array([1, 0, 1, 1, 0], "float32")
     gated.mask.assign(keep)
-    by_hand = tf.nn.conv2d(x[..., keep > 0], gated.kernel.numpy()[:, :, keep > 0], 1, "VALID") + gated.layer.bias.numpy()
+    by_hand = (
+        tf.nn.conv2d(x[..., keep > 0], gated.kernel.numpy()[:, :, keep > 0], 1, "VALID") + gated.layer.bias.numpy()
+    )
     np.testing.assert_allclose(gated(x), by_hand, rtol=1e-4, atol=1e-5)
 
 
@@ -87,7 +89,7 @@ def test_saturated_gates_have_finite_gradients():
 def test_noise_differs_by_example_channel_call_and_layer_but_not_by_run():
     gated, again = built(keras.layers.Dense(1), 4, seed=3), built(keras.layers.Dense(1), 4, seed=3)
     first, second = gated.relaxed_gates(8).numpy(), gated.relaxed_gates(8).numpy()
-    assert len(np.unique(first)) == 32
+    assert np.ptp(first, axis=0).min() > 0 and np.ptp(first, axis=1).min() > 0
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(first, again.relaxed_gates(8).numpy())
     assert not np.array_equal(first, built(keras.layers.Dense(1), 4, seed=4).relaxed_gates(8).numpy())

@@ -26,7 +26,7 @@ class Gated(keras.layers.Wrapper):
         group_sizes: channels of each group that shares a drop probability; they add up to K. None: one group.
         temperature: of the relaxed Bernoulli, > 0.
         initial_drop: drop probability at the start, in (0, 1).
-        seed: integer seed of the noise.
+        seed: of the noise, in [0, 2**31).
 
     Call arguments:
         inputs: shape (batch, ..., K).
@@ -34,6 +34,7 @@ class Gated(keras.layers.Wrapper):
 
     Attributes:
         drop_logit: logit of p, float32 whatever the compute dtype, shape (number of groups,), trainable.
+        draws: how often noise was drawn, int32 scalar, not trainable.
         mask: 1 keeps and 0 drops a channel, float32, shape (K,), not trainable.
     """
 
@@ -55,7 +56,6 @@ class Gated(keras.layers.Wrapper):
         self.temperature = temperature
         self.initial_drop = initial_drop
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Creates the gate's logits and mask. Raises ValueError if the groups do not add up to K."""
@@ -80,6 +80,16 @@ class Gated(keras.layers.Wrapper):
         self.mask = self.add_weight(
             shape=(channels,), initializer="ones", dtype="float32", autocast=False, trainable=False, name="mask"
         )
+        # A weight rather than a keras SeedGenerator, whose state is not saved with a wrapper: noise goes on after a reload.
+        self.draws = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype="int32",
+            autocast=False,
+            trainable=False,
+            aggregation="only_first_replica",
+            name="draws",
+        )
         super().build(input_shape)
 
     @property
@@ -98,10 +108,11 @@ class Gated(keras.layers.Wrapper):
 
     def relaxed_gates(self, batch_size: Any) -> tf.Tensor:
         """Draws relaxed gates (1 keeps), float32, shape (batch_size, K); eq. 16 of method.md."""
-        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        draw = tf.identity(tf.convert_to_tensor(self.draws))
+        self.draws.assign_add(1)
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group if context is not None else 0
-        seed = tf.random.experimental.stateless_fold_in(seed, replica)
+        seed = tf.random.experimental.stateless_fold_in(tf.stack([self.seed, draw]), replica)
         # RelaxedBernoulli(temperature, logits=-logit p) as TFP defines it: a Logistic, then a sigmoid. Its own `sample`
         # has a gradient of 0 x inf = nan where the gate saturates; with the sigmoid outside it is 0 there.
         logistic = tfp.distributions.Logistic(-self.channel_logits() / self.temperature, 1.0 / self.temperature)

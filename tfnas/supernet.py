@@ -70,7 +70,7 @@ def gate(
             temperature=temperature,
             initial_drop=initial_drop,
             # Distinct and stable noise for every layer, whatever the order of construction.
-            seed=zlib.crc32(f"{seed}/{layer.name}".encode()),
+            seed=zlib.crc32(f"{seed}/{layer.name}".encode()) % 2**31,
             name=layer.name,
         )
 

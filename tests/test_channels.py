@@ -1,0 +1,100 @@
+import keras
+import numpy as np
+import pytest
+
+from tfnas.channels import Graph
+from tfnas.errors import UserError
+
+
+def graph_of(build, shape=(8, 8, 3)):
+    image = keras.Input(shape, name="image")
+    return Graph(keras.Model(image, build(image)))
+
+
+def named(graph, values, name):
+    return values[graph.index[name]]
+
+
+def test_groups_come_from_concatenations():
+    def build(x):
+        a = keras.layers.Conv2D(4, 1, name="a")(x)
+        b = keras.layers.Conv2D(2, 1, name="b")(a)
+        ab = keras.layers.Concatenate(name="ab")([a, b])
+        c = keras.layers.Conv2D(3, 1, name="c")(keras.layers.ReLU()(keras.layers.BatchNormalization()(ab)))
+        abc = keras.layers.Concatenate(name="abc")([ab, c])
+        d = keras.layers.Conv2D(9, 1, name="d")(abc)
+        return keras.layers.Conv2D(2, 1, name="e")(keras.layers.Add()([d, abc]))
+
+    graph = graph_of(build)
+    assert graph.group_sizes("b") == (4,)
+    assert graph.group_sizes("c") == (4, 2)
+    assert graph.group_sizes("d") == (4, 2, 3)
+    assert graph.group_sizes("e") == (9,)  # a sum mixes its sources
+
+
+def test_explicit_and_live_by_hand():
+    def build(x):
+        a = keras.layers.Conv2D(3, 1, name="a")(x)
+        b = keras.layers.Conv2D(3, 1, name="b")(a)
+        total = keras.layers.Add(name="total")([a, b])
+        return keras.layers.Conv2D(2, 1, name="out")(total)
+
+    graph = graph_of(build)
+    flow = graph.flow({"b": np.array([False] * 3), "out": np.array([True, False, True])})
+    # b reads nothing: it is constant. a is read only where the sum is.
+    assert not named(graph, flow.explicit, "b").any()
+    assert named(graph, flow.live, "a").tolist() == [True, False, True]
+    assert not named(graph, flow.live, "b").any()
+    inputs, reads_ones = flow.kernel_inputs(graph.nodes[graph.index["out"]])
+    assert inputs.tolist() == [True, False, True] and not reads_ones
+
+
+def test_padding_makes_a_constant_vary_with_position():
+    def build(x):
+        a = keras.layers.Conv2D(3, 1, name="a")(keras.layers.Conv2D(3, 1, name="stem")(x))
+        same = keras.layers.Conv2D(2, 3, padding="same", name="same")(a)
+        valid = keras.layers.Conv2D(2, 3, name="valid")(a)
+        valid = keras.layers.GlobalAveragePooling2D()(valid)
+        return keras.layers.Concatenate()([keras.layers.GlobalAveragePooling2D()(same), valid])
+
+    graph = graph_of(build)
+    flow = graph.flow({"a": np.array([False] * 3)})
+    assert named(graph, flow.explicit, "same").all()
+    assert not named(graph, flow.explicit, "valid").any()
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda x: keras.layers.LayerNormalization(name="ln")(x), "layer 'ln': LayerNormalization is not supported"),
+        (lambda x: keras.layers.Conv2D(3, 1, groups=3, name="g")(x), "layer 'g': groups must be 1. Received: 3"),
+        (lambda x: keras.layers.DepthwiseConv2D(3, name="d")(x), "layer 'd': DepthwiseConv2D is not supported"),
+        (lambda x: keras.layers.Concatenate(axis=1, name="c")([x, x]), "layer 'c': axis must be the channels'"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_by_name(build, message):
+    with pytest.raises(UserError, match=message):
+        graph_of(build)
+
+
+def test_shared_layers_and_other_models_are_refused():
+    shared = keras.layers.Conv2D(3, 1, name="shared")
+    with pytest.raises(UserError, match="layer 'shared' is called more than once"):
+        graph_of(lambda x: shared(shared(x)))
+    a, b = keras.Input((4, 4, 1)), keras.Input((4, 4, 1))
+    with pytest.raises(UserError, match="Received: 2 inputs, 1 outputs"):
+        Graph(keras.Model([a, b], keras.layers.Add()([a, b])))
+
+    class Subclassed(keras.Model):
+        pass
+
+    with pytest.raises(UserError, match="a functional or Sequential Keras model is needed. Received: Subclassed"):
+        Graph(Subclassed())
+
+
+def test_masks_that_do_not_fit_are_refused():
+    graph = graph_of(lambda x: keras.layers.Conv2D(3, 1, name="a")(x))
+    with pytest.raises(UserError, match="no layer 'b'"):
+        graph.flow({"b": np.array([True])})
+    with pytest.raises(UserError, match="'a' has 3 input channels. Received: 2"):
+        graph.flow({"a": np.array([True, False])})

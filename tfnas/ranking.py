@@ -114,6 +114,11 @@ class Evaluator:
         loss, correct = (float(total) / self.num_examples for total in self._totals())
         return Score(loss, correct)
 
+    @property
+    def num_traces(self) -> int:
+        """How often the program was traced: 1 once it has run, however many candidates it has seen."""
+        return self._totals.experimental_get_tracing_count()
+
     def _totals_of_masks(self) -> tuple[tf.Tensor, tf.Tensor]:
         losses, correct = [], []
         for inputs, labels in self._batches:

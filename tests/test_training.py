@@ -1,0 +1,114 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfnas
+from tfnas import training
+from tfnas.errors import UserError
+from tfnas.supernets import multi_branch_resnet
+from tfnas.workdir import Workdir
+
+EPOCHS, STEPS = 4, 3
+
+
+def batches(first_epoch):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(EPOCHS * STEPS * 4, 8, 8, 1)).astype("float32")
+    labels = rng.integers(0, 3, len(images))
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(4).skip(first_epoch * STEPS)
+
+
+def made(learning_rate=0.05):
+    training.set_seed(0)
+    supernet = tfnas.gate(multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), ell2=10, num_examples=100)
+    optimizer = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(learning_rate, EPOCHS * STEPS), 0.9)
+    supernet.compile(optimizer, loss=training.classification_loss(), metrics=["accuracy"])
+    return supernet
+
+
+def fit(model, path, on_epoch=lambda history: None, key="key"):
+    return training.fit(
+        model, batches, EPOCHS, STEPS, Workdir(path), "checkpoint.npz", key, "search", on_epoch=on_epoch
+    )
+
+
+def test_interrupted_and_continued_is_bit_identical(tmp_path, capsys):
+    whole = made()
+    history = fit(whole, tmp_path / "whole")
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4]
+
+    class Killed(Exception):
+        pass
+
+    def kill_after_two(records):
+        if len(records) == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(made(), tmp_path / "killed", kill_after_two)
+    again = made()
+    continued = fit(again, tmp_path / "killed")
+    assert "goes on after epoch 2 of 4" in capsys.readouterr().out
+    assert continued == history
+    for one, other in zip(
+        whole.weights + whole.optimizer.variables, again.weights + again.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_finished_run_is_not_trained_again(tmp_path):
+    first = made()
+    fit(first, tmp_path)
+    second = made()
+    fit(second, tmp_path, on_epoch=lambda history: pytest.fail("no epoch was left"))
+    assert second.posterior() == first.posterior()
+
+
+def test_another_runs_checkpoint_is_not_continued(tmp_path):
+    fit(made(), tmp_path)
+    epochs = []
+    fit(made(), tmp_path, on_epoch=lambda history: epochs.append(len(history)), key="other")
+    assert epochs == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered"])
+def test_damaged_checkpoint_is_refused(tmp_path, damage):
+    fit(made(), tmp_path)
+    file = tmp_path / "checkpoint.npz"
+    content = bytearray(file.read_bytes())
+    if damage == "altered":
+        content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content if damage == "altered" else content[: len(content) // 2])
+    with pytest.raises(UserError, match="checkpoint.npz: truncated or altered, cannot be continued"):
+        fit(made(), tmp_path)
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    model = made()
+
+    def poison(records):
+        if len(records) == 2:
+            model.get_layer("multi_branch_resnet").get_layer("classifier").bias.assign([np.nan] * 3)
+
+    with pytest.raises(UserError, match=r"search stopped at step 7 \(epoch 3\): the loss is nan.*after epoch 2 stays"):
+        fit(model, tmp_path, poison)
+    with np.load(tmp_path / "checkpoint.npz") as archive:
+        assert all(np.isfinite(archive[name]).all() for name in archive.files if name.startswith("v"))
+    assert len(fit(made(), tmp_path)) == EPOCHS
+
+
+def test_sgd_falls_as_a_cosine_and_decays_kernels_only():
+    from tfnas.config import Search
+
+    optimizer = training.sgd(Search(), 0.1, 10, weight_decay=0.5)
+    assert float(optimizer._learning_rate(0)) == pytest.approx(0.1)
+    assert float(optimizer._learning_rate(5)) == pytest.approx(0.05)
+    assert float(optimizer._learning_rate(10)) == pytest.approx(0.0, abs=1e-9)
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    before = layer.kernel.numpy()
+    layer.bias.assign([1.0, 1.0])
+    optimizer.apply([tf.zeros((3, 2)), tf.zeros(2)], layer.trainable_variables)
+    np.testing.assert_allclose(layer.kernel, before * (1 - 0.1 * 0.5), rtol=1e-6)
+    np.testing.assert_array_equal(layer.bias, [1, 1])

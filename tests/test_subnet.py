@@ -72,7 +72,7 @@ def test_a_dropped_branch_is_really_gone(rng):
     model = resnet()
     supernet = tfnas.gate(model, ell2=1, num_examples=10)
     gone = {"stage2_block1_path1_conv2": False, "stage3_block1_path2_conv2": False}
-    architecture = Architecture({n: np.full(l.mask.shape, gone.get(n, True)) for n, l in supernet.gated_layers.items()})
+    architecture = Architecture({n: np.full(g.mask.shape, gone.get(n, True)) for n, g in supernet.gated_layers.items()})
     cut = subnet(supernet, architecture)
     names = {layer.name for layer in cut.layers}
     assert not any(n.startswith(("stage2_block1_path1", "stage3_block1_path2")) for n in names)

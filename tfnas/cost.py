@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.channels import Graph
+from tfnas.channels import Graph, Node
 from tfnas.errors import UserError
 
 
@@ -46,16 +46,22 @@ def cost(graph: Graph, keep: Mapping[str, np.ndarray] | None = None) -> Cost:
         if not channels:
             continue
         if node.kind == "kernel":
-            if None in node.spatial:
-                raise UserError(f"cost: layer '{node.name}' has no fixed spatial size; give the model's input one")
+            positions = _positions(node)
             explicit, has_constants = flow.kernel_inputs(node)
             size = math.prod(getattr(node.inner, "kernel_size", ()))
             weights = size * (int(explicit.sum()) + has_constants) * channels
             parameters += weights + (channels if node.inner.use_bias else 0)
-            multiply_adds += weights * math.prod(node.spatial)
+            multiply_adds += weights * positions
         elif node.kind == "norm":
             parameters += channels * (node.inner.scale + node.inner.center)
     return Cost(parameters, multiply_adds)
+
+
+def _positions(node: Node) -> int:
+    sizes = [size for size in node.spatial if size is not None]
+    if len(sizes) != len(node.spatial):
+        raise UserError(f"cost: layer '{node.name}' has no fixed spatial size; give the model's input one")
+    return math.prod(sizes)
 
 
 def latency(model: keras.Model, batch_size: int = 1, repeats: int = 50) -> float:

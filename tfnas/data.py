@@ -98,7 +98,7 @@ def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
     features = builder.info.features
     keys = builder.info.supervised_keys
     if not keys or len(keys) != 2 or not isinstance(features[keys[1]], tfds.features.ClassLabel):
-        raise UserError(f"data.name: '{config.name}' has no (image, label) pairs; an image classification set is needed")
+        raise UserError(f"data.name: '{config.name}' has no (image, label) pairs; an image classification set expected")
     pixels, labels = features[keys[0]], features[keys[1]]
     shape = tuple(pixels.shape)
     if config.image_size:
@@ -149,7 +149,8 @@ def training_batches(
     """Shuffled, augmented batches of the epochs from `first_epoch` to `epochs`, one after another.
 
     Order and augmentation are functions of (TensorFlow's global seed, seed, epoch, position), so a run that starts
-    again at `first_epoch` sees what it would have seen. The global seed must not be 0, see `training.set_seed`. Batches are full; the examples left over in an epoch differ from epoch to epoch.
+    again at `first_epoch` sees what it would have seen. The global seed must not be 0, see `training.set_seed`.
+    Batches are full; the examples left over in an epoch differ from epoch to epoch.
 
     Raises:
         UserError: if there are fewer training images than one batch.

@@ -52,16 +52,15 @@ class Gated(keras.layers.Wrapper):
         if not 0 < initial_drop < 1:
             raise ValueError(f"Gated: initial_drop must be strictly in (0, 1). Received: initial_drop={initial_drop}")
         super().__init__(layer, **kwargs)
-        self.group_sizes = tuple(group_sizes) if group_sizes is not None else None
+        self.group_sizes: tuple[int, ...] = tuple(group_sizes or ())  # empty until `build` knows K
         self.temperature = temperature
         self.initial_drop = initial_drop
         self.seed = seed
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Creates the gate's logits and mask. Raises ValueError if the groups do not add up to K."""
-        channels = input_shape[-1]
-        if self.group_sizes is None:
-            self.group_sizes = (channels,)
+        channels = int(input_shape[-1] or 0)
+        self.group_sizes = self.group_sizes or (channels,)
         if sum(self.group_sizes) != channels:
             raise ValueError(
                 f"Gated '{self.name}': group_sizes must add up to the {channels} input channels. "
@@ -80,7 +79,7 @@ class Gated(keras.layers.Wrapper):
         self.mask = self.add_weight(
             shape=(channels,), initializer="ones", dtype="float32", autocast=False, trainable=False, name="mask"
         )
-        # A weight rather than a keras SeedGenerator, whose state is not saved with a wrapper: noise goes on after a reload.
+        # A weight rather than a keras SeedGenerator, whose state a wrapper does not save: a reload goes on.
         self.draws = self.add_weight(
             shape=(),
             initializer="zeros",

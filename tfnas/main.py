@@ -20,6 +20,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -48,13 +49,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             if argument.startswith(_PREFIX) or argument.startswith(_PREFIX[1:]):
                 key, _, value = argument.lstrip("-").removeprefix("config.").partition("=")
                 config_lib.parse_value(key, value)
+            elif argument.startswith(_PREFIX[:-1] + "=") and not os.path.exists(argument.partition("=")[2]):
+                raise UserError(f"config: no file '{argument.partition('=')[2]}'")
         return flags.FLAGS(list(argv))
-    except UserError as error:
+    except (UserError, flags.Error) as error:
         _fail(str(error), 2)
-    except flags.Error as error:
-        _fail(str(error), 2)
-    except FileNotFoundError as error:
-        _fail(f"config: no file '{error.filename}'", 2)
+    except Exception as error:  # whatever a config file, which is the user's own Python, may raise
+        _fail(f"config: the file could not be read: {type(error).__name__}: {error}", 2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -110,7 +111,7 @@ def _say_end(work: workdir.Workdir) -> None:
     print("next      your own model and data: docs/your_model.md")
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"tfnas: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -109,7 +109,8 @@ class _Cutter:
         kept = self.flow.kept(node)
         explicit, has_constants = self.flow.kernel_inputs(node)
         weights = (node.layer.layer if isinstance(node.layer, Gated) else node.layer).get_weights()
-        kernel, bias = weights[0], (weights[1] if node.inner.use_bias else 0.0)
+        kernel = weights[0]
+        bias = weights[1] if node.inner.use_bias else np.zeros(node.num_channels, np.float32)
         folded = np.tensordot(np.where(kept, source.constants, 0.0), kernel, (0, kernel.ndim - 2))  # [..., H]
         if not self.flow.explicit[i].any():
             constants = folded.reshape(-1, node.num_channels).sum(0) + bias

@@ -174,7 +174,7 @@ def _variables(model: keras.Model) -> list[Any]:
 
 
 def _save(path: pathlib.Path, model: keras.Model, key: str, history: list[dict[str, Any]]) -> None:
-    arrays = {f"v{i}": np.asarray(v) for i, v in enumerate(_variables(model))}
+    arrays: dict[str, Any] = {f"v{i}": np.asarray(v) for i, v in enumerate(_variables(model))}
     with open(path, "wb") as stream:
         np.savez(stream, key=np.array(key), history=np.array(json.dumps(history)), **arrays)
 
@@ -185,7 +185,7 @@ def _restore(path: pathlib.Path, model: keras.Model, key: str) -> list[dict[str,
         return []
     variables = _variables(model)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             if str(archive["key"]) != key:
                 return []
             arrays = [archive[f"v{i}"] for i in range(len(variables))]  # every member's CRC is checked here

@@ -87,7 +87,7 @@ class Workdir:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def write(self, name: str, writer: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    def write(self, name: str, writer: Callable[[pathlib.Path], object]) -> pathlib.Path:
         """Lets `writer` fill a temporary file beside `name`, then renames it: readers see the old or the new, whole."""
         target = self.file(name)
         # The suffix stays, because Keras chooses a format by it.

@@ -1,0 +1,210 @@
+"""The whole run on the digits through the command line, killed, damaged and repeated."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, tfnas_command
+
+from tfnas import subnet, workdir
+from tfnas.architecture import Architecture
+from tfnas.posterior import Posterior
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    f"--config={ROOT / 'configs' / 'digits.py'}",
+    "--config.supernet.width=4",
+    "--config.supernet.stem_width=4",
+    "--config.search.epochs=6",
+    "--config.sample.num_candidates=40",
+    "--config.sample.num_random=10",
+    "--config.retrain.epochs=2",
+]
+
+
+def tfnas(stage, path, *more):
+    done = tfnas_command(stage, *SMALL, f"--workdir={path}", *more)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run never interrupted, and what it printed."""
+    path = tmp_path_factory.mktemp("run") / "whole"
+    return path, tfnas("run", path)
+
+
+def kill_when(stage, path, ready):
+    """Starts a stage and kills it with SIGKILL as soon as `ready()`."""
+    command = [str(pathlib.Path(sys.executable).parent / "tfnas"), stage, *SMALL, f"--workdir={path}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def lines(file):
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def test_output_tells_what_was_done(whole):
+    path, printed = whole
+    assert "digits: 8x8x1, 10 classes -> train 1,000 / validation 397 / test 400" in printed
+    assert "reloaded without tfnas or keras" in printed
+    assert f"report    {path / 'report.html'}" in printed
+    assert f"model     {path / 'export/digits/1'}" in printed
+
+
+def test_results_hold_every_arm(whole):
+    rows = json.loads((whole[0] / workdir.RESULTS).read_text())["rows"]
+    assert [row["name"] for row in rows] == [
+        "full network, same total budget",
+        "random, spread evenly, best of 10",
+        "random, spread evenly, mean of 10",
+        "random, allocated per layer, best of 10",
+        "random, allocated per layer, mean of 10",
+        "posterior, mean of 40",
+        "found network, before retraining",
+        "found network, retrained",
+    ]
+    for row in rows:
+        assert ("test_accuracy" in row) == ("mean" not in row["name"])
+        assert row["parameters"] <= rows[0]["parameters"]
+    assert rows[0]["test_accuracy"] > 0.9
+
+
+def test_saved_model_serves_raw_pixels(whole):
+    path = whole[0]
+    served = tf.saved_model.load(str(path / "export/digits/1")).signatures["serving_default"]
+    assert set(served.structured_input_signature[1]) == {"image"}
+    assert set(served.structured_outputs) == {"probabilities", "label"}
+    model = keras.models.load_model(path / "export/digits/model.keras")
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype("uint8")
+    answer = served(image=tf.constant(images))
+    logits = model((images.astype("float32") / 255 - 0.305) / 0.376).numpy().astype("float64")
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+    assert [label.decode() for label in answer["label"].numpy()] == [str(i) for i in expected.argmax(1)]
+    assert (path / "export/digits/labels.txt").read_text().split() == [str(i) for i in range(10)]
+
+
+def test_architecture_json_alone_rebuilds_the_network(whole):
+    path = whole[0]
+    text = (path / "export/digits/architecture.json").read_text()
+    assert Architecture.from_json(text) == Architecture.from_json((path / workdir.ARCHITECTURE).read_text())
+    rebuilt, model = subnet.rebuild(text), keras.models.load_model(path / "export/digits/model.keras")
+    assert [w.shape for w in rebuilt.get_weights()] == [w.shape for w in model.get_weights()]
+    rebuilt.set_weights(model.get_weights())
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype("float32")
+    np.testing.assert_allclose(rebuilt(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_tensorboard_has_the_search(whole):
+    (events,) = (whole[0] / "tensorboard").glob("events*")
+    tags = {v.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for v in event.summary.value}
+    assert {"loss", "accuracy", "kept", "drop_probability/stage1_block1_path1_conv1/0"} <= tags
+
+
+def test_again_is_up_to_date(whole):
+    before = {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.is_file()}
+    printed = tfnas("run", whole[0])
+    for stage in workdir.STAGES:
+        assert f"{stage:9s} up to date" in printed
+    assert {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.is_file()} == before
+
+
+def test_another_config_in_the_same_folder_is_refused(whole):
+    done = tfnas_command("search", *SMALL, f"--workdir={whole[0]}", "--config.search.ell2=7")
+    assert done.returncode == 1
+    assert "holds a search with search.ell2=80.0, and this config has 7.0: use another --workdir" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def killed(whole, tmp_path_factory):
+    """A run killed in the middle of search and of sampling, each time started again with the same command."""
+    path = tmp_path_factory.mktemp("run") / "killed"
+    kill_when("search", path, lambda: lines(path / workdir.HISTORY) >= 2)
+    searched = tfnas("search", path)
+    candidates = path / workdir.CANDIDATES
+    kill_when("sample", path, lambda: lines(candidates) >= 15)
+    done_before = candidates.read_text().splitlines()[:10]
+    with open(candidates, "ab") as stream:
+        stream.write(b"0000 a line cut sho")  # what a power cut leaves
+    sampled = tfnas("sample", path)
+    return path, searched, sampled, done_before
+
+
+def test_killed_run_goes_on_and_does_nothing_twice(killed):
+    path, searched, sampled, done_before = killed
+    assert "search    goes on after epoch" in searched
+    assert "sample    goes on after candidate" in sampled
+    assert (path / workdir.CANDIDATES).read_text().splitlines()[:10] == done_before
+
+
+def test_killed_run_ends_the_same(whole, killed):
+    for name in (workdir.HISTORY, workdir.POSTERIOR, workdir.ARCHITECTURE, workdir.RANKING):
+        assert (killed[0] / name).read_text() == (whole[0] / name).read_text(), name
+    ours = (killed[0] / workdir.CANDIDATES).read_text().splitlines()[1:]
+    assert ours == (whole[0] / workdir.CANDIDATES).read_text().splitlines()[1:]
+
+
+def test_search_and_sample_never_read_the_test_split(killed):
+    """With the test split's file destroyed they still run; the retrain stage's last evaluation does not."""
+    path = killed[0]
+    (file,) = (path / "tensorflow_datasets").rglob("digits-test*")
+    content = file.read_bytes()
+    file.write_bytes(b"destroyed")
+    try:
+        for name in (workdir.POSTERIOR, workdir.ARCHITECTURE):
+            (path / name).unlink()
+        assert "up to date" not in tfnas("search", path)
+        (path / workdir.CANDIDATES).unlink()
+        assert "up to date" not in tfnas("sample", path)
+        done = tfnas_command("retrain", *SMALL, f"--workdir={path}", "--config.retrain.baseline=false")
+        assert done.returncode != 0
+        assert not (path / workdir.RESULTS).exists()
+    finally:
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name, stage", [(workdir.POSTERIOR, "sample"), (workdir.ARCHITECTURE, "retrain")])
+def test_altered_results_are_refused(whole, name, stage):
+    file = whole[0] / name
+    content = file.read_text()
+    try:
+        file.write_text(content.replace("1", "2", 1))
+        done = tfnas_command(stage, *SMALL, f"--workdir={whole[0]}")
+        assert done.returncode == 1 and "truncated or changed since" in done.stderr and "Traceback" not in done.stderr
+    finally:
+        file.write_text(content)
+
+
+def test_altered_candidates_are_refused(killed):
+    file = killed[0] / workdir.CANDIDATES
+    content = file.read_text()
+    (killed[0] / workdir.RANKING).unlink(missing_ok=True)
+    try:
+        file.write_text(content.replace('"loss": 0', '"loss": 9', 1))
+        assert file.read_text() != content
+        done = tfnas_command("sample", *SMALL, f"--workdir={killed[0]}")
+        assert done.returncode == 1 and "was altered (its checksum differs)" in done.stderr
+    finally:
+        file.write_text(content)
+
+
+def test_posterior_is_what_the_history_ends_with(whole):
+    posterior = Posterior.from_json((whole[0] / workdir.POSTERIOR).read_text())
+    last = json.loads((whole[0] / workdir.HISTORY).read_text().splitlines()[-1])
+    assert last["drop_probability"] == {g.name: list(g.drop_probability) for g in posterior.layers}

@@ -1,0 +1,54 @@
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, tfnas_command
+
+DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["search", DIGITS, "--config.search.el2=5"], 2, "config: no key 'search.el2'; did you mean 'search.ell2'?"),
+        (["search", DIGITS, "--config.search.ell2=big"], 2, "'search.ell2' must be a number. Received: 'big'"),
+        (["search", DIGITS, "--workdir=W", "--config.search.ell2=0"], 1, "'search.ell2' must be greater than 0"),
+        (["search", DIGITS, "--wrkdir=W"], 2, "Unknown command line flag 'wrkdir'"),
+        (["search", "--config=nowhere.py", "--workdir=W"], 2, "nowhere.py"),
+        (["search", "--config=README.md", "--workdir=W"], 2, "README.md"),
+        (["search", "--workdir=W"], 1, "--config=FILE expected"),
+        (["search", DIGITS], 1, "--workdir=DIR expected"),
+        (["serach", DIGITS, "--workdir=W"], 1, "one stage expected, of search, sample, retrain, export, report, run"),
+        ([], 1, "Received: none"),
+        (["sample", DIGITS, "--workdir=W"], 1, "sample needs search's search/supernet.keras"),
+        (["export", DIGITS, "--workdir=W"], 1, "export needs retrain's retrain/subnet.keras"),
+        (["search", DIGITS, "--workdir=/dev/null/x"], 1, "workdir /dev/null/x: cannot be written"),
+    ],
+)
+def test_a_users_mistake_gets_one_line(tmp_path, arguments, code, words):
+    done = tfnas_command(*[a.replace("--workdir=W", f"--workdir={tmp_path / 'w'}") for a in arguments])
+    assert done.returncode == code
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_and_version():
+    done = tfnas_command("--help")
+    assert "tfnas STAGE --config=configs/NAME.py --workdir=DIR" in done.stdout
+    assert tfnas_command("--version").stdout == "tfnas 0.1.0\n"
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version", "--config.nonsense=1"])
+def test_these_answer_without_tensorflow(flag):
+    program = (
+        "import sys, tfnas.main\n"
+        f"sys.argv = ['tfnas', {flag!r}]\n"
+        "try:\n    tfnas.main.cli()\n"
+        "except SystemExit:\n    pass\n"
+        "print('heavy', sorted({'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.endswith("heavy []\n"), done.stderr
+    assert time.monotonic() - start < 10  # a hang, not a benchmark: loading TensorFlow alone is what is excluded

@@ -60,7 +60,7 @@ STAGES = {
     "export": Stage(("data", "supernet", "export"), (SUBNET, ARCHITECTURE), (EXPORT_RESULTS,)),
     "report": Stage(
         ("data", "supernet", "search", "sample", "retrain", "export", "seed"),
-        (HISTORY, POSTERIOR, RANKING, ARCHITECTURE, RESULTS, EXPORT_RESULTS),
+        (HISTORY, POSTERIOR, CANDIDATES, RANKING, ARCHITECTURE, RESULTS, EXPORT_RESULTS),
         (REPORT,),
     ),
 }

@@ -1,0 +1,319 @@
+"""The run's terminal table and its HTML report: one page, pictures inside, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import html as html_lib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.table
+
+from tfnas import config as config_lib
+from tfnas import workdir
+from tfnas.architecture import Architecture
+from tfnas.errors import UserError
+from tfnas.posterior import Posterior
+from tfnas.workdir import Workdir
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+_COLOURS = {"posterior": _BLUE, "random even": _ORANGE, "random allocation": _GREEN}
+_KINDS = {"posterior": "posterior", "random even": "random, spread evenly", "random allocation": "random, per layer"}
+_HEADINGS = ("network", "valid.", "test", "parameters", "mult-adds", "file", "latency")
+_TERMINAL_WIDTH = 116  # where the output is no terminal
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1040px; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid #0072B2; }
+.lead { font-size: 1.15rem; } .wide { overflow-x: auto; } svg { max-width: 100%; height: auto; }
+table { border-collapse: collapse; } td, th { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
+td:first-child, th:first-child { text-align: left; } tr { border-bottom: 1px solid #ddd; }
+tr.chosen { font-weight: 600; background: #e8f2f8; } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
+figure { margin: 1rem 0; } figcaption { color: #555; font-size: .92rem; }
+"""
+
+
+def print_table(work: Workdir, console: rich.console.Console | None = None) -> None:
+    """Prints the comparison that retrain left, one network a line, the one chosen in bold.
+
+    Raises:
+        UserError: if retrain has not run.
+    """
+    results = work.read_json(workdir.RESULTS, "report")
+    if console is None:
+        console = rich.console.Console()
+        if not console.is_terminal:
+            console = rich.console.Console(width=_TERMINAL_WIDTH)
+    table = rich.table.Table(box=None, padding=(0, 1))
+    for i, heading in enumerate(_HEADINGS):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    for row, cells in _cells(results["rows"]):
+        table.add_row(*cells, style="bold" if row["name"] == results["chosen"] else None)
+    console.print(table)
+
+
+def html(work: Workdir, config: config_lib.Config) -> str:
+    """The report as one self-contained HTML page.
+
+    Raises:
+        UserError: if a stage that it tells of has not run, or left files that were changed since.
+    """
+    results = work.read_json(workdir.RESULTS, "report")
+    history = [json.loads(line) for line in work.read(workdir.HISTORY, "report").read_text().splitlines()]
+    posterior = Posterior.from_json(work.read(workdir.POSTERIOR, "report").read_text())
+    architecture = Architecture.from_json(work.read(workdir.ARCHITECTURE, "report").read_text())
+    ranking = work.read_json(workdir.RANKING, "report")
+    exported = work.read_json(workdir.EXPORT_RESULTS, "report")
+    candidates = _candidates(work)
+    sections = (
+        ("What did I get, and what did it cost?", _what(results)),
+        ("Is it better than chance?", _chance(candidates, ranking)),
+        ("What does the network look like, and why?", _look(architecture, posterior, history)),
+        ("What would another size give?", _sizes(posterior)),
+        ("How do I serve it?", _serve(work, exported)),
+        ("How do I repeat it?", _repeat(work, config)),
+    )
+    title = f"tfnas: {config.data.name}"
+    body = "".join(f"<h2>{_text(heading)}</h2>\n{content}\n" for heading, content in sections)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>{_text(title)}</h1>\n{body}</body></html>\n"
+    )
+
+
+def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Mapping[str, Any], list[str]]]:
+    full = next((row for row in rows if row["name"].startswith("full")), None)
+
+    def shown(row: Mapping[str, Any], key: str, form: Callable[[Any], str]) -> str:
+        return form(row[key]) if row.get(key) is not None else "-"
+
+    def latency(seconds: float) -> str:
+        relative = f" ({seconds / full['latency_seconds']:.2f}x)" if full else ""
+        return f"{1e3 * seconds:.2f} ms{relative}"
+
+    for row in rows:
+        yield (
+            row,
+            [
+                row["name"],
+                shown(row, "validation_accuracy", lambda v: f"{100 * v:.1f} %"),
+                shown(row, "test_accuracy", lambda v: f"{100 * v:.1f} %"),
+                shown(row, "parameters", lambda v: f"{v:,.0f}"),
+                shown(row, "multiply_adds", lambda v: f"{v / 1e6:,.2f} M"),
+                shown(row, "file_bytes", lambda v: f"{v / 1e3:,.0f} kB"),
+                shown(row, "latency_seconds", latency),
+            ],
+        )
+
+
+def _candidates(work: Workdir) -> list[dict[str, Any]]:
+    """Every candidate's record; the file's first line names the run, and each line starts with its checksum."""
+    lines = work.read(workdir.CANDIDATES, "report").read_text().splitlines()[1:]
+    return [json.loads(line.partition(" ")[2]) for line in lines]
+
+
+def _what(results: Mapping[str, Any]) -> str:
+    rows = results["rows"]
+    chosen = next(row for row in rows if row["name"] == results["chosen"])
+    lead = f"A network of {chosen['parameters']:,.0f} parameters with {100 * chosen['test_accuracy']:.1f} % on test"
+    full = next((row for row in rows if row["name"].startswith("full")), None)
+    if full:
+        lead += (
+            f": {100 * chosen['parameters'] / full['parameters']:.0f} % of the full network's parameters and "
+            f"{100 * chosen['multiply_adds'] / full['multiply_adds']:.0f} % of its multiply-adds, which trained for the "
+            f"same total number of epochs reaches {100 * full['test_accuracy']:.1f} %"
+        )
+    cells = [(row["name"] == results["chosen"], values) for row, values in _cells(rows)]
+    note = "Means over candidates are measured on validation only: the test split is read once, for fixed networks."
+    return f'<p class="lead">{_text(lead)}.</p>{_table(_HEADINGS, cells)}<p>{note}</p>'
+
+
+def _chance(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]) -> str:
+    by_kind = {kind: [c for c in candidates if c["kind"] == kind] for kind in _KINDS}
+
+    def histogram(axes: Any) -> None:
+        accuracies = {kind: [100 * c["accuracy"] for c in found] for kind, found in by_kind.items()}
+        every = np.concatenate(list(accuracies.values()))
+        bins = np.linspace(every.min() - 0.5, every.max() + 0.5, 41)
+        for kind, values in accuracies.items():
+            weights = np.full(len(values), 100 / len(values))
+            axes.hist(values, bins, weights=weights, color=_COLOURS[kind], alpha=0.65, label=_KINDS[kind])
+        axes.set(xlabel="validation accuracy, %", ylabel="share of candidates, %")
+        axes.legend(frameon=False, loc="upper left")
+
+    def scatter(axes: Any) -> None:
+        for kind, found in reversed(by_kind.items()):
+            x, y = [c["parameters"] for c in found], [100 * c["accuracy"] for c in found]
+            axes.scatter(x, y, 12, color=_COLOURS[kind], alpha=0.5, linewidths=0, label=_KINDS[kind])
+        best = ranking["kinds"]["posterior"]["best"]
+        axes.scatter(
+            best["parameters"], 100 * best["accuracy"], 160, color="black", marker="*", label="found", zorder=3
+        )
+        axes.set(xlabel="parameters", ylabel="validation accuracy, %")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(frameon=False)
+
+    words = "; ".join(
+        f"{_KINDS[kind]}: mean {100 * group['mean_accuracy']:.1f} %, deviation {100 * group['std_accuracy']:.1f}, "
+        f"{group['count']:,} candidates"
+        for kind, group in ranking["kinds"].items()
+    )
+    return (
+        f"<p>{_text(words)}.</p>"
+        + _figure(histogram, (8, 3.4), "Histogram of validation accuracy by kind of candidate")
+        + _figure(scatter, (8, 3.6), "Validation accuracy against parameters of every candidate")
+        + "<p>Each random candidate has the parameters of one posterior candidate and the same weights: 'spread evenly' "
+        "drops every channel alike, 'per layer' first draws a keep rate for every layer.</p>"
+    )
+
+
+def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Mapping[str, Any]]) -> str:
+    names = list(architecture)
+    shares = [100 * architecture[name].mean() for name in names]
+    groups = [
+        (f"{g.name}{f'[{i}]' if len(g.drop_probability) > 1 else ''}", g.name, i)
+        for g in posterior.layers
+        for i in range(len(g.drop_probability))
+    ]
+    over_time = np.array([[record["drop_probability"][name][i] for record in history] for _, name, i in groups])
+
+    def drawing(axes: Any) -> None:
+        axes.barh(names, [100] * len(names), color="#eeeeee")
+        axes.barh(names, shares, color=_BLUE)
+        for y, (name, share) in enumerate(zip(names, shares, strict=True)):
+            mask = architecture[name]
+            words = "removed" if not share else f"{mask.sum()} of {mask.size}"
+            axes.text(101, y, words, va="center", fontsize=9, color="#D55E00" if not share else "#1a1a1a")
+        axes.invert_yaxis()
+        axes.set(xlabel="input channels kept, %", xlim=(0, 118), xticks=range(0, 101, 25))
+        for before, after, y in zip(names, names[1:], range(len(names)), strict=False):
+            if _block(before) != _block(after):
+                axes.axhline(y + 0.5, color=_GREY, linewidth=0.6)
+
+    def heat(axes: Any) -> None:
+        extent = (0.5, len(history) + 0.5, len(groups) - 0.5, -0.5)
+        image = axes.imshow(
+            over_time, aspect="auto", cmap="cividis", vmin=0, vmax=1, extent=extent, interpolation="nearest"
+        )
+        axes.set(xlabel="epoch of search", yticks=range(len(groups)), yticklabels=[label for label, _, _ in groups])
+        axes.figure.colorbar(image, ax=axes, label="drop probability")
+
+    def course(axes: Any) -> None:
+        epochs = [record["epoch"] for record in history]
+        axes.plot(epochs, [record["loss"] for record in history], color=_ORANGE, label="loss (ELBO)")
+        axes.set(xlabel="epoch of search", ylabel="loss")
+        other = axes.twinx()
+        other.plot(epochs, [100 * record["kept"] for record in history], color=_BLUE, label="expected share kept, %")
+        other.set(ylabel="kept, %", ylim=(0, 103))
+        lines = [*axes.get_lines(), *other.get_lines()]
+        axes.legend(lines, [line.get_label() for line in lines], frameon=False)
+
+    decided, total = posterior.decided()
+    quarter = over_time[:, max(1, len(history) // 4) - 1]
+    early = int(((quarter < 0.05) | (quarter > 0.95)).sum())
+    removed = [name for name, share in zip(names, shares, strict=True) if not share]
+    tall = 0.6 + 0.24 * len(names)
+    return (
+        f"<p>{architecture.kept} of {architecture.total} gated channels are kept; "
+        f"{len(removed)} of {len(names)} operations are removed. {decided} of {total} gates are decided (p below 0.05 or "
+        f"above 0.95), {early} of them were after a quarter of the search; the other {total - decided} are open, so the "
+        "candidates differ there.</p>"
+        + _figure(drawing, (8, tall), "Share of input channels kept in every gated operation")
+        + _figure(heat, (8, 0.6 + 0.24 * len(groups)), "Drop probability of every gate over the search")
+        + _figure(course, (8, 3), "Loss and expected share of weights kept over the search")
+    )
+
+
+def _sizes(posterior: Posterior) -> str:
+    total = posterior.total_parameters()
+    rows = []
+    for share in (0.2, 0.4, 0.6, 0.8):
+        try:
+            tilted = posterior.tilt(parameters=share * total)
+        except UserError:
+            continue
+        kept = {g.name: 1 - g.channel_drop.mean() for g in tilted.layers}
+        change = {g.name: kept[g.name] - (1 - g.channel_drop.mean()) for g in posterior.layers}
+        first = sorted(change, key=lambda name: -abs(change[name]))[:3]
+        moved = ", ".join(f"{name} {100 * change[name]:+.0f} points" for name in first)
+        rows.append((False, [f"{100 * share:.0f} %", f"{tilted.expected_parameters():,.0f}", moved]))
+    return (
+        f"<p>The gated layers have {total:,} weights, of which {posterior.expected_parameters():,.0f} are expected to be "
+        "kept. <code>posterior.tilt(parameters=...)</code> shifts all keep logits by one constant to another size; these "
+        "layers would change most. Accuracies at those sizes were not measured.</p>"
+        + _table(("share kept", "expected weights", "layers that change most"), rows)
+    )
+
+
+def _serve(work: Workdir, exported: Mapping[str, Any]) -> str:
+    code = (
+        "import tensorflow as tf\n"
+        f"serve = tf.saved_model.load({str(work.path / exported['saved_model'])!r}).signatures['serving_default']\n"
+        "answer = serve(image=images)      # uint8 (N, H, W, C), raw pixels\n"
+        "answer['label'], answer['probabilities']"
+    )
+    return (
+        f"<p>The SavedModel takes raw pixels, <code>image</code> uint8 (N, H, W, C), and answers <code>probabilities</code> "
+        "float32 (N, classes) and <code>label</code> string (N). Reloaded in a process without tfnas and keras, its "
+        f"probabilities were equal to {exported['largest_difference']:.0e}.</p><pre>{_text(code)}</pre>"
+    )
+
+
+def _repeat(work: Workdir, config: config_lib.Config) -> str:
+    manifest = work.manifest()
+    settings = [
+        (False, [f"{section}.{key}" if isinstance(values, dict) else section, str(value)])
+        for section, values in config_lib.to_dict(config).items()
+        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+    ]
+    versions = [(False, [name, version]) for name, version in manifest["versions"].items()]
+    command = f"tfnas run --config=CONFIG.py --workdir=DIR    # with the settings below, seed {manifest['seed']}"
+    return (
+        f"<pre>{_text(command)}</pre>{_table(('setting', 'value'), settings)}{_table(('package', 'version'), versions)}"
+    )
+
+
+def _block(name: str) -> str:
+    return name.rsplit("_", 2)[0]
+
+
+def _table(headings: Iterable[str], rows: Iterable[tuple[bool, Sequence[str]]]) -> str:
+    head = "".join(f"<th>{_text(heading)}</th>" for heading in headings)
+    body = "".join(
+        ('<tr class="chosen">' if chosen else "<tr>") + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>\n"
+        for chosen, cells in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
+
+
+def _figure(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> str:
+    # Here and not above, because the terminal's table needs no plots.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": caption, "font.size": 10, "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Ids are made unique, because several pictures share one page.
+    prefix = re.sub(r"\W+", "-", caption)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{_text(caption)}"', 1)
+    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _text(value: str) -> str:
+    return html_lib.escape(value)

@@ -1,6 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Needs Python 3.11 and make; all else is set up in .venv.
 PYTHON ?= python3.11
-export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: setup demo test lint fast clean
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 at 16 x 16 on two cores: 10,000 training images, SupNet-M at width 16 with one block a stage.
+"""CIFAR-10 at 16 x 16 on two cores: 10,000 training images, SupNet-M at width 8 with one block a stage.
 
     tfnas run --config=configs/cifar10_small.py --workdir=runs/cifar10_small --config.data.data_dir=DIR
 

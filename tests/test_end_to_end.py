@@ -80,7 +80,10 @@ def test_results_hold_every_arm(whole):
         "found network, retrained",
     ]
     for row in rows:
-        assert ("test_accuracy" in row) == ("mean" not in row["name"])
+        assert 0 < row["test_accuracy"] <= 1
+        assert row.get("num_tested") == (
+            {"random": 10, "posterior": 20}[row["name"].split(",")[0]] if "mean" in row["name"] else None
+        )
         assert row["parameters"] <= rows[0]["parameters"]
     assert rows[0]["test_accuracy"] > 0.9
 

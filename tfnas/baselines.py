@@ -13,8 +13,8 @@ from tfnas.channels import Graph
 from tfnas.cost import cost
 from tfnas.posterior import Posterior
 
-EVEN = "random even"
-ALLOCATED = "random allocation"
+EVEN = "random, spread evenly"
+ALLOCATED = "random, allocated per layer"
 
 
 def random_candidate(posterior: Posterior, graph: Graph, parameters: int, kind: str, seed: int, i: int) -> Architecture:

@@ -101,6 +101,7 @@ class Sample:
 
     num_candidates: int = 1500
     num_random: int = 100  # equal-size random candidates of each kind, the baselines
+    num_tested: int = 20  # candidates of each kind whose mean accuracy on test is measured too, once all is fixed
     rank_by: str = "loss"  # 'loss' is the more reliable, 'accuracy' is the paper's
     batch_size: int = 500
 
@@ -108,6 +109,7 @@ class Sample:
         """Raises UserError for the first value out of range."""
         _at_least("sample.num_candidates", self.num_candidates, 1)
         _at_least("sample.num_random", self.num_random, 1)
+        _at_least("sample.num_tested", self.num_tested, 1)
         _at_least("sample.batch_size", self.batch_size, 1)
         _one_of("sample.rank_by", self.rank_by, ("loss", "accuracy"))
 

@@ -64,7 +64,7 @@ def _positions(node: Node) -> int:
     return math.prod(sizes)
 
 
-def latency(model: keras.Model, batch_size: int = 1, repeats: int = 50) -> float:
+def latency(model: keras.Model, batch_size: int = 1, repeats: int = 200) -> float:
     """Median seconds of one compiled forward pass on `batch_size` images of zeros, on this machine."""
     compiled = tf.function(lambda x: model(x, training=False))
     image = tf.zeros((batch_size, *model.inputs[0].shape[1:]), model.inputs[0].dtype)

@@ -26,7 +26,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from tfnas import config as config_lib
-from tfnas import workdir
+from tfnas import terminal, workdir
 from tfnas.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
@@ -96,7 +96,7 @@ def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> 
     if work.is_current(stage, config):
         print(f"{stage:9s} up to date")
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    terminal.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
     importlib.import_module(f"tfnas.stages.{stage}").run(config, work.path)
 

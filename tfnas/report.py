@@ -14,7 +14,7 @@ import rich.console
 import rich.table
 
 from tfnas import config as config_lib
-from tfnas import workdir
+from tfnas import terminal, workdir
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.posterior import Posterior
@@ -22,39 +22,35 @@ from tfnas.workdir import Workdir
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
-_COLOURS = {"posterior": _BLUE, "random even": _ORANGE, "random allocation": _GREEN}
-_KINDS = {"posterior": "posterior", "random even": "random, spread evenly", "random allocation": "random, per layer"}
+_COLOURS = (_BLUE, _ORANGE, _GREEN)  # of the kinds of candidates, in the ranking's order
 _HEADINGS = ("network", "valid.", "test", "parameters", "mult-adds", "file", "latency")
-_TERMINAL_WIDTH = 116  # where the output is no terminal
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1040px; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid #0072B2; }
 .lead { font-size: 1.15rem; } .wide { overflow-x: auto; } svg { max-width: 100%; height: auto; }
-table { border-collapse: collapse; } td, th { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; } tr { border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; } td, th { padding: .3rem .7rem; text-align: left; vertical-align: top; }
+.numbers td, .numbers th { white-space: nowrap; } .numbers :is(td, th):not(:first-child) { text-align: right; }
+tr { border-bottom: 1px solid #ddd; }
 tr.chosen { font-weight: 600; background: #e8f2f8; } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
 figure { margin: 1rem 0; } figcaption { color: #555; font-size: .92rem; }
 """
 
 
-def print_table(work: Workdir, console: rich.console.Console | None = None) -> None:
+def print_table(work: Workdir, console: rich.console.Console = terminal.console) -> None:
     """Prints the comparison that retrain left, one network a line, the one chosen in bold.
 
     Raises:
         UserError: if retrain has not run.
     """
     results = work.read_json(workdir.RESULTS, "report")
-    if console is None:
-        console = rich.console.Console()
-        if not console.is_terminal:
-            console = rich.console.Console(width=_TERMINAL_WIDTH)
     table = rich.table.Table(box=None, padding=(0, 1))
     for i, heading in enumerate(_HEADINGS):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
     for row, cells in _cells(results["rows"]):
         table.add_row(*cells, style="bold" if row["name"] == results["chosen"] else None)
     console.print(table)
+    console.print(_means_note(results["rows"]), style="dim")
 
 
 def html(work: Workdir, config: config_lib.Config) -> str:
@@ -127,16 +123,21 @@ def _what(results: Mapping[str, Any]) -> str:
     if full:
         lead += (
             f": {100 * chosen['parameters'] / full['parameters']:.0f} % of the full network's parameters and "
-            f"{100 * chosen['multiply_adds'] / full['multiply_adds']:.0f} % of its multiply-adds, which trained for the "
-            f"same total number of epochs reaches {100 * full['test_accuracy']:.1f} %"
+            f"{100 * chosen['multiply_adds'] / full['multiply_adds']:.0f} % of its multiply-adds. Trained for the "
+            f"same total number of epochs, the full one reaches {100 * full['test_accuracy']:.1f} %"
         )
     cells = [(row["name"] == results["chosen"], values) for row, values in _cells(rows)]
-    note = "Means over candidates are measured on validation only: the test split is read once, for fixed networks."
-    return f'<p class="lead">{_text(lead)}.</p>{_table(_HEADINGS, cells)}<p>{note}</p>'
+    return f'<p class="lead">{_text(lead)}.</p>{_table(_HEADINGS, cells, "numbers")}<p>{_text(_means_note(rows))}</p>'
+
+
+def _means_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    tested = max(row.get("num_tested", 0) for row in rows)
+    return f"Test is read once, after every choice is made; means on it are of the first {tested} candidates of a kind."
 
 
 def _chance(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]) -> str:
-    by_kind = {kind: [c for c in candidates if c["kind"] == kind] for kind in _KINDS}
+    by_kind = {kind: [c for c in candidates if c["kind"] == kind] for kind in ranking["kinds"]}
+    colours = dict(zip(by_kind, _COLOURS, strict=True))
 
     def histogram(axes: Any) -> None:
         accuracies = {kind: [100 * c["accuracy"] for c in found] for kind, found in by_kind.items()}
@@ -144,14 +145,14 @@ def _chance(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any])
         bins = np.linspace(every.min() - 0.5, every.max() + 0.5, 41)
         for kind, values in accuracies.items():
             weights = np.full(len(values), 100 / len(values))
-            axes.hist(values, bins, weights=weights, color=_COLOURS[kind], alpha=0.65, label=_KINDS[kind])
+            axes.hist(values, bins, weights=weights, color=colours[kind], alpha=0.65, label=kind)
         axes.set(xlabel="validation accuracy, %", ylabel="share of candidates, %")
         axes.legend(frameon=False, loc="upper left")
 
     def scatter(axes: Any) -> None:
         for kind, found in reversed(by_kind.items()):
             x, y = [c["parameters"] for c in found], [100 * c["accuracy"] for c in found]
-            axes.scatter(x, y, 12, color=_COLOURS[kind], alpha=0.5, linewidths=0, label=_KINDS[kind])
+            axes.scatter(x, y, 12, color=colours[kind], alpha=0.5, linewidths=0, label=kind)
         best = ranking["kinds"]["posterior"]["best"]
         axes.scatter(
             best["parameters"], 100 * best["accuracy"], 160, color="black", marker="*", label="found", zorder=3
@@ -161,7 +162,7 @@ def _chance(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any])
         axes.legend(frameon=False)
 
     words = "; ".join(
-        f"{_KINDS[kind]}: mean {100 * group['mean_accuracy']:.1f} %, deviation {100 * group['std_accuracy']:.1f}, "
+        f"{kind}: mean {100 * group['mean_accuracy']:.1f} %, deviation {100 * group['std_accuracy']:.1f}, "
         f"{group['count']:,} candidates"
         for kind, group in ranking["kinds"].items()
     )
@@ -169,8 +170,8 @@ def _chance(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any])
         f"<p>{_text(words)}.</p>"
         + _figure(histogram, (8, 3.4), "Histogram of validation accuracy by kind of candidate")
         + _figure(scatter, (8, 3.6), "Validation accuracy against parameters of every candidate")
-        + "<p>Each random candidate has the parameters of one posterior candidate and the same weights: 'spread evenly' "
-        "drops every channel alike, 'per layer' first draws a keep rate for every layer.</p>"
+        + "<p>Each random candidate has the parameters of one posterior candidate and the same weights: spread evenly, "
+        "every channel is dropped alike; allocated per layer, every layer first draws a keep rate of its own.</p>"
     )
 
 
@@ -222,9 +223,9 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
     tall = 0.6 + 0.24 * len(names)
     return (
         f"<p>{architecture.kept} of {architecture.total} gated channels are kept; "
-        f"{len(removed)} of {len(names)} operations are removed. {decided} of {total} gates are decided (p below 0.05 or "
-        f"above 0.95), {early} of them were after a quarter of the search; the other {total - decided} are open, so the "
-        "candidates differ there.</p>"
+        f"{len(removed)} of {len(names)} operations are removed. {decided} of {total} gates are decided "
+        f"(p below 0.05 or above 0.95), {early} were after a quarter of the search; "
+        f"the other {total - decided} are open, so the candidates differ there.</p>"
         + _figure(drawing, (8, tall), "Share of input channels kept in every gated operation")
         + _figure(heat, (8, 0.6 + 0.24 * len(groups)), "Drop probability of every gate over the search")
         + _figure(course, (8, 3), "Loss and expected share of weights kept over the search")
@@ -245,9 +246,9 @@ def _sizes(posterior: Posterior) -> str:
         moved = ", ".join(f"{name} {100 * change[name]:+.0f} points" for name in first)
         rows.append((False, [f"{100 * share:.0f} %", f"{tilted.expected_parameters():,.0f}", moved]))
     return (
-        f"<p>The gated layers have {total:,} weights, of which {posterior.expected_parameters():,.0f} are expected to be "
-        "kept. <code>posterior.tilt(parameters=...)</code> shifts all keep logits by one constant to another size; these "
-        "layers would change most. Accuracies at those sizes were not measured.</p>"
+        f"<p>The gated layers have {total:,} weights, of which {posterior.expected_parameters():,.0f} are expected to "
+        "be kept. <code>posterior.tilt(parameters=...)</code> shifts all keep logits by one constant to another size; "
+        "these layers would change most. Accuracies at those sizes were not measured.</p>"
         + _table(("share kept", "expected weights", "layers that change most"), rows)
     )
 
@@ -260,9 +261,10 @@ def _serve(work: Workdir, exported: Mapping[str, Any]) -> str:
         "answer['label'], answer['probabilities']"
     )
     return (
-        f"<p>The SavedModel takes raw pixels, <code>image</code> uint8 (N, H, W, C), and answers <code>probabilities</code> "
-        "float32 (N, classes) and <code>label</code> string (N). Reloaded in a process without tfnas and keras, its "
-        f"probabilities were equal to {exported['largest_difference']:.0e}.</p><pre>{_text(code)}</pre>"
+        "<p>The SavedModel takes raw pixels, <code>image</code> uint8 (N, H, W, C), and answers "
+        "<code>probabilities</code> float32 (N, classes) and <code>label</code> string (N). Reloaded in a process "
+        f"without tfnas and keras, its probabilities were equal to {exported['largest_difference']:.0e}.</p>"
+        f"<pre>{_text(code)}</pre>"
     )
 
 
@@ -284,13 +286,13 @@ def _block(name: str) -> str:
     return name.rsplit("_", 2)[0]
 
 
-def _table(headings: Iterable[str], rows: Iterable[tuple[bool, Sequence[str]]]) -> str:
+def _table(headings: Iterable[str], rows: Iterable[tuple[bool, Sequence[str]]], kind: str = "words") -> str:
     head = "".join(f"<th>{_text(heading)}</th>" for heading in headings)
     body = "".join(
         ('<tr class="chosen">' if chosen else "<tr>") + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>\n"
         for chosen, cells in rows
     )
-    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
+    return f'<div class="wide"><table class="{kind}"><tr>{head}</tr>\n{body}</table></div>'
 
 
 def _figure(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> str:
@@ -298,7 +300,7 @@ def _figure(draw: Callable[[Any], None], size: tuple[float, float], caption: str
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": caption, "font.size": 10, "font.family": "sans-serif"}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": caption, "font.size": 10, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()

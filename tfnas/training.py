@@ -11,16 +11,14 @@ from typing import Any
 
 import keras
 import numpy as np
-import rich.console
 import rich.progress
 import tensorflow as tf
 
 from tfnas import config as config_lib
 from tfnas import data, supernets
 from tfnas.errors import UserError
+from tfnas.terminal import console
 from tfnas.workdir import Workdir
-
-console = rich.console.Console()
 
 
 def set_seed(seed: int) -> None:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import data, training, workdir
+from tfnas import data, terminal, training, workdir
 from tfnas.architecture import Architecture
 from tfnas.config import Config
 from tfnas.subnet import describe
@@ -60,7 +60,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         os.replace(aside / "model", target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    training.console.print(f"export    reloaded without tfnas or keras: probabilities equal to {largest:.0e}")
+    terminal.console.print(f"export    reloaded without tfnas or keras: probabilities equal to {largest:.0e}")
 
     beside = [f"{base}/model.keras", f"{base}/architecture.json", f"{base}/labels.txt"]
     work.write(beside[0], model.save)

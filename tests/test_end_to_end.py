@@ -98,6 +98,7 @@ def test_saved_model_serves_raw_pixels(whole):
     answer = served(image=tf.constant(images))
     logits = model((images.astype("float32") / 255 - 0.305) / 0.376).numpy().astype("float64")
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert answer["probabilities"].shape == expected.shape == (5, 10)
     np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
     assert [label.decode() for label in answer["label"].numpy()] == [str(i) for i in expected.argmax(1)]
     assert (path / "export/digits/labels.txt").read_text().split() == [str(i) for i in range(10)]

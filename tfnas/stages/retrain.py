@@ -152,7 +152,7 @@ def _accuracy(model: keras.Model, dataset: Any, config: Config) -> float:
 
 
 def _without_optimizer(model: keras.Model) -> keras.Model:
-    return keras.Model(model.inputs, model.outputs, name=model.name)
+    return keras.Model(model.input, model.outputs[0], name=model.name)
 
 
 def _check_exact(

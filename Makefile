@@ -16,10 +16,10 @@ demo: setup
 	.venv/bin/tfnas run --config=configs/digits.py --workdir=runs/digits
 
 test: setup lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadfile
 
 fast: setup
-	.venv/bin/python -m pytest -m 'not slow'
+	.venv/bin/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 lint: setup
 	.venv/bin/ruff check

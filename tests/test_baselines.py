@@ -3,7 +3,7 @@ import pytest
 
 from tfnas.baselines import ALLOCATED, EVEN, random_candidate
 from tfnas.channels import Graph
-from tfnas.cost import cost
+from tfnas.costs import cost
 from tfnas.posterior import LayerGates, Posterior
 from tfnas.supernets import multi_branch_resnet
 

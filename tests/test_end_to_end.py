@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, tfnas_command
 
-from tfnas import subnet, workdir
+from tfnas import subnets, workdir
 from tfnas.architecture import Architecture
 from tfnas.posterior import Posterior
 
@@ -108,7 +108,7 @@ def test_architecture_json_alone_rebuilds_the_network(whole):
     path = whole[0]
     text = (path / "export/digits/architecture.json").read_text()
     assert Architecture.from_json(text) == Architecture.from_json((path / workdir.ARCHITECTURE).read_text())
-    rebuilt, model = subnet.rebuild(text), keras.models.load_model(path / "export/digits/model.keras")
+    rebuilt, model = subnets.rebuild(text), keras.models.load_model(path / "export/digits/model.keras")
     assert [w.shape for w in rebuilt.get_weights()] == [w.shape for w in model.get_weights()]
     rebuilt.set_weights(model.get_weights())
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype("float32")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tfnas.channels import Graph
-from tfnas.cost import cost
+from tfnas.costs import cost
 from tfnas.supernets import multi_branch_resnet
 
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from tfnas import supernets as supernets
     from tfnas.architecture import Architecture as Architecture
     from tfnas.channels import Graph as Graph
-    from tfnas.cost import cost as cost
+    from tfnas.costs import cost as cost
     from tfnas.gates import Gated as Gated
     from tfnas.posterior import Posterior as Posterior
     from tfnas.ranking import rank as rank
-    from tfnas.subnet import subnet as subnet
+    from tfnas.subnets import subnet as subnet
     from tfnas.supernet import Supernet as Supernet
     from tfnas.supernet import gate as gate
 
@@ -26,10 +26,10 @@ _HOMES = {
     "Graph": "channels",
     "Posterior": "posterior",
     "Supernet": "supernet",
-    "cost": "cost",
+    "cost": "costs",
     "gate": "supernet",
     "rank": "ranking",
-    "subnet": "subnet",
+    "subnet": "subnets",
 }
 
 

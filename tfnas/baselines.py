@@ -10,7 +10,7 @@ import numpy as np
 
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
-from tfnas.cost import cost
+from tfnas.costs import cost
 from tfnas.posterior import Posterior
 
 EVEN = "random, spread evenly"

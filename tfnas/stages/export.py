@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfnas import data, terminal, training, workdir
 from tfnas.architecture import Architecture
 from tfnas.config import Config
-from tfnas.subnet import describe
+from tfnas.subnets import describe
 
 _TOLERANCE = 1e-5  # of probabilities, between the exported and the reloaded model
 

@@ -16,8 +16,8 @@ from tfnas import baselines, data, ranking, training, workdir
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.config import Config
-from tfnas.cost import Cost, cost, latency
-from tfnas.subnet import subnet
+from tfnas.costs import Cost, cost, latency
+from tfnas.subnets import subnet
 from tfnas.supernet import Supernet
 
 _TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest

@@ -14,7 +14,7 @@ import rich.progress
 from tfnas import baselines, data, ranking, terminal, workdir
 from tfnas.architecture import Architecture
 from tfnas.config import Config
-from tfnas.cost import cost
+from tfnas.costs import cost
 from tfnas.errors import UserError
 from tfnas.posterior import Posterior
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfnas import data, training, workdir
 from tfnas.config import Config
-from tfnas.cost import cost
+from tfnas.costs import cost
 from tfnas.supernet import Supernet, gate
 
 

@@ -1,4 +1,4 @@
-"""The subnet is the supernet under its mask, exactly, and costs what cost.py says: the invariants of the cut."""
+"""The subnet is the supernet under its mask, exactly, and costs what costs.py says: the invariants of the cut."""
 
 import keras
 import numpy as np
@@ -7,9 +7,9 @@ from conftest import random_weights
 
 import tfnas
 from tfnas.architecture import Architecture
-from tfnas.cost import cost, latency
+from tfnas.costs import cost, latency
 from tfnas.errors import UserError
-from tfnas.subnet import describe, rebuild, subnet
+from tfnas.subnets import describe, rebuild, subnet
 from tfnas.supernets import multi_branch_resnet
 
 
@@ -60,7 +60,7 @@ def test_subnet_equals_supernet_under_the_mask(build, kind, rng):
 
 
 def multiply_adds(model):
-    """By another road than cost.py: from the built layers' own weights and outputs."""
+    """By another road than costs.py: from the built layers' own weights and outputs."""
     total = 0
     for layer in model.layers:
         if isinstance(layer, keras.layers.Dense | keras.layers.Conv2D):

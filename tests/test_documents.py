@@ -1,0 +1,45 @@
+"""What the documents show works, and what they point at exists."""
+
+import re
+import types
+
+import pytest
+from conftest import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def test_public_names_are_functions_and_classes_whatever_was_imported_before():
+    import tfnas
+    import tfnas.stages.retrain  # loads every module, and with it sets the package's attribute of that name
+
+    names = [name for name in dir(tfnas) if name != "supernets"]
+    assert {"gate", "rank", "subnet", "cost", "Posterior", "Architecture", "Gated", "Supernet"} <= set(names)
+    for name in names:
+        assert callable(getattr(tfnas, name)) and not isinstance(getattr(tfnas, name), types.ModuleType), name
+    assert isinstance(tfnas.supernets, types.ModuleType)
+    with pytest.raises(AttributeError, match="no attribute 'subnett'"):
+        tfnas.subnett  # noqa: B018
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    text = document.read_text()
+    assert text.startswith("# ")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            linked = document.parent / path if path else document
+            assert linked.exists(), target
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            assert not anchor or anchor in [h.lower().replace(",", "").replace(" ", "-") for h in headings], target
+
+
+@pytest.mark.slow
+def test_readme_example_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "epochs = 40" in code
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("epochs = 40", "epochs = 2"), "README.md", "exec"), {})
+    assert "parameters -> " in capsys.readouterr().out
+    assert (tmp_path / "small_model" / "saved_model.pb").exists()

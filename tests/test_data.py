@@ -139,3 +139,10 @@ def test_real_cifar10(cifar10_folder, tmp_path):
     images, labels = next(iter(data.evaluation_batches(splits.train, settings, 100)))
     assert images.shape == (100, 16, 16, 3) and images.dtype == tf.float32
     assert set(labels.numpy()) == set(range(10))
+
+
+def test_a_reader_that_stops_early_takes_nothing_from_the_next(digits_folder):
+    for _ in range(10):
+        splits = data.load(DIGITS, digits_folder)
+        next(iter(data.evaluation_batches(splits.validation, DIGITS, 16)))
+        assert sum(len(labels) for _, labels in data.evaluation_batches(splits.validation, DIGITS, 500)) == 397

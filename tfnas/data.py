@@ -116,13 +116,15 @@ def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
     _check_disjoint(expressions, parts)
 
     def examples(split: str) -> tf.data.Dataset:
-        read = tfds.ReadConfig(interleave_cycle_length=1)  # the same order on every machine
+        # One file after the other: the same order on every machine. No cache, here or in TFDS: where a reader stops in
+        # the middle, TensorFlow's memory cache may take what was read for the whole, and all readers after it see that.
+        read = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
         dataset = builder.as_dataset(
             split=expressions[split], as_supervised=True, shuffle_files=False, read_config=read
         )
         if config.image_size:
             dataset = dataset.map(lambda image, label: (resize(image, config.image_size), label))
-        return dataset.cache()
+        return dataset
 
     return Splits(
         **{split: examples(split) for split in SPLITS},
@@ -162,8 +164,10 @@ def training_batches(
     def augmented(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return _augment(standardise(image, config), config, tf.stack([tf.cast(seed, tf.int64), key])), label
 
+    train = splits.train.cache()  # its only reader shuffles over the whole split, so reads it to the end
+
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = splits.train.shuffle(size, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
+        order = train.shuffle(size, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
         keyed = order.enumerate(epoch * size)
         examples = keyed.map(lambda key, pair: augmented(pair[0], pair[1], key), num_parallel_calls=tf.data.AUTOTUNE)
         return examples.batch(batch_size, drop_remainder=True)

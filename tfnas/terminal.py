@@ -21,6 +21,7 @@ def load_tensorflow() -> Any:
     TensorFlow's C++ code greets on standard error with some ten lines that no log level silences. They are held back,
     and shown after all if the import fails, or if there is an NVIDIA device that TensorFlow could not use.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings stay
     sys.stderr.flush()
     standard_error = os.dup(2)
     with tempfile.TemporaryFile() as held:

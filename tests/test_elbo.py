@@ -19,9 +19,8 @@ def test_weight_term_and_entropy_against_numpy(rng):
     kernel = rng.normal(size=(3, 3, 3, 5))
     p = sigmoid(LOGITS)
     expected = sum((1 - p[k]) * (kernel[:, :, k] ** 2).sum() for k in range(3))
-    assert float(elbo.weight_term(tf.constant(LOGITS, tf.float32), tf.constant(kernel, tf.float32))) == pytest.approx(
-        expected, rel=1e-5
-    )
+    norms = tf.constant((kernel**2).sum((0, 1, 3)), tf.float32)
+    assert float(elbo.weight_term(tf.constant(LOGITS, tf.float32), norms)) == pytest.approx(expected, rel=1e-5)
     entropy = (p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
     assert float(elbo.negative_entropy(tf.constant(LOGITS, tf.float32))) == pytest.approx(entropy, rel=1e-5)
 
@@ -32,7 +31,8 @@ def test_regulariser_and_its_gradients(rng):
     p, norms = sigmoid(LOGITS), (kernel**2).sum((0, 1, 3))
     logits, weights = tf.Variable(LOGITS, dtype=tf.float32), tf.Variable(kernel, dtype=tf.float32)
     with tf.GradientTape() as tape:
-        value = elbo.regulariser([(logits.value(), weights.value())], ell2, num_examples)
+        squares = tf.reduce_sum(tf.square(weights.value()), (0, 1, 3))
+        value = elbo.regulariser([(logits.value(), squares)], ell2, num_examples)
     by_logits, by_weights = tape.gradient(value, [logits, weights])
 
     entropy = (p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
@@ -46,16 +46,20 @@ def test_regulariser_and_its_gradients(rng):
 def test_extreme_logits_stay_finite():
     extreme = tf.Variable([-100.0, 100.0])
     with tf.GradientTape() as tape:
-        value = elbo.regulariser([(extreme.value(), tf.ones((1, 1, 2, 1)))], 1.0, 1.0)
+        value = elbo.regulariser([(extreme.value(), tf.ones(2))], 1.0, 1.0)
     assert np.isfinite(value) and np.isfinite(tape.gradient(value, extreme)).all()
     assert float(value) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_regulariser_is_float32_under_mixed_precision():
-    value = elbo.regulariser([(tf.zeros(2), tf.fill((1, 1, 2, 1), tf.cast(300.0, tf.float16)))], 1.0, 1.0)
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    image = keras.Input((1, 1, 2))
+    x = keras.layers.Conv2D(2, 1, kernel_initializer=keras.initializers.Constant(300.0), name="conv")(image)
+    supernet = tfnas.gate(keras.Model(image, x), ell2=1, num_examples=1, initial_drop=0.5, include="conv")
+    value = supernet.regulariser()
     assert value.dtype == tf.float32
-    # 300^2 overflows float16.
-    assert float(value) == pytest.approx(0.5 * 2 * 0.5 * 90_000 - 2 * np.log(2), rel=1e-6)
+    # 300^2 overflows float16; 2 channels of 2 weights each.
+    assert float(value) == pytest.approx(0.5 * 2 * 0.5 * 2 * 90_000 - 2 * np.log(2), rel=1e-6)
 
 
 def test_training_loss_is_the_elbo(rng):

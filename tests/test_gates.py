@@ -48,7 +48,8 @@ def test_hard_mask_drops_input_channels(rng):
     keep = np.array([1, 0, 1, 1, 0], "float32")
     gated.mask.assign(keep)
     by_hand = (
-        tf.nn.conv2d(x[..., keep > 0], gated.kernel.numpy()[:, :, keep > 0], 1, "VALID") + gated.layer.bias.numpy()
+        tf.nn.conv2d(x[..., keep > 0], gated.layer.kernel.numpy()[:, :, keep > 0], 1, "VALID")
+        + gated.layer.bias.numpy()
     )
     np.testing.assert_allclose(gated(x), by_hand, rtol=1e-4, atol=1e-5)
 

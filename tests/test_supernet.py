@@ -76,7 +76,7 @@ def test_weight_decay_spares_the_gates(rng):
         keras.utils.set_random_seed(1)
         supernet = compiled(keras.optimizers.SGD(0.1, weight_decay=decay))
         supernet.train_on_batch(x, y)
-        moved.append((logits_of(supernet), supernet.gated_layers["stage1_block1_path1_conv1"].kernel.numpy()))
+        moved.append((logits_of(supernet), supernet.gated_layers["stage1_block1_path1_conv1"].layer.kernel.numpy()))
     np.testing.assert_array_equal(moved[0][0], moved[1][0])
     assert np.abs(moved[0][1] - moved[1][1]).max() > 1e-4
 

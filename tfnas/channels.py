@@ -1,16 +1,35 @@
 """How channels flow through a Keras graph: the one place that reads a model's structure.
 
-A channel of a tensor is *constant* when, under an architecture, it no longer depends on the model's input and has one
-value at all positions (every input channel of the convolution that made it is dropped); otherwise it is *explicit*. A
-channel is *live* when some kept channel downstream reads it. A subnet computes what is explicit and live; constants
-are folded into what follows.
+Under an architecture a channel of a tensor is *explicit* when it depends on the model's input or on the position, and
+otherwise *constant*: it has one value everywhere (every input channel of the convolution that made it is dropped), and
+that value may be known to be *zero* without a look at the weights. A channel is *live* when some kept channel
+downstream reads it. A subnet computes what is explicit and live; constants are folded into what follows.
+
+Every operation is of one kind, and each kind has one rule here (how it makes channels explicit, zero and live), one in
+`costs` (what it costs) and one in `subnets` (how it is cut):
+
+    input      a model's input
+    kernel     mixes all input channels: Conv, ConvTranspose, Dense
+    separable  a depthwise convolution and a kernel in one layer
+    depthwise  filters each channel by itself, `multiplier` outputs for each input
+    norm       BatchNormalization
+    scale      one factor per channel
+    pointwise  a function of each number by itself
+    spatial    pooling, cropping, upsampling, dropout: a constant channel stays what it is
+    padding    zeros round the border: a constant channel does not stay constant unless it is zero
+    reshape    other spatial axes, the same channels
+    flatten    spatial axes and channels become one axis
+    merge      Add, Multiply, ... of tensors, channel by channel
+    concat     concatenation along channels
+    opaque     reads all channels and is not cut: LayerNormalization, Rescaling, ungated grouped convolutions, ...
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,14 +37,28 @@ import numpy as np
 
 from tfnas.errors import UserError
 
+LAYOUTS = ("gather", "mask", "shared")
+
+_KERNELS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Dense,
+)
+TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _POINTWISE = (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
-_SPATIAL = (
+POOLING = (
     keras.layers.MaxPooling1D,
     keras.layers.MaxPooling2D,
     keras.layers.MaxPooling3D,
     keras.layers.AveragePooling1D,
     keras.layers.AveragePooling2D,
     keras.layers.AveragePooling3D,
+)
+_SPATIAL = (
+    *POOLING,
     keras.layers.GlobalAveragePooling1D,
     keras.layers.GlobalAveragePooling2D,
     keras.layers.GlobalAveragePooling3D,
@@ -35,33 +68,64 @@ _SPATIAL = (
     keras.layers.Cropping1D,
     keras.layers.Cropping2D,
     keras.layers.Cropping3D,
+    keras.layers.UpSampling1D,
+    keras.layers.UpSampling2D,
+    keras.layers.UpSampling3D,
     keras.layers.Dropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+    keras.layers.GaussianNoise,
     keras.layers.Identity,
 )
-CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-# Subclasses whose kernels are laid out, or connected, in another way.
-_NOT_PLAIN = (
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
+_PADDING = (keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D, keras.layers.ZeroPadding3D)
+_OPAQUE = (
+    keras.layers.Rescaling,
+    keras.layers.Normalization,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.UnitNormalization,
+    keras.layers.Softmax,
+    keras.layers.Permute,
+    keras.layers.RepeatVector,
+)
+# By class name, of layers and of Keras operations alike (`x + y` makes an operation 'Add').
+_MERGES = {
+    "Add": "add",
+    "Subtract": "subtract",
+    "Multiply": "multiply",
+    "Average": "average",
+    "Maximum": "maximum",
+    "Minimum": "minimum",
+    "Divide": "divide",
+    "TrueDivide": "divide",
+}
+_POINTWISE_OPERATIONS = frozenset(
+    "Relu Relu6 Sigmoid Silu Gelu Tanh Elu Selu LeakyRelu HardSigmoid HardSilu Softplus Softsign Exp Abs Absolute "
+    "Square Sqrt Negative Clip".split()
+)
+# Activations that look at one number at a time; anything else (softmax, a user's own function) may mix channels.
+_ACTIVATIONS = frozenset(
+    "linear relu relu6 leaky_relu elu selu celu gelu silu swish mish sigmoid hard_sigmoid hard_silu hard_swish "
+    "log_sigmoid tanh hard_tanh hard_shrink soft_shrink tanh_shrink softplus softsign squareplus sparse_plus "
+    "exponential threshold".split()
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One layer's call in the graph.
+    """One call of a layer or operation in the graph.
 
     Attributes:
-        name: the layer's name, unique in the graph.
-        kind: 'input', 'kernel' (convolution or dense), 'norm', 'pointwise', 'spatial', 'add' or 'concat'.
-        layer: the Keras layer; for a wrapped one, the wrapper.
+        name: unique in the graph; that of the layer, behind the names of the nested models it stands in.
+        kind: see the module's list.
+        layer: the Keras layer or operation; for a gated one, the wrapper.
         inputs: indices of the nodes it reads, in order.
         num_channels: size of the last axis of its output.
         spatial: the axes between batch and channels; () for a vector.
+        zero_to_zero: whether zeros as input, without bias, give zeros (through activation or function).
+        replay: calls an operation again on other tensors; a layer is called by `call`.
+        merge: for a merge, 'add', 'multiply', ...
     """
 
     name: str
@@ -70,67 +134,179 @@ class Node:
     inputs: tuple[int, ...]
     num_channels: int
     spatial: tuple[int | None, ...]
+    zero_to_zero: bool
+    replay: Callable[[Sequence[Any]], Any]
+    merge: str = ""
 
     @property
     def inner(self) -> Any:
-        """The layer itself, without a wrapper round it."""
-        return self.layer.layer if isinstance(self.layer, keras.layers.Wrapper) else self.layer
+        """The layer itself, without a gate round it."""
+        return self.layer.layer if _is_gate(self.layer) else self.layer
+
+    @property
+    def gated(self) -> bool:
+        """Whether the layer is wrapped in a gate."""
+        return _is_gate(self.layer)
+
+    @property
+    def mixes_outputs(self) -> bool:
+        """Whether its activation looks at all output channels at once, so that none may be missing (softmax)."""
+        return self.kind in ("kernel", "separable", "depthwise") and not _is_pointwise(self.inner.activation)
 
     @property
     def pads(self) -> bool:
-        """Whether this kernel sees zeros beyond the border, so that a constant input gives no constant output."""
+        """Whether this convolution sees zeros beyond the border, so that a constant input gives no constant output."""
         inner = self.inner
-        return isinstance(inner, CONVOLUTIONS) and inner.padding != "valid" and any(k > 1 for k in inner.kernel_size)
+        if isinstance(inner, TRANSPOSED):
+            return any(k > 1 for k in inner.kernel_size) or any(s > 1 for s in inner.strides)
+        padding = getattr(inner, "padding", "valid")
+        return padding != "valid" and any(k > 1 for k in getattr(inner, "kernel_size", ()))
+
+    @property
+    def multiplier(self) -> int:
+        """Of a depthwise or separable convolution: outputs of the depthwise step for each input channel."""
+        inner = self.inner
+        if isinstance(inner, (*_DEPTHWISE, *_SEPARABLE)):
+            return int(inner.depth_multiplier)
+        return int(inner.filters // inner.groups)
+
+    def call(self, layer: Any, tensors: Sequence[Any]) -> Any:
+        """Calls `layer`, a stand-in for this node's, on tensors that stand in for its inputs."""
+        if not isinstance(layer, keras.Layer):
+            return self.replay(tensors)
+        return layer(list(tensors) if len(tensors) > 1 else tensors[0])
 
 
 class Graph:
-    """The nodes of a functional model, inputs first, each after all it reads.
+    """The nodes of a functional model, each after all it reads; nested models are taken apart.
 
     Args:
-        model: a functional Keras model with one input and one output, channels last.
+        model: a functional or Sequential Keras model, built, channels last.
+
+    Attributes:
+        nodes: in an order in which they can be computed.
+        inputs, outputs: numbers of the model's input and output nodes.
+        model: the model itself.
 
     Raises:
-        UserError: naming the layer, if the model has something whose channels this module cannot follow.
+        UserError: naming the layer and what to do, if the model has something whose channels cannot be followed.
     """
 
     def __init__(self, model: keras.Model):
-        if not hasattr(model, "_nodes_by_depth"):
-            raise UserError(
-                f"model '{getattr(model, 'name', model)}': a functional or Sequential Keras model is needed. "
-                f"Received: {type(model).__name__}"
-            )
-        if len(model.inputs) != 1 or len(model.outputs) != 1:
-            raise UserError(
-                f"model '{model.name}': one input and one output expected. "
-                f"Received: {len(model.inputs)} inputs, {len(model.outputs)} outputs"
-            )
+        self.model = _functional(model)
         self.nodes: list[Node] = []
-        index: dict[int, int] = {}  # id of a KerasTensor -> the node that makes it
-        seen: set[str] = set()
+        self._names: set[str] = set()
+        self._called: dict[int, str] = {}  # id of a layer with weights -> its node
+        index = self._add(self.model, "", {})
+        self.inputs = tuple(index[id(tensor)] for tensor in self.model.inputs)
+        self.outputs = tuple(index[id(tensor)] for tensor in self.model.outputs)
+
+    def _add(self, model: Any, prefix: str, index: dict[int, int]) -> dict[int, int]:
+        """Adds a (nested) model's nodes; `index` maps its inputs' ids to nodes, and on return all its tensors'."""
         for depth in sorted(model._nodes_by_depth, reverse=True):
             for call in model._nodes_by_depth[depth]:
-                layer = call.operation
-                if layer.name in seen:
-                    raise UserError(f"layer '{layer.name}' is called more than once: give each call a layer of its own")
-                seen.add(layer.name)
-                output = call.output_tensors[0]
-                index[id(output)] = len(self.nodes)
-                self.nodes.append(
-                    Node(
-                        layer.name,
-                        _kind(layer),
-                        layer,
-                        tuple(index[id(tensor)] for tensor in call.input_tensors),
-                        output.shape[-1],
-                        tuple(output.shape[1:-1]),
-                    )
-                )
-        self.output = index[id(model.outputs[0])]
+                operation = call.operation
+                if id(call.output_tensors[0]) in index:
+                    continue  # the input of a nested model is what its caller gives it
+                sources = tuple(index[id(tensor)] for tensor in call.input_tensors)
+                if isinstance(operation, keras.Model) and not _is_gate(operation):
+                    inner = _functional(operation)
+                    given = {id(tensor): source for tensor, source in zip(inner.inputs, sources, strict=True)}
+                    if prefix + operation.name in self._called.values():
+                        raise _called_twice(prefix + operation.name)
+                    self._called[id(operation)] = prefix + operation.name
+                    made = self._add(inner, f"{prefix}{operation.name}_", given)
+                    for outer, tensor in zip(call.output_tensors, inner.outputs, strict=True):
+                        index[id(outer)] = made[id(tensor)]
+                    continue
+                if len(call.output_tensors) != 1:
+                    raise UserError(f"layer '{operation.name}': one output tensor expected; replace or split it")
+                index[id(call.output_tensors[0])] = len(self.nodes)
+                self.nodes.append(self._node(operation, call, prefix, sources))
+        return index
+
+    def _node(self, operation: Any, call: Any, prefix: str, sources: tuple[int, ...]) -> Node:
+        name = prefix + operation.name
+        if getattr(operation, "weights", None):
+            if id(operation) in self._called:
+                raise _called_twice(name)
+            self._called[id(operation)] = name
+        count = 1
+        while name in self._names:  # a layer without weights may be shared, and operations have one name for all
+            name = f"{prefix}{operation.name}_{count}"
+            count += 1
+        self._names.add(name)
+        output = call.output_tensors[0]
+        kind = _kind(operation, name, call.input_tensors, output)
+
+        def replay(tensors: Sequence[Any]) -> Any:
+            arguments, keywords = call.arguments.fill_in(
+                {id(old): new for old, new in zip(call.input_tensors, tensors, strict=True)}
+            )
+            return operation(*arguments, **keywords)
+
+        return Node(
+            name=name,
+            kind=kind,
+            layer=operation,
+            inputs=sources,
+            num_channels=output.shape[-1],
+            spatial=tuple(output.shape[1:-1]),
+            zero_to_zero=_zero_to_zero(operation, kind, replay),
+            replay=replay,
+            merge=_MERGES[type(operation).__name__] if kind == "merge" else "",
+        )
+
+    def rebuild(self, make: Callable[[Node], Any], name: str | None = None) -> keras.Model:
+        """A functional model of the same structure, nested models taken apart.
+
+        Args:
+            make: from a node to the layer that stands in for it; an operation that is no layer is called as it is.
+            name: of the new model; None: this one's.
+        """
+        tensors: list[Any] = []
+        for node in self.nodes:
+            if node.kind == "input":
+                shape, dtype = node.layer.batch_shape, node.layer.dtype
+                tensors.append(keras.Input(batch_shape=shape, dtype=dtype, name=node.name))
+            else:
+                tensors.append(node.call(make(node), [tensors[i] for i in node.inputs]))
+        return self.model_of(dict(enumerate(tensors)), name or self.model.name)
+
+    def model_of(self, tensors: Mapping[int, Any], name: str) -> keras.Model:
+        """A model from tensors that stand in for the inputs' and outputs' nodes, by number; nested as this model's."""
+
+        def structure(nested: Any, flat: Sequence[Any], numbers: Sequence[int]) -> Any:
+            made = {id(old): tensors[i] for old, i in zip(flat, numbers, strict=True)}
+            return keras.tree.map_structure(lambda old: made[id(old)], nested)
+
+        return keras.Model(
+            structure(self.model._inputs_struct, self.model.inputs, self.inputs),
+            structure(self.model._outputs_struct, self.model.outputs, self.outputs),
+            name=name,
+        )
 
     @functools.cached_property
     def index(self) -> dict[str, int]:
         """Node number of each name."""
         return {node.name: i for i, node in enumerate(self.nodes)}
+
+    @functools.cached_property
+    def sees_kernel(self) -> list[bool]:
+        """For each node, whether a kernel stands before it; the stem is what has none before it."""
+        seen: list[bool] = []
+        for node in self.nodes:
+            seen.append(any(seen[i] or _has_kernel(self.nodes[i]) for i in node.inputs))
+        return seen
+
+    @functools.cached_property
+    def feeds_kernel(self) -> list[bool]:
+        """For each node, whether a kernel stands after it; the classifier is what has none after it."""
+        feeds = [False] * len(self.nodes)
+        for i in reversed(range(len(self.nodes))):
+            for source in self.nodes[i].inputs:
+                feeds[source] |= feeds[i] or _has_kernel(self.nodes[i])
+        return feeds
 
     def group_sizes(self, name: str) -> tuple[int, ...]:
         """Channels of each source that a layer's input concatenates, in order; one entry if it is no concatenation."""
@@ -140,66 +316,100 @@ class Graph:
         node = self.nodes[i]
         if node.kind == "concat":
             return tuple(size for source in node.inputs for size in self._sources(source))
-        if node.kind in ("norm", "pointwise", "spatial"):
+        if node.kind in ("norm", "scale", "pointwise", "spatial", "padding", "reshape"):
             return self._sources(node.inputs[0])
         return (node.num_channels,)
 
-    def flow(self, keep: Mapping[str, np.ndarray]) -> Flow:
+    def flow(self, keep: Mapping[str, np.ndarray], layout: str = "gather") -> Flow:
         """What each node computes when only the channels `keep` of the named layers' inputs are kept.
 
+        Args:
+            keep: an Architecture.
+            layout: 'gather': a tensor holds what anybody reads and each reader gathers its own. 'mask': each reader
+                takes what the tensor holds. 'shared': as 'gather', for `keep` widened by `shared`.
+
         Raises:
-            UserError: if `keep` names a layer that is not here, or has a mask of another length.
+            UserError: if `keep` names a layer that is not here, or has a mask of another length; unknown layout.
         """
+        if layout not in LAYOUTS:
+            raise UserError(f"layout: one of {', '.join(map(repr, LAYOUTS))} expected. Received: {layout!r}")
         for name, mask in keep.items():
             if name not in self.index:
-                raise UserError(f"architecture: this model has no layer '{name}'")
+                raise UserError(
+                    f"architecture: this model has no layer '{name}'; was it made for another super-network?"
+                )
             expected = self.nodes[self.nodes[self.index[name]].inputs[0]].num_channels
             if mask.shape != (expected,):
                 raise UserError(f"architecture: '{name}' has {expected} input channels. Received: {mask.size}")
-        explicit = self._explicit(keep)
-        # A model must have an output tensor, even one that is constant.
-        explicit[self.output] = np.ones_like(explicit[self.output])
-        return Flow(explicit, self._live(keep, explicit), {n: np.asarray(m) for n, m in keep.items()})
+        if layout == "shared":
+            keep = self.shared(keep)
+        explicit, zero = self._states(keep)
+        return Flow(self, explicit, zero, self._live(keep, explicit, layout == "mask"), dict(keep), layout == "mask")
 
-    def _explicit(self, keep: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def shared(self, keep: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`keep` widened until all readers of a tensor keep the same of its channels, so that nothing is gathered."""
+        widened = {name: np.array(mask) for name, mask in keep.items()}
+        while True:
+            explicit, _ = self._states(widened)
+            live = self._live(widened, explicit, linked=True)
+            before = sum(int(mask.sum()) for mask in widened.values())
+            for name, mask in widened.items():
+                if mask.any():  # an operation that was dropped stays dropped
+                    mask |= live[self.nodes[self.index[name]].inputs[0]]
+            if sum(int(mask.sum()) for mask in widened.values()) == before:
+                return widened
+
+    def _states(self, keep: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """For every node, which of its channels are explicit and which are known to be zero; bool, shape (C,)."""
         explicit: list[np.ndarray] = []
+        zero: list[np.ndarray] = []
         for node in self.nodes:
-            sources = [explicit[i] for i in node.inputs]
-            if node.kind == "input":
-                value = np.ones(node.num_channels, bool)
-            elif node.kind == "kernel":
-                kept = keep.get(node.name, np.ones_like(sources[0]))
-                read = kept if node.pads else kept & sources[0]
-                value = np.full(node.num_channels, bool(read.any()))
-            elif node.kind == "add":
-                value = functools.reduce(np.logical_or, sources)
-            elif node.kind == "concat":
-                value = np.concatenate(sources)
-            else:
-                value = sources[0]
-            explicit.append(value)
-        return explicit
+            e, z = _STATES[node.kind](
+                node, [explicit[i] for i in node.inputs], [zero[i] for i in node.inputs], keep.get(node.name)
+            )
+            explicit.append(e)
+            zero.append(z & ~e)
+        return explicit, zero
 
-    def _live(self, keep: Mapping[str, np.ndarray], explicit: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _live(self, keep: Mapping[str, np.ndarray], explicit: Sequence[np.ndarray], linked: bool) -> list[np.ndarray]:
+        """Which explicit channels are read. `linked`: what is channel by channel is computed for all that is there."""
         live = [np.zeros(node.num_channels, bool) for node in self.nodes]
-        live[self.output][:] = True
-        for i in reversed(range(len(self.nodes))):
-            node = self.nodes[i]
-            live[i] &= explicit[i]
-            if node.kind == "kernel":
-                if live[i].any():
-                    source = node.inputs[0]
-                    live[source] |= keep.get(node.name, np.ones(self.nodes[source].num_channels, bool))
-            elif node.kind == "concat":
-                start = 0
-                for source in node.inputs:
-                    size = self.nodes[source].num_channels
-                    live[source] |= live[i][start : start + size]
-                    start += size
-            else:
-                for source in node.inputs:
-                    live[source] |= live[i]
-        return live
+        for i in self.outputs:
+            live[i][:] = True
+        while True:
+            before = sum(int(channels.sum()) for channels in live)
+            for i in reversed(range(len(self.nodes))):
+                node = self.nodes[i]
+                live[i] &= explicit[i]
+                if live[i].any() and (node.mixes_outputs or node.kind == "opaque"):
+                    live[i][:] = True
+                for source, channels in zip(node.inputs, self._read(node, live[i], keep.get(node.name)), strict=True):
+                    live[source] |= channels
+            if linked:
+                for i, node in enumerate(self.nodes):
+                    live[i] &= explicit[i]
+                    if node.kind in _LINKED and keep.get(node.name) is None and live[i].any():
+                        # A source of one channel, broadcast in a merge, says nothing of the others.
+                        whole = [s for s in node.inputs if node.kind != "merge" or live[s].size == node.num_channels]
+                        live[i] |= explicit[i] & _joined(node, [live[s] for s in whole])
+            if not linked or sum(int(channels.sum()) for channels in live) == before:
+                return live
+
+    def _read(self, node: Node, live: np.ndarray, kept: np.ndarray | None) -> list[np.ndarray]:
+        """Which channels of each of its inputs a node reads for its live outputs; bool, shape (C of the input,)."""
+        sizes = [self.nodes[i].num_channels for i in node.inputs]
+        read: list[Any]
+        if node.kind == "concat":
+            return np.split(live, np.cumsum(sizes)[:-1])
+        if node.kind in ("kernel", "separable", "opaque"):
+            read = [np.full(size, bool(live.any())) for size in sizes]
+        elif node.kind == "depthwise":
+            read = [live.reshape(sizes[0], node.multiplier).any(1)]
+        elif node.kind == "flatten":
+            read = [live.reshape(-1, sizes[0]).any(0)]
+        else:  # a source of one channel is broadcast over all channels of a merge
+            read = [live if size == node.num_channels else np.full(size, bool(live.any())) for size in sizes]
+        return read if kept is None else [read[0] & kept]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,54 +417,278 @@ class Flow:
     """Channels under one architecture, by node number.
 
     Attributes:
+        graph: whose nodes these are.
         explicit: bool, shape (C,), which output channels depend on the model's input or on the position.
+        zero: bool, shape (C,), which of the others are zero whatever the weights.
         live: bool, shape (C,), which of the explicit ones are read; only these exist in the subnet.
         keep: the architecture's masks by layer name.
+        masked: whether kernels read all that their input holds, with zeros for what they do not keep.
     """
 
+    graph: Graph
     explicit: list[np.ndarray]
+    zero: list[np.ndarray]
     live: list[np.ndarray]
     keep: dict[str, np.ndarray]
+    masked: bool
 
     def kept(self, node: Node) -> np.ndarray:
-        """Input channels that a kernel keeps, bool, shape (K,)."""
+        """Input channels that a layer keeps, bool, shape (K,)."""
         return self.keep.get(node.name, np.ones_like(self.explicit[node.inputs[0]]))
 
     def kernel_inputs(self, node: Node) -> tuple[np.ndarray, bool]:
-        """For a kernel that exists: its explicit kept input channels, bool (K,), and whether it reads ones besides.
+        """For a kernel that exists: the input channels it is given, bool (K,), and whether constants add to them.
 
-        All constant inputs of a kernel act as one: in the subnet a single channel of ones stands for them, and for the
-        inputs of a kernel that has no others.
+        In the subnet the constants become the bias of a kernel that does not pad, and one channel of ones for one that
+        does. A separable convolution is given its constants written out, so that none are left to add.
         """
+        source = node.inputs[0]
         kept = self.kept(node)
-        explicit = self.explicit[node.inputs[0]]
-        inputs = kept & explicit
-        return inputs, bool((kept & ~explicit).any() or not inputs.any())
+        constants = kept & ~self.explicit[source] & ~self.zero[source]
+        inputs = kept & self.explicit[source]
+        if self.masked and inputs.any():
+            inputs = self.live[source]
+        if node.kind == "separable":
+            return inputs | constants, False
+        return inputs, bool(constants.any())
+
+    def depthwise_inputs(self, node: Node) -> np.ndarray:
+        """Input channels that a depthwise convolution is given, bool, shape (K,)."""
+        return np.any(self.live[self.graph.index[node.name]].reshape(-1, node.multiplier), axis=1)
+
+    def reaches_outputs(self) -> bool:
+        """Whether every output still depends on the input."""
+        return all(self.explicit[i].any() for i in self.graph.outputs)
 
 
-def _kind(layer: Any) -> str:
-    inner = layer.layer if isinstance(layer, keras.layers.Wrapper) else layer
-    if getattr(inner, "data_format", "channels_last") != "channels_last":
-        raise UserError(f"layer '{layer.name}': data_format must be 'channels_last'. Received: {inner.data_format!r}")
+# Kinds whose output channels are their input's, one by one.
+_LINKED = frozenset(("norm", "scale", "pointwise", "spatial", "padding", "reshape", "flatten", "merge", "concat"))
+
+_State = tuple[np.ndarray, np.ndarray]
+
+
+def _joined(node: Node, sources: Sequence[np.ndarray]) -> Any:
+    """A property of the sources' channels, carried to the output: true where it is for any channel that joins in."""
+    if node.kind == "concat":
+        return np.concatenate(sources)
+    if node.kind == "flatten":
+        return np.tile(sources[0], node.num_channels // sources[0].size)
+    return np.any([np.broadcast_to(s, node.num_channels) for s in sources], axis=0)
+
+
+def _input_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
+    return np.ones(node.num_channels, bool), np.zeros(node.num_channels, bool)
+
+
+def _kernel_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
+    kept = np.ones_like(e[0]) if kept is None else kept
+    constants = bool((kept & ~e[0] & ~z[0]).any())
+    explicit = bool((kept & e[0]).any()) or (node.pads and constants)
+    zero = not constants and node.zero_to_zero
+    return np.full(node.num_channels, explicit), np.full(node.num_channels, zero)
+
+
+def _depthwise_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
+    kept = np.ones_like(e[0]) if kept is None else kept
+    constants = kept & ~e[0] & ~z[0]
+    explicit = (kept & e[0]) | (constants & node.pads)
+    zero = ~constants & node.zero_to_zero
+    return np.repeat(explicit, node.multiplier), np.repeat(zero, node.multiplier)
+
+
+def _channelwise_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
+    kept = np.ones_like(e[0]) if kept is None else kept
+    return e[0] & kept, (z[0] | ~kept) & node.zero_to_zero
+
+
+def _padding_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
+    return ~z[0], z[0]
+
+
+def _joined_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
+    return _joined(node, e), ~_joined(node, [~s for s in z])
+
+
+def _merge_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
+    e, z = ([np.broadcast_to(s, node.num_channels) for s in states] for states in (e, z))
+    if node.merge == "multiply":
+        zero = functools.reduce(np.logical_or, z)
+        return functools.reduce(np.logical_or, e) & ~zero, zero
+    zero = functools.reduce(np.logical_and, z) & (node.merge != "divide")
+    return functools.reduce(np.logical_or, e), zero
+
+
+def _opaque_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
+    return np.full(node.num_channels, True), np.full(node.num_channels, False)
+
+
+_STATES: dict[str, Callable[[Node, Any, Any, Any], _State]] = {
+    "input": _input_state,
+    "kernel": _kernel_state,
+    "separable": _kernel_state,
+    "depthwise": _depthwise_state,
+    "norm": _channelwise_state,
+    "scale": _channelwise_state,
+    "pointwise": _channelwise_state,
+    "spatial": _channelwise_state,
+    "reshape": _channelwise_state,
+    "padding": _padding_state,
+    "flatten": _joined_state,
+    "concat": _joined_state,
+    "merge": _merge_state,
+    "opaque": _opaque_state,
+}
+
+
+def channel_kernels(layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
+    """A layer's kernels, each with the shape (before, K, after) in which its input channels are the middle axis.
+
+    Args:
+        layer: built; one that `Gated` may wrap. A layer without a kernel (pooling) has none.
+    """
+    if isinstance(layer, TRANSPOSED):
+        return [(layer.kernel, (math.prod(layer.kernel.shape[:-1]), layer.kernel.shape[-1], 1))]
+    if isinstance(layer, _SEPARABLE):
+        depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
+        channels, multiplier = depthwise.shape[-2:]
+        return [
+            (depthwise, (math.prod(depthwise.shape[:-2]), channels, multiplier)),
+            (pointwise, (1, channels, multiplier * pointwise.shape[-1])),
+        ]
+    if not hasattr(layer, "kernel"):
+        return []
+    shape = layer.kernel.shape
+    if getattr(layer, "groups", 1) > 1:  # depthwise: the one that `is_gateable` lets through
+        return [(layer.kernel, (math.prod(shape[:-2]), layer.groups, shape[-1] // layer.groups))]
+    return [(layer.kernel, (math.prod(shape[:-2]), *shape[-2:]))]
+
+
+def is_gateable(node: Node) -> bool:
+    """Whether `Gated` may wrap this node's layer."""
+    return node.kind in ("kernel", "separable", "depthwise") or isinstance(
+        node.inner, (*POOLING, keras.layers.Identity)
+    )
+
+
+def _has_kernel(node: Node) -> bool:
+    return node.kind in ("kernel", "separable", "depthwise") or isinstance(node.inner, _KERNELS)
+
+
+def _is_gate(layer: Any) -> bool:
+    return getattr(layer, "gates_inputs", False)
+
+
+def _is_pointwise(activation: Any) -> bool:
+    return getattr(activation, "__name__", "") in _ACTIVATIONS
+
+
+def _functional(model: Any) -> Any:
+    if isinstance(model, keras.Sequential):
+        if model._functional is None:
+            raise UserError(
+                f"model '{model.name}': not built, so its channels are not known: give it a keras.Input first, or call "
+                "model.build(input_shape)"
+            )
+        return model._functional
+    if not hasattr(model, "_nodes_by_depth"):
+        raise UserError(
+            f"model '{getattr(model, 'name', model)}': a functional or Sequential Keras model is needed, because a "
+            "subclassed one does not tell how its channels flow: build it with the functional API. "
+            f"Received: {type(model).__name__}"
+        )
+    return model
+
+
+def _called_twice(name: str) -> UserError:
+    return UserError(
+        f"layer '{name}' is called more than once, and its weights cannot be cut for two places at once: give each "
+        "call a layer of its own"
+    )
+
+
+def _kind(layer: Any, name: str, inputs: Sequence[Any], output: Any) -> str:
+    inner = layer.layer if _is_gate(layer) else layer
+    if getattr(inner, "data_format", None) == "channels_first":
+        raise UserError(f"layer '{name}': data_format must be 'channels_last'. Received: {inner.data_format!r}")
     if isinstance(inner, keras.layers.InputLayer):
         return "input"
-    if isinstance(inner, (keras.layers.Dense, *CONVOLUTIONS)) and not isinstance(inner, _NOT_PLAIN):
-        if getattr(inner, "groups", 1) != 1:
-            raise UserError(f"layer '{layer.name}': groups must be 1. Received: {inner.groups}")
-        return "kernel"
+    if isinstance(inner, _SEPARABLE):
+        return _checked(inner, name, "separable")
+    if isinstance(inner, _DEPTHWISE):
+        return _checked(inner, name, "depthwise")
+    if isinstance(inner, (*_KERNELS, *TRANSPOSED)):
+        groups = getattr(inner, "groups", 1)
+        if groups == inputs[0].shape[-1] > 1:
+            return _checked(inner, name, "depthwise")
+        return "opaque" if groups > 1 else _checked(inner, name, "kernel")
     if isinstance(inner, keras.layers.BatchNormalization):
+        if inner.axis not in (-1, len(output.shape) - 1):
+            raise UserError(f"layer '{name}': axis must be the channels' (-1). Received: {inner.axis}")
         return "norm"
+    if type(inner).__name__ == "LayerScale" and type(inner).__module__.startswith("keras."):
+        return "scale"
     if isinstance(inner, _POINTWISE):
-        return "pointwise"
+        if not isinstance(inner, keras.layers.Activation):
+            return "pointwise"
+        return (
+            _checked(inner, name, "pointwise") if _is_pointwise(inner.activation) else _checked(inner, name, "opaque")
+        )
     if isinstance(inner, _SPATIAL):
         return "spatial"
-    if isinstance(inner, keras.layers.Add):
-        return "add"
-    if isinstance(inner, keras.layers.Concatenate):
-        if inner.axis not in (-1, len(inner.output.shape) - 1):
-            raise UserError(f"layer '{layer.name}': axis must be the channels' (-1). Received: {inner.axis}")
-        return "concat"
+    if isinstance(inner, _PADDING):
+        return "padding"
+    if isinstance(inner, keras.layers.Flatten):
+        return "flatten"
+    if isinstance(inner, keras.layers.Reshape):
+        return "reshape" if output.shape[-1] == inputs[0].shape[-1] else "opaque"
+    if isinstance(inner, _OPAQUE):
+        return "opaque"
+    if type(inner).__module__.startswith("keras."):
+        if type(inner).__name__ in _MERGES:
+            return _merge_kind(inner, name, inputs, output)
+        if type(inner).__name__ == "Concatenate":
+            if inner.axis not in (-1, len(output.shape) - 1):
+                raise UserError(f"layer '{name}': axis must be the channels' (-1). Received: {inner.axis}")
+            return "concat"
+        if type(inner).__name__ in _POINTWISE_OPERATIONS and len(inputs) == 1:
+            return "pointwise"
+    what = "a Lambda" if isinstance(inner, keras.layers.Lambda) else type(inner).__name__
     raise UserError(
-        f"layer '{layer.name}': {type(inner).__name__} is not supported yet; convolutions, Dense, BatchNormalization, "
-        "activations, pooling, cropping, Add and Concatenate are"
+        f"layer '{name}': {what} is not supported, because how channels pass through it is not known: replace it by "
+        "Keras's own layers (convolutions, Dense, normalisations, activations, pooling, padding, cropping, upsampling, "
+        "Flatten, Reshape, Add, Multiply, Concatenate and their like), or put it before or behind the model"
     )
+
+
+def _checked(inner: Any, name: str, kind: str) -> str:
+    if not _is_pointwise(inner.activation) and inner.activation not in _keras_activations():
+        raise UserError(f"layer '{name}': one of Keras's own activations expected. Received: {inner.activation}")
+    return kind
+
+
+def _keras_activations() -> list[Any]:
+    return [getattr(keras.activations, name) for name in dir(keras.activations)]
+
+
+def _merge_kind(inner: Any, name: str, inputs: Sequence[Any], output: Any) -> str:
+    if len(inputs) == 1:  # with a number, `x + 3.0`
+        return "pointwise"
+    if any(t.shape[-1] not in (1, output.shape[-1]) or len(t.shape) != len(output.shape) for t in inputs):
+        raise UserError(
+            f"layer '{name}': tensors of one rank, with the same or one channel, expected. "
+            f"Received: {[tuple(t.shape) for t in inputs]}"
+        )
+    return "merge"
+
+
+def _zero_to_zero(operation: Any, kind: str, replay: Callable[[Sequence[Any]], Any]) -> bool:
+    inner = operation.layer if _is_gate(operation) else operation
+    if kind in ("kernel", "separable", "depthwise"):
+        return not inner.use_bias and _is_pointwise(inner.activation) and _at_zero(inner.activation)
+    if kind == "pointwise":
+        return _at_zero(lambda x: inner(x) if isinstance(inner, keras.Layer) else replay([x]))
+    return kind not in ("norm", "opaque", "input")
+
+
+def _at_zero(function: Callable[[Any], Any]) -> bool:
+    return not np.any(np.asarray(function(np.zeros((1, 1), np.float32))))

@@ -6,13 +6,13 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.channels import Graph, Node
+from tfnas.channels import TRANSPOSED, Flow, Graph, Node
 from tfnas.errors import UserError
 
 
@@ -29,32 +29,85 @@ class Cost:
     multiply_adds: int
 
 
-def cost(graph: Graph, keep: Mapping[str, np.ndarray] | None = None) -> Cost:
+def cost(graph: Graph, keep: Mapping[str, np.ndarray] | None = None, layout: str = "gather") -> Cost:
     """Cost of the subnet of `graph` that keeps the channels `keep`; of the whole network without them.
 
     Args:
         graph: of the network or of the supernet (`supernet.graph`).
         keep: an Architecture.
+        layout: as for `subnet`.
 
     Raises:
-        UserError: if the network has no fixed image size.
+        UserError: if the network has no fixed image size, or a layer whose multiply-adds are not known.
     """
-    flow = graph.flow(keep or {})
-    parameters = multiply_adds = 0
-    for i, node in enumerate(graph.nodes):
-        channels = int(flow.live[i].sum())
-        if not channels:
-            continue
-        if node.kind == "kernel":
-            positions = _positions(node)
-            explicit, has_constants = flow.kernel_inputs(node)
-            size = math.prod(getattr(node.inner, "kernel_size", ()))
-            weights = size * (int(explicit.sum()) + has_constants) * channels
-            parameters += weights + (channels if node.inner.use_bias else 0)
-            multiply_adds += weights * positions
-        elif node.kind == "norm":
-            parameters += channels * (node.inner.scale + node.inner.center)
-    return Cost(parameters, multiply_adds)
+    flow = graph.flow(keep or {}, layout)
+    costs = [_COSTS[node.kind](node, flow, int(flow.live[i].sum())) for i, node in enumerate(graph.nodes)]
+    return Cost(sum(parameters for parameters, _ in costs), sum(multiply_adds for _, multiply_adds in costs))
+
+
+def _kernel(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
+    if not channels:
+        return 0, 0
+    inputs, constants = flow.kernel_inputs(node)
+    as_channel, as_bias = constants and node.pads, constants and not node.pads
+    size = math.prod(getattr(node.inner, "kernel_size", ()))
+    weights = size * (int(inputs.sum()) + as_channel) * channels
+    # A transposed convolution applies its kernel once for each of its inputs' positions.
+    positions = _positions(flow.graph.nodes[node.inputs[0]] if isinstance(node.inner, TRANSPOSED) else node)
+    return weights + (channels if node.inner.use_bias or as_bias else 0), weights * positions
+
+
+def _separable(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
+    if not channels:
+        return 0, 0
+    inputs = int(flow.kernel_inputs(node)[0].sum()) * node.multiplier
+    weights = inputs * math.prod(node.inner.kernel_size) + inputs * channels
+    return weights + (channels if node.inner.use_bias else 0), weights * _positions(node)
+
+
+def _depthwise(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
+    if not channels:
+        return 0, 0
+    # All outputs of an input channel that is there are computed, also where only one of them is read.
+    outputs = int(flow.depthwise_inputs(node).sum()) * node.multiplier
+    weights = outputs * math.prod(node.inner.kernel_size)
+    return weights + (outputs if node.inner.use_bias else 0), weights * _positions(node)
+
+
+def _norm(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
+    return channels * (node.inner.scale + node.inner.center), 0
+
+
+def _scale(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
+    return channels, 0
+
+
+def _opaque(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
+    inner = node.inner
+    if not channels or not isinstance(inner, keras.Layer):
+        return 0, 0
+    parameters = sum(math.prod(v.shape) for v in inner.trainable_variables)
+    if not hasattr(inner, "kernel_size"):
+        return parameters, 0
+    return parameters, math.prod(inner.kernel.shape) * _positions(node)
+
+
+def _nothing(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
+    return 0, 0
+
+
+_COSTS: dict[str, Callable[[Node, Flow, int], tuple[int, int]]] = {
+    "kernel": _kernel,
+    "separable": _separable,
+    "depthwise": _depthwise,
+    "norm": _norm,
+    "scale": _scale,
+    "opaque": _opaque,
+    **dict.fromkeys(
+        ("input", "pointwise", "spatial", "padding", "reshape", "flatten", "merge", "concat"),
+        _nothing,
+    ),
+}
 
 
 def _positions(node: Node) -> int:
@@ -67,12 +120,13 @@ def _positions(node: Node) -> int:
 def latency(model: keras.Model, batch_size: int = 1, repeats: int = 200) -> float:
     """Median seconds of one compiled forward pass on `batch_size` images of zeros, on this machine."""
     compiled = tf.function(lambda x: model(x, training=False))
-    image = tf.zeros((batch_size, *model.inputs[0].shape[1:]), model.inputs[0].dtype)
+    image = [tf.zeros((batch_size, *i.shape[1:]), i.dtype) for i in model.inputs]
+    image = image if len(image) > 1 else image[0]
     for _ in range(5):
         compiled(image)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        compiled(image).numpy()
+        keras.tree.map_structure(np.asarray, compiled(image))  # waits for the result
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)

@@ -8,19 +8,17 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 
-def weight_term(drop_logits: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def weight_term(drop_logits: tf.Tensor, squared_norms: tf.Tensor) -> tf.Tensor:
     """sum_k (1 - p_k) ||m_k||^2, eq. 15's spike-and-slab weight term without its factor ell2 / 2N.
 
     Args:
         drop_logits: logit of p per input channel, float32, shape (K,).
-        kernel: weights, shape (..., K, H), any float dtype.
+        squared_norms: ||m_k||^2 per input channel, float32, shape (K,).
 
     Returns:
         float32 scalar.
     """
-    squares = tf.square(tf.cast(kernel, tf.float32))
-    norms = tf.reduce_sum(squares, axis=[i for i in range(len(kernel.shape)) if i != len(kernel.shape) - 2])
-    return tf.reduce_sum(tf.sigmoid(-drop_logits) * norms)
+    return tf.reduce_sum(tf.sigmoid(-drop_logits) * squared_norms)
 
 
 def negative_entropy(drop_logits: tf.Tensor) -> tf.Tensor:
@@ -32,13 +30,13 @@ def regulariser(gates: Sequence[tuple[tf.Tensor, tf.Tensor]], ell2: float, num_e
     """(ell2 / 2 x weight terms + negative entropies) / N, to be added to the mean negative log likelihood.
 
     Args:
-        gates: (drop logits per channel, kernel) of every gated layer.
+        gates: (drop logits, squared norms), each per input channel, of every gated layer.
         ell2: squared prior length scale.
         num_examples: N, training examples seen as distinct.
 
     Returns:
         float32 scalar.
     """
-    weights = tf.add_n([weight_term(logits, kernel) for logits, kernel in gates])
+    weights = tf.add_n([weight_term(logits, norms) for logits, norms in gates])
     entropies = tf.add_n([negative_entropy(logits) for logits, _ in gates])
     return (0.5 * ell2 * weights + entropies) / num_examples

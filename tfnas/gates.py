@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfnas.channels import channel_kernels
+
 
 @keras.saving.register_keras_serializable("tfnas")
 class Gated(keras.layers.Wrapper):
@@ -22,7 +24,8 @@ class Gated(keras.layers.Wrapper):
     Noise is drawn from stateless seeds that contain a counter, saved with the weights, and the replica's number.
 
     Args:
-        layer: Conv1D, Conv2D, Conv3D or Dense, channels last.
+        layer: a convolution of any kind or Dense, channels last; or a pooling layer or Identity, whose gate then stands
+            for the choice of that operation and costs what the identity as a 1x1 kernel would (`squared_norms`).
         group_sizes: channels of each group that shares a drop probability; they add up to K. None: one group.
         temperature: of the relaxed Bernoulli, > 0.
         initial_drop: drop probability at the start, in (0, 1).
@@ -33,10 +36,13 @@ class Gated(keras.layers.Wrapper):
         training: whether to draw relaxed gates.
 
     Attributes:
+        gates_inputs: marks the class for `channels`, which stands before this file.
         drop_logit: logit of p, float32 whatever the compute dtype, shape (number of groups,), trainable.
         draws: how often noise was drawn, int32 scalar, not trainable.
         mask: 1 keeps and 0 drops a channel, float32, shape (K,), not trainable.
     """
+
+    gates_inputs = True
 
     def __init__(
         self,
@@ -91,10 +97,21 @@ class Gated(keras.layers.Wrapper):
         )
         super().build(input_shape)
 
-    @property
-    def kernel(self) -> Any:
-        """The inner layer's kernel, shape (..., K, H)."""
-        return self.layer.kernel
+    def squared_norms(self) -> tf.Tensor:
+        """||m_k||^2 of all weights that input channel k carries, float32, shape (K,).
+
+        A pooling layer or Identity has none; its gate is priced as the 1x1 convolution that passes every channel on,
+        for which each is 1.
+        """
+        terms = []
+        for kernel, shape in channel_kernels(self.layer):
+            weights = tf.reshape(tf.cast(tf.convert_to_tensor(kernel), tf.float32), shape)
+            terms.append(tf.reduce_sum(tf.square(weights), axis=(0, 2)))
+        return tf.add_n(terms) if terms else tf.ones(sum(self.group_sizes))
+
+    def parameters_per_channel(self) -> int:
+        """Kernel weights that one input channel carries; 0 where there is no kernel."""
+        return sum(shape[0] * shape[2] for _, shape in channel_kernels(self.layer))
 
     def channel_logits(self) -> tf.Tensor:
         """Logit of the drop probability of every input channel, float32, shape (K,)."""

@@ -1,14 +1,16 @@
 """Cuts an architecture out of its supernet: a plain Keras model with the dropped channels physically gone.
 
 Exact: the subnet's output is the supernet's under the mask. What a dropped operation still contributes is a constant
-per channel (batch normalisation of zeros), which is folded: into the next batch normalisation, a sum's offset, or one
-input channel of ones in a kernel that reads it.
+per channel (batch normalisation of zeros), which is folded: into the next normalisation, a sum's offset, a kernel's
+bias, or, where a kernel pads with zeros and so sees a border, one input channel of ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,10 +18,9 @@ import numpy as np
 
 from tfnas import supernets
 from tfnas.architecture import Architecture
-from tfnas.channels import Flow, Graph, Node
+from tfnas.channels import TRANSPOSED, Flow, Graph, Node, channel_kernels
 from tfnas.errors import UserError
-from tfnas.gates import Gated
-from tfnas.supernet import Supernet
+from tfnas.supernet import Supernet, copy_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class _Value:
     Attributes:
         tensor: KerasTensor with the channels `channels` in that order; None if there are none.
         channels: indices into the supernet's channels, ascending.
-        constants: value of every channel that is not explicit, float32, shape (C,); elsewhere 0.
+        constants: value of every channel that is constant, float32, shape (C,); elsewhere 0.
         spatial: the axes between batch and channels.
     """
 
@@ -39,21 +40,69 @@ class _Value:
     spatial: tuple[int | None, ...]
 
 
-def subnet(supernet: Supernet, architecture: Architecture, name: str = "subnet") -> keras.Model:
+def subnet(
+    supernet: Supernet,
+    architecture: Architecture,
+    *,
+    channel_multiple: int = 1,
+    layout: str = "gather",
+    name: str = "subnet",
+) -> keras.Model:
     """The network that `architecture` keeps, with the supernet's weights.
 
     Args:
         supernet: trained or not; not changed.
         architecture: which input channels of which gated layer are kept.
+        channel_multiple: if not 1, `architecture` is first widened by `adapt` to multiples of this many channels.
+        layout: where readers of one tensor keep different channels of it: 'gather' lets each gather its own (fewest
+            multiply-adds), 'mask' gives each all that the tensor holds, with zero weights for what it does not keep (no
+            gathering), 'shared' first widens `architecture` by `adapt` until they agree. docs/your_model.md says which
+            is fastest when.
         name: of the model returned.
 
     Returns:
-        A functional model made of Keras's own layers and operations, same input and output as the supernet's network.
+        A functional model made of Keras's own layers and operations, same inputs and outputs as the supernet's network.
+        Its outputs are the supernet's under `architecture`, or under `adapt`'s where that widens it.
 
     Raises:
-        UserError: if the architecture is not one of this supernet.
+        UserError: if the architecture is not one of this supernet, or drops every path to an output.
     """
-    return _Cutter(supernet.graph, supernet.graph.flow(architecture)).cut(name)
+    if channel_multiple != 1 or layout == "shared":
+        architecture = adapt(supernet, architecture, channel_multiple=channel_multiple, layout=layout)
+    flow = supernet.graph.flow(architecture, "gather" if layout == "shared" else layout)
+    return _Cutter(supernet.graph, flow).cut(name)
+
+
+def adapt(
+    supernet: Supernet, architecture: Architecture, *, channel_multiple: int = 1, layout: str = "gather"
+) -> Architecture:
+    """`architecture` widened to what hardware likes; nothing that it keeps is dropped, no dropped operation comes back.
+
+    Args:
+        supernet: whose weights say which channels to add: those of the largest norm first.
+        architecture: to be widened.
+        channel_multiple: every gated layer keeps a multiple of this many input channels, or all it has.
+        layout: 'shared' makes all readers of a tensor keep the same of its channels; others add nothing.
+
+    Raises:
+        UserError: for a multiple below 1, or an architecture of another supernet.
+    """
+    if channel_multiple < 1:
+        raise UserError(f"channel_multiple: at least 1 expected. Received: {channel_multiple}")
+    graph = supernet.graph
+    graph.flow(architecture, layout)  # checks both
+    norms = {name: np.asarray(layer.squared_norms()) for name, layer in supernet.gated_layers.items()}
+    keep = {name: np.array(mask) for name, mask in architecture.items()}
+    while True:
+        before = sum(int(mask.sum()) for mask in keep.values())
+        if layout == "shared":
+            keep = graph.shared(keep)
+        for name, mask in keep.items():
+            missing = min(-int(mask.sum()) % channel_multiple, int((~mask).sum()))
+            if mask.any() and missing:
+                mask[np.argsort(np.where(mask, -np.inf, norms[name]), kind="stable")[-missing:]] = True
+        if sum(int(mask.sum()) for mask in keep.values()) == before:
+            return Architecture(keep)
 
 
 def describe(architecture: Architecture, builder: str, **arguments: Any) -> str:
@@ -88,146 +137,262 @@ class _Cutter:
         self.graph = graph
         self.flow = flow
         self.weights: list[tuple[Any, list[np.ndarray]]] = []  # set once the model, and so every layer, is built
-        self.image: Any = None
+        self.values: list[_Value] = []
+        self.num_operations = 0
 
     def cut(self, name: str) -> keras.Model:
-        values: list[_Value] = []
+        for i in self.graph.outputs:
+            if not self.flow.explicit[i].any():
+                raise UserError(
+                    f"architecture: it drops every path to the output '{self.graph.nodes[i].name}', so there is no "
+                    "network to cut out; choose another candidate"
+                )
         for i, node in enumerate(self.graph.nodes):
-            values.append(getattr(self, f"_{node.kind}")(i, node, [values[j] for j in node.inputs]))
-        output = values[self.graph.output]
-        model = keras.Model(self.image, self._gather(output, np.arange(output.constants.size)), name=name)
+            value = getattr(self, f"_{node.kind}")(i, node, [self.values[j] for j in node.inputs])
+            # What is explicit has no constant; what is not has one, whether or not anybody reads it.
+            constants = np.where(self.flow.explicit[i], 0.0, np.asarray(value.constants, np.float32))
+            self.values.append(dataclasses.replace(value, constants=constants))
+        ends = {i: self.values[i].tensor for i in self.graph.inputs}
+        ends |= {
+            i: self._gather(self.values[i], np.arange(self.graph.nodes[i].num_channels)) for i in self.graph.outputs
+        }
+        model = self.graph.model_of(ends, name)
         for layer, weights in self.weights:
-            layer.set_weights(weights)
+            copy_weights(layer, weights)
         return model
 
+    def _layer(self, node: Node, tensors: Sequence[Any], weights: Sequence[np.ndarray], **changes: Any) -> Any:
+        """The output of a copy of a node's layer, with other settings and weights, on these tensors."""
+        if not isinstance(node.inner, keras.Layer):
+            return node.call(node.inner, tensors)
+        layer = node.inner.__class__.from_config({**node.inner.get_config(), "name": node.name, **changes})
+        output = node.call(layer, tensors)
+        if weights:
+            self.weights.append((layer, list(weights)))
+        return output
+
+    def _operation(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """One of `keras.ops` on tensors, named so that it cannot be taken for a layer of the model's."""
+        output = function(*arguments, **keywords)
+        self.num_operations += 1
+        output._keras_history.operation.name = f"cut_{self.num_operations}"
+        return output
+
+    def _live(self, i: int) -> np.ndarray:
+        return np.flatnonzero(self.flow.live[i])
+
     def _input(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        self.image = keras.Input(node.layer.batch_shape[1:], dtype=node.layer.dtype, name=node.name)
-        return self._value(node, self.image, np.arange(node.num_channels), np.zeros(node.num_channels))
+        tensor = keras.Input(batch_shape=node.layer.batch_shape, dtype=node.layer.dtype, name=node.name)
+        return _Value(tensor, np.arange(node.num_channels), np.zeros(node.num_channels), node.spatial)
 
     def _kernel(self, i: int, node: Node, sources: list[_Value]) -> _Value:
         (source,) = sources
+        channels = self._live(i)
         kept = self.flow.kept(node)
-        explicit, has_constants = self.flow.kernel_inputs(node)
-        weights = (node.layer.layer if isinstance(node.layer, Gated) else node.layer).get_weights()
-        kernel = weights[0]
-        bias = weights[1] if node.inner.use_bias else np.zeros(node.num_channels, np.float32)
-        folded = np.tensordot(np.where(kept, source.constants, 0.0), kernel, (0, kernel.ndim - 2))  # [..., H]
-        if not self.flow.explicit[i].any():
-            constants = folded.reshape(-1, node.num_channels).sum(0) + bias
-            return self._value(node, None, _indices(i, self.flow), self._activated(node, constants))
-        channels = _indices(i, self.flow)
+        transposed = isinstance(node.inner, TRANSPOSED)  # whose kernel has its last two axes the other way round
+        kernel = np.asarray(node.inner.kernel)
+        kernel = np.where(kept[:, None], np.swapaxes(kernel, -1, -2) if transposed else kernel, 0.0)
+        bias = np.asarray(node.inner.bias) if node.inner.use_bias else np.zeros(node.num_channels, np.float32)
+        folded = np.tensordot(source.constants, kernel, (0, kernel.ndim - 2))  # [..., H]
+        summed = folded.reshape(-1, node.num_channels).sum(0) + bias
         if not channels.size:
-            return self._value(node, None, channels, np.zeros(node.num_channels))
+            return _Value(None, channels, _activated(node, summed), node.spatial)
 
-        inputs, kernels = [], []
-        if explicit.any():
-            inputs.append(self._gather(source, np.flatnonzero(explicit)))
-            kernels.append(kernel[..., explicit, :])
-        if has_constants:
-            inputs.append(self._ones(source.spatial))
+        inputs, constants = self.flow.kernel_inputs(node)
+        tensors, kernels = [], []
+        if inputs.any():
+            tensors.append(self._gather(source, np.flatnonzero(inputs)))
+            kernels.append(kernel[..., inputs, :])
+        if constants and node.pads:
+            tensors.append(self._ones(source.spatial))
             kernels.append(folded[..., None, :])
-        tensor = keras.ops.concatenate(inputs, axis=-1) if len(inputs) > 1 else inputs[0]
+        tensor = self._operation(keras.ops.concatenate, tensors, axis=-1) if len(tensors) > 1 else tensors[0]
+        new = np.concatenate(kernels, axis=-2)[..., channels]
+        weights = [np.swapaxes(new, -1, -2) if transposed else new]
+        use_bias = node.inner.use_bias or (constants and not node.pads)
+        if use_bias:
+            weights.append((bias if node.pads else summed)[channels])
         units = "units" if isinstance(node.inner, keras.layers.Dense) else "filters"
-        layer = _clone(node, **{units: int(channels.size)})
-        new = [np.concatenate(kernels, axis=-2)[..., channels]]
-        self.weights.append((layer, new + ([bias[channels]] if node.inner.use_bias else [])))
-        return self._value(node, layer(tensor), channels, np.zeros(node.num_channels))
+        output = self._layer(node, [tensor], weights, **{units: int(channels.size)}, use_bias=use_bias)
+        return _Value(output, channels, np.zeros(node.num_channels), node.spatial)
+
+    def _separable(self, i: int, node: Node, sources: list[_Value]) -> _Value:
+        (source,) = sources
+        channels = self._live(i)
+        kept = self.flow.kept(node)
+        depthwise = np.where(kept[:, None], np.asarray(node.inner.depthwise_kernel), 0.0)
+        pointwise = np.asarray(node.inner.pointwise_kernel)
+        bias = np.asarray(node.inner.bias) if node.inner.use_bias else np.zeros(node.num_channels, np.float32)
+        if not channels.size:
+            size = math.prod(depthwise.shape[:-2])
+            middle = source.constants[:, None] * depthwise.reshape(size, *depthwise.shape[-2:]).sum(0)  # [K, m]
+            summed = middle.reshape(-1) @ pointwise.reshape(-1, node.num_channels) + bias
+            return _Value(None, channels, _activated(node, summed), node.spatial)
+        inputs, _ = self.flow.kernel_inputs(node)
+        rows = np.repeat(inputs, node.multiplier)
+        weights = [depthwise[..., inputs, :], pointwise[..., rows, :][..., channels]]
+        if node.inner.use_bias:
+            weights.append(bias[channels])
+        tensor = self._gather(source, np.flatnonzero(inputs))
+        output = self._layer(node, [tensor], weights, filters=int(channels.size))
+        return _Value(output, channels, np.zeros(node.num_channels), node.spatial)
+
+    def _depthwise(self, i: int, node: Node, sources: list[_Value]) -> _Value:
+        (source,) = sources
+        inner, multiplier = node.inner, node.multiplier
+        ((kernel, shape),) = channel_kernels(inner)
+        bias = np.asarray(inner.bias) if inner.use_bias else np.zeros(node.num_channels, np.float32)
+        sums = np.asarray(kernel).reshape(shape).sum(0)  # [K, m]
+        kept = np.where(self.flow.kept(node), source.constants, 0.0)
+        constants = _activated(node, (kept[:, None] * sums).reshape(-1) + bias)
+        inputs = np.flatnonzero(self.flow.depthwise_inputs(node))
+        if not inputs.size:
+            return _Value(None, inputs, constants, node.spatial)
+        channels = (inputs[:, None] * multiplier + np.arange(multiplier)).reshape(-1)
+        if hasattr(inner, "depth_multiplier"):
+            weights, changes = [np.asarray(kernel)[..., inputs, :]], {}
+        else:
+            weights = [np.asarray(kernel)[..., channels]]
+            changes = {"groups": int(inputs.size), "filters": int(channels.size)}
+        if inner.use_bias:
+            weights.append(bias[channels])
+        output = self._layer(node, [self._gather(source, inputs)], weights, **changes)
+        return _Value(output, channels, constants, node.spatial)
 
     def _norm(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        (source,) = sources
-        layer = node.layer
-        normalised = (source.constants - np.asarray(layer.moving_mean)) / np.sqrt(
-            np.asarray(layer.moving_variance) + layer.epsilon
-        )
-        constants = normalised * (np.asarray(layer.gamma) if layer.scale else 1.0)
+        layer = node.inner
+        deviation = np.sqrt(np.asarray(layer.moving_variance) + layer.epsilon)
+        constants = (sources[0].constants - np.asarray(layer.moving_mean)) / deviation
+        constants = constants * (np.asarray(layer.gamma) if layer.scale else 1.0)
         constants = constants + (np.asarray(layer.beta) if layer.center else 0.0)
-        channels = _indices(i, self.flow)
-        if not channels.size:
-            return self._value(node, None, channels, self._constants(i, constants))
-        clone = _clone(node)
-        self.weights.append((clone, [w[channels] for w in layer.get_weights()]))
-        return self._value(node, clone(self._gather(source, channels)), channels, self._constants(i, constants))
+        return self._channelwise(i, node, sources[0], constants, axis=-1)
+
+    def _scale(self, i: int, node: Node, sources: list[_Value]) -> _Value:
+        constants = sources[0].constants * np.asarray(node.inner.gamma)
+        return self._channelwise(i, node, sources[0], constants, projection_dim=self._live(i).size)
 
     def _pointwise(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        (source,) = sources
-        constants = np.asarray(node.layer(source.constants[None].astype("float32")))[0]
-        return self._channelwise(i, node, source, constants)
+        constants = np.asarray(node.call(node.inner, [sources[0].constants[None].astype("float32")]))[0]
+        return self._channelwise(i, node, sources[0], constants)
 
     def _spatial(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        return self._channelwise(i, node, sources[0], sources[0].constants)
+        return self._channelwise(i, node, sources[0], np.where(self.flow.kept(node), sources[0].constants, 0.0))
 
-    def _channelwise(self, i: int, node: Node, source: _Value, constants: np.ndarray) -> _Value:
-        channels = _indices(i, self.flow)
-        tensor = _clone(node)(self._gather(source, channels)) if channels.size else None
-        return self._value(node, tensor, channels, self._constants(i, constants))
+    def _padding(self, i: int, node: Node, sources: list[_Value]) -> _Value:
+        return self._channelwise(i, node, sources[0], np.zeros(node.num_channels))
 
-    def _add(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        channels = _indices(i, self.flow)
-        total = np.sum([s.constants for s in sources], axis=0)
-        # Channels explicit in one addend may be constant in another: those are in `total`, and 0 in the tensor.
+    def _reshape(self, i: int, node: Node, sources: list[_Value]) -> _Value:
+        shape = (*node.inner.target_shape[:-1], int(self._live(i).size))
+        return self._channelwise(i, node, sources[0], sources[0].constants, target_shape=shape)
+
+    def _channelwise(self, i: int, node: Node, source: _Value, constants: np.ndarray, **changes: Any) -> _Value:
+        channels = self._live(i)
+        if not channels.size:
+            return _Value(None, channels, constants, node.spatial)
+        weights = [w[channels] for w in node.inner.get_weights()] if getattr(node.inner, "weights", None) else []
+        output = self._layer(node, [self._gather(source, channels)], weights, **changes)
+        return _Value(output, channels, constants, node.spatial)
+
+    def _flatten(self, i: int, node: Node, sources: list[_Value]) -> _Value:
+        (source,) = sources
+        width = source.constants.size
+        positions = node.num_channels // width
+        constants = np.tile(source.constants, positions)
+        read = np.flatnonzero(self.flow.live[i].reshape(positions, width).any(0))
+        if not read.size:
+            return _Value(None, read, constants, ())
+        channels = (np.arange(positions)[:, None] * width + read).reshape(-1)
+        return _Value(self._layer(node, [self._gather(source, read)], []), channels, constants, ())
+
+    def _merge(self, i: int, node: Node, sources: list[_Value]) -> _Value:
+        channels = self._live(i)
+        constants = np.asarray(_MERGE[node.merge]([s.constants.astype("float64") for s in sources]))
+        if not channels.size:
+            return _Value(None, channels, constants, node.spatial)
+
+        def part(source: _Value) -> Any:
+            return self._gather(source, channels if source.constants.size == node.num_channels else np.arange(1))
+
+        if node.merge != "add":
+            return _Value(self._layer(node, [part(s) for s in sources], []), channels, constants, node.spatial)
+        # What is constant in an addend is in `offset`, and 0 in the tensor; an addend that is all constant is gone.
+        offset = np.sum([np.broadcast_to(s.constants, node.num_channels)[channels] for s in sources], axis=0)
         tensors = [
-            self._gather(dataclasses.replace(s, constants=np.zeros_like(s.constants)), channels)
+            part(dataclasses.replace(s, constants=np.zeros_like(s.constants)))
             for s in sources
-            if np.isin(channels, s.channels).any()
+            if np.isin(channels if s.constants.size == node.num_channels else [0], s.channels).any()
         ]
-        tensor = None
-        if tensors:
-            tensor = _clone(node)(tensors) if len(tensors) > 1 else tensors[0]
-            offset = total[channels]
-            if offset.any():
-                tensor = keras.ops.add(tensor, offset.astype("float32"))
-        return self._value(node, tensor, channels, self._constants(i, total))
+        output = self._layer(node, tensors, []) if len(tensors) > 1 else tensors[0]
+        if offset.any():
+            output = self._operation(keras.ops.add, output, offset.astype("float32"))
+        return _Value(output, channels, constants, node.spatial)
 
     def _concat(self, i: int, node: Node, sources: list[_Value]) -> _Value:
         starts = np.cumsum([0] + [s.constants.size for s in sources])
-        channels = _indices(i, self.flow)
+        channels = self._live(i)
         tensors = []
         for start, source in zip(starts, sources, strict=False):
             wanted = channels[(channels >= start) & (channels < start + source.constants.size)] - start
             if wanted.size:
                 tensors.append(self._gather(source, wanted))
-        tensor = None
-        if tensors:
-            tensor = _clone(node)(tensors) if len(tensors) > 1 else tensors[0]
-        return self._value(node, tensor, channels, self._constants(i, np.concatenate([s.constants for s in sources])))
+        constants = np.concatenate([s.constants for s in sources])
+        if not tensors:
+            return _Value(None, channels, constants, node.spatial)
+        output = keras.layers.Concatenate(name=node.name)(tensors) if len(tensors) > 1 else tensors[0]
+        return _Value(output, channels, constants, node.spatial)
+
+    def _opaque(self, i: int, node: Node, sources: list[_Value]) -> _Value:
+        channels = self._live(i)
+        if not channels.size:
+            return _Value(None, channels, np.zeros(node.num_channels), node.spatial)
+        tensors = [self._gather(s, np.arange(s.constants.size)) for s in sources]
+        output = self._layer(node, tensors, getattr(node.inner, "weights", None) and node.inner.get_weights() or [])
+        return _Value(output, channels, np.zeros(node.num_channels), node.spatial)
 
     def _gather(self, value: _Value, wanted: np.ndarray) -> Any:
         """A tensor with the channels `wanted`, in order; those that `value` holds as constants are written out."""
         if np.array_equal(wanted, value.channels):
             return value.tensor
         explicit = np.isin(wanted, value.channels)
-        if explicit.all():
-            return keras.ops.take(value.tensor, np.searchsorted(value.channels, wanted).astype("int32"), axis=-1)
         constants = value.constants[wanted].astype("float32")
         if not explicit.any():
-            return keras.ops.multiply(self._ones(value.spatial), constants)
-        zero = keras.ops.zeros_like(value.tensor[..., :1])
-        position = np.where(explicit, np.searchsorted(value.channels, wanted), value.channels.size).astype("int32")
-        tensor = keras.ops.take(keras.ops.concatenate([value.tensor, zero], axis=-1), position, axis=-1)
-        return keras.ops.add(tensor, np.where(explicit, 0.0, constants).astype("float32"))
+            return self._operation(keras.ops.multiply, self._ones(value.spatial), constants)
+        position = np.searchsorted(value.channels, wanted).astype("int32")
+        if explicit.all():
+            return self._operation(keras.ops.take, value.tensor, position, axis=-1)
+        # Channels that are not there are taken from one of zeros behind the others.
+        zero = self._operation(keras.ops.zeros_like, self._operation(lambda x: x[..., :1], value.tensor))
+        tensor = self._operation(keras.ops.concatenate, [value.tensor, zero], axis=-1)
+        position = np.where(explicit, position, value.channels.size).astype("int32")
+        tensor = self._operation(keras.ops.take, tensor, position, axis=-1)
+        return self._operation(keras.ops.add, tensor, np.where(explicit, 0.0, constants).astype("float32"))
 
     def _ones(self, spatial: tuple[int | None, ...]) -> Any:
         """Ones of shape (batch, *spatial, 1), for the batch at hand."""
-        corner = self.image[(slice(None), *[slice(0, size) for size in spatial], ..., slice(0, 1))]
-        while len(corner.shape) > len(spatial) + 2:
-            corner = corner[:, 0]
-        return keras.ops.ones_like(corner)
-
-    def _constants(self, i: int, constants: np.ndarray) -> np.ndarray:
-        return np.where(self.flow.explicit[i], 0.0, constants)
-
-    @staticmethod
-    def _activated(node: Node, constants: np.ndarray) -> np.ndarray:
-        return np.asarray(node.inner.activation(constants[None].astype("float32")))[0]
-
-    @staticmethod
-    def _value(node: Node, tensor: Any, channels: np.ndarray, constants: np.ndarray) -> _Value:
-        return _Value(tensor, channels, np.asarray(constants, np.float32), node.spatial)
+        if None in spatial:
+            raise UserError(
+                "subnet: a dropped operation leaves a constant where the spatial size is not known: give the model's "
+                "input a fixed size"
+            )
+        image = self.values[self.graph.inputs[0]].tensor
+        corner = (slice(None), *[slice(0, 1)] * (len(image.shape) - 1))
+        one = self._operation(lambda x: x[corner], image)
+        one = self._operation(keras.ops.ones_like, self._operation(keras.ops.cast, one, "float32"))
+        one = self._operation(keras.ops.reshape, one, (-1, *[1] * (len(spatial) + 1)))
+        return self._operation(keras.ops.tile, one, (1, *spatial, 1))
 
 
-def _indices(i: int, flow: Flow) -> np.ndarray:
-    return np.flatnonzero(flow.live[i])
+# Of constants, shape (C,) or (1,) each.
+_MERGE: Mapping[str, Any] = {
+    "add": sum,
+    "subtract": lambda values: values[0] - values[1],
+    "multiply": math.prod,
+    "average": lambda values: sum(values) / len(values),
+    "maximum": lambda values: np.maximum.reduce(np.broadcast_arrays(*values)),
+    "minimum": lambda values: np.minimum.reduce(np.broadcast_arrays(*values)),
+    "divide": lambda values: values[0] / np.where(values[1], values[1], np.nan),
+}
 
 
-def _clone(node: Node, **changes: Any) -> keras.Layer:
-    return node.inner.__class__.from_config({**node.inner.get_config(), **changes})
+def _activated(node: Node, constants: np.ndarray) -> np.ndarray:
+    return np.asarray(node.inner.activation(constants[None].astype("float32")))[0]

@@ -1,8 +1,10 @@
-"""Supernet: a Keras model whose convolutions are gated, trained on the ELBO."""
+"""Supernet: a Keras model whose layers are gated, trained on the ELBO."""
 
 from __future__ import annotations
 
+import fnmatch
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,7 +13,7 @@ import tensorflow as tf
 
 from tfnas import elbo
 from tfnas.architecture import Architecture
-from tfnas.channels import CONVOLUTIONS, Graph
+from tfnas.channels import POOLING, Graph, Node, is_gateable
 from tfnas.errors import UserError
 from tfnas.gates import Gated
 from tfnas.posterior import LayerGates, Posterior
@@ -25,62 +27,120 @@ def gate(
     temperature: float = 0.2,
     initial_drop: float = 0.1,
     gate_learning_rate: float = 1.0,
+    gate_dense: bool = False,
+    gate_pooling: bool = False,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     seed: int = 0,
 ) -> Supernet:
-    """A super-network of `model`: its weights, and a gate on the input channels of every convolution but the first.
+    """A super-network of `model`: its weights, and a gate on the input channels of every convolution it may narrow.
 
-    Convolutions that read the model's input (the stem) and dense layers (the classifier) are left alone. Where a
-    convolution's input is a concatenation, each source has a drop probability of its own.
+    Left alone are the stem (convolutions with no other before them: their input is the picture) and the classifier
+    (convolutions and dense layers with no other after them). Where a convolution's input is a concatenation, each
+    source has a drop probability of its own.
 
     Args:
-        model: functional or Sequential Keras model with one input and one output, channels last. Not changed.
+        model: functional or Sequential Keras model, channels last. Not changed. Nested models are taken apart.
         ell2: squared prior length scale, > 0; larger gives a smaller network.
         num_examples: N, training examples seen as distinct: about 10 x the data set under strong augmentation.
         temperature: of the relaxed gates, > 0.
         initial_drop: drop probability before the first step, in (0, 1).
         gate_learning_rate: the gates' learning rate as a multiple of the weights'. 1 is the paper's; a run of few
             epochs wants 3 to 10, or an ell2 ten times larger. Too much of either drops everything.
+        gate_dense: gate dense layers too, but for the classifier.
+        gate_pooling: gate pooling and `Identity` layers too, so that these operations can be dropped; each such gate is
+            priced as a 1x1 convolution that passes its channel on, and costs nothing at inference.
+        include: glob patterns of names; if given, exactly the layers that match are gated, whatever they are.
+        exclude: glob patterns of names never gated.
         seed: of the gates' noise.
 
     Returns:
         A `Supernet`, ready for `compile` and `fit`.
 
     Raises:
-        UserError: naming the layer that the graph cannot follow, or if there is no convolution to gate.
+        UserError: naming the layer that the graph cannot follow or that cannot be gated; a pattern that matches
+            nothing; no layer to gate.
         ValueError: for a number out of range.
     """
     graph = Graph(model)
-    gated = {
-        node.name
-        for node in graph.nodes
-        if isinstance(node.layer, CONVOLUTIONS)
-        and node.kind == "kernel"
-        and graph.nodes[node.inputs[0]].kind != "input"
-    }
-    if not gated:
-        raise UserError(f"gate: model '{model.name}' has no convolution besides those that read its input")
+    gated = _chosen(graph, gate_dense, gate_pooling, _patterns(include), _patterns(exclude))
+    layers: dict[str, keras.Layer] = {}
 
-    def wrap(layer: keras.Layer) -> keras.Layer:
-        clone = layer.__class__.from_config(layer.get_config())
-        if layer.name not in gated:
-            return clone
-        return Gated(
-            clone,
-            group_sizes=graph.group_sizes(layer.name),
-            temperature=temperature,
-            initial_drop=initial_drop,
-            # Distinct and stable noise for every layer, whatever the order of construction.
-            seed=zlib.crc32(f"{seed}/{layer.name}".encode()) % 2**31,
-            name=layer.name,
-        )
+    def make(node: Node) -> Any:
+        if not isinstance(node.layer, keras.Layer):
+            return node.layer
+        layer = node.layer.__class__.from_config({**node.layer.get_config(), "name": node.name})
+        if node.name in gated:
+            layer = Gated(
+                layer,
+                group_sizes=graph.group_sizes(node.name),
+                temperature=temperature,
+                initial_drop=initial_drop,
+                # Distinct and stable noise for every layer, whatever the order of construction.
+                seed=zlib.crc32(f"{seed}/{node.name}".encode()) % 2**31,
+                name=node.name,
+            )
+        layers[node.name] = layer
+        return layer
 
-    network = keras.models.clone_model(model, clone_function=wrap)
-    for layer in model.layers:
-        if not layer.weights:
-            continue
-        twin = network.get_layer(layer.name)
-        (twin.layer if isinstance(twin, Gated) else twin).set_weights(layer.get_weights())
+    network = graph.rebuild(make)
+    for node in graph.nodes:
+        if getattr(node.layer, "weights", None):
+            twin = layers[node.name]
+            copy_weights(twin.layer if isinstance(twin, Gated) else twin, node.layer.get_weights())
     return Supernet(network, ell2=ell2, num_examples=num_examples, gate_learning_rate=gate_learning_rate)
+
+
+def copy_weights(layer: keras.Layer, weights: Sequence[np.ndarray]) -> None:
+    """`layer.set_weights`, and what `Normalization` derives from its weights made anew."""
+    layer.set_weights(weights)
+    if isinstance(layer, keras.layers.Normalization):
+        layer.finalize_state()
+
+
+def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _chosen(
+    graph: Graph, gate_dense: bool, gate_pooling: bool, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> set[str]:
+    """Names of the nodes to gate."""
+
+    def matches(node: Node, patterns: tuple[str, ...]) -> bool:
+        return any(fnmatch.fnmatchcase(node.name, pattern) for pattern in patterns)
+
+    for pattern in (*include, *exclude):
+        if not any(matches(node, (pattern,)) for node in graph.nodes):
+            raise UserError(
+                f"gate: no layer matches {pattern!r}; there are {', '.join(n.name for n in graph.nodes[:8])}, ..."
+            )
+    chosen = set()
+    for i, node in enumerate(graph.nodes):
+        if matches(node, exclude):
+            continue
+        grouped = node.kind == "opaque" and getattr(node.inner, "groups", 1) > 1 and hasattr(node.inner, "kernel_size")
+        if (matches(node, include) if include else grouped) and not is_gateable(node):
+            what = f"a grouped convolution ({node.inner.groups} groups)" if grouped else type(node.inner).__name__
+            raise UserError(
+                f"gate: layer '{node.name}' is {what} and cannot be gated: leave it whole with exclude='{node.name}'"
+            )
+        if include:
+            if matches(node, include):
+                chosen.add(node.name)
+        elif isinstance(node.inner, (*POOLING, keras.layers.Identity)):
+            if gate_pooling and graph.sees_kernel[i]:
+                chosen.add(node.name)
+        elif node.kind in ("kernel", "separable", "depthwise"):
+            wanted = gate_dense or not isinstance(node.inner, keras.layers.Dense)
+            if wanted and graph.sees_kernel[i] and graph.feeds_kernel[i]:
+                chosen.add(node.name)
+    if not chosen:
+        raise UserError(
+            f"gate: model '{graph.model.name}' has no convolution to gate besides its stem and classifier; "
+            "gate_dense=True or include='NAME' gates more"
+        )
+    return chosen
 
 
 @keras.saving.register_keras_serializable("tfnas")
@@ -88,7 +148,7 @@ class Supernet(keras.Model):
     """A gated network whose training loss is the ELBO (method.md, section 2); made by `gate`.
 
     Attributes:
-        network: the functional model whose convolutions are `Gated`.
+        network: the functional model whose layers are `Gated`.
         gated_layers: its `Gated` layers by name, in the graph's order.
     """
 
@@ -115,7 +175,7 @@ class Supernet(keras.Model):
 
     def regulariser(self) -> tf.Tensor:
         """What the ELBO adds to the mean negative log likelihood, float32 scalar."""
-        pairs = [(layer.channel_logits(), tf.convert_to_tensor(layer.kernel)) for layer in self.gated_layers.values()]
+        pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in self.gated_layers.values()]
         return elbo.regulariser(pairs, self.ell2, self.num_examples)
 
     def compile(self, optimizer: Any = "sgd", **kwargs: Any) -> None:
@@ -151,7 +211,7 @@ class Supernet(keras.Model):
                     name=name,
                     group_sizes=layer.group_sizes,
                     drop_probability=tuple(layer.drop_probability().tolist()),
-                    parameters_per_channel=int(np.prod(layer.kernel.shape)) // layer.kernel.shape[-2],
+                    parameters_per_channel=layer.parameters_per_channel(),
                 )
                 for name, layer in self.gated_layers.items()
             )

@@ -1,0 +1,326 @@
+"""Any Keras model: gated, cut exactly at every severity, and priced as built, keras.applications' models among them."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from conftest import random_weights
+
+import tfnas
+from tfnas.architecture import Architecture
+from tfnas.channels import Graph
+from tfnas.costs import cost
+from tfnas.errors import UserError
+from tfnas.subnets import adapt, subnet
+
+# The smallest image each takes.
+APPLICATIONS = {
+    "ResNet50": 32,
+    "DenseNet121": 32,
+    "MobileNetV2": 32,
+    "MobileNetV3Small": 32,
+    "EfficientNetB0": 32,
+    "Xception": 71,
+    "InceptionV3": 75,
+    "NASNetMobile": 32,
+    "ConvNeXtTiny": 32,
+}
+DROPS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def candidates(supernet, rng):
+    """Five random architectures, from mild to brutal; from the third on, whole operations are gone as well."""
+    for i, drop in enumerate(DROPS):
+        while True:
+            keep = {}
+            for name, layer in supernet.gated_layers.items():
+                gone = i >= 2 and rng.random() < 0.1 * i
+                keep[name] = np.zeros(layer.mask.shape, bool) if gone else rng.random(layer.mask.shape[0]) >= drop
+            architecture = Architecture(keep)
+            if supernet.graph.flow(architecture).reaches_outputs():
+                yield architecture
+                break
+
+
+def largest_difference(cut, supernet, architecture, x):
+    supernet.set_architecture(architecture)
+    expected = keras.tree.flatten(supernet(x))
+    got = keras.tree.flatten(cut(x))
+    return max(
+        float(np.abs(np.asarray(g) - np.asarray(e)).max() / max(np.abs(np.asarray(e)).max(), 1e-6))
+        for g, e in zip(got, expected, strict=True)
+    )
+
+
+def built_cost(model):
+    """Trainable parameters and multiply-adds from the built layers' own weights and shapes, not from costs.py."""
+    multiply_adds = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.SeparableConv1D | keras.layers.SeparableConv2D):
+            weights = math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
+        elif hasattr(layer, "kernel"):
+            weights = math.prod(layer.kernel.shape)
+        else:
+            continue
+        transposed = "Transpose" in type(layer).__name__
+        multiply_adds += weights * math.prod((layer.input if transposed else layer.output).shape[1:-1])
+    return sum(math.prod(v.shape) for v in model.trainable_variables), multiply_adds
+
+
+def check_exact(supernet, architecture, x, **options):
+    cut = subnet(supernet, architecture, **options)
+    ranked = adapt(supernet, architecture, **{"layout": "gather", **options}) if options else architecture
+    assert largest_difference(cut, supernet, ranked, x) <= 1e-4
+    layout = options.get("layout", "gather")
+    price = cost(supernet.graph, ranked, "gather" if layout == "shared" else layout)
+    assert (price.parameters, price.multiply_adds) == built_cost(cut)
+    return cut
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_applications_are_cut_exactly(name, rng):
+    size = APPLICATIONS[name]
+    arguments = {"weights": None, "input_shape": (size, size, 3), "classes": 10, "classifier_activation": None}
+    model = getattr(keras.applications, name)(**arguments)
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    x = rng.uniform(0, 255, size=(2, size, size, 3)).astype("float32")
+    np.testing.assert_allclose(supernet(x), model(x), rtol=1e-4, atol=1e-4 * np.abs(model(x)).max())
+    assert cost(Graph(model)).parameters == sum(math.prod(v.shape) for v in model.trainable_variables)
+    for architecture in candidates(supernet, rng):
+        check_exact(supernet, architecture, x)
+
+
+def everything(x):
+    """One of each kind of layer, in places where constants, zeros and gathers meet them."""
+    layers = keras.layers
+    x = layers.Rescaling(2.0, name="rescaling")(x)
+    x = layers.Conv2D(6, 3, padding="same", name="stem")(x)
+    a = layers.BatchNormalization(name="bn_a")(layers.Conv2D(6, 1, name="conv_a")(x))
+    b = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, activation="relu", name="depth_b")(a)
+    b = layers.SeparableConv2D(6, 3, padding="same", depth_multiplier=2, name="separable_b")(b)
+    c = layers.ZeroPadding2D(1, name="padding_c")(layers.BatchNormalization(name="bn_c")(a))
+    c = layers.DepthwiseConv2D(3, activation="tanh", name="depth_c")(c)
+    squeezed = layers.GlobalAveragePooling2D(name="squeeze")(c)
+    squeezed = layers.Reshape((1, 1, 6), name="to_map")(squeezed)
+    squeezed = layers.Conv2D(6, 1, activation="sigmoid", name="excite")(squeezed)
+    c = layers.Multiply(name="scale_c")([c, squeezed])
+    d = layers.Conv2D(6, 3, padding="same", groups=6, use_bias=False, name="grouped_d")(x)
+    d = layers.LayerNormalization(name="layer_norm")(d)
+    d = layers.SeparableConv2D(6, 3, padding="same", use_bias=False, name="separable_d")(d)
+    x = layers.Add(name="sum")([b, c, d])
+    x = layers.Average(name="average")([x, a])
+    attention = layers.Conv2D(1, 1, activation="sigmoid", name="where")(x)
+    x = x * attention
+    x = layers.Activation("hard_silu", name="silu")(x + 1.5)
+    x = layers.MaxPooling2D(3, 2, padding="same", name="pool")(x)
+    x = layers.Conv2DTranspose(5, 3, strides=2, padding="same", name="up")(x)
+    y = layers.UpSampling2D(2, name="upsample")(layers.AveragePooling2D(2, name="average_pool")(a))
+    y = layers.Conv2D(4, 3, padding="same", activation="elu", name="conv_y")(y)
+    x = layers.Concatenate(name="concat")([x, y])
+    x = layers.Maximum(name="maximum")(
+        [layers.Conv2D(7, 1, name="conv_m")(x), layers.Conv2D(7, 3, padding="same", name="conv_n")(x)]
+    )
+    return layers.Subtract(name="minus")([x, layers.Conv2D(7, 1, use_bias=False, name="conv_o")(x)])
+
+
+def small_model():
+    image = keras.Input((8, 8, 3), name="image")
+    x = everything(image)
+    hidden = keras.layers.Dense(8, activation="relu", name="hidden")(keras.layers.Flatten(name="flatten")(x))
+    return keras.Model(image, keras.layers.Dense(3, activation="softmax", name="classifier")(hidden))
+
+
+@pytest.mark.parametrize("options", [{}, {"layout": "mask"}, {"layout": "shared"}, {"channel_multiple": 4}])
+def test_every_kind_of_layer_in_every_layout(options, rng):
+    model = small_model()
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10, gate_dense=True, gate_pooling=True)
+    assert {"up", "depth_b", "separable_d", "grouped_d", "pool", "hidden"} <= set(supernet.gated_layers)
+    assert not {"stem", "classifier", "flatten"} & set(supernet.gated_layers)
+    x = rng.normal(size=(3, 8, 8, 3)).astype("float32")
+    for _ in range(5):
+        for architecture in candidates(supernet, rng):
+            check_exact(supernet, architecture, x, **options)
+
+
+def test_one_dimension_and_three(rng):
+    for rank, conv, depthwise in (
+        (1, keras.layers.Conv1D, keras.layers.DepthwiseConv1D),
+        (3, keras.layers.Conv3D, None),
+    ):
+        image = keras.Input((8,) * rank + (2,))
+        x = conv(4, 3, padding="same", name="stem")(image)
+        x = keras.layers.BatchNormalization(name="bn")(conv(4, 3, padding="same", name="a")(x))
+        if depthwise:
+            x = (
+                depthwise(3, padding="causal" if rank == 1 else "same", name="b")(x)
+                if False
+                else depthwise(3, name="b")(x)
+            )
+            x = keras.layers.SeparableConv1D(5, 3, padding="same", name="c")(x)
+            x = conv(4, 2, padding="causal", name="d")(x)
+        x = getattr(keras.layers, f"Conv{rank}DTranspose")(3, 2, strides=2, name="e")(x)
+        x = getattr(keras.layers, f"GlobalMaxPooling{rank}D")()(x)
+        model = keras.Model(image, keras.layers.Dense(2, name="classifier")(x))
+        random_weights(model, rng)
+        supernet = tfnas.gate(model, ell2=1, num_examples=10)
+        data = rng.normal(size=(2, *[8] * rank, 2)).astype("float32")
+        for _ in range(3):
+            for architecture in candidates(supernet, rng):
+                check_exact(supernet, architecture, data)
+
+
+def test_several_inputs_and_outputs_nested_models_and_names(tmp_path, rng):
+    inner = keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            keras.layers.Conv2D(4, 3, padding="same", name="conv"),
+            keras.layers.BatchNormalization(name="bn"),
+        ],
+        name="block",
+    )
+    left, right = keras.Input((8, 8, 3), name="left"), keras.Input((8, 8, 1), name="right")
+    a = keras.layers.Conv2D(4, 1, name="stem_left")(left)
+    b = keras.layers.Conv2D(4, 1, name="stem_right")(right)
+    x = inner(keras.layers.Add(name="sum")([a, b]))
+    inner.trainable = False
+    heads = {
+        "map": keras.layers.Conv2D(2, 1, name="map_head")(x),
+        "label": keras.layers.Dense(3, name="label_head")(
+            keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(5, 3, name="last")(x))
+        ),
+    }
+    model = keras.Model({"left": left, "right": right}, heads)
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    assert set(supernet.gated_layers) == {"block_conv", "last"}
+    x = {"left": rng.normal(size=(2, 8, 8, 3)).astype("f4"), "right": rng.normal(size=(2, 8, 8, 1)).astype("f4")}
+    for head in ("map", "label"):
+        np.testing.assert_allclose(supernet(x)[head], model(x)[head], rtol=1e-5, atol=1e-5)
+    # A frozen backbone stays frozen, its normalisation's statistics too; its gates are trained.
+    supernet.compile("sgd", loss={"map": "mse", "label": "mse"})
+    statistics = supernet.network.get_layer("block_bn").moving_mean.numpy()
+    supernet.train_on_batch(x, {"map": np.zeros((2, 8, 8, 2), "f4"), "label": np.zeros((2, 3), "f4")})
+    np.testing.assert_array_equal(supernet.network.get_layer("block_bn").moving_mean, statistics)
+    gated = supernet.gated_layers["block_conv"]
+    np.testing.assert_array_equal(gated.layer.kernel, inner.layers[0].kernel)
+    assert float(gated.drop_logit[0]) != pytest.approx(np.log(0.1 / 0.9), abs=1e-7)
+    for architecture in candidates(supernet, rng):
+        cut = subnet(supernet, architecture)
+        assert largest_difference(cut, supernet, architecture, x) <= 1e-4
+        assert set(cut(x)) == {"map", "label"}
+    cut.save(tmp_path / "cut.keras")
+    assert set(keras.models.load_model(tmp_path / "cut.keras")(x)) == {"map", "label"}
+
+
+def test_pretrained_weights_are_carried_over_and_supernets_saved(tmp_path, rng):
+    model = small_model()
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10, gate_dense=True, gate_pooling=True)
+    x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(supernet(x), model(x), rtol=1e-5, atol=1e-6)
+    supernet.compile("sgd", loss="sparse_categorical_crossentropy")
+    before = np.concatenate([np.asarray(g.drop_logit) for g in supernet.gated_layers.values()])
+    assert np.isfinite(supernet.train_on_batch(x, np.array([0, 2])))
+    after = np.concatenate([np.asarray(g.drop_logit) for g in supernet.gated_layers.values()])
+    assert np.isfinite(after).all() and (after != before).all()
+    supernet.save(tmp_path / "s.keras")
+    again = keras.models.load_model(tmp_path / "s.keras")
+    np.testing.assert_array_equal(again(x), supernet(x))
+
+
+def test_include_and_exclude():
+    model = small_model()
+
+    def names(**options):
+        return set(tfnas.gate(model, ell2=1, num_examples=10, **options).gated_layers)
+
+    assert names(include="conv_*") == {"conv_a", "conv_y", "conv_m", "conv_n", "conv_o"}
+    assert names(include=["stem", "classifier"]) == {"stem", "classifier"}
+    assert names(include="conv_*", exclude=["conv_a", "conv_y"]) == {"conv_m", "conv_n", "conv_o"}
+    assert names(exclude="*b") == names() - {"depth_b", "separable_b"}
+    with pytest.raises(UserError, match="gate: no layer matches 'cnov'; there are image, rescaling, stem"):
+        names(exclude="cnov")
+    with pytest.raises(UserError, match="layer 'sum' is Add and cannot be gated: leave it whole with exclude='sum'"):
+        names(include="s*m")
+    with pytest.raises(UserError, match="has no convolution to gate besides its stem and classifier"):
+        names(exclude="*")
+
+
+def test_grouped_convolutions_are_refused_or_left_whole(rng):
+    image = keras.Input((6, 6, 3))
+    x = keras.layers.Conv2D(4, 1, name="stem")(image)
+    x = keras.layers.Conv2D(4, 3, groups=2, padding="same", name="grouped")(keras.layers.Conv2D(4, 1, name="a")(x))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 1, name="b")(x))
+    model = keras.Model(image, keras.layers.Dense(2)(x))
+    with pytest.raises(UserError, match=r"layer 'grouped' is a grouped convolution \(2 groups\) .* exclude='grouped'"):
+        tfnas.gate(model, ell2=1, num_examples=10)
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10, exclude="grouped")
+    x = rng.normal(size=(2, 6, 6, 3)).astype("float32")
+    for architecture in candidates(supernet, rng):
+        cut = subnet(supernet, architecture)
+        assert largest_difference(cut, supernet, architecture, x) <= 1e-4
+        assert cut.get_layer("grouped").groups == 2
+
+
+def test_pooling_gates_drop_the_operation(rng):
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 1, name="stem")(image)
+    pooled = keras.layers.MaxPooling2D(3, 1, padding="same", name="pool")(x)
+    same = keras.layers.Identity(name="identity")(x)
+    x = keras.layers.Add(name="add")([pooled, same, keras.layers.Conv2D(4, 3, padding="same", name="conv")(x)])
+    model = keras.Model(image, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10, gate_pooling=True)
+    gates = {g.name: g for g in supernet.posterior().layers}
+    assert set(gates) == {"pool", "identity", "conv"}
+    assert gates["pool"].parameters_per_channel == 0
+    np.testing.assert_array_equal(supernet.gated_layers["pool"].squared_norms(), np.ones(4))
+    keep = {name: np.full(4, name != "pool") for name in gates}
+    cut = check_exact(supernet, Architecture(keep), rng.normal(size=(2, 8, 8, 3)).astype("float32"))
+    assert "pool" not in {layer.name for layer in cut.layers}
+
+
+def test_layouts_do_what_they_say(rng):
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(16, 1, name="stem")(image)
+    x = keras.layers.Add(name="add")([x, keras.layers.Conv2D(16, 3, padding="same", name="a")(x)])
+    heads = [keras.layers.Conv2D(6, 1, name=name)(keras.layers.ReLU()(x)) for name in ("b", "c")]
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Concatenate()(heads))
+    model = keras.Model(image, keras.layers.Dense(2, name="classifier")(x))
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    architecture = Architecture({name: rng.random(16) < 0.5 for name in ("a", "b", "c")})
+    x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
+    gathers = {}
+    for layout in ("gather", "mask", "shared"):
+        cut = check_exact(supernet, architecture, x, layout=layout)
+        gathers[layout] = sum(type(op).__name__ == "Take" for op in cut.operations)
+    assert gathers["gather"] > 0 and gathers["mask"] == gathers["shared"] == 0
+    union = architecture["a"] | architecture["b"] | architecture["c"]
+    for mask in adapt(supernet, architecture, layout="shared").values():
+        np.testing.assert_array_equal(mask, union)
+    for mask in adapt(supernet, architecture, channel_multiple=8).values():
+        assert mask.sum() % 8 == 0
+    norms = np.asarray(supernet.gated_layers["a"].squared_norms())
+    added = adapt(supernet, architecture, channel_multiple=16)["a"] & ~architecture["a"]
+    assert added.sum() == 16 - architecture["a"].sum()
+    nine = adapt(supernet, Architecture({**architecture, "a": np.arange(16) == 0}), channel_multiple=2)["a"]
+    assert nine[1:].argmax() + 1 == norms[1:].argmax() + 1  # the heaviest of the others
+
+
+def test_bad_options_are_refused():
+    supernet = tfnas.gate(small_model(), ell2=1, num_examples=10)
+    architecture = supernet.architecture()
+    with pytest.raises(UserError, match="layout: one of 'gather', 'mask', 'shared' expected. Received: 'packed'"):
+        subnet(supernet, architecture, layout="packed")
+    with pytest.raises(UserError, match="channel_multiple: at least 1 expected. Received: 0"):
+        subnet(supernet, architecture, channel_multiple=0)
+    other = Architecture({"other": [True]})
+    for options in ({}, {"channel_multiple": 8}):
+        with pytest.raises(UserError, match="no layer 'other'; was it made for another super-network?"):
+            subnet(supernet, other, **options)

@@ -132,7 +132,7 @@ def test_again_is_up_to_date(whole):
 def test_another_config_in_the_same_folder_is_refused(whole):
     done = tfnas_command("search", *SMALL, f"--workdir={whole[0]}", "--config.search.ell2=7")
     assert done.returncode == 1
-    assert "holds a search with search.ell2=80.0, and this config has 7.0: use another --workdir" in done.stderr
+    assert "holds a search with search.ell2=160.0, and this config has 7.0: use another --workdir" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +212,12 @@ def test_posterior_is_what_the_history_ends_with(whole):
     posterior = Posterior.from_json((whole[0] / workdir.POSTERIOR).read_text())
     last = json.loads((whole[0] / workdir.HISTORY).read_text().splitlines()[-1])
     assert last["drop_probability"] == {g.name: list(g.drop_probability) for g in posterior.layers}
+
+
+def test_a_collapsed_posterior_is_told(tmp_path):
+    collapsed = ["--config.search.initial_drop=0.99999", "--config.search.gate_learning_rate=0.001"]
+    options = [*SMALL, f"--workdir={tmp_path}", *collapsed, "--config.search.epochs=1"]
+    assert tfnas_command("search", *options).returncode == 0
+    done = tfnas_command("sample", *options)
+    assert done.returncode == 1 and "every candidate drops every path to the output" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -66,6 +66,8 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         _train(config, splits, work, full, epochs, settings.baseline_learning_rate, "baseline")
         others.append(_Arm("full network, same total budget", full, cost(Graph(full))))
     for kind in _RANDOM:
+        if kinds[kind]["architecture"] is None:  # not one of them had a path to the output
+            continue
         candidate = Architecture.from_json(json.dumps(kinds[kind]["architecture"]))
         title = f"{kind}, best of {kinds[kind]['count']:,}"
         others.append(_Arm(title, subnet(supernet, candidate), cost(supernet.graph, candidate)))

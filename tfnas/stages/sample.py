@@ -73,6 +73,7 @@ def _sample(config: Config, work: workdir.Workdir) -> None:
                     "accuracy": score.accuracy,
                     "parameters": price.parameters,
                     "multiply_adds": price.multiply_adds,
+                    "connected": supernet.graph.flow(candidate).reaches_outputs(),
                 }
                 records.append(record)
             elif record["digest"] != candidate.digest():
@@ -108,6 +109,9 @@ def _rank_by(kind: str, config: Config) -> str:
 def _keep_if_better(
     winner: dict[str, Any], kind: str, record: dict[str, Any], candidate: Architecture, by: str
 ) -> None:
+    # One that drops every path to the output answers, always the same, but there is no network to cut out of it.
+    if not record["connected"]:
+        return
     if kind not in winner or ranking.order([_score(winner[kind][0]), _score(record)], by)[0] == 1:
         winner[kind] = (record, candidate)
 
@@ -119,16 +123,22 @@ def _write(
     winner: dict[str, Any],
     first: dict[str, list[Architecture]],
 ) -> None:
+    if POSTERIOR not in winner:
+        raise UserError(
+            "sample: every candidate drops every path to the output, so the posterior has collapsed: search again, in "
+            f"another --workdir, with a smaller ell2 (now {config.search.ell2:g}) or gate_learning_rate (now "
+            f"{config.search.gate_learning_rate:g})"
+        )
     groups = {}
     for kind in KINDS:
         mine = [r for r in records if r["kind"] == kind]
-        best, candidate = winner[kind]
+        best, candidate = winner.get(kind, (None, None))
         groups[kind] = {
             **ranking.summary([_score(r) for r in mine], _rank_by(kind, config)),
             "mean_parameters": sum(r["parameters"] for r in mine) / len(mine),
             "mean_multiply_adds": sum(r["multiply_adds"] for r in mine) / len(mine),
             "best": best,
-            "architecture": json.loads(candidate.to_json()),
+            "architecture": candidate and json.loads(candidate.to_json()),
             "first": [json.loads(architecture.to_json()) for architecture in first[kind]],  # to be measured on test
         }
     work.write_json(workdir.RANKING, {"rank_by": config.sample.rank_by, "kinds": groups})

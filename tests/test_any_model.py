@@ -5,7 +5,9 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import random_weights
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import tfnas
 from tfnas.architecture import Architecture
@@ -13,6 +15,7 @@ from tfnas.channels import Graph
 from tfnas.costs import cost
 from tfnas.errors import UserError
 from tfnas.subnets import adapt, subnet
+from tfnas.supernets import multi_branch_resnet
 
 # The smallest image each takes.
 APPLICATIONS = {
@@ -93,7 +96,7 @@ def test_applications_are_cut_exactly(name, rng):
         check_exact(supernet, architecture, x)
 
 
-def everything(x):
+def everything(x, grouped=True):
     """One of each kind of layer, in places where constants, zeros and gathers meet them."""
     layers = keras.layers
     x = layers.Rescaling(2.0, name="rescaling")(x)
@@ -107,7 +110,10 @@ def everything(x):
     squeezed = layers.Reshape((1, 1, 6), name="to_map")(squeezed)
     squeezed = layers.Conv2D(6, 1, activation="sigmoid", name="excite")(squeezed)
     c = layers.Multiply(name="scale_c")([c, squeezed])
-    d = layers.Conv2D(6, 3, padding="same", groups=6, use_bias=False, name="grouped_d")(x)
+    if grouped:  # one filter a channel, as a grouped convolution writes it
+        d = layers.Conv2D(6, 3, padding="same", groups=6, use_bias=False, name="grouped_d")(x)
+    else:
+        d = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="grouped_d")(x)
     d = layers.LayerNormalization(name="layer_norm")(d)
     d = layers.SeparableConv2D(6, 3, padding="same", use_bias=False, name="separable_d")(d)
     x = layers.Add(name="sum")([b, c, d])
@@ -126,9 +132,9 @@ def everything(x):
     return layers.Subtract(name="minus")([x, layers.Conv2D(7, 1, use_bias=False, name="conv_o")(x)])
 
 
-def small_model():
+def small_model(grouped=True):
     image = keras.Input((8, 8, 3), name="image")
-    x = everything(image)
+    x = everything(image, grouped)
     hidden = keras.layers.Dense(8, activation="relu", name="hidden")(keras.layers.Flatten(name="flatten")(x))
     return keras.Model(image, keras.layers.Dense(3, activation="softmax", name="classifier")(hidden))
 
@@ -324,3 +330,34 @@ def test_bad_options_are_refused():
     for options in ({}, {"channel_multiple": 8}):
         with pytest.raises(UserError, match="no layer 'other'; was it made for another super-network?"):
             subnet(supernet, other, **options)
+
+
+def profiled_multiply_adds(model):
+    """Half the floating point operations that TensorFlow's profiler counts in convolutions and matrix products."""
+    inputs = [tf.TensorSpec((1, *i.shape[1:]), i.dtype) for i in model.inputs]
+    traced = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0])).get_concrete_function(*inputs)
+    graph = convert_variables_to_constants_v2(traced).graph
+    options = tf.compat.v1.profiler.ProfileOptionBuilder(tf.compat.v1.profiler.ProfileOptionBuilder.float_operation())
+    profile = tf.compat.v1.profiler.profile(graph, cmd="op", options=options.with_empty_output().build())
+    counted, products = 0, ("Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul", "Conv2DBackpropInput")
+    while profile.children:
+        # Each child stands for one type of operation and holds the total of those below it.
+        (profile,) = profile.children
+        below = sum(child.total_float_ops for child in profile.children)
+        if profile.name in products:
+            counted += profile.total_float_ops - below
+    return counted / 2
+
+
+# Without the grouped convolution, which TensorFlow hides from its profiler in a compiled function.
+@pytest.mark.parametrize(
+    "build", [lambda: small_model(grouped=False), lambda: multi_branch_resnet(8, 1, 10, (16, 16, 3))]
+)
+def test_multiply_adds_are_the_profilers(build, rng):
+    model = build()
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    assert profiled_multiply_adds(model) == cost(Graph(model)).multiply_adds
+    for architecture in candidates(supernet, rng):
+        cut = subnet(supernet, architecture)
+        assert profiled_multiply_adds(cut) == cost(supernet.graph, architecture).multiply_adds

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from tfnas.architecture import Architecture as Architecture
     from tfnas.channels import Graph as Graph
     from tfnas.costs import cost as cost
+    from tfnas.costs import latency as latency
     from tfnas.gates import Gated as Gated
     from tfnas.posterior import Posterior as Posterior
     from tfnas.ranking import rank as rank
+    from tfnas.subnets import adapt as adapt
     from tfnas.subnets import subnet as subnet
     from tfnas.supernet import Supernet as Supernet
     from tfnas.supernet import gate as gate
@@ -26,8 +28,10 @@ _HOMES = {
     "Graph": "channels",
     "Posterior": "posterior",
     "Supernet": "supernet",
+    "adapt": "subnets",
     "cost": "costs",
     "gate": "supernet",
+    "latency": "costs",
     "rank": "ranking",
     "subnet": "subnets",
 }

@@ -1,7 +1,12 @@
+import json
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow_probability as tfp
 
+import tfnas
+from tfnas import supernets
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.posterior import LayerGates, Posterior
@@ -72,3 +77,45 @@ def test_wrong_gates_are_refused():
         LayerGates("a", (3, 2), (0.1,), 9)
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         LayerGates("a", (3,), (1.1,), 9)
+
+
+def test_published_posterior_of_densenet121():
+    """Its expected kept parameters are the paper's Table 8: 6.6 M of the 6.86 M in the gated convolutions."""
+    text = (pathlib.Path(__file__).parent / "data" / "pgnas_densenet121_imagenet_posterior.json").read_text()
+    supernet = tfnas.gate(supernets.densenet121(), ell2=100, num_examples=1.2e6)
+    published = Posterior.from_reference(text, supernet.posterior())
+    assert (len(published.layers), published.total_parameters()) == (119, 6_860_800)
+    # Summed here from the file and the structure that method.md gives, without the code under test.
+    raw, expected, channels = json.loads(text)["drop_probability"], 0.0, 64
+    for block, layers in enumerate((6, 12, 24, 16), start=1):
+        sources = [channels]
+        for layer in range(1, layers + 1):
+            name = f"denseblock{block}.denselayer{layer}.conv"
+            expected += sum((1 - p) * k * 128 for p, k in zip(raw[name + "1"], sources, strict=True))
+            expected += (1 - raw[name + "2"][0]) * 128 * 9 * 32
+            sources.append(32)
+        channels = sum(sources)
+        if block < 4:
+            channels //= 2
+            expected += sum(
+                (1 - p) * k * channels for p, k in zip(raw[f"transition{block}.conv"], sources, strict=True)
+            )
+    assert published.expected_parameters() == pytest.approx(expected, rel=1e-9)
+    assert published.expected_parameters() == pytest.approx(6.60e6, abs=0.005e6)
+    assert published.sample(1, seed=0)[0].total == sum(sum(g.group_sizes) for g in published.layers)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[]", "not the JSON of a published posterior"),
+        ('{"drop_probability": {"a": [0.1]}}', "layers differ, first 'b', which is only among the super-network's"),
+        ('{"drop_probability": {"a": [0.1], "b": [0.1], "c": [1]}}', "first 'c', which is only among the published"),
+        ('{"drop_probability": {"a": [0.1], "b": [0.1, 0.2]}}', "'b' has 1 sources. Received: 2 values"),
+        ('{"drop_probability": {"a": [0.1], "b": [1.5]}}', r"drop probabilities must be in \[0, 1\]"),
+    ],
+)
+def test_published_posteriors_that_do_not_fit(text, message):
+    like = Posterior((LayerGates("a", (2,), (0.5,), 3), LayerGates("b", (2,), (0.5,), 3)))
+    with pytest.raises(UserError, match=message):
+        Posterior.from_reference(text, like)

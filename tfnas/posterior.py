@@ -178,3 +178,33 @@ class Posterior:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"posterior: not the JSON of a Posterior ({error})") from None
+
+    @classmethod
+    def from_reference(cls, text: str, like: Posterior) -> Posterior:
+        """The gates of `like` with published drop probabilities.
+
+        Args:
+            text: JSON with `drop_probability`, from layer names to one p per source in the order of concatenation. A
+                published name matches a layer's with its dots written as underscores ('denseblock1.denselayer1.conv1').
+            like: of the super-network that the names belong to, for example `gate(densenet121(), ...).posterior()`.
+
+        Raises:
+            UserError: if the text is something else, or its layers or their sources are not those of `like`.
+        """
+        try:
+            published = {name.replace(".", "_"): tuple(p) for name, p in json.loads(text)["drop_probability"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"posterior: not the JSON of a published posterior ({error})") from None
+        odd = sorted(set(published) ^ {g.name for g in like.layers})
+        if odd:
+            where = "published" if odd[0] in published else "super-network's"
+            raise UserError(f"posterior: layers differ, first '{odd[0]}', which is only among the {where}")
+        for g in like.layers:
+            if len(published[g.name]) != len(g.group_sizes):
+                raise UserError(
+                    f"posterior: '{g.name}' has {len(g.group_sizes)} sources. Received: {len(published[g.name])} values"
+                )
+        try:
+            return cls(tuple(dataclasses.replace(g, drop_probability=published[g.name]) for g in like.layers))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"posterior: {error}") from None

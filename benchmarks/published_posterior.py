@@ -1,0 +1,51 @@
+"""What the published posterior of DenseNet-121 on ImageNet says, without training anything.
+
+    .venv/bin/python benchmarks/published_posterior.py [--samples=1500]
+
+Loads the drop probabilities of the released experiment (tests/data) into this project's DenseNet-121 and prints, for
+the samples drawn, mean and standard deviation of what a subnet costs and of Table 7's two proportions.
+"""
+
+import pathlib
+
+import numpy as np
+from absl import app, flags
+
+import tfnas
+from tfnas import supernets
+
+_SAMPLES = flags.DEFINE_integer("samples", 1500, "Candidates drawn.")
+_FILE = pathlib.Path(__file__).parents[1] / "tests" / "data" / "pgnas_densenet121_imagenet_posterior.json"
+
+
+def main(_):
+    """Prints the table."""
+    supernet = tfnas.gate(supernets.densenet121(), ell2=100, num_examples=1.2e6)
+    published = tfnas.Posterior.from_reference(_FILE.read_text(), supernet.posterior())
+    sources = {g.name: np.cumsum(g.group_sizes)[:-1] for g in published.layers}
+    full = tfnas.cost(supernet.graph)
+    rows: dict[str, list[float]] = {}
+    for architecture in published.sample(_SAMPLES.value, seed=0):
+        price = tfnas.cost(supernet.graph, architecture)
+        operations = [part.any() for name, mask in architecture.items() for part in np.split(mask, sources[name])]
+        kernels = sum(int(architecture[g.name].sum()) * g.parameters_per_channel for g in published.layers)
+        for name, value in {
+            "weights kept in the gated convolutions, M": kernels / 1e6,
+            "parameters of the subnet, M": price.parameters / 1e6,
+            "multiply-adds of the subnet, M": price.multiply_adds / 1e6,
+            "share of gated channels dropped": 1 - architecture.kept / architecture.total,
+            "share of operations dropped (all channels of one source in one convolution)": 1 - np.mean(operations),
+        }.items():
+            rows.setdefault(name, []).append(value)
+    print(
+        f"Expected weights kept in the gated convolutions: {published.expected_parameters() / 1e6:.3f} M of "
+        f"{published.total_parameters() / 1e6:.3f} M. Full network: {full.parameters:,} parameters, "
+        f"{full.multiply_adds / 1e6:,.0f} M multiply-adds at 224 x 224.\n"
+    )
+    print(f"| of {_SAMPLES.value:,} samples | mean | standard deviation |\n|---|---|---|")
+    for name, values in rows.items():
+        print(f"| {name} | {np.mean(values):.4f} | {np.std(values):.4f} |")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/subnet_latency.py [--models=M,D-121,MobileNetV2] [--batch=16] [--rounds=15]
 
-Every gated channel is kept with the rate's probability, independently. For each model all subnets and the full network
-are stepped in turn, round by round, so that a drift of the machine's speed falls on all alike; ratios are taken round by
-round and their median is shown. The last column is the latency's ratio over the multiply-adds' ratio: 1 means that a
-multiply-add saved is time saved.
+Every gated channel is kept with the rate's probability, independently. For each model all subnets and the full
+network are stepped in turn, round by round, so that a drift of the machine's speed falls on all alike; ratios are taken
+round by round and their median is shown. The last column is the latency's ratio over the multiply-adds' ratio: 1 means
+that a multiply-add saved is time saved.
 """
 
 import pathlib
@@ -94,7 +94,7 @@ def main(_):
     """Prints one table."""
     rng = np.random.default_rng(0)
     print(
-        "| network | keep rate | layout | latency | parameters | file | multiply-adds | latency, ratio | over mult-adds |"
+        "| network | keep rate | layout | latency | parameters | file | multiply-adds | latency ratio | over adds' |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name in _MODELS.value:

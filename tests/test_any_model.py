@@ -319,6 +319,31 @@ def test_layouts_do_what_they_say(rng):
     assert nine[1:].argmax() + 1 == norms[1:].argmax() + 1  # the heaviest of the others
 
 
+def test_a_subnet_is_gated_and_cut_again(rng):
+    model = small_model()
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
+    for first in candidates(supernet, rng):
+        cut = subnet(supernet, first)
+        again = tfnas.gate(cut, ell2=1, num_examples=10)
+        np.testing.assert_allclose(again(x), cut(x), rtol=1e-4, atol=1e-5)
+        assert cost(again.graph).parameters == cost(supernet.graph, first).parameters
+        second = next(candidates(again, rng))
+        assert largest_difference(subnet(again, second), again, second, x) <= 1e-4
+
+
+def test_an_array_in_the_graph_is_not_cut(rng):
+    image = keras.Input((6, 6, 3))
+    x = keras.layers.Conv2D(4, 1, name="a")(keras.layers.Conv2D(4, 1, name="stem")(image))
+    x = keras.layers.Conv2D(4, 1, name="b")(x + np.arange(4, dtype="float32"))
+    model = keras.Model(image, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    x = rng.normal(size=(2, 6, 6, 3)).astype("float32")
+    for architecture in candidates(supernet, rng):
+        assert largest_difference(subnet(supernet, architecture), supernet, architecture, x) <= 1e-4
+
+
 def test_bad_options_are_refused():
     supernet = tfnas.gate(small_model(), ell2=1, num_examples=10)
     architecture = supernet.architecture()

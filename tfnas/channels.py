@@ -104,6 +104,8 @@ _POINTWISE_OPERATIONS = frozenset(
     "Relu Relu6 Sigmoid Silu Gelu Tanh Elu Selu LeakyRelu HardSigmoid HardSilu Softplus Softsign Exp Abs Absolute "
     "Square Sqrt Negative Clip".split()
 )
+# What `subnets` builds with, so that a subnet can be gated in its turn.
+_OPAQUE_OPERATIONS = frozenset("Take GetItem OnesLike ZerosLike Cast Reshape Tile".split())
 # Activations that look at one number at a time; anything else (softmax, a user's own function) may mix channels.
 _ACTIVATIONS = frozenset(
     "linear relu relu6 leaky_relu elu selu celu gelu silu swish mish sigmoid hard_sigmoid hard_silu hard_swish "
@@ -237,7 +239,7 @@ class Graph:
             count += 1
         self._names.add(name)
         output = call.output_tensors[0]
-        kind = _kind(operation, name, call.input_tensors, output)
+        kind = _kind(operation, name, call)
 
         def replay(tensors: Sequence[Any]) -> Any:
             arguments, keywords = call.arguments.fill_in(
@@ -606,7 +608,8 @@ def _called_twice(name: str) -> UserError:
     )
 
 
-def _kind(layer: Any, name: str, inputs: Sequence[Any], output: Any) -> str:
+def _kind(layer: Any, name: str, call: Any) -> str:
+    inputs, output = call.input_tensors, call.output_tensors[0]
     inner = layer.layer if _is_gate(layer) else layer
     if getattr(inner, "data_format", None) == "channels_first":
         raise UserError(f"layer '{name}': data_format must be 'channels_last'. Received: {inner.data_format!r}")
@@ -645,13 +648,15 @@ def _kind(layer: Any, name: str, inputs: Sequence[Any], output: Any) -> str:
         return "opaque"
     if type(inner).__module__.startswith("keras."):
         if type(inner).__name__ in _MERGES:
-            return _merge_kind(inner, name, inputs, output)
+            return _merge_kind(name, call)
         if type(inner).__name__ == "Concatenate":
             if inner.axis not in (-1, len(output.shape) - 1):
                 raise UserError(f"layer '{name}': axis must be the channels' (-1). Received: {inner.axis}")
             return "concat"
         if type(inner).__name__ in _POINTWISE_OPERATIONS and len(inputs) == 1:
             return "pointwise"
+        if type(inner).__name__ in _OPAQUE_OPERATIONS and not isinstance(inner, keras.Layer):
+            return "opaque"
     what = "a Lambda" if isinstance(inner, keras.layers.Lambda) else type(inner).__name__
     raise UserError(
         f"layer '{name}': {what} is not supported, because how channels pass through it is not known: replace it by "
@@ -670,9 +675,11 @@ def _keras_activations() -> list[Any]:
     return [getattr(keras.activations, name) for name in dir(keras.activations)]
 
 
-def _merge_kind(inner: Any, name: str, inputs: Sequence[Any], output: Any) -> str:
-    if len(inputs) == 1:  # with a number, `x + 3.0`
-        return "pointwise"
+def _merge_kind(name: str, call: Any) -> str:
+    inputs, output = call.input_tensors, call.output_tensors[0]
+    if len(inputs) == 1:  # with a number, `x + 3.0`, or with an array, which is not cut
+        others = keras.tree.flatten((call.arguments.args, call.arguments.kwargs))
+        return "pointwise" if all(np.ndim(o) == 0 for o in others if o is not inputs[0]) else "opaque"
     if any(t.shape[-1] not in (1, output.shape[-1]) or len(t.shape) != len(output.shape) for t in inputs):
         raise UserError(
             f"layer '{name}': tensors of one rank, with the same or one channel, expected. "

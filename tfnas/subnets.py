@@ -175,6 +175,8 @@ class _Cutter:
         """One of `keras.ops` on tensors, named so that it cannot be taken for a layer of the model's."""
         output = function(*arguments, **keywords)
         self.num_operations += 1
+        while f"cut_{self.num_operations}" in self.graph.index:  # a subnet that is cut again
+            self.num_operations += 1
         output._keras_history.operation.name = f"cut_{self.num_operations}"
         return output
 

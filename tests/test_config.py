@@ -8,10 +8,55 @@ from conftest import ROOT, load_config
 from tfnas import config, supernets
 from tfnas.errors import UserError
 
+# These set data.random_resized_crop.
+IMAGENET = ("imagenet_densenet121", "imagenet_resnet50")
+HAS_RANDOM_RESIZED_CROP = "random_resized_crop" in {field.name for field in dataclasses.fields(config.Data)}
+CONFIGS = [
+    name
+    for name in sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    if HAS_RANDOM_RESIZED_CROP or name not in IMAGENET
+]
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_file_is_valid(name):
     assert isinstance(load_config(name), config.Config)
+
+
+# epochs, batch, learning rate, schedule, ell2, candidates, test error in % as published: method.md, 5 and 6.
+RECIPES = {
+    "cifar10_supnet_m": (1800, 128, 0.01, "cosine", 50.0, 1500, "2.20 %"),
+    "cifar10_supnet_mi": (1800, 128, 0.01, "cosine", 150.0, 1500, "2.06 %"),
+    "cifar100_supnet_mi": (1800, 128, 0.01, "cosine", 2500.0, 5000, "14.28 %"),
+    "cifar10_supnet_e": (630, 144, 0.05, "cosine_restarts", 0.1, 1500, "2.73 %"),
+    "cifar10_supnet_ei": (630, 144, 0.05, "cosine_restarts", 0.1, 1500, "2.56 %"),
+    "imagenet_resnet50": (90, 256, 0.1, "steps", 80.0, 1500, "22.73 %"),
+    "imagenet_densenet121": (180, 300, 0.1, "steps", 100.0, 1500, "24.8 / 7.5 %"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name in CONFIGS])
+def test_published_runs_have_the_recipes_numbers(name):
+    made = load_config(name)
+    search, data = made.search, made.data
+    epochs, batch_size, learning_rate, schedule, ell2, candidates, error = RECIPES[name]
+    assert (search.epochs, search.batch_size, search.learning_rate) == (epochs, batch_size, learning_rate)
+    assert (search.schedule, search.ell2, made.sample.num_candidates) == (schedule, ell2, candidates)
+    assert (search.momentum, search.nesterov, search.temperature, search.initial_drop) == (0.9, True, 0.2, 0.1)
+    assert search.gate_learning_rate == 1 and made.sample.rank_by == "accuracy" and made.retrain.epochs == 0
+    if data.name == "imagenet2012":
+        assert search.example_multiplier == 1 and data.image_size == 224
+        assert (data.pad_crop, data.flip, data.cutout, data.random_resized_crop) == (0, True, 0, True)
+        assert search.boundaries == {90: (30.0, 60.0), 180: (90.0, 140.0, 160.0)}[epochs]
+    else:
+        assert data.name in name.split("_") and search.example_multiplier == 10
+        assert (data.pad_crop, data.flip, data.cutout) == (4, True, 16)
+    if schedule == "cosine_restarts":
+        restarts = (search.minimum_learning_rate, search.restart_epochs, search.restart_multiplier)
+        assert restarts == (1e-4, 10, 2.0)
+    text = " ".join((ROOT / "configs" / f"{name}.py").read_text().split())
+    for words in (error, "1906.09557", f"--config=configs/{name}.py", "never run in full by this project", "GPU days"):
+        assert words in text
 
 
 def test_round_trip():

@@ -1,16 +1,62 @@
 import dataclasses
+import inspect
 
 import ml_collections
 import pytest
 from conftest import ROOT, load_config
 
-from tfnas import config
+from tfnas import config, supernets
 from tfnas.errors import UserError
 
+# These set data.random_resized_crop.
+IMAGENET = ("imagenet_densenet121", "imagenet_resnet50")
+HAS_RANDOM_RESIZED_CROP = "random_resized_crop" in {field.name for field in dataclasses.fields(config.Data)}
+CONFIGS = [
+    name
+    for name in sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    if HAS_RANDOM_RESIZED_CROP or name not in IMAGENET
+]
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_file_is_valid(name):
     assert isinstance(load_config(name), config.Config)
+
+
+# epochs, batch, learning rate, schedule, ell2, candidates, test error in % as published: method.md, 5 and 6.
+RECIPES = {
+    "cifar10_supnet_m": (1800, 128, 0.01, "cosine", 50.0, 1500, "2.20 %"),
+    "cifar10_supnet_mi": (1800, 128, 0.01, "cosine", 150.0, 1500, "2.06 %"),
+    "cifar100_supnet_mi": (1800, 128, 0.01, "cosine", 2500.0, 5000, "14.28 %"),
+    "cifar10_supnet_e": (630, 144, 0.05, "cosine_restarts", 0.1, 1500, "2.73 %"),
+    "cifar10_supnet_ei": (630, 144, 0.05, "cosine_restarts", 0.1, 1500, "2.56 %"),
+    "imagenet_resnet50": (90, 256, 0.1, "steps", 80.0, 1500, "22.73 %"),
+    "imagenet_densenet121": (180, 300, 0.1, "steps", 100.0, 1500, "24.8 / 7.5 %"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name in CONFIGS])
+def test_published_runs_have_the_recipes_numbers(name):
+    made = load_config(name)
+    search, data = made.search, made.data
+    epochs, batch_size, learning_rate, schedule, ell2, candidates, error = RECIPES[name]
+    assert (search.epochs, search.batch_size, search.learning_rate) == (epochs, batch_size, learning_rate)
+    assert (search.schedule, search.ell2, made.sample.num_candidates) == (schedule, ell2, candidates)
+    assert (search.momentum, search.nesterov, search.temperature, search.initial_drop) == (0.9, True, 0.2, 0.1)
+    assert search.gate_learning_rate == 1 and made.sample.rank_by == "accuracy" and made.retrain.epochs == 0
+    if data.name == "imagenet2012":
+        assert search.example_multiplier == 1 and data.image_size == 224
+        assert (data.pad_crop, data.flip, data.cutout, data.random_resized_crop) == (0, True, 0, True)
+        assert search.boundaries == {90: (30.0, 60.0), 180: (90.0, 140.0, 160.0)}[epochs]
+    else:
+        assert data.name in name.split("_") and search.example_multiplier == 10
+        assert (data.pad_crop, data.flip, data.cutout) == (4, True, 16)
+    if schedule == "cosine_restarts":
+        restarts = (search.minimum_learning_rate, search.restart_epochs, search.restart_multiplier)
+        assert restarts == (1e-4, 10, 2.0)
+    text = " ".join((ROOT / "configs" / f"{name}.py").read_text().split())
+    for words in (error, "1906.09557", f"--config=configs/{name}.py", "never run in full by this project", "GPU days"):
+        assert words in text
 
 
 def test_round_trip():
@@ -45,6 +91,14 @@ def test_locked_dict_refuses_new_keys():
         ("search", "momentum", 1.0, "in \\[0, 1\\)"),
         ("supernet", "name", "resnet9000", "'supernet.name' must be one of 'multi_branch_resnet'"),
         ("supernet", "width", 7, "even number"),
+        ("supernet", "width", -2, "at least 0"),
+        ("supernet", "num_blocks", -1, "at least 0"),
+        ("search", "schedule", "linear", "one of 'cosine', 'cosine_restarts', 'steps'"),
+        ("search", "minimum_learning_rate", 1e-4, "left at 0: only 'cosine_restarts' has one"),
+        ("search", "restart_epochs", 0, "at least 1"),
+        ("search", "restart_multiplier", 0.5, "at least 1"),
+        ("search", "restart_multiplier", float("nan"), "at least 1"),
+        ("search", "boundaries", (30.0,), "left empty: only the schedule 'steps'"),
         ("sample", "rank_by", "luck", "one of 'loss', 'accuracy'"),
         ("sample", "num_candidates", 0, "at least 1"),
         ("retrain", "epochs", -1, "at least 0"),
@@ -59,10 +113,47 @@ def test_bad_values_are_named(section, key, value, message):
         config.from_config_dict({section: {key: value}})
 
 
+@pytest.mark.parametrize(
+    "section, values, message",
+    [
+        (
+            "supernet",
+            {"name": "enas", "stem_width": 16},
+            "stem_width' must be left at 0: 'enas' does not",
+        ),
+        ("supernet", {"name": "resnet50", "width": 6}, "'supernet.width' must be divisible by 4"),
+        (
+            "search",
+            {"schedule": "cosine_restarts", "minimum_learning_rate": 0.01},
+            "less than search.learning_rate, 0.01",
+        ),
+        ("search", {"schedule": "cosine_restarts", "minimum_learning_rate": -0.1}, "at least 0"),
+        ("search", {"schedule": "steps"}, "'search.boundaries' must be one or more epochs, ascending"),
+        ("search", {"schedule": "steps", "boundaries": (60, 30)}, "ascending"),
+        ("search", {"schedule": "steps", "boundaries": (0, 30)}, "above 0"),
+        ("search", {"schedule": "steps", "boundaries": (30, float("inf"))}, "ascending"),
+    ],
+)
+def test_values_that_do_not_go_together_are_named(section, values, message):
+    with pytest.raises(UserError, match=message):
+        config.from_config_dict({section: values})
+
+
+def test_builders_are_all_there_with_the_arguments_named():
+    builders = {name: build for name, build in vars(supernets).items() if inspect.isfunction(build)}
+    of_the_data = {"num_classes", "input_shape"}
+    expected = {name: set(inspect.signature(build).parameters) - of_the_data for name, build in builders.items()}
+    assert {name: set(arguments) for name, arguments in config.BUILDERS.items()} == expected
+    for name in builders:
+        assert config.Supernet(name=name).arguments() == {}
+        config.Supernet(name=name, width=8, num_blocks=1).check()
+
+
 def test_parse_value_reads_each_type():
     assert config.parse_value("search.epochs", "12") == 12
     assert config.parse_value("search.ell2", "2.5") == 2.5
     assert config.parse_value("data.flip", "true") is True
+    assert config.parse_value("search.boundaries", "30,60") == (30.0, 60.0)
     assert config.parse_value("data.mean", "(0.1, 0.2)") == (0.1, 0.2)
     with pytest.raises(UserError, match="'search.epochs' must be a whole number. Received: 'many'"):
         config.parse_value("search.epochs", "many")

@@ -1,10 +1,13 @@
+import types
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfnas
-from tfnas import training
+from tfnas import config, training
+from tfnas.config import Search
 from tfnas.errors import UserError
 from tfnas.supernets import multi_branch_resnet
 from tfnas.workdir import Workdir
@@ -99,9 +102,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def test_sgd_falls_as_a_cosine_and_decays_kernels_only():
-    from tfnas.config import Search
-
-    optimizer = training.sgd(Search(), 0.1, 10, weight_decay=0.5)
+    optimizer = training.sgd(Search(), training.cosine(0.1, 10), weight_decay=0.5)
     assert float(optimizer._learning_rate(0)) == pytest.approx(0.1)
     assert float(optimizer._learning_rate(5)) == pytest.approx(0.05)
     assert float(optimizer._learning_rate(10)) == pytest.approx(0.0, abs=1e-9)
@@ -112,3 +113,62 @@ def test_sgd_falls_as_a_cosine_and_decays_kernels_only():
     optimizer.apply([tf.zeros((3, 2)), tf.zeros(2)], layer.trainable_variables)
     np.testing.assert_allclose(layer.kernel, before * (1 - 0.1 * 0.5), rtol=1e-6)
     np.testing.assert_array_equal(layer.bias, [1, 1])
+
+
+RESTARTS = {"schedule": "cosine_restarts", "learning_rate": 0.05, "minimum_learning_rate": 1e-4}
+
+
+@pytest.mark.parametrize(
+    "settings, rates",
+    [
+        # 4 steps an epoch; {step: rate}
+        ({"learning_rate": 0.2, "epochs": 5}, {0: 0.2, 10: 0.1, 20: 0.0}),
+        # Cosines over epochs 0 to 10, 10 to 30, 30 to 70; half way each is at the mean of both ends.
+        (RESTARTS, {0: 0.05, 20: 0.02505, 39: 1e-4 + 0.0499 * 0.00154133, 40: 0.05, 80: 0.02505, 200: 0.02505}),
+        ({**RESTARTS, "restart_epochs": 1, "restart_multiplier": 1.0}, {0: 0.05, 2: 0.02505, 4: 0.05, 8: 0.05}),
+        (
+            {"schedule": "steps", "learning_rate": 0.1, "boundaries": (90.0, 140.0, 160.0)},
+            {0: 0.1, 359: 0.1, 360: 0.01, 559: 0.01, 560: 1e-3, 639: 1e-3, 640: 1e-4, 9999: 1e-4},
+        ),
+        ({"schedule": "steps", "learning_rate": 0.1, "boundaries": (0.5,)}, {1: 0.1, 2: 0.01}),
+    ],
+    ids=["cosine", "cosine_restarts", "equal restarts", "steps", "step within an epoch"],
+)
+def test_schedules(settings, rates):
+    search = Search(**settings)
+    search.check()
+    made = training.schedule(search, 4)
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(made))
+    for rate in (made, again):
+        got = {step: float(rate(step)) for step in rates}
+        assert got == pytest.approx(rates, rel=1e-4, abs=1e-9)
+
+
+def test_the_restarts_fill_630_epochs():
+    """10 (1 + 2 + ... + 32) = 630: the paper's E and EI end at the bottom of the sixth cosine."""
+    rate = training.schedule(Search(epochs=630, **RESTARTS), 100)
+    assert float(rate(62_999)) == pytest.approx(1e-4, rel=1e-3)
+    assert float(rate(31_000)) == pytest.approx(0.05, rel=1e-4)
+    assert float(rate(47_000)) == pytest.approx(0.02505, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "supernet, expected",
+    [
+        (config.Supernet(), {}),
+        (config.Supernet(width=8, num_blocks=1), {"width": 8, "num_blocks": 1}),
+        (config.Supernet(stem_width=4), {"stem_width": 4}),
+        (config.Supernet(name="densenet121", width=12), {"width": 12}),
+    ],
+)
+def test_only_what_is_given_goes_to_the_builder(supernet, expected):
+    splits = types.SimpleNamespace(num_classes=3, image_shape=(8, 8, 1))
+    arguments = training.network_arguments(config.Config(supernet=supernet), splits)
+    assert arguments == {**expected, "num_classes": 3, "input_shape": (8, 8, 1)}
+
+
+def test_network_that_cannot_take_the_images_is_refused():
+    splits = types.SimpleNamespace(num_classes=3, image_shape=(8, 8, 1))
+    made = config.Config(supernet=config.Supernet(name="densenet121"))
+    with pytest.raises(UserError, match="densenet121: input_shape .* set --config.data.image_size"):
+        training.network(made, splits)

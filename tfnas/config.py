@@ -52,22 +52,46 @@ class Data:
         _require(all(s > 0 for s in self.std), "data.std", self.std, "positive numbers")
 
 
+# What each builder of `tfnas.supernets` takes, besides what the data says.
+BUILDERS = {
+    "multi_branch_resnet": ("width", "num_blocks", "stem_width"),
+    "enas": ("width", "num_blocks"),
+    "resnet50": ("width", "num_blocks"),
+    "densenet121": ("width", "num_blocks"),
+    "densenet121_3d": ("width", "num_blocks"),
+}
+_WIDTHS = {  # what the width must be divisible by
+    "multi_branch_resnet": (2, "an even number: the skip joins two halves"),
+    "resnet50": (4, "divisible by 4: four convolutions share the maps"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Supernet:
-    """Which super-network; method.md's table of super-networks gives the published sizes."""
+    """Which super-network; method.md's table of super-networks gives the published sizes, `tfnas.supernets` the rest.
 
-    name: str = "multi_branch_resnet"
-    width: int = 96  # channels of the first stage; doubled in each of the next two
-    num_blocks: int = 4  # residual blocks in each of the three stages
-    stem_width: int = 16  # channels of the first convolution
+    Where a number is 0, the builder's own default holds, which is the published network.
+    """
+
+    name: str = "multi_branch_resnet"  # or another builder of tfnas.supernets
+    width: int = 0  # channels of the first stage; of the DenseNets, the growth rate
+    num_blocks: int = 0  # blocks, layers or cells in each stage
+    stem_width: int = 0  # channels of the first convolution; of multi_branch_resnet only
+
+    def arguments(self) -> dict[str, int]:
+        """What is given, so not 0, by the builder's names."""
+        return {name: getattr(self, name) for name in BUILDERS[self.name] if getattr(self, name)}
 
     def check(self) -> None:
-        """Raises UserError for the first value out of range."""
-        _one_of("supernet.name", self.name, ("multi_branch_resnet",))
-        _at_least("supernet.width", self.width, 2)
-        _require(self.width % 2 == 0, "supernet.width", self.width, "an even number: the skip joins two halves")
-        _at_least("supernet.num_blocks", self.num_blocks, 1)
-        _at_least("supernet.stem_width", self.stem_width, 1)
+        """Raises UserError for the first value out of range, or one that this builder does not take."""
+        _one_of("supernet.name", self.name, tuple(BUILDERS))
+        for field in ("width", "num_blocks", "stem_width"):
+            value = getattr(self, field)
+            _at_least(f"supernet.{field}", value, 0)
+            taken = field in BUILDERS[self.name]
+            _require(taken or not value, f"supernet.{field}", value, f"left at 0: '{self.name}' does not take it")
+        divisor, expected = _WIDTHS.get(self.name, (1, ""))
+        _require(self.width % divisor == 0, "supernet.width", self.width, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +100,12 @@ class Search:
 
     epochs: int = 1800
     batch_size: int = 128
-    learning_rate: float = 0.01  # SGD, cosine to zero without restart
+    learning_rate: float = 0.01  # of SGD, where the schedule starts
+    schedule: str = "cosine"  # to zero without restart; 'cosine_restarts'; 'steps': / 10 at each of the boundaries
+    minimum_learning_rate: float = 0.0  # cosine_restarts: what each cosine falls to
+    restart_epochs: int = 10  # cosine_restarts: length of the first cosine
+    restart_multiplier: float = 2.0  # cosine_restarts: each cosine is this many times as long as the one before
+    boundaries: tuple[float, ...] = ()  # steps: epochs after which the rate is divided by 10
     momentum: float = 0.9
     nesterov: bool = True
     ell2: float = 50.0  # squared prior length scale: larger gives a smaller network
@@ -91,8 +120,27 @@ class Search:
         _at_least("search.batch_size", self.batch_size, 1)
         for field in ("learning_rate", "ell2", "example_multiplier", "temperature", "gate_learning_rate"):
             _positive(f"search.{field}", getattr(self, field))
+        self._check_schedule()
         _require(0 <= self.momentum < 1, "search.momentum", self.momentum, "a number in [0, 1)")
         _require(0 < self.initial_drop < 1, "search.initial_drop", self.initial_drop, "a number strictly in (0, 1)")
+
+    def _check_schedule(self) -> None:
+        _one_of("search.schedule", self.schedule, ("cosine", "cosine_restarts", "steps"))
+        least = self.minimum_learning_rate
+        if self.schedule == "cosine_restarts":
+            expected = f"at least 0 and less than search.learning_rate, {self.learning_rate}"
+            _require(0 <= least < self.learning_rate, "search.minimum_learning_rate", least, expected)
+        else:
+            _require(least == 0, "search.minimum_learning_rate", least, "left at 0: only 'cosine_restarts' has one")
+        _at_least("search.restart_epochs", self.restart_epochs, 1)
+        multiplier = self.restart_multiplier
+        _require(1 <= multiplier < math.inf, "search.restart_multiplier", multiplier, "a number of at least 1")
+        epochs = self.boundaries
+        if self.schedule == "steps":
+            ascending = all(a < b < math.inf for a, b in zip((0.0, *epochs), epochs, strict=False))
+            _require(bool(epochs) and ascending, "search.boundaries", epochs, "one or more epochs, ascending, above 0")
+        else:
+            _require(not epochs, "search.boundaries", epochs, "left empty: only the schedule 'steps' has them")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,13 +29,7 @@ def set_seed(seed: int) -> None:
 
 def network_arguments(config: config_lib.Config, splits: data.Splits) -> dict[str, Any]:
     """Arguments of the builder `config.supernet.name` in `tfnas.supernets`, for these images and labels."""
-    return {
-        "width": config.supernet.width,
-        "num_blocks": config.supernet.num_blocks,
-        "num_classes": splits.num_classes,
-        "input_shape": splits.image_shape,
-        "stem_width": config.supernet.stem_width,
-    }
+    return {**config.supernet.arguments(), "num_classes": splits.num_classes, "input_shape": splits.image_shape}
 
 
 def network(config: config_lib.Config, splits: data.Splits) -> keras.Model:
@@ -49,10 +43,36 @@ def network(config: config_lib.Config, splits: data.Splits) -> keras.Model:
         ) from None
 
 
-def sgd(config: config_lib.Search, learning_rate: float, steps: int, weight_decay: float = 0.0) -> Any:
-    """SGD with search's momentum, its rate falling from `learning_rate` to zero as a cosine over `steps`."""
+def cosine(learning_rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """From `learning_rate` to zero as half a cosine over `steps`."""
+    return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+
+
+def schedule(config: config_lib.Search, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Search's learning rate by step."""
+    start = config.learning_rate
+    if config.schedule == "cosine_restarts":
+        return keras.optimizers.schedules.CosineDecayRestarts(
+            start,
+            config.restart_epochs * steps_per_epoch,
+            t_mul=config.restart_multiplier,
+            alpha=config.minimum_learning_rate / start,
+        )
+    if config.schedule == "steps":
+        # Keras's last step at a rate is the boundary itself; steps count from 0.
+        boundaries = [round(epoch * steps_per_epoch) - 1 for epoch in config.boundaries]
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            boundaries, [start / 10**i for i in range(len(boundaries) + 1)]
+        )
+    return cosine(start, max(1, steps_per_epoch * config.epochs))
+
+
+def sgd(
+    config: config_lib.Search, rate: keras.optimizers.schedules.LearningRateSchedule, weight_decay: float = 0.0
+) -> Any:
+    """SGD with search's momentum, its learning rate by the schedule `rate`."""
     optimizer = keras.optimizers.SGD(
-        keras.optimizers.schedules.CosineDecay(learning_rate, steps),
+        rate,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=weight_decay or None,

@@ -113,7 +113,7 @@ def _train(
     settings = config.retrain
     steps = splits.sizes["train"] // settings.batch_size
     model.compile(
-        training.sgd(config.search, learning_rate, max(1, steps * epochs), settings.weight_decay),
+        training.sgd(config.search, training.cosine(learning_rate, max(1, steps * epochs)), settings.weight_decay),
         loss=training.classification_loss(),
         metrics=["accuracy"],
     )

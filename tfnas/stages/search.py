@@ -32,7 +32,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
     supernet = _gated(config, splits)
     steps = splits.sizes["train"] // settings.batch_size
     supernet.compile(
-        training.sgd(settings, settings.learning_rate, max(1, steps * settings.epochs)),
+        training.sgd(settings, training.schedule(settings, steps)),
         loss=training.classification_loss(),
         metrics=["accuracy"],
     )
@@ -77,8 +77,9 @@ def _gated(config: Config, splits: data.Splits) -> Supernet:
         seed=config.seed,
     )
     full = cost(supernet.graph)
+    given = ", ".join(f"{name}={value}" for name, value in config.supernet.arguments().items())
     print(
-        f"supernet {config.supernet.name}(width={config.supernet.width}, num_blocks={config.supernet.num_blocks}): "
+        f"supernet {config.supernet.name}({given}): "
         f"{full.parameters:,} parameters, {len(supernet.gated_layers)} gated convolutions, "
         f"{full.multiply_adds / 1e6:.2f} M multiply-adds"
     )

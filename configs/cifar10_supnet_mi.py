@@ -1,0 +1,33 @@
+"""The paper's SupNet-MI on CIFAR-10 (arXiv 1906.09557, tables 3 and 4): 2.06 % test error, 33.4 M of 72.7 M.
+
+    tfnas run --config=configs/cifar10_supnet_mi.py --workdir=runs/supnet_mi --config.data.data_dir=DIR
+
+10,000 candidates in place of 1,500 (--config.sample.num_candidates=10000) found 1.98 % with 32.8 M. The text says that
+MI is M doubled; the published 72.7 M is reached at width 160. 1,800 epochs of 45,000 images: GPU days; never run in
+full by this project. The paper does not say which images it ranks on; here they are the last 5,000 of the training
+split, so N = 10 x 45,000. There is no retraining.
+"""
+
+from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+
+
+def get_config():
+    """Settings of the paper."""
+    return to_config_dict(
+        Config(
+            data=Data(
+                name="cifar10",
+                train="train[:45000]",
+                validation="train[45000:]",
+                mean=(0.4914, 0.4822, 0.4465),
+                std=(0.247, 0.2435, 0.2616),
+                pad_crop=4,
+                flip=True,
+                cutout=16,
+            ),
+            supernet=Supernet(width=160, num_blocks=4, stem_width=16),
+            search=Search(epochs=1800, batch_size=128, learning_rate=0.01, ell2=150.0),
+            sample=Sample(num_candidates=1500, rank_by="accuracy"),
+            retrain=Retrain(epochs=0, baseline=True, baseline_learning_rate=0.01),
+        )
+    )

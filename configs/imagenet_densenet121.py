@@ -1,0 +1,41 @@
+"""The paper's SupNet-D-121 on ImageNet (arXiv 1906.09557, table 8): 24.8 / 7.5 % top-1 / top-5 error, 6.6 M parameters.
+
+    tfnas run --config=configs/imagenet_densenet121.py --workdir=runs/densenet121 --config.data.data_dir=DIR
+
+The 6.6 M are those kept of 6.86 M in the gated convolutions; the whole network has 7.98 M. 180 epochs of 1.23 M images:
+GPU days; never run in full by this project. The candidates are ranked on the last 50,000 images of the training split,
+so N = 1 x 1,231,167; ImageNet's validation split is the test split here. There is no retraining.
+"""
+
+from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+
+
+def get_config():
+    """Settings of the paper."""
+    return to_config_dict(
+        Config(
+            data=Data(
+                name="imagenet2012",
+                train="train[:1231167]",
+                validation="train[1231167:]",
+                test="validation",
+                image_size=224,
+                mean=(0.485, 0.456, 0.406),
+                std=(0.229, 0.224, 0.225),
+                random_resized_crop=True,
+                flip=True,
+            ),
+            supernet=Supernet(name="densenet121", width=32),
+            search=Search(
+                epochs=180,
+                batch_size=300,
+                schedule="steps",
+                learning_rate=0.1,
+                boundaries=(90.0, 140.0, 160.0),
+                ell2=100.0,
+                example_multiplier=1.0,
+            ),
+            sample=Sample(num_candidates=1500, rank_by="accuracy", batch_size=250),
+            retrain=Retrain(epochs=0, batch_size=300, baseline=True, baseline_learning_rate=0.1),
+        )
+    )

@@ -10,6 +10,7 @@ from conftest import random_weights
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import tfnas
+from tfnas import supernets
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.costs import cost
@@ -94,6 +95,28 @@ def test_applications_are_cut_exactly(name, rng):
     assert cost(Graph(model)).parameters == sum(math.prod(v.shape) for v in model.trainable_variables)
     for architecture in candidates(supernet, rng):
         check_exact(supernet, architecture, x)
+
+
+# Every super-network of the paper, narrow and shallow.
+SUPERNETS = {
+    "multi_branch_resnet": {"width": 4, "num_blocks": 2, "input_shape": (8, 8, 3), "stem_width": 4},
+    "enas": {"width": 4, "num_blocks": 1, "input_shape": (8, 8, 3)},
+    "resnet50": {"width": 8, "num_blocks": 1, "input_shape": (32, 32, 3)},
+    "densenet121": {"width": 4, "num_blocks": 2, "input_shape": (32, 32, 3)},
+    "densenet121_3d": {"width": 4, "num_blocks": 2, "input_shape": (16, 32, 32, 3)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUPERNETS)
+def test_supernets_are_cut_exactly(name, rng):
+    model = getattr(supernets, name)(num_classes=5, **SUPERNETS[name])
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10, gate_pooling=True)
+    x = rng.normal(size=(2, *model.input_shape[1:])).astype("float32")
+    for layout in ("gather", "mask"):
+        for architecture in candidates(supernet, rng):
+            check_exact(supernet, architecture, x, layout=layout)
 
 
 def everything(x, grouped=True):

@@ -113,6 +113,10 @@ class Search:
     temperature: float = 0.2  # of the relaxed Bernoulli gates
     initial_drop: float = 0.1  # drop probability before the first step
     gate_learning_rate: float = 1.0  # as a multiple of the weights'; 3 to 10 helps runs of few epochs
+    gate_dense: bool = False  # gate dense layers too, but for the classifier
+    gate_pooling: bool = False  # gate pooling and Identity layers too, so that such an operation can be dropped
+    include: str = ""  # glob patterns of layer names, separated by commas: exactly these are gated; empty: by kind
+    exclude: str = ""  # glob patterns of layer names, separated by commas: never gated
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
@@ -170,6 +174,8 @@ class Retrain:
     learning_rate: float = 0.01  # SGD with search's momentum, cosine to zero
     batch_size: int = 128
     weight_decay: float = 5e-4  # decoupled, on kernels: kernel -= learning rate x weight_decay x kernel
+    layout: str = "gather"  # or 'mask' or 'shared': what readers of one tensor do who keep different channels of it
+    channel_multiple: int = 1  # widen what every layer keeps to multiples of this many channels
     baseline: bool = True  # also train the ungated full network, for search's epochs plus these
     baseline_learning_rate: float = 0.1  # of that full network
 
@@ -180,6 +186,8 @@ class Retrain:
         _positive("retrain.learning_rate", self.learning_rate)
         _positive("retrain.baseline_learning_rate", self.baseline_learning_rate)
         _at_least("retrain.weight_decay", self.weight_decay, 0)
+        _one_of("retrain.layout", self.layout, ("gather", "mask", "shared"))
+        _at_least("retrain.channel_multiple", self.channel_multiple, 1)
 
 
 @dataclasses.dataclass(frozen=True)

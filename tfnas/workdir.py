@@ -29,6 +29,7 @@ POSTERIOR = "posterior.json"
 CANDIDATES = "sample/candidates.jsonl"
 RANKING = "sample/ranking.json"
 ARCHITECTURE = "architecture.json"
+CUT_ARCHITECTURE = "retrain/architecture.json"
 SUBNET = "retrain/subnet.keras"
 RESULTS = "retrain/results.json"
 EXPORT_RESULTS = "export/results.json"
@@ -55,9 +56,9 @@ STAGES = {
     "search": Stage(("data", "supernet", "search", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),
     "sample": Stage(("data", "sample", "seed"), (SUPERNET, POSTERIOR), (CANDIDATES, RANKING, ARCHITECTURE)),
     "retrain": Stage(
-        ("data", "supernet", "search", "retrain", "seed"), (SUPERNET, RANKING, ARCHITECTURE), (SUBNET, RESULTS)
+        ("data", "supernet", "search", "retrain", "seed"), (SUPERNET, RANKING, ARCHITECTURE), (CUT_ARCHITECTURE, SUBNET, RESULTS)
     ),
-    "export": Stage(("data", "supernet", "export"), (SUBNET, ARCHITECTURE), (EXPORT_RESULTS,)),
+    "export": Stage(("data", "supernet", "export"), (SUBNET, CUT_ARCHITECTURE), (EXPORT_RESULTS,)),
     "report": Stage(
         ("data", "supernet", "search", "sample", "retrain", "export", "seed"),
         (HISTORY, POSTERIOR, CANDIDATES, RANKING, ARCHITECTURE, RESULTS, EXPORT_RESULTS),

@@ -17,7 +17,7 @@ from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.config import Config
 from tfnas.costs import Cost, cost, latency
-from tfnas.subnets import subnet
+from tfnas.subnets import adapt, describe, subnet
 from tfnas.supernet import Supernet
 
 _TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
@@ -51,12 +51,17 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     kinds = json.loads((work.path / workdir.RANKING).read_text())["kinds"]
     settings = config.retrain
 
-    price = cost(supernet.graph, architecture)
-    before = _Arm("found network, before retraining", subnet(supernet, architecture), price)
+    # What hardware likes may have widened it; from here on that is the architecture.
+    architecture = adapt(
+        supernet, architecture, channel_multiple=settings.channel_multiple, layout=settings.layout
+    )
+    layout = "mask" if settings.layout == "mask" else "gather"
+    price = cost(supernet.graph, architecture, layout)
+    before = _Arm("found network, before retraining", subnet(supernet, architecture, layout=layout), price)
     _check_exact(supernet, architecture, before.model, splits, config)
     found = [before]
     if settings.epochs:
-        after = _Arm("found network, retrained", subnet(supernet, architecture), price)
+        after = _Arm("found network, retrained", subnet(supernet, architecture, layout=layout), price)
         _train(config, splits, work, after.model, settings.epochs, settings.learning_rate, "retrain")
         found.append(after)
     others = []
@@ -75,6 +80,8 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     validation = {arm.name: _accuracy(arm.model, splits.validation, config) for arm in found}
     # On a tie the later, retrained one.
     chosen = max(reversed(found), key=lambda arm: validation[arm.name])
+    text = describe(architecture, layout, **training.network_description(config, splits))
+    work.write(workdir.CUT_ARCHITECTURE, lambda file: file.write_text(text))
     work.write(workdir.SUBNET, _without_optimizer(chosen.model).save)
     rows = [_row(arm, splits, config) for arm in (*others, *found)]
     # Only now is the test split read, for networks that are all fixed.

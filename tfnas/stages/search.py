@@ -74,16 +74,24 @@ def _gated(config: Config, splits: data.Splits) -> Supernet:
         temperature=settings.temperature,
         initial_drop=settings.initial_drop,
         gate_learning_rate=settings.gate_learning_rate,
+        gate_dense=settings.gate_dense,
+        gate_pooling=settings.gate_pooling,
+        include=_patterns(settings.include),
+        exclude=_patterns(settings.exclude),
         seed=config.seed,
     )
     full = cost(supernet.graph)
     given = ", ".join(f"{name}={value}" for name, value in config.supernet.arguments().items())
     print(
         f"supernet {config.supernet.name}({given}): "
-        f"{full.parameters:,} parameters, {len(supernet.gated_layers)} gated convolutions, "
+        f"{full.parameters:,} parameters, {len(supernet.gated_layers)} gated layers, "
         f"{full.multiply_adds / 1e6:.2f} M multiply-adds"
     )
     return supernet
+
+
+def _patterns(text: str) -> list[str]:
+    return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
 
 
 def _say_data(config: Config, splits: data.Splits) -> None:

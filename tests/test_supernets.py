@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, random_weights
 
+from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.costs import cost
+from tfnas.subnets import describe, rebuild, subnet
 from tfnas.supernet import gate
 from tfnas.supernets import densenet121, densenet121_3d, enas, multi_branch_resnet, resnet50
 
@@ -216,6 +218,25 @@ def test_any_size_trains_and_has_names_of_its_own(build, rng):
 def test_every_convolution_but_the_stem_can_be_gated(build):
     model = build(num_classes=5, **SMALL[build])
     assert set(gate(model, ell2=1, num_examples=10).gated_layers) == set(convolutions(model))
+
+
+@pytest.mark.parametrize("build", [resnet50, densenet121, densenet121_3d])
+def test_subnets_are_exact_and_can_be_rebuilt(build, rng):
+    """Dilated, strided and 3-D convolutions among those that are cut, with whole layers gone."""
+    arguments = {**SMALL[build], "num_classes": 5}
+    model = build(**arguments)
+    random_weights(model, rng)
+    supernet = gate(model, ell2=1, num_examples=10)
+    keep = {n: rng.random(g.mask.shape[0]) < rng.choice([0, 0.6, 1]) for n, g in supernet.gated_layers.items()}
+    architecture = Architecture(keep)
+    supernet.set_architecture(architecture)
+    images = rng.normal(size=(2, *model.input_shape[1:])).astype("float32")
+    expected = supernet(images).numpy()
+    cut = subnet(supernet, architecture)
+    np.testing.assert_allclose(cut(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert parameters(cut) == cost(supernet.graph, architecture).parameters < parameters(model)
+    again = rebuild(describe(architecture, build.__name__, **arguments))
+    assert [v.shape for v in again.weights] == [v.shape for v in cut.weights]
 
 
 def test_any_smaller_size():

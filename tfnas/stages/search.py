@@ -27,7 +27,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 def _search(config: Config, work: workdir.Workdir) -> None:
     training.set_seed(config.seed)
     splits = data.load(config.data, work.path / "tensorflow_datasets")
-    _say_data(config, splits)
+    print(f"{config.data.title}: {splits.summary()}")
     settings = config.search
     supernet = _gated(config, splits)
     steps = splits.sizes["train"] // settings.batch_size
@@ -77,17 +77,13 @@ def _gated(config: Config, splits: data.Splits) -> Supernet:
         seed=config.seed,
     )
     full = cost(supernet.graph)
+    sizes = f"width={config.supernet.width}, num_blocks={config.supernet.num_blocks}"
     print(
-        f"supernet {config.supernet.name}(width={config.supernet.width}, num_blocks={config.supernet.num_blocks}): "
+        f"supernet {config.supernet.source or f'{config.supernet.name}({sizes})'}: "
         f"{full.parameters:,} parameters, {len(supernet.gated_layers)} gated convolutions, "
         f"{full.multiply_adds / 1e6:.2f} M multiply-adds"
     )
     return supernet
-
-
-def _say_data(config: Config, splits: data.Splits) -> None:
-    sizes = " / ".join(f"{split} {splits.sizes[split]:,}" for split in data.SPLITS)
-    print(f"{config.data.name}: {'x'.join(map(str, splits.image_shape))}, {splits.num_classes} classes -> {sizes}")
 
 
 def _describe(supernet: Supernet) -> dict[str, Any]:

@@ -160,13 +160,13 @@ def from_folder(config: config_lib.Data) -> Source:
 
 
 def from_function(config: config_lib.Data) -> Source:
-    """What the user's function returns, checked.
+    """What the user's function returns, checked. It is given `config` if it has a parameter without a default.
 
     Train and validation are read through once: to count examples and classes, to see that images have one shape, and
     to find images that both have. Of the test split only the element type is looked at.
     """
     function = functions.resolve("data.source", config.source)
-    arguments = [config] if inspect.signature(function).parameters else []
+    arguments = [config] if _takes_one(function) else []
     returned = functions.call("data.source", config.source, function, *arguments)
     splits, names = _returned(returned, config.source)
     for split in SPLITS:
@@ -182,12 +182,13 @@ def from_function(config: config_lib.Data) -> Source:
     shapes = surveys["train"].shapes | surveys["validation"].shapes
     channels = {shape[-1] for shape in shapes}
     if len(channels) > 1:
-        raise UserError(
-            f"data.source: images of '{config.source}' have {sorted(channels)} channels; one number expected"
-        )
+        found = " and ".join(str(c) for c in sorted(channels))
+        raise UserError(f"data.source: one number of channels expected. Received: {found} of '{config.source}'")
     shape = shapes.pop() if len(shapes) == 1 else (None, None, channels.pop())
     if config.image_size:
         shape = (None, None, shape[-1])
+    if not (known := splits["test"].element_spec[0].shape).is_compatible_with(shape):
+        raise UserError(f"data.source: test of '{config.source}' has images of shape {known}; {shape} expected")
     largest = max(survey.largest_label for survey in surveys.values())
     names = names or tuple(str(label) for label in range(largest + 1))
     if largest >= len(names):
@@ -318,9 +319,7 @@ def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:
     if not folder.is_dir():
-        raise UserError(
-            f"data.folder: folders of classes expected in {folder.parent}. Received: the file {folder.name}"
-        )
+        raise UserError(f"data.folder: folders of classes expected in {folder.parent}. Received: file {folder.name}")
     files = _entries(folder)
     for file in files:
         if file.suffix.lower() not in _ENDINGS or file.is_dir():
@@ -335,6 +334,14 @@ def _decoded(path: str, channels: int) -> np.ndarray:
         return decode(tf.io.read_file(path), channels).numpy()
     except tf.errors.OpError:
         raise UserError(f"data.folder: {path} is no image that TensorFlow can decode; JPEG or PNG expected") from None
+
+
+def _takes_one(function: Any) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some that are written in C
+        return True
+    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def _returned(returned: Any, source: str) -> tuple[dict[str, tf.data.Dataset], tuple[str, ...]]:

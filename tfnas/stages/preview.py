@@ -65,7 +65,7 @@ def _draw(splits: data.Splits, config: Config, file: pathlib.Path) -> None:
     train = next(data.training_batches(splits, config.data, batch, 1, config.seed).as_numpy_iterator())
     validation = next(data.evaluation_batches(splits.validation, config.data, shown).as_numpy_iterator())
     figure = Figure(figsize=(1.5 * _COLUMNS, 3.8 * _ROWS), layout="constrained")
-    parts = np.ravel(figure.subfigures(2, 1))
+    parts: Any = figure.subfigures(2, 1)
     for part, title, (images, labels) in zip(
         parts, ("train, augmented", "validation"), (train, validation), strict=True
     ):

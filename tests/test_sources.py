@@ -1,6 +1,7 @@
 """Folders and functions as sources: what is read, in which order, and what is refused."""
 
 import dataclasses
+import pathlib
 import re
 import sys
 
@@ -106,39 +107,46 @@ def test_channels_are_the_first_images(tmp_path, rng):
     assert data.load(chosen, tmp_path).image_shape == (4, 5, 3)
 
 
-def test_different_sizes_need_an_image_size(tmp_path, rng):
+def test_different_sizes_need_an_image_size(tmp_path, rng, capfd):
     for i in range(8):
         write_png(tmp_path / "d" / "c" / f"{i}.png", pixels(rng, height=4 + i))
     chosen = settings(tmp_path / "d")
-    with (
-        pytest.raises(UserError, match=r"data.image_size: .*png has . x 5 pixels and .*png .*; set --config"),
-        unwrapped(),
-    ):
-        list(data.load(chosen, tmp_path).train)
+    with pytest.raises(UserError, match=r"data.image_size: .*png has \d+ x 5 pixels and .*png \d+ x 5; set --config"):
+        data.load(chosen, tmp_path)
+    assert capfd.readouterr().err == ""
     splits = data.load(dataclasses.replace(chosen, image_size=4), tmp_path)
     assert splits.image_shape == (4, 4, 3) and {image.shape for image, _ in splits.train} == {(4, 4, 3)}
 
 
-def test_a_file_that_is_no_image_is_named(flat, tmp_path):
-    folder, _ = flat
-    for file in folder.glob("*/*.png"):
-        file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(UserError, match=r"data.folder: .*\.png is no image that TensorFlow can decode; JPEG or PNG"):
-        data.load(settings(folder), tmp_path)
+@pytest.mark.parametrize("image_size", [0, 4])
+@pytest.mark.parametrize("position", [0, 20, 60])
+def test_one_file_of_many_that_is_no_image_is_named(flat, tmp_path, image_size, position, capfd):
+    chosen = settings(flat[0], image_size=image_size)
+    broken = pathlib.Path(sources._files(flat[0])["train"][position][0])
+    whole = broken.read_bytes()
+    for content in (b"", b"not an image", whole[:30], whole[:-20]):
+        broken.write_bytes(content)
+        with pytest.raises(UserError, match=f"^data.folder: {re.escape(str(broken))} is no image that"):
+            data.load(chosen, tmp_path)
+    assert capfd.readouterr().err == ""
+    broken.write_bytes(whole + b"what some cameras append")
+    data.load(chosen, tmp_path)
 
 
-def test_one_damaged_file_among_many_is_named_when_it_is_read(flat, tmp_path):
-    folder, _ = flat
-    chosen = settings(folder)
-    names = [name for name, _ in sources._files(folder)["train"]]
-    broken = names[20]
-    with open(broken, "wb") as stream:
-        stream.write(b"\x89PNG and no more")
-    splits = data.load(chosen, tmp_path)
+def test_a_file_damaged_inside_is_named_when_it_is_read(flat, tmp_path):
+    chosen = settings(flat[0], image_size=4)
+    names = [name for name, _ in sources._files(flat[0])["train"]]
     training.set_seed(0)
-    with pytest.raises(UserError, match=f"^data.folder: {re.escape(broken)} is no image"), unwrapped():
+    for position in (20, 80):
+        content = bytearray(pathlib.Path(names[position]).read_bytes())
+        content[45:-20] = bytes(len(content) - 65)
+        pathlib.Path(names[position]).write_bytes(content)
+    splits = data.load(chosen, tmp_path)
+    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[20])} is no image"), unwrapped():
         list(data.training_batches(splits, chosen, 10, 1, 0))
     assert len(list(splits.validation)) == 25
+    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[80])} is no image"), unwrapped():
+        list(splits.test)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfnas import config as config_lib
-from tfnas import functions
+from tfnas import functions, terminal
 from tfnas.errors import UserError
 
 tfds.disable_progress_bar()
@@ -124,6 +124,8 @@ def from_folder(config: config_lib.Data) -> Source:
     A split's order is that of a digest of each file's place under the folder: the same on every machine and file
     system, and unrelated to the classes, so that 'train[:80%]' has about 80 % of each. Channels, and the size where no
     image_size is set, are those of the first training image.
+
+    Files of train and validation are looked at for being whole images of one size; those of test when they are read.
     """
     root = pathlib.Path(config.folder).expanduser()
     files = _files(root)
@@ -134,18 +136,27 @@ def from_folder(config: config_lib.Data) -> Source:
     parts = _parts(config, infos)
     chosen = {split: [file for name, a, b in parts[split] for file in files[name][a:b]] for split in SPLITS}
     first = chosen["train"][0][0]
-    height, width, channels = _decoded(first, 0).shape
+    with terminal.errors_expected():
+        height, width, channels = _decoded(first, 0).shape
     channels = 1 if channels < 3 else 3  # without transparency
     shape = (None, None, channels) if config.image_size else (height, width, channels)
 
-    def read(path: bytes) -> np.ndarray:
-        image = _decoded(path.decode(), channels)
+    def read(path: str | bytes) -> np.ndarray:
+        path = os.fsdecode(path)
+        image = _decoded(path, channels)
         if None not in shape and image.shape != shape:
             raise UserError(
-                f"data.image_size: {first} has {shape[0]} x {shape[1]} pixels and {path.decode()} {image.shape[0]} x "
+                f"data.image_size: {first} has {height} x {width} pixels and {path} {image.shape[0]} x "
                 f"{image.shape[1]}; set --config.data.image_size to bring all to one size"
             )
         return image
+
+    # Before anything is trained, so that the message is not lost in what TensorFlow says of a pipeline that fails. All
+    # that is learned without decoding is whether a file ends where it should; sizes are compared by decoding.
+    with terminal.errors_expected():
+        for path, _ in chosen["train"] + chosen["validation"]:
+            if not config.image_size or not _looks_whole(path):
+                read(path)
 
     def example(path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # Through Python, because TensorFlow's own message would not say which file it is that cannot be decoded.
@@ -327,6 +338,16 @@ def _images(folder: pathlib.Path) -> list[pathlib.Path]:
     if not files:
         raise UserError(f"data.folder: {folder} is empty; {', '.join(_ENDINGS)} files expected")
     return files
+
+
+def _looks_whole(path: str) -> bool:
+    """Whether a file begins as a JPEG or PNG file and ends as one. One that does not may still be fine."""
+    with open(path, "rb") as stream:
+        begin = stream.read(8)
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - 12))
+        end = stream.read()
+    jpeg = begin.startswith(b"\xff\xd8") and end.endswith(b"\xff\xd9")
+    return jpeg or (begin == b"\x89PNG\r\n\x1a\n" and end[4:8] == b"IEND")
 
 
 def _decoded(path: str, channels: int) -> np.ndarray:

@@ -93,9 +93,7 @@ def _measure(name, rng):
 def main(_):
     """Prints one table."""
     rng = np.random.default_rng(0)
-    print(
-        "| network | keep rate | layout | latency | parameters | file | multiply-adds | latency ratio | over adds' |"
-    )
+    print("| network | keep rate | layout | latency | parameters | file | multiply-adds | latency ratio | over adds' |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in _MODELS.value:
         _measure(name, rng)

@@ -7,10 +7,12 @@ from conftest import ROOT
 ORDER = [
     "errors",
     "terminal",
+    "functions",
     "config",
     "workdir",
     "architecture",
     "posterior",
+    "sources",
     "data",
     "channels",
     "gates",
@@ -51,7 +53,18 @@ def test_files_import_only_files_above_them():
 
 
 def test_what_must_not_load_tensorflow_does_not_import_it():
-    light = ["errors", "terminal", "config", "workdir", "architecture", "posterior", "report", "main", "__init__"]
+    light = [
+        "errors",
+        "terminal",
+        "functions",
+        "config",
+        "workdir",
+        "architecture",
+        "posterior",
+        "report",
+        "main",
+        "__init__",
+    ]
     for name in light:
         for node in ast.walk(ast.parse((ROOT / "tfnas" / f"{name}.py").read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -19,7 +19,11 @@ DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
         (["search", "--config=README.md", "--workdir=W"], 2, "README.md"),
         (["search", "--workdir=W"], 1, "--config=FILE expected"),
         (["search", DIGITS], 1, "--workdir=DIR expected"),
-        (["serach", DIGITS, "--workdir=W"], 1, "one stage expected, of search, sample, retrain, export, report, run"),
+        (
+            ["serach", DIGITS, "--workdir=W"],
+            1,
+            "one stage expected, of search, sample, retrain, export, report, run, preview",
+        ),
         ([], 1, "Received: none"),
         (["sample", DIGITS, "--workdir=W"], 1, "sample needs search's search/supernet.keras"),
         (["export", DIGITS, "--workdir=W"], 1, "export needs retrain's retrain/subnet.keras"),

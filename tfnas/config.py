@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -22,15 +23,22 @@ from typing import Any
 
 import ml_collections
 
+from tfnas import functions
 from tfnas.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which images, split how, prepared how."""
+    """Which images, split how, prepared how.
+
+    Where they come from is said by one of `name`, `folder` and `source`. Two of them are refused, but for the name
+    'digits': it is the default, and gives way.
+    """
 
     name: str = "digits"  # a TFDS name, or 'digits': the images bundled with scikit-learn
-    data_dir: str = ""  # TFDS folder; empty: $TFDS_DATA_DIR, else TFDS's own default
+    data_dir: str = ""  # TFDS folder, for `name`; empty: $TFDS_DATA_DIR, else TFDS's own default
+    folder: str = ""  # DIR of DIR/CLASS/*.jpg (all of it the split 'train') or DIR/SPLIT/CLASS/*.jpg; .jpeg, .png too
+    source: str = ""  # 'package.module:function' that returns the three splits; train, validation, test are not used
     train: str = "train[:1000]"  # TFDS split expressions; they must not overlap
     validation: str = "train[1000:]"  # ranks the candidates
     test: str = "test"  # read once, at the very end
@@ -40,16 +48,58 @@ class Data:
     pad_crop: int = 0  # pad by this many pixels, then crop at random
     flip: bool = False  # mirror left-right at random
     cutout: int = 0  # side of the square blanked out at a random place, pixels
+    # Train on random parts, 8 to 100 % of the area, aspect 3/4 to 4/3, brought to image_size. Elsewhere the shorter
+    # side is then brought to image_size / 0.875 and the centre cut out, instead of the whole squeezed into a square.
+    random_resized_crop: bool = False
+
+    @property
+    def title(self) -> str:
+        """What messages call the data set."""
+        return self.source or self.folder or self.name
+
+    @property
+    def short_name(self) -> str:
+        """The title as a name for files: the folder's own name, the function's module, or the TFDS name."""
+        if self.source:
+            return self.source.partition(":")[0].rpartition(".")[2]
+        if self.folder:
+            return os.path.basename(os.path.abspath(os.path.expanduser(self.folder))) or "images"
+        return self.name.replace("/", "_").replace(":", "_")
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
+        self._check_origin()
         _at_least("data.image_size", self.image_size, 0)
+        _require(
+            self.image_size > 0 or not self.random_resized_crop,
+            "data.image_size",
+            self.image_size,
+            "set with data.random_resized_crop, the size that crops are brought to",
+        )
         _at_least("data.pad_crop", self.pad_crop, 0)
         _at_least("data.cutout", self.cutout, 0)
         for field in ("train", "validation", "test"):
             _require(bool(getattr(self, field)), f"data.{field}", "", "a TFDS split expression such as 'train[:90%]'")
         _require(len(self.mean) == len(self.std), "data.mean and data.std", (self.mean, self.std), "equal lengths")
         _require(all(s > 0 for s in self.std), "data.std", self.std, "positive numbers")
+
+    def _check_origin(self) -> None:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        origins = [k for k in ("folder", "source", "name") if getattr(self, k) not in ("", defaults[k])]
+        if len(origins) > 1:
+            one, other = (f"data.{key} '{getattr(self, key)}'" for key in origins[:2])
+            raise UserError(f"config: {one} and {other} exclude each other: set one of them to nothing")
+        _require(bool(self.title), "data.name", self.name, "set, or else data.folder or data.source")
+        if self.source:
+            functions.check_name("data.source", self.source)
+        unused = ["data_dir"] * bool(self.folder or self.source)
+        unused += ["train", "validation", "test"] * bool(self.source)
+        for key in unused:
+            if getattr(self, key) != defaults[key]:
+                raise UserError(
+                    f"config: 'data.{key}' says nothing about data.{'source' if self.source else 'folder'} "
+                    f"'{self.title}': leave it out. Received: {getattr(self, key)!r}"
+                )
 
 
 # What each builder of `tfnas.supernets` takes, besides what the data says.
@@ -77,10 +127,14 @@ class Supernet:
     width: int = 0  # channels of the first stage; of the DenseNets, the growth rate
     num_blocks: int = 0  # blocks, layers or cells in each stage
     stem_width: int = 0  # channels of the first convolution; of multi_branch_resnet only
+    # 'package.module:function', called with (input_shape, num_classes), returns a keras.Model that gives logits; used
+    # instead of `name`, with none of the numbers above.
+    source: str = ""
 
     def arguments(self) -> dict[str, int]:
         """What is given, so not 0, by the builder's names."""
-        return {name: getattr(self, name) for name in BUILDERS[self.name] if getattr(self, name)}
+        taken = () if self.source else BUILDERS[self.name]
+        return {name: getattr(self, name) for name in taken if getattr(self, name)}
 
     def check(self) -> None:
         """Raises UserError for the first value out of range, or one that this builder does not take."""
@@ -88,10 +142,13 @@ class Supernet:
         for field in ("width", "num_blocks", "stem_width"):
             value = getattr(self, field)
             _at_least(f"supernet.{field}", value, 0)
-            taken = field in BUILDERS[self.name]
-            _require(taken or not value, f"supernet.{field}", value, f"left at 0: '{self.name}' does not take it")
+            taken = field in BUILDERS[self.name] and not self.source
+            name = self.source or self.name
+            _require(taken or not value, f"supernet.{field}", value, f"left at 0: '{name}' does not take it")
         divisor, expected = _WIDTHS.get(self.name, (1, ""))
         _require(self.width % divisor == 0, "supernet.width", self.width, expected)
+        if self.source:
+            functions.check_name("supernet.source", self.source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +251,7 @@ class Retrain:
 class Export:
     """The SavedModel."""
 
-    name: str = ""  # of the served model; empty: the data set's
+    name: str = ""  # of the served model; empty: the data set's, see Data.short_name
     version: int = 1
 
     def check(self) -> None:

@@ -1,62 +1,22 @@
-"""From a TFDS data set to tf.data: disjoint splits, augmentation, order that resumes exactly, the bundled digits."""
+"""From images as they lie to what a network is fed: sizes, augmentation, order that resumes exactly."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import io
-import os
+import math
 import pathlib
-from typing import Any
 
-import numpy as np
-import sklearn.datasets
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from tfnas import config as config_lib
+from tfnas import sources
 from tfnas.errors import UserError
 
-tfds.disable_progress_bar()
+SPLITS = sources.SPLITS
 
-SPLITS = ("train", "validation", "test")
-_NUM_DIGITS_TEST = 400
-
-
-class Digits(tfds.core.GeneratorBasedBuilder):
-    """The 1,797 images of handwritten digits that come with scikit-learn: 8 x 8, one channel, 10 classes."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description="Optical recognition of handwritten digits (UCI), the copy bundled with scikit-learn.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
-                    "label": tfds.features.ClassLabel(num_classes=10),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            disable_shuffling=True,  # already in a fixed random order
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        digits = sklearn.datasets.load_digits()
-        # The original order follows the writers, so an unshuffled tail would be a test on others' handwriting.
-        order = np.random.default_rng(0).permutation(len(digits.target))
-        images = np.round(digits.images[order] * (255 / 16)).astype(np.uint8)[..., None]
-        labels = digits.target[order]
-        cut = len(labels) - _NUM_DIGITS_TEST
-        return {
-            "train": self._generate_examples(images[:cut], labels[:cut]),
-            "test": self._generate_examples(images[cut:], labels[cut:]),
-        }
-
-    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Any:
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield i, {"image": image, "label": int(label)}
+# Training images that take more than this many bytes are not kept in memory, nor is their shuffle buffer larger.
+_MEMORY = 4 << 30
+_CENTRE = 0.875  # of the shorter side: what is cut out of the middle, where training takes random parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +24,10 @@ class Splits:
     """Three disjoint parts of one data set. Nothing is read until a part is iterated.
 
     Attributes:
-        train, validation, test: tf.data of (image uint8 (H, W, C), label int64 scalar), one example each.
-        sizes: number of examples by split name.
-        image_shape: (H, W, C).
+        train, validation, test: tf.data of (image uint8 (H, W, C), label int64 scalar), one example each. With
+            `random_resized_crop`, train has the images in their own sizes, of which training takes parts.
+        sizes: number of examples by split name; without 'test' where only reading that split would tell.
+        image_shape: (H, W, C) of what a network takes.
         label_names: one per class.
     """
 
@@ -82,6 +43,11 @@ class Splits:
         """Number of labels."""
         return len(self.label_names)
 
+    def summary(self) -> str:
+        """One line: shape, classes and sizes."""
+        sizes = " / ".join(f"{s} {self.sizes[s]:,}" if s in self.sizes else f"{s} not counted" for s in SPLITS)
+        return f"{'x'.join(map(str, self.image_shape))}, {self.num_classes} classes -> {sizes}"
+
 
 def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
     """The three splits that `config` names.
@@ -94,43 +60,34 @@ def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
         UserError: for an unknown or absent data set, images without one size, no labels, a split that is unknown,
             empty or overlapping another.
     """
-    builder = _builder(config, folder)
-    features = builder.info.features
-    keys = builder.info.supervised_keys
-    if not keys or len(keys) != 2 or not isinstance(features[keys[1]], tfds.features.ClassLabel):
-        raise UserError(f"data.name: '{config.name}' has no (image, label) pairs; an image classification set expected")
-    pixels, labels = features[keys[0]], features[keys[1]]
-    shape = tuple(pixels.shape)
+    source = sources.load(config, folder)
+    shape = source.image_shape
     if config.image_size:
         shape = (config.image_size, config.image_size, shape[-1])
-    if len(shape) != 3 or None in shape:
+    height, width, channels = shape
+    if height is None or width is None:
         raise UserError(
-            f"data.image_size: the images of '{config.name}' have shape {tuple(pixels.shape)}; "
+            f"data.image_size: the images of '{config.title}' have shape {shape}; "
             "set --config.data.image_size to resize them to one size"
         )
-    if len(config.mean) not in (1, shape[-1]):
-        raise UserError(f"data.mean: 1 or {shape[-1]} numbers expected, one per channel. Received: {config.mean}")
+    if len(config.mean) not in (1, channels):
+        raise UserError(f"data.mean: 1 or {channels} numbers expected, one per channel. Received: {config.mean}")
 
-    expressions = {split: getattr(config, split) for split in SPLITS}
-    parts = {split: _intervals(builder, split, text) for split, text in expressions.items()}
-    _check_disjoint(expressions, parts)
-
-    def examples(split: str) -> tf.data.Dataset:
-        # One file after the other: the same order on every machine. No cache, here or in TFDS: where a reader stops in
-        # the middle, TensorFlow's memory cache may take what was read for the whole, and all readers after it see that.
-        read = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-        dataset = builder.as_dataset(
-            split=expressions[split], as_supervised=True, shuffle_files=False, read_config=read
+    def prepared(split: str) -> tf.data.Dataset:
+        dataset = source.splits[split]
+        if not config.image_size or (split == "train" and config.random_resized_crop):
+            return dataset
+        return dataset.map(
+            lambda image, label: (prepare(image, config), label),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
         )
-        if config.image_size:
-            dataset = dataset.map(lambda image, label: (resize(image, config.image_size), label))
-        return dataset
 
     return Splits(
-        **{split: examples(split) for split in SPLITS},
-        sizes={split: sum(b - a for _, a, b in parts[split]) for split in SPLITS},
-        image_shape=shape,
-        label_names=tuple(labels.names),
+        **{split: prepared(split) for split in SPLITS},
+        sizes=source.sizes,
+        image_shape=(height, width, channels),
+        label_names=source.label_names,
     )
 
 
@@ -154,6 +111,11 @@ def training_batches(
     again at `first_epoch` sees what it would have seen. The global seed must not be 0, see `training.set_seed`.
     Batches are full; the examples left over in an epoch differ from epoch to epoch.
 
+    Images that take up to 4 GB, estimated by the first ones, are read once, kept, and shuffled as a whole. More than
+    that are read again in every epoch, and shuffled within a buffer of 4 GB that moves along them: every epoch still
+    has each image once, in an order of its own, and resuming is as exact, but an image stays in the neighbourhood of
+    where it is stored. Both hold for a data set that gives the same images in the same order every time it is read.
+
     Raises:
         UserError: if there are fewer training images than one batch.
     """
@@ -162,18 +124,50 @@ def training_batches(
         raise UserError(f"batch_size: at most the {size} training images expected. Received: {batch_size}")
 
     def augmented(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return _augment(standardise(image, config), config, tf.stack([tf.cast(seed, tf.int64), key])), label
+        image_seed = tf.stack([tf.cast(seed, tf.int64), key])
+        if config.random_resized_crop:
+            image = _random_part(image, config.image_size, image_seed + [3, 0])
+        return _augment(standardise(image, config), config, image_seed), label
 
-    train = splits.train.cache()  # its only reader shuffles over the whole split, so reads it to the end
+    train, buffer = splits.train, size
+    image_bytes = _image_bytes(splits)
+    if size * image_bytes <= _MEMORY:
+        train = train.cache()  # its only reader shuffles over the whole split, so reads it to the end
+    else:
+        buffer = min(size, max(batch_size, _MEMORY // image_bytes))
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = train.shuffle(size, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
+        order = train.shuffle(buffer, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
         keyed = order.enumerate(epoch * size)
         examples = keyed.map(lambda key, pair: augmented(pair[0], pair[1], key), num_parallel_calls=tf.data.AUTOTUNE)
         return examples.batch(batch_size, drop_remainder=True)
 
     numbers = tf.data.Dataset.range(first_epoch, epochs)
     return numbers.flat_map(epoch_batches).prefetch(tf.data.AUTOTUNE)
+
+
+def _image_bytes(splits: Splits) -> int:
+    """Bytes of one training image: exact where all have one shape, else the mean of the first sixteen."""
+    shape = splits.train.element_spec[0].shape
+    if shape.is_fully_defined():
+        return math.prod(shape)
+    first = [image.size for image, _ in splits.train.take(16).as_numpy_iterator()]
+    return max(1, sum(first) // len(first))
+
+
+def _random_part(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
+    """A random part of a uint8 image, 8 to 100 % of its area and 3/4 to 4/3 in aspect, brought to size x size."""
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+        seed=seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0),
+        max_attempts=10,
+    )
+    channels = image.shape[-1]
+    return tf.ensure_shape(_scaled(tf.slice(image, begin, extent), size, size), (size, size, channels))
 
 
 def _augment(image: tf.Tensor, config: config_lib.Data, seed: tf.Tensor) -> tf.Tensor:
@@ -194,57 +188,33 @@ def _augment(image: tf.Tensor, config: config_lib.Data, seed: tf.Tensor) -> tf.T
     return image
 
 
+def prepare(images: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
+    """uint8 images (..., H, W, C) of any size brought to what a network takes, outside training and when served."""
+    if not config.image_size:
+        return images
+    if config.random_resized_crop:
+        return _centre(images, config.image_size)
+    return resize(images, config.image_size)
+
+
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:
     """uint8 images (..., H, W, C) brought to size x size by averaging areas, as in training."""
     resized = tf.image.resize(tf.cast(image, tf.float32), (size, size), method="area")
     return tf.cast(tf.round(resized), tf.uint8)
 
 
-def _builder(config: config_lib.Data, folder: pathlib.Path) -> tfds.core.DatasetBuilder:
-    if config.name == Digits.name:
-        builder = Digits(data_dir=config.data_dir or folder)
-        with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads, which it does not
-            builder.download_and_prepare()
-        return builder
-    data_dir = config.data_dir or os.environ.get("TFDS_DATA_DIR") or None
-    try:
-        builder = tfds.builder(config.name, data_dir=data_dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError):
-        near = difflib.get_close_matches(config.name, tfds.list_builders(with_community_datasets=False), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"data.name: no TFDS data set '{config.name}'{hint}") from None
-    if not builder.info.splits:
-        raise UserError(
-            f"data.data_dir: '{config.name}' is not prepared in {builder.data_path.parent.parent}: set "
-            f"--config.data.data_dir or TFDS_DATA_DIR to the folder that holds it, or run 'tfds build {config.name}'"
-        )
-    return builder
+def _centre(images: tf.Tensor, size: int) -> tf.Tensor:
+    """The shorter side brought to size / 0.875, then the middle size x size."""
+    extent = tf.shape(images)[-3:-1]
+    factor = size / _CENTRE / tf.cast(tf.reduce_min(extent), tf.float32)
+    height, width = tf.unstack(tf.maximum(tf.cast(tf.round(tf.cast(extent, tf.float32) * factor), tf.int32), size))
+    scaled = _scaled(images, height, width)
+    top, left = (height - size) // 2, (width - size) // 2
+    middle = scaled[..., top : top + size, left : left + size, :]
+    return tf.ensure_shape(middle, (*images.shape[:-3], size, size, images.shape[-1]))
 
 
-def _intervals(builder: tfds.core.DatasetBuilder, split: str, text: str) -> list[tuple[str, int, int]]:
-    splits = builder.info.splits
-    try:
-        instructions = tfds.core.ReadInstruction.from_spec(text).to_absolute(splits)
-        parts = [
-            (part.splitname, part.from_ or 0, splits[part.splitname].num_examples if part.to is None else part.to)
-            for part in instructions
-        ]
-    except (ValueError, AssertionError, KeyError) as error:
-        raise UserError(f"data.{split}: '{text}' is not a split of {sorted(splits)} ({error})") from None
-    if sum(max(0, b - a) for _, a, b in parts) == 0:
-        raise UserError(
-            f"data.{split}: '{text}' is empty; {dict((k, s.num_examples) for k, s in splits.items())} exist"
-        )
-    return parts
-
-
-def _check_disjoint(expressions: dict[str, str], parts: dict[str, list[tuple[str, int, int]]]) -> None:
-    for i, one in enumerate(SPLITS):
-        for other in SPLITS[i + 1 :]:
-            for name, a, b in parts[one]:
-                for name2, c, d in parts[other]:
-                    if name == name2 and max(a, c) < min(b, d):
-                        raise UserError(
-                            f"data.{one} '{expressions[one]}' and data.{other} '{expressions[other]}' overlap: both "
-                            f"hold {name}[{max(a, c)}:{min(b, d)}]; splits must be disjoint"
-                        )
+def _scaled(images: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+    # Not by areas: parts may be enlarged, which would show squares.
+    scaled = tf.image.resize(tf.cast(images, tf.float32), (height, width), method="bilinear", antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(scaled), 0, 255), tf.uint8)

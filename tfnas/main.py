@@ -9,6 +9,8 @@ STAGE is one of:
   export   write and check a SavedModel
   report   write report.html
   run      all of these, in this order
+or, before them,
+  preview  write preview.png, images as the network will see them, and print the data's sizes, mean and std
 
 A stage that is up to date is skipped; an interrupted one goes on from where it was.
 `--config.KEY=VALUE` overrides any setting; tfnas/config.py lists them all.
@@ -20,13 +22,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from tfnas import config as config_lib
-from tfnas import terminal, workdir
+from tfnas import functions, terminal, workdir
 from tfnas.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
@@ -72,15 +74,20 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    choices = [*workdir.STAGES, "run"]
+    choices = [*workdir.STAGES, "run", "preview"]
     if len(arguments) != 1 or arguments[0] not in choices:
         raise UserError(f"one stage expected, of {', '.join(choices)}. Received: {' '.join(arguments) or 'none'}")
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR expected: the folder of this run")
     if _CONFIG.value is None:
         raise UserError("--config=FILE expected, for example --config=configs/digits.py")
+    # The user's own functions may stand beside the config file, or in it.
+    functions.look_in(os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir)
     config = config_lib.from_config_dict(_CONFIG.value)
     work = workdir.Workdir(_WORKDIR.value)
+    if arguments[0] == "preview":
+        _load("preview").run(config, work.path)
+        return
     stages = list(workdir.STAGES) if arguments[0] == "run" else [arguments[0]]
     work.claim(config)
     for stage in stages:
@@ -96,9 +103,13 @@ def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> 
     if work.is_current(stage, config):
         print(f"{stage:9s} up to date")
         return
+    _load(stage).run(config, work.path)
+
+
+def _load(stage: str) -> Any:
     terminal.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
-    importlib.import_module(f"tfnas.stages.{stage}").run(config, work.path)
+    return importlib.import_module(f"tfnas.stages.{stage}")
 
 
 def _say_end(work: workdir.Workdir) -> None:

@@ -74,7 +74,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
         ("How do I serve it?", _serve(work, exported)),
         ("How do I repeat it?", _repeat(work, config)),
     )
-    title = f"tfnas: {config.data.name}"
+    title = f"tfnas: {config.data.title}"
     body = "".join(f"<h2>{_text(heading)}</h2>\n{content}\n" for heading, content in sections)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas import supernets
+from tfnas import functions, supernets
 from tfnas.architecture import Architecture
 from tfnas.channels import TRANSPOSED, Flow, Graph, Node, channel_kernels
 from tfnas.errors import UserError
@@ -105,31 +105,45 @@ def adapt(
             return Architecture(keep)
 
 
-def describe(architecture: Architecture, builder: str, **arguments: Any) -> str:
+def describe(architecture: Architecture, builder: str, layout: str = "gather", **arguments: Any) -> str:
     """JSON of an architecture together with the super-network it belongs to, from which `rebuild` makes the model.
 
     Args:
         architecture: which channels are kept.
-        builder: name of a function in `tfnas.supernets`.
+        builder: name of a function in `tfnas.supernets`, or 'package.module:function'.
+        layout: 'gather' or 'mask', as for `subnet`.
         arguments: of that function.
     """
-    return json.dumps({**json.loads(architecture.to_json()), "supernet": {"builder": builder, "arguments": arguments}})
+    supernet = {"builder": builder, "arguments": arguments}
+    return json.dumps({**json.loads(architecture.to_json()), "layout": layout, "supernet": supernet})
 
 
 def rebuild(text: str, name: str = "subnet") -> keras.Model:
     """The network that `describe`'s JSON says, with fresh weights.
 
     Raises:
-        UserError: if the text is not such JSON, or names a super-network that does not exist.
+        UserError: if the text is not such JSON, or names a super-network that does not exist or a function that cannot
+            be imported.
     """
     architecture = Architecture.from_json(text)
     try:
-        spec = json.loads(text)["supernet"]
-        build = getattr(supernets, spec["builder"])
+        described = json.loads(text)
+        spec, layout = described["supernet"], described["layout"]
+        build = builder(spec["builder"], "architecture")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"architecture: names no super-network of tfnas.supernets ({error})") from None
     graph = Graph(build(**spec["arguments"]))
-    return _Cutter(graph, graph.flow(architecture)).cut(name)
+    return _Cutter(graph, graph.flow(architecture, layout)).cut(name)
+
+
+def builder(name: str, key: str) -> Callable[..., keras.Model]:
+    """The function that builds a super-network: one of `tfnas.supernets`, or the user's 'package.module:function'.
+
+    Raises:
+        UserError: naming the setting `key`, if a function of the user's cannot be imported.
+        AttributeError: if there is no such super-network.
+    """
+    return functions.resolve(key, name) if ":" in name else getattr(supernets, name)
 
 
 class _Cutter:

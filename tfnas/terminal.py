@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import rich.console
@@ -37,3 +39,18 @@ def load_tensorflow() -> Any:
                 held.seek(0)
                 sys.stderr.write(held.read().decode(errors="replace"))
     return tensorflow
+
+
+@contextlib.contextmanager
+def errors_expected() -> Iterator[None]:
+    """While it lasts, nothing reaches standard error: TensorFlow logs errors that are caught, as if nobody knew."""
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)

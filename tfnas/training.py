@@ -15,7 +15,7 @@ import rich.progress
 import tensorflow as tf
 
 from tfnas import config as config_lib
-from tfnas import data, supernets
+from tfnas import data, functions, subnets
 from tfnas.errors import UserError
 from tfnas.terminal import console
 from tfnas.workdir import Workdir
@@ -27,20 +27,63 @@ def set_seed(seed: int) -> None:
     keras.utils.set_random_seed(seed + 1)
 
 
+def builder_name(config: config_lib.Config) -> str:
+    """What `subnets.builder` finds the super-network's function by: the user's own, or one of `tfnas.supernets`."""
+    return config.supernet.source or config.supernet.name
+
+
 def network_arguments(config: config_lib.Config, splits: data.Splits) -> dict[str, Any]:
-    """Arguments of the builder `config.supernet.name` in `tfnas.supernets`, for these images and labels."""
+    """Arguments of the function that `builder_name` names, for these images and labels."""
     return {**config.supernet.arguments(), "num_classes": splits.num_classes, "input_shape": splits.image_shape}
 
 
 def network(config: config_lib.Config, splits: data.Splits) -> keras.Model:
-    """The plain, ungated super-network of `config`. Raises UserError if it cannot take these images."""
-    build = getattr(supernets, config.supernet.name)
+    """The plain, ungated super-network of `config`.
+
+    Raises:
+        UserError: if it cannot take these images, or a function of the user's gives no network for them.
+    """
+    build = subnets.builder(builder_name(config), "supernet.source")
+    arguments = network_arguments(config, splits)
+    if source := config.supernet.source:
+        model = functions.call("supernet.source", source, build, **arguments)
+        _check_network(model, source, splits)
+        return model
     try:
-        return build(**network_arguments(config, splits))
+        return build(**arguments)
     except ValueError as error:
         raise UserError(
-            f"{error}; for '{config.data.name}' set --config.data.image_size to resize its images"
+            f"{error}; for '{config.data.title}' set --config.data.image_size to resize its images"
         ) from None
+
+
+def _check_network(model: Any, source: str, splits: data.Splits) -> None:
+    if not isinstance(model, keras.Model):
+        raise UserError(f"supernet.source: '{source}' must return a keras.Model. Received: {type(model).__name__}")
+    if not model.built or not getattr(model, "inputs", None):
+        raise UserError(
+            f"supernet.source: '{source}' must return a functional or Sequential model with an Input. "
+            f"Received: {type(model).__name__}"
+        )
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise UserError(
+            f"supernet.source: the model of '{source}' must have one input and one output. "
+            f"Received: {len(model.inputs)} and {len(model.outputs)}"
+        )
+    takes, gives = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
+    wanted = (None, *splits.image_shape)
+    if len(takes) != 4 or any(t not in (None, w) for t, w in zip(takes, wanted, strict=True)):
+        raise UserError(f"supernet.source: the model of '{source}' must take images {wanted}. Received: input {takes}")
+    if gives != (None, splits.num_classes):
+        raise UserError(
+            f"supernet.source: the model of '{source}' must give logits {(None, splits.num_classes)}, one a class. "
+            f"Received: output {gives}"
+        )
+    last = model.layers[-1]
+    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
+        raise UserError(
+            f"supernet.source: the model of '{source}' must give logits. Received: a softmax in '{last.name}'"
+        )
 
 
 def cosine(learning_rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tfnas.config
-from tfnas.errors import UserError
+from tfnas.errors import UserError, unwrapped
 
 CHECKPOINT = "search/checkpoint.npz"
 HISTORY = "search/history.jsonl"
@@ -56,7 +56,9 @@ STAGES = {
     "search": Stage(("data", "supernet", "search", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),
     "sample": Stage(("data", "sample", "seed"), (SUPERNET, POSTERIOR), (CANDIDATES, RANKING, ARCHITECTURE)),
     "retrain": Stage(
-        ("data", "supernet", "search", "retrain", "seed"), (SUPERNET, RANKING, ARCHITECTURE), (CUT_ARCHITECTURE, SUBNET, RESULTS)
+        ("data", "supernet", "search", "retrain", "seed"),
+        (SUPERNET, RANKING, ARCHITECTURE),
+        (CUT_ARCHITECTURE, SUBNET, RESULTS),
     ),
     "export": Stage(("data", "supernet", "export"), (SUBNET, CUT_ARCHITECTURE), (EXPORT_RESULTS,)),
     "report": Stage(
@@ -139,11 +141,12 @@ class Workdir:
             raise UserError(f"{path}: truncated or not a manifest of tfnas; use a new --workdir") from None
 
     def claim(self, config: tfnas.config.Config) -> None:
-        """Makes this folder `config`'s. Raises UserError if it holds another search's results."""
+        """Makes this folder `config`'s. Raises UserError if it holds another search's results, or part of them."""
         manifest = self.manifest()
         mine = json.loads(json.dumps(tfnas.config.to_dict(config)))
         held = manifest["config"]
-        if held is not None:
+        begun = manifest["stages"] or (self.path / CHECKPOINT).exists()  # else a mistake in the settings may be mended
+        if held is not None and begun:
             for section in STAGES["search"].sections:
                 for key, theirs, ours in _differences(section, held.get(section), mine[section]):
                     if key in _PLACES:
@@ -192,7 +195,8 @@ class Workdir:
             return
         key = self.key(stage, config)
         start = time.monotonic()
-        further = body() or ()
+        with unwrapped():
+            further = body() or ()
         manifest = self.manifest()
         manifest["stages"][stage] = {
             "key": key,

@@ -13,10 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import data, terminal, training, workdir
+from tfnas import data, terminal, workdir
 from tfnas.architecture import Architecture
 from tfnas.config import Config
-from tfnas.subnets import describe
 
 _TOLERANCE = 1e-5  # of probabilities, between the exported and the reloaded model
 
@@ -46,8 +45,9 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 def _export(config: Config, work: workdir.Workdir) -> list[str]:
     splits = data.load(config.data, work.path / "tensorflow_datasets")
     model = keras.models.load_model(work.path / workdir.SUBNET)
-    architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_text())
-    base = f"export/{config.export.name or config.data.name}"
+    text = (work.path / workdir.CUT_ARCHITECTURE).read_text()
+    Architecture.from_json(text)  # refuses one that was altered
+    base = f"export/{config.export.name or config.data.short_name}"
     target = work.file(f"{base}/{config.export.version}")
 
     # Built aside and moved in whole: a server that watches the folder never sees half a model.
@@ -64,7 +64,6 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
 
     beside = [f"{base}/model.keras", f"{base}/architecture.json", f"{base}/labels.txt"]
     work.write(beside[0], model.save)
-    text = describe(architecture, config.supernet.name, **training.network_arguments(config, splits))
     work.write(beside[1], lambda file: file.write_text(text))
     work.write(beside[2], lambda file: file.write_text("".join(f"{name}\n" for name in splits.label_names)))
     work.write_json(
@@ -80,8 +79,8 @@ def _write_saved_model(model: keras.Model, splits: data.Splits, config: Config, 
     size = (None, None) if config.data.image_size else splits.image_shape[:2]
 
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels = data.resize(image, config.data.image_size) if config.data.image_size else image
-        probabilities = tf.nn.softmax(model(data.standardise(pixels, config.data), training=False))
+        pixels = data.standardise(data.prepare(image, config.data), config.data)
+        probabilities = tf.nn.softmax(model(pixels, training=False))
         return {"probabilities": probabilities, "label": tf.gather(labels, tf.argmax(probabilities, -1))}
 
     archive = keras.export.ExportArchive()
@@ -97,7 +96,9 @@ def _write_saved_model(model: keras.Model, splits: data.Splits, config: Config, 
 def _check_reloaded(model: keras.Model, splits: data.Splits, config: Config, aside: pathlib.Path) -> float:
     """Largest difference of a probability between `model` here and the SavedModel in a fresh process."""
     images, _ = next(iter(splits.validation.batch(64)))
-    expected = tf.nn.softmax(model(data.standardise(images, config.data), training=False)).numpy()
+    # Of one size already, and so batched; they are sent as raw images all the same, and prepared once more.
+    pixels = data.standardise(data.prepare(images, config.data), config.data)
+    expected = tf.nn.softmax(model(pixels, training=False)).numpy()
     np.savez(aside / "images.npz", images=images.numpy())
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", _RELOAD, str(aside / "model"), str(aside / "images.npz"), str(aside / "out.npz")]

@@ -52,9 +52,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     settings = config.retrain
 
     # What hardware likes may have widened it; from here on that is the architecture.
-    architecture = adapt(
-        supernet, architecture, channel_multiple=settings.channel_multiple, layout=settings.layout
-    )
+    architecture = adapt(supernet, architecture, channel_multiple=settings.channel_multiple, layout=settings.layout)
     layout = "mask" if settings.layout == "mask" else "gather"
     price = cost(supernet.graph, architecture, layout)
     before = _Arm("found network, before retraining", subnet(supernet, architecture, layout=layout), price)
@@ -80,7 +78,8 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     validation = {arm.name: _accuracy(arm.model, splits.validation, config) for arm in found}
     # On a tie the later, retrained one.
     chosen = max(reversed(found), key=lambda arm: validation[arm.name])
-    text = describe(architecture, layout, **training.network_description(config, splits))
+    arguments = training.network_arguments(config, splits)
+    text = describe(architecture, training.builder_name(config), layout, **arguments)
     work.write(workdir.CUT_ARCHITECTURE, lambda file: file.write_text(text))
     work.write(workdir.SUBNET, _without_optimizer(chosen.model).save)
     rows = [_row(arm, splits, config) for arm in (*others, *found)]

@@ -27,7 +27,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 def _search(config: Config, work: workdir.Workdir) -> None:
     training.set_seed(config.seed)
     splits = data.load(config.data, work.path / "tensorflow_datasets")
-    _say_data(config, splits)
+    print(f"{config.data.title}: {splits.summary()}")
     settings = config.search
     supernet = _gated(config, splits)
     steps = splits.sizes["train"] // settings.batch_size
@@ -83,7 +83,7 @@ def _gated(config: Config, splits: data.Splits) -> Supernet:
     full = cost(supernet.graph)
     given = ", ".join(f"{name}={value}" for name, value in config.supernet.arguments().items())
     print(
-        f"supernet {config.supernet.name}({given}): "
+        f"supernet {training.builder_name(config)}({given}): "
         f"{full.parameters:,} parameters, {len(supernet.gated_layers)} gated layers, "
         f"{full.multiply_adds / 1e6:.2f} M multiply-adds"
     )
@@ -92,11 +92,6 @@ def _gated(config: Config, splits: data.Splits) -> Supernet:
 
 def _patterns(text: str) -> list[str]:
     return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
-
-
-def _say_data(config: Config, splits: data.Splits) -> None:
-    sizes = " / ".join(f"{split} {splits.sizes[split]:,}" for split in data.SPLITS)
-    print(f"{config.data.name}: {'x'.join(map(str, splits.image_shape))}, {splits.num_classes} classes -> {sizes}")
 
 
 def _describe(supernet: Supernet) -> dict[str, Any]:

@@ -1,0 +1,323 @@
+"""Folders and functions as sources: what is read, in which order, and what is refused."""
+
+import dataclasses
+import pathlib
+import re
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfnas import config, data, sources, training
+from tfnas.errors import UserError, unwrapped
+
+
+def write_png(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tf.io.encode_png(image).numpy())
+
+
+def pixels(rng, height=4, width=5, channels=3):
+    return rng.integers(0, 256, (height, width, channels), np.uint8)
+
+
+@pytest.fixture
+def flat(tmp_path, rng):
+    """DIR/CLASS/*.png: 40 cats and 60 dogs; returns DIR and the images by (class, file)."""
+    images = {}
+    for name, count in (("cat", 40), ("dog", 60)):
+        for i in range(count):
+            images[name, f"{i:02d}.png"] = image = pixels(rng)
+            write_png(tmp_path / "pets" / name / f"{i:02d}.png", image)
+    (tmp_path / "pets" / ".DS_Store").write_text("")
+    (tmp_path / "pets" / "cat" / "Thumbs.db").write_text("")
+    return tmp_path / "pets", images
+
+
+def settings(folder, **changes):
+    chosen = {"train": "train[:50%]", "validation": "train[50%:75%]", "test": "train[75%:]", **changes}
+    return config.Data(folder=str(folder), **chosen)
+
+
+def arrays(dataset):
+    images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
+    return list(images), list(labels)
+
+
+def test_a_folder_per_class_is_one_split(flat, tmp_path):
+    folder, images = flat
+    splits = data.load(settings(folder), tmp_path)
+    assert splits.label_names == ("cat", "dog") and splits.image_shape == (4, 5, 3)
+    assert splits.sizes == {"train": 50, "validation": 25, "test": 25}
+    read = [arrays(part) for part in (splits.train, splits.validation, splits.test)]
+    got = sorted((label, image.tobytes()) for images, labels in read for image, label in zip(images, labels))  # noqa: B905
+    assert got == sorted((("cat", "dog").index(name), image.tobytes()) for (name, _), image in images.items())
+    for _, labels in read:  # no part holds one class only, as it would in the files' order; 0.6 expected
+        assert 0.35 < np.mean(labels) < 0.85
+
+
+def test_a_folders_order_is_that_of_the_names_alone(flat, tmp_path, monkeypatch):
+    folder, _ = flat
+    first = arrays(data.load(settings(folder), tmp_path).train)
+    original = sources.pathlib.Path.iterdir
+    monkeypatch.setattr(sources.pathlib.Path, "iterdir", lambda self: reversed(list(original(self))))
+    moved = folder.rename(tmp_path / "moved")
+    again = arrays(data.load(settings(moved), tmp_path).train)
+    np.testing.assert_array_equal(first[0], again[0])
+    assert first[1] == again[1]
+
+
+def test_a_folder_per_split(tmp_path, rng):
+    images = {}
+    for split, count in (("train", 5), ("validation", 3), ("test", 2)):
+        for name in ("a", "b"):
+            for i in range(count):
+                images[split, name, i] = pixels(rng, channels=1)
+                write_png(tmp_path / "d" / split / name / f"{i}.PNG", images[split, name, i])
+    chosen = settings(tmp_path / "d", train="train", validation="validation", test="test")
+    splits = data.load(chosen, tmp_path)
+    assert splits.sizes == {"train": 10, "validation": 6, "test": 4} and splits.image_shape == (4, 5, 1)
+    got, labels = arrays(splits.validation)
+    expected = {images["validation", name, i].tobytes(): "ab".index(name) for name in "ab" for i in range(3)}
+    assert {image.tobytes(): label for image, label in zip(got, labels, strict=True)} == expected
+
+
+def test_a_class_may_be_called_train(tmp_path, rng):
+    for name in ("train", "plane"):
+        write_png(tmp_path / "d" / name / "0.png", pixels(rng))
+        write_png(tmp_path / "d" / name / "1.png", pixels(rng))
+    splits = data.load(settings(tmp_path / "d", train="train[:2]", validation="train[2:3]", test="train[3:]"), tmp_path)
+    assert splits.label_names == ("plane", "train")
+
+
+def test_jpegs_are_decoded_as_tensorflow_does(tmp_path, rng):
+    content = tf.io.encode_jpeg(pixels(rng, 16, 16)).numpy()
+    for i in range(3):
+        (tmp_path / "d" / "c").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / "c" / f"{i}.jpg").write_bytes(content)
+    splits = data.load(settings(tmp_path / "d", train="train[:1]", validation="train[1:2]", test="train[2:]"), tmp_path)
+    np.testing.assert_array_equal(arrays(splits.train)[0][0], tf.io.decode_jpeg(content))
+
+
+def test_channels_are_the_first_images(tmp_path, rng):
+    for i in range(4):  # with transparency, which is dropped
+        write_png(tmp_path / "d" / "c" / f"{i}.png", pixels(rng, channels=4))
+    chosen = settings(tmp_path / "d", train="train[:2]", validation="train[2:3]", test="train[3:]")
+    assert data.load(chosen, tmp_path).image_shape == (4, 5, 3)
+
+
+def test_different_sizes_need_an_image_size(tmp_path, rng, capfd):
+    for i in range(8):
+        write_png(tmp_path / "d" / "c" / f"{i}.png", pixels(rng, height=4 + i))
+    chosen = settings(tmp_path / "d")
+    with pytest.raises(UserError, match=r"data.image_size: .*png has \d+ x 5 pixels and .*png \d+ x 5; set --config"):
+        data.load(chosen, tmp_path)
+    assert capfd.readouterr().err == ""
+    splits = data.load(dataclasses.replace(chosen, image_size=4), tmp_path)
+    assert splits.image_shape == (4, 4, 3) and {image.shape for image, _ in splits.train} == {(4, 4, 3)}
+
+
+@pytest.mark.parametrize("image_size", [0, 4])
+@pytest.mark.parametrize("position", [0, 20, 60])
+def test_one_file_of_many_that_is_no_image_is_named(flat, tmp_path, image_size, position, capfd):
+    chosen = settings(flat[0], image_size=image_size)
+    broken = pathlib.Path(sources._files(flat[0])["train"][position][0])
+    whole = broken.read_bytes()
+    for content in (b"", b"not an image", whole[:30], whole[:-20]):
+        broken.write_bytes(content)
+        with pytest.raises(UserError, match=f"^data.folder: {re.escape(str(broken))} is no image that"):
+            data.load(chosen, tmp_path)
+    assert capfd.readouterr().err == ""
+    broken.write_bytes(whole + b"what some cameras append")
+    data.load(chosen, tmp_path)
+
+
+def test_a_file_damaged_inside_is_named_when_it_is_read(flat, tmp_path):
+    chosen = settings(flat[0], image_size=4)
+    names = [name for name, _ in sources._files(flat[0])["train"]]
+    training.set_seed(0)
+    for position in (20, 80):
+        content = bytearray(pathlib.Path(names[position]).read_bytes())
+        content[45:-20] = bytes(len(content) - 65)
+        pathlib.Path(names[position]).write_bytes(content)
+    splits = data.load(chosen, tmp_path)
+    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[20])} is no image"), unwrapped():
+        list(data.training_batches(splits, chosen, 10, 1, 0))
+    assert len(list(splits.validation)) == 25
+    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[80])} is no image"), unwrapped():
+        list(splits.test)
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({}, "data.folder: no folder '.*/d'"),
+        ({"a.png": 1}, "folders of classes expected in .*/d. Received: file a.png"),
+        ({"cat/a.png": 1, "train/cat/a.png": 1}, "Received: cat holds files, train holds folders"),
+        ({"cat/a.gif": 1}, r"\.jpg, \.jpeg, \.png files expected. Received: .*/d/cat/a.gif"),
+        ({"train/cat/a.png": 1, "train/b.png": 1}, "folders of classes expected in .*/train. Received: file b.png"),
+        ({"train/cat/x/a.png": 1, "test/cat/a.png": 1}, "files expected. Received: .*/train/cat/x"),
+        ({"cat/a.png": 1, "dog/.hidden": 1}, ".*/d/dog is empty"),
+        ({"cat/a.png": 1}, "data.validation: .* is empty"),
+    ],
+)
+def test_bad_folders_are_refused(tmp_path, rng, files, message):
+    for name in files:
+        write_png(tmp_path / "d" / name, pixels(rng))
+    with pytest.raises(UserError, match=message):
+        data.load(settings(tmp_path / "d", train="train[:1]", validation="train[1:]", test="train[1:]"), tmp_path)
+
+
+def test_overlapping_parts_of_a_folder_are_refused(flat, tmp_path):
+    with pytest.raises(UserError, match="overlap: both hold train"):
+        data.load(settings(flat[0], validation="train[40%:]"), tmp_path)
+    with pytest.raises(UserError, match=r"data.test: 'test' is not a split of \['train'\]"):
+        data.load(settings(flat[0], test="test"), tmp_path)
+
+
+# Functions.
+
+
+def of_arrays(images, labels):
+    return tf.data.Dataset.from_tensor_slices((np.asarray(images), np.asarray(labels)))
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """Makes a function that returns what it is given the source; returns its settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+
+    def make(function, **changes):
+        (tmp_path / "made_for_a_test.py").write_text("")
+        module = sys.modules.pop("made_for_a_test", None) or __import__("made_for_a_test")
+        module.load = function
+        monkeypatch.setitem(sys.modules, "made_for_a_test", module)
+        return config.Data(source="made_for_a_test:load", **changes)
+
+    return make
+
+
+@pytest.fixture
+def three(rng):
+    """Three good splits with 3 classes."""
+    images = rng.integers(0, 256, (60, 4, 6, 3), np.uint8)
+    labels = np.arange(60) % 3
+    return {
+        "train": of_arrays(images[:30], labels[:30]),
+        "validation": of_arrays(images[30:45], labels[30:45].astype(np.int32)),
+        "test": of_arrays(images[45:], labels[45:].astype(np.uint8)),
+    }
+
+
+def test_a_function_gives_the_splits(source, three, tmp_path):
+    splits = data.load(source(lambda: three), tmp_path)
+    assert splits.sizes == {"train": 30, "validation": 15, "test": 15}
+    assert splits.image_shape == (4, 6, 3) and splits.label_names == ("0", "1", "2")
+    for name in data.SPLITS:
+        ours, theirs = arrays(getattr(splits, name)), arrays(three[name])
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        assert ours[1] == theirs[1] and getattr(splits, name).element_spec[1] == tf.TensorSpec((), tf.int64)
+
+
+def test_a_function_is_given_the_settings_and_may_name_the_labels(source, three, tmp_path):
+    given = []
+
+    def load(settings):
+        given.append(settings)
+        return three, ["a", "b", "c", "never seen"]
+
+    chosen = source(load)
+    assert data.load(chosen, tmp_path).label_names == ("a", "b", "c", "never seen")
+    assert given == [chosen]
+    named = {**three, "label_names": ("x", "y", "z")}
+    assert data.load(source(lambda: named), tmp_path).label_names == ("x", "y", "z")
+
+
+def test_unknown_cardinality_is_counted_but_never_by_reading_test(source, three, tmp_path):
+    def unreadable():
+        pytest.fail("the test split was read")
+        yield
+
+    spec = (tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.int64))
+    generated = {
+        "train": three["train"].filter(lambda image, label: True),
+        "validation": three["validation"].filter(lambda image, label: label < 2),
+        "test": tf.data.Dataset.from_generator(unreadable, output_signature=spec),
+    }
+    chosen = source(lambda: generated)
+    splits = data.load(chosen, tmp_path)
+    assert splits.sizes == {"train": 30, "validation": 10}
+    assert "test not counted" in splits.summary()
+    list(data.training_batches(splits, chosen, 10, 1, 0))
+    list(data.evaluation_batches(splits.validation, chosen, 10))
+
+
+def test_images_of_different_sizes_from_a_function(source, three, tmp_path, rng):
+    def varied(seed):
+        made = np.random.default_rng(seed)
+
+        def generate():
+            for i in range(6):
+                yield made.integers(0, 256, (4 + i, 6, 3), np.uint8), i % 3
+
+        spec = (tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.int32))
+        return tf.data.Dataset.from_generator(generate, output_signature=spec)
+
+    splits = {"train": varied(0), "validation": varied(1), "test": varied(2)}
+    with pytest.raises(UserError, match="data.image_size: the images of 'made_for_a_test:load' have shape"):
+        data.load(source(lambda: splits), tmp_path)
+    loaded = data.load(source(lambda: splits, image_size=4), tmp_path)
+    assert {image.shape for image, _ in loaded.test} == {(4, 4, 3)}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: None, "must return a dict of tf.data.Dataset .* Received: NoneType"),
+        (lambda s: {k: s[k] for k in ("train", "test")}, "Missing: validation"),
+        (lambda s: {**s, "dev": s["test"]}, "Received: dev besides"),
+        (lambda s: {**s, "test": [1]}, "test of 'made_for_a_test:load' must be a tf.data.Dataset. Received: list"),
+        (lambda s: {**s, "train": s["train"].batch(5)}, r"train of .*\(None, 4, 6, 3\).*do not batch them"),
+        (lambda s: {**s, "test": s["test"].map(lambda x, y: x)}, "test of .* so pairs"),
+        (
+            lambda s: {**s, "train": s["train"].map(lambda x, y: (tf.cast(x, tf.float32) / 255, y))},
+            "train of .*images of float32; do not scale",
+        ),
+        (lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.cast(y, tf.float32)))}, "labels of float32"),
+        (
+            lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.one_hot(y, 3, dtype=tf.int32)))},
+            r"labels \(3,\)",
+        ),
+        (lambda s: {**s, "train": s["train"].repeat()}, "train of .* never ends"),
+        (lambda s: {**s, "validation": s["validation"].take(0)}, "validation of .* is empty"),
+        (lambda s: {**s, "validation": s["validation"].map(lambda x, y: (x, y - 1))}, "has the label -1"),
+        (lambda s: {**s, "train": s["train"].map(lambda x, y: (x[..., :1], y))}, "Received: 1 and 3 of"),
+        (lambda s: {**s, "validation": s["train"].take(7)}, "7 images of validation"),
+        (lambda s: (s, ["a", "b"]), "label 2 of .* has no name; 2 names were given"),
+        (lambda s: (s, ["a", "a", "b"]), "must be distinct names"),
+        (lambda s: (s, "abc"), "must be a list of texts. Received: 'abc'"),
+        (lambda s: 1 // 0, r"'made_for_a_test:load' failed: ZeroDivisionError: .*test_sources.py, line \d+\)"),
+    ],
+)
+def test_wrong_returns_are_refused(source, three, tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as caught:
+        data.load(source(lambda: change(three)), tmp_path)
+    assert str(caught.value).startswith("data.source: ") and "\n" not in str(caught.value)
+
+
+def test_a_bad_test_split_is_refused_when_it_is_read(source, three, tmp_path):
+    def other_shape():
+        yield np.zeros((2, 6, 3), np.uint8), 0
+
+    spec = (tf.TensorSpec((None, 6, 3), tf.uint8), tf.TensorSpec((), tf.int32))
+    for test, message in (
+        (three["test"].map(lambda x, y: (x, y + 5)), "data.source: test of .* has the label 5; 0 to 2 expected"),
+        (tf.data.Dataset.from_generator(other_shape, output_signature=spec), r"has an image of shape \(2, 6, 3\)"),
+    ):
+        splits = data.load(source(lambda test=test: {**three, "test": test}), tmp_path)
+        with pytest.raises(UserError, match=message), unwrapped():
+            list(splits.test)
+    with pytest.raises(UserError, match=r"test of .* has images of shape \(2, 6, 3\); \(4, 6, 3\) expected"):
+        data.load(source(lambda: {**three, "test": three["test"].map(lambda x, y: (x[:2], y))}), tmp_path)

@@ -1,0 +1,85 @@
+"""Preview: what the data looks like to the network, before anything is trained. Not one of the stages of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tfnas import data, training, workdir
+from tfnas.config import Config
+from tfnas.errors import unwrapped
+
+PICTURE = "preview.png"
+_NUM_MEASURED = 1000
+_COLUMNS, _ROWS = 8, 2  # of each of the two splits shown
+
+
+def run(config: Config, path: str | os.PathLike[str]) -> None:
+    """Writes `preview.png` in `path` and prints the sizes, and the mean and deviation of up to 1,000 training images.
+
+    The folder does not become this config's: settings may still change. The test split is not read.
+
+    Raises:
+        UserError: for bad settings, data or files.
+    """
+    work = workdir.Workdir(path)
+    with unwrapped():
+        training.set_seed(config.seed)
+        splits = data.load(config.data, work.path / "tensorflow_datasets")
+        number = min(_NUM_MEASURED, splits.sizes["train"])
+        # As many as are measured, because training would shuffle, and so read, all.
+        few = dataclasses.replace(splits, train=splits.train.take(number), sizes={**splits.sizes, "train": number})
+        mean, std = _pixels(few, config)
+        picture = work.write(PICTURE, lambda file: _draw(few, config, file))
+    print(
+        f"{config.data.title}: {splits.summary()}; of {number:,} training images mean={_tuple(mean)}, std={_tuple(std)}"
+    )
+    print(f"preview   {picture}")
+
+
+def _pixels(splits: data.Splits, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel's pixels, scaled to [0, 1], over the training images without augmentation."""
+    count, total, squares = 0, np.zeros(splits.image_shape[-1]), np.zeros(splits.image_shape[-1])
+    for image, _ in splits.train.map(lambda image, label: (data.prepare(image, config.data), label)):
+        pixels = image.numpy().reshape(-1, image.shape[-1]) / 255.0
+        count += len(pixels)
+        total += pixels.sum(0)
+        squares += (pixels**2).sum(0)
+    mean = total / count
+    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+
+
+def _tuple(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ("," if len(values) == 1 else "") + ")"
+
+
+def _draw(splits: data.Splits, config: Config, file: pathlib.Path) -> None:
+    shown = _COLUMNS * _ROWS
+    batch = min(shown, splits.sizes["train"])
+    train = next(data.training_batches(splits, config.data, batch, 1, config.seed).as_numpy_iterator())
+    validation = next(data.evaluation_batches(splits.validation, config.data, shown).as_numpy_iterator())
+    figure = Figure(figsize=(1.5 * _COLUMNS, 3.8 * _ROWS), layout="constrained")
+    parts: Any = figure.subfigures(2, 1)
+    for part, title, (images, labels) in zip(
+        parts, ("train, augmented", "validation"), (train, validation), strict=True
+    ):
+        part.suptitle(title)
+        axes = np.ravel(part.subplots(_ROWS, _COLUMNS))
+        for axis in axes:
+            axis.axis("off")
+        for axis, image, label in zip(axes, _shown(images, config), labels, strict=False):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+            axis.set_title(splits.label_names[label], fontsize=8)
+    figure.savefig(file)
+
+
+def _shown(images: np.ndarray, config: Config) -> Sequence[Any]:
+    """Standardised images as matplotlib takes them: in [0, 1], without a lone channel's axis."""
+    pixels = np.clip(images * np.array(config.data.std) + np.array(config.data.mean), 0.0, 1.0)
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]

@@ -71,6 +71,7 @@ def made(path, rows=(FULL, MEAN, FOUND), config=CONFIG):
         workdir.CANDIDATES: "".join(f"{zlib.crc32(line.encode()):08x} {line}\n" for line in lines),
         workdir.RANKING: json.dumps({"rank_by": "loss", "kinds": kinds}),
         workdir.ARCHITECTURE: POSTERIOR.sample(1, seed=0)[0].to_json(),
+        workdir.CUT_ARCHITECTURE: "",
         workdir.SUBNET: "",
         workdir.RESULTS: json.dumps({"chosen": rows[-1]["name"], "rows": list(rows)}),
         workdir.EXPORT_RESULTS: json.dumps({"saved_model": "export/digits/1", "largest_difference": 1e-7}),

@@ -105,6 +105,10 @@ def test_locked_dict_refuses_new_keys():
         ("data", "train", "", "split expression"),
         ("data", "std", (0.0,), "positive"),
         ("data", "mean", (0.1, 0.2), "equal lengths"),
+        ("data", "random_resized_crop", True, "'data.image_size' must be set with data.random_resized_crop"),
+        ("data", "source", "my_data.load", "'data.source' must be 'package.module:function'. Received: 'my_data.load'"),
+        ("data", "name", "", "'data.name' must be set, or else data.folder or data.source"),
+        ("supernet", "source", "my_model", "'supernet.source' must be 'package.module:function'"),
         ("export", "name", "a/b", "without '/'"),
     ],
 )
@@ -164,3 +168,34 @@ def test_every_key_is_known_and_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.Config().seed = 3
     assert isinstance(config.to_config_dict(config.Config()), ml_collections.ConfigDict)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"name": "cifar10", "folder": "pets"}, "data.folder 'pets' and data.name 'cifar10' exclude each other"),
+        ({"name": "cifar10", "source": "a:b"}, "data.source 'a:b' and data.name 'cifar10' exclude each other"),
+        ({"folder": "pets", "source": "a:b"}, "data.folder 'pets' and data.source 'a:b' exclude each other"),
+        ({"folder": "pets", "data_dir": "D"}, "'data.data_dir' says nothing about data.folder 'pets': leave it out"),
+        ({"source": "a:b", "data_dir": "D"}, "'data.data_dir' says nothing about data.source 'a:b'"),
+        ({"source": "a:b", "train": "train[:5]"}, r"'data.train' says nothing about .* Received: 'train\[:5\]'"),
+    ],
+)
+def test_where_images_come_from_is_said_once(values, message):
+    with pytest.raises(UserError, match=message):
+        config.from_config_dict({"data": values})
+
+
+@pytest.mark.parametrize(
+    "values, title, short",
+    [
+        ({}, "digits", "digits"),
+        ({"name": "imagenet_resized/32x32"}, "imagenet_resized/32x32", "imagenet_resized_32x32"),
+        ({"folder": "some/where/pets/"}, "some/where/pets/", "pets"),
+        ({"folder": "/"}, "/", "images"),
+        ({"source": "my.flowers:load"}, "my.flowers:load", "flowers"),
+    ],
+)
+def test_a_data_set_is_called(values, title, short):
+    data = config.from_config_dict({"data": values}).data
+    assert (data.title, data.short_name) == (title, short)

@@ -146,3 +146,103 @@ def test_a_reader_that_stops_early_takes_nothing_from_the_next(digits_folder):
         splits = data.load(DIGITS, digits_folder)
         next(iter(data.evaluation_batches(splits.validation, DIGITS, 16)))
         assert sum(len(labels) for _, labels in data.evaluation_batches(splits.validation, DIGITS, 500)) == 397
+
+
+RANDOM_PARTS = dataclasses.replace(DIGITS, image_size=8, random_resized_crop=True)
+
+
+def place_image(height, width):
+    """An image whose pixels tell where they are: channel 0 the row, channel 1 the column."""
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    return np.stack([rows, columns, 0 * rows], -1).astype(np.uint8)
+
+
+def of_images(images):
+    dataset = tf.data.Dataset.from_generator(
+        lambda: ((image, 0) for image in images),
+        output_signature=(tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.int64)),
+    )
+    return data.Splits(dataset, dataset, dataset, {"train": len(images), "validation": 1, "test": 1}, (8, 8, 3), ("a",))
+
+
+def test_random_parts_have_the_areas_and_aspects_that_are_usual(rng):
+    height, width, count = 90, 120, 400
+    settings = dataclasses.replace(RANDOM_PARTS, image_size=30, mean=(0.0,), std=(1 / 255,))
+    training.set_seed(0)
+    splits = of_images([place_image(height, width)] * count)
+    images = next(data.training_batches(splits, settings, count, 1, 0).as_numpy_iterator())[0]
+    assert images.shape == (count, 30, 30, 3)
+    # Over n output pixels a part of h rows runs through (n - 1) / n of its height, but for the half pixels at its ends.
+    heights = (images[:, -1, 0, 0] - images[:, 0, 0, 0]) * 30 / 29
+    widths = (images[:, 0, -1, 1] - images[:, 0, 0, 1]) * 30 / 29
+    areas, aspects = heights * widths / (height * width), widths / heights
+    assert 0.06 < areas.min() < 0.2 and 0.85 < areas.max() < 1.03
+    assert 0.70 < aspects.min() < 0.85 and 1.18 < aspects.max() < 1.40
+    assert len(np.unique(images[:, 0, 0, :2], axis=0)) > count / 2  # from everywhere
+
+
+def test_random_parts_resume_exactly(rng):
+    splits = of_images([rng.integers(0, 256, (9 + i, 12, 3), np.uint8) for i in range(20)])
+
+    def epochs(first):
+        training.set_seed(0)
+        return list(data.training_batches(splits, RANDOM_PARTS, 5, 3, 0, first).as_numpy_iterator())
+
+    whole, resumed = epochs(0), epochs(2)
+    assert not np.array_equal(whole[0][0], whole[4][0])
+    for ours, theirs in zip(whole[8:], resumed, strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+
+
+@pytest.mark.parametrize("height, width", [(64, 96), (96, 64), (200, 100), (17, 90), (5, 6)])
+def test_evaluation_takes_the_centre_of_the_whole(height, width):
+    size = 28
+    settings = dataclasses.replace(RANDOM_PARTS, image_size=size)
+    image = data.prepare(tf.constant(place_image(height, width)), settings).numpy().astype(float)
+    assert image.shape == (size, size, 3)
+    step = min(height, width) * 0.875 / size  # of the original's pixels, between two of the result's
+    middle = image[..., :2].mean((0, 1))
+    np.testing.assert_allclose(middle, [(height - 1) / 2, (width - 1) / 2], atol=max(1.0, step))
+    np.testing.assert_allclose(image[-3, 0, 0] - image[2, 0, 0], step * (size - 5), atol=max(1.5, 1.5 * step))
+    np.testing.assert_allclose(image[0, -3, 1] - image[0, 2, 1], step * (size - 5), atol=max(1.5, 1.5 * step))
+
+
+def test_a_batch_is_prepared_as_its_images_are(rng):
+    images = rng.integers(0, 256, (3, 20, 30, 3), np.uint8)
+    for settings in (DIGITS, dataclasses.replace(DIGITS, image_size=8), RANDOM_PARTS):
+        one_by_one = [data.prepare(tf.constant(image), settings) for image in images]
+        np.testing.assert_array_equal(data.prepare(tf.constant(images), settings), one_by_one)
+
+
+def test_with_random_parts_train_keeps_the_original_images(digits_folder):
+    splits = data.load(dataclasses.replace(RANDOM_PARTS, image_size=4), digits_folder)
+    assert splits.image_shape == (4, 4, 1)
+    assert next(iter(splits.train))[0].shape == (8, 8, 1) and next(iter(splits.validation))[0].shape == (4, 4, 1)
+
+
+def test_large_data_is_shuffled_in_a_window_and_resumes_exactly(digits_folder, monkeypatch):
+    splits = data.load(DIGITS, digits_folder)
+    monkeypatch.setattr(data, "_MEMORY", 64 * 200)  # bytes: room for 200 of the 1,000 images
+
+    def epochs(first):
+        training.set_seed(0)
+        batches = data.training_batches(splits, DIGITS, 100, epochs=3, seed=0, first_epoch=first)
+        return [(x.reshape(100, -1), y) for x, y in batches.as_numpy_iterator()]
+
+    whole = epochs(0)
+    stored = {
+        image.tobytes(): i for i, image in enumerate(np.stack([data.standardise(i, DIGITS) for i, _ in splits.train]))
+    }
+    assert len(stored) == 1000
+    order = [stored[image.tobytes()] for x, _ in whole for image in x]
+    orders = [order[i : i + 1000] for i in (0, 1000, 2000)]
+    assert all(sorted(epoch) == list(range(1000)) for epoch in orders) and orders[0] != orders[1]
+    assert all(max(epoch[i : i + 100]) < i + 300 for epoch in orders for i in range(0, 1000, 100))
+    for ours, resumed in zip(whole[20:], epochs(2), strict=True):
+        np.testing.assert_array_equal(ours[0], resumed[0])
+
+
+def test_image_bytes_are_known_or_estimated(digits_folder, rng):
+    assert data._image_bytes(data.load(DIGITS, digits_folder)) == 64
+    splits = of_images([rng.integers(0, 256, (4 + 2 * (i % 2), 5, 3), np.uint8) for i in range(40)])
+    assert data._image_bytes(splits) == 75

@@ -25,6 +25,11 @@ DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
             "one stage expected, of search, sample, retrain, export, report, run, preview",
         ),
         ([], 1, "Received: none"),
+        (
+            ["preview", DIGITS, "--workdir=W", "--config.data.source=nowhere:load"],
+            1,
+            "data.source: no module 'nowhere'",
+        ),
         (["sample", DIGITS, "--workdir=W"], 1, "sample needs search's search/supernet.keras"),
         (["export", DIGITS, "--workdir=W"], 1, "export needs retrain's retrain/subnet.keras"),
         (["search", DIGITS, "--workdir=/dev/null/x"], 1, "workdir /dev/null/x: cannot be written"),
@@ -40,6 +45,7 @@ def test_a_users_mistake_gets_one_line(tmp_path, arguments, code, words):
 def test_help_and_version():
     done = tfnas_command("--help")
     assert "tfnas STAGE --config=configs/NAME.py --workdir=DIR" in done.stdout
+    assert "preview  write preview.png" in done.stdout
     assert tfnas_command("--version").stdout == "tfnas 0.1.0\n"
 
 

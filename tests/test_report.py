@@ -172,7 +172,7 @@ def test_page_says_the_figures(tmp_path):
     assert "random, spread evenly: mean 80.0 %, deviation 1.0, 3 candidates" in text
     assert "2 of 3 gates are decided" in text  # 0.02 and 0.99 are, 0.5 is not
     assert "have 72 weights, of which 44 are expected" in text  # 9 x (4 x 0.98 + 2 x 0.5 + 2 x 0.01) = 44.46
-    assert "search.ell2</td><td>80.0" in text
+    assert "search.ell2</td><td>160.0" in text
 
 
 def test_page_without_baseline_and_retraining(tmp_path):

@@ -294,7 +294,7 @@ def test_images_of_different_sizes_from_a_function(source, three, tmp_path, rng)
         (lambda s: {**s, "validation": s["validation"].take(0)}, "validation of .* is empty"),
         (lambda s: {**s, "validation": s["validation"].map(lambda x, y: (x, y - 1))}, "has the label -1"),
         (lambda s: {**s, "train": s["train"].map(lambda x, y: (x[..., :1], y))}, "Received: 1 and 3 of"),
-        (lambda s: {**s, "validation": s["train"].take(7)}, "7 images of validation"),
+        (lambda s: {**s, "validation": s["train"].take(7)}, "7 images are both in train and in validation"),
         (lambda s: (s, ["a", "b"]), "label 2 of .* has no name; 2 names were given"),
         (lambda s: (s, ["a", "a", "b"]), "must be distinct names"),
         (lambda s: (s, "abc"), "must be a list of texts. Received: 'abc'"),

@@ -1,3 +1,4 @@
+import sys
 import types
 
 import keras
@@ -6,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfnas
-from tfnas import config, training
+from tfnas import config, data, subnets, training
 from tfnas.config import Search
 from tfnas.errors import UserError
 from tfnas.supernets import multi_branch_resnet
@@ -172,3 +173,86 @@ def test_network_that_cannot_take_the_images_is_refused():
     made = config.Config(supernet=config.Supernet(name="densenet121"))
     with pytest.raises(UserError, match="densenet121: input_shape .* set --config.data.image_size"):
         training.network(made, splits)
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Makes a function the source of the super-network; returns what `training.network` builds with it."""
+    splits = data.Splits(*[tf.data.Dataset.range(1)] * 3, {}, (8, 8, 3), ("a", "b", "c", "d"))
+
+    def build(function):
+        module = types.ModuleType("made_for_a_test")
+        module.build = function
+        monkeypatch.setitem(sys.modules, "made_for_a_test", module)
+        settings = config.Config(supernet=config.Supernet(source="made_for_a_test:build")).check()
+        return training.network(settings, splits), training.network_arguments(settings, splits)
+
+    return build
+
+
+def small(input_shape, num_classes):
+    image = keras.Input(input_shape, name="image")
+    x = keras.layers.Conv2D(4, 3, name="stem")(image)
+    x = keras.layers.Conv2D(4, 3, name="conv")(x)
+    return keras.Model(image, keras.layers.Dense(num_classes, name="end")(keras.layers.GlobalMaxPooling2D()(x)))
+
+
+def test_a_model_of_ones_own_is_built_described_and_rebuilt(own, rng):
+    model, arguments = own(small)
+    assert model.input_shape == (None, 8, 8, 3) and model.output_shape == (None, 4)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    text = subnets.describe(supernet.architecture(), "made_for_a_test:build", **arguments)
+    rebuilt = subnets.rebuild(text)
+    rebuilt.set_weights(model.get_weights())
+    x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(rebuilt(x), model(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="architecture: no module 'gone'"):
+        subnets.rebuild(text.replace("made_for_a_test:build", "gone:build"))
+
+
+def test_a_sequential_model_will_do(own):
+    model, _ = own(
+        lambda input_shape, num_classes: keras.Sequential(
+            [keras.Input(input_shape), keras.layers.Flatten(), keras.layers.Dense(num_classes)]
+        )
+    )
+    assert isinstance(model, keras.Sequential)
+
+
+class _Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+def _two_outputs(input_shape, num_classes):
+    image = keras.Input(input_shape)
+    return keras.Model(image, [image, image])
+
+
+def _softmax(input_shape, num_classes, activation="softmax"):
+    return keras.Sequential(
+        [keras.Input(input_shape), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(4, activation)]
+    )
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        (lambda input_shape, num_classes: 7, "must return a keras.Model. Received: int"),
+        (lambda shape, num_classes: 7, "failed: TypeError: .*unexpected keyword argument 'input_shape'"),
+        (lambda input_shape, num_classes: _Subclassed(), "functional or Sequential model with an Input.*_Subclassed"),
+        (lambda input_shape, num_classes: keras.Sequential([keras.layers.Flatten()]), "with an Input"),
+        (_two_outputs, "one input and one output. Received: 1 and 2"),
+        (lambda input_shape, num_classes: small((9, 9, 3), 4), r"images \(None, 8, 8, 3\). Received: .*9, 9, 3"),
+        (lambda input_shape, num_classes: small(input_shape, 10), r"logits \(None, 4\).*output \(None, 10\)"),
+        (
+            lambda input_shape, num_classes: keras.Sequential([keras.Input(input_shape), keras.layers.ReLU()]),
+            "must give logits",
+        ),
+        (_softmax, "must give logits. Received: a softmax in 'dense"),
+    ],
+)
+def test_what_is_no_network_for_these_images_is_refused(own, function, message):
+    with pytest.raises(UserError, match=message) as caught:
+        own(function)
+    assert str(caught.value).startswith("supernet.source: ") and "\n" not in str(caught.value)

@@ -70,6 +70,15 @@ def test_another_search_is_refused_but_later_settings_may_change(tmp_path):
     assert work.is_current("search", config.Config(data=config.Data(data_dir="elsewhere")))
 
 
+def test_a_mistake_in_the_settings_may_be_mended_until_a_search_has_begun(tmp_path):
+    work = workdir.Workdir(tmp_path)
+    work.claim(config.Config(data=config.Data(folder="typo")))
+    work.claim(config.Config(data=config.Data(folder="right")))
+    work.file(workdir.CHECKPOINT).write_text("of the first epoch")
+    with pytest.raises(UserError, match="holds a search with data.folder='right', and this config has 'other'"):
+        work.claim(config.Config(data=config.Data(folder="other")))
+
+
 def test_truncated_manifest_is_refused(tmp_path):
     finished_search(tmp_path)
     manifest = tmp_path / "manifest.json"

@@ -187,8 +187,8 @@ def from_function(config: config_lib.Data) -> Source:
     common = len(surveys["train"].digests & surveys["validation"].digests)
     if common:
         raise UserError(
-            f"data.source: {common:,} images of validation of '{config.source}' are also in train; disjoint splits "
-            "expected"
+            f"data.source: {common:,} images are both in train and in validation of '{config.source}'; disjoint "
+            "splits expected"
         )
     shapes = surveys["train"].shapes | surveys["validation"].shapes
     channels = {shape[-1] for shape in shapes}

@@ -83,7 +83,7 @@ def _gated(config: Config, splits: data.Splits) -> Supernet:
     full = cost(supernet.graph)
     given = ", ".join(f"{name}={value}" for name, value in config.supernet.arguments().items())
     print(
-        f"supernet {training.builder_name(config)}({given}): "
+        f"supernet {config.supernet.source or f'{config.supernet.name}({given})'}: "
         f"{full.parameters:,} parameters, {len(supernet.gated_layers)} gated layers, "
         f"{full.multiply_adds / 1e6:.2f} M multiply-adds"
     )

@@ -261,6 +261,15 @@ def test_pretrained_weights_are_carried_over_and_supernets_saved(tmp_path, rng):
     np.testing.assert_array_equal(again(x), supernet(x))
 
 
+def test_posterior_counts_multiply_adds_as_the_cost_does():
+    """With nothing dropped, the gated layers' multiply-adds are the whole's without those of the ungated three."""
+    model = small_model()
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    ungated = {"stem": 3 * 9 * 6 * 64, "hidden": 8 * 448, "classifier": 3 * 8}
+    gated = supernet.posterior().total_cost("multiply_adds")
+    assert gated + sum(ungated.values()) == cost(supernet.graph).multiply_adds
+
+
 def test_include_and_exclude():
     model = small_model()
 

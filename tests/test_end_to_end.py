@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,6 +213,26 @@ def test_posterior_is_what_the_history_ends_with(whole):
     posterior = Posterior.from_json((whole[0] / workdir.POSTERIOR).read_text())
     last = json.loads((whole[0] / workdir.HISTORY).read_text().splitlines()[-1])
     assert last["drop_probability"] == {g.name: list(g.drop_probability) for g in posterior.layers}
+
+
+def test_a_budget_and_a_layout_after_the_search(whole, tmp_path):
+    """One search serves several sizes: sampled again within a budget, cut as the hardware likes, exported."""
+    path = tmp_path / "smaller"
+    shutil.copytree(whole[0], path)
+    options = ["--config.sample.multiply_adds=0.3", "--config.retrain.layout=mask", "--config.retrain.baseline=false"]
+    printed = tfnas("run", path, *options, "--config.retrain.channel_multiple=2", "--config.retrain.epochs=0")
+    assert "search    up to date" in printed and "of the gated multiply-adds to 30.0%" in printed
+    before, after = (
+        json.loads((p / workdir.RANKING).read_text())["kinds"]["posterior"]["mean_multiply_adds"]
+        for p in (whole[0], path)
+    )
+    assert after < before
+    text = (path / "export/digits/architecture.json").read_text()
+    assert json.loads(text)["layout"] == "mask"
+    for mask in Architecture.from_json(text).values():
+        assert mask.sum() % 2 == 0 or mask.all()
+    rebuilt, model = subnets.rebuild(text), keras.models.load_model(path / "export/digits/model.keras")
+    assert [w.shape for w in rebuilt.get_weights()] == [w.shape for w in model.get_weights()]
 
 
 def test_a_collapsed_posterior_is_told(tmp_path):

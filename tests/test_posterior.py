@@ -1,8 +1,10 @@
+import itertools
 import json
 import pathlib
 
 import numpy as np
 import pytest
+import scipy.optimize
 import tensorflow_probability as tfp
 
 import tfnas
@@ -49,14 +51,48 @@ def test_expected_sizes_by_hand():
     assert Posterior((LayerGates("a", (1, 1, 1), (0.01, 0.5, 0.99), 1),)).decided() == (2, 3)
 
 
-def test_tilt_reaches_the_size_by_one_shift():
-    tilted = Q.tilt(parameters=60.0)
-    assert tilted.expected_parameters() == pytest.approx(60.0, rel=1e-6)
-    before, after = (
-        np.concatenate([np.log(p) - np.log1p(-p) for p in (np.array(g.drop_probability) for g in q.layers)])
-        for q in (Q, tilted)
+PRICED = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9, 9 * 64), LayerGates("b", (4,), (0.4,), 25, 25 * 16)))
+
+
+@pytest.mark.parametrize("resource, costs", [("parameters", (9, 25)), ("multiply_adds", (576, 400))])
+def test_expected_cost_and_its_deviation_against_monte_carlo(resource, costs):
+    draws = PRICED.sample(20_000, seed=2)
+    kept = np.array([d["a"].sum() * costs[0] + d["b"].sum() * costs[1] for d in draws])
+    assert PRICED.expected_cost(resource) == pytest.approx(kept.mean(), abs=5 * kept.std() / np.sqrt(20_000))
+    assert PRICED.cost_deviation(resource) == pytest.approx(kept.std(), rel=0.03)
+    assert PRICED.total_cost(resource) == 5 * costs[0] + 4 * costs[1]
+
+
+@pytest.mark.parametrize("resource, per_channel", [("parameters", (9, 25)), ("multiply_adds", (576, 400))])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.95])
+def test_tilt_is_the_exponential_tilting_of_all_architectures(resource, per_channel, share):
+    """All 512 architectures written out, weighted by exp(-lambda cost), lambda by another root finder."""
+    masks = np.array(list(itertools.product([0, 1], repeat=9)))
+    drop = np.array([0.1] * 3 + [0.7] * 2 + [0.4] * 4)
+    cost = masks @ np.array([per_channel[0]] * 5 + [per_channel[1]] * 4)
+    probability = np.prod(np.where(masks, 1 - drop, drop), axis=1)
+
+    def tilted(strength):
+        weights = probability * np.exp(-strength * (cost - cost.mean()))
+        return weights / weights.sum()
+
+    budget = share * cost.max()
+    end = 20 / min(per_channel)
+    strength = scipy.optimize.brentq(lambda s: tilted(s) @ cost - budget, -end, end, xtol=1e-15)
+    marginals = tilted(strength) @ masks
+    ours = PRICED.tilt(**{resource: budget})
+    assert ours.expected_cost(resource) == pytest.approx(budget, rel=1e-9)
+    np.testing.assert_allclose(np.concatenate([1 - g.channel_drop for g in ours.layers]), marginals, rtol=1e-6)
+
+
+def test_tilt_moves_certain_gates_too_and_leaves_what_costs_nothing():
+    certain = Posterior(
+        (LayerGates("a", (2,), (0.0,), 9), LayerGates("b", (2,), (1.0,), 1), LayerGates("c", (3,), (0.3,), 0))
     )
-    np.testing.assert_allclose(after - before, (after - before)[0], rtol=1e-6)
+    for budget in (0.5, 10.0, 19.5):
+        tilted = certain.tilt(parameters=budget)
+        assert tilted.expected_cost() == pytest.approx(budget, rel=1e-6)
+        assert tilted.layers[2].drop_probability == pytest.approx((0.3,))
 
 
 @pytest.mark.parametrize("parameters", [0, -1, 145, 1000])
@@ -65,9 +101,21 @@ def test_tilt_refuses_what_cannot_be(parameters):
         Q.tilt(parameters=parameters)
 
 
+def test_tilt_needs_one_known_resource():
+    with pytest.raises(UserError, match="one of the two expected. Received: parameters=None, multiply_adds=None"):
+        Q.tilt()
+    with pytest.raises(UserError, match="one of the two expected. Received: parameters=3, multiply_adds=5"):
+        Q.tilt(parameters=3, multiply_adds=5)
+    with pytest.raises(UserError, match="multiply_adds are not known, because the model's input has no fixed size"):
+        Q.tilt(multiply_adds=5)
+    with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds' expected. Received: 'seconds'"):
+        Q.expected_cost("seconds")
+
+
 def test_json_round_trip_is_exact_and_damage_refused():
-    q = Posterior((LayerGates("a", (3,), (1 / 3,), 9),))
-    assert Posterior.from_json(q.to_json()) == q
+    for multiply_adds in (None, 90):
+        q = Posterior((LayerGates("a", (3,), (1 / 3,), 9, multiply_adds),))
+        assert Posterior.from_json(q.to_json()) == q
     with pytest.raises(UserError, match="not the JSON of a Posterior"):
         Posterior.from_json(q.to_json()[:-4])
 

@@ -49,6 +49,7 @@ def test_posterior_reads_the_gates():
     assert [g.name for g in posterior.layers] == list(supernet.gated_layers)
     conv = next(g for g in posterior.layers if g.name == "stage2_block1_path1_conv2")
     assert (conv.group_sizes, conv.parameters_per_channel) == ((8,), 3 * 3 * 8)
+    assert conv.multiply_adds_per_channel == 3 * 3 * 8 * 4 * 4  # at 4 x 4 positions
     assert conv.drop_probability == pytest.approx((0.25,))
 
 

@@ -322,6 +322,12 @@ class Graph:
             return self._sources(node.inputs[0])
         return (node.num_channels,)
 
+    def positions(self, node: Node) -> int | None:
+        """How often a convolution's or dense layer's kernel is applied to one example; None without a fixed size."""
+        # A transposed convolution's once for each position of its input.
+        spatial = self.nodes[node.inputs[0]].spatial if isinstance(node.inner, TRANSPOSED) else node.spatial
+        return None if None in spatial else math.prod(size or 0 for size in spatial)
+
     def flow(self, keep: Mapping[str, np.ndarray], layout: str = "gather") -> Flow:
         """What each node computes when only the channels `keep` of the named layers' inputs are kept.
 

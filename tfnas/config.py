@@ -211,6 +211,10 @@ class Sample:
     num_candidates: int = 1500
     num_random: int = 100  # equal-size random candidates of each kind, the baselines
     num_tested: int = 20  # candidates of each kind whose mean accuracy on test is measured too, once all is fixed
+    # Draw from the posterior tilted until this share of the gated layers' kernel weights, or of their multiply-adds, is
+    # expected to be kept; 0: as learned. At most one of the two.
+    parameters: float = 0.0
+    multiply_adds: float = 0.0
     rank_by: str = "loss"  # 'loss' is the more reliable, 'accuracy' is the paper's
     batch_size: int = 500
 
@@ -219,6 +223,11 @@ class Sample:
         _at_least("sample.num_candidates", self.num_candidates, 1)
         _at_least("sample.num_random", self.num_random, 1)
         _at_least("sample.num_tested", self.num_tested, 1)
+        for field in ("parameters", "multiply_adds"):
+            share = getattr(self, field)
+            _require(0 <= share < 1, f"sample.{field}", share, "a share in (0, 1), or 0 for the posterior as learned")
+        both = (self.parameters, self.multiply_adds)
+        _require(0 in both, "sample.parameters and sample.multiply_adds", both, "one budget, the other 0")
         _at_least("sample.batch_size", self.batch_size, 1)
         _one_of("sample.rank_by", self.rank_by, ("loss", "accuracy"))
 

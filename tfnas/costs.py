@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.channels import TRANSPOSED, Flow, Graph, Node
+from tfnas.channels import Flow, Graph, Node
 from tfnas.errors import UserError
 
 
@@ -52,9 +52,7 @@ def _kernel(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
     as_channel, as_bias = constants and node.pads, constants and not node.pads
     size = math.prod(getattr(node.inner, "kernel_size", ()))
     weights = size * (int(inputs.sum()) + as_channel) * channels
-    # A transposed convolution applies its kernel once for each of its inputs' positions.
-    positions = _positions(flow.graph.nodes[node.inputs[0]] if isinstance(node.inner, TRANSPOSED) else node)
-    return weights + (channels if node.inner.use_bias or as_bias else 0), weights * positions
+    return weights + (channels if node.inner.use_bias or as_bias else 0), weights * _positions(node, flow)
 
 
 def _separable(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
@@ -62,7 +60,7 @@ def _separable(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
         return 0, 0
     inputs = int(flow.kernel_inputs(node)[0].sum()) * node.multiplier
     weights = inputs * math.prod(node.inner.kernel_size) + inputs * channels
-    return weights + (channels if node.inner.use_bias else 0), weights * _positions(node)
+    return weights + (channels if node.inner.use_bias else 0), weights * _positions(node, flow)
 
 
 def _depthwise(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
@@ -71,7 +69,7 @@ def _depthwise(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
     # All outputs of an input channel that is there are computed, also where only one of them is read.
     outputs = int(flow.depthwise_inputs(node).sum()) * node.multiplier
     weights = outputs * math.prod(node.inner.kernel_size)
-    return weights + (outputs if node.inner.use_bias else 0), weights * _positions(node)
+    return weights + (outputs if node.inner.use_bias else 0), weights * _positions(node, flow)
 
 
 def _norm(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
@@ -89,7 +87,7 @@ def _opaque(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
     parameters = sum(math.prod(v.shape) for v in inner.trainable_variables)
     if not hasattr(inner, "kernel_size"):
         return parameters, 0
-    return parameters, math.prod(inner.kernel.shape) * _positions(node)
+    return parameters, math.prod(inner.kernel.shape) * _positions(node, flow)
 
 
 def _nothing(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
@@ -110,11 +108,11 @@ _COSTS: dict[str, Callable[[Node, Flow, int], tuple[int, int]]] = {
 }
 
 
-def _positions(node: Node) -> int:
-    sizes = [size for size in node.spatial if size is not None]
-    if len(sizes) != len(node.spatial):
+def _positions(node: Node, flow: Flow) -> int:
+    positions = flow.graph.positions(node)
+    if positions is None:
         raise UserError(f"cost: layer '{node.name}' has no fixed spatial size; give the model's input one")
-    return math.prod(sizes)
+    return positions
 
 
 def latency(model: keras.Model, batch_size: int = 1, repeats: int = 200) -> float:

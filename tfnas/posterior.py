@@ -12,6 +12,7 @@ from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 
 _FORMAT = 1
+RESOURCES = ("parameters", "multiply_adds")  # what a gate may be priced by
 _DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
 
 
@@ -24,12 +25,14 @@ class LayerGates:
         group_sizes: channels in each group, in order; they add up to the layer's K input channels.
         drop_probability: one p per group, in [0, 1].
         parameters_per_channel: kernel weights that one input channel carries.
+        multiply_adds_per_channel: multiply-adds that one input channel costs; None where the image size is not fixed.
     """
 
     name: str
     group_sizes: tuple[int, ...]
     drop_probability: tuple[float, ...]
     parameters_per_channel: int
+    multiply_adds_per_channel: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.group_sizes) != len(self.drop_probability) or not self.group_sizes:
@@ -106,13 +109,44 @@ class Posterior:
             total -= float(np.sum(p * np.log(p) + keep * np.log(keep)))
         return total
 
+    def _per_channel(self, resource: str) -> list[int]:
+        """Cost of one input channel of each layer. Raises UserError if it is not known."""
+        if resource not in RESOURCES:
+            raise UserError(f"posterior: one of {', '.join(map(repr, RESOURCES))} expected. Received: {resource!r}")
+        costs = [getattr(g, f"{resource}_per_channel") for g in self.layers]
+        if None in costs:
+            raise UserError(f"posterior: {resource} are not known, because the model's input has no fixed size")
+        return costs
+
+    def expected_cost(self, resource: str = "parameters") -> float:
+        """E[cost kept] = sum over channels of (1 - p) c, of the gated layers' kernels, each with all of its outputs.
+
+        Args:
+            resource: 'parameters' or 'multiply_adds'.
+        """
+        return float(
+            sum((1 - g.channel_drop).sum() * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
+        )
+
+    def cost_deviation(self, resource: str = "parameters") -> float:
+        """Standard deviation of what `expected_cost` is the mean of: the root of sum over channels of p (1 - p) c^2."""
+        costs = self._per_channel(resource)
+        variances = [
+            (g.channel_drop * (1 - g.channel_drop)).sum() * c**2 for g, c in zip(self.layers, costs, strict=True)
+        ]
+        return float(np.sqrt(sum(variances)))
+
+    def total_cost(self, resource: str = "parameters") -> int:
+        """What `expected_cost` is with every channel kept."""
+        return sum(g.num_channels * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
+
     def expected_parameters(self) -> float:
-        """Expected kernel weights kept in the gated layers: sum over channels of (1 - p) x weights per channel."""
-        return float(sum((1 - g.channel_drop).sum() * g.parameters_per_channel for g in self.layers))
+        """Expected kernel weights kept in the gated layers."""
+        return self.expected_cost("parameters")
 
     def total_parameters(self) -> int:
         """Kernel weights of the gated layers with every channel kept."""
-        return sum(g.num_channels * g.parameters_per_channel for g in self.layers)
+        return self.total_cost("parameters")
 
     def expected_kept(self) -> float:
         """Expected share of the gated layers' kernel weights that are kept, in [0, 1]."""
@@ -123,38 +157,47 @@ class Posterior:
         p = np.concatenate([g.drop_probability for g in self.layers])
         return int(((p < _DECIDED) | (p > 1 - _DECIDED)).sum()), p.size
 
-    def tilt(self, *, parameters: float) -> Posterior:
-        """The same posterior with one constant added to all keep logits, so that `parameters` are expected.
+    def tilt(self, *, parameters: float | None = None, multiply_adds: float | None = None) -> Posterior:
+        """The posterior conditioned on a budget in expectation: every keep logit is moved by lambda times its cost.
 
-        Exponential tilting: among distributions with that expected size it is, when all channels cost alike, the
-        nearest to this one in KL divergence.
+        Exponential tilting: of all distributions over architectures with that expected cost, q(a) exp(-lambda cost(a))
+        is the nearest to this one in KL divergence. As the cost adds up over channels, so do the logits, and the gates
+        stay independent. Lambda is found by bisection. What costs nothing (a gate on pooling) is not moved.
+
+        The cost is that of the gated layers' kernels, each with all of its outputs, as `expected_cost` counts it. The
+        subnet of a candidate is smaller still, because outputs that nobody reads go as well: see `tfnas.cost`.
 
         Args:
-            parameters: expected kernel weights kept in the gated layers, strictly between 0 and the total.
+            parameters: expected kernel weights kept, strictly between 0 and `total_cost()`.
+            multiply_adds: or expected multiply-adds, strictly between 0 and `total_cost("multiply_adds")`.
 
         Raises:
-            UserError: if no shift reaches that size.
+            UserError: unless one of them is given and lies in its range.
         """
-        total = self.total_parameters()
-        if not 0 < parameters < total:
-            raise UserError(f"tilt: parameters must lie strictly between 0 and {total}. Received: {parameters}")
+        if (parameters is None) == (multiply_adds is None):
+            raise UserError(
+                f"tilt: one of the two expected. Received: parameters={parameters}, multiply_adds={multiply_adds}"
+            )
+        resource = "multiply_adds" if parameters is None else "parameters"
+        budget = float(multiply_adds or 0) if parameters is None else parameters
+        total = self.total_cost(resource)
+        if not 0 < budget < total:
+            raise UserError(f"tilt: {resource} must lie strictly between 0 and {total:,}. Received: {budget:,}")
+        costs = self._per_channel(resource)
+        scale = max(costs)
 
-        low, high = -60.0, 60.0
+        def tilted(strength: float) -> Posterior:
+            return Posterior(tuple(_moved(g, strength * c / scale) for g, c in zip(self.layers, costs, strict=True)))
+
+        low, high = -1.0, 1.0
+        while tilted(low).expected_cost(resource) < budget:
+            low *= 2
+        while tilted(high).expected_cost(resource) > budget:
+            high *= 2
         for _ in range(100):
             middle = (low + high) / 2
-            low, high = (middle, high) if self._shifted(middle).expected_parameters() < parameters else (low, middle)
-        return self._shifted((low + high) / 2)
-
-    def _shifted(self, shift: float) -> Posterior:
-        def move(p: float) -> float:
-            p = min(max(p, 1e-12), 1 - 1e-12)
-            return float(1 / (1 + np.exp(np.log1p(-p) - np.log(p) + shift)))
-
-        return Posterior(
-            tuple(
-                dataclasses.replace(g, drop_probability=tuple(move(p) for p in g.drop_probability)) for g in self.layers
-            )
-        )
+            low, high = (middle, high) if tilted(middle).expected_cost(resource) > budget else (low, middle)
+        return tilted((low + high) / 2)
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back exactly."""
@@ -172,6 +215,7 @@ class Posterior:
                         group_sizes=tuple(g["group_sizes"]),
                         drop_probability=tuple(g["drop_probability"]),
                         parameters_per_channel=g["parameters_per_channel"],
+                        multiply_adds_per_channel=g.get("multiply_adds_per_channel"),
                     )
                     for g in layers
                 )
@@ -208,3 +252,11 @@ class Posterior:
             return cls(tuple(dataclasses.replace(g, drop_probability=published[g.name]) for g in like.layers))
         except (ValueError, TypeError) as error:
             raise UserError(f"posterior: {error}") from None
+
+
+def _moved(gates: LayerGates, by: float) -> LayerGates:
+    """With `by` added to every drop logit. A gate that is quite certain moves as if p were 1e-12 from certainty."""
+    p = np.clip(np.asarray(gates.drop_probability, np.float64), 1e-12, 1 - 1e-12)
+    logits = np.log(p) - np.log1p(-p) + by
+    drop = np.exp(-np.logaddexp(0.0, -logits))  # a sigmoid that does not overflow
+    return dataclasses.replace(gates, drop_probability=tuple(drop.tolist()))

@@ -247,8 +247,9 @@ def _sizes(posterior: Posterior) -> str:
         rows.append((False, [f"{100 * share:.0f} %", f"{tilted.expected_parameters():,.0f}", moved]))
     return (
         f"<p>The gated layers have {total:,} weights, of which {posterior.expected_parameters():,.0f} are expected to "
-        "be kept. <code>posterior.tilt(parameters=...)</code> shifts all keep logits by one constant to another size; "
-        "these layers would change most. Accuracies at those sizes were not measured.</p>"
+        "be kept. <code>posterior.tilt(parameters=...)</code> moves every keep logit in proportion to what its channel "
+        "costs, until another size is expected; these layers would change most. To measure accuracies there, sample "
+        "again with <code>--config.sample.parameters=0.4</code>.</p>"
         + _table(("share kept", "expected weights", "layers that change most"), rows)
     )
 

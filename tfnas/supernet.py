@@ -205,17 +205,19 @@ class Supernet(keras.Model):
 
     def posterior(self) -> Posterior:
         """The gates' present drop probabilities."""
-        return Posterior(
-            tuple(
-                LayerGates(
-                    name=name,
-                    group_sizes=layer.group_sizes,
-                    drop_probability=tuple(layer.drop_probability().tolist()),
-                    parameters_per_channel=layer.parameters_per_channel(),
-                )
-                for name, layer in self.gated_layers.items()
+
+        def gates(name: str, layer: Gated) -> LayerGates:
+            weights = layer.parameters_per_channel()
+            positions = self.graph.positions(self.graph.nodes[self.graph.index[name]])
+            return LayerGates(
+                name=name,
+                group_sizes=layer.group_sizes,
+                drop_probability=tuple(layer.drop_probability().tolist()),
+                parameters_per_channel=weights,
+                multiply_adds_per_channel=None if positions is None else weights * positions,
             )
-        )
+
+        return Posterior(tuple(gates(name, layer) for name, layer in self.gated_layers.items()))
 
     def set_architecture(self, architecture: Architecture) -> None:
         """Makes inference use `architecture`'s hard masks. Raises UserError if its layers are not this supernet's."""

@@ -16,7 +16,7 @@ from tfnas.architecture import Architecture
 from tfnas.config import Config
 from tfnas.costs import cost
 from tfnas.errors import UserError
-from tfnas.posterior import Posterior
+from tfnas.posterior import RESOURCES, Posterior
 
 POSTERIOR = "posterior"
 KINDS = (POSTERIOR, baselines.EVEN, baselines.ALLOCATED)
@@ -35,7 +35,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 def _sample(config: Config, work: workdir.Workdir) -> None:
     splits = data.load(config.data, work.path / "tensorflow_datasets")
     supernet = keras.models.load_model(work.path / workdir.SUPERNET)
-    posterior = Posterior.from_json((work.path / workdir.POSTERIOR).read_text())
+    posterior = _within_budget(Posterior.from_json((work.path / workdir.POSTERIOR).read_text()), config)
     evaluate = ranking.Evaluator(
         supernet, data.evaluation_batches(splits.validation, config.data, config.sample.batch_size)
     )
@@ -90,6 +90,17 @@ def _sample(config: Config, work: workdir.Workdir) -> None:
             progress.update(task, completed=number + 1)
 
     _write(config, work, records.done, winner, first)
+
+
+def _within_budget(posterior: Posterior, config: Config) -> Posterior:
+    for resource in RESOURCES:
+        share = getattr(config.sample, resource)
+        if share:
+            tilted = posterior.tilt(**{resource: share * posterior.total_cost(resource)})
+            learned = posterior.expected_cost(resource) / posterior.total_cost(resource)
+            print(f"sample    tilted from {learned:.1%} of the gated {resource.replace('_', '-')} to {share:.1%}")
+            return tilted
+    return posterior
 
 
 def _numbers(num_candidates: int, num_random: int) -> Iterator[tuple[str, int]]:

@@ -14,6 +14,7 @@ ORDER = [
     "posterior",
     "sources",
     "data",
+    "kinds",
     "channels",
     "gates",
     "elbo",

@@ -5,23 +5,7 @@ otherwise *constant*: it has one value everywhere (every input channel of the co
 that value may be known to be *zero* without a look at the weights. A channel is *live* when some kept channel
 downstream reads it. A subnet computes what is explicit and live; constants are folded into what follows.
 
-Every operation is of one kind, and each kind has one rule here (how it makes channels explicit, zero and live), one in
-`costs` (what it costs) and one in `subnets` (how it is cut):
-
-    input      a model's input
-    kernel     mixes all input channels: Conv, ConvTranspose, Dense
-    separable  a depthwise convolution and a kernel in one layer
-    depthwise  filters each channel by itself, `multiplier` outputs for each input
-    norm       BatchNormalization
-    scale      one factor per channel
-    pointwise  a function of each number by itself
-    spatial    pooling, cropping, upsampling, dropout: a constant channel stays what it is
-    padding    zeros round the border: a constant channel does not stay constant unless it is zero
-    reshape    other spatial axes, the same channels
-    flatten    spatial axes and channels become one axis
-    merge      Add, Multiply, ... of tensors, channel by channel
-    concat     concatenation along channels
-    opaque     reads all channels and is not cut: LayerNormalization, Rescaling, ungated grouped convolutions, ...
+What a layer does is of one kind (`kinds`); each kind has one rule here, one in `costs` and one in `subnets`.
 """
 
 from __future__ import annotations
@@ -36,82 +20,20 @@ import keras
 import numpy as np
 
 from tfnas.errors import UserError
+from tfnas.kinds import (
+    DEPTHWISE,
+    KERNELS,
+    MERGES,
+    POOLING,
+    SEPARABLE,
+    TRANSPOSED,
+    is_gate,
+    is_pointwise,
+    kind_of,
+    zero_to_zero,
+)
 
 LAYOUTS = ("gather", "mask", "shared")
-
-_KERNELS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Dense,
-)
-TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
-_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_POINTWISE = (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
-POOLING = (
-    keras.layers.MaxPooling1D,
-    keras.layers.MaxPooling2D,
-    keras.layers.MaxPooling3D,
-    keras.layers.AveragePooling1D,
-    keras.layers.AveragePooling2D,
-    keras.layers.AveragePooling3D,
-)
-_SPATIAL = (
-    *POOLING,
-    keras.layers.GlobalAveragePooling1D,
-    keras.layers.GlobalAveragePooling2D,
-    keras.layers.GlobalAveragePooling3D,
-    keras.layers.GlobalMaxPooling1D,
-    keras.layers.GlobalMaxPooling2D,
-    keras.layers.GlobalMaxPooling3D,
-    keras.layers.Cropping1D,
-    keras.layers.Cropping2D,
-    keras.layers.Cropping3D,
-    keras.layers.UpSampling1D,
-    keras.layers.UpSampling2D,
-    keras.layers.UpSampling3D,
-    keras.layers.Dropout,
-    keras.layers.SpatialDropout1D,
-    keras.layers.SpatialDropout2D,
-    keras.layers.SpatialDropout3D,
-    keras.layers.GaussianNoise,
-    keras.layers.Identity,
-)
-_PADDING = (keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D, keras.layers.ZeroPadding3D)
-_OPAQUE = (
-    keras.layers.Rescaling,
-    keras.layers.Normalization,
-    keras.layers.LayerNormalization,
-    keras.layers.GroupNormalization,
-    keras.layers.UnitNormalization,
-    keras.layers.Softmax,
-    keras.layers.Permute,
-    keras.layers.RepeatVector,
-)
-# By class name, of layers and of Keras operations alike (`x + y` makes an operation 'Add').
-_MERGES = {
-    "Add": "add",
-    "Subtract": "subtract",
-    "Multiply": "multiply",
-    "Average": "average",
-    "Maximum": "maximum",
-    "Minimum": "minimum",
-    "Divide": "divide",
-    "TrueDivide": "divide",
-}
-_POINTWISE_OPERATIONS = frozenset(
-    "Relu Relu6 Sigmoid Silu Gelu Tanh Elu Selu LeakyRelu HardSigmoid HardSilu Softplus Softsign Exp Abs Absolute "
-    "Square Sqrt Negative Clip".split()
-)
-# What `subnets` builds with, so that a subnet can be gated in its turn.
-_OPAQUE_OPERATIONS = frozenset("Take GetItem OnesLike ZerosLike Cast Reshape Tile".split())
-# Activations that look at one number at a time; anything else (softmax, a user's own function) may mix channels.
-_ACTIVATIONS = frozenset(
-    "linear relu relu6 leaky_relu elu selu celu gelu silu swish mish sigmoid hard_sigmoid hard_silu hard_swish "
-    "log_sigmoid tanh hard_tanh hard_shrink soft_shrink tanh_shrink softplus softsign squareplus sparse_plus "
-    "exponential threshold".split()
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,17 +65,17 @@ class Node:
     @property
     def inner(self) -> Any:
         """The layer itself, without a gate round it."""
-        return self.layer.layer if _is_gate(self.layer) else self.layer
+        return self.layer.layer if is_gate(self.layer) else self.layer
 
     @property
     def gated(self) -> bool:
         """Whether the layer is wrapped in a gate."""
-        return _is_gate(self.layer)
+        return is_gate(self.layer)
 
     @property
     def mixes_outputs(self) -> bool:
         """Whether its activation looks at all output channels at once, so that none may be missing (softmax)."""
-        return self.kind in ("kernel", "separable", "depthwise") and not _is_pointwise(self.inner.activation)
+        return self.kind in ("kernel", "separable", "depthwise") and not is_pointwise(self.inner.activation)
 
     @property
     def pads(self) -> bool:
@@ -168,7 +90,7 @@ class Node:
     def multiplier(self) -> int:
         """Of a depthwise or separable convolution: outputs of the depthwise step for each input channel."""
         inner = self.inner
-        if isinstance(inner, (*_DEPTHWISE, *_SEPARABLE)):
+        if isinstance(inner, (*DEPTHWISE, *SEPARABLE)):
             return int(inner.depth_multiplier)
         return int(inner.filters // inner.groups)
 
@@ -211,7 +133,7 @@ class Graph:
                 if id(call.output_tensors[0]) in index:
                     continue  # the input of a nested model is what its caller gives it
                 sources = tuple(index[id(tensor)] for tensor in call.input_tensors)
-                if isinstance(operation, keras.Model) and not _is_gate(operation):
+                if isinstance(operation, keras.Model) and not is_gate(operation):
                     inner = _functional(operation)
                     given = {id(tensor): source for tensor, source in zip(inner.inputs, sources, strict=True)}
                     if prefix + operation.name in self._called.values():
@@ -239,7 +161,7 @@ class Graph:
             count += 1
         self._names.add(name)
         output = call.output_tensors[0]
-        kind = _kind(operation, name, call)
+        kind = kind_of(operation, name, call)
 
         def replay(tensors: Sequence[Any]) -> Any:
             arguments, keywords = call.arguments.fill_in(
@@ -254,9 +176,9 @@ class Graph:
             inputs=sources,
             num_channels=output.shape[-1],
             spatial=tuple(output.shape[1:-1]),
-            zero_to_zero=_zero_to_zero(operation, kind, replay),
+            zero_to_zero=zero_to_zero(operation, kind, replay),
             replay=replay,
-            merge=_MERGES[type(operation).__name__] if kind == "merge" else "",
+            merge=MERGES[type(operation).__name__] if kind == "merge" else "",
         )
 
     def rebuild(self, make: Callable[[Node], Any], name: str | None = None) -> keras.Model:
@@ -548,29 +470,6 @@ _STATES: dict[str, Callable[[Node, Any, Any, Any], _State]] = {
 }
 
 
-def channel_kernels(layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
-    """A layer's kernels, each with the shape (before, K, after) in which its input channels are the middle axis.
-
-    Args:
-        layer: built; one that `Gated` may wrap. A layer without a kernel (pooling) has none.
-    """
-    if isinstance(layer, TRANSPOSED):
-        return [(layer.kernel, (math.prod(layer.kernel.shape[:-1]), layer.kernel.shape[-1], 1))]
-    if isinstance(layer, _SEPARABLE):
-        depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
-        channels, multiplier = depthwise.shape[-2:]
-        return [
-            (depthwise, (math.prod(depthwise.shape[:-2]), channels, multiplier)),
-            (pointwise, (1, channels, multiplier * pointwise.shape[-1])),
-        ]
-    if not hasattr(layer, "kernel"):
-        return []
-    shape = layer.kernel.shape
-    if getattr(layer, "groups", 1) > 1:  # depthwise: the one that `is_gateable` lets through
-        return [(layer.kernel, (math.prod(shape[:-2]), layer.groups, shape[-1] // layer.groups))]
-    return [(layer.kernel, (math.prod(shape[:-2]), *shape[-2:]))]
-
-
 def is_gateable(node: Node) -> bool:
     """Whether `Gated` may wrap this node's layer."""
     return node.kind in ("kernel", "separable", "depthwise") or isinstance(
@@ -579,15 +478,7 @@ def is_gateable(node: Node) -> bool:
 
 
 def _has_kernel(node: Node) -> bool:
-    return node.kind in ("kernel", "separable", "depthwise") or isinstance(node.inner, _KERNELS)
-
-
-def _is_gate(layer: Any) -> bool:
-    return getattr(layer, "gates_inputs", False)
-
-
-def _is_pointwise(activation: Any) -> bool:
-    return getattr(activation, "__name__", "") in _ACTIVATIONS
+    return node.kind in ("kernel", "separable", "depthwise") or isinstance(node.inner, KERNELS)
 
 
 def _functional(model: Any) -> Any:
@@ -612,96 +503,3 @@ def _called_twice(name: str) -> UserError:
         f"layer '{name}' is called more than once, and its weights cannot be cut for two places at once: give each "
         "call a layer of its own"
     )
-
-
-def _kind(layer: Any, name: str, call: Any) -> str:
-    inputs, output = call.input_tensors, call.output_tensors[0]
-    inner = layer.layer if _is_gate(layer) else layer
-    if getattr(inner, "data_format", None) == "channels_first":
-        raise UserError(f"layer '{name}': data_format must be 'channels_last'. Received: {inner.data_format!r}")
-    if isinstance(inner, keras.layers.InputLayer):
-        return "input"
-    if isinstance(inner, _SEPARABLE):
-        return _checked(inner, name, "separable")
-    if isinstance(inner, _DEPTHWISE):
-        return _checked(inner, name, "depthwise")
-    if isinstance(inner, (*_KERNELS, *TRANSPOSED)):
-        groups = getattr(inner, "groups", 1)
-        if groups == inputs[0].shape[-1] > 1:
-            return _checked(inner, name, "depthwise")
-        return "opaque" if groups > 1 else _checked(inner, name, "kernel")
-    if isinstance(inner, keras.layers.BatchNormalization):
-        if inner.axis not in (-1, len(output.shape) - 1):
-            raise UserError(f"layer '{name}': axis must be the channels' (-1). Received: {inner.axis}")
-        return "norm"
-    if type(inner).__name__ == "LayerScale" and type(inner).__module__.startswith("keras."):
-        return "scale"
-    if isinstance(inner, _POINTWISE):
-        if not isinstance(inner, keras.layers.Activation):
-            return "pointwise"
-        return (
-            _checked(inner, name, "pointwise") if _is_pointwise(inner.activation) else _checked(inner, name, "opaque")
-        )
-    if isinstance(inner, _SPATIAL):
-        return "spatial"
-    if isinstance(inner, _PADDING):
-        return "padding"
-    if isinstance(inner, keras.layers.Flatten):
-        return "flatten"
-    if isinstance(inner, keras.layers.Reshape):
-        return "reshape" if output.shape[-1] == inputs[0].shape[-1] else "opaque"
-    if isinstance(inner, _OPAQUE):
-        return "opaque"
-    if type(inner).__module__.startswith("keras."):
-        if type(inner).__name__ in _MERGES:
-            return _merge_kind(name, call)
-        if type(inner).__name__ == "Concatenate":
-            if inner.axis not in (-1, len(output.shape) - 1):
-                raise UserError(f"layer '{name}': axis must be the channels' (-1). Received: {inner.axis}")
-            return "concat"
-        if type(inner).__name__ in _POINTWISE_OPERATIONS and len(inputs) == 1:
-            return "pointwise"
-        if type(inner).__name__ in _OPAQUE_OPERATIONS and not isinstance(inner, keras.Layer):
-            return "opaque"
-    what = "a Lambda" if isinstance(inner, keras.layers.Lambda) else type(inner).__name__
-    raise UserError(
-        f"layer '{name}': {what} is not supported, because how channels pass through it is not known: replace it by "
-        "Keras's own layers (convolutions, Dense, normalisations, activations, pooling, padding, cropping, upsampling, "
-        "Flatten, Reshape, Add, Multiply, Concatenate and their like), or put it before or behind the model"
-    )
-
-
-def _checked(inner: Any, name: str, kind: str) -> str:
-    if not _is_pointwise(inner.activation) and inner.activation not in _keras_activations():
-        raise UserError(f"layer '{name}': one of Keras's own activations expected. Received: {inner.activation}")
-    return kind
-
-
-def _keras_activations() -> list[Any]:
-    return [getattr(keras.activations, name) for name in dir(keras.activations)]
-
-
-def _merge_kind(name: str, call: Any) -> str:
-    inputs, output = call.input_tensors, call.output_tensors[0]
-    if len(inputs) == 1:  # with a number, `x + 3.0`, or with an array, which is not cut
-        others = keras.tree.flatten((call.arguments.args, call.arguments.kwargs))
-        return "pointwise" if all(np.ndim(o) == 0 for o in others if o is not inputs[0]) else "opaque"
-    if any(t.shape[-1] not in (1, output.shape[-1]) or len(t.shape) != len(output.shape) for t in inputs):
-        raise UserError(
-            f"layer '{name}': tensors of one rank, with the same or one channel, expected. "
-            f"Received: {[tuple(t.shape) for t in inputs]}"
-        )
-    return "merge"
-
-
-def _zero_to_zero(operation: Any, kind: str, replay: Callable[[Sequence[Any]], Any]) -> bool:
-    inner = operation.layer if _is_gate(operation) else operation
-    if kind in ("kernel", "separable", "depthwise"):
-        return not inner.use_bias and _is_pointwise(inner.activation) and _at_zero(inner.activation)
-    if kind == "pointwise":
-        return _at_zero(lambda x: inner(x) if isinstance(inner, keras.Layer) else replay([x]))
-    return kind not in ("norm", "opaque", "input")
-
-
-def _at_zero(function: Callable[[Any], Any]) -> bool:
-    return not np.any(np.asarray(function(np.zeros((1, 1), np.float32))))

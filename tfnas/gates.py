@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfnas.channels import channel_kernels
+from tfnas.kinds import channel_kernels
 
 
 @keras.saving.register_keras_serializable("tfnas")
@@ -36,7 +36,7 @@ class Gated(keras.layers.Wrapper):
         training: whether to draw relaxed gates.
 
     Attributes:
-        gates_inputs: marks the class for `channels`, which stands before this file.
+        gates_inputs: marks the class for `kinds`, which stands above this file.
         drop_logit: logit of p, float32 whatever the compute dtype, shape (number of groups,), trainable.
         draws: how often noise was drawn, int32 scalar, not trainable.
         mask: 1 keeps and 0 drops a channel, float32, shape (K,), not trainable.

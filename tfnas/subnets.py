@@ -18,8 +18,9 @@ import numpy as np
 
 from tfnas import functions, supernets
 from tfnas.architecture import Architecture
-from tfnas.channels import TRANSPOSED, Flow, Graph, Node, channel_kernels
+from tfnas.channels import Flow, Graph, Node
 from tfnas.errors import UserError
+from tfnas.kinds import TRANSPOSED, channel_kernels
 from tfnas.supernet import Supernet, copy_weights
 
 

@@ -13,9 +13,10 @@ import tensorflow as tf
 
 from tfnas import elbo
 from tfnas.architecture import Architecture
-from tfnas.channels import POOLING, Graph, Node, is_gateable
+from tfnas.channels import Graph, Node, is_gateable
 from tfnas.errors import UserError
 from tfnas.gates import Gated
+from tfnas.kinds import POOLING
 from tfnas.posterior import LayerGates, Posterior
 
 

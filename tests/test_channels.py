@@ -64,9 +64,14 @@ def test_padding_makes_a_constant_vary_with_position():
     assert not named(graph, flow.explicit, "valid").any()
 
 
+class Mine(keras.layers.Conv2D):
+    """Looks like a convolution, and may be anything."""
+
+
 @pytest.mark.parametrize(
     "build, message",
     [
+        (lambda x: Mine(3, 1, name="m")(x), "layer 'm': Mine is a class of your own, .* replace it by Keras's own"),
         (
             lambda x: keras.layers.Lambda(lambda y: y, name="l")(x),
             "layer 'l': a Lambda is not supported, .* replace it",

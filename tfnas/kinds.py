@@ -118,6 +118,13 @@ def kind_of(layer: Any, name: str, call: Any) -> str:
     """
     inputs, output = call.input_tensors, call.output_tensors[0]
     inner = layer.layer if is_gate(layer) else layer
+    if not type(inner).__module__.startswith("keras."):
+        # Also where it inherits from one of Keras's: what it does may be another thing, and a subnet of it could not be
+        # loaded without its code.
+        raise UserError(
+            f"layer '{name}': {type(inner).__name__} is a class of your own, and how channels pass through it is not "
+            "known: replace it by Keras's own layers, or put it before or behind the model"
+        )
     if getattr(inner, "data_format", None) == "channels_first":
         raise UserError(f"layer '{name}': data_format must be 'channels_last'. Received: {inner.data_format!r}")
     if isinstance(inner, keras.layers.InputLayer):

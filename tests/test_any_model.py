@@ -418,3 +418,30 @@ def test_multiply_adds_are_the_profilers(build, rng):
     for architecture in candidates(supernet, rng):
         cut = subnet(supernet, architecture)
         assert profiled_multiply_adds(cut) == cost(supernet.graph, architecture).multiply_adds
+
+
+@pytest.mark.parametrize("size", [8, None])
+def test_sequential_models_and_images_of_any_size(size, rng):
+    model = keras.Sequential(
+        [
+            keras.Input((size, size, 3)),
+            keras.layers.Conv2D(6, 3, name="stem"),
+            keras.layers.Conv2D(8, 3, padding="same", name="a"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Conv2D(8, 1, activation="relu", name="b"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3, name="classifier"),
+        ]
+    )
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    assert set(supernet.gated_layers) == {"a", "b"}
+    architecture = Architecture({"a": rng.random(6) < 0.5, "b": rng.random(8) < 0.5})
+    cut = subnet(supernet, architecture)
+    assert (
+        largest_difference(cut, supernet, architecture, rng.normal(size=(2, 9 if size is None else size, 8, 3))) <= 1e-4
+    )
+    if size is None:
+        with pytest.raises(UserError, match="cost: layer 'stem' has no fixed spatial size; give the model's input one"):
+            cost(supernet.graph, architecture)
+        assert supernet.posterior().layers[0].multiply_adds_per_channel is None

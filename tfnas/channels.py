@@ -21,10 +21,11 @@ import numpy as np
 
 from tfnas.errors import UserError
 from tfnas.kinds import (
+    CHOICES,
+    CUT_KINDS,
     DEPTHWISE,
     KERNELS,
     MERGES,
-    POOLING,
     SEPARABLE,
     TRANSPOSED,
     is_gate,
@@ -75,7 +76,7 @@ class Node:
     @property
     def mixes_outputs(self) -> bool:
         """Whether its activation looks at all output channels at once, so that none may be missing (softmax)."""
-        return self.kind in ("kernel", "separable", "depthwise") and not is_pointwise(self.inner.activation)
+        return self.kind in CUT_KINDS and not is_pointwise(self.inner.activation)
 
     @property
     def pads(self) -> bool:
@@ -136,7 +137,7 @@ class Graph:
                 if isinstance(operation, keras.Model) and not is_gate(operation):
                     inner = _functional(operation)
                     given = {id(tensor): source for tensor, source in zip(inner.inputs, sources, strict=True)}
-                    if prefix + operation.name in self._called.values():
+                    if id(operation) in self._called:
                         raise _called_twice(prefix + operation.name)
                     self._called[id(operation)] = prefix + operation.name
                     made = self._add(inner, f"{prefix}{operation.name}_", given)
@@ -181,12 +182,11 @@ class Graph:
             merge=MERGES[type(operation).__name__] if kind == "merge" else "",
         )
 
-    def rebuild(self, make: Callable[[Node], Any], name: str | None = None) -> keras.Model:
+    def rebuild(self, make: Callable[[Node], Any]) -> keras.Model:
         """A functional model of the same structure, nested models taken apart.
 
         Args:
             make: from a node to the layer that stands in for it; an operation that is no layer is called as it is.
-            name: of the new model; None: this one's.
         """
         tensors: list[Any] = []
         for node in self.nodes:
@@ -195,7 +195,7 @@ class Graph:
                 tensors.append(keras.Input(batch_shape=shape, dtype=dtype, name=node.name))
             else:
                 tensors.append(node.call(make(node), [tensors[i] for i in node.inputs]))
-        return self.model_of(dict(enumerate(tensors)), name or self.model.name)
+        return self.model_of(dict(enumerate(tensors)), self.model.name)
 
     def model_of(self, tensors: Mapping[int, Any], name: str) -> keras.Model:
         """A model from tensors that stand in for the inputs' and outputs' nodes, by number; nested as this model's."""
@@ -472,13 +472,11 @@ _STATES: dict[str, Callable[[Node, Any, Any, Any], _State]] = {
 
 def is_gateable(node: Node) -> bool:
     """Whether `Gated` may wrap this node's layer."""
-    return node.kind in ("kernel", "separable", "depthwise") or isinstance(
-        node.inner, (*POOLING, keras.layers.Identity)
-    )
+    return node.kind in CUT_KINDS or isinstance(node.inner, CHOICES)
 
 
 def _has_kernel(node: Node) -> bool:
-    return node.kind in ("kernel", "separable", "depthwise") or isinstance(node.inner, KERNELS)
+    return node.kind in CUT_KINDS or isinstance(node.inner, KERNELS)
 
 
 def _functional(model: Any) -> Any:

@@ -48,6 +48,10 @@ POOLING = (
     keras.layers.AveragePooling2D,
     keras.layers.AveragePooling3D,
 )
+# Operations without weights that a gate may keep or drop.
+CHOICES = (*POOLING, keras.layers.Identity)
+# Kinds whose layer has a kernel that can be cut.
+CUT_KINDS = frozenset(("kernel", "separable", "depthwise"))
 _SPATIAL = (
     *POOLING,
     keras.layers.GlobalAveragePooling1D,
@@ -203,7 +207,7 @@ def _merge_kind(name: str, call: Any) -> str:
 def zero_to_zero(operation: Any, kind: str, replay: Callable[[Sequence[Any]], Any]) -> bool:
     """Whether zeros as input give zeros, whatever the weights; `replay` calls an operation that is no layer."""
     inner = operation.layer if is_gate(operation) else operation
-    if kind in ("kernel", "separable", "depthwise"):
+    if kind in CUT_KINDS:
         return not inner.use_bias and is_pointwise(inner.activation) and _at_zero(inner.activation)
     if kind == "pointwise":
         return _at_zero(lambda x: inner(x) if isinstance(inner, keras.Layer) else replay([x]))

@@ -16,7 +16,7 @@ from tfnas.architecture import Architecture
 from tfnas.channels import Graph, Node, is_gateable
 from tfnas.errors import UserError
 from tfnas.gates import Gated
-from tfnas.kinds import POOLING
+from tfnas.kinds import CHOICES, CUT_KINDS
 from tfnas.posterior import LayerGates, Posterior
 
 
@@ -129,10 +129,10 @@ def _chosen(
         if include:
             if matches(node, include):
                 chosen.add(node.name)
-        elif isinstance(node.inner, (*POOLING, keras.layers.Identity)):
+        elif isinstance(node.inner, CHOICES):
             if gate_pooling and graph.sees_kernel[i]:
                 chosen.add(node.name)
-        elif node.kind in ("kernel", "separable", "depthwise"):
+        elif node.kind in CUT_KINDS:
             wanted = gate_dense or not isinstance(node.inner, keras.layers.Dense)
             if wanted and graph.sees_kernel[i] and graph.feeds_kernel[i]:
                 chosen.add(node.name)

@@ -250,13 +250,14 @@ class Graph:
         spatial = self.nodes[node.inputs[0]].spatial if isinstance(node.inner, TRANSPOSED) else node.spatial
         return None if None in spatial else math.prod(size or 0 for size in spatial)
 
-    def flow(self, keep: Mapping[str, np.ndarray], layout: str = "gather") -> Flow:
+    def flow(self, keep: Mapping[str, np.ndarray], layout: str = "gather", read: Sequence[int] = ()) -> Flow:
         """What each node computes when only the channels `keep` of the named layers' inputs are kept.
 
         Args:
             keep: an Architecture.
             layout: 'gather': a tensor holds what anybody reads and each reader gathers its own. 'mask': each reader
                 takes what the tensor holds. 'shared': as 'gather', for `keep` widened by `shared`.
+            read: numbers of nodes that are read whole, as the outputs are.
 
         Raises:
             UserError: if `keep` names a layer that is not here, or has a mask of another length; unknown layout.
@@ -274,7 +275,8 @@ class Graph:
         if layout == "shared":
             keep = self.shared(keep)
         explicit, zero = self._states(keep)
-        return Flow(self, explicit, zero, self._live(keep, explicit, layout == "mask"), dict(keep), layout == "mask")
+        live = self._live(keep, explicit, layout == "mask", read)
+        return Flow(self, explicit, zero, live, dict(keep), layout == "mask")
 
     def shared(self, keep: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`keep` widened until all readers of a tensor keep the same of its channels, so that nothing is gathered."""
@@ -301,10 +303,16 @@ class Graph:
             zero.append(z & ~e)
         return explicit, zero
 
-    def _live(self, keep: Mapping[str, np.ndarray], explicit: Sequence[np.ndarray], linked: bool) -> list[np.ndarray]:
+    def _live(
+        self,
+        keep: Mapping[str, np.ndarray],
+        explicit: Sequence[np.ndarray],
+        linked: bool,
+        read: Sequence[int] = (),
+    ) -> list[np.ndarray]:
         """Which explicit channels are read. `linked`: what is channel by channel is computed for all that is there."""
         live = [np.zeros(node.num_channels, bool) for node in self.nodes]
-        for i in self.outputs:
+        for i in (*self.outputs, *read):
             live[i][:] = True
         while True:
             before = sum(int(channels.sum()) for channels in live)
@@ -385,6 +393,19 @@ class Flow:
     def depthwise_inputs(self, node: Node) -> np.ndarray:
         """Input channels that a depthwise convolution is given, bool, shape (K,)."""
         return np.any(self.live[self.graph.index[node.name]].reshape(-1, node.multiplier), axis=1)
+
+    def held(self, i: int) -> np.ndarray:
+        """Channels of the tensor that node `i` computes, ascending: the live ones, and what comes with them."""
+        node = self.graph.nodes[i]
+        if node.kind == "input":
+            return np.arange(node.num_channels)
+        if node.kind == "depthwise":
+            return np.flatnonzero(np.repeat(self.depthwise_inputs(node), node.multiplier))
+        if node.kind == "flatten":
+            width = self.graph.nodes[node.inputs[0]].num_channels
+            read = self.live[i].reshape(-1, width).any(0)
+            return np.flatnonzero(np.tile(read, node.num_channels // width))
+        return np.flatnonzero(self.live[i])
 
     def reaches_outputs(self) -> bool:
         """Whether every output still depends on the input."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -20,7 +19,8 @@ from tfnas import functions, supernets
 from tfnas.architecture import Architecture
 from tfnas.channels import Flow, Graph, Node
 from tfnas.errors import UserError
-from tfnas.kinds import TRANSPOSED, channel_kernels
+from tfnas.folding import Folding, weights_of
+from tfnas.kinds import TRANSPOSED
 from tfnas.supernet import Supernet, copy_weights
 
 
@@ -147,10 +147,15 @@ def builder(name: str, key: str) -> Callable[..., keras.Model]:
     return functions.resolve(key, name) if ":" in name else getattr(supernets, name)
 
 
+# Kinds cut by one rule: channel by channel.
+_RULES = dict.fromkeys(("norm", "scale", "pointwise", "spatial", "padding", "reshape"), "channelwise")
+
+
 class _Cutter:
     def __init__(self, graph: Graph, flow: Flow):
         self.graph = graph
         self.flow = flow
+        self.folding = Folding(flow, weights_of(graph))
         self.weights: list[tuple[Any, list[np.ndarray]]] = []  # set once the model, and so every layer, is built
         self.values: list[_Value] = []
         self.num_operations = 0
@@ -163,10 +168,10 @@ class _Cutter:
                     "network to cut out; choose another candidate"
                 )
         for i, node in enumerate(self.graph.nodes):
-            value = getattr(self, f"_{node.kind}")(i, node, [self.values[j] for j in node.inputs])
-            # What is explicit has no constant; what is not has one, whether or not anybody reads it.
-            constants = np.where(self.flow.explicit[i], 0.0, np.asarray(value.constants, np.float32))
-            self.values.append(dataclasses.replace(value, constants=constants))
+            held = self.flow.held(i)
+            sources = [self.values[j] for j in node.inputs]
+            tensor = getattr(self, f"_{_RULES.get(node.kind, node.kind)}")(i, node, *sources) if held.size else None
+            self.values.append(_Value(tensor, held, self.folding.constants[i], node.spatial))
         ends = {i: self.values[i].tensor for i in self.graph.inputs}
         ends |= {
             i: self._gather(self.values[i], np.arange(self.graph.nodes[i].num_channels)) for i in self.graph.outputs
@@ -198,140 +203,77 @@ class _Cutter:
     def _live(self, i: int) -> np.ndarray:
         return np.flatnonzero(self.flow.live[i])
 
-    def _input(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        tensor = keras.Input(batch_shape=node.layer.batch_shape, dtype=node.layer.dtype, name=node.name)
-        return _Value(tensor, np.arange(node.num_channels), np.zeros(node.num_channels), node.spatial)
+    def _input(self, i: int, node: Node) -> Any:
+        return keras.Input(batch_shape=node.layer.batch_shape, dtype=node.layer.dtype, name=node.name)
 
-    def _kernel(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        (source,) = sources
-        channels = self._live(i)
-        kept = self.flow.kept(node)
-        transposed = isinstance(node.inner, TRANSPOSED)  # whose kernel has its last two axes the other way round
-        kernel = np.asarray(node.inner.kernel)
-        kernel = np.where(kept[:, None], np.swapaxes(kernel, -1, -2) if transposed else kernel, 0.0)
-        bias = np.asarray(node.inner.bias) if node.inner.use_bias else np.zeros(node.num_channels, np.float32)
-        folded = np.tensordot(source.constants, kernel, (0, kernel.ndim - 2))  # [..., H]
-        summed = folded.reshape(-1, node.num_channels).sum(0) + bias
-        if not channels.size:
-            return _Value(None, channels, _activated(node, summed), node.spatial)
-
+    def _kernel(self, i: int, node: Node, source: _Value) -> Any:
+        kernel = self.folding.kernel(i)
         inputs, constants = self.flow.kernel_inputs(node)
         tensors, kernels = [], []
         if inputs.any():
             tensors.append(self._gather(source, np.flatnonzero(inputs)))
-            kernels.append(kernel[..., inputs, :])
-        if constants and node.pads:
+            kernels.append(kernel.weights)
+        if kernel.border is not None:
             tensors.append(self._ones(source.spatial))
-            kernels.append(folded[..., None, :])
+            kernels.append(kernel.border)
         tensor = self._operation(keras.ops.concatenate, tensors, axis=-1) if len(tensors) > 1 else tensors[0]
-        new = np.concatenate(kernels, axis=-2)[..., channels]
-        weights = [np.swapaxes(new, -1, -2) if transposed else new]
+        joined = np.concatenate(kernels, axis=-2)
+        weights = [np.swapaxes(joined, -1, -2) if isinstance(node.inner, TRANSPOSED) else joined]
         use_bias = node.inner.use_bias or (constants and not node.pads)
         if use_bias:
-            weights.append((bias if node.pads else summed)[channels])
+            weights.append(kernel.bias)
         units = "units" if isinstance(node.inner, keras.layers.Dense) else "filters"
-        output = self._layer(node, [tensor], weights, **{units: int(channels.size)}, use_bias=use_bias)
-        return _Value(output, channels, np.zeros(node.num_channels), node.spatial)
+        return self._layer(node, [tensor], weights, **{units: int(kernel.bias.size)}, use_bias=use_bias)
 
-    def _separable(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        (source,) = sources
+    def _separable(self, i: int, node: Node, source: _Value) -> Any:
         channels = self._live(i)
-        kept = self.flow.kept(node)
-        depthwise = np.where(kept[:, None], np.asarray(node.inner.depthwise_kernel), 0.0)
-        pointwise = np.asarray(node.inner.pointwise_kernel)
-        bias = np.asarray(node.inner.bias) if node.inner.use_bias else np.zeros(node.num_channels, np.float32)
-        if not channels.size:
-            size = math.prod(depthwise.shape[:-2])
-            middle = source.constants[:, None] * depthwise.reshape(size, *depthwise.shape[-2:]).sum(0)  # [K, m]
-            summed = middle.reshape(-1) @ pointwise.reshape(-1, node.num_channels) + bias
-            return _Value(None, channels, _activated(node, summed), node.spatial)
         inputs, _ = self.flow.kernel_inputs(node)
         rows = np.repeat(inputs, node.multiplier)
-        weights = [depthwise[..., inputs, :], pointwise[..., rows, :][..., channels]]
+        values = self.folding.weights[node.name]
+        depthwise = np.where(self.flow.kept(node)[:, None], values["depthwise_kernel"], 0.0)
+        weights = [depthwise[..., inputs, :], values["pointwise_kernel"][..., rows, :][..., channels]]
         if node.inner.use_bias:
-            weights.append(bias[channels])
+            weights.append(values["bias"][channels])
         tensor = self._gather(source, np.flatnonzero(inputs))
-        output = self._layer(node, [tensor], weights, filters=int(channels.size))
-        return _Value(output, channels, np.zeros(node.num_channels), node.spatial)
+        return self._layer(node, [tensor], weights, filters=int(channels.size))
 
-    def _depthwise(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        (source,) = sources
-        inner, multiplier = node.inner, node.multiplier
-        ((kernel, shape),) = channel_kernels(inner)
-        bias = np.asarray(inner.bias) if inner.use_bias else np.zeros(node.num_channels, np.float32)
-        sums = np.asarray(kernel).reshape(shape).sum(0)  # [K, m]
-        kept = np.where(self.flow.kept(node), source.constants, 0.0)
-        constants = _activated(node, (kept[:, None] * sums).reshape(-1) + bias)
+    def _depthwise(self, i: int, node: Node, source: _Value) -> Any:
+        values = self.folding.weights[node.name]
         inputs = np.flatnonzero(self.flow.depthwise_inputs(node))
-        if not inputs.size:
-            return _Value(None, inputs, constants, node.spatial)
-        channels = (inputs[:, None] * multiplier + np.arange(multiplier)).reshape(-1)
-        if hasattr(inner, "depth_multiplier"):
-            weights, changes = [np.asarray(kernel)[..., inputs, :]], {}
+        channels = self.flow.held(i)
+        if hasattr(node.inner, "depth_multiplier"):
+            weights, changes = [values["kernel"][..., inputs, :]], {}
         else:
-            weights = [np.asarray(kernel)[..., channels]]
+            weights = [values["kernel"][..., channels]]
             changes = {"groups": int(inputs.size), "filters": int(channels.size)}
-        if inner.use_bias:
-            weights.append(bias[channels])
-        output = self._layer(node, [self._gather(source, inputs)], weights, **changes)
-        return _Value(output, channels, constants, node.spatial)
+        if node.inner.use_bias:
+            weights.append(values["bias"][channels])
+        return self._layer(node, [self._gather(source, inputs)], weights, **changes)
 
-    def _norm(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        layer = node.inner
-        deviation = np.sqrt(np.asarray(layer.moving_variance) + layer.epsilon)
-        constants = (sources[0].constants - np.asarray(layer.moving_mean)) / deviation
-        constants = constants * (np.asarray(layer.gamma) if layer.scale else 1.0)
-        constants = constants + (np.asarray(layer.beta) if layer.center else 0.0)
-        return self._channelwise(i, node, sources[0], constants, axis=-1)
-
-    def _scale(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        constants = sources[0].constants * np.asarray(node.inner.gamma)
-        return self._channelwise(i, node, sources[0], constants, projection_dim=self._live(i).size)
-
-    def _pointwise(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        constants = np.asarray(node.call(node.inner, [sources[0].constants[None].astype("float32")]))[0]
-        return self._channelwise(i, node, sources[0], constants)
-
-    def _spatial(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        return self._channelwise(i, node, sources[0], np.where(self.flow.kept(node), sources[0].constants, 0.0))
-
-    def _padding(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        return self._channelwise(i, node, sources[0], np.zeros(node.num_channels))
-
-    def _reshape(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        shape = (*node.inner.target_shape[:-1], int(self._live(i).size))
-        return self._channelwise(i, node, sources[0], sources[0].constants, target_shape=shape)
-
-    def _channelwise(self, i: int, node: Node, source: _Value, constants: np.ndarray, **changes: Any) -> _Value:
+    def _channelwise(self, i: int, node: Node, source: _Value) -> Any:
         channels = self._live(i)
-        if not channels.size:
-            return _Value(None, channels, constants, node.spatial)
+        changes: dict[str, Any] = {}
+        if node.kind == "norm":
+            changes = {"axis": -1}
+        elif node.kind == "scale":
+            changes = {"projection_dim": int(channels.size)}
+        elif node.kind == "reshape":
+            changes = {"target_shape": (*node.inner.target_shape[:-1], int(channels.size))}
         weights = [w[channels] for w in node.inner.get_weights()] if getattr(node.inner, "weights", None) else []
-        output = self._layer(node, [self._gather(source, channels)], weights, **changes)
-        return _Value(output, channels, constants, node.spatial)
+        return self._layer(node, [self._gather(source, channels)], weights, **changes)
 
-    def _flatten(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        (source,) = sources
-        width = source.constants.size
-        positions = node.num_channels // width
-        constants = np.tile(source.constants, positions)
-        read = np.flatnonzero(self.flow.live[i].reshape(positions, width).any(0))
-        if not read.size:
-            return _Value(None, read, constants, ())
-        channels = (np.arange(positions)[:, None] * width + read).reshape(-1)
-        return _Value(self._layer(node, [self._gather(source, read)], []), channels, constants, ())
+    def _flatten(self, i: int, node: Node, source: _Value) -> Any:
+        read = self.flow.live[i].reshape(-1, source.constants.size).any(0)
+        return self._layer(node, [self._gather(source, np.flatnonzero(read))], [])
 
-    def _merge(self, i: int, node: Node, sources: list[_Value]) -> _Value:
+    def _merge(self, i: int, node: Node, *sources: _Value) -> Any:
         channels = self._live(i)
-        constants = np.asarray(_MERGE[node.merge]([s.constants.astype("float64") for s in sources]))
-        if not channels.size:
-            return _Value(None, channels, constants, node.spatial)
 
         def part(source: _Value) -> Any:
             return self._gather(source, channels if source.constants.size == node.num_channels else np.arange(1))
 
         if node.merge != "add":
-            return _Value(self._layer(node, [part(s) for s in sources], []), channels, constants, node.spatial)
+            return self._layer(node, [part(s) for s in sources], [])
         # What is constant in an addend is in `offset`, and 0 in the tensor; an addend that is all constant is gone.
         offset = np.sum([np.broadcast_to(s.constants, node.num_channels)[channels] for s in sources], axis=0)
         tensors = [
@@ -340,11 +282,9 @@ class _Cutter:
             if np.isin(channels if s.constants.size == node.num_channels else [0], s.channels).any()
         ]
         output = self._layer(node, tensors, []) if len(tensors) > 1 else tensors[0]
-        if offset.any():
-            output = self._operation(keras.ops.add, output, offset.astype("float32"))
-        return _Value(output, channels, constants, node.spatial)
+        return self._operation(keras.ops.add, output, offset.astype("float32")) if offset.any() else output
 
-    def _concat(self, i: int, node: Node, sources: list[_Value]) -> _Value:
+    def _concat(self, i: int, node: Node, *sources: _Value) -> Any:
         starts = np.cumsum([0] + [s.constants.size for s in sources])
         channels = self._live(i)
         tensors = []
@@ -352,19 +292,11 @@ class _Cutter:
             wanted = channels[(channels >= start) & (channels < start + source.constants.size)] - start
             if wanted.size:
                 tensors.append(self._gather(source, wanted))
-        constants = np.concatenate([s.constants for s in sources])
-        if not tensors:
-            return _Value(None, channels, constants, node.spatial)
-        output = keras.layers.Concatenate(name=node.name)(tensors) if len(tensors) > 1 else tensors[0]
-        return _Value(output, channels, constants, node.spatial)
+        return keras.layers.Concatenate(name=node.name)(tensors) if len(tensors) > 1 else tensors[0]
 
-    def _opaque(self, i: int, node: Node, sources: list[_Value]) -> _Value:
-        channels = self._live(i)
-        if not channels.size:
-            return _Value(None, channels, np.zeros(node.num_channels), node.spatial)
+    def _opaque(self, i: int, node: Node, *sources: _Value) -> Any:
         tensors = [self._gather(s, np.arange(s.constants.size)) for s in sources]
-        output = self._layer(node, tensors, getattr(node.inner, "weights", None) and node.inner.get_weights() or [])
-        return _Value(output, channels, np.zeros(node.num_channels), node.spatial)
+        return self._layer(node, tensors, getattr(node.inner, "weights", None) and node.inner.get_weights() or [])
 
     def _gather(self, value: _Value, wanted: np.ndarray) -> Any:
         """A tensor with the channels `wanted`, in order; those that `value` holds as constants are written out."""
@@ -397,19 +329,3 @@ class _Cutter:
         one = self._operation(keras.ops.ones_like, self._operation(keras.ops.cast, one, "float32"))
         one = self._operation(keras.ops.reshape, one, (-1, *[1] * (len(spatial) + 1)))
         return self._operation(keras.ops.tile, one, (1, *spatial, 1))
-
-
-# Of constants, shape (C,) or (1,) each.
-_MERGE: Mapping[str, Any] = {
-    "add": sum,
-    "subtract": lambda values: values[0] - values[1],
-    "multiply": math.prod,
-    "average": lambda values: sum(values) / len(values),
-    "maximum": lambda values: np.maximum.reduce(np.broadcast_arrays(*values)),
-    "minimum": lambda values: np.minimum.reduce(np.broadcast_arrays(*values)),
-    "divide": lambda values: values[0] / np.where(values[1], values[1], np.nan),
-}
-
-
-def _activated(node: Node, constants: np.ndarray) -> np.ndarray:
-    return np.asarray(node.inner.activation(constants[None].astype("float32")))[0]

@@ -1,92 +1,214 @@
-"""Many candidates, one compiled program: evaluate each with inherited weights on held-out data, and rank."""
+"""Many candidates compared fairly: raced on the same held-out examples with their inherited weights, and ranked."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import pathlib
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfnas.architecture import Architecture
+from tfnas.engine import Engine
 from tfnas.errors import UserError
+from tfnas.evaluations import Evaluations
+from tfnas.racing import Outcome, looks, race
 from tfnas.supernet import Supernet
+
+CRITERIA = ("loss", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Of one candidate on the validation data: mean loss (nats for a cross-entropy) and accuracy in [0, 1]."""
+    """Of one candidate on held-out examples.
+
+    Attributes:
+        loss: mean, nats for a cross-entropy.
+        accuracy: in [0, 1].
+        num_examples: how many there were.
+    """
 
     loss: float
     accuracy: float
+    num_examples: int
+
+    @classmethod
+    def of(cls, losses: np.ndarray, hits: np.ndarray) -> Score:
+        """From every example's loss and whether it was classified correctly."""
+        return cls(float(np.mean(losses, dtype=np.float64)), float(np.mean(hits)), len(hits))
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """Candidates and their scores, in the order drawn.
+    """Candidates and how they did.
 
     Attributes:
-        candidates: the architectures.
-        scores: one each.
+        candidates: the architectures, in the order given.
+        scores: one each, on as many examples as it was evaluated on before it was dropped.
         by: 'loss' or 'accuracy'.
+        outcome: of the race: order, ties with the winner, evaluations made and saved.
+        fresh: the winner's score on examples that the race did not use: what it did in the race is flattered, because
+            the best of many is partly the luckiest. None if no examples were held out.
     """
 
     candidates: Sequence[Architecture]
     scores: Sequence[Score]
     by: str
+    outcome: Outcome
+    fresh: Score | None
 
     @property
     def order(self) -> list[int]:
         """Numbers of the candidates, best first."""
-        return order(self.scores, self.by)
+        return self.outcome.order
 
     @property
     def best(self) -> Architecture:
         """The winner."""
-        return self.candidates[self.order[0]]
-
-
-def order(scores: Sequence[Score], by: str) -> list[int]:
-    """Numbers of the scores, best first; ties go to the other criterion, then to the earlier candidate."""
-    keys = {
-        "loss": lambda i: (_nan_last(scores[i].loss), -scores[i].accuracy, i),
-        "accuracy": lambda i: (-scores[i].accuracy, _nan_last(scores[i].loss), i),
-    }
-    if by not in keys:
-        raise UserError(f"rank: by must be 'loss' or 'accuracy'. Received: {by!r}")
-    return sorted(range(len(scores)), key=keys[by])
+        return self.candidates[self.outcome.winner]
 
 
 def rank(
-    supernet: Supernet, candidates: Sequence[Architecture], validation: tf.data.Dataset, by: str = "loss"
+    supernet: Supernet,
+    candidates: Sequence[Architecture],
+    validation: tf.data.Dataset,
+    *,
+    by: str = "loss",
+    racing: float | None = 0.95,
+    tolerance: float = 0.5,
+    holdout: float = 0.2,
+    batch_size: int = 250,
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Ranking:
-    """Evaluates every candidate in full and ranks them.
+    """Races the candidates with the supernet's weights, and ranks them.
 
     Args:
-        supernet: trained and compiled; its architecture in use is restored afterwards.
-        candidates: architectures, for example from `posterior.sample`.
+        supernet: trained and compiled; not changed.
+        candidates: architectures, for example from `posterior.sample`. One that drops every path to the output is
+            evaluated a little and never wins.
         validation: batches of (inputs, integer labels), never the test split.
         by: 'loss', by far the more reliable, or 'accuracy', the paper's.
+        racing: confidence that the winner is within `tolerance` of the best, see `tfnas.racing`; None evaluates every
+            candidate in full.
+        tolerance: in standard errors of a candidate's mean over the race's examples.
+        holdout: share of the examples, drawn at random, that the race does not see, to measure the winner on.
+        batch_size: examples computed at a time.
+        seed: of the random order of the examples.
+        strategy: whose devices evaluate candidates side by side.
 
     Raises:
-        UserError: if there is no candidate, no example, or the supernet is not compiled.
+        UserError: if there is no candidate that reaches the output, no example, a setting is out of its range, or the
+            supernet is not compiled.
     """
     if not candidates:
         raise UserError("rank: at least one candidate expected. Received: none")
-    evaluator = Evaluator(supernet, validation)
-    before = supernet.architecture()
-    try:
-        return Ranking(candidates, [evaluator(candidate) for candidate in candidates], by)
-    finally:
-        supernet.set_architecture(before)
+    engine = Engine(supernet, validation, batch_size, seed, strategy)
+    cut_off = [i for i, a in enumerate(candidates) if not supernet.graph.flow(a).reaches_outputs()]
+    with tempfile.TemporaryDirectory() as folder, Evaluations(pathlib.Path(folder) / "rank.jsonl", "rank") as kept:
+        field = Field(engine, kept, candidates, by, holdout)
+        return field.race(racing, tolerance, cut_off)
+
+
+class Field:
+    """Candidates that race: evaluated by an engine, kept in a file; the `Values` of `tfnas.racing`.
+
+    Args:
+        engine: with its examples in random order; the first of them are raced on.
+        evaluations: found ones are not made again.
+        candidates: architectures; may be made anew on every access.
+        by: 'loss' or 'accuracy'.
+        holdout: share of the engine's examples, the last ones, that are not raced on.
+        progress: called with (candidates in the race, examples each has by now) as these grow.
+
+    Attributes:
+        num_examples: that are raced on.
+
+    Raises:
+        UserError: if a setting is out of its range, or the race is left without an example.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        evaluations: Evaluations,
+        candidates: Sequence[Architecture],
+        by: str,
+        holdout: float = 0.0,
+        progress: Callable[[int, int], None] = lambda alive, examples: None,
+    ):
+        if by not in CRITERIA:
+            raise UserError(f"rank: by must be 'loss' or 'accuracy'. Received: {by!r}")
+        if not 0 <= holdout < 1:
+            raise UserError(f"rank: holdout must be a share of the examples in [0, 1). Received: {holdout}")
+        self.engine = engine
+        self.candidates = candidates
+        self.by = by
+        self.num_examples = engine.num_examples - int(holdout * engine.num_examples)
+        self._evaluations = evaluations
+        self._digests = [candidate.digest() for candidate in candidates]
+        self._progress = progress
+
+    def fill(self, candidates: Sequence[int], stop: int) -> None:
+        """Evaluates candidates on the examples that they miss up to number `stop`."""
+        missing: dict[int, dict[str, int]] = {}  # known examples -> one candidate for each digest
+        for i in candidates:
+            if (known := self._evaluations.known(self._digests[i])) < stop:
+                missing.setdefault(known, {})[self._digests[i]] = i
+        done = 0
+        for start, chosen in sorted(missing.items()):
+            numbers = list(chosen.values())
+            for e in self.engine.evaluate(_Some(self.candidates, numbers), start, stop):
+                self._evaluations.append(self._digests[numbers[e.number]], e.start, e.losses, e.hits)
+                done += e.start + len(e.losses) == stop
+                self._progress(len(candidates) - len(numbers) + done, stop)
+        self._progress(len(candidates), stop)
+
+    def read(self, candidate: int, stop: int) -> np.ndarray:
+        """What is raced by, lower is better: losses, or errors of 0 and 1."""
+        losses, hits = self._evaluations.read(self._digests[candidate], stop)
+        return losses if self.by == "loss" else 1.0 - hits
+
+    def score(self, candidate: int, stop: int) -> Score:
+        """Of a candidate on its first `stop` examples."""
+        return Score.of(*self._evaluations.read(self._digests[candidate], stop))
+
+    def race(self, confidence: float | None, tolerance: float, excluded: Collection[int] = ()) -> Ranking:
+        """Races all candidates; `excluded` ones cannot win. Raises UserError if a setting is out of its range."""
+        outcome = race(self, len(self.candidates), self.num_examples, confidence, tolerance, excluded)
+        scores = [self.score(i, seen) for i, seen in enumerate(outcome.num_examples)]
+        return Ranking(self.candidates, scores, self.by, outcome, self.fresh(outcome.winner))
+
+    def fresh(self, candidate: int) -> Score | None:
+        """A candidate's score on the examples held out; None if there are none."""
+        if self.num_examples == self.engine.num_examples:
+            return None
+        parts = list(self.engine.evaluate([self.candidates[candidate]], self.num_examples))
+        return Score.of(np.concatenate([e.losses for e in parts]), np.concatenate([e.hits for e in parts]))
+
+    def first_look(self) -> int:
+        """Examples that every candidate is evaluated on in a race."""
+        return looks(self.num_examples)[0]
+
+
+class _Some(Sequence[Architecture]):
+    """Some of a sequence's items, by number, none of them held."""
+
+    def __init__(self, items: Sequence[Architecture], numbers: Sequence[int]):
+        self._items, self._numbers = items, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._items[self._numbers[i]]
 
 
 class Evaluator:
-    """Scores architectures of one supernet on one set of examples, held in memory, by one compiled program.
-
-    The masks are the only thing that changes between candidates, so the program is traced once.
+    """Scores single architectures of one supernet on one set of examples, in full.
 
     Args:
         supernet: compiled with the loss to rank by.
@@ -97,53 +219,23 @@ class Evaluator:
     """
 
     def __init__(self, supernet: Supernet, validation: tf.data.Dataset):
-        if not getattr(supernet, "compiled", False):
-            raise UserError("rank: the supernet must be compiled with its loss before candidates are ranked")
-        self._supernet = supernet
-        self._batches = [(tf.convert_to_tensor(x), tf.convert_to_tensor(y)) for x, y in validation]
-        if not self._batches:
-            raise UserError("rank: the validation data is empty")
-        self.num_examples = sum(int(y.shape[0]) for _, y in self._batches)
-        loss = keras.losses.get(supernet.loss)
-        self._loss = loss.call if isinstance(loss, keras.losses.Loss) else loss
-        self._totals = tf.function(self._totals_of_masks)
+        self._engine = Engine(supernet, validation)
 
     def __call__(self, architecture: Architecture) -> Score:
-        """The candidate's mean loss and accuracy over all examples; leaves its masks in the supernet."""
-        self._supernet.set_architecture(architecture)
-        loss, correct = (float(total) / self.num_examples for total in self._totals())
-        return Score(loss, correct)
-
-    @property
-    def num_traces(self) -> int:
-        """How often the program was traced: 1 once it has run, however many candidates it has seen."""
-        return self._totals.experimental_get_tracing_count()
-
-    def _totals_of_masks(self) -> tuple[tf.Tensor, tf.Tensor]:
-        losses, correct = [], []
-        for inputs, labels in self._batches:
-            outputs = tf.cast(self._supernet(inputs, training=False), tf.float32)
-            losses.append(tf.reduce_sum(self._loss(labels, outputs)))
-            hits = tf.cast(tf.argmax(outputs, -1), tf.int64) == tf.cast(labels, tf.int64)
-            correct.append(tf.reduce_sum(tf.cast(hits, tf.float32)))
-        return tf.add_n(losses), tf.add_n(correct)
+        """The architecture's mean loss and accuracy over all examples."""
+        parts = list(self._engine.evaluate([architecture]))
+        return Score.of(np.concatenate([e.losses for e in parts]), np.concatenate([e.hits for e in parts]))
 
 
-def summary(scores: Iterable[Score], by: str) -> dict[str, Any]:
-    """Mean and deviation of accuracy and loss, and the best score."""
+def summary(scores: Iterable[Score]) -> dict[str, Any]:
+    """Mean and deviation over candidates of accuracy and loss."""
     scores = list(scores)
     accuracy = np.array([s.accuracy for s in scores])
     loss = np.array([s.loss for s in scores])
-    best = scores[order(scores, by)[0]]
     return {
         "count": len(scores),
         "mean_accuracy": float(accuracy.mean()),
         "std_accuracy": float(accuracy.std()),
         "mean_loss": float(loss.mean()),
-        "best_accuracy": best.accuracy,
-        "best_loss": best.loss,
+        "std_loss": float(loss.std()),
     }
-
-
-def _nan_last(value: float) -> float:
-    return value if np.isfinite(value) else np.inf

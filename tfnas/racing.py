@@ -106,8 +106,8 @@ def race(
     Sampling Techniques, section 2.6 (finite-population correction).
 
     Args:
-        values: evaluates and hands out; the order of the examples must be random. One candidate's values are read at a
-            time, and two candidates' are held.
+        values: evaluates and hands out; the order of the examples must be random. Of no more than two
+            candidates are the values held at a time.
         num_candidates: C; they are numbered from 0.
         num_examples: n.
         confidence: of the guarantee, between 0 and 1; None evaluates everything in full.
@@ -124,7 +124,7 @@ def race(
     means = [math.inf] * num_candidates
     seen = [0] * num_candidates
     barred = set(excluded)
-    dropped: dict[int, list[int]] = {}  # by whom
+    dropped: dict[int, list[int]] = {}  # by each that has led
     alive = list(range(num_candidates))
     for size in sizes:
         pending, alive = alive, []
@@ -146,10 +146,10 @@ def race(
             best = _read(values, leader, size)
             epsilon = tolerance * best.std(ddof=1) / math.sqrt(num_examples)
             width = stats.t.isf((1 - confidence) / comparisons, size - 1) * math.sqrt(1 / size - 1 / num_examples)
-            for i in [i for i in alive if i not in dropped]:
-                if _lower(_read(values, i, size), best, width) > -epsilon:
-                    dropped[leader].append(i)
-            alive = [i for i in alive if i not in dropped[leader]]
+            racing, alive = alive, []
+            for i in racing:
+                stays = i in dropped or _lower(_read(values, i, size), best, width) <= -epsilon
+                (alive if stays else dropped[leader]).append(i)
     survivors = sorted(alive, key=lambda i: (means[i], i))
     return Outcome(
         winner=survivors[0],

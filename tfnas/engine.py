@@ -224,22 +224,20 @@ _OUTPUT = -1  # the number of the unit that writes the output's constants out
 
 def _kept(examples: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """All inputs and labels, as arrays in unnamed temporary files."""
-    files = (tempfile.TemporaryFile(), tempfile.TemporaryFile())
-    kinds: list[tuple[np.dtype, tuple[int, ...]]] = []
-    count = 0
-    for pair in examples:
-        arrays = [np.asarray(part) for part in pair]
-        kinds = [(array.dtype, array.shape[1:]) for array in arrays]
-        count += len(arrays[1])
-        for file, array in zip(files, arrays, strict=True):
-            file.write(np.ascontiguousarray(array).data)
-    if not count:
-        raise UserError("rank: the validation data is empty")
-    kept = []
-    for file, (dtype, shape) in zip(files, kinds, strict=True):
-        file.flush()
-        kept.append(np.memmap(file, dtype, "r", shape=(count, *shape)))
-    return kept[0], kept[1]
+    with tempfile.TemporaryFile() as inputs, tempfile.TemporaryFile() as labels:
+        count, arrays = 0, []
+        for pair in examples:
+            arrays = [np.asarray(part) for part in pair]
+            count += len(arrays[1])
+            for file, array in zip((inputs, labels), arrays, strict=True):
+                file.write(np.ascontiguousarray(array).data)
+        if not count:
+            raise UserError("rank: the validation data is empty")
+        kept = []
+        for file, array in zip((inputs, labels), arrays, strict=True):
+            file.flush()
+            kept.append(np.memmap(file, array.dtype, "r", shape=(count, *array.shape[1:])))
+        return kept[0], kept[1]
 
 
 def _shapes(graph: Graph, example: np.ndarray) -> list[tuple[int, ...]]:
@@ -520,6 +518,8 @@ class _Kernel(_Unit):
         if padding == "causal":
             x = tf.pad(x, [[0, 0], [inner.dilation_rate[0] * (inner.kernel_size[0] - 1), 0], [0, 0]])
             padding = "valid"
+        if len(inner.strides) == 2:
+            return tf.nn.conv2d(x, kernel, inner.strides, padding.upper(), dilations=inner.dilation_rate)
         return tf.nn.convolution(x, kernel, inner.strides, padding.upper(), dilations=inner.dilation_rate)
 
     def _finished(self, y: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,159 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import random_weights
+
+import tfnas
+from tfnas import supernets
+from tfnas.architecture import Architecture
+from tfnas.engine import Engine
+from tfnas.errors import UserError
+
+
+def gated(model, rng, **options):
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10, **{"initial_drop": 0.3, **options})
+    supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return supernet
+
+
+def examples(rng, number, shape, classes=10):
+    images, labels = rng.normal(size=(number, *shape)).astype("float32"), rng.integers(0, classes, number)
+    return images, labels, tf.data.Dataset.from_tensor_slices((images, labels)).batch(16)
+
+
+def with_dropped_operations(supernet, rng, number):
+    """Random masks in which half of the operations keep nothing at all."""
+    for _ in range(number):
+        yield Architecture(
+            {
+                name: (rng.random(layer.mask.shape[0]) < rng.uniform(0.2, 1)) & (rng.random() < 0.5)
+                for name, layer in supernet.gated_layers.items()
+            }
+        )
+
+
+def test_count_of_correct_examples_is_plain_evaluations_for_50_candidates(rng):
+    supernet = gated(supernets.multi_branch_resnet(8, 1, 10, (12, 12, 3), stem_width=8), rng)
+    images, labels, batches = examples(rng, 300, (12, 12, 3))
+    engine = Engine(supernet, batches, batch_size=128)
+    candidates = [*supernet.posterior().sample(25, seed=0), *with_dropped_operations(supernet, rng, 25)]
+    losses = {i: [] for i in range(50)}
+    hits = {i: [] for i in range(50)}
+    for e in engine.evaluate(candidates):
+        losses[e.number].append(e.losses)
+        hits[e.number].append(e.hits)
+    for i, candidate in enumerate(candidates):
+        supernet.set_architecture(candidate)
+        loss, accuracy = supernet.evaluate(images, labels, batch_size=100, verbose=0)
+        assert np.concatenate(hits[i]).sum() == round(accuracy * 300)
+        assert np.concatenate(losses[i]).mean() == pytest.approx(loss, rel=1e-4)
+    assert engine.num_traces == 1
+
+
+def squeeze_excite(shape, classes):
+    x = inputs = keras.Input(shape)
+    x = keras.layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    y = keras.layers.SeparableConv2D(12, 3, padding="same", depth_multiplier=2)(x)
+    y = keras.layers.BatchNormalization()(y)
+    s = keras.layers.GlobalAveragePooling2D(keepdims=True)(y)
+    s = keras.layers.Conv2D(4, 1, activation="silu")(s)
+    s = keras.layers.Conv2D(12, 1, activation="sigmoid")(s)
+    y = keras.layers.Multiply()([y, s])
+    y = keras.layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(y)
+    y = keras.layers.Conv2DTranspose(6, 3, strides=2, padding="same")(y)
+    y = keras.layers.ZeroPadding2D(1)(y)
+    y = keras.layers.LayerNormalization()(y)
+    y = keras.layers.Conv2D(5, 3, strides=2)(y)
+    y = keras.layers.Flatten()(keras.layers.MaxPooling2D(2)(y))
+    y = keras.layers.Dense(16, activation="relu")(y)
+    return keras.Model(inputs, keras.layers.Dense(classes)(y))
+
+
+def text(shape, classes):
+    x = inputs = keras.Input(shape)
+    for i in range(3):
+        x = keras.layers.Conv1D(8, 3, padding="causal", dilation_rate=2**i)(x)
+        x = keras.layers.LeakyReLU()(keras.layers.BatchNormalization()(x))
+    return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.GlobalMaxPooling1D()(x)))
+
+
+def merges(shape, classes):
+    inputs = keras.Input(shape)
+    x = keras.layers.Conv2D(6, 3, padding="same")(inputs)
+    a, b, c = (keras.layers.Conv2D(6, 3, padding="same")(x) for _ in range(3))
+    x = keras.layers.Average()([a, b]) - keras.layers.Maximum()([b, c])
+    x = keras.layers.Concatenate()([x, keras.layers.Identity()(a), keras.layers.AveragePooling2D(3, 1, "same")(c)])
+    return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+BUILDERS = {
+    "squeeze and excite, depthwise, transposed, dense": (squeeze_excite, (8, 8, 3)),
+    "one axis, causal": (text, (20, 4)),
+    "merges": (merges, (8, 8, 3)),
+    "enas": (lambda s, c: supernets.enas(4, 1, num_classes=c, input_shape=s), (16, 16, 3)),
+    "resnet50": (lambda s, c: supernets.resnet50(8, 1, num_classes=c, input_shape=s), (32, 32, 3)),
+    "densenet121": (lambda s, c: supernets.densenet121(4, 1, num_classes=c, input_shape=s), (32, 32, 3)),
+    "densenet121_3d": (lambda s, c: supernets.densenet121_3d(4, 1, num_classes=c, input_shape=s), (8, 32, 32, 3)),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "enas" else n for n in BUILDERS])
+def test_outputs_are_the_masked_supernets(name, rng):
+    build, shape = BUILDERS[name]
+    supernet = gated(build(shape, 5), rng, gate_dense=True, gate_pooling=True)
+    images, labels, batches = examples(rng, 12, shape, 5)
+    engine = Engine(supernet, batches, batch_size=8)
+    candidates = [*supernet.posterior().sample(3, seed=0), *with_dropped_operations(supernet, rng, 6)]
+    for candidate in candidates:
+        supernet.set_architecture(candidate)
+        expected = np.asarray(supernet(images, training=False))
+        np.testing.assert_allclose(engine.outputs(candidate), expected, rtol=1e-3, atol=2e-4 * np.abs(expected).max())
+    assert engine.num_traces == 1
+
+
+def test_common_beginnings_are_computed_once_and_results_do_not_depend_on_company(rng, monkeypatch):
+    supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
+    _, _, batches = examples(rng, 40, (8, 8, 1), 3)
+    engine = Engine(supernet, batches, batch_size=40)
+    one = supernet.posterior().sample(1, seed=0)[0]
+    last = list(one)[-1]
+    other = Architecture({**one, last: ~one[last]})  # differs in the last layer only
+    together = {e.number: e for e in engine.evaluate([one, other, one])}
+    calls = []
+    programs = list(engine._programs)
+    monkeypatch.setattr(
+        engine, "_programs", [lambda *a, j=j, p=p: (calls.append(j), p(*a))[1] for j, p in enumerate(programs)]
+    )
+    assert len(list(engine.evaluate([one, other, one]))) == 3
+    num_segments = len(programs)
+    assert num_segments == 4 and calls == [*range(num_segments), num_segments - 1]
+    for i, candidate in enumerate((one, other, one)):
+        np.testing.assert_array_equal(together[i].losses, next(engine.evaluate([candidate])).losses)
+
+
+def test_parts_of_the_examples_in_a_seeded_order(rng):
+    supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
+    images, labels, batches = examples(rng, 50, (8, 8, 1), 3)
+    engine = Engine(supernet, batches, batch_size=7, seed=3)
+    candidate = supernet.posterior().sample(1, seed=0)[0]
+    order = np.random.default_rng(3).permutation(50)
+    supernet.set_architecture(candidate)
+    expected = np.asarray(supernet(images[order[10:31]], training=False))
+    np.testing.assert_allclose(engine.outputs(candidate, 10, 31), expected, rtol=1e-3, atol=1e-4)
+    parts = list(engine.evaluate([candidate], 10, 31))
+    assert [e.start for e in parts] == [10, 17, 24] and sum(len(e.losses) for e in parts) == 21
+    np.testing.assert_array_equal(np.concatenate([e.hits for e in parts]), expected.argmax(1) == labels[order[10:31]])
+
+
+def test_what_cannot_be_evaluated_is_refused(rng):
+    supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
+    _, _, batches = examples(rng, 10, (8, 8, 1), 3)
+    with pytest.raises(UserError, match="validation data is empty"):
+        Engine(supernet, batches.take(0))
+    fresh = tfnas.gate(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1)), ell2=1, num_examples=10)
+    with pytest.raises(UserError, match="must be compiled"):
+        Engine(fresh, batches)
+    with pytest.raises(UserError, match="has no layer"):
+        list(Engine(supernet, batches).evaluate([Architecture({"other": np.ones(3, bool)})]))

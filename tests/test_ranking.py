@@ -6,8 +6,11 @@ from conftest import random_weights
 
 import tfnas
 from tfnas import ranking
+from tfnas.architecture import Architecture
+from tfnas.engine import Engine
 from tfnas.errors import UserError
-from tfnas.ranking import Ranking, Score, rank
+from tfnas.evaluations import Evaluations
+from tfnas.ranking import Field, Score, rank
 from tfnas.supernets import multi_branch_resnet
 
 
@@ -20,58 +23,132 @@ def supernet(rng):
     return supernet
 
 
-@pytest.fixture
-def validation(rng):
-    images, labels = rng.normal(size=(50, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 50)
-    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(20)  # the last batch is smaller
+def batches(rng, number):
+    images, labels = rng.normal(size=(number, 8, 8, 1)).astype("float32"), rng.integers(0, 3, number)
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(20)  # the last batch may be smaller
 
 
-def test_fast_engine_agrees_with_evaluate_candidate_by_candidate(supernet, validation):
+def test_in_full_it_is_plain_evaluation_candidate_by_candidate(supernet, rng):
+    validation = batches(rng, 50)
     candidates = supernet.posterior().sample(8, seed=0)
-    result = rank(supernet, candidates, validation)
+    result = rank(supernet, candidates, validation, racing=None, holdout=0)
     for candidate, score in zip(candidates, result.scores, strict=True):
         supernet.set_architecture(candidate)
         loss, accuracy = supernet.evaluate(validation, verbose=0)
         assert score.loss == pytest.approx(loss, rel=1e-5)
-        assert score.accuracy == pytest.approx(accuracy, abs=1e-6)
+        assert score.accuracy == pytest.approx(accuracy, abs=1e-6) and score.num_examples == 50
     losses = [s.loss for s in result.scores]
     assert result.order == list(np.argsort(losses)) and result.best == candidates[int(np.argmin(losses))]
+    assert result.outcome.saved == 0 and result.fresh is None
 
 
-def test_one_program_for_all_candidates(supernet, validation):
-    evaluator = ranking.Evaluator(supernet, validation)
-    for candidate in supernet.posterior().sample(5, seed=0):
-        evaluator(candidate)
-    assert evaluator.num_traces == 1
+def test_by_accuracy(supernet, rng):
+    result = rank(supernet, supernet.posterior().sample(8, seed=0), batches(rng, 50), by="accuracy", racing=None)
+    accuracies = [s.accuracy for s in result.scores]
+    assert accuracies[result.order[0]] == max(accuracies) and [s.num_examples for s in result.scores] == [40] * 8
 
 
-def test_architecture_in_use_is_restored(supernet, validation):
-    before = supernet.posterior().sample(1, seed=9)[0]
-    supernet.set_architecture(before)
-    rank(supernet, supernet.posterior().sample(2, seed=0), validation)
-    assert supernet.architecture() == before
+def test_the_winner_is_measured_again_on_examples_held_out(supernet, rng):
+    validation = batches(rng, 50)
+    result = rank(supernet, supernet.posterior().sample(4, seed=0), validation, racing=None, holdout=0.3, seed=5)
+    images, labels = (np.concatenate(part) for part in zip(*validation.as_numpy_iterator(), strict=True))
+    fresh = np.random.default_rng(5).permutation(50)[35:]
+    supernet.set_architecture(result.best)
+    loss, accuracy = supernet.evaluate(images[fresh], labels[fresh], verbose=0)
+    assert result.fresh.num_examples == 15
+    assert result.fresh.loss == pytest.approx(loss, rel=1e-4) and result.fresh.accuracy == pytest.approx(accuracy)
 
 
-def test_order_by_hand():
-    scores = [Score(0.5, 0.8), Score(float("nan"), 0.9), Score(0.4, 0.7), Score(0.5, 0.85)]
-    assert ranking.order(scores, "loss") == [2, 3, 0, 1]
-    assert ranking.order(scores, "accuracy") == [1, 3, 0, 2]
-    assert Ranking(["a", "b", "c", "d"], scores, "accuracy").best == "b"
-    with pytest.raises(UserError, match="'loss' or 'accuracy'. Received: 'luck'"):
-        ranking.order(scores, "luck")
+def test_racing_finds_the_winner_of_the_full_ranking_with_fewer_evaluations(supernet, rng, tmp_path):
+    candidates = supernet.posterior().sample(40, seed=0)
+    # Labels that one candidate gives to most examples, so that there is something to win.
+    images = rng.normal(size=(800, 8, 8, 1)).astype("float32")
+    supernet.set_architecture(candidates[17])
+    labels = np.asarray(supernet(images, training=False)).argmax(1)
+    validation = tf.data.Dataset.from_tensor_slices((images, labels)).batch(100)
+    full = rank(supernet, candidates, validation, racing=None, holdout=0)
+    raced = rank(supernet, candidates, validation, holdout=0)
+    errors = np.sqrt(np.var([s.loss for s in full.scores]))
+    assert full.outcome.winner == raced.outcome.winner == 17 and errors > 0
+    assert raced.outcome.saved > 0.4
+    assert raced.scores[17] == full.scores[17]
 
 
-def test_summary_by_hand():
-    found = ranking.summary([Score(1.0, 0.5), Score(3.0, 0.7)], "loss")
+def test_a_candidate_without_a_path_never_wins(supernet, rng):
+    some = supernet.posterior().sample(2, seed=0)
+    none = Architecture({name: np.zeros_like(mask) for name, mask in some[0].items()})
+    supernet.network.layers[-1].bias.assign([50.0, 0, 0])  # whose constant answer would be right
+    validation = batches(rng, 30).map(lambda x, y: (x, tf.zeros_like(y)))
+    assert rank(supernet, [none, *some], validation, racing=None).best != none
+    with pytest.raises(UserError, match="all 1 candidates are excluded"):
+        rank(supernet, [none], validation)
+
+
+def test_nothing_is_evaluated_twice(supernet, rng, tmp_path, monkeypatch):
+    candidates = supernet.posterior().sample(6, seed=0)
+    candidates += candidates[:2]  # drawn twice
+    engine = Engine(supernet, batches(rng, 300), batch_size=64, seed=0)
+    asked = []
+    evaluate = engine.evaluate
+    monkeypatch.setattr(engine, "evaluate", lambda a, *s: (asked.append((len(a), *s)), evaluate(a, *s))[1])
+    with Evaluations(tmp_path / "e.jsonl", "key") as kept:
+        one = Field(engine, kept, candidates, "loss").race(0.95, 0.5)
+        assert asked[0] == (6, 0, 150)
+    asked.clear()
+    with Evaluations(tmp_path / "e.jsonl", "key") as kept:
+        assert Field(engine, kept, candidates, "loss").race(0.95, 0.5) == one
+    assert asked == []
+
+
+@pytest.mark.slow
+def test_devices_of_a_strategy_share_the_candidates():
+    """Two logical CPUs, in a process of their own: the same scores as one device gives."""
+    import subprocess
+    import sys
+
+    code = """
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, numpy as np, tfnas
+from tfnas.engine import Engine
+rng = np.random.default_rng(0)
+supernet = tfnas.gate(tfnas.supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), ell2=1, num_examples=10)
+supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+images, labels = rng.normal(size=(50, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 50)
+validation = tf.data.Dataset.from_tensor_slices((images, labels)).batch(20)
+candidates = supernet.posterior().sample(7, seed=0)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+engine = Engine(supernet, validation, 20, strategy=strategy)
+used = set()
+device = tf.device
+tf.device = lambda name: (used.add(name), device(name))[1]
+found = sorted((e.number, e.start, e.losses.tolist()) for e in engine.evaluate(candidates))
+assert len(used) == 2 and len(found) == 21, used
+one = sorted((e.number, e.start, e.losses.tolist()) for e in Engine(supernet, validation, 20).evaluate(candidates))
+assert found == one
+print("equal")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]
+
+
+def test_mean_and_deviation_by_hand():
+    found = ranking.summary([Score(1.0, 0.5, 10), Score(3.0, 0.7, 10)])
     assert found["mean_accuracy"] == pytest.approx(0.6) and found["std_accuracy"] == pytest.approx(0.1)
-    assert (found["mean_loss"], found["best_loss"], found["best_accuracy"], found["count"]) == (2.0, 1.0, 0.5, 2)
+    assert (found["mean_loss"], found["std_loss"], found["count"]) == (2.0, 1.0, 2)
 
 
-def test_nothing_to_rank_is_refused(supernet, validation):
+def test_nothing_to_rank_is_refused(supernet, rng):
+    validation = batches(rng, 50)
+    one = supernet.posterior().sample(1, 0)
     with pytest.raises(UserError, match="at least one candidate"):
         rank(supernet, [], validation)
     with pytest.raises(UserError, match="validation data is empty"):
-        rank(supernet, supernet.posterior().sample(1, 0), validation.take(0))
-    fresh = tfnas.gate(multi_branch_resnet(4, 1, 3, (8, 8, 1)), ell2=1, num_examples=10)
-    with pytest.raises(UserError, match="must be compiled"):
-        rank(fresh, fresh.posterior().sample(1, 0), validation)
+        rank(supernet, one, validation.take(0))
+    with pytest.raises(UserError, match="'loss' or 'accuracy'. Received: 'luck'"):
+        rank(supernet, one, validation, by="luck")
+    with pytest.raises(UserError, match="holdout must be a share .* Received: 1"):
+        rank(supernet, one, validation, holdout=1)
+    with pytest.raises(UserError, match="confidence must lie between 0 and 1"):
+        rank(supernet, one, validation, racing=1.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,3 +95,29 @@ class Architecture(Mapping[str, np.ndarray]):
         if recorded != architecture.digest():
             raise UserError("architecture: altered since it was written (its digest does not match)")
         return architecture
+
+
+class Packed(Sequence[Architecture]):
+    """Many architectures of one supernet, a bit a channel; each is made anew on access.
+
+    >>> a, b = Architecture({"conv": [True, False, True]}), Architecture({"conv": [False, True, True]})
+    >>> packed = Packed([a, b])
+    >>> len(packed), packed[1] == b, packed[-2] == a
+    (2, True, True)
+    """
+
+    def __init__(self, architectures: Iterable[Architecture]):
+        self._sizes: dict[str, int] = {}
+        self._bits: list[bytes] = []
+        for architecture in architectures:
+            self._sizes = self._sizes or {name: mask.size for name, mask in architecture.items()}
+            self._bits.append(np.packbits(np.concatenate(list(architecture.values()))).tobytes())
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    def __getitem__(self, i: Any) -> Any:
+        bits = np.unpackbits(np.frombuffer(self._bits[i], np.uint8), count=sum(self._sizes.values())).astype(bool)
+        return Architecture(
+            dict(zip(self._sizes, np.split(bits, np.cumsum([*self._sizes.values()])[:-1]), strict=True))
+        )

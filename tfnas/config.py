@@ -204,6 +204,9 @@ class Search:
             _require(not epochs, "search.boundaries", epochs, "left empty: only the schedule 'steps' has them")
 
 
+_RESOURCES = ("parameters", "multiply_adds", "latency")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """Drawing candidates and ranking them (method.md, section 3)."""
@@ -211,25 +214,43 @@ class Sample:
     num_candidates: int = 1500
     num_random: int = 100  # equal-size random candidates of each kind, the baselines
     num_tested: int = 20  # candidates of each kind whose mean accuracy on test is measured too, once all is fixed
-    # Draw from the posterior tilted until this share of the gated layers' kernel weights, or of their multiply-adds, is
-    # expected to be kept; 0: as learned. At most one of the two.
+    # Draw from the posterior tilted until this share of the gated layers' kernel weights, of their multiply-adds, or of
+    # their measured latency is expected to be kept; 0: as learned. At most one of the three.
     parameters: float = 0.0
     multiply_adds: float = 0.0
+    latency: float = 0.0
+    hard_limit: bool = False  # with a budget: draw a candidate again until it is within it, not only on average
+    budgets: tuple[float, ...] = ()  # shares: sample at each of these too, for the front of accuracy against cost
+    resource: str = "parameters"  # what `budgets` are shares of: 'parameters', 'multiply_adds' or 'latency'
     rank_by: str = "loss"  # 'loss' is the more reliable, 'accuracy' is the paper's
-    batch_size: int = 500
+    racing: float = 0.95  # confidence of the race (tfnas/racing.py); 0 evaluates every candidate in full
+    tolerance: float = 0.5  # standard errors by which the winner may then miss the best
+    holdout: float = 0.2  # share of the validation images kept from the race, to measure the winner on
+    recalibrate: int = 0  # training images for new batch-normalisation statistics of every candidate; 0: search's
+    ensemble: int = 0  # also measure the average of this many of the best, and of as many posterior samples
+    batch_size: int = 250
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
         _at_least("sample.num_candidates", self.num_candidates, 1)
         _at_least("sample.num_random", self.num_random, 1)
         _at_least("sample.num_tested", self.num_tested, 1)
-        for field in ("parameters", "multiply_adds"):
+        for field in _RESOURCES:
             share = getattr(self, field)
             _require(0 <= share < 1, f"sample.{field}", share, "a share in (0, 1), or 0 for the posterior as learned")
-        both = (self.parameters, self.multiply_adds)
-        _require(0 in both, "sample.parameters and sample.multiply_adds", both, "one budget, the other 0")
-        _at_least("sample.batch_size", self.batch_size, 1)
+        given = {field: getattr(self, field) for field in _RESOURCES if getattr(self, field)}
+        _require(len(given) < 2, "sample.parameters, multiply_adds and latency", given, "one budget, the others 0")
+        _require(not self.hard_limit or bool(given or self.budgets), "sample.hard_limit", True, "set with a budget")
+        for share in self.budgets:
+            _require(0 < share < 1, "sample.budgets", share, "shares in (0, 1)")
+        _one_of("sample.resource", self.resource, _RESOURCES)
         _one_of("sample.rank_by", self.rank_by, ("loss", "accuracy"))
+        _require(0 <= self.racing < 1, "sample.racing", self.racing, "a confidence in (0, 1), or 0 for no race")
+        _at_least("sample.tolerance", self.tolerance, 0)
+        _require(0 <= self.holdout < 1, "sample.holdout", self.holdout, "a share in [0, 1)")
+        _at_least("sample.recalibrate", self.recalibrate, 0)
+        _at_least("sample.ensemble", self.ensemble, 0)
+        _at_least("sample.batch_size", self.batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True)

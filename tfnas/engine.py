@@ -136,6 +136,10 @@ class Engine:
                 for done in pool.map(lambda evaluations: list(evaluations), work):
                     yield from done
 
+    def labels(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The labels of the examples from number `start` to `stop`."""
+        return np.asarray(self._labels[start:stop])
+
     def outputs(self, architecture: Architecture, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The network's outputs under one architecture, float32, shape (stop - start, classes)."""
         return np.concatenate([e.outputs for e in self.evaluate([architecture], start, stop)])

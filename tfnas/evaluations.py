@@ -8,6 +8,7 @@ evaluations depend on. No TensorFlow.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import pathlib
 import zlib
@@ -37,17 +38,20 @@ class Evaluations:
         self._files: list[Any] = []
         self._places: dict[bytes, dict[int, tuple[int, int]]] = {}  # digest -> start -> (file, offset)
         self._known: dict[bytes, int] = {}
-        for other in others:
-            if self._open(other) != key:
-                raise UserError(
-                    f"{other}: holds evaluations of another run (another supernet, other data or another seed): "
-                    "delete it, or put the shards of this run there"
-                )
-            self._index(other)
-        if not path.exists() or self._open(path, "r+b") != key:
-            path.write_text(_line({"key": key}))
-            self._open(path, "r+b")
-        self._index(path)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self.__exit__)
+            for other in others:
+                if self._open(other) != key:
+                    raise UserError(
+                        f"{other}: holds evaluations of another run (another supernet, other data or another seed): "
+                        "delete it, or put the shards of this run there"
+                    )
+                self._index(other)
+            if not path.exists() or self._open(path, "r+b") != key:
+                path.write_text(_line({"key": key}))
+                self._open(path, "r+b")
+            self._index(path)
+            on_error.pop_all()
         self._own = self._files[-1]
 
     def __enter__(self) -> Evaluations:
@@ -56,6 +60,11 @@ class Evaluations:
     def __exit__(self, *error: Any) -> None:
         for file in self._files:
             file.close()
+
+    @property
+    def count(self) -> int:
+        """Lines that were found and appended."""
+        return sum(map(len, self._places.values()))
 
     def known(self, digest: str) -> int:
         """On how many examples from the first on an architecture was evaluated, without a gap."""

@@ -12,6 +12,7 @@ STAGE is one of:
 or, before them,
   preview  write preview.png, images as the network will see them, and print the data's sizes, mean and std
 
+`tfnas sample --shard=i/n` evaluates one part of the candidates, for several machines; `tfnas sample` then ranks all.
 A stage that is up to date is skipped; an interrupted one goes on from where it was.
 `--config.KEY=VALUE` overrides any setting; tfnas/config.py lists them all.
 """
@@ -33,6 +34,9 @@ from tfnas.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it does not exist.")
+_SHARD = flags.DEFINE_string(
+    "shard", "", "Of sample: i/n evaluates part i of n only; without it, what all parts evaluated is ranked."
+)
 _VERSION = flags.DEFINE_bool("version", False, "Print the version and end.")
 
 _PREFIX = "--config."
@@ -87,6 +91,11 @@ def _run(arguments: Sequence[str]) -> None:
     work = workdir.Workdir(_WORKDIR.value)
     if arguments[0] == "preview":
         _load("preview").run(config, work.path)
+        return
+    if _SHARD.value:
+        if arguments[0] != "sample":
+            raise UserError(f"--shard: only the stage 'sample' has shards. Received: '{arguments[0]}'")
+        _load("sample").run(config, work.path, _SHARD.value)
         return
     stages = list(workdir.STAGES) if arguments[0] == "run" else [arguments[0]]
     work.claim(config)

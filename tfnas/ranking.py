@@ -122,10 +122,10 @@ class Field:
         candidates: architectures; may be made anew on every access.
         by: 'loss' or 'accuracy'.
         holdout: share of the engine's examples, the last ones, that are not raced on.
-        progress: called with (candidates in the race, examples each has by now) as these grow.
 
     Attributes:
         num_examples: that are raced on.
+        progress: is called with (candidates in the race, examples each has by now) as these change.
 
     Raises:
         UserError: if a setting is out of its range, or the race is left without an example.
@@ -138,7 +138,6 @@ class Field:
         candidates: Sequence[Architecture],
         by: str,
         holdout: float = 0.0,
-        progress: Callable[[int, int], None] = lambda alive, examples: None,
     ):
         if by not in CRITERIA:
             raise UserError(f"rank: by must be 'loss' or 'accuracy'. Received: {by!r}")
@@ -150,7 +149,7 @@ class Field:
         self.num_examples = engine.num_examples - int(holdout * engine.num_examples)
         self._evaluations = evaluations
         self._digests = [candidate.digest() for candidate in candidates]
-        self._progress = progress
+        self.progress: Callable[[int, int], None] = lambda alive, examples: None
 
     def fill(self, candidates: Sequence[int], stop: int) -> None:
         """Evaluates candidates on the examples that they miss up to number `stop`."""
@@ -158,14 +157,13 @@ class Field:
         for i in candidates:
             if (known := self._evaluations.known(self._digests[i])) < stop:
                 missing.setdefault(known, {})[self._digests[i]] = i
-        done = 0
         for start, chosen in sorted(missing.items()):
             numbers = list(chosen.values())
+            done = 0
             for e in self.engine.evaluate(_Some(self.candidates, numbers), start, stop):
                 self._evaluations.append(self._digests[numbers[e.number]], e.start, e.losses, e.hits)
-                done += e.start + len(e.losses) == stop
-                self._progress(len(candidates) - len(numbers) + done, stop)
-        self._progress(len(candidates), stop)
+                done += len(e.losses)
+                self.progress(len(candidates), start + done // len(numbers))
 
     def read(self, candidate: int, stop: int) -> np.ndarray:
         """What is raced by, lower is better: losses, or errors of 0 and 1."""

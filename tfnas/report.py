@@ -110,9 +110,8 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Mapping[str, Any
 
 
 def _candidates(work: Workdir) -> list[dict[str, Any]]:
-    """Every candidate's record; the file's first line names the run, and each line starts with its checksum."""
-    lines = work.read(workdir.CANDIDATES, "report").read_text().splitlines()[1:]
-    return [json.loads(line.partition(" ")[2]) for line in lines]
+    """Every candidate's record."""
+    return [json.loads(line) for line in work.read(workdir.CANDIDATES, "report").read_text().splitlines()]
 
 
 def _what(results: Mapping[str, Any]) -> str:

@@ -1,200 +1,357 @@
-"""Sample: draw candidates from the posterior and at random, rank them on the validation split, keep the winner."""
+"""Sample: draw candidates from the posterior and at random, race them on the validation split, keep the winner.
+
+With budgets, the posterior is tilted to each of them and sampled and raced again, under the same weights.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
-import zlib
-from collections.abc import Iterator
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import rich.progress
+from scipy.special import softmax
 
-from tfnas import baselines, data, ranking, terminal, workdir
-from tfnas.architecture import Architecture
+from tfnas import baselines, data, front, statistics, terminal, workdir
+from tfnas import config as config_lib
+from tfnas.architecture import Architecture, Packed
 from tfnas.config import Config
-from tfnas.costs import cost
-from tfnas.errors import UserError
+from tfnas.costs import cost, layer_latencies
+from tfnas.engine import Engine
+from tfnas.errors import UserError, unwrapped
+from tfnas.evaluations import Evaluations
 from tfnas.posterior import RESOURCES, Posterior
+from tfnas.ranking import Field, Ranking, summary
+from tfnas.supernet import Supernet
 
 POSTERIOR = "posterior"
 KINDS = (POSTERIOR, baselines.EVEN, baselines.ALLOCATED)
+_CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 1_500, 2_000, 5_000, 10_000)  # numbers of candidates
 
 
-def run(config: Config, path: str | os.PathLike[str]) -> None:
-    """Ranks the candidates of the search in `path`; goes on after the last one that an interrupted run evaluated.
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One part of the candidates: those whose number leaves `index - 1` when divided by `count`."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From 'i/n'. Raises UserError for anything but two numbers, 1 <= i <= n."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise UserError(f"--shard: i/n with 1 <= i <= n expected, such as 1/3. Received: {text!r}")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def file(self) -> str:
+        """Where its evaluations are kept."""
+        return f"{workdir.SHARDS}/{self.index}-of-{self.count}.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contest:
+    """Candidates that race against each other.
+
+    Attributes:
+        kind: what they are called.
+        posterior: that they were drawn from; None for random ones.
+        share: of the resource that it was tilted to for `sample.budgets`; None for the others.
+        numbers: the candidates' numbers among all of their kind.
+        candidates: the architectures.
+        facts: for each its digest and costs, and whether it reaches the output.
+        by: what they are ranked by.
+    """
+
+    kind: str
+    posterior: Posterior | None
+    share: float | None
+    numbers: Sequence[int]
+    candidates: Sequence[Architecture]
+    facts: Sequence[dict[str, Any]]
+    by: str
+
+    @property
+    def cut_off(self) -> list[int]:
+        """Those that drop every path to the output: they answer, always the same, but there is nothing to cut out."""
+        return [i for i, facts in enumerate(self.facts) if not facts["connected"]]
+
+    @property
+    def can_race(self) -> bool:
+        """Whether there is one that may win."""
+        return len(self.cut_off) < len(self.candidates)
+
+
+def run(config: Config, path: str | os.PathLike[str], shard: str = "") -> None:
+    """Ranks the candidates of the search in `path`; what was evaluated there before is not evaluated again.
+
+    Args:
+        config: settings.
+        path: the working directory.
+        shard: 'i/n' evaluates part i of n, into sample/shards/ there, and ends. Once all parts' files are in one
+            working directory, a run without a shard ranks all candidates, and evaluates what may still be missing.
 
     Raises:
         UserError: for bad settings or files, or if search has not run.
     """
     work = workdir.Workdir(path)
-    work.run_stage("sample", config, lambda: _sample(config, work))
+    if not shard:
+        work.run_stage("sample", config, lambda: _Sampling(config, work).rank())
+        return
+    part = Shard.parse(shard)
+    work.claim(config)
+    for name in workdir.STAGES["sample"].inputs:
+        work.read(name, "sample")
+    with unwrapped():
+        _Sampling(config, work).evaluate(part)
 
 
-def _sample(config: Config, work: workdir.Workdir) -> None:
-    splits = data.load(config.data, work.path / "tensorflow_datasets")
-    supernet = keras.models.load_model(work.path / workdir.SUPERNET)
-    posterior = _within_budget(Posterior.from_json((work.path / workdir.POSTERIOR).read_text()), config)
-    evaluate = ranking.Evaluator(
-        supernet, data.evaluation_batches(splits.validation, config.data, config.sample.batch_size)
-    )
-    num_random = min(config.sample.num_random, config.sample.num_candidates)
-    total = config.sample.num_candidates + 2 * num_random
-    key = work.key("sample", config)
-    records = _Records(work, key)
-    if records.done:
-        print(f"sample    goes on after candidate {len(records.done)} of {total}")
-    columns = (
-        rich.progress.TextColumn("sample    {task.completed} of {task.total} candidates"),
-        rich.progress.BarColumn(bar_width=24),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TimeRemainingColumn(),
-    )
-    with records, rich.progress.Progress(*columns, console=terminal.console) as progress:
-        task = progress.add_task("", total=total)
-        winner: dict[str, Any] = {}
-        first: dict[str, list[Architecture]] = {kind: [] for kind in KINDS}
-        sizes: list[int] = []
-        for number, (kind, i) in enumerate(_numbers(config.sample.num_candidates, num_random)):
-            if kind == POSTERIOR:
-                candidate = posterior.sample(1, config.seed, first=i)[0]
-            else:
-                candidate = baselines.random_candidate(posterior, supernet.graph, sizes[i], kind, config.seed, i)
-            record = records.done[number] if number < len(records.done) else None
-            if record is None:
-                score = evaluate(candidate)
-                price = cost(supernet.graph, candidate)
-                record = {
-                    "kind": kind,
-                    "number": i,
-                    "digest": candidate.digest(),
-                    "loss": score.loss,
-                    "accuracy": score.accuracy,
-                    "parameters": price.parameters,
-                    "multiply_adds": price.multiply_adds,
-                    "connected": supernet.graph.flow(candidate).reaches_outputs(),
-                }
-                records.append(record)
-            elif record["digest"] != candidate.digest():
-                raise UserError(
-                    f"{records.file}: line {number + 2} is not candidate {i} of '{kind}': delete the file to rank again"
-                )
-            if kind == POSTERIOR:
-                sizes.append(record["parameters"])
+class _Sampling:
+    """What the whole and its shards share: the same candidates, evaluated by the same engine."""
+
+    def __init__(self, config: Config, work: workdir.Workdir):
+        self.config = config
+        self.settings = config.sample
+        self.work = work
+        splits = data.load(config.data, work.path / "tensorflow_datasets")
+        self.supernet: Supernet = keras.models.load_model(work.path / workdir.SUPERNET)
+        self.posterior = Posterior.from_json((work.path / workdir.POSTERIOR).read_text())
+        if self.settings.latency or (self.settings.budgets and self.settings.resource == "latency"):
+            self.posterior = self.posterior.with_latency(self._latencies())
+        batches = data.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
+        self.engine = Engine(self.supernet, batches, self.settings.batch_size, config.seed)
+
+    def evaluate(self, shard: Shard) -> None:
+        """Evaluates one part of the candidates, each kind raced by itself."""
+        with self._evaluations(shard.file) as evaluations:
+            for contest in self._contests(shard):
+                if contest.can_race:
+                    self._race(contest, evaluations)
+        print(f"sample    shard {shard.index} of {shard.count}: {self.work.path / shard.file}")
+
+    def rank(self) -> Iterable[str]:
+        """Ranks all candidates and writes what was found; returns the files written besides the stage's own."""
+        shards = sorted((self.work.path / workdir.SHARDS).glob("*.jsonl"))
+        groups: dict[str, Any] = {}
+        rows: list[dict[str, Any]] = []
+        records: list[dict[str, Any]] = []
+        with self._evaluations(workdir.EVALUATIONS, shards) as evaluations:
+            if evaluations.count:
+                print(f"sample    goes on: {evaluations.count:,} evaluations are there")
+            for contest in self._contests(Shard(1, 1)):
+                group, theirs, ranking = self._ranked(contest, evaluations)
+                records += theirs
+                if contest.share is None:
+                    groups[contest.kind] = group
+                if contest.posterior is not None:
+                    rows.append(_row(contest.posterior, contest.share, self.settings.resource, group))
+                if contest.kind == POSTERIOR and ranking is not None:
+                    winner, predictive = ranking.best, self._predictive(ranking)
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        self.work.write(workdir.CANDIDATES, lambda file: file.write_text(lines))
+        found = {"rank_by": self.settings.rank_by, "kinds": groups, "predictive": predictive}
+        self.work.write_json(workdir.RANKING, found)
+        text = winner.to_json()
+        self.work.write(workdir.ARCHITECTURE, lambda file: file.write_text(text))
+        if not self.settings.budgets:
+            return ()
+        front.write(self.work, rows, self.settings.resource)
+        return (workdir.FRONT, workdir.FRONT_PLOT)
+
+    def _contests(self, shard: Shard) -> Iterator[_Contest]:
+        """Kind by kind; the random candidates have the sizes of the posterior's."""
+        mine = range(shard.index - 1, self.settings.num_candidates, shard.count)
+        budget = {resource: share for resource in RESOURCES if (share := getattr(self.settings, resource))}
+        drawn = self._drawn(POSTERIOR, budget, None, mine)
+        yield drawn
+        sizes = dict(zip(mine, (facts["parameters"] for facts in drawn.facts), strict=True))
+        for kind in (baselines.EVEN, baselines.ALLOCATED):
+            numbers = [i for i in mine if i < self.settings.num_random]
+            made = Packed(
+                baselines.random_candidate(self.posterior, self.supernet.graph, sizes[i], kind, self.config.seed, i)
+                for i in numbers
+            )
             # The best random one is chosen by what the table shows, whatever ranks the posterior's: their losses are
             # mostly those of confident mistakes, and the comparison is not to flatter the posterior.
-            _keep_if_better(winner, kind, record, candidate, _rank_by(kind, config))
-            if i < config.sample.num_tested:
-                first[kind].append(candidate)
-            progress.update(task, completed=number + 1)
+            yield _Contest(kind, None, None, numbers, made, [self._facts(a) for a in made], "accuracy")
+        resource = self.settings.resource
+        for share in self.settings.budgets:
+            kind = f"posterior at {100 * share:g} % of the {resource.replace('_', '-')}"
+            yield self._drawn(kind, {resource: share}, share, mine)
 
-    _write(config, work, records.done, winner, first)
+    def _drawn(self, kind: str, budget: Mapping[str, float], share: float | None, numbers: Sequence[int]) -> _Contest:
+        posterior, limit = self.posterior, None
+        for resource, part in budget.items():
+            total = posterior.total_cost(resource)
+            learned = posterior.expected_cost(resource) / total
+            posterior = posterior.tilt(**{resource: part * total})
+            limit = {resource: part * total} if self.settings.hard_limit else None
+            print(f"sample    tilted from {learned:.1%} of the gated {resource.replace('_', '-')} to {part:.1%}")
+        drawn = Packed(posterior.sample(1, self.config.seed, first=i, limit=limit)[0] for i in numbers)
+        facts = [self._facts(architecture) for architecture in drawn]
+        return _Contest(kind, posterior, share, numbers, drawn, facts, self.settings.rank_by)
 
-
-def _within_budget(posterior: Posterior, config: Config) -> Posterior:
-    for resource in RESOURCES:
-        share = getattr(config.sample, resource)
-        if share:
-            tilted = posterior.tilt(**{resource: share * posterior.total_cost(resource)})
-            learned = posterior.expected_cost(resource) / posterior.total_cost(resource)
-            print(f"sample    tilted from {learned:.1%} of the gated {resource.replace('_', '-')} to {share:.1%}")
-            return tilted
-    return posterior
-
-
-def _numbers(num_candidates: int, num_random: int) -> Iterator[tuple[str, int]]:
-    for kind in KINDS:
-        for i in range(num_candidates if kind == POSTERIOR else num_random):
-            yield kind, i
-
-
-def _score(record: dict[str, Any]) -> ranking.Score:
-    return ranking.Score(record["loss"], record["accuracy"])
-
-
-def _rank_by(kind: str, config: Config) -> str:
-    return config.sample.rank_by if kind == POSTERIOR else "accuracy"
-
-
-def _keep_if_better(
-    winner: dict[str, Any], kind: str, record: dict[str, Any], candidate: Architecture, by: str
-) -> None:
-    # One that drops every path to the output answers, always the same, but there is no network to cut out of it.
-    if not record["connected"]:
-        return
-    if kind not in winner or ranking.order([_score(winner[kind][0]), _score(record)], by)[0] == 1:
-        winner[kind] = (record, candidate)
-
-
-def _write(
-    config: Config,
-    work: workdir.Workdir,
-    records: list[dict[str, Any]],
-    winner: dict[str, Any],
-    first: dict[str, list[Architecture]],
-) -> None:
-    if POSTERIOR not in winner:
-        raise UserError(
-            "sample: every candidate drops every path to the output, so the posterior has collapsed: search again, in "
-            f"another --workdir, with a smaller ell2 (now {config.search.ell2:g}) or gate_learning_rate (now "
-            f"{config.search.gate_learning_rate:g})"
-        )
-    groups = {}
-    for kind in KINDS:
-        mine = [r for r in records if r["kind"] == kind]
-        best, candidate = winner.get(kind, (None, None))
-        groups[kind] = {
-            **ranking.summary([_score(r) for r in mine], _rank_by(kind, config)),
-            "mean_parameters": sum(r["parameters"] for r in mine) / len(mine),
-            "mean_multiply_adds": sum(r["multiply_adds"] for r in mine) / len(mine),
-            "best": best,
-            "architecture": candidate and json.loads(candidate.to_json()),
-            "first": [json.loads(architecture.to_json()) for architecture in first[kind]],  # to be measured on test
+    def _facts(self, architecture: Architecture) -> dict[str, Any]:
+        price = cost(self.supernet.graph, architecture)
+        return {
+            "digest": architecture.digest(),
+            "parameters": price.parameters,
+            "multiply_adds": price.multiply_adds,
+            "connected": self.supernet.graph.flow(architecture).reaches_outputs(),
         }
-    work.write_json(workdir.RANKING, {"rank_by": config.sample.rank_by, "kinds": groups})
-    text = winner[POSTERIOR][1].to_json()
-    work.write(workdir.ARCHITECTURE, lambda file: file.write_text(text))
 
+    def _ranked(
+        self, contest: _Contest, evaluations: Evaluations
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], Ranking | None]:
+        """What ranking.json says of a contest, every candidate's record, and the ranking if there is a winner."""
+        if not contest.can_race and contest.posterior is not None:
+            raise self._all_cut_off(contest)
+        ranking = self._race(contest, evaluations) if contest.can_race else None
+        field = self._field(contest, evaluations)
+        look = field.first_look() if self.settings.racing else field.num_examples
+        field.fill(range(len(contest.candidates)), look)
+        # On the examples that every candidate has seen, so that all count alike.
+        seen = [field.score(i, look) for i in range(len(contest.candidates))]
+        scores = ranking.scores if ranking else seen
+        records = [
+            {"kind": contest.kind, "number": number, **facts, **dataclasses.asdict(score)}
+            for number, facts, score in zip(contest.numbers, contest.facts, scores, strict=True)
+        ]
+        group = {
+            **summary(seen),
+            "num_examples": look,
+            "mean_parameters": sum(r["parameters"] for r in records) / len(records),
+            "mean_multiply_adds": sum(r["multiply_adds"] for r in records) / len(records),
+            "best": None,
+            "architecture": None,
+            # To be measured on test.
+            "first": [json.loads(a.to_json()) for a in contest.candidates[: self.settings.num_tested]],
+        }
+        if ranking:
+            outcome = ranking.outcome
+            group |= {
+                "best": records[outcome.winner],
+                "architecture": json.loads(ranking.best.to_json()),
+                "fresh": ranking.fresh and dataclasses.asdict(ranking.fresh),
+                "ties": [contest.numbers[i] for i in outcome.ties],
+                "evaluations": outcome.evaluations,
+                "saved": outcome.saved,
+                "best_of": _curve(ranking),
+            }
+            self._say(contest, ranking)
+        return group, records, ranking
 
-class _Records:
-    """Candidates' results on disk, one JSON line each with a checksum, appended as they come.
-
-    The first line names the run; records of another run are replaced. A last line cut short by a kill is dropped.
-    """
-
-    def __init__(self, work: workdir.Workdir, key: str):
-        self.file = work.file(workdir.CANDIDATES)
-        self.done: list[dict[str, Any]] = []
-        lines = self.file.read_bytes().split(b"\n") if self.file.exists() else [b""]
-        whole = lines[:-1]  # after the last newline there is nothing, or a line cut short
-        if whole and self._parse(whole[0], 1) == {"key": key}:
-            self.done = [self._parse(line, i + 2) for i, line in enumerate(whole[1:])]
-        work.write(
-            workdir.CANDIDATES,
-            lambda path: path.write_text("".join(map(self._line, [{"key": key}, *self.done]))),
+    def _say(self, contest: _Contest, ranking: Ranking) -> None:
+        best, fresh, outcome = ranking.scores[ranking.outcome.winner], ranking.fresh, ranking.outcome
+        raced = f"raced: {1 - outcome.saved:.0%} of the examples evaluated" if self.settings.racing else "all in full"
+        again = f", on {fresh.num_examples:,} fresh examples {fresh.loss:.4g}" if fresh else ""
+        print(
+            f"sample    {contest.kind}: {len(contest.candidates):,} candidates, {raced}; best loss {best.loss:.4g}"
+            f"{again}; {len(outcome.ties)} tie with it"
         )
 
-    def __enter__(self) -> _Records:
-        self._stream = open(self.file, "a")
-        return self
+    def _race(self, contest: _Contest, evaluations: Evaluations) -> Ranking:
+        columns = (
+            rich.progress.TextColumn("sample    {task.description}"),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("{task.fields[figures]}"),
+        )
+        with rich.progress.Progress(*columns, console=terminal.console) as progress:
+            field = self._field(contest, evaluations)
+            total = len(contest.candidates) * field.num_examples
+            task = progress.add_task(contest.kind, total=total, figures="")
 
-    def __exit__(self, *error: Any) -> None:
-        self._stream.close()
+            def update(alive: int, examples: int) -> None:
+                # Whoever is out of the race is done.
+                done = total - alive * (field.num_examples - examples)
+                figures = f"{alive:,} candidates on {examples:,} examples"
+                progress.update(task, completed=done, figures=figures)
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Writes a record through to the file."""
-        self._stream.write(self._line(record))
-        self._stream.flush()
-        self.done.append(record)
+            field.progress = update
+            return field.race(self.settings.racing or None, self.settings.tolerance, contest.cut_off)
 
-    @staticmethod
-    def _line(record: dict[str, Any]) -> str:
-        text = json.dumps(record)
-        return f"{zlib.crc32(text.encode()):08x} {text}\n"
+    def _field(self, contest: _Contest, evaluations: Evaluations) -> Field:
+        return Field(self.engine, evaluations, contest.candidates, contest.by, self.settings.holdout)
 
-    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
-        checksum, _, text = line.partition(b" ")
-        if checksum.decode(errors="replace") != f"{zlib.crc32(text):08x}":
-            raise UserError(f"{self.file}: line {number} was altered (its checksum differs): delete it to rank again")
-        return json.loads(text)
+    def _evaluations(self, name: str, others: Sequence[pathlib.Path] = ()) -> Evaluations:
+        """The store, whose key is all that an evaluation depends on: neither how many are ranked, nor how."""
+        settings = config_lib.to_dict(self.config)
+        settings["data"].pop("data_dir")
+        material = {
+            "supernet": workdir.digest(self.work.path / workdir.SUPERNET),
+            "data": settings["data"],
+            "seed": self.config.seed,
+            "batch_size": self.settings.batch_size,
+            "recalibrate": self.settings.recalibrate,
+        }
+        key = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+        return Evaluations(self.work.file(name), key, others)
+
+    def _latencies(self) -> dict[str, float]:
+        """Seconds per channel of every gated layer, measured once in a working directory."""
+        file = self.work.path / workdir.LATENCIES
+        if not file.exists():
+            self.work.write_json(workdir.LATENCIES, layer_latencies(self.supernet))
+        return json.loads(file.read_text())
+
+    def _predictive(self, ranking: Ranking) -> dict[str, Any]:
+        """The found network, an ensemble of the best and the posterior's average, on examples the race did not use."""
+        count = min(self.settings.ensemble, len(ranking.candidates))
+        if not count:
+            return {}
+        start = ranking.scores[ranking.order[0]].num_examples if ranking.fresh else 0
+        labels = self.engine.labels(start)
+
+        def average(numbers: Iterable[int]) -> dict[str, Any]:
+            outputs = [softmax(self.engine.outputs(ranking.candidates[i], start), axis=-1) for i in numbers]
+            return statistics.predictive(np.mean(outputs, axis=0), labels)
+
+        return {
+            "found network": average(ranking.order[:1]),
+            f"ensemble of the {count:,} best": average(ranking.order[:count]),
+            f"average of {count:,} posterior samples": average(range(count)),
+        }
+
+    def _all_cut_off(self, contest: _Contest) -> UserError:
+        if contest.share is not None:
+            return UserError(
+                f"sample.budgets: {contest.kind}, every candidate drops every path to the output: leave "
+                f"{contest.share:g} out, or take a larger budget"
+            )
+        return UserError(
+            "sample: every candidate drops every path to the output, so the posterior has collapsed: search again, in "
+            f"another --workdir, with a smaller ell2 (now {self.config.search.ell2:g}) or gate_learning_rate (now "
+            f"{self.config.search.gate_learning_rate:g})"
+        )
+
+
+def _row(posterior: Posterior, share: float | None, resource: str, group: dict[str, Any]) -> dict[str, Any]:
+    """A point of the front."""
+    known = resource != "latency" or posterior.layers[0].latency_per_channel is not None
+    return {
+        "share": share,
+        "expected": posterior.expected_cost(resource) if known else None,
+        "deviation": posterior.cost_deviation(resource) if known else None,
+        "total": posterior.total_cost(resource) if known else None,
+        "mean_accuracy": group["mean_accuracy"],
+        **{name: group["best"][name] for name in ("parameters", "multiply_adds", "loss", "accuracy", "num_examples")},
+        "fresh": group["fresh"],
+        "architecture": group["architecture"],
+    }
+
+
+def _curve(ranking: Ranking) -> list[dict[str, float]]:
+    """Accuracy of the winner among fewer candidates, as they stand in the race's order (Table 6's question)."""
+    place = np.empty(len(ranking.order))
+    place[ranking.order] = np.arange(len(ranking.order))
+    counts = [count for count in _CURVE if count < len(place)] + [len(place)]
+    return statistics.best_of(place, [score.accuracy for score in ranking.scores], counts)

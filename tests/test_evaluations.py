@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+from tfnas.errors import UserError
+from tfnas.evaluations import Evaluations
+
+A, B = "a" * 64, "b" * 64
+
+
+def write(path, key="run", entries=((A, 0, 5), (B, 0, 3), (A, 5, 4))):
+    with Evaluations(path, key) as kept:
+        for digest, start, count in entries:
+            losses = np.arange(start, start + count, dtype=np.float32) / 7
+            kept.append(digest, start, losses, losses > 0.6)
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    path = tmp_path / "e.jsonl"
+    write(path)
+    with Evaluations(path, "run") as kept:
+        assert (kept.known(A), kept.known(B), kept.known("c" * 64), kept.count) == (9, 3, 0, 3)
+        losses, hits = kept.read(A, 7)
+        np.testing.assert_array_equal(losses, np.arange(7, dtype=np.float32) / 7)
+        np.testing.assert_array_equal(hits, np.arange(7) / 7 > 0.6)
+        assert losses.dtype == np.float32 and hits.dtype == bool
+
+
+def test_a_line_cut_short_is_dropped_wherever_it_is_cut(tmp_path):
+    path = tmp_path / "e.jsonl"
+    write(path)
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    for end in range(last, len(whole)):
+        path.write_bytes(whole[:end])
+        with Evaluations(path, "run") as kept:
+            assert kept.known(A) == 5
+            kept.append(A, 5, np.arange(5, 9, dtype=np.float32) / 7, np.arange(5, 9) / 7 > 0.6)
+        assert path.read_bytes() == whole
+
+
+def test_a_first_line_cut_short_begins_again(tmp_path):
+    path = tmp_path / "e.jsonl"
+    write(path)
+    path.write_bytes(path.read_bytes()[:10])
+    with Evaluations(path, "run") as kept:
+        assert kept.count == 0
+    write(path)
+    with Evaluations(path, "run") as kept:
+        assert kept.known(A) == 9
+
+
+def test_an_altered_line_is_refused(tmp_path):
+    path = tmp_path / "e.jsonl"
+    write(path)
+    path.write_bytes(path.read_bytes().replace(b'"start": 5', b'"start": 6'))
+    with pytest.raises(UserError, match=r"e.jsonl: line 4 was altered .* delete the file to rank again"):
+        Evaluations(path, "run")
+
+
+def test_another_runs_file_is_begun_again_and_another_runs_shard_refused(tmp_path):
+    path, shard = tmp_path / "e.jsonl", tmp_path / "1-of-2.jsonl"
+    write(path, "other run")
+    write(shard, "other run")
+    with Evaluations(path, "run") as kept:
+        assert kept.count == 0
+    with pytest.raises(UserError, match="1-of-2.jsonl: holds evaluations of another run"):
+        Evaluations(path, "run", [shard])
+
+
+def test_shards_are_read_and_left_as_they_are(tmp_path):
+    path, shard = tmp_path / "e.jsonl", tmp_path / "1-of-2.jsonl"
+    write(path, entries=[(B, 0, 3)])
+    write(shard, entries=[(A, 0, 5)])
+    cut = shard.read_bytes() + b"0000 cut sho"
+    shard.write_bytes(cut)
+    with Evaluations(path, "run", [shard]) as kept:
+        assert (kept.known(A), kept.known(B)) == (5, 3)
+        kept.append(A, 5, np.ones(2, np.float32), np.ones(2, bool))
+        assert kept.read(A, 7)[0].tolist() == pytest.approx([0, 1 / 7, 2 / 7, 3 / 7, 4 / 7, 1, 1])
+    assert shard.read_bytes() == cut

@@ -184,7 +184,7 @@ def main(_):
 
     decided, groups = posterior.decided()
     print(
-        f"\n{count} candidates ({len({a.digest() for a in candidates})} distinct), {decided} of {groups} gates decided, "
+        f"\n{count} candidates, {len({a.digest() for a in candidates})} distinct; {decided} of {groups} gates decided; "
         f"{kept / 1e6:.2f} M of {full / 1e6:.2f} M multiply-adds kept on average; {num_examples:,} images\n"
     )
     print("| ranking | seconds | candidates a second | over naive | example evaluations |")
@@ -207,7 +207,7 @@ def main(_):
     near, exact, share = repeated.mean(0)
     twenty = int(repeated[:20, 0].sum())
     print(
-        f"{_REPEATS.value} other orders: within half a standard error of the best in {100 * near:.1f} % (of the first 20: "
+        f"{_REPEATS.value} other orders: within half a standard error of the best {100 * near:.1f} % (of the first 20: "
         f"{twenty}), the best itself in {100 * exact:.1f} %; {100 * share:.1f} % of the examples evaluated."
     )
     print(

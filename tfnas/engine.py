@@ -104,11 +104,6 @@ class Engine:
         """Examples in all."""
         return len(self._labels)
 
-    @property
-    def num_traces(self) -> int:
-        """How often a program was traced at most: 1 once all have run, however many candidates they have seen."""
-        return max(program.experimental_get_tracing_count() for program in self._programs)
-
     def evaluate(
         self, architectures: Sequence[Architecture], start: int = 0, stop: int | None = None
     ) -> Iterator[Evaluation]:
@@ -150,9 +145,9 @@ class Engine:
         candidates = [_Candidate(self, architecture) for _, architecture in chosen]
         for first in range(start, stop, self.batch_size):
             last = min(first + self.batch_size, stop)
-            labels = self._labels[first:last]
+            labels = tf.convert_to_tensor(self._labels[first:last])
             keys: list[bytes] = []  # of what was computed last, segment by segment
-            results: list[Any] = [self._inputs[first:last]]
+            results: list[Any] = [tf.convert_to_tensor(self._inputs[first:last])]
             for (number, _), candidate in zip(chosen, candidates, strict=True):
                 common = 0
                 while common < len(keys) and keys[common] == candidate.keys[common]:
@@ -166,6 +161,8 @@ class Engine:
                 yield Evaluation(number, first, losses, hits, outputs)
 
     def _program(self, segment: Sequence[_Unit]) -> Any:
+        """One segment, traced here and never again."""
+
         def run(tensor: tf.Tensor, labels: tf.Tensor, fed: dict[str, Fed]) -> Any:
             values = {segment[0].node.inputs[0]: tensor}
             for unit in segment:
@@ -183,7 +180,8 @@ class Engine:
         else:
             tensor = tf.TensorSpec((None, *segment[0].source_shape, None))
         labels = tf.TensorSpec((None, *self._labels.shape[1:]), self._labels.dtype)
-        return tf.function(run, input_signature=(tensor, labels, {unit.name: unit.signature() for unit in segment}))
+        fed = {unit.name: unit.signature() for unit in segment}
+        return tf.function(run).get_concrete_function(tensor, labels, fed)
 
 
 class _Candidate:

@@ -14,6 +14,10 @@ from tfnas.errors import UserError
 from tfnas.posterior import LayerGates, Posterior
 
 Q = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9), LayerGates("b", (4,), (0.4,), 25)))
+PRICED = Posterior(
+    (LayerGates("a", (3, 2), (0.1, 0.7), 9, 9 * 64, 3e-7), LayerGates("b", (4,), (0.4,), 25, 25 * 16, 5e-8))
+)
+PRICES = [("parameters", (9, 25)), ("multiply_adds", (576, 400)), ("latency", (3e-7, 5e-8))]
 
 
 def test_log_prob_and_entropy_are_tfps():
@@ -51,19 +55,17 @@ def test_expected_sizes_by_hand():
     assert Posterior((LayerGates("a", (1, 1, 1), (0.01, 0.5, 0.99), 1),)).decided() == (2, 3)
 
 
-PRICED = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9, 9 * 64), LayerGates("b", (4,), (0.4,), 25, 25 * 16)))
-
-
-@pytest.mark.parametrize("resource, costs", [("parameters", (9, 25)), ("multiply_adds", (576, 400))])
+@pytest.mark.parametrize("resource, costs", PRICES)
 def test_expected_cost_and_its_deviation_against_monte_carlo(resource, costs):
     draws = PRICED.sample(20_000, seed=2)
     kept = np.array([d["a"].sum() * costs[0] + d["b"].sum() * costs[1] for d in draws])
     assert PRICED.expected_cost(resource) == pytest.approx(kept.mean(), abs=5 * kept.std() / np.sqrt(20_000))
     assert PRICED.cost_deviation(resource) == pytest.approx(kept.std(), rel=0.03)
-    assert PRICED.total_cost(resource) == 5 * costs[0] + 4 * costs[1]
+    assert PRICED.total_cost(resource) == pytest.approx(5 * costs[0] + 4 * costs[1], rel=1e-12)
+    assert isinstance(PRICED.total_cost(resource), type(costs[0]))
 
 
-@pytest.mark.parametrize("resource, per_channel", [("parameters", (9, 25)), ("multiply_adds", (576, 400))])
+@pytest.mark.parametrize("resource, per_channel", PRICES)
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.95])
 def test_tilt_is_the_exponential_tilting_of_all_architectures(resource, per_channel, share):
     """All 512 architectures written out, weighted by exp(-lambda cost), lambda by another root finder."""
@@ -102,20 +104,52 @@ def test_tilt_refuses_what_cannot_be(parameters):
 
 
 def test_tilt_needs_one_known_resource():
-    with pytest.raises(UserError, match="one of the two expected. Received: parameters=None, multiply_adds=None"):
+    expected = "tilt: exactly one of parameters, multiply_adds, latency expected. Received: "
+    with pytest.raises(UserError, match=expected + "none of them"):
         Q.tilt()
-    with pytest.raises(UserError, match="one of the two expected. Received: parameters=3, multiply_adds=5"):
+    with pytest.raises(UserError, match=expected + "parameters=3, multiply_adds=5"):
         Q.tilt(parameters=3, multiply_adds=5)
+    with pytest.raises(UserError, match=expected + "parameters=3, latency=0.5"):
+        Q.tilt(parameters=3, latency=0.5)
     with pytest.raises(UserError, match="multiply_adds are not known, because the model's input has no fixed size"):
         Q.tilt(multiply_adds=5)
-    with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds' expected. Received: 'seconds'"):
-        Q.expected_cost("seconds")
+    with pytest.raises(UserError, match=r"latency is not known: .*with_latency\(tfnas.layer_latencies\(supernet\)\)"):
+        Q.tilt(latency=0.5)
+    with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds', 'latency' expected. Received: 'time'"):
+        Q.expected_cost("time")
+
+
+def test_latency_per_channel_is_given_layer_by_layer():
+    timed = Q.with_latency({"b": 0, "a": 1e-6})
+    assert [g.latency_per_channel for g in timed.layers] == [1e-6, 0.0]
+    assert timed.total_cost("latency") == pytest.approx(5e-6)
+    assert [g.drop_probability for g in timed.layers] == [g.drop_probability for g in Q.layers]
+    assert Q.layers[0].latency_per_channel is None
+
+
+@pytest.mark.parametrize(
+    "seconds, message",
+    [
+        ({"a": 1e-6}, "with_latency: layer 'b' is missing"),
+        ({"a": 1e-6, "b": 1e-6, "c": 1e-6}, "with_latency: this posterior has no layer 'c'"),
+        ({"a": 1e-6, "b": -1e-6}, "with_latency: 'b' must be a finite number of seconds, at least 0. Received: -1e-06"),
+        ({"a": float("nan"), "b": 1e-6}, "'a' must be a finite .* Received: nan"),
+        ({"a": float("inf"), "b": 1e-6}, "'a' must be a finite .* Received: inf"),
+        ({"a": "fast", "b": 1e-6}, "'a' must be a finite .* Received: 'fast'"),
+    ],
+)
+def test_latencies_that_do_not_fit_are_refused(seconds, message):
+    with pytest.raises(UserError, match=message):
+        Q.with_latency(seconds)
 
 
 def test_json_round_trip_is_exact_and_damage_refused():
-    for multiply_adds in (None, 90):
-        q = Posterior((LayerGates("a", (3,), (1 / 3,), 9, multiply_adds),))
+    for multiply_adds, latency in ((None, None), (90, None), (None, 1e-6 / 3), (90, 1e-6 / 3)):
+        q = Posterior((LayerGates("a", (3,), (1 / 3,), 9, multiply_adds, latency),))
         assert Posterior.from_json(q.to_json()) == q
+    gates = {"name": "a", "group_sizes": [3], "drop_probability": [0.5], "parameters_per_channel": 9}
+    older = json.dumps({"format": 1, "layers": [{**gates, "multiply_adds_per_channel": 90}]})  # had no latency
+    assert Posterior.from_json(older) == Posterior((LayerGates("a", (3,), (0.5,), 9, 90),))
     with pytest.raises(UserError, match="not the JSON of a Posterior"):
         Posterior.from_json(q.to_json()[:-4])
 

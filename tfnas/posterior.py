@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+import numbers
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +14,8 @@ from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 
 _FORMAT = 1
-RESOURCES = ("parameters", "multiply_adds")  # what a gate may be priced by
+RESOURCES = ("parameters", "multiply_adds")  # what a gate may be priced by, counted from shapes
+PRICES = (*RESOURCES, "latency")  # and what has to be measured first
 _DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
 
 
@@ -26,6 +29,7 @@ class LayerGates:
         drop_probability: one p per group, in [0, 1].
         parameters_per_channel: kernel weights that one input channel carries.
         multiply_adds_per_channel: multiply-adds that one input channel costs; None where the image size is not fixed.
+        latency_per_channel: seconds for one example that one input channel costs; None where it was not measured.
     """
 
     name: str
@@ -33,6 +37,7 @@ class LayerGates:
     drop_probability: tuple[float, ...]
     parameters_per_channel: int
     multiply_adds_per_channel: int | None = None
+    latency_per_channel: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.group_sizes) != len(self.drop_probability) or not self.group_sizes:
@@ -109,11 +114,38 @@ class Posterior:
             total -= float(np.sum(p * np.log(p) + keep * np.log(keep)))
         return total
 
-    def _per_channel(self, resource: str) -> list[int]:
-        """Cost of one input channel of each layer. Raises UserError if it is not known."""
-        if resource not in RESOURCES:
-            raise UserError(f"posterior: one of {', '.join(map(repr, RESOURCES))} expected. Received: {resource!r}")
+    def with_latency(self, seconds: Mapping[str, float]) -> Posterior:
+        """This posterior with each layer's latency per input channel, as `tfnas.layer_latencies` measures it.
+
+        Args:
+            seconds: for one input channel and one example, by the layers' names.
+
+        Raises:
+            UserError: for a layer that is missing or not this posterior's, or a value that is not finite or negative.
+        """
+        names = [g.name for g in self.layers]
+        for name in names:
+            if name not in seconds:
+                raise UserError(f"with_latency: layer '{name}' is missing; every gated layer's seconds are expected")
+        for name, value in seconds.items():
+            if name not in names:
+                raise UserError(f"with_latency: this posterior has no layer '{name}'; it has {', '.join(names[:8])}")
+            if not (isinstance(value, numbers.Real) and 0 <= value < math.inf):
+                raise UserError(
+                    f"with_latency: '{name}' must be a finite number of seconds, at least 0. Received: {value!r}"
+                )
+        return Posterior(tuple(dataclasses.replace(g, latency_per_channel=float(seconds[g.name])) for g in self.layers))
+
+    def _per_channel(self, resource: str) -> list[float]:
+        """Cost of one input channel of each layer; int where it is counted. Raises UserError if it is not known."""
+        if resource not in PRICES:
+            raise UserError(f"posterior: one of {', '.join(map(repr, PRICES))} expected. Received: {resource!r}")
         costs = [getattr(g, f"{resource}_per_channel") for g in self.layers]
+        if None in costs and resource == "latency":
+            raise UserError(
+                "posterior: latency is not known: measure it, "
+                "posterior = posterior.with_latency(tfnas.layer_latencies(supernet))"
+            )
         if None in costs:
             raise UserError(f"posterior: {resource} are not known, because the model's input has no fixed size")
         return costs
@@ -122,7 +154,10 @@ class Posterior:
         """E[cost kept] = sum over channels of (1 - p) c, of the gated layers' kernels, each with all of its outputs.
 
         Args:
-            resource: 'parameters' or 'multiply_adds'.
+            resource: 'parameters', 'multiply_adds' or 'latency' (seconds for one example, see `with_latency`).
+
+        Raises:
+            UserError: for a resource that is not known.
         """
         return float(
             sum((1 - g.channel_drop).sum() * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
@@ -136,8 +171,8 @@ class Posterior:
         ]
         return float(np.sqrt(sum(variances)))
 
-    def total_cost(self, resource: str = "parameters") -> int:
-        """What `expected_cost` is with every channel kept."""
+    def total_cost(self, resource: str = "parameters") -> float:
+        """What `expected_cost` is with every channel kept; an int but for latency."""
         return sum(g.num_channels * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
 
     def expected_parameters(self) -> float:
@@ -146,7 +181,7 @@ class Posterior:
 
     def total_parameters(self) -> int:
         """Kernel weights of the gated layers with every channel kept."""
-        return self.total_cost("parameters")
+        return int(self.total_cost("parameters"))
 
     def expected_kept(self) -> float:
         """Expected share of the gated layers' kernel weights that are kept, in [0, 1]."""
@@ -157,7 +192,9 @@ class Posterior:
         p = np.concatenate([g.drop_probability for g in self.layers])
         return int(((p < _DECIDED) | (p > 1 - _DECIDED)).sum()), p.size
 
-    def tilt(self, *, parameters: float | None = None, multiply_adds: float | None = None) -> Posterior:
+    def tilt(
+        self, *, parameters: float | None = None, multiply_adds: float | None = None, latency: float | None = None
+    ) -> Posterior:
         """The posterior conditioned on a budget in expectation: every keep logit is moved by lambda times its cost.
 
         Exponential tilting: of all distributions over architectures with that expected cost, q(a) exp(-lambda cost(a))
@@ -170,16 +207,17 @@ class Posterior:
         Args:
             parameters: expected kernel weights kept, strictly between 0 and `total_cost()`.
             multiply_adds: or expected multiply-adds, strictly between 0 and `total_cost("multiply_adds")`.
+            latency: or expected seconds for one example, strictly between 0 and `total_cost("latency")`.
 
         Raises:
-            UserError: unless one of them is given and lies in its range.
+            UserError: unless exactly one of them is given, is known and lies in its range.
         """
-        if (parameters is None) == (multiply_adds is None):
-            raise UserError(
-                f"tilt: one of the two expected. Received: parameters={parameters}, multiply_adds={multiply_adds}"
-            )
-        resource = "multiply_adds" if parameters is None else "parameters"
-        budget = float(multiply_adds or 0) if parameters is None else parameters
+        budgets = {"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency}
+        given = {resource: budget for resource, budget in budgets.items() if budget is not None}
+        if len(given) != 1:
+            received = ", ".join(f"{resource}={budget}" for resource, budget in given.items()) or "none of them"
+            raise UserError(f"tilt: exactly one of {', '.join(PRICES)} expected. Received: {received}")
+        ((resource, budget),) = given.items()
         total = self.total_cost(resource)
         if not 0 < budget < total:
             raise UserError(f"tilt: {resource} must lie strictly between 0 and {total:,}. Received: {budget:,}")
@@ -216,6 +254,7 @@ class Posterior:
                         drop_probability=tuple(g["drop_probability"]),
                         parameters_per_channel=g["parameters_per_channel"],
                         multiply_adds_per_channel=g.get("multiply_adds_per_channel"),
+                        latency_per_channel=g.get("latency_per_channel"),
                     )
                     for g in layers
                 )

@@ -48,6 +48,63 @@ def test_a_candidate_depends_on_seed_and_number_alone():
     assert Q.sample(20, seed=5) != Q.sample(20, seed=6)
 
 
+@pytest.mark.parametrize(
+    "limit", [{"parameters": 80}, {"multiply_adds": 2000, "parameters": 100}, {"latency": 9.5e-7}, {"parameters": 145}]
+)
+def test_under_a_limit_samples_are_the_posterior_conditioned_on_it(limit):
+    """All 512 architectures written out; those beyond the limit struck, the others' probabilities scaled to 1."""
+    masks = np.array(list(itertools.product([0, 1], repeat=9)))
+    probability = np.prod(np.where(masks, *np.array([[0.9, 0.1]] * 3 + [[0.3, 0.7]] * 2 + [[0.6, 0.4]] * 4).T), axis=1)
+    within = np.ones(512, bool)
+    for resource, most in limit.items():
+        in_a, in_b = dict(PRICES)[resource]
+        within &= masks @ np.array([in_a] * 5 + [in_b] * 4) <= most
+    conditioned = probability * within / probability[within].sum()
+
+    draws = PRICED.sample(4000, seed=3, limit=limit)
+    numbers = [int(np.concatenate([d["a"], d["b"]]) @ 2 ** np.arange(9)[::-1]) for d in draws]
+    frequency = np.bincount(numbers, minlength=512) / 4000
+    assert not frequency[~within].any()
+    # 5 standard deviations of a frequency of 4,000 (and of the rarest, one draw), and of the channels' marginals.
+    deviation = np.sqrt(conditioned * (1 - conditioned) / 4000)
+    assert (np.abs(frequency - conditioned) <= 5 * deviation + 1 / 4000).all()
+    np.testing.assert_allclose(frequency @ masks, conditioned @ masks, atol=0.04)
+
+
+def test_a_candidate_under_a_limit_is_the_first_of_its_own_draws_within_it():
+    limit = {"parameters": 70}
+    drop = np.array([0.1] * 3 + [0.7] * 2 + [0.4] * 4)
+    for i, candidate in enumerate(PRICED.sample(30, seed=5, limit=limit)):
+        for entropy in ([5, i], *([5, i, attempt] for attempt in range(1, 1000))):
+            keep = np.random.default_rng(entropy).random(9) >= drop
+            if keep @ np.array([9] * 5 + [25] * 4) <= 70:
+                break
+        np.testing.assert_array_equal(np.concatenate([candidate["a"], candidate["b"]]), keep)
+    assert PRICED.sample(3, seed=5, first=4, limit=limit) == PRICED.sample(7, seed=5, limit=limit)[4:]
+    assert PRICED.sample(9, seed=5, limit={"parameters": 145}) == PRICED.sample(9, seed=5) == PRICED.sample(9, 5, 0, {})
+
+
+@pytest.mark.parametrize(
+    "limit, message",
+    [
+        ({"parameters": 100}, "parameters of candidate 4 exceed the limit of 100 in 1,000 draws; 145 are expected: "),
+        ({"parameters": 145, "multiply_adds": 4000}, "multiply_adds .* the limit of 4,000 in .*; 4,480 are expected: "),
+        ({"latency": 1.5e-6}, "latency .* the limit of 1.5e-06 in 1,000 draws; 1.7e-06 are expected: "),
+    ],
+)
+def test_a_limit_that_is_hardly_ever_met_is_refused(limit, message):
+    sure = Posterior((LayerGates("a", (5,), (1e-9,), 9, 576, 3e-7), LayerGates("b", (4,), (1e-9,), 25, 400, 5e-8)))
+    with pytest.raises(UserError, match=message + "tilt to a smaller budget first"):
+        sure.sample(1, seed=5, first=4, limit=limit)
+
+
+def test_a_limit_on_what_is_not_known_is_refused():
+    with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds', 'latency' expected. Received: 'layers'"):
+        PRICED.sample(1, seed=5, limit={"layers": 3})
+    with pytest.raises(UserError, match="latency is not known"):
+        Q.sample(1, seed=5, limit={"latency": 3})
+
+
 def test_expected_sizes_by_hand():
     assert Q.total_parameters() == 5 * 9 + 4 * 25
     assert Q.expected_parameters() == pytest.approx((3 * 0.9 + 2 * 0.3) * 9 + 4 * 0.6 * 25)
@@ -63,6 +120,15 @@ def test_expected_cost_and_its_deviation_against_monte_carlo(resource, costs):
     assert PRICED.cost_deviation(resource) == pytest.approx(kept.std(), rel=0.03)
     assert PRICED.total_cost(resource) == pytest.approx(5 * costs[0] + 4 * costs[1], rel=1e-12)
     assert isinstance(PRICED.total_cost(resource), type(costs[0]))
+    assert [PRICED.cost_of(draw, resource) for draw in draws[:50]] == pytest.approx(kept[:50], rel=1e-12)
+    assert isinstance(PRICED.cost_of(draws[0], resource), type(costs[0]))
+
+
+def test_cost_of_another_networks_architecture_is_refused():
+    with pytest.raises(UserError, match="cost_of: .* not this posterior's; the first that differs is 'c'"):
+        Q.cost_of(Architecture({"a": [True] * 5, "b": [True] * 4, "c": [True]}))
+    with pytest.raises(UserError, match="cost_of: 'b' has 4 input channels. Received: 3"):
+        Q.cost_of(Architecture({"a": [True] * 5, "b": [True] * 3}))
 
 
 @pytest.mark.parametrize("resource, per_channel", PRICES)

@@ -16,6 +16,7 @@ from tfnas.errors import UserError
 _FORMAT = 1
 RESOURCES = ("parameters", "multiply_adds")  # what a gate may be priced by, counted from shapes
 PRICES = (*RESOURCES, "latency")  # and what has to be measured first
+_ATTEMPTS = 1_000  # draws of one candidate under a limit
 _DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
 
 
@@ -74,17 +75,40 @@ class Posterior:
 
     layers: tuple[LayerGates, ...]
 
-    def sample(self, num_candidates: int, seed: int, first: int = 0) -> list[Architecture]:
+    def sample(
+        self, num_candidates: int, seed: int, first: int = 0, limit: Mapping[str, float] | None = None
+    ) -> list[Architecture]:
         """Hard masks, eps ~ Bernoulli(1 - p): one architecture per candidate.
 
         Candidate i is a function of (seed, i) alone, so that any range of candidates can be drawn again, anywhere.
+        Under a limit it is the first of its own draws that meets it, so that the candidates are this posterior's,
+        conditioned on the limit. A limit that is seldom met costs many draws: `tilt` to it first.
 
         Args:
             num_candidates: how many to draw.
             seed: non-negative integer.
             first: index of the first candidate drawn.
+            limit: the most that a candidate may cost, by resource, as `cost_of` counts it: {'parameters': 50_000}.
+
+        Raises:
+            UserError: for a limit on a resource that is not known, or one that 1,000 draws of a candidate do not meet.
         """
-        return [self._from_uniform(np.random.default_rng([seed, first + i])) for i in range(num_candidates)]
+        costs = {resource: self._per_channel(resource) for resource in limit or {}}
+        return [self._candidate(seed, first + i, limit or {}, costs) for i in range(num_candidates)]
+
+    def _candidate(
+        self, seed: int, i: int, limit: Mapping[str, float], costs: Mapping[str, Sequence[float]]
+    ) -> Architecture:
+        for attempt in range(_ATTEMPTS):
+            drawn = self._from_uniform(np.random.default_rng([seed, i, attempt] if attempt else [seed, i]))
+            beyond = [resource for resource, most in limit.items() if _total(drawn, costs[resource]) > most]
+            if not beyond:
+                return drawn
+        resource = beyond[0]
+        raise UserError(
+            f"sample: {resource} of candidate {i} exceed the limit of {limit[resource]:,} in {_ATTEMPTS:,} draws; "
+            f"{_shown(self.expected_cost(resource), resource)} are expected: tilt to a smaller budget first"
+        )
 
     def _from_uniform(self, rng: np.random.Generator) -> Architecture:
         return Architecture({g.name: rng.random(g.num_channels) >= g.channel_drop for g in self.layers})
@@ -149,6 +173,28 @@ class Posterior:
         if None in costs:
             raise UserError(f"posterior: {resource} are not known, because the model's input has no fixed size")
         return costs
+
+    def cost_of(self, architecture: Architecture, resource: str = "parameters") -> float:
+        """What `expected_cost` is the mean of, for one architecture: the sum of c over the channels it keeps.
+
+        Args:
+            architecture: of this posterior's layers.
+            resource: 'parameters' or 'multiply_adds', then an int; or 'latency', seconds for one example.
+
+        Raises:
+            UserError: for another network's architecture, or a resource that is not known.
+        """
+        odd = sorted(set(architecture) ^ {g.name for g in self.layers})
+        if odd:
+            raise UserError(
+                f"cost_of: the architecture's layers are not this posterior's; the first that differs is '{odd[0]}'"
+            )
+        for g in self.layers:
+            if architecture[g.name].size != g.num_channels:
+                raise UserError(
+                    f"cost_of: '{g.name}' has {g.num_channels} input channels. Received: {architecture[g.name].size}"
+                )
+        return _total({g.name: architecture[g.name] for g in self.layers}, self._per_channel(resource))
 
     def expected_cost(self, resource: str = "parameters") -> float:
         """E[cost kept] = sum over channels of (1 - p) c, of the gated layers' kernels, each with all of its outputs.
@@ -291,6 +337,15 @@ class Posterior:
             return cls(tuple(dataclasses.replace(g, drop_probability=published[g.name]) for g in like.layers))
         except (ValueError, TypeError) as error:
             raise UserError(f"posterior: {error}") from None
+
+
+def _total(keep: Mapping[str, np.ndarray], costs: Sequence[float]) -> float:
+    """Cost of the channels kept, layer by layer."""
+    return sum(int(mask.sum()) * cost for mask, cost in zip(keep.values(), costs, strict=True))
+
+
+def _shown(cost: float, resource: str) -> str:
+    return f"{cost:.3g}" if resource == "latency" else f"{cost:,.0f}"
 
 
 def _moved(gates: LayerGates, by: float) -> LayerGates:

@@ -105,6 +105,22 @@ def test_a_limit_on_what_is_not_known_is_refused():
         Q.sample(1, seed=5, limit={"latency": 3})
 
 
+def test_undecided_groups_by_hand():
+    q = Posterior(
+        (
+            LayerGates("a", (1, 2, 1, 1), (0.05, 0.3, 0.96, 0.5), 1),
+            LayerGates("b", (3,), (0.04,), 1),
+            LayerGates("c", (1, 1, 1), (0.7, 0.95, 0.52), 1),
+        )
+    )
+    # 0.3 and 0.7 are as far from 1/2, and so are 0.05 and 0.95.
+    expected = [("a", 3, 0.5), ("c", 2, 0.52), ("a", 1, 0.3), ("c", 0, 0.7), ("a", 0, 0.05), ("c", 1, 0.95)]
+    assert q.undecided() == expected
+    assert q.undecided(2) == expected[:2] and q.undecided(99) == expected
+    decided, groups = q.decided()
+    assert len(q.undecided()) == groups - decided
+
+
 def test_expected_sizes_by_hand():
     assert Q.total_parameters() == 5 * 9 + 4 * 25
     assert Q.expected_parameters() == pytest.approx((3 * 0.9 + 2 * 0.3) * 9 + 4 * 0.6 * 25)

@@ -238,6 +238,20 @@ class Posterior:
         p = np.concatenate([g.drop_probability for g in self.layers])
         return int(((p < _DECIDED) | (p > 1 - _DECIDED)).sum()), p.size
 
+    def undecided(self, num: int | None = None) -> list[tuple[str, int, float]]:
+        """The groups with 0.05 <= p <= 0.95, the most undecided (p nearest 1/2) first, equals in the layers' order.
+
+        Args:
+            num: at most this many; None: all.
+
+        Returns:
+            (layer's name, number of the group in that layer, p) of each.
+        """
+        groups = [(g.name, i, p) for g in self.layers for i, p in enumerate(g.drop_probability)]
+        open_ones = [group for group in groups if _DECIDED <= group[2] <= 1 - _DECIDED]
+        # Rounded, so that 0.3 and 0.7 are equals, as in float64 they are not.
+        return sorted(open_ones, key=lambda group: round(abs(group[2] - 0.5), 12))[:num]
+
     def tilt(
         self, *, parameters: float | None = None, multiply_adds: float | None = None, latency: float | None = None
     ) -> Posterior:

@@ -14,6 +14,10 @@ from tfnas.errors import UserError
 from tfnas.posterior import LayerGates, Posterior
 
 Q = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9), LayerGates("b", (4,), (0.4,), 25)))
+PRICED = Posterior(
+    (LayerGates("a", (3, 2), (0.1, 0.7), 9, 9 * 64, 3e-7), LayerGates("b", (4,), (0.4,), 25, 25 * 16, 5e-8))
+)
+PRICES = [("parameters", (9, 25)), ("multiply_adds", (576, 400)), ("latency", (3e-7, 5e-8))]
 
 
 def test_log_prob_and_entropy_are_tfps():
@@ -44,6 +48,79 @@ def test_a_candidate_depends_on_seed_and_number_alone():
     assert Q.sample(20, seed=5) != Q.sample(20, seed=6)
 
 
+@pytest.mark.parametrize(
+    "limit", [{"parameters": 80}, {"multiply_adds": 2000, "parameters": 100}, {"latency": 9.5e-7}, {"parameters": 145}]
+)
+def test_under_a_limit_samples_are_the_posterior_conditioned_on_it(limit):
+    """All 512 architectures written out; those beyond the limit struck, the others' probabilities scaled to 1."""
+    masks = np.array(list(itertools.product([0, 1], repeat=9)))
+    probability = np.prod(np.where(masks, *np.array([[0.9, 0.1]] * 3 + [[0.3, 0.7]] * 2 + [[0.6, 0.4]] * 4).T), axis=1)
+    within = np.ones(512, bool)
+    for resource, most in limit.items():
+        in_a, in_b = dict(PRICES)[resource]
+        within &= masks @ np.array([in_a] * 5 + [in_b] * 4) <= most
+    conditioned = probability * within / probability[within].sum()
+
+    draws = PRICED.sample(4000, seed=3, limit=limit)
+    numbers = [int(np.concatenate([d["a"], d["b"]]) @ 2 ** np.arange(9)[::-1]) for d in draws]
+    frequency = np.bincount(numbers, minlength=512) / 4000
+    assert not frequency[~within].any()
+    # 5 standard deviations of a frequency of 4,000 (and of the rarest, one draw), and of the channels' marginals.
+    deviation = np.sqrt(conditioned * (1 - conditioned) / 4000)
+    assert (np.abs(frequency - conditioned) <= 5 * deviation + 1 / 4000).all()
+    np.testing.assert_allclose(frequency @ masks, conditioned @ masks, atol=0.04)
+
+
+def test_a_candidate_under_a_limit_is_the_first_of_its_own_draws_within_it():
+    limit = {"parameters": 70}
+    drop = np.array([0.1] * 3 + [0.7] * 2 + [0.4] * 4)
+    for i, candidate in enumerate(PRICED.sample(30, seed=5, limit=limit)):
+        for entropy in ([5, i], *([5, i, attempt] for attempt in range(1, 1000))):
+            keep = np.random.default_rng(entropy).random(9) >= drop
+            if keep @ np.array([9] * 5 + [25] * 4) <= 70:
+                break
+        np.testing.assert_array_equal(np.concatenate([candidate["a"], candidate["b"]]), keep)
+    assert PRICED.sample(3, seed=5, first=4, limit=limit) == PRICED.sample(7, seed=5, limit=limit)[4:]
+    assert PRICED.sample(9, seed=5, limit={"parameters": 145}) == PRICED.sample(9, seed=5) == PRICED.sample(9, 5, 0, {})
+
+
+@pytest.mark.parametrize(
+    "limit, message",
+    [
+        ({"parameters": 100}, "parameters of candidate 4 exceed the limit of 100 in 1,000 draws; 145 are expected: "),
+        ({"parameters": 145, "multiply_adds": 4000}, "multiply_adds .* the limit of 4,000 in .*; 4,480 are expected: "),
+        ({"latency": 1.5e-6}, "latency .* the limit of 1.5e-06 in 1,000 draws; 1.7e-06 are expected: "),
+    ],
+)
+def test_a_limit_that_is_hardly_ever_met_is_refused(limit, message):
+    sure = Posterior((LayerGates("a", (5,), (1e-9,), 9, 576, 3e-7), LayerGates("b", (4,), (1e-9,), 25, 400, 5e-8)))
+    with pytest.raises(UserError, match=message + "tilt to a smaller budget first"):
+        sure.sample(1, seed=5, first=4, limit=limit)
+
+
+def test_a_limit_on_what_is_not_known_is_refused():
+    with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds', 'latency' expected. Received: 'layers'"):
+        PRICED.sample(1, seed=5, limit={"layers": 3})
+    with pytest.raises(UserError, match="latency is not known"):
+        Q.sample(1, seed=5, limit={"latency": 3})
+
+
+def test_undecided_groups_by_hand():
+    q = Posterior(
+        (
+            LayerGates("a", (1, 2, 1, 1), (0.05, 0.3, 0.96, 0.5), 1),
+            LayerGates("b", (3,), (0.04,), 1),
+            LayerGates("c", (1, 1, 1), (0.7, 0.95, 0.52), 1),
+        )
+    )
+    # 0.3 and 0.7 are as far from 1/2, and so are 0.05 and 0.95.
+    expected = [("a", 3, 0.5), ("c", 2, 0.52), ("a", 1, 0.3), ("c", 0, 0.7), ("a", 0, 0.05), ("c", 1, 0.95)]
+    assert q.undecided() == expected
+    assert q.undecided(2) == expected[:2] and q.undecided(99) == expected
+    decided, groups = q.decided()
+    assert len(q.undecided()) == groups - decided
+
+
 def test_expected_sizes_by_hand():
     assert Q.total_parameters() == 5 * 9 + 4 * 25
     assert Q.expected_parameters() == pytest.approx((3 * 0.9 + 2 * 0.3) * 9 + 4 * 0.6 * 25)
@@ -51,19 +128,26 @@ def test_expected_sizes_by_hand():
     assert Posterior((LayerGates("a", (1, 1, 1), (0.01, 0.5, 0.99), 1),)).decided() == (2, 3)
 
 
-PRICED = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9, 9 * 64), LayerGates("b", (4,), (0.4,), 25, 25 * 16)))
-
-
-@pytest.mark.parametrize("resource, costs", [("parameters", (9, 25)), ("multiply_adds", (576, 400))])
+@pytest.mark.parametrize("resource, costs", PRICES)
 def test_expected_cost_and_its_deviation_against_monte_carlo(resource, costs):
     draws = PRICED.sample(20_000, seed=2)
     kept = np.array([d["a"].sum() * costs[0] + d["b"].sum() * costs[1] for d in draws])
     assert PRICED.expected_cost(resource) == pytest.approx(kept.mean(), abs=5 * kept.std() / np.sqrt(20_000))
     assert PRICED.cost_deviation(resource) == pytest.approx(kept.std(), rel=0.03)
-    assert PRICED.total_cost(resource) == 5 * costs[0] + 4 * costs[1]
+    assert PRICED.total_cost(resource) == pytest.approx(5 * costs[0] + 4 * costs[1], rel=1e-12)
+    assert isinstance(PRICED.total_cost(resource), type(costs[0]))
+    assert [PRICED.cost_of(draw, resource) for draw in draws[:50]] == pytest.approx(kept[:50], rel=1e-12)
+    assert isinstance(PRICED.cost_of(draws[0], resource), type(costs[0]))
 
 
-@pytest.mark.parametrize("resource, per_channel", [("parameters", (9, 25)), ("multiply_adds", (576, 400))])
+def test_cost_of_another_networks_architecture_is_refused():
+    with pytest.raises(UserError, match="cost_of: .* not this posterior's; the first that differs is 'c'"):
+        Q.cost_of(Architecture({"a": [True] * 5, "b": [True] * 4, "c": [True]}))
+    with pytest.raises(UserError, match="cost_of: 'b' has 4 input channels. Received: 3"):
+        Q.cost_of(Architecture({"a": [True] * 5, "b": [True] * 3}))
+
+
+@pytest.mark.parametrize("resource, per_channel", PRICES)
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.95])
 def test_tilt_is_the_exponential_tilting_of_all_architectures(resource, per_channel, share):
     """All 512 architectures written out, weighted by exp(-lambda cost), lambda by another root finder."""
@@ -102,20 +186,52 @@ def test_tilt_refuses_what_cannot_be(parameters):
 
 
 def test_tilt_needs_one_known_resource():
-    with pytest.raises(UserError, match="one of the two expected. Received: parameters=None, multiply_adds=None"):
+    expected = "tilt: exactly one of parameters, multiply_adds, latency expected. Received: "
+    with pytest.raises(UserError, match=expected + "none of them"):
         Q.tilt()
-    with pytest.raises(UserError, match="one of the two expected. Received: parameters=3, multiply_adds=5"):
+    with pytest.raises(UserError, match=expected + "parameters=3, multiply_adds=5"):
         Q.tilt(parameters=3, multiply_adds=5)
+    with pytest.raises(UserError, match=expected + "parameters=3, latency=0.5"):
+        Q.tilt(parameters=3, latency=0.5)
     with pytest.raises(UserError, match="multiply_adds are not known, because the model's input has no fixed size"):
         Q.tilt(multiply_adds=5)
-    with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds' expected. Received: 'seconds'"):
-        Q.expected_cost("seconds")
+    with pytest.raises(UserError, match=r"latency is not known: .*with_latency\(tfnas.layer_latencies\(supernet\)\)"):
+        Q.tilt(latency=0.5)
+    with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds', 'latency' expected. Received: 'time'"):
+        Q.expected_cost("time")
+
+
+def test_latency_per_channel_is_given_layer_by_layer():
+    timed = Q.with_latency({"b": 0, "a": 1e-6})
+    assert [g.latency_per_channel for g in timed.layers] == [1e-6, 0.0]
+    assert timed.total_cost("latency") == pytest.approx(5e-6)
+    assert [g.drop_probability for g in timed.layers] == [g.drop_probability for g in Q.layers]
+    assert Q.layers[0].latency_per_channel is None
+
+
+@pytest.mark.parametrize(
+    "seconds, message",
+    [
+        ({"a": 1e-6}, "with_latency: layer 'b' is missing"),
+        ({"a": 1e-6, "b": 1e-6, "c": 1e-6}, "with_latency: this posterior has no layer 'c'"),
+        ({"a": 1e-6, "b": -1e-6}, "with_latency: 'b' must be a finite number of seconds, at least 0. Received: -1e-06"),
+        ({"a": float("nan"), "b": 1e-6}, "'a' must be a finite .* Received: nan"),
+        ({"a": float("inf"), "b": 1e-6}, "'a' must be a finite .* Received: inf"),
+        ({"a": "fast", "b": 1e-6}, "'a' must be a finite .* Received: 'fast'"),
+    ],
+)
+def test_latencies_that_do_not_fit_are_refused(seconds, message):
+    with pytest.raises(UserError, match=message):
+        Q.with_latency(seconds)
 
 
 def test_json_round_trip_is_exact_and_damage_refused():
-    for multiply_adds in (None, 90):
-        q = Posterior((LayerGates("a", (3,), (1 / 3,), 9, multiply_adds),))
+    for multiply_adds, latency in ((None, None), (90, None), (None, 1e-6 / 3), (90, 1e-6 / 3)):
+        q = Posterior((LayerGates("a", (3,), (1 / 3,), 9, multiply_adds, latency),))
         assert Posterior.from_json(q.to_json()) == q
+    gates = {"name": "a", "group_sizes": [3], "drop_probability": [0.5], "parameters_per_channel": 9}
+    older = json.dumps({"format": 1, "layers": [{**gates, "multiply_adds_per_channel": 90}]})  # had no latency
+    assert Posterior.from_json(older) == Posterior((LayerGates("a", (3,), (0.5,), 9, 90),))
     with pytest.raises(UserError, match="not the JSON of a Posterior"):
         Posterior.from_json(q.to_json()[:-4])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+import numbers
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +14,9 @@ from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 
 _FORMAT = 1
-RESOURCES = ("parameters", "multiply_adds")  # what a gate may be priced by
+RESOURCES = ("parameters", "multiply_adds")  # what a gate may be priced by, counted from shapes
+PRICES = (*RESOURCES, "latency")  # and what has to be measured first
+_ATTEMPTS = 1_000  # draws of one candidate under a limit
 _DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
 
 
@@ -26,6 +30,7 @@ class LayerGates:
         drop_probability: one p per group, in [0, 1].
         parameters_per_channel: kernel weights that one input channel carries.
         multiply_adds_per_channel: multiply-adds that one input channel costs; None where the image size is not fixed.
+        latency_per_channel: seconds for one example that one input channel costs; None where it was not measured.
     """
 
     name: str
@@ -33,6 +38,7 @@ class LayerGates:
     drop_probability: tuple[float, ...]
     parameters_per_channel: int
     multiply_adds_per_channel: int | None = None
+    latency_per_channel: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.group_sizes) != len(self.drop_probability) or not self.group_sizes:
@@ -69,17 +75,40 @@ class Posterior:
 
     layers: tuple[LayerGates, ...]
 
-    def sample(self, num_candidates: int, seed: int, first: int = 0) -> list[Architecture]:
+    def sample(
+        self, num_candidates: int, seed: int, first: int = 0, limit: Mapping[str, float] | None = None
+    ) -> list[Architecture]:
         """Hard masks, eps ~ Bernoulli(1 - p): one architecture per candidate.
 
         Candidate i is a function of (seed, i) alone, so that any range of candidates can be drawn again, anywhere.
+        Under a limit it is the first of its own draws that meets it, so that the candidates are this posterior's,
+        conditioned on the limit. A limit that is seldom met costs many draws: `tilt` to it first.
 
         Args:
             num_candidates: how many to draw.
             seed: non-negative integer.
             first: index of the first candidate drawn.
+            limit: the most that a candidate may cost, by resource, as `cost_of` counts it: {'parameters': 50_000}.
+
+        Raises:
+            UserError: for a limit on a resource that is not known, or one that 1,000 draws of a candidate do not meet.
         """
-        return [self._from_uniform(np.random.default_rng([seed, first + i])) for i in range(num_candidates)]
+        costs = {resource: self._per_channel(resource) for resource in limit or {}}
+        return [self._candidate(seed, first + i, limit or {}, costs) for i in range(num_candidates)]
+
+    def _candidate(
+        self, seed: int, i: int, limit: Mapping[str, float], costs: Mapping[str, Sequence[float]]
+    ) -> Architecture:
+        for attempt in range(_ATTEMPTS):
+            drawn = self._from_uniform(np.random.default_rng([seed, i, attempt] if attempt else [seed, i]))
+            beyond = [resource for resource, most in limit.items() if _total(drawn, costs[resource]) > most]
+            if not beyond:
+                return drawn
+        resource = beyond[0]
+        raise UserError(
+            f"sample: {resource} of candidate {i} exceed the limit of {limit[resource]:,} in {_ATTEMPTS:,} draws; "
+            f"{_shown(self.expected_cost(resource), resource)} are expected: tilt to a smaller budget first"
+        )
 
     def _from_uniform(self, rng: np.random.Generator) -> Architecture:
         return Architecture({g.name: rng.random(g.num_channels) >= g.channel_drop for g in self.layers})
@@ -109,20 +138,72 @@ class Posterior:
             total -= float(np.sum(p * np.log(p) + keep * np.log(keep)))
         return total
 
-    def _per_channel(self, resource: str) -> list[int]:
-        """Cost of one input channel of each layer. Raises UserError if it is not known."""
-        if resource not in RESOURCES:
-            raise UserError(f"posterior: one of {', '.join(map(repr, RESOURCES))} expected. Received: {resource!r}")
+    def with_latency(self, seconds: Mapping[str, float]) -> Posterior:
+        """This posterior with each layer's latency per input channel, as `tfnas.layer_latencies` measures it.
+
+        Args:
+            seconds: for one input channel and one example, by the layers' names.
+
+        Raises:
+            UserError: for a layer that is missing or not this posterior's, or a value that is not finite or negative.
+        """
+        names = [g.name for g in self.layers]
+        for name in names:
+            if name not in seconds:
+                raise UserError(f"with_latency: layer '{name}' is missing; every gated layer's seconds are expected")
+        for name, value in seconds.items():
+            if name not in names:
+                raise UserError(f"with_latency: this posterior has no layer '{name}'; it has {', '.join(names[:8])}")
+            if not (isinstance(value, numbers.Real) and 0 <= value < math.inf):
+                raise UserError(
+                    f"with_latency: '{name}' must be a finite number of seconds, at least 0. Received: {value!r}"
+                )
+        return Posterior(tuple(dataclasses.replace(g, latency_per_channel=float(seconds[g.name])) for g in self.layers))
+
+    def _per_channel(self, resource: str) -> list[float]:
+        """Cost of one input channel of each layer; int where it is counted. Raises UserError if it is not known."""
+        if resource not in PRICES:
+            raise UserError(f"posterior: one of {', '.join(map(repr, PRICES))} expected. Received: {resource!r}")
         costs = [getattr(g, f"{resource}_per_channel") for g in self.layers]
+        if None in costs and resource == "latency":
+            raise UserError(
+                "posterior: latency is not known: measure it, "
+                "posterior = posterior.with_latency(tfnas.layer_latencies(supernet))"
+            )
         if None in costs:
             raise UserError(f"posterior: {resource} are not known, because the model's input has no fixed size")
         return costs
+
+    def cost_of(self, architecture: Architecture, resource: str = "parameters") -> float:
+        """What `expected_cost` is the mean of, for one architecture: the sum of c over the channels it keeps.
+
+        Args:
+            architecture: of this posterior's layers.
+            resource: 'parameters' or 'multiply_adds', then an int; or 'latency', seconds for one example.
+
+        Raises:
+            UserError: for another network's architecture, or a resource that is not known.
+        """
+        odd = sorted(set(architecture) ^ {g.name for g in self.layers})
+        if odd:
+            raise UserError(
+                f"cost_of: the architecture's layers are not this posterior's; the first that differs is '{odd[0]}'"
+            )
+        for g in self.layers:
+            if architecture[g.name].size != g.num_channels:
+                raise UserError(
+                    f"cost_of: '{g.name}' has {g.num_channels} input channels. Received: {architecture[g.name].size}"
+                )
+        return _total({g.name: architecture[g.name] for g in self.layers}, self._per_channel(resource))
 
     def expected_cost(self, resource: str = "parameters") -> float:
         """E[cost kept] = sum over channels of (1 - p) c, of the gated layers' kernels, each with all of its outputs.
 
         Args:
-            resource: 'parameters' or 'multiply_adds'.
+            resource: 'parameters', 'multiply_adds' or 'latency' (seconds for one example, see `with_latency`).
+
+        Raises:
+            UserError: for a resource that is not known.
         """
         return float(
             sum((1 - g.channel_drop).sum() * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
@@ -136,8 +217,8 @@ class Posterior:
         ]
         return float(np.sqrt(sum(variances)))
 
-    def total_cost(self, resource: str = "parameters") -> int:
-        """What `expected_cost` is with every channel kept."""
+    def total_cost(self, resource: str = "parameters") -> float:
+        """What `expected_cost` is with every channel kept; an int but for latency."""
         return sum(g.num_channels * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
 
     def expected_parameters(self) -> float:
@@ -146,7 +227,7 @@ class Posterior:
 
     def total_parameters(self) -> int:
         """Kernel weights of the gated layers with every channel kept."""
-        return self.total_cost("parameters")
+        return int(self.total_cost("parameters"))
 
     def expected_kept(self) -> float:
         """Expected share of the gated layers' kernel weights that are kept, in [0, 1]."""
@@ -157,7 +238,23 @@ class Posterior:
         p = np.concatenate([g.drop_probability for g in self.layers])
         return int(((p < _DECIDED) | (p > 1 - _DECIDED)).sum()), p.size
 
-    def tilt(self, *, parameters: float | None = None, multiply_adds: float | None = None) -> Posterior:
+    def undecided(self, num: int | None = None) -> list[tuple[str, int, float]]:
+        """The groups with 0.05 <= p <= 0.95, the most undecided (p nearest 1/2) first, equals in the layers' order.
+
+        Args:
+            num: at most this many; None: all.
+
+        Returns:
+            (layer's name, number of the group in that layer, p) of each.
+        """
+        groups = [(g.name, i, p) for g in self.layers for i, p in enumerate(g.drop_probability)]
+        open_ones = [group for group in groups if _DECIDED <= group[2] <= 1 - _DECIDED]
+        # Rounded, so that 0.3 and 0.7 are equals, as in float64 they are not.
+        return sorted(open_ones, key=lambda group: round(abs(group[2] - 0.5), 12))[:num]
+
+    def tilt(
+        self, *, parameters: float | None = None, multiply_adds: float | None = None, latency: float | None = None
+    ) -> Posterior:
         """The posterior conditioned on a budget in expectation: every keep logit is moved by lambda times its cost.
 
         Exponential tilting: of all distributions over architectures with that expected cost, q(a) exp(-lambda cost(a))
@@ -170,16 +267,17 @@ class Posterior:
         Args:
             parameters: expected kernel weights kept, strictly between 0 and `total_cost()`.
             multiply_adds: or expected multiply-adds, strictly between 0 and `total_cost("multiply_adds")`.
+            latency: or expected seconds for one example, strictly between 0 and `total_cost("latency")`.
 
         Raises:
-            UserError: unless one of them is given and lies in its range.
+            UserError: unless exactly one of them is given, is known and lies in its range.
         """
-        if (parameters is None) == (multiply_adds is None):
-            raise UserError(
-                f"tilt: one of the two expected. Received: parameters={parameters}, multiply_adds={multiply_adds}"
-            )
-        resource = "multiply_adds" if parameters is None else "parameters"
-        budget = float(multiply_adds or 0) if parameters is None else parameters
+        budgets = {"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency}
+        given = {resource: budget for resource, budget in budgets.items() if budget is not None}
+        if len(given) != 1:
+            received = ", ".join(f"{resource}={budget}" for resource, budget in given.items()) or "none of them"
+            raise UserError(f"tilt: exactly one of {', '.join(PRICES)} expected. Received: {received}")
+        ((resource, budget),) = given.items()
         total = self.total_cost(resource)
         if not 0 < budget < total:
             raise UserError(f"tilt: {resource} must lie strictly between 0 and {total:,}. Received: {budget:,}")
@@ -216,6 +314,7 @@ class Posterior:
                         drop_probability=tuple(g["drop_probability"]),
                         parameters_per_channel=g["parameters_per_channel"],
                         multiply_adds_per_channel=g.get("multiply_adds_per_channel"),
+                        latency_per_channel=g.get("latency_per_channel"),
                     )
                     for g in layers
                 )
@@ -252,6 +351,15 @@ class Posterior:
             return cls(tuple(dataclasses.replace(g, drop_probability=published[g.name]) for g in like.layers))
         except (ValueError, TypeError) as error:
             raise UserError(f"posterior: {error}") from None
+
+
+def _total(keep: Mapping[str, np.ndarray], costs: Sequence[float]) -> float:
+    """Cost of the channels kept, layer by layer."""
+    return sum(int(mask.sum()) * cost for mask, cost in zip(keep.values(), costs, strict=True))
+
+
+def _shown(cost: float, resource: str) -> str:
+    return f"{cost:.3g}" if resource == "latency" else f"{cost:,.0f}"
 
 
 def _moved(gates: LayerGates, by: float) -> LayerGates:

@@ -25,6 +25,7 @@ ORDER = [
     "baselines",
     "ranking",
     "training",
+    "controls",
     "report",
     "stages",
     "main",

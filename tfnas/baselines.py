@@ -1,7 +1,8 @@
 """What the network found is compared with: architectures drawn or chosen without the posterior's probabilities.
 
-Random and magnitude-pruned candidates have a given number of parameters, counted exactly: every channel has a threshold,
-and the level above which channels are kept is found by bisection, so that channels are only ever added as the size grows.
+Random and magnitude-pruned candidates have a given number of parameters, counted exactly: every channel has a
+threshold, and the level above which it is kept is found by bisection, so that channels are only ever added as the size
+grows.
 """
 
 from __future__ import annotations
@@ -165,5 +166,5 @@ def single_path(posterior: Posterior, blocks: Sequence[Sequence[str]], seed: int
         i: number of the path; the draw is a function of (seed, i) alone.
     """
     rng = np.random.default_rng([seed, _SINGLE_PATH, i])
-    dropped = {name for block in blocks for name in block} - {block[rng.integers(len(block))] for block in blocks}
+    dropped = {name for block in blocks for name in block} - {block[int(rng.integers(len(block)))] for block in blocks}
     return Architecture({g.name: np.full(g.num_channels, g.name not in dropped) for g in posterior.layers})

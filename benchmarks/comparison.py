@@ -31,15 +31,19 @@ def main() -> None:
     for seed, folder in zip(options.seeds.split(","), folders, strict=True):
         command = [pathlib.Path(sys.executable).parent / "tfnas", "run", f"--config={options.config}"]
         subprocess.run([*command, f"--workdir={folder}", f"--config.seed={seed}", *overrides], check=True)
-    runs = [json.loads((folder / workdir.RESULTS).read_text())["rows"] for folder in folders]
+    results = [json.loads((folder / workdir.RESULTS).read_text())["rows"] for folder in folders]
+    runs = [{row["name"]: row for row in rows} for rows in results]
     print(f"\n`{options.config}`, seeds {options.seeds} {' '.join(overrides)}\n")
     print("| network | test accuracy, % | parameters | multiply-adds, M |")
     print("|---|---|---|---|")
-    for rows in zip(*runs, strict=True):
+    for name in runs[0]:
+        rows = [run[name] for run in runs if name in run]
+        if len(rows) < len(runs):  # a network without a path to the output has no row
+            continue
         accuracy = _spread([100 * row["test_accuracy"] for row in rows], ".2f")
         parameters = _spread([row["parameters"] for row in rows], ",.0f")
         multiply_adds = _spread([row["multiply_adds"] / 1e6 for row in rows], ".2f")
-        print(f"| {re.sub(' of [0-9,]+$', '', rows[0]['name'])} | {accuracy} | {parameters} | {multiply_adds} |")
+        print(f"| {re.sub(' of [0-9,]+$', '', name)} | {accuracy} | {parameters} | {multiply_adds} |")
     stages = [workdir.Workdir(folder).manifest()["stages"] for folder in folders]
     seconds = ", ".join(f"{name} {_spread([s[name]['seconds'] for s in stages], '.0f')}" for name in stages[0])
     print(f"\nSeconds: {seconds}")

@@ -76,6 +76,7 @@ def test_results_hold_every_arm(whole):
         "random, spread evenly, mean of 10",
         "random, allocated per layer, best of 10",
         "random, allocated per layer, mean of 10",
+        "deterministic candidate",
         "posterior, mean of 40",
         "found network, before retraining",
         "found network, retrained",

@@ -175,6 +175,32 @@ def test_page_says_the_figures(tmp_path):
     assert "search.ell2</td><td>160.0" in text
 
 
+def test_table_and_page_with_every_network_of_a_run(tmp_path):
+    names = (
+        "random, allocated per layer, best of 1,500",
+        "fixed drop, best of 1,500",
+        "single path, fine-tuned",
+        "magnitude pruning, fine-tuned",
+        "deterministic candidate",
+    )
+    large = {**FULL, "parameters": 72_695_194, "multiply_adds": 11_000_000_000, "file_bytes": 300_000_000}
+    rows = (*({**large, "name": name, "latency_seconds": 0.1} for name in (FULL["name"], *names)), FOUND)
+    work = made(tmp_path, rows=rows)
+    assert [line.strip() for line in table(work).splitlines()[2:7]] == [
+        f"{name:42}  99.0 %  98.5 %  72,695,194  11,000.00 M  300,000 kB  100.00 ms (1.00x)" for name in names
+    ]
+    text = report.html(work, CONFIG)
+    notes = (
+        "Fixed drop: the best",
+        "Single path: where",
+        "Magnitude pruning: the full",
+        "Deterministic candidate: every",
+    )
+    places = [text.index(note) for note in notes]
+    assert places == sorted(places)
+    assert not any(note in report.html(made(tmp_path / "other"), CONFIG) for note in notes)
+
+
 def test_page_without_baseline_and_retraining(tmp_path):
     before = {**FOUND, "name": "found network, before retraining"}
     text = report.html(made(tmp_path, rows=(MEAN, before)), CONFIG)

@@ -1,20 +1,27 @@
-"""Equal-size random candidates: what a ranking is worth is seen against them.
+"""What the network found is compared with: architectures drawn or chosen without the posterior's probabilities.
 
-Each random candidate is drawn to have the parameters of one posterior candidate, counted exactly: a common shift of all
-keep logits is found by bisection under fixed uniform noise, so that channels are only ever added as the size grows.
+Random and magnitude-pruned candidates have a given number of parameters, counted exactly: every channel has a
+threshold, and the level above which it is kept is found by bisection, so that channels are only ever added as the size
+grows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.costs import cost
+from tfnas.kinds import CUT_KINDS
 from tfnas.posterior import Posterior
 
 EVEN = "random, spread evenly"
 ALLOCATED = "random, allocated per layer"
+_SINGLE_PATH = 3  # its place among the kinds in a draw's seed, after those two
+# Through these an operation's output goes to where operations meet.
+_PASSED = frozenset(("norm", "scale", "pointwise", "spatial", "padding"))
 
 
 def random_candidate(posterior: Posterior, graph: Graph, parameters: int, kind: str, seed: int, i: int) -> Architecture:
@@ -36,16 +43,128 @@ def random_candidate(posterior: Posterior, graph: Graph, parameters: int, kind: 
         preference = np.repeat(logit, gates.group_sizes if kind == ALLOCATED else gates.num_channels)
         thresholds[gates.name] = rng.logistic(size=gates.num_channels) - preference
 
-    def at(shift: float) -> Architecture:
-        return Architecture({name: threshold < shift for name, threshold in thresholds.items()})
+    return of_size(graph, thresholds, parameters)
+
+
+def magnitude_candidate(graph: Graph, scores: Mapping[str, np.ndarray], parameters: int) -> Architecture:
+    """The channels of the largest scores over all layers, of the nearest size to `parameters` at or above it.
+
+    Args:
+        graph: of the supernet.
+        scores: by gated layer, one number per input channel, shape (K,); infinite: kept at every size.
+        parameters: trainable parameters of the subnet wanted.
+    """
+    return of_size(graph, {name: -np.asarray(score, np.float64) for name, score in scores.items()}, parameters)
+
+
+def of_size(graph: Graph, thresholds: Mapping[str, np.ndarray], parameters: int) -> Architecture:
+    """The architecture of the lowest common level that has `parameters` or more; all channels if none has.
+
+    Args:
+        graph: of the supernet.
+        thresholds: by gated layer, float64, shape (K,): a channel is kept once the level exceeds its threshold.
+        parameters: trainable parameters of the subnet wanted.
+    """
+
+    def at(level: float) -> Architecture:
+        return Architecture({name: threshold < level for name, threshold in thresholds.items()})
 
     # Between two neighbouring thresholds nothing changes, so bisect over the sorted thresholds themselves.
-    shifts = np.sort(np.concatenate(list(thresholds.values())))
-    low, high = -1, len(shifts) - 1  # at(low) is too small (or nothing at all), at(high) is large enough
+    levels = np.sort(np.concatenate(list(thresholds.values())))
+    low, high = -1, len(levels) - 1  # at(low) is too small (or nothing at all), at(high) is large enough
     while high - low > 1:
         middle = (low + high) // 2
-        if cost(graph, at(np.nextafter(shifts[middle], np.inf))).parameters < parameters:
+        if cost(graph, at(np.nextafter(levels[middle], np.inf))).parameters < parameters:
             low = middle
         else:
             high = middle
-    return at(np.nextafter(shifts[high], np.inf))
+    return at(np.nextafter(levels[high], np.inf))
+
+
+def even_drop(posterior: Posterior, architecture: Architecture) -> float:
+    """The drop probability that, the same in every gate, is expected to keep as many kernel weights as `architecture`.
+
+    Kernel weights of the gated layers, each with all of its outputs, as `Posterior.expected_cost` counts them.
+
+    Returns:
+        A number in [1e-6, 1 - 1e-6], because the gates of a supernet are never quite certain.
+    """
+    kept = sum(int(architecture[g.name].sum()) * g.parameters_per_channel for g in posterior.layers)
+    return float(np.clip(1 - kept / posterior.total_parameters(), 1e-6, 1 - 1e-6))
+
+
+def choice_blocks(graph: Graph, gated: Collection[str]) -> list[list[str]]:
+    """Where operations compete: each block lists gated layers of which a single-path network has one.
+
+    The operations of a block meet in one merge or concatenation, two or more of them, each directly but for
+    normalisations, activations, pooling and padding, and feed nothing else. Not among them are
+
+    - a shortcut, which reads what another of them is computed from through further kernels: it stays beside any;
+    - equal layers that are concatenated (the two halves of the multi-branch ResNet's skip): parts of one operation.
+
+    Args:
+        graph: of the network or of the supernet.
+        gated: names of the layers that may be dropped.
+
+    Returns:
+        Blocks in the graph's order, disjoint, each with its layers' names in the order in which they are joined.
+    """
+    readers = [0] * len(graph.nodes)
+    for node in graph.nodes:
+        for i in node.inputs:
+            readers[i] += 1
+    above: list[set[int]] = []  # of each node, all that it is computed from
+    for node in graph.nodes:
+        above.append({*node.inputs}.union(*(above[i] for i in node.inputs)))
+
+    def operation(i: int) -> int | None:
+        """The gated layer whose output node `i` is and nobody else reads."""
+        while readers[i] == 1:
+            node = graph.nodes[i]
+            if node.name in gated:
+                return i
+            if node.kind not in _PASSED:
+                break
+            i = node.inputs[0]
+        return None
+
+    def origin(i: int) -> int:
+        """The node that made what layer `i` reads."""
+        i = graph.nodes[i].inputs[0]
+        while graph.nodes[i].kind in _PASSED and graph.nodes[i].name not in gated:
+            i = graph.nodes[i].inputs[0]
+        return i
+
+    def goes_round(one: int, other: int) -> bool:
+        kernels = (k for k in above[other] if graph.nodes[k].kind in CUT_KINDS)
+        return any(origin(one) in above[k] for k in kernels)
+
+    blocks = []
+    for node in graph.nodes:
+        if node.kind not in ("merge", "concat"):
+            continue
+        met = [i for i in map(operation, node.inputs) if i is not None]
+        met = [i for i in met if not any(goes_round(i, other) for other in met)]
+        alike = node.kind == "concat" and len({_configuration(graph.nodes[i].inner) for i in met}) == 1
+        if len(met) > 1 and not alike:
+            blocks.append([graph.nodes[i].name for i in met])
+    return blocks
+
+
+def _configuration(layer: object) -> str:
+    """All that says what a layer does, but for its name."""
+    return repr({key: value for key, value in layer.get_config().items() if key != "name"})  # type: ignore[attr-defined]
+
+
+def single_path(posterior: Posterior, blocks: Sequence[Sequence[str]], seed: int, i: int) -> Architecture:
+    """Path number `i`: of each block one operation, uniformly at random and whole; all other gated layers whole.
+
+    Args:
+        posterior: gives the gated layers; its probabilities are not used.
+        blocks: of `choice_blocks`.
+        seed: of the whole set of paths.
+        i: number of the path; the draw is a function of (seed, i) alone.
+    """
+    rng = np.random.default_rng([seed, _SINGLE_PATH, i])
+    dropped = {name for block in blocks for name in block} - {block[int(rng.integers(len(block)))] for block in blocks}
+    return Architecture({g.name: np.full(g.num_channels, g.name not in dropped) for g in posterior.layers})

@@ -265,6 +265,9 @@ class Retrain:
     channel_multiple: int = 1  # widen what every layer keeps to multiples of this many channels
     baseline: bool = True  # also train the ungated full network, for search's epochs plus these
     baseline_learning_rate: float = 0.1  # of that full network
+    # Also train what was chosen otherwise, in the same epochs: random and one-path gates, the full network pruned by
+    # magnitude. Costs about three more searches, and as many retrainings.
+    controls: bool = True
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""

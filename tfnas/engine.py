@@ -27,6 +27,7 @@ from tfnas.channels import Flow, Graph, Node
 from tfnas.errors import UserError
 from tfnas.folding import Folding, Weights, weights_of
 from tfnas.kinds import TRANSPOSED
+from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet
 
 Fed = dict[str, Any]  # what one unit is given for one candidate
@@ -56,13 +57,14 @@ class Engine:
     """Evaluates architectures of one supernet on one set of examples.
 
     Args:
-        supernet: compiled with the loss to rank by; one input and one output. Its weights are copied now. Computed in
-            float32, whatever its policy.
+        supernet: compiled with the loss to rank by; one input and one output. Its weights are copied now, see `reload`.
+            Computed in float32, whatever its policy.
         examples: batches of (inputs, integer labels). Read once and kept in a temporary file, so in memory as far as
             there is room for it.
         batch_size: examples that are computed at a time.
         seed: of the random order in which the examples are numbered; None keeps theirs.
         strategy: a `tf.distribute` strategy, whose devices then evaluate different candidates side by side. None: one.
+        recalibration: gives every candidate normalisation statistics of its own; None: the supernet's.
 
     Raises:
         UserError: if the supernet is not compiled, or there are no examples.
@@ -75,6 +77,7 @@ class Engine:
         batch_size: int = 250,
         seed: int | None = None,
         strategy: tf.distribute.Strategy | None = None,
+        recalibration: Recalibration | None = None,
     ):
         if not getattr(supernet, "compiled", False):
             raise UserError("rank: the supernet must be compiled with its loss before candidates are ranked")
@@ -92,12 +95,17 @@ class Engine:
         loss = keras.losses.get(supernet.loss)
         self._loss = loss.call if isinstance(loss, keras.losses.Loss) else loss
         self._devices: Sequence[str | None] = (None,) if strategy is None else strategy.extended.worker_devices
-        self.weights: Weights = weights_of(self.graph)
+        self._recalibration = recalibration
+        self._weights: Weights = weights_of(self.graph)
         self._segments = _segments(self.graph, _units(self.graph, _shapes(self.graph, self._inputs[:1])))
         # What ends a segment is computed whole, so that whether it can be shared does not depend on what follows.
         self._ends = [segment[-1].last for segment in self._segments[:-1]]
         self._programs = [self._program(segment) for segment in self._segments]
-        self._num_kept = int(np.clip(_FED_BYTES / _kernel_bytes(self.weights), 1, 128))
+        self._num_kept = int(np.clip(_FED_BYTES / _kernel_bytes(self._weights), 1, 128))
+
+    def reload(self) -> None:
+        """Takes the supernet's weights as they are now."""
+        self._weights = weights_of(self.graph)
 
     @property
     def num_examples(self) -> int:
@@ -194,7 +202,10 @@ class _Candidate:
     def __init__(self, engine: Engine, architecture: Architecture):
         self._segments = engine._segments
         flow = engine.graph.flow(architecture, "mask", engine._ends)
-        self._folding = Folding(flow, engine.weights)
+        weights = engine._weights
+        if engine._recalibration:
+            weights = engine._recalibration.weights(weights, architecture)
+        self._folding = Folding(flow, weights)
         self._fed: dict[int, dict[str, Fed]] = {}
         self.keys: list[bytes] = []
         key = b""

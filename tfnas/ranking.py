@@ -16,6 +16,7 @@ from tfnas.engine import Engine
 from tfnas.errors import UserError
 from tfnas.evaluations import Evaluations
 from tfnas.racing import Outcome, looks, race
+from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet
 
 CRITERIA = ("loss", "accuracy")
@@ -211,13 +212,15 @@ class Evaluator:
     Args:
         supernet: compiled with the loss to rank by.
         validation: batches of (inputs, integer labels).
+        recalibration: gives every architecture normalisation statistics of its own; None: the supernet's.
 
     Raises:
         UserError: if the supernet is not compiled or there are no examples.
     """
 
-    def __init__(self, supernet: Supernet, validation: tf.data.Dataset):
-        self._engine = Engine(supernet, validation)
+    def __init__(self, supernet: Supernet, validation: tf.data.Dataset, recalibration: Recalibration | None = None):
+        self._engine = Engine(supernet, validation, recalibration=recalibration)
+        self.reload = self._engine.reload
 
     def __call__(self, architecture: Architecture) -> Score:
         """The architecture's mean loss and accuracy over all examples."""

@@ -24,6 +24,25 @@ from tfnas.workdir import Workdir
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 _COLOURS = (_BLUE, _ORANGE, _GREEN)  # of the kinds of candidates, in the ranking's order
 _HEADINGS = ("network", "valid.", "test", "parameters", "mult-adds", "file", "latency")
+# What the networks are that the found one is compared with, by how their rows' names start.
+_NOTES = (
+    (
+        "fixed drop",
+        "Fixed drop: the best random candidate of the found network's size, under the weights of a supernet whose "
+        "gates all kept one drop probability.",
+    ),
+    (
+        "single path",
+        "Single path: where operations compete, one of them, under the weights of a supernet that trained one at a "
+        "time; its size is its own.",
+    ),
+    (
+        "magnitude pruning",
+        "Magnitude pruning: the full network, trained without gates, less its channels of the smallest weights, at the "
+        "found network's size.",
+    ),
+    ("deterministic", "Deterministic candidate: every channel whose drop probability is below 1/2, as learned."),
+)
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1040px; margin: 0 auto; padding: 1rem; }
@@ -126,7 +145,8 @@ def _what(results: Mapping[str, Any]) -> str:
             f"same total number of epochs, the full one reaches {100 * full['test_accuracy']:.1f} %"
         )
     cells = [(row["name"] == results["chosen"], values) for row, values in _cells(rows)]
-    return f'<p class="lead">{_text(lead)}.</p>{_table(_HEADINGS, cells, "numbers")}<p>{_text(_means_note(rows))}</p>'
+    notes = (_means_note(rows), *(note for start, note in _NOTES if any(r["name"].startswith(start) for r in rows)))
+    return f'<p class="lead">{_text(lead)}.</p>{_table(_HEADINGS, cells, "numbers")}<p>{_text(" ".join(notes))}</p>'
 
 
 def _means_note(rows: Sequence[Mapping[str, Any]]) -> str:

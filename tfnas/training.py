@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ import tensorflow as tf
 from tfnas import config as config_lib
 from tfnas import data, functions, subnets
 from tfnas.errors import UserError
+from tfnas.supernet import Supernet, gate
 from tfnas.terminal import console
 from tfnas.workdir import Workdir
 
@@ -86,6 +88,40 @@ def _check_network(model: Any, source: str, splits: data.Splits) -> None:
         )
 
 
+def gated(
+    config: config_lib.Config, splits: data.Splits, model: keras.Model, initial_drop: float | None = None
+) -> Supernet:
+    """`model` with search's gates.
+
+    Args:
+        config: says what is gated, and the prior.
+        splits: whose training images the prior is weighed against.
+        model: as `network` makes it; its weights are copied.
+        initial_drop: drop probability of every gate, in (0, 1); None: search's.
+
+    Raises:
+        UserError: for a layer that cannot be gated, a pattern that matches none, or nothing to gate.
+    """
+    settings = config.search
+    return gate(
+        model,
+        ell2=settings.ell2,
+        num_examples=settings.example_multiplier * splits.sizes["train"],
+        temperature=settings.temperature,
+        initial_drop=settings.initial_drop if initial_drop is None else initial_drop,
+        gate_learning_rate=settings.gate_learning_rate,
+        gate_dense=settings.gate_dense,
+        gate_pooling=settings.gate_pooling,
+        include=_patterns(settings.include),
+        exclude=_patterns(settings.exclude),
+        seed=config.seed,
+    )
+
+
+def _patterns(text: str) -> list[str]:
+    return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
+
+
 def cosine(learning_rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """From `learning_rate` to zero as half a cosine over `steps`."""
     return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
@@ -125,9 +161,96 @@ def sgd(
     return optimizer
 
 
+def calibration_images(config: config_lib.Config, splits: data.Splits, number: int) -> tf.Tensor:
+    """One batch of training images as training sees them, at most `number`."""
+    size = min(number, splits.sizes["train"])
+    images, _ = next(iter(data.training_batches(splits, config.data, size, 1, config.seed + 2)))
+    return images
+
+
 def classification_loss() -> keras.losses.Loss:
     """Mean negative log likelihood of integer labels from logits."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def fit_gated(
+    config: config_lib.Config,
+    splits: data.Splits,
+    work: Workdir,
+    supernet: Supernet,
+    checkpoint: str,
+    key: str,
+    title: str,
+    **options: Any,
+) -> None:
+    """Compiles a supernet and trains it as `config.search` says, from its checkpoint if there is one of this run.
+
+    Args:
+        config: the run's.
+        splits: only the training images are read.
+        work: where the checkpoint is kept.
+        supernet: as `gated` makes it.
+        checkpoint: as for `fit`, like `key`, `title` and `options`.
+        key: identifies the run.
+        title: what the progress line is called.
+        options: `describe`, `on_epoch` and `callbacks` of `fit`.
+
+    Raises:
+        UserError: as `fit`, or if there are fewer training images than one batch.
+    """
+    settings = config.search
+    steps = splits.sizes["train"] // settings.batch_size
+    supernet.compile(sgd(settings, schedule(settings, steps)), loss=classification_loss(), metrics=["accuracy"])
+
+    def batches(first_epoch: int) -> tf.data.Dataset:
+        return data.training_batches(
+            splits, config.data, settings.batch_size, settings.epochs, config.seed, first_epoch
+        )
+
+    fit(supernet, batches, settings.epochs, steps, work, checkpoint, key, title, **options)
+
+
+def fit_plain(
+    config: config_lib.Config,
+    splits: data.Splits,
+    work: Workdir,
+    model: keras.Model,
+    epochs: int,
+    learning_rate: float,
+    title: str,
+) -> None:
+    """Compiles a network without gates and trains it as `config.retrain` says, from its checkpoint if there is one.
+
+    Args:
+        config: the run's.
+        splits: only the training images are read.
+        work: where the checkpoint is kept.
+        model: classifies these images; trained in place.
+        epochs: in all, with one cosine to zero over them.
+        learning_rate: at their start.
+        title: what the progress line is called; names the checkpoint too, so unique in the stage.
+
+    Raises:
+        UserError: as `fit`, or if there are fewer training images than one batch.
+    """
+    settings = config.retrain
+    steps = splits.sizes["train"] // settings.batch_size
+    model.compile(
+        sgd(config.search, cosine(learning_rate, max(1, steps * epochs)), settings.weight_decay),
+        loss=classification_loss(),
+        metrics=["accuracy"],
+    )
+
+    def batches(first_epoch: int) -> tf.data.Dataset:
+        # Not search's order again: the seed is shifted.
+        return data.training_batches(splits, config.data, settings.batch_size, epochs, config.seed + 1, first_epoch)
+
+    fit(model, batches, epochs, steps, work, retrain_checkpoint(title), work.key("retrain", config), title)
+
+
+def retrain_checkpoint(title: str) -> str:
+    """File name, in the working directory, of the checkpoint of what retrain trains under this title."""
+    return f"retrain/{re.sub(r'[^a-z]+', '_', title)}_checkpoint.npz"
 
 
 def fit(
@@ -141,6 +264,7 @@ def fit(
     title: str,
     describe: Callable[[], dict[str, Any]] = dict,
     on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, Any]]:
     """Trains a compiled model, from its checkpoint if there is one of this run.
 
@@ -155,6 +279,7 @@ def fit(
         title: what the progress line is called.
         describe: further figures for the epoch's record.
         on_epoch: called with the history after every epoch, once its checkpoint is safe.
+        callbacks: further ones of Keras's.
 
     Returns:
         One record an epoch: loss, accuracy and what `describe` says.
@@ -195,7 +320,7 @@ def fit(
                 initial_epoch=len(history),
                 epochs=epochs,
                 steps_per_epoch=steps_per_epoch,
-                callbacks=[guard],
+                callbacks=[guard, *callbacks],
                 shuffle=False,  # `batches` are shuffled already
                 verbose=0,
             )

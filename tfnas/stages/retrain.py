@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -12,25 +11,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas import baselines, data, ranking, training, workdir
+from tfnas import baselines, controls, data, ranking, training, workdir
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.config import Config
-from tfnas.costs import Cost, cost, latency
+from tfnas.controls import Arm, Means
+from tfnas.costs import cost, latency
+from tfnas.recalibration import Recalibration
 from tfnas.subnets import adapt, describe, subnet
 from tfnas.supernet import Supernet
 
 _TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
 _RANDOM = (baselines.EVEN, baselines.ALLOCATED)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Arm:
-    """One network of the comparison."""
-
-    name: str
-    model: keras.Model
-    cost: Cost
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -50,30 +42,48 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_text())
     kinds = json.loads((work.path / workdir.RANKING).read_text())["kinds"]
     settings = config.retrain
+    recalibration = None
+    if config.sample.recalibrate:
+        images = training.calibration_images(config, splits, config.sample.recalibrate)
+        recalibration = Recalibration(supernet, images)
+
+    def cut(architecture: Architecture, layout: str = "gather") -> keras.Model:
+        if recalibration:
+            recalibration.apply(architecture)
+        return subnet(supernet, architecture, layout=layout)
 
     # What hardware likes may have widened it; from here on that is the architecture.
     architecture = adapt(supernet, architecture, channel_multiple=settings.channel_multiple, layout=settings.layout)
     layout = "mask" if settings.layout == "mask" else "gather"
     price = cost(supernet.graph, architecture, layout)
-    before = _Arm("found network, before retraining", subnet(supernet, architecture, layout=layout), price)
+    before = Arm("found network, before retraining", cut(architecture, layout), price)
     _check_exact(supernet, architecture, before.model, splits, config)
     found = [before]
     if settings.epochs:
-        after = _Arm("found network, retrained", subnet(supernet, architecture, layout=layout), price)
-        _train(config, splits, work, after.model, settings.epochs, settings.learning_rate, "retrain")
+        after = Arm("found network, retrained", cut(architecture, layout), price)
+        training.fit_plain(config, splits, work, after.model, settings.epochs, settings.learning_rate, "retrain")
         found.append(after)
     others = []
     if settings.baseline:
         full = training.network(config, splits)
         epochs = config.search.epochs + settings.epochs
-        _train(config, splits, work, full, epochs, settings.baseline_learning_rate, "baseline")
-        others.append(_Arm("full network, same total budget", full, cost(Graph(full))))
+        training.fit_plain(config, splits, work, full, epochs, settings.baseline_learning_rate, "baseline")
+        others.append(Arm("full network, same total budget", full, cost(Graph(full))))
     for kind in _RANDOM:
         if kinds[kind]["architecture"] is None:  # not one of them had a path to the output
             continue
-        candidate = Architecture.from_json(json.dumps(kinds[kind]["architecture"]))
+        candidate = _architecture(kinds[kind]["architecture"])
         title = f"{kind}, best of {kinds[kind]['count']:,}"
-        others.append(_Arm(title, subnet(supernet, candidate), cost(supernet.graph, candidate)))
+        others.append(Arm(title, cut(candidate), cost(supernet.graph, candidate)))
+    posterior = supernet.posterior()
+    mode = posterior.mode()
+    if supernet.graph.flow(mode).reaches_outputs():
+        others.append(Arm("deterministic candidate", cut(mode), cost(supernet.graph, mode)))
+    means = [_means(supernet, kind, group, recalibration) for kind, group in kinds.items()]
+    if settings.controls:
+        arms, drawn = controls.train(config, splits, work, posterior, architecture, price.parameters)
+        others += arms
+        means += drawn
 
     validation = {arm.name: _accuracy(arm.model, splits.validation, config) for arm in found}
     # On a tie the later, retrained one.
@@ -86,57 +96,48 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     # Only now is the test split read, for networks that are all fixed.
     for row, arm in zip(rows, (*others, *found), strict=False):
         row["test_accuracy"] = _accuracy(arm.model, splits.test, config)
-    evaluate = ranking.Evaluator(supernet, data.evaluation_batches(splits.test, config.data, config.sample.batch_size))
-    for kind, group in kinds.items():
-        tested = [evaluate(Architecture.from_json(json.dumps(candidate))).accuracy for candidate in group["first"]]
-        rows.append(
-            {
-                "name": f"{kind}, mean of {group['count']:,}",
-                "validation_accuracy": group["mean_accuracy"],
-                "test_accuracy": sum(tested) / len(tested),
-                "num_tested": len(tested),
-                "parameters": group["mean_parameters"],
-                "multiply_adds": group["mean_multiply_adds"],
-            }
-        )
+    for group in means:
+        rows.append({**group.row, **_mean_on_test(group, splits, config)})
     work.write_json(workdir.RESULTS, {"chosen": chosen.name, "rows": sorted(rows, key=_place)})
 
 
-def _place(row: dict[str, Any]) -> int:
-    starts = ("full", *_RANDOM, "posterior", "found")
-    return next(i for i, start in enumerate(starts) if row["name"].startswith(start))
+def _architecture(value: dict[str, Any]) -> Architecture:
+    return Architecture.from_json(json.dumps(value))
 
 
-def _train(
-    config: Config,
-    splits: data.Splits,
-    work: workdir.Workdir,
-    model: keras.Model,
-    epochs: int,
-    learning_rate: float,
-    title: str,
-) -> None:
-    settings = config.retrain
-    steps = splits.sizes["train"] // settings.batch_size
-    model.compile(
-        training.sgd(config.search, training.cosine(learning_rate, max(1, steps * epochs)), settings.weight_decay),
-        loss=training.classification_loss(),
-        metrics=["accuracy"],
+def _means(supernet: Supernet, kind: str, group: dict[str, Any], recalibration: Recalibration | None) -> Means:
+    row = {
+        "name": f"{kind}, mean of {group['count']:,}",
+        "validation_accuracy": group["mean_accuracy"],
+        "parameters": group["mean_parameters"],
+        "multiply_adds": group["mean_multiply_adds"],
+    }
+    return Means(supernet, [_architecture(candidate) for candidate in group["first"]], row, recalibration)
+
+
+def _mean_on_test(group: Means, splits: data.Splits, config: Config) -> dict[str, Any]:
+    batches = data.evaluation_batches(splits.test, config.data, config.sample.batch_size)
+    evaluate = ranking.Evaluator(group.supernet, batches, group.recalibration)
+    tested = [evaluate(candidate).accuracy for candidate in group.first]
+    return {"test_accuracy": sum(tested) / len(tested), "num_tested": len(tested)}
+
+
+def _place(row: dict[str, Any]) -> tuple[int, bool]:
+    starts = (
+        "full",
+        *_RANDOM,
+        "fixed drop",
+        "single path",
+        "magnitude pruning",
+        "deterministic candidate",
+        "posterior",
+        "found",
     )
-    # Not search's order again: the seed is shifted.
-    training.fit(
-        model,
-        lambda first: data.training_batches(splits, config.data, settings.batch_size, epochs, config.seed + 1, first),
-        epochs,
-        steps,
-        work,
-        f"retrain/{title}_checkpoint.npz",
-        key=work.key("retrain", config),
-        title=title,
-    )
+    place = next(i for i, start in enumerate(starts) if row["name"].startswith(start))
+    return place, row["name"].endswith("fine-tuned")
 
 
-def _row(arm: _Arm, splits: data.Splits, config: Config) -> dict[str, Any]:
+def _row(arm: Arm, splits: data.Splits, config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "model.keras"
         _without_optimizer(arm.model).save(file)

@@ -19,7 +19,7 @@ import numpy as np
 import rich.progress
 from scipy.special import softmax
 
-from tfnas import baselines, data, front, statistics, terminal, workdir
+from tfnas import baselines, data, front, statistics, terminal, training, workdir
 from tfnas import config as config_lib
 from tfnas.architecture import Architecture, Packed
 from tfnas.config import Config
@@ -29,6 +29,7 @@ from tfnas.errors import UserError, unwrapped
 from tfnas.evaluations import Evaluations
 from tfnas.posterior import RESOURCES, Posterior
 from tfnas.ranking import Field, Ranking, summary
+from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet
 
 POSTERIOR = "posterior"
@@ -121,13 +122,18 @@ class _Sampling:
         self.config = config
         self.settings = config.sample
         self.work = work
+        training.set_seed(config.seed)
         splits = data.load(config.data, work.path / "tensorflow_datasets")
         self.supernet: Supernet = keras.models.load_model(work.path / workdir.SUPERNET)
         self.posterior = Posterior.from_json((work.path / workdir.POSTERIOR).read_text())
         if self.settings.latency or (self.settings.budgets and self.settings.resource == "latency"):
             self.posterior = self.posterior.with_latency(self._latencies())
         batches = data.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
-        self.engine = Engine(self.supernet, batches, self.settings.batch_size, config.seed)
+        recalibration = None
+        if self.settings.recalibrate:
+            images = training.calibration_images(config, splits, self.settings.recalibrate)
+            recalibration = Recalibration(self.supernet, images)
+        self.engine = Engine(self.supernet, batches, self.settings.batch_size, config.seed, recalibration=recalibration)
 
     def evaluate(self, shard: Shard) -> None:
         """Evaluates one part of the candidates, each kind raced by itself."""

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfnas import data, training, workdir
 from tfnas.config import Config
 from tfnas.costs import cost
-from tfnas.supernet import Supernet, gate
+from tfnas.supernet import Supernet
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -28,32 +28,20 @@ def _search(config: Config, work: workdir.Workdir) -> None:
     training.set_seed(config.seed)
     splits = data.load(config.data, work.path / "tensorflow_datasets")
     print(f"{config.data.title}: {splits.summary()}")
-    settings = config.search
-    supernet = _gated(config, splits)
-    steps = splits.sizes["train"] // settings.batch_size
-    supernet.compile(
-        training.sgd(settings, training.schedule(settings, steps)),
-        loss=training.classification_loss(),
-        metrics=["accuracy"],
-    )
+    supernet = training.gated(config, splits, training.network(config, splits))
+    _print_size(supernet, config)
     writer = tf.summary.create_file_writer(str(work.path / "tensorboard"))
-
-    def batches(first_epoch: int) -> tf.data.Dataset:
-        return data.training_batches(
-            splits, config.data, settings.batch_size, settings.epochs, config.seed, first_epoch
-        )
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in history)
         work.write(workdir.HISTORY, lambda file: file.write_text(lines))
         _write_tensorboard(writer, history[-1])
 
-    training.fit(
-        supernet,
-        batches,
-        settings.epochs,
-        steps,
+    training.fit_gated(
+        config,
+        splits,
         work,
+        supernet,
         workdir.CHECKPOINT,
         key=work.key("search", config),
         title="search",
@@ -65,21 +53,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
     work.write(workdir.POSTERIOR, lambda file: file.write_text(posterior))
 
 
-def _gated(config: Config, splits: data.Splits) -> Supernet:
-    settings = config.search
-    supernet = gate(
-        training.network(config, splits),
-        ell2=settings.ell2,
-        num_examples=settings.example_multiplier * splits.sizes["train"],
-        temperature=settings.temperature,
-        initial_drop=settings.initial_drop,
-        gate_learning_rate=settings.gate_learning_rate,
-        gate_dense=settings.gate_dense,
-        gate_pooling=settings.gate_pooling,
-        include=_patterns(settings.include),
-        exclude=_patterns(settings.exclude),
-        seed=config.seed,
-    )
+def _print_size(supernet: Supernet, config: Config) -> None:
     full = cost(supernet.graph)
     given = ", ".join(f"{name}={value}" for name, value in config.supernet.arguments().items())
     print(
@@ -87,11 +61,6 @@ def _gated(config: Config, splits: data.Splits) -> Supernet:
         f"{full.parameters:,} parameters, {len(supernet.gated_layers)} gated layers, "
         f"{full.multiply_adds / 1e6:.2f} M multiply-adds"
     )
-    return supernet
-
-
-def _patterns(text: str) -> list[str]:
-    return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
 
 
 def _describe(supernet: Supernet) -> dict[str, Any]:

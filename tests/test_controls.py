@@ -1,0 +1,211 @@
+"""Networks trained like the found one but chosen without a posterior."""
+
+import dataclasses
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import load_config
+
+import tfnas
+from tfnas import baselines, controls, data, training, workdir
+from tfnas.architecture import Architecture
+from tfnas.gates import Gated
+from tfnas.stages import retrain, sample, search
+from tfnas.supernets import multi_branch_resnet
+
+BLOCKS = [[f"stage{stage}_block1_path{path}_conv2" for path in (1, 2)] for stage in (1, 2, 3)]
+
+
+def made(**arguments):
+    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    return controls.freeze(tfnas.gate(model, ell2=10, num_examples=100, **arguments))
+
+
+def batches(rng, count):
+    images, labels = rng.normal(size=(count * 8, 8, 8, 1)).astype("float32"), rng.integers(0, 3, count * 8)
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+
+
+def values(variables):
+    return [np.array(variable) for variable in variables]
+
+
+def test_frozen_gates_do_not_move_while_weights_do(rng):
+    supernet = made(initial_drop=0.37, gate_learning_rate=10)
+    logits = [layer.drop_logit for layer in supernet.gated_layers.values()]
+    kernels = [layer.layer.kernel for layer in supernet.gated_layers.values()]
+    before, weights = values(logits), values(kernels)
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
+    supernet.compile(optimizer, loss=training.classification_loss())
+    supernet.fit(batches(rng, 3), shuffle=False, verbose=0)
+    for old, new in zip(before, values(logits), strict=True):
+        np.testing.assert_array_equal(old, new)
+        np.testing.assert_allclose(1 / (1 + np.exp(-new)), 0.37, rtol=1e-6)
+    assert all(np.abs(old - new).max() > 1e-4 for old, new in zip(weights, values(kernels), strict=True))
+    assert not any(variable is logit for logit in logits for variable in supernet.trainable_variables)
+
+
+def test_gates_during_a_step_are_exactly_its_path(rng):
+    supernet = made()
+    posterior = supernet.posterior()
+    kernels = {name: layer.layer.kernel for name, layer in supernet.gated_layers.items()}
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            seen.append({name: layer.relaxed_gates(500).numpy() for name, layer in supernet.gated_layers.items()})
+            self.before = {name: np.array(kernel) for name, kernel in kernels.items()}
+
+        def on_train_batch_end(self, batch, logs=None):
+            # With no momentum and no price on what is dropped, a step moves only the path's operations.
+            for name, kernel in kernels.items():
+                moved = np.abs(np.asarray(kernel) - self.before[name]).max() > 0
+                assert moved or not seen[-1][name].all()
+                assert not (moved and name in sum(BLOCKS, []) and not seen[-1][name].any())
+
+    supernet.compile(keras.optimizers.SGD(0.05), loss=training.classification_loss())
+    supernet.optimizer.iterations.assign(20)  # as after a checkpoint
+    paths = controls.Paths(supernet, BLOCKS, seed=3)
+    supernet.fit(batches(rng, 4), callbacks=[paths, Watch()], shuffle=False, verbose=0)
+    for step, gates in enumerate(seen):
+        path = baselines.single_path(posterior, BLOCKS, 3, 20 + step)
+        for name, drawn in gates.items():
+            np.testing.assert_array_equal(drawn, np.tile(path[name].astype("float32"), (500, 1)))
+    assert len({tuple(gates[block[0]][0, 0] for block in BLOCKS) for gates in seen}) > 1
+
+
+def test_mean_magnitude_is_numpys(rng):
+    convolution = Gated(keras.layers.Conv2D(3, (3, 5)))
+    convolution.build((None, 8, 8, 4))
+    np.testing.assert_allclose(
+        controls.mean_magnitude(convolution), np.abs(convolution.layer.kernel.numpy()).mean((0, 1, 3)), rtol=1e-6
+    )
+    separable = Gated(keras.layers.SeparableConv2D(5, 3))
+    separable.build((None, 8, 8, 4))
+    depthwise, pointwise = (np.abs(w) for w in separable.layer.get_weights()[:2])  # (3, 3, 4, 1), (1, 1, 4, 5)
+    expected = (depthwise.sum((0, 1, 3)) + pointwise.sum((0, 1, 3))) / (9 + 5)
+    np.testing.assert_allclose(controls.mean_magnitude(separable), expected, rtol=1e-6)
+    pooling = Gated(keras.layers.AveragePooling2D(2))
+    pooling.build((None, 8, 8, 2))
+    assert controls.mean_magnitude(pooling).tolist() == [np.inf, np.inf]
+
+
+def test_magnitude_pruning_by_hand():
+    """s channels of `a` and t of `b`, 1 x 1: s + s t + 4 t weights, and 10 of the classifier."""
+    image = keras.Input((4, 4, 1))
+    x = image
+    for name in ("stem", "a", "b"):
+        x = keras.layers.Conv2D(4, 1, use_bias=False, name=name)(x)
+    model = keras.Model(image, keras.layers.Dense(2, name="classifier")(keras.layers.GlobalAveragePooling2D()(x)))
+    scales = {"a": [0.1, 0.4, 0.2, 0.8], "b": [0.3, 0.9, 0.6, 0.5]}
+    for name, scale in scales.items():
+        signs = [1, -1, 1, -1]
+        model.get_layer(name).set_weights([np.multiply.outer(scale, signs).reshape(1, 1, 4, 4)])
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    scores = {name: controls.mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
+    # From 46, dropping the smallest first: 41 (a 0), 36 (a 2), 30 (b 0), 26 (a 1).
+    for wanted, a, b in ((46, 4, 4), (37, 3, 4), (36, 2, 4), (28, 2, 3), (30, 2, 3), (26, 1, 3)):
+        pruned = baselines.magnitude_candidate(supernet.graph, scores, wanted)
+        assert (pruned["a"].sum(), pruned["b"].sum()) == (a, b)
+    pruned = baselines.magnitude_candidate(supernet.graph, scores, 28)
+    assert pruned["a"].tolist() == [False, True, False, True] and pruned["b"].tolist() == [False, True, True, True]
+    assert tfnas.subnet(supernet, pruned).count_params() == 30
+
+
+def tiny():
+    config = load_config("digits")
+    return dataclasses.replace(
+        config,
+        supernet=dataclasses.replace(config.supernet, width=4, stem_width=4),
+        search=dataclasses.replace(config.search, epochs=2, ell2=60.0),
+        sample=dataclasses.replace(config.sample, num_candidates=8, num_random=4, num_tested=2),
+        retrain=dataclasses.replace(config.retrain, epochs=1, baseline=False, controls=True),
+    )
+
+
+def test_no_single_path_where_nothing_competes(digits_folder, monkeypatch):
+    config = tiny()
+    monkeypatch.setattr(baselines, "choice_blocks", lambda graph, gated: [])
+    assert controls.single_path(config, data.load(config.data, digits_folder), None) == []
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "whole"
+    search.run(tiny(), path)
+    sample.run(tiny(), path)
+    return path
+
+
+def rows_of(path):
+    rows = json.loads((path / workdir.RESULTS).read_text())["rows"]
+    return [{k: v for k, v in row.items() if k != "latency_seconds"} for row in rows]
+
+
+@pytest.mark.slow
+def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_path, monkeypatch, capsys):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    shutil.copytree(sampled, whole)
+    shutil.copytree(sampled, killed)
+    retrain.run(tiny(), whole)
+    rows = rows_of(whole)
+    assert [row["name"] for row in rows] == [
+        "random, spread evenly, best of 4",
+        "random, spread evenly, mean of 4",
+        "random, allocated per layer, best of 4",
+        "random, allocated per layer, mean of 4",
+        "fixed drop, best of 4",
+        "fixed drop, mean of 4",
+        "fixed drop, fine-tuned",
+        "single path, best of 4",
+        "single path, fine-tuned",
+        "magnitude pruning",
+        "magnitude pruning, fine-tuned",
+        "deterministic candidate",
+        "posterior, mean of 8",
+        "found network, before retraining",
+        "found network, retrained",
+    ]
+    found = rows[-1]["parameters"]
+    for row in rows:
+        assert 0 < row["test_accuracy"] <= 1
+        if row["name"].startswith(("fixed drop", "magnitude")):
+            assert found <= row["parameters"] <= 1.1 * found
+    assert {row["num_tested"] for row in rows if "mean of" in row["name"]} == {2}
+
+    class Killed(Exception):
+        pass
+
+    with monkeypatch.context() as patch:
+        write = workdir.Workdir.write
+
+        def write_and_die(self, name, writer):
+            write(self, name, writer)
+            if name == training.retrain_checkpoint("single path"):
+                raise Killed
+
+        patch.setattr(workdir.Workdir, "write", write_and_die)
+        with pytest.raises(Killed):
+            retrain.run(tiny(), killed)
+    assert not (killed / workdir.RESULTS).exists()
+    retrain.run(tiny(), killed)
+    assert "single path goes on after epoch 1 of 2" in capsys.readouterr().out
+    assert rows_of(killed) == rows
+
+
+@pytest.mark.slow
+def test_a_deterministic_candidate_without_a_path_is_left_out(sampled, tmp_path, monkeypatch):
+    shutil.copytree(sampled, tmp_path / "run")
+    mode = tfnas.Posterior.mode
+    monkeypatch.setattr(
+        tfnas.Posterior, "mode", lambda self: Architecture({name: np.zeros_like(m) for name, m in mode(self).items()})
+    )
+    config = tiny()
+    changed = dataclasses.replace(config.retrain, epochs=0, controls=False)
+    retrain.run(dataclasses.replace(config, retrain=changed), tmp_path / "run")
+    names = [row["name"] for row in rows_of(tmp_path / "run")]
+    assert "random, spread evenly, best of 4" in names and "deterministic candidate" not in names

@@ -1,0 +1,68 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import random_weights
+
+import tfnas
+from tfnas import baselines, controls
+from tfnas.architecture import Architecture
+from tfnas.engine import Engine
+from tfnas.recalibration import Recalibration
+from tfnas.supernets import multi_branch_resnet
+
+
+@pytest.fixture
+def supernet(rng):
+    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=10, num_examples=100, initial_drop=0.3)
+    supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return supernet
+
+
+def test_inference_is_then_what_training_computes_on_that_batch(supernet, rng):
+    images = rng.normal(size=(40, 8, 8, 1)).astype("float32")
+    posterior = supernet.posterior()
+    blocks = baselines.choice_blocks(supernet.graph, supernet.gated_layers)
+    for i in range(2):
+        path = baselines.single_path(posterior, blocks, 0, i)
+        supernet.set_architecture(path)
+        before = np.array(supernet(images))
+        controls.impose(supernet, path)  # relaxed gates of exactly 0 and 1
+        expected = np.array(supernet.network(images, training=True))
+        Recalibration(supernet, images).apply(path)
+        np.testing.assert_allclose(supernet(images), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(tfnas.subnet(supernet, path)(images), expected, rtol=1e-4, atol=1e-4)
+        assert np.abs(before - expected).max() > 0.01
+
+
+def test_statistics_of_a_channel_mask_by_hand(supernet, rng):
+    images = rng.normal(size=(20, 8, 8, 1)).astype("float32")
+    (candidate,) = supernet.posterior().sample(1, seed=1)
+    found = Recalibration(supernet, images).statistics(candidate)
+    network = supernet.network
+    stem = np.asarray(network.get_layer("stem_conv")(images))
+    np.testing.assert_allclose(found["stem_bn"][0], stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["stem_bn"][1], stem.var((0, 1, 2)), rtol=1e-4, atol=1e-5)
+    layer = network.get_layer("stem_bn")
+    x = (stem - stem.mean((0, 1, 2))) / np.sqrt(stem.var((0, 1, 2)) + layer.epsilon) * layer.gamma + layer.beta
+    name = "stage1_block1_path1_conv1"
+    masked = np.maximum(x, 0) * candidate[name]
+    y = np.asarray(tf.nn.conv2d(masked, network.get_layer(name).layer.kernel, 1, "SAME"))
+    np.testing.assert_allclose(found["stage1_block1_path1_bn1"][0], y.mean((0, 1, 2)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["stage1_block1_path1_bn1"][1], y.var((0, 1, 2)), rtol=1e-3, atol=1e-4)
+
+
+def test_the_engine_evaluates_each_candidate_with_its_own(supernet, rng):
+    images, labels = rng.normal(size=(30, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 30)
+    validation = tf.data.Dataset.from_tensor_slices((images, labels)).batch(10)
+    candidates = supernet.posterior().sample(4, seed=0)
+    candidates.append(Architecture({n: np.zeros_like(m) if "path1" in n else m for n, m in candidates[0].items()}))
+    engine = Engine(supernet, validation, recalibration=Recalibration(supernet, images[:16]))
+    outputs = [engine.outputs(candidate) for candidate in candidates]
+    for candidate, output in zip(candidates, outputs, strict=True):
+        Recalibration(supernet, images[:16]).apply(candidate)
+        supernet.set_architecture(candidate)
+        expected = np.asarray(supernet(images))
+        np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())

@@ -1,0 +1,75 @@
+"""Batch-normalisation statistics of one architecture, instead of those of all architectures that training drew.
+
+Search's moving statistics are of relaxed, random gates. Under one hard mask a layer's inputs are distributed otherwise;
+statistics taken anew from a batch of training images fit (arXiv 1904.00420 does so for each path of a single-path
+super-network).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfnas.architecture import Architecture
+from tfnas.folding import Weights
+from tfnas.supernet import Supernet
+
+
+class Recalibration:
+    """Takes statistics of images in a supernet under any architecture.
+
+    Args:
+        supernet: its weights at the time of a call are used.
+        images: one batch of training images, as training sees them, shape (batch, ..., channels).
+    """
+
+    def __init__(self, supernet: Supernet, images: Any):
+        self._supernet = supernet
+        self._images = tf.convert_to_tensor(images)
+        self._program = tf.function(self._moments)
+
+    def statistics(self, architecture: Architecture) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Mean and variance of every normalisation's inputs, by node, float32, shape (C,) each."""
+        masks = {name: tf.constant(mask, tf.float32) for name, mask in architecture.items()}
+        return {name: (mean.numpy(), variance.numpy()) for name, (mean, variance) in self._program(masks).items()}
+
+    def weights(self, weights: Weights, architecture: Architecture) -> Weights:
+        """`weights` with these statistics in place of theirs."""
+        statistics = self.statistics(architecture)
+        return {
+            name: {**values, "moving_mean": statistics[name][0], "moving_variance": statistics[name][1]}
+            if name in statistics
+            else values
+            for name, values in weights.items()
+        }
+
+    def apply(self, architecture: Architecture) -> None:
+        """Gives the supernet's own normalisations these statistics."""
+        graph = self._supernet.graph
+        for name, (mean, variance) in self.statistics(architecture).items():
+            layer = graph.nodes[graph.index[name]].inner
+            layer.moving_mean.assign(mean)
+            layer.moving_variance.assign(variance)
+
+    def _moments(self, masks: Mapping[str, tf.Tensor]) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+        values: list[tf.Tensor] = []
+        found = {}
+        for node in self._supernet.graph.nodes:
+            inputs = [values[i] for i in node.inputs]
+            if node.gated:
+                inputs = [inputs[0] * masks[node.name]]
+            if node.kind == "input":
+                values.append(self._images)
+            elif node.kind == "norm":
+                (x,), layer = inputs, node.inner
+                mean, variance = tf.nn.moments(x, list(range(len(x.shape) - 1)))
+                found[node.name] = (mean, variance)
+                scale = tf.convert_to_tensor(layer.gamma) if layer.scale else None
+                offset = tf.convert_to_tensor(layer.beta) if layer.center else None
+                values.append(tf.nn.batch_normalization(x, mean, variance, offset, scale, layer.epsilon))
+            else:
+                values.append(node.call(node.inner, inputs))
+        return found

@@ -102,7 +102,7 @@ class Packed(Sequence[Architecture]):
 
     >>> a, b = Architecture({"conv": [True, False, True]}), Architecture({"conv": [False, True, True]})
     >>> packed = Packed([a, b])
-    >>> len(packed), packed[1] == b, packed[-2] == a
+    >>> len(packed), packed[1] == b, packed[-2:] == [a, b]
     (2, True, True)
     """
 
@@ -117,6 +117,8 @@ class Packed(Sequence[Architecture]):
         return len(self._bits)
 
     def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
         bits = np.unpackbits(np.frombuffer(self._bits[i], np.uint8), count=sum(self._sizes.values())).astype(bool)
         return Architecture(
             dict(zip(self._sizes, np.split(bits, np.cumsum([*self._sizes.values()])[:-1]), strict=True))

@@ -19,16 +19,15 @@ import numpy as np
 import rich.progress
 from scipy.special import softmax
 
-from tfnas import baselines, data, front, statistics, terminal, training, workdir
+from tfnas import baselines, costs, data, front, statistics, terminal, training, workdir
 from tfnas import config as config_lib
 from tfnas.architecture import Architecture, Packed
 from tfnas.config import Config
-from tfnas.costs import cost, layer_latencies
 from tfnas.engine import Engine
 from tfnas.errors import UserError, unwrapped
 from tfnas.evaluations import Evaluations
 from tfnas.posterior import RESOURCES, Posterior
-from tfnas.ranking import Field, Ranking, summary
+from tfnas.ranking import Field, Ranking, Score, summary
 from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet
 
@@ -206,7 +205,7 @@ class _Sampling:
         return _Contest(kind, posterior, share, numbers, drawn, facts, self.settings.rank_by)
 
     def _facts(self, architecture: Architecture) -> dict[str, Any]:
-        price = cost(self.supernet.graph, architecture)
+        price = costs.cost(self.supernet.graph, architecture)
         return {
             "digest": architecture.digest(),
             "parameters": price.parameters,
@@ -256,12 +255,15 @@ class _Sampling:
         return group, records, ranking
 
     def _say(self, contest: _Contest, ranking: Ranking) -> None:
-        best, fresh, outcome = ranking.scores[ranking.outcome.winner], ranking.fresh, ranking.outcome
+        def shown(score: Score) -> str:
+            return f"loss {score.loss:.4g}" if contest.by == "loss" else f"accuracy {score.accuracy:.1%}"
+
+        outcome, fresh = ranking.outcome, ranking.fresh
         raced = f"raced: {1 - outcome.saved:.0%} of the examples evaluated" if self.settings.racing else "all in full"
-        again = f", on {fresh.num_examples:,} fresh examples {fresh.loss:.4g}" if fresh else ""
+        again = f", on {fresh.num_examples:,} fresh examples {shown(fresh)}" if fresh else ""
         print(
-            f"sample    {contest.kind}: {len(contest.candidates):,} candidates, {raced}; best loss {best.loss:.4g}"
-            f"{again}; {len(outcome.ties)} tie with it"
+            f"sample    {contest.kind}: {len(contest.candidates):,} candidates, {raced}; best "
+            f"{shown(ranking.scores[outcome.winner])}{again}; {len(outcome.ties):,} tie with it"
         )
 
     def _race(self, contest: _Contest, evaluations: Evaluations) -> Ranking:
@@ -306,7 +308,7 @@ class _Sampling:
         """Seconds per channel of every gated layer, measured once in a working directory."""
         file = self.work.path / workdir.LATENCIES
         if not file.exists():
-            self.work.write_json(workdir.LATENCIES, layer_latencies(self.supernet))
+            self.work.write_json(workdir.LATENCIES, costs.layer_latencies(self.supernet))
         return json.loads(file.read_text())
 
     def _predictive(self, ranking: Ranking) -> dict[str, Any]:

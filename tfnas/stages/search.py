@@ -74,6 +74,7 @@ def _gated(config: Config, splits: data.Splits) -> Supernet:
         temperature=settings.temperature,
         initial_drop=settings.initial_drop,
         gate_learning_rate=settings.gate_learning_rate,
+        prior=settings.prior,
         gate_dense=settings.gate_dense,
         gate_pooling=settings.gate_pooling,
         include=_patterns(settings.include),

@@ -1,6 +1,5 @@
 """What is measured of costs; what is counted is tested with the subnets that it is counted for."""
 
-import itertools
 import types
 
 import keras
@@ -24,17 +23,19 @@ def network(size=6, **arguments):
     return tfnas.gate(model, ell2=1, num_examples=10, include=["a", "pool", "b", "c"], **arguments)
 
 
-def test_layer_latency_is_the_median_shared_out_to_channels_and_examples(monkeypatch):
-    """By a clock on which the first layer takes 1, 9 and 2 seconds, and every further one ten times as long."""
+def test_layer_latency_is_the_median_less_the_calls_shared_out_to_channels_and_examples(monkeypatch):
+    layers = [(1.0, 9.0, 2.0), (0.4, 0.3, 7.0), (30.0, 20.0, 10.0), (200.0, 200.0, 1.0)]
+    call = (0.25, 8.0, 0.5)
     ticks = [0.0]
-    for layer in range(4):
-        for seconds in (1.0, 9.0, 2.0):
-            ticks += [ticks[-1], ticks[-1] + seconds * 10**layer]
-    clock = itertools.chain(ticks[1:])
+    for layer in layers:
+        for duration in (*layer, *call):
+            ticks += [ticks[-1], ticks[-1] + duration]
+    clock = iter(ticks[1:])
     monkeypatch.setattr(costs, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     seconds = tfnas.layer_latencies(network(), batch_size=8, repeats=3)
-    expected = {"a": 2 / 4 / 8, "pool": 20 / 5 / 8, "b": 200 / 5 / 8, "c": 2000 / 5 / 8}
+    expected = {"a": (2 - 0.5) / 4 / 8, "pool": 0.0, "b": (20 - 0.5) / 5 / 8, "c": (200 - 0.5) / 5 / 8}
     assert seconds == pytest.approx(expected, rel=1e-12) and list(seconds) == list(expected)
+    assert next(clock, None) is None
 
 
 def test_layers_are_timed_alone_on_their_own_inputs(monkeypatch):
@@ -54,10 +55,19 @@ def test_layers_are_timed_alone_on_their_own_inputs(monkeypatch):
         "b": ((3, 2, 2, 5), "float32"),
         "c": ((3, 5), "float32"),
     }
-    assert all(0 < value < 5 for value in seconds.values())
+    assert all(0 <= value < 5 for value in seconds.values())
     posterior = supernet.posterior().with_latency(seconds)
-    budget = 0.5 * posterior.total_cost("latency")
-    assert posterior.tilt(latency=budget).expected_cost("latency") == pytest.approx(budget, rel=1e-6)
+    assert [g.latency_per_channel for g in posterior.layers] == list(seconds.values())
+
+
+def test_a_layer_with_more_to_do_takes_longer():
+    image = keras.Input((32, 32, 8))
+    x = keras.layers.Conv2D(64, 1, name="stem")(image)
+    x = keras.layers.Conv2D(64, 5, padding="same", name="large")(x)  # 25 x the multiply-adds of the next
+    x = keras.layers.Conv2D(64, 1, name="small")(x)
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    seconds = tfnas.layer_latencies(tfnas.gate(model, ell2=1, num_examples=10), batch_size=8, repeats=5)
+    assert seconds["large"] > 2 * seconds["small"] >= 0
 
 
 def test_layer_latencies_that_cannot_be_measured_are_refused():

@@ -43,6 +43,22 @@ def test_regulariser_and_its_gradients(rng):
     np.testing.assert_allclose(by_weights, ell2 * (1 - p)[:, None] * kernel / num_examples, rtol=1e-5, atol=1e-9)
 
 
+def test_factors_multiply_the_weight_terms_alone(rng):
+    p, norms = sigmoid(LOGITS), rng.uniform(1, 2, (2, 3))
+    pairs = [(tf.constant(LOGITS, tf.float32), tf.constant(n, tf.float32)) for n in norms]
+    weights = 0.5 * ((1 - p) * norms[0]).sum() + 3.0 * ((1 - p) * norms[1]).sum()
+    entropy = 2 * (p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
+    value = elbo.regulariser(pairs, 80.0, 700.0, factors=(0.5, 3.0))
+    assert float(value) == pytest.approx((80 / 2 * weights + entropy) / 700, rel=1e-5)
+
+
+def test_cost_factors_by_hand():
+    # Total norm 2 x 3 + 5 x 2 = 16, total cost 2 x 10 + 5 x 4 = 40: 0.4 for each unit of cost. The third has no kernel.
+    factors = elbo.cost_factors(num_channels=[2, 5, 7], norms=[3.0, 2.0, 0.0], costs=[10, 4, 0])
+    assert factors == pytest.approx((0.4 * 10 / 3, 0.4 * 4 / 2, 1.0), rel=1e-12)
+    assert elbo.cost_factors([7], [0.0], [0]) == (1.0,)
+
+
 def test_extreme_logits_stay_finite():
     extreme = tf.Variable([-100.0, 100.0])
     with tf.GradientTape() as tape:

@@ -5,6 +5,7 @@ import tensorflow as tf
 from conftest import random_weights
 
 import tfnas
+from tfnas import elbo
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.supernets import multi_branch_resnet
@@ -95,6 +96,76 @@ def test_fit_learns_and_save_load_goes_on_identically(tmp_path, rng):
         model.train_on_batch(x, y)
     for one, other in zip(supernet.weights, again.weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def mixed(size=8, **arguments):
+    """A plain, a separable and a transposed convolution and a pooling layer, all gated."""
+    image = keras.Input((size, size, 2))
+    x = keras.layers.Conv2D(4, 3, padding="same", name="stem")(image)
+    x = keras.layers.Conv2D(6, 3, padding="same", name="plain")(x)
+    x = keras.layers.MaxPooling2D(2, name="pool")(x)
+    x = keras.layers.SeparableConv2D(8, 3, padding="same", depth_multiplier=2, name="separable")(x)
+    x = keras.layers.Conv2DTranspose(5, 2, strides=2, name="transposed")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, keras.layers.Dense(3)(x))
+    return tfnas.gate(model, ell2=50, num_examples=1000, gate_pooling=True, exclude="global*", **arguments)
+
+
+# By hand: weights per channel 9 x 6, 9 x 2 + 2 x 8, 4 x 5; applied at 8 x 8, 4 x 4, and 4 x 4 (inputs) positions.
+COSTS = {"parameters": (54, 34, 20), "multiply_adds": (54 * 64, 34 * 16, 20 * 16)}
+
+
+@pytest.mark.parametrize("prior", COSTS)
+def test_prior_presses_a_channel_by_what_it_costs(prior, rng):
+    supernet = mixed(prior=prior)
+    channels = np.array([4, 6, 8])
+    norms = np.array([6 / 4, 2 / 6 + 8 / 6, 5 / 8])  # at variance 1 / fan-in: depthwise and pointwise of the second
+    costs = np.array(COSTS[prior])
+    plain, separable, transposed = (channels @ norms) / (channels @ costs) * costs / norms
+    factors = {"plain": plain, "pool": 1.0, "separable": separable, "transposed": transposed}
+    assert list(supernet.gated_layers) == list(factors)
+
+    weights = entropy = 0.0
+    for name, factor in factors.items():
+        layer = supernet.gated_layers[name]
+        layer.drop_logit.assign([rng.normal()])
+        p = 1 / (1 + np.exp(-float(layer.drop_logit[0])))
+        kernels = [v.numpy() for v in layer.layer.trainable_variables if "bias" not in v.name]
+        weights += factor * (1 - p) * (sum((kernel**2).sum() for kernel in kernels) if kernels else 6)
+        entropy += layer.mask.shape[0] * (p * np.log(p) + (1 - p) * np.log(1 - p))
+    assert float(supernet.regulariser()) == pytest.approx((50 / 2 * weights + entropy) / 1000, rel=1e-5)
+
+
+def test_prior_is_saved_and_uniform_is_what_it_was(tmp_path):
+    plain, uniform, priced = mixed(), mixed(prior="uniform"), mixed(prior="multiply_adds")
+    for supernet in (uniform, priced):
+        for layer, other in zip(supernet.gated_layers.values(), plain.gated_layers.values(), strict=True):
+            layer.set_weights(other.get_weights())
+    pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in plain.gated_layers.values()]
+    assert plain.regulariser() == uniform.regulariser() == elbo.regulariser(pairs, 50, 1000)
+    assert priced.regulariser() != uniform.regulariser()
+    priced.save(tmp_path / "s.keras")
+    again = keras.models.load_model(tmp_path / "s.keras")
+    assert (again.prior, plain.prior) == ("multiply_adds", "uniform")
+    assert again.regulariser() == priced.regulariser()
+    older = {name: value for name, value in plain.get_config().items() if name != "prior"}
+    assert tfnas.Supernet.from_config(older).prior == "uniform"
+
+
+def test_prior_trains(rng):
+    supernet = compiled("sgd", prior="multiply_adds")
+    x, y = batch(rng)
+    losses = supernet.fit(x, y, epochs=5, verbose=0, shuffle=False).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_priors_that_cannot_be_are_refused():
+    expected = "gate: prior must be one of 'uniform', 'parameters', 'multiply_adds'. Received: 'flops'"
+    with pytest.raises(UserError, match=expected):
+        mixed(prior="flops")
+    with pytest.raises(UserError, match="gate: prior='multiply_adds' needs .* fixed size; .* 'plain' .* none"):
+        mixed(size=None, prior="multiply_adds")
+    assert mixed(size=None, prior="parameters").prior == "parameters"
 
 
 def test_set_architecture_and_back():

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tfnas.channels import Graph as Graph
     from tfnas.costs import cost as cost
     from tfnas.costs import latency as latency
+    from tfnas.costs import layer_latencies as layer_latencies
     from tfnas.gates import Gated as Gated
     from tfnas.posterior import Posterior as Posterior
     from tfnas.ranking import rank as rank
@@ -32,6 +33,7 @@ _HOMES = {
     "cost": "costs",
     "gate": "supernet",
     "latency": "costs",
+    "layer_latencies": "costs",
     "rank": "ranking",
     "subnet": "subnets",
 }

@@ -170,6 +170,7 @@ class Search:
     temperature: float = 0.2  # of the relaxed Bernoulli gates
     initial_drop: float = 0.1  # drop probability before the first step
     gate_learning_rate: float = 1.0  # as a multiple of the weights'; 3 to 10 helps runs of few epochs
+    prior: str = "uniform"  # 'parameters' or 'multiply_adds': press each channel by what it costs (see `tfnas.gate`)
     gate_dense: bool = False  # gate dense layers too, but for the classifier
     gate_pooling: bool = False  # gate pooling and Identity layers too, so that such an operation can be dropped
     include: str = ""  # glob patterns of layer names, separated by commas: exactly these are gated; empty: by kind
@@ -182,6 +183,7 @@ class Search:
         for field in ("learning_rate", "ell2", "example_multiplier", "temperature", "gate_learning_rate"):
             _positive(f"search.{field}", getattr(self, field))
         self._check_schedule()
+        _one_of("search.prior", self.prior, ("uniform", "parameters", "multiply_adds"))
         _require(0 <= self.momentum < 1, "search.momentum", self.momentum, "a number in [0, 1)")
         _require(0 < self.initial_drop < 1, "search.initial_drop", self.initial_drop, "a number strictly in (0, 1)")
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfnas.kinds import channel_kernels
+from tfnas.kinds import SEPARABLE, TRANSPOSED, channel_kernels
 
 
 @keras.saving.register_keras_serializable("tfnas")
@@ -112,6 +112,20 @@ class Gated(keras.layers.Wrapper):
     def parameters_per_channel(self) -> int:
         """Kernel weights that one input channel carries; 0 where there is no kernel."""
         return sum(shape[0] * shape[2] for _, shape in channel_kernels(self.layer))
+
+    def unit_gain_norm(self) -> float:
+        """E||m_k||^2 of one input channel at variance 1 / fan-in, from shapes alone; 0 where there is no kernel.
+
+        A kernel of shape (before, K, after) has the fan-in before x K, which leaves after / K. A depthwise kernel's is
+        then that of all channels together, as Keras's initialisers count it.
+        """
+        # Where `channel_kernels` has outputs before the inputs, or intermediate channels behind them, that is not so.
+        channels = sum(self.group_sizes)
+        if isinstance(self.layer, TRANSPOSED):
+            return self.layer.filters / channels
+        if isinstance(self.layer, SEPARABLE):
+            return (self.layer.depth_multiplier + self.layer.filters) / channels
+        return sum(after / channels for _, (_, _, after) in channel_kernels(self.layer))
 
     def channel_logits(self) -> tf.Tensor:
         """Logit of the drop probability of every input channel, float32, shape (K,)."""

@@ -17,7 +17,9 @@ from tfnas.channels import Graph, Node, is_gateable
 from tfnas.errors import UserError
 from tfnas.gates import Gated
 from tfnas.kinds import CHOICES, CUT_KINDS
-from tfnas.posterior import LayerGates, Posterior
+from tfnas.posterior import RESOURCES, LayerGates, Posterior
+
+PRIORS = ("uniform", *RESOURCES)
 
 
 def gate(
@@ -28,6 +30,7 @@ def gate(
     temperature: float = 0.2,
     initial_drop: float = 0.1,
     gate_learning_rate: float = 1.0,
+    prior: str = "uniform",
     gate_dense: bool = False,
     gate_pooling: bool = False,
     include: str | Sequence[str] = (),
@@ -48,6 +51,9 @@ def gate(
         initial_drop: drop probability before the first step, in (0, 1).
         gate_learning_rate: the gates' learning rate as a multiple of the weights'. 1 is the paper's; a run of few
             epochs wants 3 to 10, or an ell2 ten times larger. Too much of either drops everything.
+        prior: 'uniform': ell2 is that of every weight. 'parameters' or 'multiply_adds': each layer's is ell2 times a
+            factor, such that at initialisation a channel is pressed in proportion to the kernel weights, or to the
+            multiply-adds, that it costs, and all channels together as hard as with 'uniform' (`elbo.cost_factors`).
         gate_dense: gate dense layers too, but for the classifier.
         gate_pooling: gate pooling and `Identity` layers too, so that these operations can be dropped; each such gate is
             priced as a 1x1 convolution that passes its channel on, and costs nothing at inference.
@@ -60,7 +66,7 @@ def gate(
 
     Raises:
         UserError: naming the layer that the graph cannot follow or that cannot be gated; a pattern that matches
-            nothing; no layer to gate.
+            nothing; no layer to gate; an unknown prior, or 'multiply_adds' where the input has no fixed size.
         ValueError: for a number out of range.
     """
     graph = Graph(model)
@@ -89,7 +95,7 @@ def gate(
         if getattr(node.layer, "weights", None):
             twin = layers[node.name]
             copy_weights(twin.layer if isinstance(twin, Gated) else twin, node.layer.get_weights())
-    return Supernet(network, ell2=ell2, num_examples=num_examples, gate_learning_rate=gate_learning_rate)
+    return Supernet(network, ell2=ell2, num_examples=num_examples, gate_learning_rate=gate_learning_rate, prior=prior)
 
 
 def copy_weights(layer: keras.Layer, weights: Sequence[np.ndarray]) -> None:
@@ -151,21 +157,32 @@ class Supernet(keras.Model):
     Attributes:
         network: the functional model whose layers are `Gated`.
         gated_layers: its `Gated` layers by name, in the graph's order.
+        prior_factors: of ell2, one for each of them; empty for the prior 'uniform'.
     """
 
     def __init__(
-        self, network: keras.Model, ell2: float, num_examples: float, gate_learning_rate: float = 1.0, **kwargs: Any
+        self,
+        network: keras.Model,
+        ell2: float,
+        num_examples: float,
+        gate_learning_rate: float = 1.0,
+        prior: str = "uniform",
+        **kwargs: Any,
     ):
         for name, value in (("ell2", ell2), ("num_examples", num_examples), ("gate_learning_rate", gate_learning_rate)):
             if not value > 0:
                 raise ValueError(f"Supernet: {name} must be greater than 0. Received: {name}={value}")
+        if prior not in PRIORS:
+            raise UserError(f"gate: prior must be one of {', '.join(map(repr, PRIORS))}. Received: {prior!r}")
         super().__init__(**kwargs)
         self.network = network
         self.ell2 = ell2
         self.num_examples = num_examples
         self.gate_learning_rate = gate_learning_rate
+        self.prior = prior
         self.graph = Graph(network)
         self.gated_layers = {n.name: n.layer for n in self.graph.nodes if isinstance(n.layer, Gated)}
+        self.prior_factors = () if prior == "uniform" else self._factors()
         self.built = True
 
     def call(self, inputs: Any, training: bool = False) -> Any:
@@ -177,7 +194,25 @@ class Supernet(keras.Model):
     def regulariser(self) -> tf.Tensor:
         """What the ELBO adds to the mean negative log likelihood, float32 scalar."""
         pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in self.gated_layers.values()]
-        return elbo.regulariser(pairs, self.ell2, self.num_examples)
+        return elbo.regulariser(pairs, self.ell2, self.num_examples, self.prior_factors)
+
+    def _factors(self) -> tuple[float, ...]:
+        costs = []
+        for name, layer in self.gated_layers.items():
+            price = layer.parameters_per_channel() if self.prior == "parameters" else self._multiply_adds(name)
+            if price is None:
+                raise UserError(
+                    f"gate: prior='{self.prior}' needs a model whose input has a fixed size; layer '{name}' has none"
+                )
+            costs.append(price)
+        layers = self.gated_layers.values()
+        channels = [sum(layer.group_sizes) for layer in layers]
+        return elbo.cost_factors(channels, [layer.unit_gain_norm() for layer in layers], costs)
+
+    def _multiply_adds(self, name: str) -> int | None:
+        """Of one input channel of a gated layer; None where the image size is not fixed."""
+        positions = self.graph.positions(self.graph.nodes[self.graph.index[name]])
+        return None if positions is None else self.gated_layers[name].parameters_per_channel() * positions
 
     def compile(self, optimizer: Any = "sgd", **kwargs: Any) -> None:
         """As `keras.Model.compile`; any weight decay of the optimizer spares the gates' logits."""
@@ -208,14 +243,12 @@ class Supernet(keras.Model):
         """The gates' present drop probabilities."""
 
         def gates(name: str, layer: Gated) -> LayerGates:
-            weights = layer.parameters_per_channel()
-            positions = self.graph.positions(self.graph.nodes[self.graph.index[name]])
             return LayerGates(
                 name=name,
                 group_sizes=layer.group_sizes,
                 drop_probability=tuple(layer.drop_probability().tolist()),
-                parameters_per_channel=weights,
-                multiply_adds_per_channel=None if positions is None else weights * positions,
+                parameters_per_channel=layer.parameters_per_channel(),
+                multiply_adds_per_channel=self._multiply_adds(name),
             )
 
         return Posterior(tuple(gates(name, layer) for name, layer in self.gated_layers.items()))
@@ -245,6 +278,7 @@ class Supernet(keras.Model):
             "ell2": self.ell2,
             "num_examples": self.num_examples,
             "gate_learning_rate": self.gate_learning_rate,
+            "prior": self.prior,
         }
 
     @classmethod

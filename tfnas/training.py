@@ -106,6 +106,7 @@ def gated(
     return gate(
         model,
         ell2=settings.ell2,
+        prior=settings.prior,
         num_examples=settings.example_multiplier * splits.sizes["train"],
         temperature=settings.temperature,
         initial_drop=settings.initial_drop if initial_drop is None else initial_drop,

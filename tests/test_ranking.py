@@ -40,6 +40,7 @@ def test_in_full_it_is_plain_evaluation_candidate_by_candidate(supernet, rng):
     losses = [s.loss for s in result.scores]
     assert result.order == list(np.argsort(losses)) and result.best == candidates[int(np.argmin(losses))]
     assert result.outcome.saved == 0 and result.fresh is None
+    assert repr(result).startswith(f"<Ranking of 8 candidates by loss: number {np.argmin(losses)} is best, loss ")
 
 
 def test_by_accuracy(supernet, rng):

@@ -75,7 +75,8 @@ def test_budgets_make_a_front(searched, tmp_path):
         assert all(low <= value <= high for value, low, high in measured.values())
     # Nothing is evaluated again for one of the budgets, or when the same is asked for again.
     before = (path / workdir.EVALUATIONS).read_bytes()
-    tfnas_stage("sample", path, "--config.sample.latency=0.3")
+    printed = tfnas_stage("sample", path, "--config.sample.latency=0.3")
+    assert "of the gated latency to 30.0%" in printed
     assert (path / workdir.EVALUATIONS).read_bytes() == before
 
 

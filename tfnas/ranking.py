@@ -42,7 +42,7 @@ class Score:
         return cls(float(np.mean(losses, dtype=np.float64)), float(np.mean(hits)), len(hits))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Ranking:
     """Candidates and how they did.
 
@@ -60,6 +60,14 @@ class Ranking:
     by: str
     outcome: Outcome
     fresh: Score | None
+
+    def __repr__(self) -> str:
+        best = self.scores[self.outcome.winner]
+        return (
+            f"<Ranking of {len(self.candidates):,} candidates by {self.by}: number {self.outcome.winner} is best, loss "
+            f"{best.loss:.4g}, accuracy {best.accuracy:.1%}; {len(self.outcome.ties):,} tie with it; "
+            f"{self.outcome.saved:.0%} of the evaluations saved>"
+        )
 
     @property
     def order(self) -> list[int]:

@@ -27,7 +27,7 @@ from tfnas.config import Config
 from tfnas.engine import Engine
 from tfnas.errors import UserError, unwrapped
 from tfnas.evaluations import Evaluations
-from tfnas.posterior import RESOURCES, Posterior
+from tfnas.posterior import PRICES, Posterior
 from tfnas.ranking import Field, Ranking, Score, summary
 from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet
@@ -178,7 +178,7 @@ class _Sampling:
     def _contests(self, shard: Shard) -> Iterator[_Contest]:
         """Kind by kind; the random candidates have the sizes of the posterior's."""
         mine = range(shard.index - 1, self.settings.num_candidates, shard.count)
-        budget = {resource: share for resource in RESOURCES if (share := getattr(self.settings, resource))}
+        budget = {resource: share for resource in PRICES if (share := getattr(self.settings, resource))}
         drawn = self._drawn(POSTERIOR, budget, None, mine)
         yield drawn
         sizes = dict(zip(mine, (facts["parameters"] for facts in drawn.facts), strict=True))

@@ -89,9 +89,9 @@ class Engine:
             )
         self.batch_size = batch_size
         self._inputs, self._labels = _kept(examples)
+        self._order = np.arange(self.num_examples)
         if seed is not None:
-            order = np.random.default_rng(seed).permutation(self.num_examples)
-            self._inputs, self._labels = self._inputs[order], self._labels[order]
+            self._order = np.random.default_rng(seed).permutation(self.num_examples)
         loss = keras.losses.get(supernet.loss)
         self._loss = loss.call if isinstance(loss, keras.losses.Loss) else loss
         self._devices: Sequence[str | None] = (None,) if strategy is None else strategy.extended.worker_devices
@@ -141,7 +141,7 @@ class Engine:
 
     def labels(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The labels of the examples from number `start` to `stop`."""
-        return np.asarray(self._labels[start:stop])
+        return self._labels[self._order[start:stop]]
 
     def outputs(self, architecture: Architecture, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The network's outputs under one architecture, float32, shape (stop - start, classes)."""
@@ -153,9 +153,9 @@ class Engine:
         candidates = [_Candidate(self, architecture) for _, architecture in chosen]
         for first in range(start, stop, self.batch_size):
             last = min(first + self.batch_size, stop)
-            labels = tf.convert_to_tensor(self._labels[first:last])
+            labels = tf.convert_to_tensor(self.labels(first, last))
             keys: list[bytes] = []  # of what was computed last, segment by segment
-            results: list[Any] = [tf.convert_to_tensor(self._inputs[first:last])]
+            results: list[Any] = [tf.convert_to_tensor(self._inputs[self._order[first:last]])]
             for (number, _), candidate in zip(chosen, candidates, strict=True):
                 common = 0
                 while common < len(keys) and keys[common] == candidate.keys[common]:
@@ -508,20 +508,21 @@ class _Kernel(_Unit):
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
         (x,) = tensors
-        plain = lambda: self._finished(tf.nn.bias_add(self._applied(x, fed["kernel"]), fed["bias"]))  # noqa: E731
-        if not self.sees_border:
-            return plain()
+
+        def plain() -> tf.Tensor:
+            return self._finished(tf.nn.bias_add(self._applied(x, fed["kernel"]), fed["bias"]))
 
         def border() -> tf.Tensor:
             ones = tf.ones((1, *self.source_shape, 1))
             return tf.nn.bias_add(self._applied(ones, fed["border"]), fed["bias"])
 
-        def border_only() -> tf.Tensor:
-            alone = self._finished(border())
-            return tf.repeat(alone, tf.shape(x)[0], axis=0)
+        def with_border() -> tf.Tensor:
+            return self._finished(self._applied(x, fed["kernel"]) + border())
 
-        with_border = lambda: self._finished(self._applied(x, fed["kernel"]) + border())  # noqa: E731
-        return tf.switch_case(fed["case"], [plain, with_border, border_only])
+        def border_only() -> tf.Tensor:
+            return tf.repeat(self._finished(border()), tf.shape(x)[0], axis=0)
+
+        return tf.switch_case(fed["case"], [plain, with_border, border_only]) if self.sees_border else plain()
 
     def _applied(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         inner = self.node.inner

@@ -5,8 +5,7 @@ import tensorflow as tf
 from conftest import random_weights
 
 import tfnas
-from tfnas import engine as engine_module
-from tfnas import supernets
+from tfnas import program, supernets
 from tfnas.architecture import Architecture
 from tfnas.engine import Engine
 from tfnas.errors import UserError
@@ -121,12 +120,12 @@ def test_common_beginnings_are_computed_once_and_results_do_not_depend_on_compan
     other = Architecture({**one, last: ~one[last]})  # differs in the last layer only
     together = {e.number: e for e in engine.evaluate([one, other, one])}
     calls = []
-    programs = list(engine._programs)
+    compiled = list(engine._programs)
     monkeypatch.setattr(
-        engine, "_programs", [lambda *a, j=j, p=p: (calls.append(j), p(*a))[1] for j, p in enumerate(programs)]
+        engine, "_programs", [lambda *a, j=j, p=p: (calls.append(j), p(*a))[1] for j, p in enumerate(compiled)]
     )
     assert len(list(engine.evaluate([one, other, one]))) == 3
-    num_segments = len(programs)
+    num_segments = len(compiled)
     assert num_segments == 4 and calls == [*range(num_segments), num_segments - 1]
     for i, candidate in enumerate((one, other, one)):
         np.testing.assert_array_equal(together[i].losses, next(engine.evaluate([candidate])).losses)
@@ -136,8 +135,8 @@ def test_nothing_is_traced_after_the_engine_is_made(rng, monkeypatch):
     supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
     engine = Engine(supernet, examples(rng, 40, (8, 8, 1), 3)[2], batch_size=16)
     traced = []
-    applied = engine_module._Kernel._applied
-    monkeypatch.setattr(engine_module._Kernel, "_applied", lambda *args: (traced.append(args[0]), applied(*args))[1])
+    applied = program._Kernel._applied
+    monkeypatch.setattr(program._Kernel, "_applied", lambda *args: (traced.append(args[0]), applied(*args))[1])
     list(engine.evaluate([*supernet.posterior().sample(5, seed=0), *with_dropped_operations(supernet, rng, 5)]))
     assert traced == []
     Engine(supernet, examples(rng, 40, (8, 8, 1), 3)[2])

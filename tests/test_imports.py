@@ -25,6 +25,7 @@ ORDER = [
     "subnets",
     "baselines",
     "recalibration",
+    "program",
     "engine",
     "evaluations",
     "racing",

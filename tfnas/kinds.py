@@ -1,7 +1,8 @@
 """What a Keras layer or operation does with channels: one kind for each, and what is refused because none fits.
 
-Each kind has one rule in `channels` (how it makes channels explicit, zero and live), one in `costs` (what it costs) and
-one in `subnets` (how it is cut):
+Each kind has one rule in `channels` (how it makes channels explicit, zero and live), one in `costs` (what it costs),
+one in `folding` (what its constants are), one in `subnets` (how it is cut) and one in `program` (how it is computed for
+any architecture):
 
     input      a model's input
     kernel     mixes all input channels: Conv, ConvTranspose, Dense

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -99,15 +100,17 @@ class Posterior:
     def _candidate(
         self, seed: int, i: int, limit: Mapping[str, float], costs: Mapping[str, Sequence[float]]
     ) -> Architecture:
+        broken: collections.Counter[str] = collections.Counter()
         for attempt in range(_ATTEMPTS):
             drawn = self._from_uniform(np.random.default_rng([seed, i, attempt] if attempt else [seed, i]))
             beyond = [resource for resource, most in limit.items() if _total(drawn, costs[resource]) > most]
             if not beyond:
                 return drawn
-        resource = beyond[0]
+            broken.update(beyond)
+        resource = broken.most_common(1)[0][0]
         raise UserError(
-            f"sample: {resource} of candidate {i} exceed the limit of {limit[resource]:,} in {_ATTEMPTS:,} draws; "
-            f"{_shown(self.expected_cost(resource), resource)} are expected: tilt to a smaller budget first"
+            f"sample: candidate {i} is beyond the limit {resource}={limit[resource]:,} in {_ATTEMPTS:,} draws; "
+            f"expected is {_shown(self.expected_cost(resource), resource)}: tilt to a smaller budget first"
         )
 
     def _from_uniform(self, rng: np.random.Generator) -> Architecture:

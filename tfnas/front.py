@@ -11,7 +11,7 @@ import rich.table
 from tfnas import terminal, workdir
 from tfnas.workdir import Workdir
 
-_HEADINGS = ("budget", "expected cost", "parameters", "mult-adds", "mean of candidates", "found, raced", "found, fresh")
+HEADINGS = ("budget", "expected cost", "parameters", "mult-adds", "mean of candidates", "found, raced", "found, fresh")
 Row = Mapping[str, Any]
 
 
@@ -27,7 +27,7 @@ def write(work: Workdir, rows: Sequence[Row], resource: str) -> None:
     work.write_json(workdir.FRONT, {"resource": resource, "rows": ordered})
     work.write(workdir.FRONT_PLOT, lambda path: plot(path, ordered))
     table = rich.table.Table(box=None, padding=(0, 1))
-    for i, heading in enumerate(_HEADINGS):
+    for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
     for cells in map(cells_of, ordered):
         table.add_row(*cells)

@@ -1,10 +1,12 @@
-"""Fixtures shared by all tests."""
+"""Fixtures and helpers shared by all tests."""
 
 import importlib.util
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -74,3 +76,39 @@ def random_weights(model, rng):
             variable.assign(rng.normal(1.0, 0.5, variable.shape))
         elif any(part in variable.path for part in ("beta", "bias", "moving_mean")):
             variable.assign(rng.normal(0.0, 0.5, variable.shape))
+
+
+# A small run on the digits through the command line.
+SMALL = [
+    f"--config={ROOT / 'configs' / 'digits.py'}",
+    "--config.supernet.width=4",
+    "--config.supernet.stem_width=4",
+    "--config.search.epochs=6",
+    "--config.sample.num_candidates=40",
+    "--config.sample.num_random=10",
+    "--config.retrain.epochs=2",
+]
+SAMPLED = ("architecture.json", "sample/ranking.json", "sample/candidates.jsonl")
+
+
+def tfnas_stage(stage, path, *more):
+    """Runs a stage of the small run, which must succeed; returns what it printed."""
+    done = tfnas_command(stage, *SMALL, f"--workdir={path}", *more)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def kill_when(stage, path, ready, *more):
+    """Starts a stage and kills it with SIGKILL as soon as `ready()`."""
+    command = [str(pathlib.Path(sys.executable).parent / "tfnas"), stage, *SMALL, f"--workdir={path}", *more]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def lines(file):
+    return file.read_text().count("\n") if file.exists() else 0

@@ -1,68 +1,27 @@
 """The whole run on the digits through the command line, killed, damaged and repeated."""
 
 import json
-import pathlib
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, tfnas_command
+from conftest import SAMPLED, SMALL, kill_when, lines, tfnas_command, tfnas_stage
 
 from tfnas import subnets, workdir
 from tfnas.architecture import Architecture
-from tfnas.evaluations import Evaluations
 from tfnas.posterior import Posterior
 
 pytestmark = pytest.mark.slow
-
-SMALL = [
-    f"--config={ROOT / 'configs' / 'digits.py'}",
-    "--config.supernet.width=4",
-    "--config.supernet.stem_width=4",
-    "--config.search.epochs=6",
-    "--config.sample.num_candidates=40",
-    "--config.sample.num_random=10",
-    "--config.retrain.epochs=2",
-]
-
-
-SAMPLED = (workdir.ARCHITECTURE, workdir.RANKING, workdir.CANDIDATES)
-
-
-def tfnas(stage, path, *more):
-    done = tfnas_command(stage, *SMALL, f"--workdir={path}", *more)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run never interrupted, and what it printed."""
     path = tmp_path_factory.mktemp("run") / "whole"
-    return path, tfnas("run", path)
-
-
-def kill_when(stage, path, ready, *more):
-    """Starts a stage and kills it with SIGKILL as soon as `ready()`."""
-    command = [str(pathlib.Path(sys.executable).parent / "tfnas"), stage, *SMALL, f"--workdir={path}", *more]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def lines(file):
-    return file.read_text().count("\n") if file.exists() else 0
+    return path, tfnas_stage("run", path)
 
 
 def test_output_tells_what_was_done(whole):
@@ -130,7 +89,7 @@ def test_tensorboard_has_the_search(whole):
 
 def test_again_is_up_to_date(whole):
     before = {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.is_file()}
-    printed = tfnas("run", whole[0])
+    printed = tfnas_stage("run", whole[0])
     for stage in workdir.STAGES:
         assert f"{stage:9s} up to date" in printed
     assert {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.is_file()} == before
@@ -147,13 +106,13 @@ def killed(whole, tmp_path_factory):
     """A run killed in the middle of search and of sampling, each time started again with the same command."""
     path = tmp_path_factory.mktemp("run") / "killed"
     kill_when("search", path, lambda: lines(path / workdir.HISTORY) >= 2)
-    searched = tfnas("search", path)
+    searched = tfnas_stage("search", path)
     evaluations = path / workdir.EVALUATIONS
     kill_when("sample", path, lambda: lines(evaluations) >= 15)
     done_before = evaluations.read_text().splitlines()[:10]
     with open(evaluations, "ab") as stream:
         stream.write(b"0000 a line cut sho")  # what a power cut leaves
-    sampled = tfnas("sample", path)
+    sampled = tfnas_stage("sample", path)
     return path, searched, sampled, done_before
 
 
@@ -169,84 +128,6 @@ def test_killed_run_ends_the_same(whole, killed):
         assert (killed[0] / name).read_text() == (whole[0] / name).read_text(), name
 
 
-def test_three_shards_one_of_them_killed_end_as_one_run_does(whole, tmp_path):
-    for i in (1, 2, 3):
-        shutil.copytree(whole[0], tmp_path / str(i))
-        shutil.rmtree(tmp_path / str(i) / "sample")
-    second = tmp_path / "2" / workdir.SHARDS / "2-of-3.jsonl"
-    kill_when("sample", tmp_path / "2", lambda: lines(second) >= 8, "--shard=2/3")
-    (tmp_path / "1" / workdir.SHARDS).mkdir(parents=True)
-    for i in (1, 2, 3):
-        printed = tfnas("sample", tmp_path / str(i), f"--shard={i}/3")
-        assert f"shard {i} of 3" in printed
-        assert not (tmp_path / str(i) / workdir.RANKING).exists()
-    for i in (2, 3):
-        shutil.copy(tmp_path / str(i) / workdir.SHARDS / f"{i}-of-3.jsonl", tmp_path / "1" / workdir.SHARDS)
-    tfnas("sample", tmp_path / "1")
-    for name in SAMPLED:
-        assert (tmp_path / "1" / name).read_text() == (whole[0] / name).read_text(), name
-
-
-def test_what_is_wrong_with_shards_is_told(whole, tmp_path):
-    path = tmp_path / "run"
-    shutil.copytree(whole[0], path)
-    for text in ("0/3", "4/3", "2", "a/b"):
-        done = tfnas_command("sample", *SMALL, f"--workdir={path}", f"--shard={text}")
-        assert done.returncode == 1 and "--shard: i/n with 1 <= i <= n expected" in done.stderr
-    done = tfnas_command("retrain", *SMALL, f"--workdir={path}", "--shard=1/3")
-    assert done.returncode == 1 and "only the stage 'sample' has shards. Received: 'retrain'" in done.stderr
-    (path / workdir.SHARDS).mkdir()
-    Evaluations(path / workdir.SHARDS / "1-of-3.jsonl", "another run").__exit__()
-    (path / workdir.RANKING).unlink()
-    done = tfnas_command("sample", *SMALL, f"--workdir={path}")
-    assert done.returncode == 1 and "1-of-3.jsonl: holds evaluations of another run" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_budgets_make_a_front(whole, tmp_path):
-    path = tmp_path / "run"
-    shutil.copytree(whole[0], path)
-    options = ["--config.sample.budgets=0.3,0.6", "--config.sample.resource=latency", "--config.sample.ensemble=5"]
-    printed = tfnas("sample", path, *options)
-    found = json.loads((path / workdir.FRONT).read_text())
-    assert found["resource"] == "latency" and {row["share"] for row in found["rows"]} == {None, 0.3, 0.6}
-    for row in found["rows"]:
-        if row["share"]:
-            assert row["expected"] == pytest.approx(row["share"] * row["total"], rel=0.01)
-        assert Architecture.from_json(json.dumps(row["architecture"]))
-    assert (path / workdir.FRONT_PLOT).read_bytes().startswith(b"\x89PNG")
-    assert "mean of candidates" in printed and "as learned" in printed
-    predictive = json.loads((path / workdir.RANKING).read_text())["predictive"]
-    assert list(predictive) == ["found network", "ensemble of the 5 best", "average of 5 posterior samples"]
-    for measured in predictive.values():
-        assert all(low <= value <= high for value, low, high in measured.values())
-    # Nothing is evaluated again for one of the budgets, or when the same is asked for again.
-    before = (path / workdir.EVALUATIONS).read_bytes()
-    tfnas("sample", path, "--config.sample.latency=0.3")
-    assert (path / workdir.EVALUATIONS).read_bytes() == before
-
-
-def test_a_budget_that_no_candidate_can_meet_is_told(whole, tmp_path):
-    path = tmp_path / "run"
-    shutil.copytree(whole[0], path)
-    for options, told in (
-        (["--config.sample.budgets=0.0001"], "posterior at 0.01 % of the parameters, every candidate drops every path"),
-        (["--config.sample.budgets=1.5"], "'sample.budgets' must be shares in (0, 1). Received: 1.5"),
-    ):
-        done = tfnas_command("sample", *SMALL, f"--workdir={path}", *options)
-        assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
-
-
-def test_fewer_images_than_a_batch_and_everything_in_full(whole, tmp_path):
-    path = tmp_path / "run"
-    few = ["--config.data.validation=train[1000:1020]", "--config.sample.racing=0", "--config.sample.recalibrate=50"]
-    tfnas("search", path, *few, "--config.search.epochs=3")
-    tfnas("sample", path, *few, "--config.search.epochs=3", "--config.sample.holdout=0")
-    kinds = json.loads((path / workdir.RANKING).read_text())["kinds"]
-    assert kinds["posterior"]["best"]["num_examples"] == 20 and kinds["posterior"]["saved"] == 0
-    assert kinds["posterior"]["fresh"] is None
-
-
 def test_search_and_sample_never_read_the_test_split(killed):
     """With the test split's file destroyed they still run; the retrain stage's last evaluation does not."""
     path = killed[0]
@@ -256,9 +137,9 @@ def test_search_and_sample_never_read_the_test_split(killed):
     try:
         for name in (workdir.POSTERIOR, workdir.ARCHITECTURE):
             (path / name).unlink()
-        assert "up to date" not in tfnas("search", path)
+        assert "up to date" not in tfnas_stage("search", path)
         shutil.rmtree(path / "sample")
-        assert "up to date" not in tfnas("sample", path)
+        assert "up to date" not in tfnas_stage("sample", path)
         done = tfnas_command("retrain", *SMALL, f"--workdir={path}", "--config.retrain.baseline=false")
         assert done.returncode != 0
         assert not (path / workdir.RESULTS).exists()
@@ -301,7 +182,7 @@ def test_a_budget_and_a_layout_after_the_search(whole, tmp_path):
     path = tmp_path / "smaller"
     shutil.copytree(whole[0], path)
     options = ["--config.sample.multiply_adds=0.3", "--config.retrain.layout=mask", "--config.retrain.baseline=false"]
-    printed = tfnas("run", path, *options, "--config.retrain.channel_multiple=2", "--config.retrain.epochs=0")
+    printed = tfnas_stage("run", path, *options, "--config.retrain.channel_multiple=2", "--config.retrain.epochs=0")
     assert "search    up to date" in printed and "of the gated multiply-adds to 30.0%" in printed
     before, after = (
         json.loads((p / workdir.RANKING).read_text())["kinds"]["posterior"]["mean_multiply_adds"]

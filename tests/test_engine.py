@@ -168,3 +168,19 @@ def test_what_cannot_be_evaluated_is_refused(rng):
         Engine(fresh, batches)
     with pytest.raises(UserError, match="has no layer"):
         list(Engine(supernet, batches).evaluate([Architecture({"other": np.ones(3, bool)})]))
+
+
+def test_a_supernet_of_mixed_precision_is_evaluated_in_float32(rng):
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    model = supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    keras.mixed_precision.set_global_policy("float32")
+    twin = supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    low = gated(model, rng)
+    twin.set_weights(model.get_weights())
+    high = tfnas.gate(twin, ell2=1, num_examples=10, initial_drop=0.3)
+    high.compile(loss=low.loss)
+    _, _, batches = examples(rng, 20, (8, 8, 1), 3)
+    candidate = low.posterior().sample(1, seed=0)[0]
+    outputs = [Engine(supernet, batches).outputs(candidate) for supernet in (low, high)]
+    # ReLU and pooling answer in bfloat16, eight bits.
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=0.05, atol=0.05 * np.abs(outputs[1]).max())

@@ -380,7 +380,7 @@ class _Unit:
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
         """Its output."""
-        return self.node.call(self.node.inner, tensors)
+        return _called(self.node, tensors)
 
 
 class _Edge:
@@ -537,7 +537,7 @@ class _Kernel(_Unit):
 
     def _finished(self, y: tf.Tensor) -> tf.Tensor:
         y = self.node.inner.activation(y)
-        return y if self.activation is None else self.activation.call(self.activation.inner, [y])
+        return y if self.activation is None else _called(self.activation, [y])
 
 
 class _Depthwise(_Unit):
@@ -586,6 +586,11 @@ class _Separable(_Unit):
         return self.node.inner.activation(
             tf.nn.bias_add(tf.nn.convolution(middle, fed["pointwise"], 1, "VALID"), fed["bias"])
         )
+
+
+def _called(node: Node, tensors: list[tf.Tensor]) -> tf.Tensor:
+    # A layer with a policy of mixed precision computes, and answers, in another type.
+    return tf.cast(node.call(node.inner, tensors), tf.float32)
 
 
 def _filtered(node: Node, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -647,7 +652,7 @@ class _Whole(_Unit):
         whole = [tf.ensure_shape(x, (*x.shape[:-1], self.source(j).num_channels)) for j, x in enumerate(tensors)]
         if self.node.gated:
             whole = [whole[0] * fed["mask"]]
-        output = self.node.call(self.node.inner, whole)
+        output = _called(self.node, whole)
         return tf.cond(
             tf.equal(tf.size(fed["held"]), self.node.num_channels),
             lambda: output,

@@ -62,7 +62,7 @@ class Recalibration:
             if node.gated:
                 inputs = [inputs[0] * masks[node.name]]
             if node.kind == "input":
-                values.append(self._images)
+                values.append(tf.cast(self._images, tf.float32))
             elif node.kind == "norm":
                 (x,), layer = inputs, node.inner
                 mean, variance = tf.nn.moments(x, list(range(len(x.shape) - 1)))
@@ -71,5 +71,5 @@ class Recalibration:
                 offset = tf.convert_to_tensor(layer.beta) if layer.center else None
                 values.append(tf.nn.batch_normalization(x, mean, variance, offset, scale, layer.epsilon))
             else:
-                values.append(node.call(node.inner, inputs))
+                values.append(tf.cast(node.call(node.inner, inputs), tf.float32))
         return found

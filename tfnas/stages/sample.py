@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import rich.progress
+import tensorflow as tf
 from scipy.special import softmax
 
 from tfnas import baselines, costs, data, front, statistics, terminal, training, workdir
@@ -132,7 +133,10 @@ class _Sampling:
         if self.settings.recalibrate:
             images = training.calibration_images(config, splits, self.settings.recalibrate)
             recalibration = Recalibration(self.supernet, images)
-        self.engine = Engine(self.supernet, batches, self.settings.batch_size, config.seed, recalibration=recalibration)
+        # Several accelerators of this machine evaluate different candidates; one CPU is one device.
+        several = len(tf.config.list_logical_devices("GPU")) > 1
+        strategy = tf.distribute.MirroredStrategy() if several else None
+        self.engine = Engine(self.supernet, batches, self.settings.batch_size, config.seed, strategy, recalibration)
 
     def evaluate(self, shard: Shard) -> None:
         """Evaluates one part of the candidates, each kind raced by itself."""

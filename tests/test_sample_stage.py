@@ -1,0 +1,100 @@
+"""The sample stage through the command line: shards, budgets, what can be wrong with them."""
+
+import json
+import shutil
+
+import pytest
+from conftest import SAMPLED, SMALL, kill_when, lines, tfnas_command, tfnas_stage
+
+from tfnas import workdir
+from tfnas.architecture import Architecture
+from tfnas.evaluations import Evaluations
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search, and one sample stage never interrupted."""
+    path = tmp_path_factory.mktemp("run") / "searched"
+    tfnas_stage("search", path)
+    tfnas_stage("sample", path)
+    return path
+
+
+def test_three_shards_one_of_them_killed_end_as_one_run_does(searched, tmp_path):
+    for i in (1, 2, 3):
+        shutil.copytree(searched, tmp_path / str(i))
+        shutil.rmtree(tmp_path / str(i) / "sample")
+    second = tmp_path / "2" / workdir.SHARDS / "2-of-3.jsonl"
+    kill_when("sample", tmp_path / "2", lambda: lines(second) >= 8, "--shard=2/3")
+    (tmp_path / "1" / workdir.SHARDS).mkdir(parents=True)
+    for i in (1, 2, 3):
+        printed = tfnas_stage("sample", tmp_path / str(i), f"--shard={i}/3")
+        assert f"shard {i} of 3" in printed
+        assert not (tmp_path / str(i) / workdir.RANKING).exists()
+    for i in (2, 3):
+        shutil.copy(tmp_path / str(i) / workdir.SHARDS / f"{i}-of-3.jsonl", tmp_path / "1" / workdir.SHARDS)
+    tfnas_stage("sample", tmp_path / "1")
+    for name in SAMPLED:
+        assert (tmp_path / "1" / name).read_text() == (searched / name).read_text(), name
+
+
+def test_what_is_wrong_with_shards_is_told(searched, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(searched, path)
+    for text in ("0/3", "4/3", "2", "a/b"):
+        done = tfnas_command("sample", *SMALL, f"--workdir={path}", f"--shard={text}")
+        assert done.returncode == 1 and "--shard: i/n with 1 <= i <= n expected" in done.stderr
+    done = tfnas_command("retrain", *SMALL, f"--workdir={path}", "--shard=1/3")
+    assert done.returncode == 1 and "only the stage 'sample' has shards. Received: 'retrain'" in done.stderr
+    (path / workdir.SHARDS).mkdir()
+    Evaluations(path / workdir.SHARDS / "1-of-3.jsonl", "another run").__exit__()
+    (path / workdir.RANKING).unlink()
+    done = tfnas_command("sample", *SMALL, f"--workdir={path}")
+    assert done.returncode == 1 and "1-of-3.jsonl: holds evaluations of another run" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_budgets_make_a_front(searched, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(searched, path)
+    options = ["--config.sample.budgets=0.3,0.6", "--config.sample.resource=latency", "--config.sample.ensemble=5"]
+    printed = tfnas_stage("sample", path, *options)
+    found = json.loads((path / workdir.FRONT).read_text())
+    assert found["resource"] == "latency" and {row["share"] for row in found["rows"]} == {None, 0.3, 0.6}
+    for row in found["rows"]:
+        if row["share"]:
+            assert row["expected"] == pytest.approx(row["share"] * row["total"], rel=0.01)
+        assert Architecture.from_json(json.dumps(row["architecture"]))
+    assert (path / workdir.FRONT_PLOT).read_bytes().startswith(b"\x89PNG")
+    assert "mean of candidates" in printed and "as learned" in printed
+    predictive = json.loads((path / workdir.RANKING).read_text())["predictive"]
+    assert list(predictive) == ["found network", "ensemble of the 5 best", "average of 5 posterior samples"]
+    for measured in predictive.values():
+        assert all(low <= value <= high for value, low, high in measured.values())
+    # Nothing is evaluated again for one of the budgets, or when the same is asked for again.
+    before = (path / workdir.EVALUATIONS).read_bytes()
+    tfnas_stage("sample", path, "--config.sample.latency=0.3")
+    assert (path / workdir.EVALUATIONS).read_bytes() == before
+
+
+def test_a_budget_that_no_candidate_can_meet_is_told(searched, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(searched, path)
+    for options, told in (
+        (["--config.sample.budgets=0.0001"], "posterior at 0.01 % of the parameters, every candidate drops every path"),
+        (["--config.sample.budgets=1.5"], "'sample.budgets' must be shares in (0, 1). Received: 1.5"),
+    ):
+        done = tfnas_command("sample", *SMALL, f"--workdir={path}", *options)
+        assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_fewer_images_than_a_batch_and_everything_in_full(searched, tmp_path):
+    path = tmp_path / "run"
+    few = ["--config.data.validation=train[1000:1020]", "--config.sample.racing=0", "--config.sample.recalibrate=50"]
+    tfnas_stage("search", path, *few, "--config.search.epochs=3")
+    tfnas_stage("sample", path, *few, "--config.search.epochs=3", "--config.sample.holdout=0")
+    kinds = json.loads((path / workdir.RANKING).read_text())["kinds"]
+    assert kinds["posterior"]["best"]["num_examples"] == 20 and kinds["posterior"]["saved"] == 0
+    assert kinds["posterior"]["fresh"] is None

@@ -241,8 +241,8 @@ def row(text, *cells):
 def test_page_tells_how_each_kind_was_raced(tmp_path):
     text = report.html(made(tmp_path), CONFIG)
     # Wilson's interval of 17 of 20 is 0.6396 to 0.9476, of 15 of 20 0.5313 to 0.8881.
-    first = ("posterior", "3", "90.0 ± 1.0 %", "67 %", "0.25", "90.0 %", "0.375", "85.0 % (64.0 to 94.8)", "1")
-    second = (KINDS[1], "3", "80.0 ± 1.0 %", "67 %", "1.25", "80.0 %", "1.375", "75.0 % (53.1 to 88.8)", "1")
+    first = ("posterior", "3", "90.0 ± 1.0 %", "67 %", "0.250", "90.0 %", "0.375", "85.0 % (64.0 to 94.8)", "1")
+    second = (KINDS[1], "3", "80.0 ± 1.0 %", "67 %", "1.250", "80.0 %", "1.375", "75.0 % (53.1 to 88.8)", "1")
     assert row(text, *first) and row(text, *second)
     assert "on 80 examples" in text and "on 20 fresh ones" in text and "the best of many is partly the luckiest" in text
     assert "on the first 40 examples" in text
@@ -255,7 +255,7 @@ def test_page_of_candidates_evaluated_in_full_without_fresh_examples(tmp_path):
             found |= {"saved": 0.0, "fresh": None, "ties": []}
 
     text = report.html(made(tmp_path, alter=alter), CONFIG)
-    assert row(text, "posterior", "3", "90.0 ± 1.0 %", "all", "0.25", "90.0 %", "-", "-", "0")
+    assert row(text, "posterior", "3", "90.0 ± 1.0 %", "all", "0.250", "90.0 %", "-", "-", "0")
     assert "No examples were kept from the race" in text and "fresh ones" not in text
 
 
@@ -275,9 +275,9 @@ def test_page_of_a_kind_without_a_winner(tmp_path):
 
 
 def test_page_measures_probabilities_where_the_run_did(tmp_path):
-    measured = {"accuracy": [0.95, 0.9, 0.975], "nll": [0.125, 0.0625, 0.25], "ece": [0.04, 0.03, 0.08]}
+    measured = {"accuracy": [0.95, 0.9, 0.975], "nll": [0.125, 0.064, 250.0], "ece": [0.04, 0.03, 0.08]}
     text = report.html(made(tmp_path / "a", predictive={"ensemble of the 5 best": measured}), CONFIG)
-    assert row(text, "ensemble of the 5 best", "95.0 % (90.0 to 97.5)", "0.125 (0.0625 to 0.25)", "4.0 % (3.0 to 8.0)")
+    assert row(text, "ensemble of the 5 best", "95.0 % (90.0 to 97.5)", "0.125 (0.064 to 250)", "4.0 % (3.0 to 8.0)")
     assert "On the 20 fresh examples" in text and "Monte-Carlo" in text
     assert "Monte-Carlo" not in report.html(made(tmp_path / "b"), CONFIG)
 
@@ -286,9 +286,9 @@ def test_page_lists_the_undecided_gates(tmp_path):
     text = report.html(made(tmp_path / "a"), CONFIG)
     assert row(text, "stage1_b_conv1", "0", "0.500")  # of groups 0 and 1; the other has 0.99, the other layer 0.02
     assert "No gate is undecided" not in text
-    many = Posterior((LayerGates("a", (4,), (0.02,), 9), LayerGates("b", (1,) * 12, (0.25,) * 12, 9)))
+    many = Posterior((LayerGates("a", (4,), (0.02,), 9), LayerGates("b", (1,) * 12, (0.3125,) * 12, 9)))
     text = report.html(made(tmp_path / "b", posterior=many), CONFIG)
-    assert text.count("<td>0.250</td>") == 10 and "the 10 most undecided of 12" in text
+    assert text.count("<td>0.312</td>") == 10 and "the 10 most undecided of 12" in text
     none = Posterior((LayerGates("a", (4,), (0.02,), 9), LayerGates("b", (2, 2), (0.01, 0.99), 9)))
     assert "No gate is undecided" in report.html(made(tmp_path / "c", posterior=none), CONFIG)
 

@@ -63,10 +63,10 @@ def _races(ranking: Mapping[str, Any]) -> str:
         f"Mean of all: mean and deviation of the candidates' accuracies on the first {found['num_examples']:,} "
         "examples, which all have seen. Evaluated: share of all evaluations that were made; the race spared those of "
         "candidates that could not win any more. Ties: candidates that a paired t-test does not find worse than the "
-        "winner; the smallest or fastest of them would be as good a choice. The winner has the best "
-        f"{ranking['rank_by']} of the posterior's candidates, and the best accuracy of random ones. Each random "
-        "candidate has the parameters of one posterior candidate and the same weights: spread evenly, every channel "
-        "is dropped alike; allocated per layer, every layer first draws a keep rate of its own."
+        "winner; the smallest or fastest of them may do as well. Of the posterior's candidates, the one of the best "
+        f"{ranking['rank_by']} wins; of random ones, the one of the best accuracy. Each random candidate has the "
+        "parameters of one posterior candidate and the same weights: spread evenly, every channel is dropped alike; "
+        "allocated per layer, every layer first draws a keep rate of its own."
     )
     rows = [(kind == _POSTERIOR, _row(kind, group)) for kind, group in kinds.items()]
     return (
@@ -82,9 +82,9 @@ def _row(kind: str, group: Mapping[str, Any]) -> list[str]:
     if best is None:  # every candidate drops every path to the output
         return cells + ["-"] * (len(_HEADINGS) - len(cells))
     cells += [f"{1 - group['saved']:.0%}".replace("%", " %") if group["saved"] else "all"]
-    cells += [f"{best['loss']:.4g}", f"{100 * best['accuracy']:.1f} %"]
+    cells += [_loss(best["loss"]), f"{100 * best['accuracy']:.1f} %"]
     fresh = group["fresh"]
-    cells += [f"{fresh['loss']:.4g}", _accuracy(fresh)] if fresh else ["-", "-"]
+    cells += [_loss(fresh["loss"]), _accuracy(fresh)] if fresh else ["-", "-"]
     return [*cells, f"{len(group['ties']):,}"]
 
 
@@ -94,6 +94,10 @@ def _accuracy(score: Mapping[str, Any]) -> str:
 
     correct = round(score["accuracy"] * score["num_examples"])
     return _percent(score["accuracy"], *proportion_interval(correct, score["num_examples"]))
+
+
+def _loss(value: float) -> str:
+    return f"{value:.3f}" if value < 100 else f"{value:,.0f}"
 
 
 def _percent(value: float, low: float, high: float) -> str:
@@ -200,7 +204,7 @@ def _predictive(ranking: Mapping[str, Any]) -> str:
     )
     rows = []
     for name, values in measured.items():
-        nll = "{:.3g} ({:.3g} to {:.3g})".format(*values["nll"])
+        nll = "{} ({} to {})".format(*map(_loss, values["nll"]))
         rows.append((False, [name, _percent(*values["accuracy"]), nll, _percent(*values["ece"])]))
     headings = ("prediction", "accuracy", "NLL, nats", "calibration error")
     return f"<p>{figures.text(words)}</p>{figures.table(headings, rows, 'numbers')}"

@@ -44,7 +44,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1040px; 
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid #0072B2; }
 .lead { font-size: 1.15rem; } .wide { overflow-x: auto; } svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; } td, th { padding: .3rem .7rem; text-align: left; vertical-align: top; }
-.numbers td, .numbers th { white-space: nowrap; } .numbers :is(td, th):not(:first-child) { text-align: right; }
+.numbers { font-size: .9rem; } .numbers :is(td, th) { padding: .3rem .5rem; } th { vertical-align: bottom; }
+.numbers :is(td, th:first-child) { white-space: nowrap; }
+.numbers :is(td, th):not(:first-child) { text-align: right; }
 tr { border-bottom: 1px solid #ddd; }
 tr.chosen { font-weight: 600; background: #e8f2f8; } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
 figure { margin: 1rem 0; } figcaption, .note { color: #555; font-size: .92rem; }
@@ -196,6 +198,7 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
         axes.legend(lines, [line.get_label() for line in lines], frameon=False)
 
     decided, total = posterior.decided()
+    still_open = "the other one is" if total - decided == 1 else f"the other {total - decided} are"
     quarter = over_time[:, max(1, len(history) // 4) - 1]
     early = int(((quarter < 0.05) | (quarter > 0.95)).sum())
     removed = [name for name, share in zip(names, shares, strict=True) if not share]
@@ -204,11 +207,11 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
         f"<p>{architecture.kept} of {architecture.total} gated channels are kept; "
         f"{len(removed)} of {len(names)} operations are removed. {decided} of {total} gates are decided "
         f"(p below 0.05 or above 0.95), {early} were after a quarter of the search; "
-        f"the other {total - decided} are open, so the candidates differ there.</p>"
+        f"{still_open} open, so the candidates differ there.</p>"
         + figures.plot(drawing, (8, tall), "Share of input channels kept in every gated operation")
         + figures.plot(heat, (8, 0.6 + 0.24 * len(groups)), "Drop probability of every gate over the search")
-        + figures.plot(course, (8, 3), "Loss and expected share of weights kept over the search")
         + _undecided(posterior)
+        + figures.plot(course, (8, 3), "Loss and expected share of weights kept over the search")
     )
 
 
@@ -217,9 +220,9 @@ def _undecided(posterior: Posterior) -> str:
     if not every:
         return "<p>No gate is undecided (p from 0.05 to 0.95): all candidates are nearly the same network.</p>"
     shown = every[:_MOST_UNDECIDED]
-    which = f"the {len(shown)} most undecided of {len(every)}" if len(shown) < len(every) else "all of them"
+    which = f"the {len(shown)} most undecided of {len(every)}, " if len(shown) < len(every) else ""
     words = (
-        f"Where candidates differ: the undecided gates (p from 0.05 to 0.95), {which}, those nearest to 1/2 first. "
+        f"Where candidates differ: the undecided gates (p from 0.05 to 0.95), {which}those nearest to 1/2 first. "
         "Groups of a layer's channels are numbered from 0."
     )
     rows = [(False, [name, f"{group}", f"{p:.3f}"]) for name, group, p in shown]
@@ -305,7 +308,11 @@ def _repeat(work: Workdir, config: config_lib.Config) -> str:
     ]
     versions = [(False, [name, version]) for name, version in manifest["versions"].items()]
     command = f"tfnas run --config=CONFIG.py --workdir=DIR    # with the settings below, seed {manifest['seed']}"
-    return f"<pre>{figures.text(command)}</pre>{figures.table(('setting', 'value'), settings)}{figures.table(('package', 'version'), versions)}"
+    return (
+        f"<pre>{figures.text(command)}</pre>"
+        + figures.table(("setting", "value"), settings)
+        + figures.table(("package", "version"), versions)
+    )
 
 
 def _block(name: str) -> str:

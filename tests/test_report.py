@@ -5,7 +5,6 @@ import html.parser
 import io
 import json
 import re
-import zlib
 
 import pytest
 import rich.console
@@ -48,29 +47,80 @@ POSTERIOR = Posterior(
 CONFIG = load_config("digits")
 
 
-def made(path, rows=(FULL, MEAN, FOUND), config=CONFIG):
+FRONT = [
+    {
+        "share": share,
+        "expected": 72 * kept,
+        "deviation": 7.2,
+        "total": 72,
+        "mean_accuracy": accuracy - 0.05,
+        "parameters": parameters,
+        "multiply_adds": 100 * parameters,
+        "loss": 0.5,
+        "accuracy": accuracy,
+        "num_examples": 80,
+        "fresh": {"loss": 0.6, "accuracy": accuracy - 0.02, "num_examples": 20},
+    }
+    for share, kept, parameters, accuracy in ((0.3, 0.3, 3_000, 0.7), (None, 0.6, 5_000, 0.9))
+]
+
+
+def group(best, mean):
+    """What ranking.json says of a kind of three candidates, raced on 80 examples."""
+    return {
+        "count": 3,
+        "mean_accuracy": mean,
+        "std_accuracy": 0.01,
+        "num_examples": 40,
+        "best": best,
+        # 0.85, 0.75, 0.65 are 17, 15, 13 of 20.
+        "fresh": {"loss": best["loss"] + 0.125, "accuracy": mean - 0.05, "num_examples": 20},
+        "ties": [1],
+        "evaluations": 160,
+        "saved": 1 / 3,
+        "best_of": [
+            {"count": count, "mean": mean + gain, "low": mean + gain - 0.01, "high": mean + gain + 0.01}
+            for count, gain in ((1, 0.0), (2, 0.016), (3, 0.02))
+        ],
+    }
+
+
+def made(
+    path,
+    rows=(FULL, MEAN, FOUND),
+    config=CONFIG,
+    posterior=POSTERIOR,
+    predictive=None,
+    front=None,
+    alter=lambda ranking: None,
+):
     """A working directory as the stages before report leave it."""
     work = workdir.Workdir(path)
     work.claim(config)
-    probabilities = {gates.name: list(gates.drop_probability) for gates in POSTERIOR.layers}
+    probabilities = {gates.name: list(gates.drop_probability) for gates in posterior.layers}
     history = [{"epoch": e, "loss": 2 / e, "kept": 0.9, "drop_probability": probabilities} for e in range(1, 6)]
     records = [
-        {"kind": kind, "number": i, "accuracy": 0.9 - 0.1 * k, "parameters": 5_000 + i}
+        {
+            "kind": kind,
+            "number": i,
+            "loss": 0.25 + k + i,
+            "accuracy": 0.9 - 0.1 * k,
+            "parameters": 5_000 + i,
+            "num_examples": 40 if i else 80,
+        }
         for k, kind in enumerate(KINDS)
         for i in range(3)
     ]
-    kinds = {
-        kind: {"count": 3, "mean_accuracy": 0.9 - 0.1 * k, "std_accuracy": 0.01, "best": records[3 * k]}
-        for k, kind in enumerate(KINDS)
-    }
-    lines = [json.dumps(line) for line in [{"key": "k"}, *records]]
+    kinds = {kind: group(records[3 * k], 0.9 - 0.1 * k) for k, kind in enumerate(KINDS)}
+    ranking = {"rank_by": "loss", "kinds": kinds, "predictive": predictive or {}}
+    alter(ranking)
     contents = {
         workdir.SUPERNET: "",
         workdir.HISTORY: "".join(json.dumps(record) + "\n" for record in history),
-        workdir.POSTERIOR: POSTERIOR.to_json(),
-        workdir.CANDIDATES: "".join(f"{zlib.crc32(line.encode()):08x} {line}\n" for line in lines),
-        workdir.RANKING: json.dumps({"rank_by": "loss", "kinds": kinds}),
-        workdir.ARCHITECTURE: POSTERIOR.sample(1, seed=0)[0].to_json(),
+        workdir.POSTERIOR: posterior.to_json(),
+        workdir.CANDIDATES: "".join(json.dumps(record) + "\n" for record in records),
+        workdir.RANKING: json.dumps(ranking),
+        workdir.ARCHITECTURE: posterior.sample(1, seed=0)[0].to_json(),
         workdir.CUT_ARCHITECTURE: "",
         workdir.SUBNET: "",
         workdir.RESULTS: json.dumps({"chosen": rows[-1]["name"], "rows": list(rows)}),
@@ -82,9 +132,16 @@ def made(path, rows=(FULL, MEAN, FOUND), config=CONFIG):
     for stage, spec in workdir.STAGES.items():
         if stage != "report":
             outputs = {name: workdir.digest(work.path / name) for name in spec.outputs}
+            if stage == "sample" and front:
+                outputs[workdir.FRONT] = left(work, front)
             manifest["stages"][stage] = {"key": work.key(stage, config), "outputs": outputs}
     work.write_json("manifest.json", manifest)
     return work
+
+
+def left(work, front):
+    """Digest of front.json, written."""
+    return workdir.digest(work.write_json(workdir.FRONT, {"resource": "multiply_adds", "rows": front}))
 
 
 def table(work):
@@ -155,8 +212,10 @@ def test_page_answers_the_six_questions_in_order(tmp_path):
 def test_page_has_every_plot_and_loads_nothing(tmp_path):
     page = Page(report.html(made(tmp_path), CONFIG))
     assert page.labels == [
-        "Histogram of validation accuracy by kind of candidate",
-        "Validation accuracy against parameters of every candidate",
+        "Histogram of validation accuracy by kind of candidate, each on the 40 to 80 examples it was evaluated on",
+        "Validation accuracy against parameters, every candidate on the 40 to 80 examples it was evaluated on",
+        "Validation accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
+        "posterior's alone",
         "Share of input channels kept in every gated operation",
         "Drop probability of every gate over the search",
         "Loss and expected share of weights kept over the search",
@@ -169,10 +228,109 @@ def test_page_says_the_figures(tmp_path):
     text = report.html(made(tmp_path), CONFIG)
     assert "A network of 5,000 parameters with 97.8 % on test: 25 % of the full network&#x27;s parameters" in text
     assert "25 % of its multiply-adds" in text and "the full one reaches 98.5 %" in text
-    assert "random, spread evenly: mean 80.0 %, deviation 1.0, 3 candidates" in text
     assert "2 of 3 gates are decided" in text  # 0.02 and 0.99 are, 0.5 is not
     assert "have 72 weights, of which 44 are expected" in text  # 9 x (4 x 0.98 + 2 x 0.5 + 2 x 0.01) = 44.46
     assert "search.ell2</td><td>160.0" in text
+
+
+def row(text, *cells):
+    """Whether a table of the page has this row."""
+    return "".join(f"<td>{cell}</td>" for cell in cells) in text
+
+
+def test_page_tells_how_each_kind_was_raced(tmp_path):
+    text = report.html(made(tmp_path), CONFIG)
+    # Wilson's interval of 17 of 20 is 0.6396 to 0.9476, of 15 of 20 0.5313 to 0.8881.
+    first = ("posterior", "3", "90.0 ± 1.0 %", "67 %", "0.250", "90.0 %", "0.375", "85.0 % (64.0 to 94.8)", "1")
+    second = (KINDS[1], "3", "80.0 ± 1.0 %", "67 %", "1.250", "80.0 %", "1.375", "75.0 % (53.1 to 88.8)", "1")
+    assert row(text, *first) and row(text, *second)
+    assert "on 80 examples" in text and "on 20 fresh ones" in text and "the best of many is partly the luckiest" in text
+    assert "on the first 40 examples" in text
+    assert "the best of 2 is within half a point of the best of all 3" in text  # 91.6 of 92.0 %; the best of 1 has 90.0
+
+
+def test_page_of_candidates_evaluated_in_full_without_fresh_examples(tmp_path):
+    def alter(ranking):
+        for found in ranking["kinds"].values():
+            found |= {"saved": 0.0, "fresh": None, "ties": []}
+
+    text = report.html(made(tmp_path, alter=alter), CONFIG)
+    assert row(text, "posterior", "3", "90.0 ± 1.0 %", "all", "0.250", "90.0 %", "-", "-", "0")
+    assert "No examples were kept from the race" in text and "fresh ones" not in text
+
+
+def test_page_of_a_kind_without_a_winner(tmp_path):
+    def alter(ranking):
+        lost = ranking["kinds"][KINDS[1]]
+        for key in ("fresh", "ties", "evaluations", "saved", "best_of"):
+            del lost[key]
+        lost["best"] = None
+        for curve in (ranking["kinds"][kind]["best_of"] for kind in (KINDS[0], KINDS[2])):
+            del curve[1:]
+
+    text = report.html(made(tmp_path, alter=alter), CONFIG)
+    assert not Page(text).open
+    assert row(text, KINDS[1], "3", "80.0 ± 1.0 %", "-", "-", "-", "-", "-", "-")
+    assert "half a point" not in text  # a single candidate has no curve to read that from
+
+
+def test_page_measures_probabilities_where_the_run_did(tmp_path):
+    measured = {"accuracy": [0.95, 0.9, 0.975], "nll": [0.125, 0.064, 250.0], "ece": [0.04, 0.03, 0.08]}
+    text = report.html(made(tmp_path / "a", predictive={"ensemble of the 5 best": measured}), CONFIG)
+    assert row(text, "ensemble of the 5 best", "95.0 % (90.0 to 97.5)", "0.125 (0.064 to 250)", "4.0 % (3.0 to 8.0)")
+    assert "On the 20 fresh examples" in text and "Monte-Carlo" in text
+    assert "Monte-Carlo" not in report.html(made(tmp_path / "b"), CONFIG)
+
+
+def test_page_lists_the_undecided_gates(tmp_path):
+    text = report.html(made(tmp_path / "a"), CONFIG)
+    assert row(text, "stage1_b_conv1", "0", "0.500")  # of groups 0 and 1; the other has 0.99, the other layer 0.02
+    assert "No gate is undecided" not in text
+    many = Posterior((LayerGates("a", (4,), (0.02,), 9), LayerGates("b", (1,) * 12, (0.3125,) * 12, 9)))
+    text = report.html(made(tmp_path / "b", posterior=many), CONFIG)
+    assert text.count("<td>0.312</td>") == 10 and "the 10 most undecided of 12" in text
+    none = Posterior((LayerGates("a", (4,), (0.02,), 9), LayerGates("b", (2, 2), (0.01, 0.99), 9)))
+    assert "No gate is undecided" in report.html(made(tmp_path / "c", posterior=none), CONFIG)
+
+
+def test_page_shows_the_front_that_sample_measured(tmp_path):
+    text = report.html(made(tmp_path, front=FRONT), CONFIG)
+    page = Page(text)
+    assert not page.open and len(page.ids) == len(set(page.ids))
+    assert "Validation accuracy of the networks found against their cost" in page.labels
+    assert row(text, "30 %", "30.0 ± 10.0 %", "3,000", "0.30 M", "65.0 %", "70.0 %", "68.0 %")
+    assert row(text, "as learned", "60.0 ± 10.0 %", "5,000", "0.50 M", "85.0 %", "90.0 %", "88.0 %")
+    assert "multiply-adds of the gated layers" in text
+    assert "layers that change most" not in text and "--config.sample.budgets" not in text
+
+
+def test_page_without_a_front_says_how_to_get_one(tmp_path):
+    work = made(tmp_path)
+    left(work, FRONT)  # of an earlier run: the manifest does not have it
+    text = report.html(work, CONFIG)
+    assert "layers that change most" in text and "--config.sample.budgets=0.3,0.5,0.7" in text
+    assert "Validation accuracy of the networks found" not in text
+
+
+def test_report_is_out_of_date_when_the_front_changes(tmp_path):
+    work = made(tmp_path)
+    without = work.key("report", CONFIG)
+    left(work, FRONT)
+    assert work.key("report", CONFIG) == without  # not recorded: of an earlier run
+    keys = [without]
+    for front in (FRONT, FRONT[:1]):
+        manifest = work.manifest()
+        manifest["stages"]["sample"]["outputs"][workdir.FRONT] = left(work, front)
+        work.write_json("manifest.json", manifest)
+        keys.append(work.key("report", CONFIG))
+    assert len(set(keys)) == 3
+
+
+def test_report_refuses_an_altered_front(tmp_path):
+    work = made(tmp_path, front=FRONT)
+    left(work, FRONT[:1])
+    with pytest.raises(UserError, match=r"front.json: truncated or changed since sample wrote it"):
+        work.run_stage("report", CONFIG, lambda: pytest.fail("the front was altered"))
 
 
 def test_table_and_page_with_every_network_of_a_run(tmp_path):

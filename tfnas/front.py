@@ -11,7 +11,7 @@ import rich.table
 from tfnas import terminal, workdir
 from tfnas.workdir import Workdir
 
-_HEADINGS = ("budget", "expected cost", "parameters", "mult-adds", "mean of candidates", "found, raced", "found, fresh")
+HEADINGS = ("budget", "expected cost", "parameters", "mult-adds", "mean of candidates", "found, raced", "found, fresh")
 Row = Mapping[str, Any]
 
 
@@ -27,7 +27,7 @@ def write(work: Workdir, rows: Sequence[Row], resource: str) -> None:
     work.write_json(workdir.FRONT, {"resource": resource, "rows": ordered})
     work.write(workdir.FRONT_PLOT, lambda path: plot(path, ordered))
     table = rich.table.Table(box=None, padding=(0, 1))
-    for i, heading in enumerate(_HEADINGS):
+    for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
     for cells in map(cells_of, ordered):
         table.add_row(*cells)
@@ -51,7 +51,12 @@ def cells_of(row: Row) -> list[str]:
 
 
 def draw(figure: Any, rows: Sequence[Row]) -> None:
-    """Accuracy of the networks found against their parameters and against their multiply-adds, side by side."""
+    """Accuracy of the networks found against their parameters and against their multiply-adds, side by side.
+
+    Args:
+        figure: an empty matplotlib Figure whose layout is 'constrained'.
+        rows: as `write` has them.
+    """
     panels = (("parameters", 1e3, "parameters, thousands"), ("multiply_adds", 1e6, "multiply-adds, millions"))
     for axes, (name, unit, label) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         axes.spines[["top", "right"]].set_visible(False)
@@ -61,11 +66,18 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
         if fresh:
             axes.plot(*zip(*fresh, strict=True), "s", color="#E69F00", label="found, fresh examples")
         for x, y, row in points:
-            name_of = "as learned" if row["share"] is None else f"{100 * row['share']:g} %"
-            axes.annotate(name_of, (x, y), xytext=(4, -12), textcoords="offset points", fontsize=8)
+            learned = row["share"] is None
+            # Above and below, because a budget may well find nearly the network that was learned.
+            axes.annotate(
+                "as learned" if learned else f"{100 * row['share']:g} %",
+                (x, y),
+                xytext=(4, 6 if learned else -12),
+                textcoords="offset points",
+                fontsize=8,
+            )
         axes.set(xlabel=label, xlim=(0, None))
     figure.axes[0].set_ylabel("validation accuracy, %")
-    figure.axes[0].legend(frameon=False, loc="lower right")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, ncols=2, loc="outside upper center")
 
 
 def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:

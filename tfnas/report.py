@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import html as html_lib
-import io
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,16 +10,14 @@ import numpy as np
 import rich.console
 import rich.table
 
+from tfnas import chance, figures, front, terminal, workdir
 from tfnas import config as config_lib
-from tfnas import terminal, workdir
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.posterior import Posterior
 from tfnas.workdir import Workdir
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
-_COLOURS = (_BLUE, _ORANGE, _GREEN)  # of the kinds of candidates, in the ranking's order
+_MOST_UNDECIDED = 10  # gates listed
 _HEADINGS = ("network", "valid.", "test", "parameters", "mult-adds", "file", "latency")
 # What the networks are that the found one is compared with, by how their rows' names start.
 _NOTES = (
@@ -49,10 +44,12 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1040px; 
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid #0072B2; }
 .lead { font-size: 1.15rem; } .wide { overflow-x: auto; } svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; } td, th { padding: .3rem .7rem; text-align: left; vertical-align: top; }
-.numbers td, .numbers th { white-space: nowrap; } .numbers :is(td, th):not(:first-child) { text-align: right; }
+.numbers { font-size: .9rem; } .numbers :is(td, th) { padding: .3rem .5rem; } th { vertical-align: bottom; }
+.numbers :is(td, th:first-child) { white-space: nowrap; }
+.numbers :is(td, th):not(:first-child) { text-align: right; }
 tr { border-bottom: 1px solid #ddd; }
 tr.chosen { font-weight: 600; background: #e8f2f8; } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
-figure { margin: 1rem 0; } figcaption { color: #555; font-size: .92rem; }
+figure { margin: 1rem 0; } figcaption, .note { color: #555; font-size: .92rem; }
 """
 
 
@@ -87,19 +84,19 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     candidates = _candidates(work)
     sections = (
         ("What did I get, and what did it cost?", _what(results)),
-        ("Is it better than chance?", _chance(candidates, ranking)),
+        ("Is it better than chance?", chance.section(candidates, ranking)),
         ("What does the network look like, and why?", _look(architecture, posterior, history)),
-        ("What would another size give?", _sizes(posterior)),
+        ("What would another size give?", _sizes(posterior, _front(work))),
         ("How do I serve it?", _serve(work, exported)),
         ("How do I repeat it?", _repeat(work, config)),
     )
     title = f"tfnas: {config.data.title}"
-    body = "".join(f"<h2>{_text(heading)}</h2>\n{content}\n" for heading, content in sections)
+    body = "".join(f"<h2>{figures.text(heading)}</h2>\n{content}\n" for heading, content in sections)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{_text(title)}</h1>\n{body}</body></html>\n"
+        f"<title>{figures.text(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>{figures.text(title)}</h1>\n{body}</body></html>\n"
     )
 
 
@@ -146,52 +143,15 @@ def _what(results: Mapping[str, Any]) -> str:
         )
     cells = [(row["name"] == results["chosen"], values) for row, values in _cells(rows)]
     notes = (_means_note(rows), *(note for start, note in _NOTES if any(r["name"].startswith(start) for r in rows)))
-    return f'<p class="lead">{_text(lead)}.</p>{_table(_HEADINGS, cells, "numbers")}<p>{_text(" ".join(notes))}</p>'
+    return (
+        f'<p class="lead">{figures.text(lead)}.</p>{figures.table(_HEADINGS, cells, "numbers")}'
+        f"<p>{figures.text(' '.join(notes))}</p>"
+    )
 
 
 def _means_note(rows: Sequence[Mapping[str, Any]]) -> str:
     tested = max(row.get("num_tested", 0) for row in rows)
     return f"Test is read once, after every choice is made; means on it are of the first {tested} candidates of a kind."
-
-
-def _chance(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]) -> str:
-    by_kind = {kind: [c for c in candidates if c["kind"] == kind] for kind in ranking["kinds"]}
-    colours = dict(zip(by_kind, _COLOURS, strict=True))
-
-    def histogram(axes: Any) -> None:
-        accuracies = {kind: [100 * c["accuracy"] for c in found] for kind, found in by_kind.items()}
-        every = np.concatenate(list(accuracies.values()))
-        bins = np.linspace(every.min() - 0.5, every.max() + 0.5, 41)
-        for kind, values in accuracies.items():
-            weights = np.full(len(values), 100 / len(values))
-            axes.hist(values, bins, weights=weights, color=colours[kind], alpha=0.65, label=kind)
-        axes.set(xlabel="validation accuracy, %", ylabel="share of candidates, %")
-        axes.legend(frameon=False, loc="upper left")
-
-    def scatter(axes: Any) -> None:
-        for kind, found in reversed(by_kind.items()):
-            x, y = [c["parameters"] for c in found], [100 * c["accuracy"] for c in found]
-            axes.scatter(x, y, 12, color=colours[kind], alpha=0.5, linewidths=0, label=kind)
-        best = ranking["kinds"]["posterior"]["best"]
-        axes.scatter(
-            best["parameters"], 100 * best["accuracy"], 160, color="black", marker="*", label="found", zorder=3
-        )
-        axes.set(xlabel="parameters", ylabel="validation accuracy, %")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.legend(frameon=False)
-
-    words = "; ".join(
-        f"{kind}: mean {100 * group['mean_accuracy']:.1f} %, deviation {100 * group['std_accuracy']:.1f}, "
-        f"{group['count']:,} candidates"
-        for kind, group in ranking["kinds"].items()
-    )
-    return (
-        f"<p>{_text(words)}.</p>"
-        + _figure(histogram, (8, 3.4), "Histogram of validation accuracy by kind of candidate")
-        + _figure(scatter, (8, 3.6), "Validation accuracy against parameters of every candidate")
-        + "<p>Each random candidate has the parameters of one posterior candidate and the same weights: spread evenly, "
-        "every channel is dropped alike; allocated per layer, every layer first draws a keep rate of its own.</p>"
-    )
 
 
 def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Mapping[str, Any]]) -> str:
@@ -206,16 +166,16 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
 
     def drawing(axes: Any) -> None:
         axes.barh(names, [100] * len(names), color="#eeeeee")
-        axes.barh(names, shares, color=_BLUE)
+        axes.barh(names, shares, color=figures.BLUE)
         for y, (name, share) in enumerate(zip(names, shares, strict=True)):
             mask = architecture[name]
             words = "removed" if not share else f"{mask.sum()} of {mask.size}"
-            axes.text(101, y, words, va="center", fontsize=9, color="#D55E00" if not share else "#1a1a1a")
+            axes.text(101, y, words, va="center", fontsize=9, color=figures.RED if not share else "#1a1a1a")
         axes.invert_yaxis()
         axes.set(xlabel="input channels kept, %", xlim=(0, 118), xticks=range(0, 101, 25))
         for before, after, y in zip(names, names[1:], range(len(names)), strict=False):
             if _block(before) != _block(after):
-                axes.axhline(y + 0.5, color=_GREY, linewidth=0.6)
+                axes.axhline(y + 0.5, color=figures.GREY, linewidth=0.6)
 
     def heat(axes: Any) -> None:
         extent = (0.5, len(history) + 0.5, len(groups) - 0.5, -0.5)
@@ -227,15 +187,18 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
 
     def course(axes: Any) -> None:
         epochs = [record["epoch"] for record in history]
-        axes.plot(epochs, [record["loss"] for record in history], color=_ORANGE, label="loss (ELBO)")
+        axes.plot(epochs, [record["loss"] for record in history], color=figures.ORANGE, label="loss (ELBO)")
         axes.set(xlabel="epoch of search", ylabel="loss")
         other = axes.twinx()
-        other.plot(epochs, [100 * record["kept"] for record in history], color=_BLUE, label="expected share kept, %")
+        other.plot(
+            epochs, [100 * record["kept"] for record in history], color=figures.BLUE, label="expected share kept, %"
+        )
         other.set(ylabel="kept, %", ylim=(0, 103))
         lines = [*axes.get_lines(), *other.get_lines()]
         axes.legend(lines, [line.get_label() for line in lines], frameon=False)
 
     decided, total = posterior.decided()
+    still_open = "the other one is" if total - decided == 1 else f"the other {total - decided} are"
     quarter = over_time[:, max(1, len(history) // 4) - 1]
     early = int(((quarter < 0.05) | (quarter > 0.95)).sum())
     removed = [name for name, share in zip(names, shares, strict=True) if not share]
@@ -244,19 +207,67 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
         f"<p>{architecture.kept} of {architecture.total} gated channels are kept; "
         f"{len(removed)} of {len(names)} operations are removed. {decided} of {total} gates are decided "
         f"(p below 0.05 or above 0.95), {early} were after a quarter of the search; "
-        f"the other {total - decided} are open, so the candidates differ there.</p>"
-        + _figure(drawing, (8, tall), "Share of input channels kept in every gated operation")
-        + _figure(heat, (8, 0.6 + 0.24 * len(groups)), "Drop probability of every gate over the search")
-        + _figure(course, (8, 3), "Loss and expected share of weights kept over the search")
+        f"{still_open} open, so the candidates differ there.</p>"
+        + figures.plot(drawing, (8, tall), "Share of input channels kept in every gated operation")
+        + figures.plot(heat, (8, 0.6 + 0.24 * len(groups)), "Drop probability of every gate over the search")
+        + _undecided(posterior)
+        + figures.plot(course, (8, 3), "Loss and expected share of weights kept over the search")
     )
 
 
-def _sizes(posterior: Posterior) -> str:
+def _undecided(posterior: Posterior) -> str:
+    every = posterior.undecided()
+    if not every:
+        return "<p>No gate is undecided (p from 0.05 to 0.95): all candidates are nearly the same network.</p>"
+    shown = every[:_MOST_UNDECIDED]
+    which = f"the {len(shown)} most undecided of {len(every)}, " if len(shown) < len(every) else ""
+    words = (
+        f"Where candidates differ: the undecided gates (p from 0.05 to 0.95), {which}those nearest to 1/2 first. "
+        "Groups of a layer's channels are numbered from 0."
+    )
+    rows = [(False, [name, f"{group}", f"{p:.3f}"]) for name, group, p in shown]
+    return f"<p>{words}</p>{figures.table(('layer', 'group', 'drop probability'), rows, 'numbers')}"
+
+
+def _front(work: Workdir) -> Mapping[str, Any] | None:
+    """What sample measured at its budgets; None if it had none, whatever an earlier run of it left."""
+    return work.read_json(workdir.FRONT, "report") if work.has(workdir.FRONT) else None
+
+
+def _sizes(posterior: Posterior, measured: Mapping[str, Any] | None) -> str:
     total = posterior.total_parameters()
+    learned = (
+        f"The gated layers have {total:,} weights, of which {posterior.expected_parameters():,.0f} are expected to be "
+        "kept."
+    )
+    return _measured(learned, measured) if measured else _what_if(learned, posterior)
+
+
+def _measured(learned: str, measured: Mapping[str, Any]) -> str:
+    rows = measured["rows"]
+    words = (
+        f"{learned} For each budget, a share of the {measured['resource'].replace('_', '-')} of the gated layers, the "
+        "posterior was tilted to expect it (± the deviation over candidates), sampled and raced again. Parameters and "
+        "multiply-adds are those of the network found there; its accuracy in the race is flattered, on fresh examples "
+        "it is not. All share the weights of the one search, which trained them for the size it learned: far from "
+        "that, they fit less, and a search with another search.ell2 is the fairer test."
+    )
+    return (
+        f"<p>{figures.text(words)}</p>"
+        + figures.table(front.HEADINGS, [(row["share"] is None, front.cells_of(row)) for row in rows], "numbers")
+        + figures.drawing(
+            lambda figure: front.draw(figure, rows),
+            (8, 3.5),
+            "Validation accuracy of the networks found against their cost",
+        )
+    )
+
+
+def _what_if(learned: str, posterior: Posterior) -> str:
     rows = []
     for share in (0.2, 0.4, 0.6, 0.8):
         try:
-            tilted = posterior.tilt(parameters=share * total)
+            tilted = posterior.tilt(parameters=share * posterior.total_parameters())
         except UserError:
             continue
         kept = {g.name: 1 - g.channel_drop.mean() for g in tilted.layers}
@@ -265,11 +276,11 @@ def _sizes(posterior: Posterior) -> str:
         moved = ", ".join(f"{name} {100 * change[name]:+.0f} points" for name in first)
         rows.append((False, [f"{100 * share:.0f} %", f"{tilted.expected_parameters():,.0f}", moved]))
     return (
-        f"<p>The gated layers have {total:,} weights, of which {posterior.expected_parameters():,.0f} are expected to "
-        "be kept. <code>posterior.tilt(parameters=...)</code> moves every keep logit in proportion to what its channel "
-        "costs, until another size is expected; these layers would change most. To measure accuracies there, sample "
-        "again with <code>--config.sample.parameters=0.4</code>.</p>"
-        + _table(("share kept", "expected weights", "layers that change most"), rows)
+        f"<p>{figures.text(learned)} <code>posterior.tilt(parameters=...)</code> moves every keep logit in proportion "
+        "to what its channel costs, until another size is expected; these layers would change most. For measured "
+        "accuracies, sample again with <code>--config.sample.budgets=0.3,0.5,0.7</code>: then this section has the "
+        "network found at each of these sizes.</p>"
+        + figures.table(("share kept", "expected weights", "layers that change most"), rows)
     )
 
 
@@ -284,7 +295,7 @@ def _serve(work: Workdir, exported: Mapping[str, Any]) -> str:
         "<p>The SavedModel takes raw pixels, <code>image</code> uint8 (N, H, W, C), and answers "
         "<code>probabilities</code> float32 (N, classes) and <code>label</code> string (N). Reloaded in a process "
         f"without tfnas and keras, its probabilities were equal to {exported['largest_difference']:.0e}.</p>"
-        f"<pre>{_text(code)}</pre>"
+        f"<pre>{figures.text(code)}</pre>"
     )
 
 
@@ -298,44 +309,11 @@ def _repeat(work: Workdir, config: config_lib.Config) -> str:
     versions = [(False, [name, version]) for name, version in manifest["versions"].items()]
     command = f"tfnas run --config=CONFIG.py --workdir=DIR    # with the settings below, seed {manifest['seed']}"
     return (
-        f"<pre>{_text(command)}</pre>{_table(('setting', 'value'), settings)}{_table(('package', 'version'), versions)}"
+        f"<pre>{figures.text(command)}</pre>"
+        + figures.table(("setting", "value"), settings)
+        + figures.table(("package", "version"), versions)
     )
 
 
 def _block(name: str) -> str:
     return name.rsplit("_", 2)[0]
-
-
-def _table(headings: Iterable[str], rows: Iterable[tuple[bool, Sequence[str]]], kind: str = "words") -> str:
-    head = "".join(f"<th>{_text(heading)}</th>" for heading in headings)
-    body = "".join(
-        ('<tr class="chosen">' if chosen else "<tr>") + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>\n"
-        for chosen, cells in rows
-    )
-    return f'<div class="wide"><table class="{kind}"><tr>{head}</tr>\n{body}</table></div>'
-
-
-def _figure(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> str:
-    # Here and not above, because the terminal's table needs no plots.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": caption, "font.size": 10, "font.family": "sans-serif"}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Ids are made unique, because several pictures share one page.
-    prefix = re.sub(r"\W+", "-", caption)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{_text(caption)}"', 1)
-    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
-
-
-def _text(value: str) -> str:
-    return html_lib.escape(value)

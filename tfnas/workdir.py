@@ -49,11 +49,13 @@ class Stage:
         sections: settings that change its result.
         inputs: files of earlier stages.
         outputs: files it writes, besides those it names when it ends.
+        optional: files that earlier stages name when they end with some settings, and it then reads too.
     """
 
     sections: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    optional: tuple[str, ...] = ()
 
 
 # In the order of the run.
@@ -70,6 +72,7 @@ STAGES = {
         ("data", "supernet", "search", "sample", "retrain", "export", "seed"),
         (HISTORY, POSTERIOR, CANDIDATES, RANKING, ARCHITECTURE, RESULTS, EXPORT_RESULTS),
         (REPORT,),
+        (FRONT,),
     ),
 }
 # What a search is: with another value of any of these, the results in a working directory are another run's.
@@ -116,8 +119,9 @@ class Workdir:
     def read(self, name: str, stage: str) -> pathlib.Path:
         """Path of a file that `stage` needs, known to be what its writer left. Raises UserError otherwise."""
         path = self.path / name
-        writer = next(other for other, spec in STAGES.items() if name in spec.outputs)
-        recorded = self.manifest()["stages"].get(writer, {}).get("outputs", {}).get(name)
+        recorded_by = {stage: record["outputs"] for stage, record in self.manifest()["stages"].items()}
+        writer = next(s for s, spec in STAGES.items() if name in (*spec.outputs, *recorded_by.get(s, ())))
+        recorded = recorded_by.get(writer, {}).get(name)
         if recorded is None or not path.exists():
             raise UserError(
                 f"{stage} needs {writer}'s {name}, and {self.path} has none: "
@@ -133,6 +137,10 @@ class Workdir:
     def read_json(self, name: str, stage: str) -> Any:
         """Content of a JSON file that `stage` needs; the same checks as `read`."""
         return json.loads(self.read(name, stage).read_text())
+
+    def has(self, name: str) -> bool:
+        """Whether a stage recorded a file when it last ended; if not, one of that name is an earlier run's."""
+        return any(name in record["outputs"] for record in self.manifest()["stages"].values())
 
     def manifest(self) -> dict[str, Any]:
         """What is known of this folder; empty for a new one."""
@@ -167,10 +175,9 @@ class Workdir:
         """Digest of what a stage depends on: its settings and the contents of its input files."""
         values = tfnas.config.to_dict(config)
         values["data"] = {k: v for k, v in values["data"].items() if f"data.{k}" not in _PLACES}
-        spec = STAGES[stage]
         material = {
-            "settings": {name: values[name] for name in spec.sections},
-            "inputs": {name: digest(self.path / name) for name in spec.inputs if (self.path / name).exists()},
+            "settings": {name: values[name] for name in STAGES[stage].sections},
+            "inputs": {name: digest(self.path / name) for name in self._read_by(stage) if (self.path / name).exists()},
         }
         return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
 
@@ -193,7 +200,7 @@ class Workdir:
             UserError: if this folder is another search's, or an input is missing or not what its writer left.
         """
         self.claim(config)
-        for name in STAGES[stage].inputs:
+        for name in self._read_by(stage):
             self.read(name, stage)
         if self.is_current(stage, config):
             print(f"{stage:9s} up to date")
@@ -209,6 +216,10 @@ class Workdir:
             "seconds": round(time.monotonic() - start, 1),
         }
         self.write_json("manifest.json", manifest)
+
+    def _read_by(self, stage: str) -> list[str]:
+        spec = STAGES[stage]
+        return [*spec.inputs, *(name for name in spec.optional if self.has(name))]
 
 
 def digest(path: pathlib.Path) -> str:

@@ -20,4 +20,4 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 def _report(config: Config, work: workdir.Workdir) -> None:
     html = report.html(work, config)
-    work.write(workdir.REPORT, lambda file: file.write_text(html))
+    work.write(workdir.REPORT, lambda file: file.write_text(html, encoding="utf-8"))

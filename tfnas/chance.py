@@ -1,0 +1,210 @@
+"""The report's section on what sampling found: each kind of candidates, its race and its winner, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfnas import figures
+
+_POSTERIOR = "posterior"  # the kind that the found network is of
+_COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN)  # of the kinds of candidates, in the ranking's order
+_HEADINGS = (
+    "kind",
+    "candidates",
+    "mean of all",
+    "evaluated",
+    "loss, raced",
+    "accuracy, raced",
+    "loss, fresh",
+    "accuracy, fresh",
+    "ties",
+)
+_CLOSE = 0.005  # of accuracy: as good as the best of all
+
+
+def section(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]) -> str:
+    """The section's HTML.
+
+    Args:
+        candidates: the records of candidates.jsonl.
+        ranking: the content of ranking.json.
+    """
+    kinds = ranking["kinds"]
+    by_kind = {kind: [c for c in candidates if c["kind"] == kind] for kind in kinds}
+    colours = dict(zip(kinds, _COLOURS, strict=True))
+    return (
+        _races(ranking)
+        + _histogram(by_kind, colours)
+        + _scatter(by_kind, colours, kinds[_POSTERIOR]["best"])
+        + _curves(kinds, colours)
+        + _predictive(ranking)
+    )
+
+
+def _races(ranking: Mapping[str, Any]) -> str:
+    kinds = ranking["kinds"]
+    found = kinds[_POSTERIOR]
+    flattered = "flattered, because the best of many is partly the luckiest"
+    raced = f"The candidates of each kind are compared on {found['best']['num_examples']:,} examples"
+    if found["fresh"]:
+        words = (
+            f"{raced}, and the winner is measured again on {found['fresh']['num_examples']:,} fresh ones. Its figures "
+            f"in the race are {flattered}: believe the fresh ones (in brackets: 95 % intervals)."
+        )
+    else:
+        words = (
+            f"{raced}, and the winner's figures there are {flattered}. No examples were kept from the race to measure "
+            "it on again: sample.holdout is 0."
+        )
+    notes = (
+        f"Mean of all: mean and deviation of the candidates' accuracies on the first {found['num_examples']:,} "
+        "examples, which all have seen. Evaluated: share of all evaluations that were made; the race spared those of "
+        "candidates that could not win any more. Ties: candidates that a paired t-test does not find worse than the "
+        "winner; the smallest or fastest of them may do as well. Of the posterior's candidates, the one of the best "
+        f"{ranking['rank_by']} wins; of random ones, the one of the best accuracy. Each random candidate has the "
+        "parameters of one posterior candidate and the same weights: spread evenly, every channel is dropped alike; "
+        "allocated per layer, every layer first draws a keep rate of its own."
+    )
+    rows = [(kind == _POSTERIOR, _row(kind, group)) for kind, group in kinds.items()]
+    return (
+        f"<p>{figures.text(words)}</p>{figures.table(_HEADINGS, rows, 'numbers')}"
+        f'<p class="note">{figures.text(notes)}</p>'
+    )
+
+
+def _row(kind: str, group: Mapping[str, Any]) -> list[str]:
+    mean = f"{100 * group['mean_accuracy']:.1f} ± {100 * group['std_accuracy']:.1f} %"
+    cells = [kind, f"{group['count']:,}", mean]
+    best = group["best"]
+    if best is None:  # every candidate drops every path to the output
+        return cells + ["-"] * (len(_HEADINGS) - len(cells))
+    cells += [f"{1 - group['saved']:.0%}".replace("%", " %") if group["saved"] else "all"]
+    cells += [_loss(best["loss"]), f"{100 * best['accuracy']:.1f} %"]
+    fresh = group["fresh"]
+    cells += [_loss(fresh["loss"]), _accuracy(fresh)] if fresh else ["-", "-"]
+    return [*cells, f"{len(group['ties']):,}"]
+
+
+def _accuracy(score: Mapping[str, Any]) -> str:
+    # Here and not above, because it takes a second that the terminal's table need not wait.
+    from tfnas.statistics import proportion_interval
+
+    correct = round(score["accuracy"] * score["num_examples"])
+    return _percent(score["accuracy"], *proportion_interval(correct, score["num_examples"]))
+
+
+def _loss(value: float) -> str:
+    return f"{value:.3f}" if value < 100 else f"{value:,.0f}"
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _where(by_kind: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The examples that the candidates' own accuracies are on: those that are out of the race have seen fewer."""
+    seen = [c["num_examples"] for found in by_kind.values() for c in found]
+    return f"{min(seen):,}" if min(seen) == max(seen) else f"{min(seen):,} to {max(seen):,}"
+
+
+def _histogram(by_kind: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]) -> str:
+    def draw(axes: Any) -> None:
+        accuracies = {kind: [100 * c["accuracy"] for c in found] for kind, found in by_kind.items()}
+        every = np.concatenate(list(accuracies.values()))
+        bins = np.linspace(every.min() - 0.5, every.max() + 0.5, 41)
+        for kind, values in accuracies.items():
+            weights = np.full(len(values), 100 / len(values))
+            axes.hist(values, bins, weights=weights, color=colours[kind], alpha=0.65, label=kind)
+        axes.set(xlabel="validation accuracy, %", ylabel="share of candidates, %")
+        axes.legend(frameon=False)
+
+    caption = (
+        "Histogram of validation accuracy by kind of candidate, each on the "
+        f"{_where(by_kind)} examples it was evaluated on"
+    )
+    return figures.plot(draw, (8, 3.4), caption)
+
+
+def _scatter(
+    by_kind: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str], best: Mapping[str, Any]
+) -> str:
+    def draw(axes: Any) -> None:
+        for kind, found in reversed(list(by_kind.items())):
+            x, y = [c["parameters"] for c in found], [100 * c["accuracy"] for c in found]
+            axes.scatter(x, y, 12, color=colours[kind], alpha=0.5, linewidths=0, label=kind)
+        x, y = best["parameters"], 100 * best["accuracy"]
+        axes.scatter(x, y, 160, color="black", marker="*", label="found", zorder=3)
+        axes.set(xlabel="parameters", ylabel="validation accuracy, %")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(frameon=False)
+
+    caption = (
+        f"Validation accuracy against parameters, every candidate on the {_where(by_kind)} examples it was evaluated on"
+    )
+    return figures.plot(draw, (8, 3.6), caption)
+
+
+def _curves(kinds: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> str:
+    curves = {kind: group["best_of"] for kind, group in kinds.items() if group["best"]}
+
+    def draw(figure: Any) -> None:
+        from matplotlib.ticker import NullFormatter
+
+        panels = (("every kind", list(curves)), ("posterior's alone", [_POSTERIOR]))
+        for axes, (title, shown) in zip(figure.subplots(1, 2), panels, strict=True):
+            axes.spines[["top", "right"]].set_visible(False)
+            for kind in shown:
+                counts = [point["count"] for point in curves[kind]]
+                mean, low, high = ([100 * point[name] for point in curves[kind]] for name in ("mean", "low", "high"))
+                axes.plot(counts, mean, "o-", markersize=3, color=colours[kind], label=kind)
+                axes.fill_between(counts, low, high, color=colours[kind], alpha=0.25, linewidth=0)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set(xlabel="candidates")
+            axes.set_title(title, fontsize=10)
+        figure.axes[0].set_ylabel("accuracy of the best, %")
+        figure.axes[0].legend(frameon=False)
+
+    caption = (
+        "Validation accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
+        "posterior's alone"
+    )
+    *fewer, last = curves[_POSTERIOR]
+    words = "How many samples do you need? "
+    if fewer:
+        far = [point["count"] for point in fewer if abs(point["mean"] - last["mean"]) > _CLOSE]
+        enough = next(point["count"] for point in curves[_POSTERIOR] if not far or point["count"] > far[-1])
+        words += (
+            f"On average, the best of {enough:,} is within half a point of the best of all {last['count']:,}."
+            if enough < last["count"]
+            else f"More than {fewer[-1]['count']:,}: half a point is still gained up to all {last['count']:,}."
+        )
+    words += (
+        " The accuracies are those of the race, so the more candidates, the more they are flattered; and the "
+        "intervals, over candidates, say little at the right end, where all depends on the one best."
+    )
+    return f"<p>{figures.text(words)}</p>{figures.drawing(draw, (8, 3.4), caption)}"
+
+
+def _predictive(ranking: Mapping[str, Any]) -> str:
+    measured = ranking["predictive"]
+    if not measured:
+        return ""
+    fresh = ranking["kinds"][_POSTERIOR]["fresh"]
+    where = f"the {fresh['num_examples']:,} fresh examples" if fresh else "all validation examples, the race's too"
+    words = (
+        f"How good are its probabilities? On {where}: the network found; the ensemble that averages the probabilities "
+        "of the best candidates; and the average of as many posterior samples, unranked, which is the Monte-Carlo "
+        "predictive distribution. NLL and expected calibration error: the smaller, the better. In brackets: 95 % "
+        "bootstrap intervals over the examples; that of the calibration error lies high."
+    )
+    rows = []
+    for name, values in measured.items():
+        nll = "{} ({} to {})".format(*map(_loss, values["nll"]))
+        rows.append((False, [name, _percent(*values["accuracy"]), nll, _percent(*values["ece"])]))
+    headings = ("prediction", "accuracy", "NLL, nats", "calibration error")
+    return f"<p>{figures.text(words)}</p>{figures.table(headings, rows, 'numbers')}"

@@ -1,0 +1,73 @@
+"""The pieces of an HTML page: text, tables, and drawings as SVG inside it."""
+
+from __future__ import annotations
+
+import html as html_lib
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+RED = "#D55E00"
+
+
+def text(value: str) -> str:
+    """Escaped for HTML."""
+    return html_lib.escape(value)
+
+
+def table(headings: Iterable[str], rows: Iterable[tuple[bool, Sequence[str]]], kind: str = "words") -> str:
+    """A table that scrolls where the screen is narrow.
+
+    Args:
+        headings: of the columns.
+        rows: whether a row stands out, and its cells.
+        kind: class of the table: 'numbers' are aligned at the right but for the first column.
+    """
+    head = "".join(f"<th>{text(heading)}</th>" for heading in headings)
+    body = "".join(
+        ('<tr class="chosen">' if chosen else "<tr>") + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>\n"
+        for chosen, cells in rows
+    )
+    return f'<div class="wide"><table class="{kind}"><tr>{head}</tr>\n{body}</table></div>'
+
+
+def plot(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> str:
+    """What `draw` puts on a matplotlib Axes, as `drawing` makes it."""
+
+    def on_axes(figure: Any) -> None:
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+
+    return drawing(on_axes, size, caption)
+
+
+def drawing(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> str:
+    """What `draw` puts on a matplotlib Figure, as SVG with a caption.
+
+    Args:
+        draw: is given the empty figure.
+        size: width and height in inches; the picture shrinks where the screen is narrower.
+        caption: unlike that of any other picture on the page.
+    """
+    # Here and not above, because the terminal's table needs no plots.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": caption, "font.size": 10, "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Ids are made unique, because several pictures share one page.
+    prefix = f"f{zlib.crc32(caption.encode()):08x}"
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text(caption)}"', 1)
+    return f"<figure>{svg}<figcaption>{text(caption)}</figcaption></figure>"

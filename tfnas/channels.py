@@ -5,8 +5,8 @@ otherwise *constant*: it has one value everywhere (every input channel of the co
 that value may be known to be *zero* without a look at the weights. A channel is *live* when some kept channel
 downstream reads it. A subnet computes what is explicit and live; constants are folded into what follows.
 
-What a layer does is of one kind (`kinds`); each kind has one rule here, and one in each of `costs`, `folding`, `subnets`
-and `program`.
+What a layer does is of one kind (`kinds`); each kind has one rule here, and one in each of `costs`, `folding`,
+`subnets` and `program`.
 """
 
 from __future__ import annotations

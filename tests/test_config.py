@@ -137,7 +137,7 @@ def test_bad_values_are_named(section, key, value, message):
             "less than search.learning_rate, 0.01",
         ),
         ("search", {"schedule": "cosine_restarts", "minimum_learning_rate": -0.1}, "at least 0"),
-        ("sample", {"parameters": 0.5, "multiply_adds": 0.5}, "must be one budget, the other 0"),
+        ("sample", {"parameters": 0.5, "multiply_adds": 0.5}, "must be one budget, the others 0"),
         ("search", {"schedule": "steps"}, "'search.boundaries' must be one or more epochs, ascending"),
         ("search", {"schedule": "steps", "boundaries": (60, 30)}, "ascending"),
         ("search", {"schedule": "steps", "boundaries": (0, 30)}, "above 0"),

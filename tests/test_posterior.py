@@ -75,7 +75,7 @@ def test_a_candidate_under_a_limit_is_the_first_of_its_own_draws_within_it():
     limit = {"parameters": 70}
     drop = np.array([0.1] * 3 + [0.7] * 2 + [0.4] * 4)
     for i, candidate in enumerate(PRICED.sample(30, seed=5, limit=limit)):
-        for entropy in ([5, i], *([5, i, attempt] for attempt in range(1, 1000))):
+        for entropy in ([5, i], *([5, i, attempt, 1] for attempt in range(1, 1000))):
             keep = np.random.default_rng(entropy).random(9) >= drop
             if keep @ np.array([9] * 5 + [25] * 4) <= 70:
                 break

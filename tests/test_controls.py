@@ -155,18 +155,18 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
     rows = rows_of(whole)
     assert [row["name"] for row in rows] == [
         "random, spread evenly, best of 4",
-        "random, spread evenly, mean of 4",
+        "random, spread evenly, mean of 2",
         "random, allocated per layer, best of 4",
-        "random, allocated per layer, mean of 4",
+        "random, allocated per layer, mean of 2",
         "fixed drop, best of 4",
-        "fixed drop, mean of 4",
+        "fixed drop, mean of 2",
         "fixed drop, fine-tuned",
         "single path, best of 4",
         "single path, fine-tuned",
         "magnitude pruning",
         "magnitude pruning, fine-tuned",
         "deterministic candidate",
-        "posterior, mean of 8",
+        "posterior, mean of 2",
         "found network, before retraining",
         "found network, retrained",
     ]

@@ -41,7 +41,7 @@ def test_results_hold_every_arm(whole):
         "random, allocated per layer, best of 10",
         "random, allocated per layer, mean of 10",
         "deterministic candidate",
-        "posterior, mean of 40",
+        "posterior, mean of 20",
         "found network, before retraining",
         "found network, retrained",
     ]

@@ -71,7 +71,8 @@ def group(best, mean):
         "count": 3,
         "mean_accuracy": mean,
         "std_accuracy": 0.01,
-        "num_examples": 40,
+        "num_measured": 2,
+        "num_examples": 80,
         "best": best,
         # 0.85, 0.75, 0.65 are 17, 15, 13 of 20.
         "fresh": {"loss": best["loss"] + 0.125, "accuracy": mean - 0.05, "num_examples": 20},
@@ -245,7 +246,7 @@ def test_page_tells_how_each_kind_was_raced(tmp_path):
     second = (KINDS[1], "3", "80.0 ± 1.0 %", "67 %", "1.250", "80.0 %", "1.375", "75.0 % (53.1 to 88.8)", "1")
     assert row(text, *first) and row(text, *second)
     assert "on 80 examples" in text and "on 20 fresh ones" in text and "the best of many is partly the luckiest" in text
-    assert "on the first 40 examples" in text
+    assert "accuracies of the first 2 candidates" in text
     assert "the best of 2 is within half a point of the best of all 3" in text  # 91.6 of 92.0 %; the best of 1 has 90.0
 
 

@@ -14,7 +14,7 @@ _COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN)  # of the kinds of cand
 _HEADINGS = (
     "kind",
     "candidates",
-    "mean of all",
+    "mean",
     "evaluated",
     "loss, raced",
     "accuracy, raced",
@@ -60,8 +60,8 @@ def _races(ranking: Mapping[str, Any]) -> str:
             "it on again: sample.holdout is 0."
         )
     notes = (
-        f"Mean of all: mean and deviation of the candidates' accuracies on the first {found['num_examples']:,} "
-        "examples, which all have seen. Evaluated: share of all evaluations that were made; the race spared those of "
+        f"Mean: mean and deviation of the accuracies of the first {found['num_measured']:,} candidates, on all of the "
+        "race's examples. Evaluated: share of all evaluations that were made; the race spared those of "
         "candidates that could not win any more. Ties: candidates that a paired t-test does not find worse than the "
         "winner; the smallest or fastest of them may do as well. Of the posterior's candidates, the one of the best "
         f"{ranking['rank_by']} wins; of random ones, the one of the best accuracy. Each random candidate has the "

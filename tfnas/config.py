@@ -215,7 +215,7 @@ class Sample:
 
     num_candidates: int = 1500
     num_random: int = 100  # equal-size random candidates of each kind, the baselines
-    num_tested: int = 20  # candidates of each kind whose mean accuracy on test is measured too, once all is fixed
+    num_tested: int = 20  # candidates of each kind that are measured in full, and once all is fixed on test: the means
     # Draw from the posterior tilted until this share of the gated layers' kernel weights, of their multiply-adds, or of
     # their measured latency is expected to be kept; 0: as learned. At most one of the three.
     parameters: float = 0.0

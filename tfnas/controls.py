@@ -100,14 +100,15 @@ def fixed_drop(
     ]
     scores = [*map(_evaluator(config, splits, supernet), candidates)]
     arms = _best(config, splits, work, supernet, candidates, scores, title)
-    prices = [cost(graph, candidate) for candidate in candidates]
+    first = candidates[: config.sample.num_tested]
+    prices = [cost(graph, candidate) for candidate in first]
     row = {
-        "name": f"{title}, mean of {len(candidates):,}",
-        "validation_accuracy": float(np.mean([score.accuracy for score in scores])),
+        "name": f"{title}, mean of {len(first):,}",
+        "validation_accuracy": float(np.mean([score.accuracy for score in scores[: len(first)]])),
         "parameters": float(np.mean([price.parameters for price in prices])),
         "multiply_adds": float(np.mean([price.multiply_adds for price in prices])),
     }
-    return arms, [Means(supernet, candidates[: config.sample.num_tested], row)]
+    return arms, [Means(supernet, first, row)]
 
 
 def single_path(config: Config, splits: data.Splits, work: Workdir) -> list[Arm]:

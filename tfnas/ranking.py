@@ -242,7 +242,6 @@ def summary(scores: Iterable[Score]) -> dict[str, Any]:
     accuracy = np.array([s.accuracy for s in scores])
     loss = np.array([s.loss for s in scores])
     return {
-        "count": len(scores),
         "mean_accuracy": float(accuracy.mean()),
         "std_accuracy": float(accuracy.std()),
         "mean_loss": float(loss.mean()),

@@ -107,7 +107,7 @@ def _architecture(value: dict[str, Any]) -> Architecture:
 
 def _means(supernet: Supernet, kind: str, group: dict[str, Any], recalibration: Recalibration | None) -> Means:
     row = {
-        "name": f"{kind}, mean of {group['count']:,}",
+        "name": f"{kind}, mean of {group['num_measured']:,}",
         "validation_accuracy": group["mean_accuracy"],
         "parameters": group["mean_parameters"],
         "multiply_adds": group["mean_multiply_adds"],

@@ -225,24 +225,30 @@ class _Sampling:
             raise self._all_cut_off(contest)
         ranking = self._race(contest, evaluations) if contest.can_race else None
         field = self._field(contest, evaluations)
-        look = field.first_look() if self.settings.racing else field.num_examples
-        field.fill(range(len(contest.candidates)), look)
-        # On the examples that every candidate has seen, so that all count alike.
-        seen = [field.score(i, look) for i in range(len(contest.candidates))]
-        scores = ranking.scores if ranking else seen
+        every = range(len(contest.candidates))
+        # In full, as the winner is, whatever became of them in the race: what the others are like.
+        first = every[: self.settings.num_tested]
+        field.fill(first, field.num_examples)
+        if ranking:
+            scores = ranking.scores
+        else:
+            field.fill(every, field.first_look())
+            scores = [field.score(i, field.first_look()) for i in every]
         records = [
             {"kind": contest.kind, "number": number, **facts, **dataclasses.asdict(score)}
             for number, facts, score in zip(contest.numbers, contest.facts, scores, strict=True)
         ]
         group = {
-            **summary(seen),
-            "num_examples": look,
+            **summary([field.score(i, field.num_examples) for i in first]),
+            "num_measured": len(first),
+            "num_examples": field.num_examples,
+            "count": len(records),
             "mean_parameters": sum(r["parameters"] for r in records) / len(records),
             "mean_multiply_adds": sum(r["multiply_adds"] for r in records) / len(records),
             "best": None,
             "architecture": None,
             # To be measured on test.
-            "first": [json.loads(a.to_json()) for a in contest.candidates[: self.settings.num_tested]],
+            "first": [json.loads(a.to_json()) for a in contest.candidates[: len(first)]],
         }
         if ranking:
             outcome = ranking.outcome

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tfnas.gates import Gated as Gated
     from tfnas.posterior import Posterior as Posterior
     from tfnas.ranking import rank as rank
+    from tfnas.recalibration import Recalibration as Recalibration
     from tfnas.subnets import adapt as adapt
     from tfnas.subnets import subnet as subnet
     from tfnas.supernet import Supernet as Supernet
@@ -28,6 +29,7 @@ _HOMES = {
     "Gated": "gates",
     "Graph": "channels",
     "Posterior": "posterior",
+    "Recalibration": "recalibration",
     "Supernet": "supernet",
     "adapt": "subnets",
     "cost": "costs",

@@ -92,6 +92,7 @@ def rank(
     batch_size: int = 250,
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
+    recalibration: Recalibration | None = None,
 ) -> Ranking:
     """Races the candidates with the supernet's weights, and ranks them.
 
@@ -108,6 +109,8 @@ def rank(
         batch_size: examples computed at a time.
         seed: of the random order of the examples.
         strategy: whose devices evaluate candidates side by side.
+        recalibration: gives every candidate normalisation statistics of its own; call its `apply(ranking.best)` before
+            that is cut out. None: the supernet's.
 
     Raises:
         UserError: if there is no candidate that reaches the output, no example, a setting is out of its range, or the
@@ -115,7 +118,7 @@ def rank(
     """
     if not candidates:
         raise UserError("rank: at least one candidate expected. Received: none")
-    engine = Engine(supernet, validation, batch_size, seed, strategy)
+    engine = Engine(supernet, validation, batch_size, seed, strategy, recalibration)
     cut_off = [i for i, a in enumerate(candidates) if not supernet.graph.flow(a).reaches_outputs()]
     with tempfile.TemporaryDirectory() as folder, Evaluations(pathlib.Path(folder) / "rank.jsonl", "rank") as kept:
         field = Field(engine, kept, candidates, by, holdout)

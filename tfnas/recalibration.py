@@ -21,6 +21,8 @@ from tfnas.supernet import Supernet
 class Recalibration:
     """Takes statistics of images in a supernet under any architecture.
 
+    After `apply(architecture)` inference under that architecture, and a subnet cut for it, have them.
+
     Args:
         supernet: its weights at the time of a call are used.
         images: one batch of training images, as training sees them, shape (batch, ..., channels).

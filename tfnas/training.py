@@ -18,6 +18,7 @@ import tensorflow as tf
 from tfnas import config as config_lib
 from tfnas import data, functions, subnets
 from tfnas.errors import UserError
+from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet, gate
 from tfnas.terminal import console
 from tfnas.workdir import Workdir
@@ -167,6 +168,14 @@ def calibration_images(config: config_lib.Config, splits: data.Splits, number: i
     size = min(number, splits.sizes["train"])
     images, _ = next(iter(data.training_batches(splits, config.data, size, 1, config.seed + 2)))
     return images
+
+
+def recalibration(config: config_lib.Config, splits: data.Splits, supernet: Supernet) -> Recalibration | None:
+    """What gives every candidate statistics of its own, as `config.sample` says; None if it has none to give."""
+    number = config.sample.recalibrate
+    if not number or not any(node.kind == "norm" for node in supernet.graph.nodes):
+        return None
+    return Recalibration(supernet, calibration_images(config, splits, number))
 
 
 def classification_loss() -> keras.losses.Loss:

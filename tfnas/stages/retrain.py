@@ -42,10 +42,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_text())
     kinds = json.loads((work.path / workdir.RANKING).read_text())["kinds"]
     settings = config.retrain
-    recalibration = None
-    if config.sample.recalibrate:
-        images = training.calibration_images(config, splits, config.sample.recalibrate)
-        recalibration = Recalibration(supernet, images)
+    recalibration = training.recalibration(config, splits, supernet)
 
     def cut(architecture: Architecture, layout: str = "gather") -> keras.Model:
         if recalibration:

@@ -29,7 +29,6 @@ from tfnas.errors import UserError, unwrapped
 from tfnas.evaluations import Evaluations
 from tfnas.posterior import PRICES, Posterior
 from tfnas.ranking import Field, Ranking, Score, summary
-from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet
 
 POSTERIOR = "posterior"
@@ -129,10 +128,7 @@ class _Sampling:
         if self.settings.latency or (self.settings.budgets and self.settings.resource == "latency"):
             self.posterior = self.posterior.with_latency(self._latencies())
         batches = data.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
-        recalibration = None
-        if self.settings.recalibrate:
-            images = training.calibration_images(config, splits, self.settings.recalibrate)
-            recalibration = Recalibration(self.supernet, images)
+        recalibration = training.recalibration(config, splits, self.supernet)
         # Several accelerators of this machine evaluate different candidates; one CPU is one device.
         several = len(tf.config.list_logical_devices("GPU")) > 1
         strategy = tf.distribute.MirroredStrategy() if several else None

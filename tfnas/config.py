@@ -228,8 +228,8 @@ class Sample:
     racing: float = 0.95  # confidence of the race (tfnas/racing.py); 0 evaluates every candidate in full
     tolerance: float = 0.5  # standard errors by which the winner may then miss the best
     holdout: float = 0.2  # share of the validation images kept from the race, to measure the winner on
-    # Training images on which every candidate gets batch-normalisation statistics of its own, because search's are those
-    # of relaxed, random gates; 0 keeps search's.
+    # Training images on which every candidate gets batch-normalisation statistics of its own: search's are those of
+    # relaxed, random gates. 0 keeps search's.
     recalibrate: int = 250
     ensemble: int = 0  # also measure the average of this many of the best, and of as many posterior samples
     batch_size: int = 250

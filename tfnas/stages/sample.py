@@ -262,14 +262,14 @@ class _Sampling:
 
     def _say(self, contest: _Contest, ranking: Ranking) -> None:
         def shown(score: Score) -> str:
-            return f"loss {score.loss:.4g}" if contest.by == "loss" else f"accuracy {score.accuracy:.1%}"
+            return f"{score.loss:.3g}" if contest.by == "loss" else f"{score.accuracy:.1%}"
 
         outcome, fresh = ranking.outcome, ranking.fresh
-        raced = f"raced: {1 - outcome.saved:.0%} of the examples evaluated" if self.settings.racing else "all in full"
-        again = f", on {fresh.num_examples:,} fresh examples {shown(fresh)}" if fresh else ""
+        again = f", {shown(fresh)} on {fresh.num_examples:,} fresh images" if fresh else ""
         print(
-            f"sample    {contest.kind}: {len(contest.candidates):,} candidates, {raced}; best "
-            f"{shown(ranking.scores[outcome.winner])}{again}; {len(outcome.ties):,} tie with it"
+            f"sample    {contest.kind}: best of {len(contest.candidates):,} has {contest.by} "
+            f"{shown(ranking.scores[outcome.winner])}{again}; {len(outcome.ties):,} tie; "
+            f"{1 - outcome.saved:.0%} evaluated"
         )
 
     def _race(self, contest: _Contest, evaluations: Evaluations) -> Ranking:

@@ -98,8 +98,10 @@ def fixed_drop(
         baselines.random_candidate(posterior, graph, parameters, baselines.EVEN, config.seed, i)
         for i in range(config.sample.num_random)
     ]
-    scores = [*map(_evaluator(config, splits, supernet), candidates)]
-    arms = _best(config, splits, work, supernet, candidates, scores, title)
+    recalibration = training.recalibration(config, splits, supernet)
+    scores = [*map(_evaluator(config, splits, supernet, recalibration), candidates)]
+    adjust = recalibration.apply if recalibration else _unchanged
+    arms = _best(config, splits, work, supernet, candidates, scores, title, adjust=adjust)
     first = candidates[: config.sample.num_tested]
     prices = [cost(graph, candidate) for candidate in first]
     row = {
@@ -108,7 +110,7 @@ def fixed_drop(
         "parameters": float(np.mean([price.parameters for price in prices])),
         "multiply_adds": float(np.mean([price.multiply_adds for price in prices])),
     }
-    return arms, [Means(supernet, first, row)]
+    return arms, [Means(supernet, first, row, recalibration)]
 
 
 def single_path(config: Config, splits: data.Splits, work: Workdir) -> list[Arm]:
@@ -127,12 +129,7 @@ def single_path(config: Config, splits: data.Splits, work: Workdir) -> list[Arm]
     # Where few operations compete, many draws are of the same path.
     paths = list(dict.fromkeys(baselines.single_path(posterior, blocks, config.seed, i) for i in range(count)))
     recalibration = Recalibration(supernet, training.calibration_images(config, splits, config.sample.batch_size))
-    evaluate = _evaluator(config, splits, supernet)
-    scores = []
-    for path in paths:
-        recalibration.apply(path)
-        evaluate.reload()
-        scores.append(evaluate(path))
+    scores = [*map(_evaluator(config, splits, supernet, recalibration), paths)]
     return _best(config, splits, work, supernet, paths, scores, title, count, recalibration.apply)
 
 
@@ -151,6 +148,8 @@ def magnitude_pruning(config: Config, splits: data.Splits, work: Workdir, parame
     pruned = baselines.magnitude_candidate(supernet.graph, scores, parameters)
     if not supernet.graph.flow(pruned).reaches_outputs():
         return []
+    if recalibration := training.recalibration(config, splits, supernet):
+        recalibration.apply(pruned)
     return _cut(config, splits, work, supernet, pruned, title, title)
 
 
@@ -208,9 +207,15 @@ def _fit(config: Config, splits: data.Splits, work: Workdir, supernet: Supernet,
     training.fit_gated(config, splits, work, supernet, checkpoint, work.key("retrain", config), title, **options)
 
 
-def _evaluator(config: Config, splits: data.Splits, supernet: Supernet) -> ranking.Evaluator:
+def _evaluator(
+    config: Config, splits: data.Splits, supernet: Supernet, recalibration: Recalibration | None
+) -> ranking.Evaluator:
     batches = data.evaluation_batches(splits.validation, config.data, config.sample.batch_size)
-    return ranking.Evaluator(supernet, batches)
+    return ranking.Evaluator(supernet, batches, recalibration)
+
+
+def _unchanged(architecture: Architecture) -> None:
+    """Leaves the supernet's normalisation statistics to every candidate."""
 
 
 def _best(
@@ -222,7 +227,7 @@ def _best(
     scores: Sequence[ranking.Score],
     title: str,
     count: int = 0,
-    adjust: Callable[[Architecture], None] = lambda architecture: None,
+    adjust: Callable[[Architecture], None] = _unchanged,
 ) -> list[Arm]:
     """The candidate of the highest accuracy that has a path to the output, cut out; nothing if none has."""
     for i in sorted(range(len(scores)), key=lambda i: (-scores[i].accuracy, i)):

@@ -56,8 +56,8 @@ class Engine:
     """Evaluates architectures of one supernet on one set of examples.
 
     Args:
-        supernet: compiled with the loss to rank by; one input and one output. Its weights are copied now, see `reload`.
-            Computed in float32, whatever its policy.
+        supernet: compiled with the loss to rank by; one input and one output. Its weights are those of now. Computed
+            in float32, whatever its policy.
         examples: batches of (inputs, integer labels). Read once and kept in a temporary file, so in memory as far as
             there is room for it.
         batch_size: examples that are computed at a time.
@@ -101,10 +101,6 @@ class Engine:
         self._ends = [segment[-1].last for segment in self._segments[:-1]]
         self._programs = [self._program(segment) for segment in self._segments]
         self._num_kept = int(np.clip(_FED_BYTES / _kernel_bytes(self._weights), 1, 128))
-
-    def reload(self) -> None:
-        """Takes the supernet's weights as they are now."""
-        self._weights = weights_of(self.graph)
 
     @property
     def num_examples(self) -> int:

@@ -231,7 +231,6 @@ class Evaluator:
 
     def __init__(self, supernet: Supernet, validation: tf.data.Dataset, recalibration: Recalibration | None = None):
         self._engine = Engine(supernet, validation, recalibration=recalibration)
-        self.reload = self._engine.reload
 
     def __call__(self, architecture: Architecture) -> Score:
         """The architecture's mean loss and accuracy over all examples."""

@@ -13,6 +13,7 @@ in common with the one before it, from the input on, is not computed again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +28,11 @@ from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.folding import Folding, Weights, weights_of
 from tfnas.program import Fed, Unit
-from tfnas.recalibration import Recalibration
+from tfnas.recalibration import Recalibration, with_statistics
 from tfnas.supernet import Supernet
 
 _FED_BYTES = 256e6  # weights of candidates that are kept at a time
+_STATISTICS_BYTES = 64e6  # and of their recalibrated statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +96,12 @@ class Engine:
         loss = keras.losses.get(supernet.loss)
         self._loss = loss.call if isinstance(loss, keras.losses.Loss) else loss
         self._devices: Sequence[str | None] = (None,) if strategy is None else strategy.extended.worker_devices
-        self._recalibration = recalibration
         self._weights: Weights = weights_of(self.graph)
+        self._statistics = None
+        if recalibration is not None:
+            # A race comes back to its candidates at every look.
+            size = sum(values["moving_mean"].nbytes * 2 for values in self._weights.values() if "moving_mean" in values)
+            self._statistics = functools.lru_cache(int(_STATISTICS_BYTES / max(size, 1)) + 1)(recalibration.statistics)
         self._segments = program.segments(self.graph, self._inputs[:1])
         # What ends a segment is computed whole, so that whether it can be shared does not depend on what follows.
         self._ends = [segment[-1].last for segment in self._segments[:-1]]
@@ -198,8 +204,8 @@ class _Candidate:
         self._segments = engine._segments
         flow = engine.graph.flow(architecture, "mask", engine._ends)
         weights = engine._weights
-        if engine._recalibration:
-            weights = engine._recalibration.weights(weights, architecture)
+        if engine._statistics:
+            weights = with_statistics(weights, engine._statistics(architecture))
         self._folding = Folding(flow, weights)
         self._fed: dict[int, dict[str, Fed]] = {}
         self.keys: list[bytes] = []

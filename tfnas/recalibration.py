@@ -17,6 +17,18 @@ from tfnas.architecture import Architecture
 from tfnas.folding import Weights
 from tfnas.supernet import Supernet
 
+Statistics = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def with_statistics(weights: Weights, statistics: Statistics) -> Weights:
+    """`weights` with other means and variances for some normalisations."""
+    return {
+        name: {**values, "moving_mean": statistics[name][0], "moving_variance": statistics[name][1]}
+        if name in statistics
+        else values
+        for name, values in weights.items()
+    }
+
 
 class Recalibration:
     """Takes statistics of images in a supernet under any architecture.
@@ -33,20 +45,10 @@ class Recalibration:
         self._images = tf.convert_to_tensor(images)
         self._program = tf.function(self._moments)
 
-    def statistics(self, architecture: Architecture) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def statistics(self, architecture: Architecture) -> Statistics:
         """Mean and variance of every normalisation's inputs, by node, float32, shape (C,) each."""
         masks = {name: tf.constant(mask, tf.float32) for name, mask in architecture.items()}
         return {name: (mean.numpy(), variance.numpy()) for name, (mean, variance) in self._program(masks).items()}
-
-    def weights(self, weights: Weights, architecture: Architecture) -> Weights:
-        """`weights` with these statistics in place of theirs."""
-        statistics = self.statistics(architecture)
-        return {
-            name: {**values, "moving_mean": statistics[name][0], "moving_variance": statistics[name][1]}
-            if name in statistics
-            else values
-            for name, values in weights.items()
-        }
 
     def apply(self, architecture: Architecture) -> None:
         """Gives the supernet's own normalisations these statistics."""

@@ -8,7 +8,9 @@ from conftest import SAMPLED, SMALL, kill_when, lines, tfnas_command, tfnas_stag
 
 from tfnas import workdir
 from tfnas.architecture import Architecture
+from tfnas.errors import UserError
 from tfnas.evaluations import Evaluations
+from tfnas.stages.sample import Shard
 
 pytestmark = pytest.mark.slow
 
@@ -40,12 +42,15 @@ def test_three_shards_one_of_them_killed_end_as_one_run_does(searched, tmp_path)
         assert (tmp_path / "1" / name).read_text() == (searched / name).read_text(), name
 
 
+@pytest.mark.parametrize("text", ["0/3", "4/3", "2", "a/b", "1/0"])
+def test_a_shard_that_is_none_is_told(text):
+    with pytest.raises(UserError, match=f"--shard: i/n with 1 <= i <= n expected, such as 1/3. Received: '{text}'"):
+        Shard.parse(text)
+
+
 def test_what_is_wrong_with_shards_is_told(searched, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(searched, path)
-    for text in ("0/3", "4/3", "2", "a/b"):
-        done = tfnas_command("sample", *SMALL, f"--workdir={path}", f"--shard={text}")
-        assert done.returncode == 1 and "--shard: i/n with 1 <= i <= n expected" in done.stderr
     done = tfnas_command("retrain", *SMALL, f"--workdir={path}", "--shard=1/3")
     assert done.returncode == 1 and "only the stage 'sample' has shards. Received: 'retrain'" in done.stderr
     (path / workdir.SHARDS).mkdir()

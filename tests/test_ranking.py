@@ -69,8 +69,7 @@ def test_racing_finds_the_winner_of_the_full_ranking_with_fewer_evaluations(supe
     validation = tf.data.Dataset.from_tensor_slices((images, labels)).batch(100)
     full = rank(supernet, candidates, validation, racing=None, holdout=0)
     raced = rank(supernet, candidates, validation, holdout=0)
-    errors = np.sqrt(np.var([s.loss for s in full.scores]))
-    assert full.outcome.winner == raced.outcome.winner == 17 and errors > 0
+    assert full.outcome.winner == raced.outcome.winner == 17
     assert raced.outcome.saved > 0.4
     assert raced.scores[17] == full.scores[17]
 

@@ -117,7 +117,7 @@ def single_path(config: Config, splits: data.Splits, work: Workdir) -> list[Arm]
     """The best of uniformly drawn paths in a supernet trained on one path a step; nothing if no operations compete.
 
     Batch normalisation's moving statistics are those of all paths together, so each path is evaluated, and cut, with
-    its own, taken from one batch of training images (arXiv 1904.00420, section 3.4). Arguments as for `train`.
+    its own, taken from one batch of training images (arXiv 1904.00420). Arguments as for `train`.
     """
     supernet = freeze(_untrained(config, splits))
     blocks = baselines.choice_blocks(supernet.graph, supernet.gated_layers)

@@ -94,6 +94,7 @@ def test_locked_dict_refuses_new_keys():
         ("supernet", "width", -2, "at least 0"),
         ("supernet", "num_blocks", -1, "at least 0"),
         ("search", "prior", "flops", "'search.prior' must be one of 'uniform', 'parameters', 'multiply_adds'"),
+        ("search", "guard", "maybe", "'search.guard' must be one of 'stop', 'warn', 'off'"),
         ("search", "schedule", "linear", "one of 'cosine', 'cosine_restarts', 'steps'"),
         ("search", "minimum_learning_rate", 1e-4, "left at 0: only 'cosine_restarts' has one"),
         ("search", "restart_epochs", 0, "at least 1"),

@@ -199,8 +199,19 @@ def test_a_budget_and_a_layout_after_the_search(whole, tmp_path):
 
 def test_a_collapsed_posterior_is_told(tmp_path):
     collapsed = ["--config.search.initial_drop=0.99999", "--config.search.gate_learning_rate=0.001"]
-    options = [*SMALL, f"--workdir={tmp_path}", *collapsed, "--config.search.epochs=1"]
+    options = [*SMALL, f"--workdir={tmp_path}", *collapsed, "--config.search.epochs=1", "--config.search.guard=off"]
     assert tfnas_command("search", *options).returncode == 0
     done = tfnas_command("sample", *options)
     assert done.returncode == 1 and "every candidate drops every path to the output" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_search_that_collapses_is_stopped(tmp_path):
+    options = [*SMALL, f"--workdir={tmp_path}", "--config.search.ell2=5000"]
+    done = tfnas_command("search", *options)
+    assert done.returncode == 1 and "(collapsed)" in done.stderr and "Traceback" not in done.stderr
+    stopped = int(re.search(r"search stopped at epoch (\d)", done.stderr).group(1))
+    assert lines(tmp_path / workdir.HISTORY) == stopped - 1
+    done = tfnas_command("search", *options, "--config.search.guard=warn")
+    assert done.returncode == 0 and done.stdout.count("(collapsed)") == 1, done.stderr
+    assert lines(tmp_path / workdir.HISTORY) == 6

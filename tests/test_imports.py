@@ -31,6 +31,7 @@ ORDER = [
     "racing",
     "statistics",
     "ranking",
+    "guards",
     "training",
     "controls",
     "front",

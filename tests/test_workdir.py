@@ -68,6 +68,8 @@ def test_another_search_is_refused_but_later_settings_may_change(tmp_path):
     work.claim(config.Config(sample=config.Sample(num_candidates=7)))
     work.claim(config.Config(data=config.Data(data_dir="elsewhere")))
     assert work.is_current("search", config.Config(data=config.Data(data_dir="elsewhere")))
+    work.claim(config.Config(search=config.Search(guard="off")))
+    assert work.is_current("search", config.Config(search=config.Search(guard="off")))
 
 
 def test_a_mistake_in_the_settings_may_be_mended_until_a_search_has_begun(tmp_path):

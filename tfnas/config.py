@@ -175,6 +175,9 @@ class Search:
     gate_pooling: bool = False  # gate pooling and Identity layers too, so that such an operation can be dropped
     include: str = ""  # glob patterns of layer names, separated by commas: exactly these are gated; empty: by kind
     exclude: str = ""  # glob patterns of layer names, separated by commas: never gated
+    # A posterior that drops everything ends the search ('stop') or is told once ('warn'), one that does not move is
+    # told once; 'off': neither (tfnas/guards.py). Changes no result, so it may be changed during a run.
+    guard: str = "stop"
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
@@ -184,6 +187,7 @@ class Search:
             _positive(f"search.{field}", getattr(self, field))
         self._check_schedule()
         _one_of("search.prior", self.prior, ("uniform", "parameters", "multiply_adds"))
+        _one_of("search.guard", self.guard, ("stop", "warn", "off"))
         _require(0 <= self.momentum < 1, "search.momentum", self.momentum, "a number in [0, 1)")
         _require(0 < self.initial_drop < 1, "search.initial_drop", self.initial_drop, "a number strictly in (0, 1)")
 

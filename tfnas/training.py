@@ -203,7 +203,7 @@ def fit_gated(
         checkpoint: as for `fit`, like `key`, `title` and `options`.
         key: identifies the run.
         title: what the progress line is called.
-        options: `describe`, `on_epoch` and `callbacks` of `fit`.
+        options: `describe`, `check`, `on_epoch` and `callbacks` of `fit`.
 
     Raises:
         UserError: as `fit`, or if there are fewer training images than one batch.
@@ -273,6 +273,7 @@ def fit(
     key: str,
     title: str,
     describe: Callable[[], dict[str, Any]] = dict,
+    check: Callable[[int], None] = lambda epoch: None,
     on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, Any]]:
@@ -288,6 +289,8 @@ def fit(
         key: identifies the run; a checkpoint with another key is not continued.
         title: what the progress line is called.
         describe: further figures for the epoch's record.
+        check: called with the number of every epoch, from 1, at its end, before it is saved; what it raises ends the
+            training, and the checkpoint of the epoch before stays.
         on_epoch: called with the history after every epoch, once its checkpoint is safe.
         callbacks: further ones of Keras's.
 
@@ -295,7 +298,8 @@ def fit(
         One record an epoch: loss, accuracy and what `describe` says.
 
     Raises:
-        UserError: if the loss is no longer finite (the last checkpoint stays), or the checkpoint cannot be read.
+        UserError: if the loss is no longer finite (the last checkpoint stays), the checkpoint cannot be read, or as
+            `check` raises it.
     """
     model.optimizer.build(model.trainable_variables)
     history = _restore(workdir.path / checkpoint, model, key)
@@ -312,6 +316,7 @@ def fit(
             task = progress.add_task("", total=epochs, completed=len(history), figures="")
 
             def epoch_done(logs: dict[str, Any]) -> None:
+                check(len(history) + 1)
                 record = {"epoch": len(history) + 1, **{k: float(v) for k, v in logs.items()}, **describe()}
                 history.append(record)
                 workdir.write(checkpoint, lambda path: _save(path, model, key, history))

@@ -76,8 +76,8 @@ STAGES = {
     ),
 }
 # What a search is: with another value of any of these, the results in a working directory are another run's.
-# Where the data lies is not part of it.
-_PLACES = ("data.data_dir",)
+# Where the data lies is not part of it, nor what is made of a search that leads nowhere.
+_NEUTRAL = ("data.data_dir", "search.guard")
 
 
 class Workdir:
@@ -162,7 +162,7 @@ class Workdir:
         if held is not None and begun:
             for section in STAGES["search"].sections:
                 for key, theirs, ours in _differences(section, held.get(section), mine[section]):
-                    if key in _PLACES:
+                    if key in _NEUTRAL:
                         continue
                     raise UserError(
                         f"workdir {self.path}: holds a search with {key}={theirs!r}, and this config has {ours!r}: "
@@ -174,7 +174,8 @@ class Workdir:
     def key(self, stage: str, config: tfnas.config.Config) -> str:
         """Digest of what a stage depends on: its settings and the contents of its input files."""
         values = tfnas.config.to_dict(config)
-        values["data"] = {k: v for k, v in values["data"].items() if f"data.{k}" not in _PLACES}
+        for section in ("data", "search"):
+            values[section] = {k: v for k, v in values[section].items() if f"{section}.{k}" not in _NEUTRAL}
         material = {
             "settings": {name: values[name] for name in STAGES[stage].sections},
             "inputs": {name: digest(self.path / name) for name in self._read_by(stage) if (self.path / name).exists()},

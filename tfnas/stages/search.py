@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfnas import data, training, workdir
 from tfnas.config import Config
 from tfnas.costs import cost
+from tfnas.guards import Guard
 from tfnas.supernet import Supernet
 
 
@@ -18,7 +19,8 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     """Trains the supernet of `config` in the working directory `path`, from its last checkpoint if there is one.
 
     Raises:
-        UserError: for bad settings, data or files, or a loss that is no longer finite.
+        UserError: for bad settings, data or files, a loss that is no longer finite, or a posterior that has
+            collapsed.
     """
     work = workdir.Workdir(path)
     work.run_stage("search", config, lambda: _search(config, work))
@@ -30,6 +32,8 @@ def _search(config: Config, work: workdir.Workdir) -> None:
     print(f"{config.data.title}: {splits.summary()}")
     supernet = training.gated(config, splits, training.network(config, splits))
     _print_size(supernet, config)
+    guard = Guard(config.search, supernet, config.seed)
+    guard.begin()
     writer = tf.summary.create_file_writer(str(work.path / "tensorboard"))
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
@@ -46,6 +50,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         key=work.key("search", config),
         title="search",
         describe=lambda: _describe(supernet),
+        check=guard.check,
         on_epoch=on_epoch,
     )
     work.write(workdir.SUPERNET, supernet.save)

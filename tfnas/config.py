@@ -289,6 +289,26 @@ class Retrain:
 
 
 @dataclasses.dataclass(frozen=True)
+class Training:
+    """How search and retraining are computed; `Config.distribution` says on what (docs/devices.md)."""
+
+    # 'mixed_bfloat16' (TPUs, newer GPUs) or 'mixed_float16' (older GPUs; the loss is scaled): layers compute in 16
+    # bits, weights, gates and regularisers stay in 32.
+    precision: str = "float32"
+    accumulate: int = 1  # cut each replica's batch into this many, one after another, where it does not fit the memory
+    jit_compile: bool = False  # compile the step with XLA: slower on CPUs; a TPU always does. `tfnas check` measures it
+    checkpoint_minutes: float = 10.0  # within an epoch; each epoch's end has one anyway
+    checkpoints_kept: int = 3  # of the last
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of range."""
+        _one_of("training.precision", self.precision, ("float32", "mixed_bfloat16", "mixed_float16"))
+        _at_least("training.accumulate", self.accumulate, 1)
+        _positive("training.checkpoint_minutes", self.checkpoint_minutes)
+        _at_least("training.checkpoints_kept", self.checkpoints_kept, 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
     """The SavedModel."""
 
@@ -310,14 +330,22 @@ class Config:
     search: Search = Search()
     sample: Sample = Sample()
     retrain: Retrain = Retrain()
+    training: Training = Training()
     export: Export = Export()
+    # The devices: 'auto', 'one_device', 'mirrored' (all GPUs of this machine), 'multi_worker' (all GPUs of the
+    # processes that TF_CONFIG names) or 'tpu'. A run may be continued on others.
+    distribution: str = "auto"
     seed: int = 0
 
     def check(self) -> Config:
-        """Returns self; raises UserError for the first value out of range."""
+        """Returns self; raises UserError for the first value out of range, or two that do not go together."""
+        _one_of("distribution", self.distribution, ("auto", "one_device", "mirrored", "multi_worker", "tpu"))
         _at_least("seed", self.seed, 0)
-        for section in (self.data, self.supernet, self.search, self.sample, self.retrain, self.export):
+        for section in (self.data, self.supernet, self.search, self.sample, self.retrain, self.training, self.export):
             section.check()
+        for field in ("search", "retrain"):
+            batch, parts = getattr(self, field).batch_size, self.training.accumulate
+            _require(batch % parts == 0, f"{field}.batch_size", batch, f"a multiple of training.accumulate, {parts}")
         return self
 
 

@@ -124,7 +124,7 @@ def single_path(config: Config, splits: data.Splits, work: Workdir) -> list[Arm]
     if not blocks:
         return []
     title = "single path"
-    _fit(config, splits, work, supernet, title, callbacks=[Paths(supernet, blocks, config.seed)])
+    _fit(config, splits, work, supernet, title, before_step=Paths(supernet, blocks, config.seed))
     posterior, count = supernet.posterior(), config.sample.num_random
     # Where few operations compete, many draws are of the same path.
     paths = list(dict.fromkeys(baselines.single_path(posterior, blocks, config.seed, i) for i in range(count)))
@@ -167,7 +167,7 @@ def impose(supernet: Supernet, architecture: Architecture) -> None:
         layer.drop_logit.assign(np.full(layer.drop_logit.shape, logit, np.float32))
 
 
-class Paths(keras.callbacks.Callback):
+class Paths:
     """Draws and imposes one path before every training step; step i's is `baselines.single_path` number i.
 
     Args:
@@ -177,14 +177,11 @@ class Paths(keras.callbacks.Callback):
     """
 
     def __init__(self, supernet: Supernet, blocks: Sequence[Sequence[str]], seed: int):
-        super().__init__()
         self._supernet, self._blocks, self._seed = supernet, blocks, seed
         self._posterior = supernet.posterior()
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Imposes the coming step's path."""
-        # The optimizer's own count is in the checkpoint, so a run that goes on draws what it would have drawn.
-        step = int(self._supernet.optimizer.iterations)
+    def __call__(self, step: int) -> None:
+        """Imposes the path of step number `step`."""
         impose(self._supernet, baselines.single_path(self._posterior, self._blocks, self._seed, step))
 
 
@@ -203,8 +200,8 @@ def _untrained(config: Config, splits: data.Splits, initial_drop: float | None =
 
 
 def _fit(config: Config, splits: data.Splits, work: Workdir, supernet: Supernet, title: str, **options: Any) -> None:
-    checkpoint = training.retrain_checkpoint(title)
-    training.fit_gated(config, splits, work, supernet, checkpoint, work.key("retrain", config), title, **options)
+    folder = training.retrain_checkpoints(title)
+    training.fit_gated(config, splits, work, supernet, folder, work.key("retrain", config), title, **options)
 
 
 def _evaluator(

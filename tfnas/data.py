@@ -102,14 +102,46 @@ def evaluation_batches(dataset: tf.data.Dataset, config: config_lib.Data, batch_
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One process's part of every global batch: all of it, unless several processes train together.
+
+    A global batch is cut into equal, consecutive parts, one for each replica; each process has those of its own.
+
+    Attributes:
+        process: number of this process.
+        processes: how many there are.
+        replicas: of this process.
+    """
+
+    process: int = 0
+    processes: int = 1
+    replicas: int = 1
+
+
 def training_batches(
-    splits: Splits, config: config_lib.Data, batch_size: int, epochs: int, seed: int, first_epoch: int = 0
+    splits: Splits,
+    config: config_lib.Data,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    first_step: int = 0,
+    share: Share = Share(),  # noqa: B008, frozen
 ) -> tf.data.Dataset:
-    """Shuffled, augmented batches of the epochs from `first_epoch` to `epochs`, one after another.
+    """Shuffled, augmented batches from step `first_step` to the end of `epochs`, one after another.
 
     Order and augmentation are functions of (TensorFlow's global seed, seed, epoch, position), so a run that starts
-    again at `first_epoch` sees what it would have seen. The global seed must not be 0, see `training.set_seed`.
-    Batches are full; the examples left over in an epoch differ from epoch to epoch.
+    again at any step, on whatever devices, sees what it would have seen. The global seed must not be 0, see
+    `training.set_seed`. Batches are full; the examples left over in an epoch differ from epoch to epoch.
+
+    Args:
+        splits: only the training images are read.
+        config: says how they are augmented.
+        batch_size: of the global batch.
+        epochs: in all.
+        seed: of order and augmentation.
+        first_step: number of the first global batch, counted from the beginning of the first epoch.
+        share: which part of each global batch is given, as one batch for each of its replicas.
 
     Images that take up to 4 GB, estimated by the first ones, are read once, kept, and shuffled as a whole. More than
     that are read again in every epoch, and shuffled within a buffer of 4 GB that moves along them: every epoch still
@@ -117,11 +149,16 @@ def training_batches(
     where it is stored. Both hold for a data set that gives the same images in the same order every time it is read.
 
     Raises:
-        UserError: if there are fewer training images than one batch.
+        UserError: if there are fewer training images than one batch, or a batch cannot be cut into equal parts.
     """
     size = splits.sizes["train"]
     if size < batch_size:
         raise UserError(f"batch_size: at most the {size} training images expected. Received: {batch_size}")
+    parts = share.processes * share.replicas
+    if batch_size % parts:
+        raise UserError(f"batch_size: a multiple of the {parts} replicas expected. Received: {batch_size}")
+    steps = size // batch_size
+    first_epoch, skipped = divmod(first_step, steps)
 
     def augmented(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image_seed = tf.stack([tf.cast(seed, tf.int64), key])
@@ -136,11 +173,17 @@ def training_batches(
     else:
         buffer = min(size, max(batch_size, _MEMORY // image_bytes))
 
+    def mine(key: tf.Tensor, pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        return key % size % batch_size // (batch_size // share.processes) == share.process
+
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         order = train.shuffle(buffer, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
-        keyed = order.enumerate(epoch * size)
+        keyed = order.enumerate(epoch * size).take(steps * batch_size)
+        keyed = keyed.skip(tf.where(epoch == first_epoch, tf.constant(skipped * batch_size, tf.int64), 0))
+        if share.processes > 1:
+            keyed = keyed.filter(mine)
         examples = keyed.map(lambda key, pair: augmented(pair[0], pair[1], key), num_parallel_calls=tf.data.AUTOTUNE)
-        return examples.batch(batch_size, drop_remainder=True)
+        return examples.batch(batch_size // parts, drop_remainder=True)
 
     numbers = tf.data.Dataset.range(first_epoch, epochs)
     return numbers.flat_map(epoch_batches).prefetch(tf.data.AUTOTUNE)

@@ -21,7 +21,8 @@ class Gated(keras.layers.Wrapper):
     In training the gate is relaxed, `keep ~ RelaxedBernoulli(temperature, logits=-logit p)`, drawn per example and per
     channel, with no 1 / (1 - p) rescaling. Otherwise it is the hard mask `mask`, all ones until it is assigned.
 
-    Noise is drawn from stateless seeds that contain a counter, saved with the weights, and the replica's number.
+    Noise is a function of the seed, of a counter that is saved with the weights, and of the example's place in the
+    global batch. So replicas draw different noise, and all together what one device would have drawn.
 
     Args:
         layer: a convolution of any kind or Dense, channels last; or a pooling layer or Identity, whose gate then stands
@@ -137,16 +138,24 @@ class Gated(keras.layers.Wrapper):
         return 1 / (1 + np.exp(-logits))
 
     def relaxed_gates(self, batch_size: Any) -> tf.Tensor:
-        """Draws relaxed gates (1 keeps), float32, shape (batch_size, K); eq. 16 of method.md."""
+        """Draws relaxed gates (1 keeps), float32, shape (batch_size, K); eq. 16 of method.md.
+
+        Under a strategy, batch_size is the replica's, and must be the same on all of them.
+        """
         draw = tf.identity(tf.convert_to_tensor(self.draws))
         self.draws.assign_add(1)
-        context = tf.distribute.get_replica_context()
-        replica = context.replica_id_in_sync_group if context is not None else 0
-        seed = tf.random.experimental.stateless_fold_in(tf.stack([self.seed, draw]), replica)
+        seed = tf.random.experimental.stateless_fold_in(tf.stack([self.seed, draw]), 0)  # mixes the two
         # RelaxedBernoulli(temperature, logits=-logit p) as TFP defines it: a Logistic, then a sigmoid. Its own `sample`
         # has a gradient of 0 x inf = nan where the gate saturates; with the sigmoid outside it is 0 there.
         logistic = tfp.distributions.Logistic(-self.channel_logits() / self.temperature, 1.0 / self.temperature)
-        return tf.sigmoid(logistic.sample(batch_size, seed=seed))
+        context = tf.distribute.get_replica_context()
+        replicas = 1 if context is None else context.num_replicas_in_sync
+        if replicas == 1:
+            return tf.sigmoid(logistic.sample(batch_size, seed=seed))
+        # Every replica draws the noise of the whole global batch and takes its part, which is little work beside a
+        # convolution, and makes the noise a matter of the example, not of the device.
+        first = context.replica_id_in_sync_group * batch_size
+        return tf.sigmoid(logistic.sample(replicas * batch_size, seed=seed)[first : first + batch_size])
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The inner layer's output for the gated input."""

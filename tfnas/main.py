@@ -40,6 +40,7 @@ _SHARD = flags.DEFINE_string(
 _VERSION = flags.DEFINE_bool("version", False, "Print the version and end.")
 
 _PREFIX = "--config."
+_DISTRIBUTED = ("search", "sample", "retrain")  # stages that several processes share
 
 
 def cli() -> None:
@@ -72,9 +73,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         _run(argv[1:])
     except UserError as error:
-        _fail(str(error), 1)
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last checkpoint", 130)
+        _fail("stopped; the same command goes on from the last checkpoint", 128 + 2)
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -101,7 +102,7 @@ def _run(arguments: Sequence[str]) -> None:
     work.claim(config)
     for stage in stages:
         _run_stage(stage, config, work)
-    if arguments[0] == "run":
+    if arguments[0] == "run" and _is_chief():
         _say_end(work)
 
 
@@ -112,7 +113,16 @@ def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> 
     if work.is_current(stage, config):
         print(f"{stage:9s} up to date")
         return
-    _load(stage).run(config, work.path)
+    loaded = _load(stage)
+    # Of several processes only the chief does what needs no training.
+    if stage in _DISTRIBUTED or _is_chief():
+        loaded.run(config, work.path)
+
+
+def _is_chief() -> bool:
+    from tfnas import distribution
+
+    return distribution.cluster().is_chief
 
 
 def _load(stage: str) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -174,7 +175,8 @@ class Supernet(keras.Model):
                 raise ValueError(f"Supernet: {name} must be greater than 0. Received: {name}={value}")
         if prior not in PRIORS:
             raise UserError(f"gate: prior must be one of {', '.join(map(repr, PRIORS))}. Received: {prior!r}")
-        super().__init__(**kwargs)
+        # Not the global policy: under a mixed one the regulariser's kernels would be rounded before they are squared.
+        super().__init__(**{**kwargs, "dtype": "float32"})
         self.network = network
         self.ell2 = ell2
         self.num_examples = num_examples
@@ -227,17 +229,21 @@ class Supernet(keras.Model):
         self.optimizer.build(self.trainable_variables)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One step on the ELBO; the logits' step is then stretched to `gate_learning_rate` times its length.
+        """One step on the ELBO, as Keras's `fit` takes it."""
+        with self.stretched():
+            return super().train_step(data)
+
+    @contextlib.contextmanager
+    def stretched(self) -> Iterator[None]:
+        """Stretches the step that an optimizer takes meanwhile on the logits to `gate_learning_rate` times its length.
 
         Stretching the step, not the gradient, is a learning rate in the exact sense for every optimizer.
         """
-        logits = [layer.drop_logit for layer in self.gated_layers.values()]
+        logits = [layer.drop_logit for layer in self.gated_layers.values()] if self.gate_learning_rate != 1.0 else []
         before = [tf.identity(tf.convert_to_tensor(logit)) for logit in logits]
-        metrics = super().train_step(data)
-        if self.gate_learning_rate != 1.0:
-            for logit, old in zip(logits, before, strict=True):
-                logit.assign(old + self.gate_learning_rate * (tf.convert_to_tensor(logit) - old))
-        return metrics
+        yield
+        for logit, old in zip(logits, before, strict=True):
+            logit.assign(old + self.gate_learning_rate * (tf.convert_to_tensor(logit) - old))
 
     def posterior(self) -> Posterior:
         """The gates' present drop probabilities."""

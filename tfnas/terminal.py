@@ -31,7 +31,10 @@ def load_tensorflow() -> Any:
         usable = False
         try:
             tensorflow = importlib.import_module("tensorflow")
-            usable = bool(tensorflow.config.list_logical_devices("GPU")) or not os.path.exists("/dev/nvidia0")
+            # Of several processes, a strategy must be made before the devices are.
+            kind = "physical" if "TF_CONFIG" in os.environ else "logical"
+            devices = getattr(tensorflow.config, f"list_{kind}_devices")("GPU")
+            usable = bool(devices) or not os.path.exists("/dev/nvidia0")
         finally:
             os.dup2(standard_error, 2)
             os.close(standard_error)

@@ -1,26 +1,21 @@
-"""What search and retraining share: optimiser, one fit that resumes, its checkpoint, its guards, its progress."""
+"""What search and retraining share: the networks, the optimiser and the batches that a config means."""
 
 from __future__ import annotations
 
-import json
-import math
-import pathlib
+import contextlib
 import re
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
-import rich.progress
 import tensorflow as tf
 
 from tfnas import config as config_lib
-from tfnas import data, functions, subnets
+from tfnas import data, distribution, functions, loop, subnets
+from tfnas.checkpoints import Checkpoints
 from tfnas.errors import UserError
 from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet, gate
-from tfnas.terminal import console
 from tfnas.workdir import Workdir
 
 
@@ -28,6 +23,16 @@ def set_seed(seed: int) -> None:
     """Seeds Python, NumPy, Keras and TensorFlow."""
     # Not 0: with that global seed, TensorFlow cannot shuffle by a seed that is a tensor, as the epochs' are.
     keras.utils.set_random_seed(seed + 1)
+
+
+def load_data(config: config_lib.Config, work: Workdir) -> data.Splits:
+    """The three splits; of several processes the chief reads first, as it may have to prepare them in `work`.
+
+    Raises:
+        UserError: as `data.load`.
+    """
+    with distribution.chief_first(config.distribution):
+        return data.load(config.data, work.path / "tensorflow_datasets")
 
 
 def builder_name(config: config_lib.Config) -> str:
@@ -188,36 +193,38 @@ def fit_gated(
     splits: data.Splits,
     work: Workdir,
     supernet: Supernet,
-    checkpoint: str,
+    folder: str,
     key: str,
     title: str,
     **options: Any,
 ) -> None:
-    """Compiles a supernet and trains it as `config.search` says, from its checkpoint if there is one of this run.
+    """Compiles a supernet and trains it as `config.search` says, from its newest checkpoint if there is one.
 
     Args:
         config: the run's.
         splits: only the training images are read.
-        work: where the checkpoint is kept.
-        supernet: as `gated` makes it.
-        checkpoint: as for `fit`, like `key`, `title` and `options`.
-        key: identifies the run.
+        work: where the checkpoints are kept.
+        supernet: as `gated` makes it, in the strategy's scope, as all of this.
+        folder: of the checkpoints.
+        key: identifies the run; checkpoints of another key are not continued.
         title: what the progress line is called.
-        options: `describe`, `check`, `on_epoch` and `callbacks` of `fit`.
+        options: `describe`, `check`, `on_epoch` and `before_step` of `loop.train`.
 
     Raises:
-        UserError: as `fit`, or if there are fewer training images than one batch.
+        UserError: as `loop.train`, or if the training images cannot be made into such batches.
     """
     settings = config.search
-    steps = splits.sizes["train"] // settings.batch_size
-    supernet.compile(sgd(settings, schedule(settings, steps)), loss=classification_loss(), metrics=["accuracy"])
+    rate = schedule(settings, splits.sizes["train"] // settings.batch_size)
+    compile_gated(config, supernet, rate)
+    _fit(config, splits, work, supernet, settings.epochs, settings.batch_size, config.seed, folder, key, title, options)
 
-    def batches(first_epoch: int) -> tf.data.Dataset:
-        return data.training_batches(
-            splits, config.data, settings.batch_size, settings.epochs, config.seed, first_epoch
-        )
 
-    fit(supernet, batches, settings.epochs, steps, work, checkpoint, key, title, **options)
+def compile_gated(
+    config: config_lib.Config, supernet: Supernet, rate: keras.optimizers.schedules.LearningRateSchedule
+) -> None:
+    """Compiles a supernet for search, its learning rate by the schedule `rate`."""
+    optimizer = _scaled(config, sgd(config.search, rate))
+    supernet.compile(optimizer, loss=classification_loss(), metrics=["accuracy"], auto_scale_loss=False)
 
 
 def fit_plain(
@@ -229,176 +236,89 @@ def fit_plain(
     learning_rate: float,
     title: str,
 ) -> None:
-    """Compiles a network without gates and trains it as `config.retrain` says, from its checkpoint if there is one.
+    """Compiles a network without gates and trains it as `config.retrain` says, from its newest checkpoint.
 
     Args:
         config: the run's.
         splits: only the training images are read.
-        work: where the checkpoint is kept.
-        model: classifies these images; trained in place.
+        work: where the checkpoints are kept.
+        model: classifies these images; trained in place. Made in the strategy's scope, as all of this.
         epochs: in all, with one cosine to zero over them.
         learning_rate: at their start.
-        title: what the progress line is called; names the checkpoint too, so unique in the stage.
+        title: what the progress line is called; names the checkpoints too, so unique in the stage.
 
     Raises:
-        UserError: as `fit`, or if there are fewer training images than one batch.
+        UserError: as `loop.train`, or if the training images cannot be made into such batches.
     """
     settings = config.retrain
     steps = splits.sizes["train"] // settings.batch_size
-    model.compile(
-        sgd(config.search, cosine(learning_rate, max(1, steps * epochs)), settings.weight_decay),
-        loss=classification_loss(),
-        metrics=["accuracy"],
-    )
-
-    def batches(first_epoch: int) -> tf.data.Dataset:
-        # Not search's order again: the seed is shifted.
-        return data.training_batches(splits, config.data, settings.batch_size, epochs, config.seed + 1, first_epoch)
-
-    fit(model, batches, epochs, steps, work, retrain_checkpoint(title), work.key("retrain", config), title)
+    optimizer = sgd(config.search, cosine(learning_rate, max(1, steps * epochs)), settings.weight_decay)
+    model.compile(_scaled(config, optimizer), loss=classification_loss(), metrics=["accuracy"], auto_scale_loss=False)
+    # Not search's order again: the seed is shifted.
+    seed, key = config.seed + 1, work.key("retrain", config)
+    _fit(config, splits, work, model, epochs, settings.batch_size, seed, retrain_checkpoints(title), key, title, {})
 
 
-def retrain_checkpoint(title: str) -> str:
-    """File name, in the working directory, of the checkpoint of what retrain trains under this title."""
-    return f"retrain/{re.sub(r'[^a-z]+', '_', title)}_checkpoint.npz"
+def retrain_checkpoints(title: str) -> str:
+    """Folder, in the working directory, of the checkpoints of what retrain trains under this title."""
+    return f"retrain/{re.sub(r'[^a-z]+', '_', title)}_checkpoints"
 
 
-def fit(
+@contextlib.contextmanager
+def _precision(model: keras.Model, name: str) -> Iterator[None]:
+    """While it lasts, layers of `model` that compute in float32 compute by the policy `name` instead.
+
+    So whatever is built, saved, ranked or served is in float32. A supernet itself is left so too: its regularisers.
+    """
+    layers = [
+        layer
+        for layer in model._flatten_layers(include_self=not isinstance(model, Supernet))
+        if layer.dtype_policy.name == "float32"
+    ]
+    for layer in layers:
+        layer.dtype_policy = name
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.dtype_policy = "float32"
+
+
+def _scaled(config: config_lib.Config, optimizer: Any) -> Any:
+    """`optimizer`, whose loss is scaled where gradients would otherwise vanish in 16 bits."""
+    if config.training.precision == "mixed_float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def _fit(
+    config: config_lib.Config,
+    splits: data.Splits,
+    work: Workdir,
     model: keras.Model,
-    batches: Callable[[int], tf.data.Dataset],
     epochs: int,
-    steps_per_epoch: int,
-    workdir: Workdir,
-    checkpoint: str,
+    batch_size: int,
+    seed: int,
+    folder: str,
     key: str,
     title: str,
-    describe: Callable[[], dict[str, Any]] = dict,
-    check: Callable[[int], None] = lambda epoch: None,
-    on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-) -> list[dict[str, Any]]:
-    """Trains a compiled model, from its checkpoint if there is one of this run.
+    options: dict[str, Any],
+) -> None:
+    settings = config.training
 
-    Args:
-        model: compiled and built.
-        batches: from the first epoch to a data set with all batches from there to the end.
-        epochs: in all, those before an interruption included.
-        steps_per_epoch: batches in one epoch.
-        workdir: where the checkpoint is kept.
-        checkpoint: its file name there.
-        key: identifies the run; a checkpoint with another key is not continued.
-        title: what the progress line is called.
-        describe: further figures for the epoch's record.
-        check: called with the number of every epoch, from 1, at its end, before it is saved; what it raises ends the
-            training, and the checkpoint of the epoch before stays.
-        on_epoch: called with the history after every epoch, once its checkpoint is safe.
-        callbacks: further ones of Keras's.
+    def batches(first_step: int, share: data.Share) -> tf.data.Dataset:
+        return data.training_batches(splits, config.data, batch_size, epochs, seed, first_step, share)
 
-    Returns:
-        One record an epoch: loss, accuracy and what `describe` says.
-
-    Raises:
-        UserError: if the loss is no longer finite (the last checkpoint stays), the checkpoint cannot be read, or as
-            `check` raises it.
-    """
-    model.optimizer.build(model.trainable_variables)
-    history = _restore(workdir.path / checkpoint, model, key)
-    if history:
-        console.print(f"{title:9s} goes on after epoch {len(history)} of {epochs}")
-    if len(history) < epochs:
-        columns = (
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(bar_width=24),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TextColumn("{task.fields[figures]}"),
+    with _precision(model, settings.precision):
+        loop.train(
+            loop.Step(model, settings.accumulate, settings.jit_compile),
+            model,
+            batches,
+            batch_size,
+            epochs,
+            splits.sizes["train"] // batch_size,
+            Checkpoints(work, folder, key, settings.checkpoints_kept),
+            title,
+            settings.checkpoint_minutes,
+            **options,
         )
-        with rich.progress.Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=epochs, completed=len(history), figures="")
-
-            def epoch_done(logs: dict[str, Any]) -> None:
-                check(len(history) + 1)
-                record = {"epoch": len(history) + 1, **{k: float(v) for k, v in logs.items()}, **describe()}
-                history.append(record)
-                workdir.write(checkpoint, lambda path: _save(path, model, key, history))
-                on_epoch(history)
-                figures = "   ".join(
-                    f"{name.replace('_', ' ')} {_short(value)}"
-                    for name, value in record.items()
-                    if name != "epoch" and not isinstance(value, list | dict)
-                )
-                description = f"{title:9s} epoch {len(history)}/{epochs}"
-                progress.update(task, completed=len(history), description=description, figures=figures)
-
-            guard = _Guard(title, steps_per_epoch, checkpoint, epoch_done)
-            model.fit(
-                batches(len(history)),
-                initial_epoch=len(history),
-                epochs=epochs,
-                steps_per_epoch=steps_per_epoch,
-                callbacks=[guard, *callbacks],
-                shuffle=False,  # `batches` are shuffled already
-                verbose=0,
-            )
-    return history
-
-
-class _Guard(keras.callbacks.Callback):
-    """Stops at the first loss that is not finite, before anything of that epoch is saved."""
-
-    def __init__(self, title: str, steps_per_epoch: int, checkpoint: str, epoch_done: Callable[[dict], None]):
-        super().__init__()
-        self._title = title
-        self._steps_per_epoch = steps_per_epoch
-        self._checkpoint = checkpoint
-        self._epoch_done = epoch_done
-        self._epoch = 0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not math.isfinite(logs["loss"]):
-            step = self._epoch * self._steps_per_epoch + batch + 1
-            kept = f"the checkpoint after epoch {self._epoch} stays" if self._epoch else "there was no checkpoint yet"
-            raise UserError(
-                f"{self._title} stopped at step {step} (epoch {self._epoch + 1}): the loss is {logs['loss']}. Usually "
-                f"the learning rate is too high; {kept} ({self._checkpoint})"
-            )
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._epoch_done(logs)
-
-
-def _variables(model: keras.Model) -> list[Any]:
-    metrics = {id(v) for v in model.metrics_variables}
-    return [v for v in [*model.variables, *model.optimizer.variables] if id(v) not in metrics]
-
-
-def _save(path: pathlib.Path, model: keras.Model, key: str, history: list[dict[str, Any]]) -> None:
-    arrays: dict[str, Any] = {f"v{i}": np.asarray(v) for i, v in enumerate(_variables(model))}
-    with open(path, "wb") as stream:
-        np.savez(stream, key=np.array(key), history=np.array(json.dumps(history)), **arrays)
-
-
-def _restore(path: pathlib.Path, model: keras.Model, key: str) -> list[dict[str, Any]]:
-    """The history that the checkpoint holds, its values assigned; empty if there is none of this run."""
-    if not path.exists():
-        return []
-    variables = _variables(model)
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            if str(archive["key"]) != key:
-                return []
-            arrays = [archive[f"v{i}"] for i in range(len(variables))]  # every member's CRC is checked here
-            history = json.loads(str(archive["history"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: truncated or altered, cannot be continued ({error}): delete it to start this stage again"
-        ) from None
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
-    return history
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

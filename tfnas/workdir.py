@@ -22,7 +22,7 @@ from typing import Any
 import tfnas.config
 from tfnas.errors import UserError, unwrapped
 
-CHECKPOINT = "search/checkpoint.npz"
+CHECKPOINTS = "search/checkpoints"
 HISTORY = "search/history.jsonl"
 SUPERNET = "search/supernet.keras"
 POSTERIOR = "posterior.json"
@@ -60,31 +60,45 @@ class Stage:
 
 # In the order of the run.
 STAGES = {
-    "search": Stage(("data", "supernet", "search", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),
+    "search": Stage(("data", "supernet", "search", "training", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),
     "sample": Stage(("data", "sample", "seed"), (SUPERNET, POSTERIOR), (CANDIDATES, RANKING, ARCHITECTURE)),
     "retrain": Stage(
-        ("data", "supernet", "search", "retrain", "seed"),
+        ("data", "supernet", "search", "retrain", "training", "seed"),
         (SUPERNET, RANKING, ARCHITECTURE),
         (CUT_ARCHITECTURE, SUBNET, RESULTS),
     ),
     "export": Stage(("data", "supernet", "export"), (SUBNET, CUT_ARCHITECTURE), (EXPORT_RESULTS,)),
     "report": Stage(
-        ("data", "supernet", "search", "sample", "retrain", "export", "seed"),
+        ("data", "supernet", "search", "sample", "retrain", "training", "export", "seed"),
         (HISTORY, POSTERIOR, CANDIDATES, RANKING, ARCHITECTURE, RESULTS, EXPORT_RESULTS),
         (REPORT,),
         (FRONT,),
     ),
 }
 # What a search is: with another value of any of these, the results in a working directory are another run's.
-# Where the data lies is not part of it, nor what is made of a search that leads nowhere.
-_NEUTRAL = ("data.data_dir", "search.guard")
+# Where the data lies is not part of it, nor what is made of a search that leads nowhere, nor how fast and how safely it
+# is run: a run may be continued on other devices (`distribution` is in no stage's sections).
+_NEUTRAL = (
+    "data.data_dir",
+    "search.guard",
+    "training.jit_compile",
+    "training.checkpoint_minutes",
+    "training.checkpoints_kept",
+)
 
 
 class Workdir:
-    """One run's folder. Raises UserError where it cannot be made or written."""
+    """One run's folder. Raises UserError where it cannot be made or written.
 
-    def __init__(self, path: str | os.PathLike[str]):
+    Args:
+        path: the folder.
+        writes: False in the processes of a cluster that train along, and leave the files to the chief: for them,
+            writing does nothing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], writes: bool = True):
         self.path = pathlib.Path(path)
+        self.writes = writes
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -101,6 +115,8 @@ class Workdir:
     def write(self, name: str, writer: Callable[[pathlib.Path], object]) -> pathlib.Path:
         """Lets `writer` fill a temporary file beside `name`, then renames it: readers see the old or the new, whole."""
         target = self.file(name)
+        if not self.writes:
+            return target
         # The suffix stays, because Keras chooses a format by it.
         temporary = target.with_name(f".{os.getpid()}.{target.name}")
         try:
@@ -111,6 +127,11 @@ class Workdir:
         finally:
             temporary.unlink(missing_ok=True)
         return target
+
+    def remove(self, path: pathlib.Path) -> None:
+        """Deletes a file of this folder, if it is there."""
+        if self.writes:
+            path.unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Any) -> pathlib.Path:
         """Atomically writes `value` as JSON; keys keep their order."""
@@ -158,7 +179,9 @@ class Workdir:
         manifest = self.manifest()
         mine = json.loads(json.dumps(tfnas.config.to_dict(config)))
         held = manifest["config"]
-        begun = manifest["stages"] or (self.path / CHECKPOINT).exists()  # else a mistake in the settings may be mended
+        begun = manifest["stages"] or any(
+            (self.path / CHECKPOINTS).glob("*.npz")
+        )  # else a mistake in the settings may be mended
         if held is not None and begun:
             for section in STAGES["search"].sections:
                 for key, theirs, ours in _differences(section, held.get(section), mine[section]):
@@ -174,8 +197,9 @@ class Workdir:
     def key(self, stage: str, config: tfnas.config.Config) -> str:
         """Digest of what a stage depends on: its settings and the contents of its input files."""
         values = tfnas.config.to_dict(config)
-        for section in ("data", "search"):
-            values[section] = {k: v for k, v in values[section].items() if f"{section}.{k}" not in _NEUTRAL}
+        for name in _NEUTRAL:
+            section, key = name.split(".")
+            values[section].pop(key)
         material = {
             "settings": {name: values[name] for name in STAGES[stage].sections},
             "inputs": {name: digest(self.path / name) for name in self._read_by(stage) if (self.path / name).exists()},
@@ -194,8 +218,11 @@ class Workdir:
             )
         )
 
-    def run_stage(self, stage: str, config: tfnas.config.Config, body: Callable[[], Iterable[str] | None]) -> None:
+    def run_stage(self, stage: str, config: tfnas.config.Config, body: Callable[[], Iterable[str] | None]) -> bool:
         """Runs `body` unless the stage is up to date, then records its outputs and those that `body` returns.
+
+        Returns:
+            Whether it ran.
 
         Raises:
             UserError: if this folder is another search's, or an input is missing or not what its writer left.
@@ -205,11 +232,13 @@ class Workdir:
             self.read(name, stage)
         if self.is_current(stage, config):
             print(f"{stage:9s} up to date")
-            return
+            return False
         key = self.key(stage, config)
         start = time.monotonic()
         with unwrapped():
             further = body() or ()
+        if not self.writes:
+            return True
         manifest = self.manifest()
         manifest["stages"][stage] = {
             "key": key,
@@ -217,6 +246,7 @@ class Workdir:
             "seconds": round(time.monotonic() - start, 1),
         }
         self.write_json("manifest.json", manifest)
+        return True
 
     def _read_by(self, stage: str) -> list[str]:
         spec = STAGES[stage]

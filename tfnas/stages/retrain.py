@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas import baselines, controls, data, ranking, training, workdir
+from tfnas import baselines, controls, data, distribution, ranking, training, workdir
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.config import Config
@@ -31,13 +31,12 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: for bad settings or files, if sample has not run, or a loss that is no longer finite.
     """
-    work = workdir.Workdir(path)
-    work.run_stage("retrain", config, lambda: _retrain(config, work))
+    distribution.run_stage("retrain", config, path, lambda work: _retrain(config, work))
 
 
 def _retrain(config: Config, work: workdir.Workdir) -> None:
     training.set_seed(config.seed)
-    splits = data.load(config.data, work.path / "tensorflow_datasets")
+    splits = training.load_data(config, work)
     supernet = keras.models.load_model(work.path / workdir.SUPERNET)
     architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_text())
     kinds = json.loads((work.path / workdir.RANKING).read_text())["kinds"]

@@ -17,10 +17,9 @@ from typing import Any
 import keras
 import numpy as np
 import rich.progress
-import tensorflow as tf
 from scipy.special import softmax
 
-from tfnas import baselines, costs, data, front, statistics, terminal, training, workdir
+from tfnas import baselines, costs, data, distribution, front, statistics, terminal, training, workdir
 from tfnas import config as config_lib
 from tfnas.architecture import Architecture, Packed
 from tfnas.config import Config
@@ -102,16 +101,25 @@ def run(config: Config, path: str | os.PathLike[str], shard: str = "") -> None:
     Raises:
         UserError: for bad settings or files, or if search has not run.
     """
-    work = workdir.Workdir(path)
     if not shard:
-        work.run_stage("sample", config, lambda: _Sampling(config, work).rank())
+        distribution.run_stage("sample", config, path, lambda work: _sample(config, work))
         return
+    work = workdir.Workdir(path)
     part = Shard.parse(shard)
     work.claim(config)
     for name in workdir.STAGES["sample"].inputs:
         work.read(name, "sample")
     with unwrapped():
         _Sampling(config, work).evaluate(part)
+
+
+def _sample(config: Config, work: workdir.Workdir) -> Iterable[str]:
+    sampling = _Sampling(config, work)
+    cluster = distribution.cluster()
+    if cluster.count > 1:
+        sampling.evaluate(Shard(cluster.index + 1, cluster.count))
+        distribution.wait_for_all(config.distribution)
+    return sampling.rank() if cluster.is_chief else ()
 
 
 class _Sampling:
@@ -122,17 +130,21 @@ class _Sampling:
         self.settings = config.sample
         self.work = work
         training.set_seed(config.seed)
-        splits = data.load(config.data, work.path / "tensorflow_datasets")
+        splits = training.load_data(config, work)
         self.supernet: Supernet = keras.models.load_model(work.path / workdir.SUPERNET)
         self.posterior = Posterior.from_json((work.path / workdir.POSTERIOR).read_text())
         if self.settings.latency or (self.settings.budgets and self.settings.resource == "latency"):
             self.posterior = self.posterior.with_latency(self._latencies())
         batches = data.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
         recalibration = training.recalibration(config, splits, self.supernet)
-        # Several accelerators of this machine evaluate different candidates; one CPU is one device.
-        several = len(tf.config.list_logical_devices("GPU")) > 1
-        strategy = tf.distribute.MirroredStrategy() if several else None
-        self.engine = Engine(self.supernet, batches, self.settings.batch_size, config.seed, strategy, recalibration)
+        self.engine = Engine(
+            self.supernet,
+            batches,
+            self.settings.batch_size,
+            config.seed,
+            distribution.ranking_strategy(config.distribution),
+            recalibration,
+        )
 
     def evaluate(self, shard: Shard) -> None:
         """Evaluates one part of the candidates, each kind raced by itself."""

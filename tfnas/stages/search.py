@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfnas import data, training, workdir
+from tfnas import distribution, training, workdir
 from tfnas.config import Config
 from tfnas.costs import cost
 from tfnas.guards import Guard
@@ -22,31 +22,33 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
         UserError: for bad settings, data or files, a loss that is no longer finite, or a posterior that has
             collapsed.
     """
-    work = workdir.Workdir(path)
-    work.run_stage("search", config, lambda: _search(config, work))
+    distribution.run_stage("search", config, path, lambda work: _search(config, work))
 
 
 def _search(config: Config, work: workdir.Workdir) -> None:
     training.set_seed(config.seed)
-    splits = data.load(config.data, work.path / "tensorflow_datasets")
+    splits = training.load_data(config, work)
     print(f"{config.data.title}: {splits.summary()}")
+    if tf.distribute.has_strategy():
+        print(f"devices   {distribution.describe(tf.distribute.get_strategy())}")
     supernet = training.gated(config, splits, training.network(config, splits))
     _print_size(supernet, config)
     guard = Guard(config.search, supernet, config.seed)
     guard.begin()
-    writer = tf.summary.create_file_writer(str(work.path / "tensorboard"))
+    writer = tf.summary.create_file_writer(str(work.path / "tensorboard")) if work.writes else None
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in history)
         work.write(workdir.HISTORY, lambda file: file.write_text(lines))
-        _write_tensorboard(writer, history[-1])
+        if writer:
+            _write_tensorboard(writer, history[-1])
 
     training.fit_gated(
         config,
         splits,
         work,
         supernet,
-        workdir.CHECKPOINT,
+        workdir.CHECKPOINTS,
         key=work.key("search", config),
         title="search",
         describe=lambda: _describe(supernet),

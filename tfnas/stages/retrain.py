@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas import baselines, controls, data, ranking, training, workdir
+from tfnas import baselines, controls, data, ranking, sources, training, workdir
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.config import Config
@@ -91,6 +91,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     work.write(workdir.SUBNET, _without_optimizer(chosen.model).save)
     rows = [_row(arm, splits, config) for arm in (*others, *found)]
     # Only now is the test split read, for networks that are all fixed.
+    sources.check_test(config.data, work.path / "tensorflow_datasets")
     for row, arm in zip(rows, (*others, *found), strict=False):
         row["test_accuracy"] = _accuracy(arm.model, splits.test, config)
     for group in means:

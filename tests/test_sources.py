@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import random
 import re
 import sys
 
@@ -321,6 +322,15 @@ def test_a_bad_test_split_is_refused_when_it_is_read(source, three, tmp_path):
             list(splits.test)
     with pytest.raises(UserError, match=r"test of .* has images of shape \(2, 6, 3\); \(4, 6, 3\) expected"):
         data.load(source(lambda: {**three, "test": three["test"].map(lambda x, y: (x[:2], y))}), tmp_path)
+
+
+def test_weights_do_not_depend_on_whether_the_digits_were_prepared_before(tmp_path):
+    drawn = []
+    for _ in range(2):
+        training.set_seed(0)
+        sources.load(config.Data(), tmp_path)
+        drawn.append((random.random(), np.random.random(), float(tf.random.uniform(()))))
+    assert drawn[0] == drawn[1]
 
 
 def test_damaged_digits_are_named(tmp_path):

@@ -127,13 +127,14 @@ def test_what_another_process_may_be_writing_stays(tmp_path):
     assert not unfinished.exists()
 
 
-def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):
+@pytest.mark.parametrize("named", [lambda path: (), lambda path: (str(path),)], ids=["a stream", "an open"])
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, named):
     work = workdir.Workdir(tmp_path)
     work.write_json("a.json", {"old": 1})
 
     def fails(path):
         path.write_text("half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a stream's write does
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *named(path))
 
     with pytest.raises(OSError) as raised:
         work.write("a.json", fails)

@@ -13,6 +13,7 @@ import inspect
 import io
 import os
 import pathlib
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -275,6 +276,9 @@ def _digits(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
     """The bundled digits, prepared in `folder` unless they are there. Raises UserError if what is there was altered."""
     place = folder / Digits.name / str(Digits.VERSION)
     sizes = {"train": len(sklearn.datasets.load_digits().target) - _NUM_DIGITS_TEST, "test": _NUM_DIGITS_TEST}
+    # TFDS draws the name of a temporary folder. Weights are drawn from the same generator, and are not to depend on
+    # whether the digits had been prepared before.
+    state = random.getstate()
     try:
         builder = Digits(data_dir=folder)
         with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads, which it does not
@@ -286,6 +290,8 @@ def _digits(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
         if unwritable(error, str(folder)):
             raise
         whole = False
+    finally:
+        random.setstate(state)
     if not whole:
         raise UserError(f"{place / 'dataset_info.json'}: truncated or altered: delete {place}, and it is made again")
     return builder

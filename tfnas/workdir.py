@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tfnas.config
-from tfnas.errors import UserError, naming, unwrapped
+from tfnas.errors import UserError, unwrapped
 
 MANIFEST = "manifest.json"
 CHECKPOINT = "search/checkpoint.npz"
@@ -137,11 +137,15 @@ class Workdir:
         # The suffix stays, because Keras chooses a format by it.
         temporary = target.with_name(f"{TEMPORARY}{os.getpid()}.{target.name}")
         try:
-            with naming(target):
-                writer(temporary)
+            writer(temporary)
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(temporary, target)
+        except OSError as error:
+            # A stream's error has no name, and nobody knows the temporary one.
+            if error.errno is not None and error.filename in (None, str(temporary)):
+                error.filename, error.filename2 = str(target), None
+            raise
         finally:
             temporary.unlink(missing_ok=True)
         return target

@@ -17,6 +17,7 @@ from tfnas.channels import Graph
 from tfnas.config import Config
 from tfnas.controls import Arm, Means
 from tfnas.costs import cost, latency
+from tfnas.errors import naming
 from tfnas.recalibration import Recalibration
 from tfnas.subnets import adapt, describe, subnet
 from tfnas.supernet import Supernet
@@ -136,7 +137,7 @@ def _place(row: dict[str, Any]) -> tuple[int, bool]:
 
 
 def _row(arm: Arm, splits: data.Splits, config: Config) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, naming(folder):
         file = pathlib.Path(folder) / "model.keras"
         _without_optimizer(arm.model).save(file)
         size = file.stat().st_size

@@ -212,49 +212,66 @@ def kills(folder, reference):
         futures = {pool.submit(_killed, folder / f"kill-{i}", reference, *m): i for i, m in enumerate(moments)}
         for future in concurrent.futures.as_completed(futures):
             i = futures[future]
-            path, stage, at, count, failure = future.result()
+            path, stage, count, failure = future.result()
             wrong = [failure] if failure else differences(evidence(path), reference.evidence)
             keras.backend.clear_session()
             wrong += [f"left over: {name}" for name in sorted(names(path) - names(reference.path))]
             wrong += [f"missing: {name}" for name in sorted(names(reference.path) - names(path))]
-            counts[stage, "killed"] += count > 0
-            counts[stage, "equal"] += count > 0 and not wrong
-            print(f"kill {i}: {count} x, first {at:.1f} s into {stage}: {'; '.join(wrong) or 'equal'}", flush=True)
+            counts[stage, "killed"] += 1
+            counts[stage, "equal"] += not wrong
+            print(f"kill {i}: {count} x, first in {stage}: {'; '.join(wrong) or 'equal'}", flush=True)
             shutil.rmtree(folder / f"kill-{i}")
     rows = [(f"killed in {s}", counts[s, "killed"], counts[s, "equal"]) for s in _STAGES if counts[s, "killed"]]
-    return [*rows, ("killed, in all", sum(number for _, number, _ in rows), sum(equal for _, _, equal in rows))]
+    return [*rows, ("killed, in all", len(moments), sum(equal for _, _, equal in rows))]
 
 
 def _killed(folder, reference, moment, again):
-    """(working directory, stage, seconds into it, kills, failure) of one run that is killed and started again."""
+    """(working directory, stage killed, kills, failure) of one run that is killed and started again."""
     for stage in _STAGES:
         if moment < reference.seconds[stage]:
             break
         moment -= reference.seconds[stage]
     folder.mkdir()
-    path, count, at = start(folder, reference, stage), 0, moment
+    path = start(folder, reference, stage)
     arguments = command("run", path, *reference.settings)
-    # Again at a moment of what is then left, roughly.
-    rest = sum(reference.seconds[s] for s in _STAGES[_STAGES.index(stage) :])
-    for wait in [moment, rest * again / _AGAIN] if again < _AGAIN else [moment]:
-        process = subprocess.Popen(
-            arguments,
-            cwd=ROOT,
-            env=environment(folder),
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            process.wait(wait)
-            break  # it had ended before, which the table does not count as killed if it is the first time
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            count += 1
+    while not _kill(arguments, folder, moment):  # the machine was faster than with the reference
+        shutil.rmtree(path)
+        start(folder, reference, stage)
+        moment *= 0.8
+    count, killed = 1, _under_way(path)
+    if again < _AGAIN:
+        # At a moment of what is then left, roughly.
+        rest = sum(reference.seconds[s] for s in _STAGES[_STAGES.index(killed) :])
+        count += _kill(arguments, folder, rest * again / _AGAIN)
     done = subprocess.run(arguments, cwd=ROOT, env=environment(folder), capture_output=True, text=True)
     failure = f"exit {done.returncode}: {done.stderr[-1000:]}" if done.returncode else ""
-    return path, stage, at, count, failure
+    return path, killed, count, failure
+
+
+def _kill(arguments, folder, seconds):
+    """Starts a run and kills it after a time; returns whether it had not ended before."""
+    process = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=environment(folder),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def _under_way(path):
+    """The first stage that has not ended; the last, if all have."""
+    file = path / "manifest.json"
+    ended = json.loads(file.read_text())["stages"] if file.exists() else {}
+    return next((stage for stage in _STAGES if stage not in ended), _STAGES[-1])
 
 
 # --- disk

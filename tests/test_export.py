@@ -27,4 +27,4 @@ def test_original_images_are_answered_as_prepared_ones(tmp_path, rng, changes):
     answer = served(image=tf.constant(images))["probabilities"]
     (batch,) = data.evaluation_batches(splits.validation, chosen, 6)
     np.testing.assert_allclose(answer, tf.nn.softmax(model(batch[0])), atol=1e-5)
-    assert export._check_reloaded(model, splits, config.Config(data=chosen), tmp_path) < 1e-5
+    assert export._check_reloaded(model, splits, config.Config(data=chosen), tmp_path / "model") < 1e-5

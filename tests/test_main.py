@@ -1,9 +1,13 @@
+import errno
 import subprocess
 import sys
 import time
 
 import pytest
+from absl.testing import flagsaver
 from conftest import ROOT, tfnas_command
+
+from tfnas import main
 
 DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
 
@@ -62,3 +66,46 @@ def test_these_answer_without_tensorflow(flag):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.endswith("heavy []\n"), done.stderr
     assert time.monotonic() - start < 10  # a hang, not a benchmark: loading TensorFlow alone is what is excluded
+
+
+class _InWords(Exception):
+    """As TensorFlow raises them: no number, no file name of its own."""
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (OSError(errno.ENOSPC, "words", "/w/a.json"), "/w/a.json: No space left on device"),
+        (OSError(errno.EROFS, "words", "/w/a.json"), "/w/a.json: Read-only file system"),
+        (OSError(errno.ENOSPC, "words"), "W, or the folder for temporary files: No space left on device"),
+        (_InWords("{{node}} /w/events.v2; No space left on device\n\tFailed"), "/w/events.v2: No space left on device"),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            "W, or the folder for temporary files: No usable temporary directory found",
+        ),
+    ],
+)
+def test_what_cannot_be_written_gets_one_line(monkeypatch, capsys, error, line):
+    def fails(arguments):
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("TFDS has its own") from cause
+
+    monkeypatch.setattr(main, "_run", fails)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with flagsaver.as_parsed(workdir="W", version="false"), pytest.raises(SystemExit) as ended:
+        main.main(["tfnas", "search"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        f"tfnas: {line}; what was finished is kept, and the same command goes on from there\n"
+    )
+
+
+def test_an_error_of_another_kind_keeps_its_traceback(monkeypatch):
+    def fails(arguments):
+        raise OSError(errno.ENOENT, "No such file", "a.json")
+
+    monkeypatch.setattr(main, "_run", fails)
+    with flagsaver.as_parsed(workdir="W", version="false"), pytest.raises(FileNotFoundError):
+        main.main(["tfnas", "search"])

@@ -136,7 +136,7 @@ def made(
             if stage == "sample" and front:
                 outputs[workdir.FRONT] = left(work, front)
             manifest["stages"][stage] = {"key": work.key(stage, config), "outputs": outputs}
-    work.write_json("manifest.json", manifest)
+    work.write_sealed(workdir.MANIFEST, manifest)
     return work
 
 
@@ -322,7 +322,7 @@ def test_report_is_out_of_date_when_the_front_changes(tmp_path):
     for front in (FRONT, FRONT[:1]):
         manifest = work.manifest()
         manifest["stages"]["sample"]["outputs"][workdir.FRONT] = left(work, front)
-        work.write_json("manifest.json", manifest)
+        work.write_sealed(workdir.MANIFEST, manifest)
         keys.append(work.key("report", CONFIG))
     assert len(set(keys)) == 3
 

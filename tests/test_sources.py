@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import random
 import re
 import sys
 
@@ -321,3 +322,40 @@ def test_a_bad_test_split_is_refused_when_it_is_read(source, three, tmp_path):
             list(splits.test)
     with pytest.raises(UserError, match=r"test of .* has images of shape \(2, 6, 3\); \(4, 6, 3\) expected"):
         data.load(source(lambda: {**three, "test": three["test"].map(lambda x, y: (x[:2], y))}), tmp_path)
+
+
+def test_weights_do_not_depend_on_whether_the_digits_were_prepared_before(tmp_path):
+    drawn = []
+    for _ in range(2):
+        training.set_seed(0)
+        sources.load(config.Data(), tmp_path)
+        drawn.append((random.random(), np.random.random(), float(tf.random.uniform(()))))
+    assert drawn[0] == drawn[1]
+
+
+def test_damaged_digits_are_named(tmp_path):
+    sources.load(config.Data(), tmp_path)
+    place = tmp_path / "digits" / "1.0.0"
+    (train,) = place.glob("digits-train*")
+    (test,) = place.glob("digits-test*")
+    info = place / "dataset_info.json"
+
+    def refused(file, content, action=sources.load):
+        before = file.read_bytes()
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="truncated or altered") as raised:
+            action(config.Data(), tmp_path)
+        assert str(file) in str(raised.value) and "\n" not in str(raised.value)
+        file.write_bytes(before)
+
+    whole = train.read_bytes()
+    refused(train, whole[: len(whole) // 2])
+    refused(train, b"")  # no record at all has no checksum that could differ
+    refused(train, whole[:20000] + bytes([whole[20000] ^ 1]) + whole[20001:])
+    text = info.read_text()
+    refused(info, text.replace('"1397"', '"1297"').encode())
+    refused(info, text[:100].encode())
+    # The test split is looked at only before it is read.
+    refused(test, b"destroyed", sources.check_test)
+    test.write_bytes(b"destroyed")
+    sources.load(config.Data(), tmp_path)

@@ -1,8 +1,10 @@
+import errno
 import json
+import os
 
 import pytest
 
-from tfnas import config, workdir
+from tfnas import config, errors, workdir
 from tfnas.errors import UserError
 
 
@@ -94,3 +96,70 @@ def test_manifest_tells_versions_and_seed(tmp_path):
     assert manifest["versions"]["keras"] == "3.15.1"
     assert manifest["seed"] == 0
     assert manifest["config"]["search"]["ell2"] == 50.0
+
+
+def test_what_a_killed_process_left_unfinished_is_removed(tmp_path):
+    left = [
+        tmp_path / f"{workdir.TEMPORARY}7.posterior.json",
+        tmp_path / "search" / f"{workdir.TEMPORARY}7.supernet.keras",
+        tmp_path / "export" / "digits" / f"{workdir.TEMPORARY}export-x" / "model" / "saved_model.pb",
+        tmp_path / "tensorflow_datasets" / "digits" / "incomplete.XYZ_1.0.0" / "digits-train.tfrecord",
+    ]
+    kept = [tmp_path / "notes.txt", tmp_path / "export" / "digits" / "labels.txt"]
+    for file in [*left, *kept]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("content")
+    other = workdir.Workdir(tmp_path / "search")  # of another folder, so not in the way
+    workdir.Workdir(tmp_path)
+    assert not any(file.exists() for file in left) and all(file.exists() for file in kept)
+    assert not left[2].parents[1].exists() and not left[3].parent.exists()
+    del other
+
+
+def test_what_another_process_may_be_writing_stays(tmp_path):
+    other = workdir.Workdir(tmp_path)  # holds the lock as another process would
+    unfinished = tmp_path / f"{workdir.TEMPORARY}7.posterior.json"
+    unfinished.write_text("half")
+    workdir.Workdir(tmp_path)
+    assert unfinished.exists()
+    del other
+    workdir.Workdir(tmp_path)
+    assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("named", [lambda path: (), lambda path: (str(path),)], ids=["a stream", "an open"])
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, named):
+    work = workdir.Workdir(tmp_path)
+    work.write_json("a.json", {"old": 1})
+
+    def fails(path):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *named(path))
+
+    with pytest.raises(OSError) as raised:
+        work.write("a.json", fails)
+    expected = f"{tmp_path / 'a.json'}: No space left on device"
+    assert errors.unwritable(raised.value, "elsewhere") == expected
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("at", [0, 30, 200, -30, -3])
+def test_a_flipped_bit_in_the_manifest_is_refused(tmp_path, at):
+    finished_search(tmp_path)
+    file = tmp_path / workdir.MANIFEST
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="manifest.json: truncated or altered: delete it"):
+        workdir.Workdir(tmp_path).manifest()
+
+
+def test_sealed_files_are_read_as_written_or_refused(tmp_path):
+    work = workdir.Workdir(tmp_path)
+    file = work.write_sealed("a.json", {"seconds": {"layer": 0.1}})
+    assert work.read_sealed("a.json") == {"seconds": {"layer": 0.1}}
+    for content in (file.read_text().replace("0.1", "0.2"), "", "[]", "{}", "\x80"):
+        file.write_text(content)
+        with pytest.raises(UserError, match="a.json: truncated or altered"):
+            work.read_sealed("a.json")

@@ -18,6 +18,9 @@ from tfnas.errors import UserError
 from tfnas.terminal import console
 from tfnas.workdir import Workdir
 
+# What a zip file raises that is truncated or altered somewhere; RuntimeError where it then seems to be encrypted.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -59,7 +62,7 @@ class Checkpoints:
         for file in reversed(self._files()):
             try:
                 found = _read(file, self._key)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
+            except _DAMAGE as e:
                 damaged.append(f"{file}: truncated or altered ({e})")
                 continue
             if found is not None:

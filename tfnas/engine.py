@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from tfnas import program
 from tfnas.architecture import Architecture
-from tfnas.errors import UserError
+from tfnas.errors import UserError, naming
 from tfnas.folding import Folding, Weights, weights_of
 from tfnas.program import Fed, Unit
 from tfnas.recalibration import Recalibration, with_statistics
@@ -235,7 +235,7 @@ def _kernel_bytes(weights: Weights) -> int:
 
 def _kept(examples: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """All inputs and labels, as arrays in unnamed temporary files."""
-    with tempfile.TemporaryFile() as inputs, tempfile.TemporaryFile() as labels:
+    with naming(tempfile.gettempdir()), tempfile.TemporaryFile() as inputs, tempfile.TemporaryFile() as labels:
         count, arrays = 0, []
         for pair in examples:
             arrays = [np.asarray(part) for part in pair]

@@ -1,10 +1,19 @@
-"""The exceptions that the command line turns into a message without a traceback."""
+"""What the command line tells in one line, without a traceback: a user's mistake, a file that cannot be written."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Iterator
+
+# Why something cannot be written, by the number in Python's errors and in the words of all others'.
+_UNWRITABLE = {
+    number: os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+}
+_NOWHERE = "No usable temporary directory found"  # Python's own words: all of them are full, or cannot be written
 
 
 class UserError(Exception):
@@ -42,3 +51,36 @@ def unwrapped() -> Iterator[None]:
         if inside is None:
             raise
         raise UserError(inside.group(1).strip()) from None
+
+
+@contextlib.contextmanager
+def naming(file: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError of a stream, which names no file, is raised again with the name of `file`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(file)
+        raise
+
+
+def unwritable(error: BaseException, otherwise: str) -> str | None:
+    """'FILE: REASON', if `error`, or what it was raised from, tells that a file could not be written; else None.
+
+    The reasons are a full disk, one that is read-only, no permission, a quota, and an input/output error.
+
+    Args:
+        error: Python's own, which has a number, or TensorFlow's, HDF5's or TFDS's, which only say it in words.
+        otherwise: what is said for FILE where the error names none.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
+            file = otherwise if cause.filename is None else os.fsdecode(cause.filename)
+            return f"{file}: {_UNWRITABLE[cause.errno]}"
+        for reason in (*_UNWRITABLE.values(), _NOWHERE):
+            if reason in str(cause):
+                named = re.search(rf"(/[^;:'\n]*)[;:'] *{reason}", str(cause))
+                return f"{named[1] if named else otherwise}: {reason}"
+        cause = cause.__cause__
+    return None

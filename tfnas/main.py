@@ -30,7 +30,7 @@ from ml_collections import config_flags
 
 from tfnas import config as config_lib
 from tfnas import functions, terminal, workdir
-from tfnas.errors import UserError
+from tfnas.errors import UserError, unwritable
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it does not exist.")
@@ -66,7 +66,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the stage that the command line names; a user's mistake ends with one line and exit code 1."""
+    """Runs the stage that the command line names.
+
+    A user's mistake, and a file that cannot be written, end with one line and exit code 1.
+    """
     if _VERSION.value:
         print(f"tfnas {workdir.versions()['tfnas']}")
         return
@@ -76,6 +79,12 @@ def main(argv: Sequence[str]) -> None:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from the last checkpoint", 128 + 2)
+    except Exception as error:
+        reason = unwritable(error, f"{_WORKDIR.value}, or the folder for temporary files")
+        if reason is None:
+            raise
+        sys.unraisablehook = lambda _: None  # what is half written would tell it once more when it is closed
+        _fail(f"{reason}; what was finished is kept, and the same command goes on from there", 1)
 
 
 def _run(arguments: Sequence[str]) -> None:

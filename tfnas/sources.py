@@ -13,6 +13,7 @@ import inspect
 import io
 import os
 import pathlib
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,13 +24,16 @@ import tensorflow_datasets as tfds
 
 from tfnas import config as config_lib
 from tfnas import functions, terminal
-from tfnas.errors import UserError
+from tfnas.errors import UserError, unwritable
 
 tfds.disable_progress_bar()
 
 SPLITS = ("train", "validation", "test")
+# Of one split: pieces (name of a split that the data set has, from, to).
+_Part = list[tuple[str, int, int]]
 _NUM_DIGITS_TEST = 400
 _ENDINGS = (".jpg", ".jpeg", ".png")
+_CHECKED_BYTES = 1 << 30  # files of a TFDS split that are larger together are not read through before they are used
 _CLUTTER = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders of pictures; hidden files are passed over too
 
 
@@ -94,8 +98,22 @@ def load(config: config_lib.Data, folder: pathlib.Path) -> Source:
     return from_tfds(config, folder)
 
 
+def check_test(config: config_lib.Data, folder: pathlib.Path) -> None:
+    """Sees that the files of the test split are whole, where TFDS prepared them: before it is read, and not sooner.
+
+    Raises:
+        UserError: naming the file that was truncated or altered.
+    """
+    if not (config.source or config.folder):
+        builder = _builder(config, folder)
+        _check_records(builder, _parts(config, builder.info.splits)["test"])
+
+
 def from_tfds(config: config_lib.Data, folder: pathlib.Path) -> Source:
-    """A data set prepared by TFDS; the bundled digits are prepared in `folder` if no data_dir is set."""
+    """A data set prepared by TFDS; the bundled digits are prepared in `folder` if no data_dir is set.
+
+    The files of train and validation are looked at for being whole; those of test only by `check_test`.
+    """
     builder = _builder(config, folder)
     features = builder.info.features
     keys = builder.info.supervised_keys
@@ -106,6 +124,9 @@ def from_tfds(config: config_lib.Data, folder: pathlib.Path) -> Source:
     if len(shape) != 3 or shape[-1] is None:
         raise UserError(f"data.name: '{config.name}' has images of shape {shape}; (height, width, channels) expected")
     parts = _parts(config, builder.info.splits)
+
+    for split in ("train", "validation"):
+        _check_records(builder, parts[split])
 
     def examples(split: str) -> tf.data.Dataset:
         # One file after the other: the same order on every machine. No cache, here or in TFDS: where a reader stops in
@@ -235,10 +256,7 @@ def decode(content: tf.Tensor, channels: int) -> tf.Tensor:
 
 def _builder(config: config_lib.Data, folder: pathlib.Path) -> tfds.core.DatasetBuilder:
     if config.name == Digits.name:
-        builder = Digits(data_dir=config.data_dir or folder)
-        with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads, which it does not
-            builder.download_and_prepare()
-        return builder
+        return _digits(pathlib.Path(config.data_dir or folder))
     data_dir = config.data_dir or os.environ.get("TFDS_DATA_DIR") or None
     try:
         builder = tfds.builder(config.name, data_dir=data_dir)
@@ -254,8 +272,55 @@ def _builder(config: config_lib.Data, folder: pathlib.Path) -> tfds.core.Dataset
     return builder
 
 
-# Of one split: pieces (name of a split that the data set has, from, to).
-_Part = list[tuple[str, int, int]]
+def _digits(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
+    """The bundled digits, prepared in `folder` unless they are there. Raises UserError if what is there was altered."""
+    place = folder / Digits.name / str(Digits.VERSION)
+    sizes = {"train": len(sklearn.datasets.load_digits().target) - _NUM_DIGITS_TEST, "test": _NUM_DIGITS_TEST}
+    # TFDS draws the name of a temporary folder. Weights are drawn from the same generator, and are not to depend on
+    # whether the digits had been prepared before.
+    state = random.getstate()
+    try:
+        builder = Digits(data_dir=folder)
+        with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads, which it does not
+            builder.download_and_prepare()
+        info = builder.info
+        found = {name: split.num_examples for name, split in info.splits.items() if _files_of(split)}
+        whole = found == sizes and info.supervised_keys == ("image", "label")
+    except Exception as error:  # TFDS checks nothing of what it reads
+        if unwritable(error, str(folder)):
+            raise
+        whole = False
+    finally:
+        random.setstate(state)
+    if not whole:
+        raise UserError(f"{place / 'dataset_info.json'}: truncated or altered: delete {place}, and it is made again")
+    return builder
+
+
+def _check_records(builder: tfds.core.DatasetBuilder, part: _Part) -> None:
+    """Raises UserError, naming the file, if one that holds a part of a split is not what TFDS wrote."""
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        return
+    names = dict.fromkeys(name for name, _, _ in part)
+    files = {file: size for name in names for file, size in _files_of(builder.info.splits[name])}
+    if sum(tf.io.gfile.stat(file).length for file in files if tf.io.gfile.exists(file)) > _CHECKED_BYTES:
+        return
+    for file, size in files.items():
+        try:
+            with terminal.errors_expected():
+                found = sum(1 for _ in tf.data.TFRecordDataset(file))
+        except tf.errors.OpError:  # a record has a checksum
+            found = -1
+        if found != size:
+            raise UserError(
+                f"{file}: missing, truncated or altered, {size:,} whole records expected: delete its folder, and "
+                "prepare the data set again (the bundled digits prepare themselves)"
+            )
+
+
+def _files_of(split: tfds.core.SplitInfo) -> list[tuple[str, int]]:
+    """Path and number of records of each file of a split."""
+    return [(os.fspath(file), size) for file, size in zip(split.filepaths, split.shard_lengths, strict=True)]
 
 
 def _parts(config: config_lib.Data, splits: Mapping[str, tfds.core.SplitInfo]) -> dict[str, _Part]:

@@ -197,7 +197,7 @@ def fit_gated(
     key: str,
     title: str,
     **options: Any,
-) -> None:
+) -> list[dict[str, Any]]:
     """Compiles a supernet and trains it as `config.search` says, from its newest checkpoint if there is one.
 
     Args:
@@ -210,13 +210,18 @@ def fit_gated(
         title: what the progress line is called.
         options: `describe`, `check`, `on_epoch` and `before_step` of `loop.train`.
 
+    Returns:
+        One record an epoch, as `loop.train`.
+
     Raises:
         UserError: as `loop.train`, or if the training images cannot be made into such batches.
     """
     settings = config.search
     rate = schedule(settings, splits.sizes["train"] // settings.batch_size)
     compile_gated(config, supernet, rate)
-    _fit(config, splits, work, supernet, settings.epochs, settings.batch_size, config.seed, folder, key, title, options)
+    return _fit(
+        config, splits, work, supernet, settings.epochs, settings.batch_size, config.seed, folder, key, title, options
+    )
 
 
 def compile_gated(
@@ -303,21 +308,22 @@ def _fit(
     key: str,
     title: str,
     options: dict[str, Any],
-) -> None:
+) -> list[dict[str, Any]]:
     settings = config.training
 
     def batches(first_step: int, share: data.Share) -> tf.data.Dataset:
         return data.training_batches(splits, config.data, batch_size, epochs, seed, first_step, share)
 
     with _precision(model, settings.precision):
-        loop.train(
+        return loop.train(
             loop.Step(model, settings.accumulate, settings.jit_compile),
             model,
             batches,
             batch_size,
             epochs,
             splits.sizes["train"] // batch_size,
-            Checkpoints(work, folder, key, settings.checkpoints_kept),
+            # The title too: networks that are trained in one stage must not take each other's.
+            Checkpoints(work, folder, f"{key} {title}", settings.checkpoints_kept),
             title,
             settings.checkpoint_minutes,
             **options,

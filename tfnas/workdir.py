@@ -7,21 +7,26 @@ longer has the digest its writer recorded is refused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tfnas.config
 from tfnas.errors import UserError, unwrapped
 
+MANIFEST = "manifest.json"
 CHECKPOINTS = "search/checkpoints"
 HISTORY = "search/history.jsonl"
 SUPERNET = "search/supernet.keras"
@@ -85,15 +90,20 @@ _NEUTRAL = (
     "training.checkpoint_minutes",
     "training.checkpoints_kept",
 )
+TEMPORARY = ".tfnas-"  # how the name begins of what is not whole yet
+_UNFINISHED = (f"{TEMPORARY}*", *(f"{stage}/**/{TEMPORARY}*" for stage in STAGES), "tensorflow_datasets/*/incomplete.*")
 
 
 class Workdir:
-    """One run's folder. Raises UserError where it cannot be made or written.
+    """One run's folder, without what a killed process left unfinished in it.
+
+    Raises UserError where it cannot be made or written.
+
 
     Args:
         path: the folder.
-        writes: False in the processes of a cluster that train along, and leave the files to the chief: for them,
-            writing does nothing.
+        writes: False in the processes of a cluster that train along, and leave the files to the chief: what they
+            write, they delete again.
     """
 
     def __init__(self, path: str | os.PathLike[str], writes: bool = True):
@@ -105,6 +115,26 @@ class Workdir:
                 pass
         except OSError as error:
             raise UserError(f"workdir {self.path}: cannot be written ({error.strerror})") from None
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Removes unfinished files, unless another process, a shard perhaps, may be writing them."""
+        folder = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, folder)
+        # Every process holds the folder's lock, which the system gives back however it ends. Some file systems lock no
+        # folders: there nothing is removed.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            else:
+                for left in [path for pattern in _UNFINISHED for path in self.path.glob(pattern)]:
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                    else:
+                        left.unlink(missing_ok=True)
+            fcntl.flock(folder, fcntl.LOCK_SH)
 
     def file(self, name: str) -> pathlib.Path:
         """Path of `name`, its folder made."""
@@ -113,17 +143,28 @@ class Workdir:
         return path
 
     def write(self, name: str, writer: Callable[[pathlib.Path], object]) -> pathlib.Path:
-        """Lets `writer` fill a temporary file beside `name`, then renames it: readers see the old or the new, whole."""
+        """Lets `writer` fill a temporary file beside `name`, then renames it: readers see the old or the new, whole.
+
+        Raises OSError, naming `name`, for a disk that is full or cannot be written; the old file stays.
+        """
         target = self.file(name)
         if not self.writes:
+            # Not nothing at all: what a model's saving asks of the devices, all processes must ask together.
+            with tempfile.TemporaryDirectory() as folder:
+                writer(pathlib.Path(folder) / target.name)
             return target
         # The suffix stays, because Keras chooses a format by it.
-        temporary = target.with_name(f".{os.getpid()}.{target.name}")
+        temporary = target.with_name(f"{TEMPORARY}{os.getpid()}.{target.name}")
         try:
             writer(temporary)
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(temporary, target)
+        except OSError as error:
+            # A stream's error has no name, and nobody knows the temporary one.
+            if error.errno is not None and error.filename in (None, str(temporary)):
+                error.filename, error.filename2 = str(target), None
+            raise
         finally:
             temporary.unlink(missing_ok=True)
         return target
@@ -136,6 +177,22 @@ class Workdir:
     def write_json(self, name: str, value: Any) -> pathlib.Path:
         """Atomically writes `value` as JSON; keys keep their order."""
         return self.write(name, lambda path: path.write_text(json.dumps(value, indent=1) + "\n"))
+
+    def write_sealed(self, name: str, value: Mapping[str, Any]) -> pathlib.Path:
+        """Writes `value` as JSON with its digest: of files that no manifest has the digest of."""
+        return self.write_json(name, {**value, "sha256": _seal(value)})
+
+    def read_sealed(self, name: str) -> dict[str, Any]:
+        """What `write_sealed` wrote. Raises UserError if that was truncated or altered since."""
+        path = self.path / name
+        try:
+            value = json.loads(path.read_text())
+            seal = value.pop("sha256")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            seal = value = None
+        if value is None or seal != _seal(value):
+            raise UserError(f"{path}: truncated or altered: delete it, and 'tfnas run' makes it again from the others")
+        return value
 
     def read(self, name: str, stage: str) -> pathlib.Path:
         """Path of a file that `stage` needs, known to be what its writer left. Raises UserError otherwise."""
@@ -165,14 +222,9 @@ class Workdir:
 
     def manifest(self) -> dict[str, Any]:
         """What is known of this folder; empty for a new one."""
-        path = self.path / "manifest.json"
-        if not path.exists():
+        if not (self.path / MANIFEST).exists():
             return {"config": None, "stages": {}}
-        try:
-            manifest = json.loads(path.read_text())
-            return {**manifest, "stages": dict(manifest["stages"])}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: truncated or not a manifest of tfnas; use a new --workdir") from None
+        return self.read_sealed(MANIFEST)
 
     def claim(self, config: tfnas.config.Config) -> None:
         """Makes this folder `config`'s. Raises UserError if it holds another search's results, or part of them."""
@@ -192,7 +244,7 @@ class Workdir:
                         "use another --workdir, or delete this one"
                     )
         if held != mine:
-            self.write_json("manifest.json", {**manifest, "config": mine, "versions": versions(), "seed": config.seed})
+            self.write_sealed(MANIFEST, {**manifest, "config": mine, "versions": versions(), "seed": config.seed})
 
     def key(self, stage: str, config: tfnas.config.Config) -> str:
         """Digest of what a stage depends on: its settings and the contents of its input files."""
@@ -245,7 +297,7 @@ class Workdir:
             "outputs": {name: digest(self.path / name) for name in (*STAGES[stage].outputs, *further)},
             "seconds": round(time.monotonic() - start, 1),
         }
-        self.write_json("manifest.json", manifest)
+        self.write_sealed(MANIFEST, manifest)
         return True
 
     def _read_by(self, stage: str) -> list[str]:
@@ -263,6 +315,10 @@ def digest(path: pathlib.Path) -> str:
             for block in iter(lambda: stream.read(1 << 20), b""):
                 sha.update(block)
     return sha.hexdigest()
+
+
+def _seal(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

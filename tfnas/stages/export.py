@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import shutil
@@ -21,14 +22,16 @@ _TOLERANCE = 1e-5  # of probabilities, between the exported and the reloaded mod
 
 # Neither keras nor tfnas can be imported by the process that reloads: a SavedModel must stand alone.
 _RELOAD = """
+import io
 import sys
 sys.modules["keras"] = sys.modules["tfnas"] = sys.modules["tensorflow_probability"] = None
 import numpy as np
 import tensorflow as tf
 serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-with np.load(sys.argv[2]) as sent:
-    answer = serve(image=tf.constant(sent["images"]))
-np.savez(sys.argv[3], probabilities=answer["probabilities"].numpy(), label=answer["label"].numpy().astype("S"))
+answer = serve(image=tf.constant(np.load(io.BytesIO(sys.stdin.buffer.read()))))
+found = io.BytesIO()
+np.savez(found, probabilities=answer["probabilities"].numpy(), label=answer["label"].numpy().astype("S"))
+sys.stdout.buffer.write(found.getvalue())
 """
 
 
@@ -51,10 +54,10 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     target = work.file(f"{base}/{config.export.version}")
 
     # Built aside and moved in whole: a server that watches the folder never sees half a model.
-    aside = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
+    aside = pathlib.Path(tempfile.mkdtemp(prefix=f"{workdir.TEMPORARY}export-", dir=target.parent))
     try:
         _write_saved_model(model, splits, config, aside / "model")
-        largest = _check_reloaded(model, splits, config, aside)
+        largest = _check_reloaded(model, splits, config, aside / "model")
         if target.exists():
             shutil.rmtree(target)
         os.replace(aside / "model", target)
@@ -93,19 +96,22 @@ def _write_saved_model(model: keras.Model, splits: data.Splits, config: Config, 
     archive.write_out(str(path), verbose=False)
 
 
-def _check_reloaded(model: keras.Model, splits: data.Splits, config: Config, aside: pathlib.Path) -> float:
-    """Largest difference of a probability between `model` here and the SavedModel in a fresh process."""
+def _check_reloaded(model: keras.Model, splits: data.Splits, config: Config, path: pathlib.Path) -> float:
+    """Largest difference of a probability between `model` here and the SavedModel at `path` in a fresh process."""
     images, _ = next(iter(splits.validation.batch(64)))
     # Of one size already, and so batched; they are sent as raw images all the same, and prepared once more.
     pixels = data.standardise(data.prepare(images, config.data), config.data)
     expected = tf.nn.softmax(model(pixels, training=False)).numpy()
-    np.savez(aside / "images.npz", images=images.numpy())
+    # Through pipes: a disk that is full is none of this check's business.
+    sent = io.BytesIO()
+    np.save(sent, images.numpy())
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", _RELOAD, str(aside / "model"), str(aside / "images.npz"), str(aside / "out.npz")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", _RELOAD, str(path)]
+    done = subprocess.run(command, env=environment, input=sent.getvalue(), capture_output=True)
     if done.returncode:
-        raise RuntimeError(f"export: the SavedModel could not be reloaded in a fresh process:\n{done.stderr[-2000:]}")
-    with np.load(aside / "out.npz") as answer:
+        message = done.stderr[-2000:].decode(errors="replace")
+        raise RuntimeError(f"export: the SavedModel could not be reloaded in a fresh process:\n{message}")
+    with np.load(io.BytesIO(done.stdout)) as answer:
         got, labels = answer["probabilities"], answer["label"]
     largest = float(np.abs(got - expected).max())
     names = np.array(splits.label_names)[expected.argmax(-1)]

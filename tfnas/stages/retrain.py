@@ -11,12 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas import baselines, controls, data, distribution, ranking, training, workdir
+from tfnas import baselines, controls, data, distribution, ranking, sources, training, workdir
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.config import Config
 from tfnas.controls import Arm, Means
 from tfnas.costs import cost, latency
+from tfnas.errors import naming
 from tfnas.recalibration import Recalibration
 from tfnas.subnets import adapt, describe, subnet
 from tfnas.supernet import Supernet
@@ -90,6 +91,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     work.write(workdir.SUBNET, _without_optimizer(chosen.model).save)
     rows = [_row(arm, splits, config) for arm in (*others, *found)]
     # Only now is the test split read, for networks that are all fixed.
+    sources.check_test(config.data, work.path / "tensorflow_datasets")
     for row, arm in zip(rows, (*others, *found), strict=False):
         row["test_accuracy"] = _accuracy(arm.model, splits.test, config)
     for group in means:
@@ -134,7 +136,7 @@ def _place(row: dict[str, Any]) -> tuple[int, bool]:
 
 
 def _row(arm: Arm, splits: data.Splits, config: Config) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, naming(folder):
         file = pathlib.Path(folder) / "model.keras"
         _without_optimizer(arm.model).save(file)
         size = file.stat().st_size

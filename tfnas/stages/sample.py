@@ -24,7 +24,7 @@ from tfnas import config as config_lib
 from tfnas.architecture import Architecture, Packed
 from tfnas.config import Config
 from tfnas.engine import Engine
-from tfnas.errors import UserError, unwrapped
+from tfnas.errors import UserError, naming, unwrapped
 from tfnas.evaluations import Evaluations
 from tfnas.posterior import PRICES, Posterior
 from tfnas.ranking import Field, Ranking, Score, summary
@@ -148,7 +148,7 @@ class _Sampling:
 
     def evaluate(self, shard: Shard) -> None:
         """Evaluates one part of the candidates, each kind raced by itself."""
-        with self._evaluations(shard.file) as evaluations:
+        with naming(self.work.path / shard.file), self._evaluations(shard.file) as evaluations:
             for contest in self._contests(shard):
                 if contest.can_race:
                     self._race(contest, evaluations)
@@ -160,7 +160,8 @@ class _Sampling:
         groups: dict[str, Any] = {}
         rows: list[dict[str, Any]] = []
         records: list[dict[str, Any]] = []
-        with self._evaluations(workdir.EVALUATIONS, shards) as evaluations:
+        kept = workdir.EVALUATIONS
+        with naming(self.work.path / kept), self._evaluations(kept, shards) as evaluations:
             if evaluations.count:
                 print(f"sample    goes on: {evaluations.count:,} evaluations are there")
             for contest in self._contests(Shard(1, 1)):
@@ -326,8 +327,8 @@ class _Sampling:
         """Seconds per channel of every gated layer, measured once in a working directory."""
         file = self.work.path / workdir.LATENCIES
         if not file.exists():
-            self.work.write_json(workdir.LATENCIES, costs.layer_latencies(self.supernet))
-        return json.loads(file.read_text())
+            self.work.write_sealed(workdir.LATENCIES, {"seconds": costs.layer_latencies(self.supernet)})
+        return self.work.read_sealed(workdir.LATENCIES)["seconds"]
 
     def _predictive(self, ranking: Ranking) -> dict[str, Any]:
         """The found network, an ensemble of the best and the posterior's average, on examples the race did not use."""

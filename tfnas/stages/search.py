@@ -37,13 +37,16 @@ def _search(config: Config, work: workdir.Workdir) -> None:
     guard.begin()
     writer = tf.summary.create_file_writer(str(work.path / "tensorboard")) if work.writes else None
 
-    def on_epoch(history: list[dict[str, Any]]) -> None:
+    def write_history(history: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in history)
         work.write(workdir.HISTORY, lambda file: file.write_text(lines))
+
+    def on_epoch(history: list[dict[str, Any]]) -> None:
+        write_history(history)
         if writer:
             _write_tensorboard(writer, history[-1])
 
-    training.fit_gated(
+    history = training.fit_gated(
         config,
         splits,
         work,
@@ -55,6 +58,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         check=guard.check,
         on_epoch=on_epoch,
     )
+    write_history(history)  # the file may be of before an interruption
     work.write(workdir.SUPERNET, supernet.save)
     posterior = supernet.posterior().to_json()
     work.write(workdir.POSTERIOR, lambda file: file.write_text(posterior))

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import re
+import reprlib
 from collections.abc import Iterator
+from typing import Any
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 20
 
 
 class UserError(Exception):
     """Something the user can mend: the message names the thing, the value received and the value expected."""
+
+
+def shown(value: Any) -> str:
+    """`repr` for a message: one line, of bounded length and depth, whatever the value is."""
+    return " ".join(_REPR.repr(value).splitlines())
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tfnas.config
-from tfnas.errors import UserError, unwrapped
+from tfnas.errors import UserError, shown, unwrapped
+from tfnas.reading import Shape, mapping_of, optional, read, record, text_of, whole
 
 CHECKPOINT = "search/checkpoint.npz"
 HISTORY = "search/history.jsonl"
@@ -39,6 +40,13 @@ SUBNET = "retrain/subnet.keras"
 RESULTS = "retrain/results.json"
 EXPORT_RESULTS = "export/results.json"
 REPORT = "report.html"
+
+_MANIFEST = record(
+    versions=mapping_of(text_of()),
+    seed=whole(),
+    config=optional(mapping_of(lambda value, place: None)),
+    stages=mapping_of(record(key=text_of(), outputs=mapping_of(text_of()))),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +142,16 @@ class Workdir:
             )
         return path
 
-    def read_json(self, name: str, stage: str) -> Any:
-        """Content of a JSON file that `stage` needs; the same checks as `read`."""
-        return json.loads(self.read(name, stage).read_text())
+    def read_json(self, name: str, stage: str, shape: Shape) -> Any:
+        """Content of a JSON file that `stage` needs; the same checks as `read`, and that of its shape."""
+        path = self.read(name, stage)
+        return read(path.read_bytes(), shape, f"{path}: altered")
+
+    def read_lines(self, name: str, stage: str, shape: Shape) -> list[Any]:
+        """Content of a file with JSON on every line; the same checks as `read`, and that of each line's shape."""
+        path = self.read(name, stage)
+        lines = path.read_bytes().splitlines()
+        return [read(line, shape, f"{path}: line {i} was altered") for i, line in enumerate(lines, 1)]
 
     def has(self, name: str) -> bool:
         """Whether a stage recorded a file when it last ended; if not, one of that name is an earlier run's."""
@@ -147,11 +162,17 @@ class Workdir:
         path = self.path / "manifest.json"
         if not path.exists():
             return {"config": None, "stages": {}}
+        title = f"{path}: truncated or not a manifest of tfnas; use a new --workdir"
         try:
-            manifest = json.loads(path.read_text())
-            return {**manifest, "stages": dict(manifest["stages"])}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: truncated or not a manifest of tfnas; use a new --workdir") from None
+            manifest = read(path.read_bytes(), _MANIFEST, title)
+        except OSError as error:
+            raise UserError(f"{title} ({error.strerror})") from None
+        for stage, entry in manifest["stages"].items():
+            for name in entry["outputs"]:
+                # They are opened to see whether they are still as they were left.
+                if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
+                    raise UserError(f"{title} ('{stage}' is to have written {shown(name)}, outside of this folder)")
+        return manifest
 
     def claim(self, config: tfnas.config.Config) -> None:
         """Makes this folder `config`'s. Raises UserError if it holds another search's results, or part of them."""
@@ -165,8 +186,8 @@ class Workdir:
                     if key in _NEUTRAL:
                         continue
                     raise UserError(
-                        f"workdir {self.path}: holds a search with {key}={theirs!r}, and this config has {ours!r}: "
-                        "use another --workdir, or delete this one"
+                        f"workdir {self.path}: holds a search with {key}={shown(theirs)}, and this config has "
+                        f"{shown(ours)}: use another --workdir, or delete this one"
                     )
         if held != mine:
             self.write_json("manifest.json", {**manifest, "config": mine, "versions": versions(), "seed": config.seed})
@@ -224,7 +245,13 @@ class Workdir:
 
 
 def digest(path: pathlib.Path) -> str:
-    """Hex SHA-256 of a file, or of a folder's file names and contents."""
+    """Hex SHA-256 of a file, or of a folder's file names and contents.
+
+    Raises:
+        UserError: if it is neither, as a pipe, of which there may be no end.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: a file or a folder expected")
     sha = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         if path.is_dir():

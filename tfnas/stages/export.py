@@ -13,9 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import data, terminal, workdir
+from tfnas import data, saving, terminal, workdir
 from tfnas.architecture import Architecture
 from tfnas.config import Config
+from tfnas.errors import UserError
 
 _TOLERANCE = 1e-5  # of probabilities, between the exported and the reloaded model
 
@@ -44,7 +45,8 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 def _export(config: Config, work: workdir.Workdir) -> list[str]:
     splits = data.load(config.data, work.path / "tensorflow_datasets")
-    model = keras.models.load_model(work.path / workdir.SUBNET)
+    model = saving.load(work.path / workdir.SUBNET, keras.Model)
+    _check_fits(model, splits, work.path / workdir.SUBNET)
     text = (work.path / workdir.CUT_ARCHITECTURE).read_text()
     Architecture.from_json(text)  # refuses one that was altered
     base = f"export/{config.export.name or config.data.short_name}"
@@ -71,6 +73,13 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         {"saved_model": str(target.relative_to(work.path)), "largest_difference": largest, "files": beside},
     )
     return [str(target.relative_to(work.path)), *beside]
+
+
+def _check_fits(model: keras.Model, splits: data.Splits, path: pathlib.Path) -> None:
+    shapes = [tuple(tensor.shape) for tensor in (*(model.inputs or ()), *(model.outputs or ()))]
+    expected = [(None, *splits.image_shape), (None, splits.num_classes)]
+    if shapes != expected:
+        raise UserError(f"{path}: input and output of shapes {expected} expected, as the data has. Received: {shapes}")
 
 
 def _write_saved_model(model: keras.Model, splits: data.Splits, config: Config, path: pathlib.Path) -> None:

@@ -14,13 +14,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import rich.progress
 import tensorflow as tf
 from scipy.special import softmax
 
-from tfnas import baselines, costs, data, front, statistics, terminal, training, workdir
+from tfnas import baselines, costs, data, front, reading, saving, statistics, terminal, training, workdir
 from tfnas import config as config_lib
 from tfnas.architecture import Architecture, Packed
 from tfnas.config import Config
@@ -123,8 +122,8 @@ class _Sampling:
         self.work = work
         training.set_seed(config.seed)
         splits = data.load(config.data, work.path / "tensorflow_datasets")
-        self.supernet: Supernet = keras.models.load_model(work.path / workdir.SUPERNET)
-        self.posterior = Posterior.from_json((work.path / workdir.POSTERIOR).read_text())
+        self.supernet: Supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
+        self.posterior = Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes())
         if self.settings.latency or (self.settings.budgets and self.settings.resource == "latency"):
             self.posterior = self.posterior.with_latency(self._latencies())
         batches = data.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
@@ -315,7 +314,8 @@ class _Sampling:
         file = self.work.path / workdir.LATENCIES
         if not file.exists():
             self.work.write_json(workdir.LATENCIES, costs.layer_latencies(self.supernet))
-        return json.loads(file.read_text())
+        shape = reading.mapping_of(reading.number(0))
+        return reading.read(file.read_bytes(), shape, f"{file}: altered, delete it to measure again")
 
     def _predictive(self, ranking: Ranking) -> dict[str, Any]:
         """The found network, an ensemble of the best and the posterior's average, on examples the race did not use."""

@@ -64,7 +64,7 @@ def ranking_shape(value: Any, place: str) -> None:
     """The shape of ranking.json, as `tfnas.reading` has shapes."""
     _RANKING(value, place)
     kinds = value["kinds"]
-    expect(len(kinds) <= len(_COLOURS), "kinds", list(kinds), f"at most {len(_COLOURS)}")
+    expect(len(kinds) == len(_COLOURS), "kinds", list(kinds), f"{len(_COLOURS)} of them")
     expect((kinds.get(_POSTERIOR) or {}).get("best") is not None, f"kinds.{_POSTERIOR}.best", None, "there")
     for kind, group in kinds.items():
         if group["best"]:

@@ -41,10 +41,16 @@ RESULTS = "retrain/results.json"
 EXPORT_RESULTS = "export/results.json"
 REPORT = "report.html"
 
+
+def _settings(value: Any, place: str) -> None:
+    if isinstance(value, Mapping):  # whose keys are then shown
+        mapping_of(_settings)(value, place)
+
+
 _MANIFEST = record(
     versions=mapping_of(text_of()),
     seed=whole(),
-    config=optional(mapping_of(lambda value, place: None)),
+    config=optional(mapping_of(_settings)),
     stages=mapping_of(record(key=text_of(), outputs=mapping_of(text_of()))),
 )
 

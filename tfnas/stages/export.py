@@ -27,7 +27,7 @@ sys.modules["keras"] = sys.modules["tfnas"] = sys.modules["tensorflow_probabilit
 import numpy as np
 import tensorflow as tf
 serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-with np.load(sys.argv[2]) as sent:
+with np.load(sys.argv[2], allow_pickle=False) as sent:
     answer = serve(image=tf.constant(sent["images"]))
 np.savez(sys.argv[3], probabilities=answer["probabilities"].numpy(), label=answer["label"].numpy().astype("S"))
 """
@@ -114,7 +114,7 @@ def _check_reloaded(model: keras.Model, splits: data.Splits, config: Config, asi
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"export: the SavedModel could not be reloaded in a fresh process:\n{done.stderr[-2000:]}")
-    with np.load(aside / "out.npz") as answer:
+    with np.load(aside / "out.npz", allow_pickle=False) as answer:
         got, labels = answer["probabilities"], answer["label"]
     largest = float(np.abs(got - expected).max())
     names = np.array(splits.label_names)[expected.argmax(-1)]

@@ -53,7 +53,9 @@ def test_an_altered_line_is_refused(tmp_path):
     path = tmp_path / "e.jsonl"
     write(path)
     path.write_bytes(path.read_bytes().replace(b'"start": 5', b'"start": 6'))
-    with pytest.raises(UserError, match=r"e.jsonl: line 4 was altered .* delete the file to rank again"):
+    with pytest.raises(
+        UserError, match=r"e.jsonl: line 4 was altered, delete the file to rank again \(its checksum differs\)"
+    ):
         Evaluations(path, "run")
 
 
@@ -65,6 +67,19 @@ def test_another_runs_file_is_begun_again_and_another_runs_shard_refused(tmp_pat
         assert kept.count == 0
     with pytest.raises(UserError, match="1-of-2.jsonl: holds evaluations of another run"):
         Evaluations(path, "run", [shard])
+
+
+def test_files_that_overlap_are_read_as_one(tmp_path):
+    path, shard = tmp_path / "e.jsonl", tmp_path / "1-of-2.jsonl"
+    for mine, theirs in (([(A, 0, 3), (A, 3, 6)], [(A, 0, 5)]), ([(A, 0, 5), (A, 5, 4)], [(A, 0, 3), (A, 3, 1)])):
+        for file, entries in ((path, mine), (shard, theirs)):
+            file.unlink(missing_ok=True)
+            write(file, entries=entries)
+        with Evaluations(path, "run", [shard]) as kept:
+            assert kept.known(A) == 9
+            losses, hits = kept.read(A, 9)
+            np.testing.assert_array_equal(losses, np.arange(9, dtype=np.float32) / 7)
+            np.testing.assert_array_equal(hits, np.arange(9) / 7 > 0.6)
 
 
 def test_shards_are_read_and_left_as_they_are(tmp_path):

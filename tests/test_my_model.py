@@ -72,7 +72,10 @@ def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, monkeypatch)
     # architecture.json names the function, and with its file in reach the network can be rebuilt.
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "configs")])
     text = (exported / "architecture.json").read_text()
-    rebuilt, model = subnets.rebuild(text), keras.models.load_model(exported / "model.keras")
+    rebuilt, model = (
+        subnets.rebuild(text, source="my_model:small_cnn"),
+        keras.models.load_model(exported / "model.keras"),
+    )
     assert [w.shape for w in rebuilt.get_weights()] == [w.shape for w in model.get_weights()]
 
     again = tfnas_command("run", *options, "--config.data.mean=0.3", "--config.data.std=0.38")

@@ -377,3 +377,8 @@ def test_page_refuses_an_altered_file(tmp_path):
     (work.path / workdir.HISTORY).write_text("")
     with pytest.raises(UserError, match="truncated or changed since search wrote it"):
         report.html(work, CONFIG)
+
+
+def test_two_budgets_may_find_one_network(tmp_path):
+    twice = [FRONT[0], {**FRONT[0], "share": 0.4}, FRONT[1]]
+    assert "40 %" in report.html(made(tmp_path, front=twice), CONFIG)

@@ -202,12 +202,12 @@ def test_a_model_of_ones_own_is_built_described_and_rebuilt(own, rng):
     assert model.input_shape == (None, 8, 8, 3) and model.output_shape == (None, 4)
     supernet = tfnas.gate(model, ell2=1, num_examples=10)
     text = subnets.describe(supernet.architecture(), "made_for_a_test:build", **arguments)
-    rebuilt = subnets.rebuild(text)
+    rebuilt = subnets.rebuild(text, source="made_for_a_test:build")
     rebuilt.set_weights(model.get_weights())
     x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
     np.testing.assert_allclose(rebuilt(x), model(x), rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="architecture: no module 'gone'"):
-        subnets.rebuild(text.replace("made_for_a_test:build", "gone:build"))
+        subnets.rebuild(text.replace("made_for_a_test:build", "gone:build"), source="gone:build")
 
 
 def test_a_sequential_model_will_do(own):

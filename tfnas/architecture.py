@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 
 from tfnas.errors import UserError
+from tfnas.reading import list_of, mapping_of, read, record, text_of, whole
 
 _FORMAT = 1
+MOST_CHANNELS = 2**24  # gated channels of one network: far more than any has, and little memory
+_SHAPE = record(
+    {"format": whole(_FORMAT, _FORMAT)},
+    layers=mapping_of(record(channels=whole(1, MOST_CHANNELS), kept=list_of(whole(0, MOST_CHANNELS)))),
+    digest=text_of(),
+)
 
 
 class Architecture(Mapping[str, np.ndarray]):
@@ -79,20 +86,23 @@ class Architecture(Mapping[str, np.ndarray]):
         return json.dumps({"format": _FORMAT, "digest": self.digest(), "layers": layers})
 
     @classmethod
-    def from_json(cls, text: str) -> Architecture:
+    def from_json(cls, text: str | bytes) -> Architecture:
         """Inverse of `to_json`. Raises UserError for text that is truncated, altered or something else."""
-        try:
-            value = json.loads(text)
-            keep = {}
-            for name, layer in value["layers"].items():
-                mask = np.zeros(layer["channels"], bool)
-                mask[layer["kept"]] = True
-                keep[name] = mask
-            architecture = cls(keep)
-            recorded = value["digest"]
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"architecture: not the JSON of an Architecture ({error})") from None
-        if recorded != architecture.digest():
+        title = "architecture: not the JSON of an Architecture"
+        value = read(text, _SHAPE, title)
+        total = sum(layer["channels"] for layer in value["layers"].values())
+        if total > MOST_CHANNELS:
+            raise UserError(f"{title} (at most {MOST_CHANNELS:,} channels expected. Received: {total:,})")
+        keep = {}
+        for name, layer in value["layers"].items():
+            mask = np.zeros(layer["channels"], bool)
+            try:
+                mask[np.array(layer["kept"], int)] = True
+            except IndexError as error:
+                raise UserError(f"{title} ('{name}': {error})") from None
+            keep[name] = mask
+        architecture = cls(keep)
+        if value["digest"] != architecture.digest():
             raise UserError("architecture: altered since it was written (its digest does not match)")
         return architecture
 

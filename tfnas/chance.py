@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfnas import figures
+from tfnas.reading import Shape, expect, list_of, loss, mapping_of, number, optional, record, text_of, whole
 
 _POSTERIOR = "posterior"  # the kind that the found network is of
 _COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN)  # of the kinds of candidates, in the ranking's order
@@ -23,6 +24,51 @@ _HEADINGS = (
     "ties",
 )
 _CLOSE = 0.005  # of accuracy: as good as the best of all
+
+
+def _three(shape: Shape) -> Shape:
+    """A figure and its interval."""
+
+    def check(value: Any, place: str) -> None:
+        list_of(shape)(value, place)
+        expect(len(value) == 3, place, value, "a figure and the two ends of its interval")
+
+    return check
+
+
+_SHARE = number(0, 1)
+_NEARLY_SHARE = number(-1e-9, 1 + 1e-9)  # a sum of rounded ones
+SCORE = record(loss=loss(), accuracy=_SHARE, num_examples=whole(1))
+CANDIDATE = record(kind=text_of(), accuracy=_SHARE, parameters=whole(), num_examples=whole(1))
+_GROUP = record(
+    count=whole(1),
+    mean_accuracy=_NEARLY_SHARE,
+    std_accuracy=_SHARE,
+    num_measured=whole(1),
+    best=optional(record(loss=loss(), accuracy=_SHARE, num_examples=whole(1), parameters=whole())),
+)
+_RACED = record(  # what a group has besides, if there is a best one
+    fresh=optional(SCORE),
+    saved=_NEARLY_SHARE,
+    ties=list_of(whole()),
+    best_of=list_of(record(count=whole(1), **dict.fromkeys(("mean", "low", "high"), _NEARLY_SHARE)), 1),
+)
+_RANKING = record(
+    rank_by=text_of("loss", "accuracy"),
+    kinds=mapping_of(_GROUP, 1),
+    predictive=mapping_of(record(accuracy=_three(_NEARLY_SHARE), nll=_three(loss()), ece=_three(_NEARLY_SHARE))),
+)
+
+
+def ranking_shape(value: Any, place: str) -> None:
+    """The shape of ranking.json, as `tfnas.reading` has shapes."""
+    _RANKING(value, place)
+    kinds = value["kinds"]
+    expect(len(kinds) == len(_COLOURS), "kinds", list(kinds), f"{len(_COLOURS)} of them")
+    expect((kinds.get(_POSTERIOR) or {}).get("best") is not None, f"kinds.{_POSTERIOR}.best", None, "there")
+    for kind, group in kinds.items():
+        if group["best"]:
+            _RACED(group, f"kinds.{kind}")
 
 
 def section(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]) -> str:

@@ -12,19 +12,23 @@ The command line overrides single keys (``--config.search.ell2=80``), then `from
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
-from tfnas import functions
-from tfnas.errors import UserError
+from tfnas import functions, reading
+from tfnas.errors import UserError, shown
+
+_MOST = 2**31  # what a whole number stays below: a seed of NumPy's and TensorFlow's, and a number of anything
+_LONGEST_NAME = 200  # bytes: a file system allows 255, and some are added for files being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +322,7 @@ class Export:
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
         _at_least("export.version", self.version, 1)
-        _require("/" not in self.name, "export.name", self.name, "a name without '/'")
+        _check_file_name(self.name, self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,13 +344,40 @@ class Config:
     def check(self) -> Config:
         """Returns self; raises UserError for the first value out of range, or two that do not go together."""
         _one_of("distribution", self.distribution, ("auto", "one_device", "mirrored", "multi_worker", "tpu"))
-        _at_least("seed", self.seed, 0)
+        _require(0 <= self.seed < _MOST, "seed", self.seed, f"at least 0 and below {_MOST}")
         for section in (self.data, self.supernet, self.search, self.sample, self.retrain, self.training, self.export):
             section.check()
         for field in ("search", "retrain"):
             batch, parts = getattr(self, field).batch_size, self.training.accumulate
             _require(batch % parts == 0, f"{field}.batch_size", batch, f"a multiple of training.accumulate, {parts}")
+        for key, value in _leaves(self):
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, str):
+                    _require(reading.is_plain(item), key, value, "text without control characters")
+                elif isinstance(item, float):
+                    _require(math.isfinite(item), key, value, "finite")
+                else:
+                    _require(item < _MOST, key, value, f"below {_MOST}")
+        _check_file_name(self.export.name or self.data.short_name, self.export.name)
         return self
+
+
+def _leaves(config: Config) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from (
+                (f"{field.name}.{inner.name}", getattr(value, inner.name)) for inner in dataclasses.fields(value)
+            )
+        else:
+            yield field.name, value
+
+
+def _check_file_name(name: str, received: str) -> None:
+    """That `export/NAME` is a folder of its own, inside the working directory, which no other file's name takes."""
+    fits = "/" not in name and len(name.encode(errors="replace")) <= _LONGEST_NAME
+    expected = f"a name without '/', other than '.', '..' and 'results.json', of at most {_LONGEST_NAME} bytes"
+    _require(fits and name not in (".", "..", "results.json"), "export.name", received, expected)
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
@@ -381,7 +412,7 @@ def check_key(key: str) -> None:
     """Raises UserError if no setting has this dotted name; suggests the nearest one."""
     if key not in known_keys():
         near = difflib.get_close_matches(key, known_keys(), n=1)
-        raise UserError(f"config: no key '{key}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+        raise UserError(f"config: no key {shown(key)}" + (f"; did you mean '{near[0]}'?" if near else ""))
 
 
 def parse_value(key: str, text: str) -> Any:
@@ -399,15 +430,16 @@ def parse_value(key: str, text: str) -> Any:
             return tuple(float(item) for item in text.strip("()[] ").split(",") if item.strip())
         return expected(text)
     except (KeyError, ValueError):
-        raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {text!r}") from None
+        raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(text)}") from None
 
 
 def _from_mapping(cls: Any, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
-        raise UserError(f"config: '{prefix.rstrip('.')}' must be a section of keys. Received: {values!r}")
+        name = f"'{prefix.rstrip('.')}'" if prefix else "all of it"
+        raise UserError(f"config: {name} must be a section of keys. Received: {shown(values)}")
     hints = typing.get_type_hints(cls)
     for key in values:
-        check_key(prefix + key) if not dataclasses.is_dataclass(hints.get(key)) else None
+        check_key(f"{prefix}{key}") if not dataclasses.is_dataclass(hints.get(key)) else None
     return cls(**{key: _typed(hints[key], value, prefix + key) for key, value in values.items()})
 
 
@@ -418,10 +450,11 @@ def _typed(expected: Any, value: Any, key: str) -> Any:
         if isinstance(value, list | tuple):
             return tuple(_typed(float, item, key) for item in value)
     elif expected is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # a whole number beyond all floats
+            return float(value)
     elif isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
-    raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {value!r}")
+    raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(value)}")
 
 
 def _type_name(expected: Any) -> str:
@@ -432,7 +465,7 @@ def _type_name(expected: Any) -> str:
 
 def _require(condition: bool, key: str, value: Any, expected: str) -> None:
     if not condition:
-        raise UserError(f"config: '{key}' must be {expected}. Received: {value!r}")
+        raise UserError(f"config: '{key}' must be {expected}. Received: {shown(value)}")
 
 
 def _at_least(key: str, value: float, least: float) -> None:

@@ -6,7 +6,13 @@ import contextlib
 import errno
 import os
 import re
+import reprlib
 from collections.abc import Iterator
+from typing import Any
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 20
 
 # Why something cannot be written, by the number in Python's errors and in the words of all others'.
 _UNWRITABLE = {
@@ -36,6 +42,11 @@ class LostWorker(UserError):
     """Another process of the cluster has gone; all must be started again, and go on."""
 
     exit_code = 75  # EX_TEMPFAIL: worth another try
+
+
+def shown(value: Any) -> str:
+    """`repr` for a message: one line, of bounded length and depth, whatever the value is."""
+    return " ".join(_REPR.repr(value).splitlines())
 
 
 @contextlib.contextmanager

@@ -10,14 +10,21 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tfnas.errors import UserError
+from tfnas.reading import MOST, Shape, read, record, text_of, whole
+
+_MOST_EXAMPLES = 2**31
+_EVALUATION = record(
+    digest=text_of(), start=whole(0, MOST), count=whole(1, _MOST_EXAMPLES), losses=text_of(), hits=text_of()
+)
 
 
 class Evaluations:
@@ -36,7 +43,8 @@ class Evaluations:
     def __init__(self, path: pathlib.Path, key: str, others: Sequence[pathlib.Path] = ()):
         self.path = path
         self._files: list[Any] = []
-        self._places: dict[bytes, dict[int, tuple[int, int]]] = {}  # digest -> start -> (file, offset)
+        # digest -> number of the first example that was not known before -> (file, offset)
+        self._places: dict[bytes, dict[int, tuple[int, int]]] = {}
         self._known: dict[bytes, int] = {}
         with contextlib.ExitStack() as on_error:
             on_error.callback(self.__exit__)
@@ -63,7 +71,7 @@ class Evaluations:
 
     @property
     def count(self) -> int:
-        """Lines that were found and appended."""
+        """Lines that were found and appended, but for those that say nothing new, or leave a gap before them."""
         return sum(map(len, self._places.values()))
 
     def known(self, digest: str) -> int:
@@ -100,11 +108,12 @@ class Evaluations:
             file, offset = places[start]
             self._files[file].seek(offset)
             record = json.loads(self._files[file].readline()[9:])
-            count = min(record["count"], stop - start)
-            losses[start : start + count] = np.frombuffer(base64.b64decode(record["losses"]), "<f4")[:count]
-            hits[start : start + count] = np.unpackbits(
-                np.frombuffer(base64.b64decode(record["hits"]), np.uint8), count=count
-            )
+            known = start - record["start"]
+            count = min(record["count"] - known, stop - start)
+            part = slice(known, known + count)
+            losses[start : start + count] = np.frombuffer(base64.b64decode(record["losses"]), "<f4")[part]
+            packed = np.frombuffer(base64.b64decode(record["hits"]), np.uint8)
+            hits[start : start + count] = np.unpackbits(packed)[part]
             start += count
         return losses, hits
 
@@ -114,7 +123,7 @@ class Evaluations:
         first = self._files[-1].readline()
         if not first.endswith(b"\n"):
             return None
-        return _parsed(first, path, 1).get("key")
+        return _parsed(first, path, 1, record(key=text_of()))["key"]
 
     def _index(self, path: pathlib.Path) -> None:
         """Notes where every evaluation of the file that was opened last stands; drops a line cut short."""
@@ -126,14 +135,18 @@ class Evaluations:
                 if file.writable():
                     file.truncate(offset)
                 return
-            self._note(_parsed(line, path, number), len(self._files) - 1, offset)
+            found = _parsed(line, path, number, _EVALUATION)
+            if not _is_whole(found):
+                raise UserError(f"{_altered(path, number)} (a digest, and a loss and a hit an example, are expected)")
+            self._note(found, len(self._files) - 1, offset)
             offset += len(line)
 
     def _note(self, record: dict[str, Any], file: int, offset: int) -> None:
         digest = bytes.fromhex(record["digest"])
-        places = self._places.setdefault(digest, {})
-        places[record["start"]] = (file, offset)
-        if record["start"] == self._known.get(digest, 0):
+        known = self._known.get(digest, 0)
+        # Files that several machines wrote may overlap.
+        if record["start"] <= known < record["start"] + record["count"]:
+            self._places.setdefault(digest, {})[known] = (file, offset)
             self._known[digest] = record["start"] + record["count"]
 
 
@@ -142,8 +155,22 @@ def _line(record: dict[str, Any]) -> str:
     return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
-def _parsed(line: bytes, path: pathlib.Path, number: int) -> dict[str, Any]:
+def _parsed(line: bytes, path: pathlib.Path, number: int, shape: Shape) -> dict[str, Any]:
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if checksum.decode(errors="replace") != f"{zlib.crc32(text):08x}":
-        raise UserError(f"{path}: line {number} was altered (its checksum differs): delete the file to rank again")
-    return json.loads(text)
+        raise UserError(f"{_altered(path, number)} (its checksum differs)")
+    return read(text, shape, _altered(path, number))
+
+
+def _altered(path: pathlib.Path, number: int) -> str:
+    return f"{path}: line {number} was altered, delete the file to rank again"
+
+
+def _is_whole(evaluation: Mapping[str, Any]) -> bool:
+    """Whether the digest is one, and there are a loss and a hit for each example."""
+    try:
+        bytes.fromhex(evaluation["digest"])
+        losses, hits = (base64.b64decode(evaluation[name], validate=True) for name in ("losses", "hits"))
+    except ValueError:
+        return False
+    return len(losses) == 4 * evaluation["count"] and len(hits) == math.ceil(evaluation["count"] / 8)

@@ -9,10 +9,36 @@ from typing import Any
 import rich.table
 
 from tfnas import terminal, workdir
+from tfnas.posterior import PRICES
+from tfnas.reading import MOST, list_of, number, optional, record, text_of, whole
 from tfnas.workdir import Workdir
 
 HEADINGS = ("budget", "expected cost", "parameters", "mult-adds", "mean of candidates", "found, raced", "found, fresh")
 Row = Mapping[str, Any]
+_EXPECTED = {"expected": number(0, MOST), "deviation": number(0, MOST), "total": number(1e-30, MOST)}
+_SHAPE = record(
+    resource=text_of(*PRICES),
+    rows=list_of(
+        record(
+            share=optional(number(0, 1)),
+            expected=optional(number()),
+            mean_accuracy=number(0, 1),
+            parameters=whole(),
+            multiply_adds=whole(),
+            accuracy=number(0, 1),
+            fresh=optional(record(accuracy=number(0, 1))),
+        ),
+        1,
+    ),
+)
+
+
+def shape(value: Any, place: str) -> None:
+    """The shape of front.json, as `tfnas.reading` has shapes."""
+    _SHAPE(value, place)
+    for i, row in enumerate(value["rows"]):
+        if row["expected"] is not None:
+            record(**_EXPECTED)(row, f"rows[{i}]")
 
 
 def write(work: Workdir, rows: Sequence[Row], resource: str) -> None:
@@ -60,7 +86,8 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
     panels = (("parameters", 1e3, "parameters, thousands"), ("multiply_adds", 1e6, "multiply-adds, millions"))
     for axes, (name, unit, label) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         axes.spines[["top", "right"]].set_visible(False)
-        points = sorted((row[name] / unit, 100 * row["accuracy"], row) for row in rows)
+        points = [(row[name] / unit, 100 * row["accuracy"], row) for row in rows]
+        points.sort(key=lambda point: point[:2])  # two budgets may find one network
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color="#0072B2", label="found, raced")
         fresh = [(x, 100 * row["fresh"]["accuracy"]) for x, _, row in points if row["fresh"]]
         if fresh:

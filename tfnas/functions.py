@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from tfnas.errors import UserError
+from tfnas.errors import UserError, shown
 
 
 def look_in(folder: str | os.PathLike[str]) -> None:
@@ -25,7 +25,7 @@ def look_in(folder: str | os.PathLike[str]) -> None:
 def check_name(key: str, text: str) -> None:
     """Raises UserError unless `text` looks like 'package.module:function'."""
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", text):
-        raise UserError(f"config: '{key}' must be 'package.module:function'. Received: {text!r}")
+        raise UserError(f"config: '{key}' must be 'package.module:function'. Received: {shown(text)}")
 
 
 def resolve(key: str, text: str) -> Callable[..., Any]:

@@ -144,7 +144,7 @@ def _say_end(work: workdir.Workdir) -> None:
     from tfnas import report
 
     report.print_table(work)
-    exported = work.read_json(workdir.EXPORT_RESULTS, "run")
+    exported = work.read_json(workdir.EXPORT_RESULTS, "run", report.EXPORTED)
     print(f"report    {work.path / workdir.REPORT}")
     print(f"model     {work.path / exported['saved_model']}     (SavedModel; how to serve it: docs/serving.md)")
     print("next      your own model and data: docs/your_model.md")

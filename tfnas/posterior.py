@@ -11,14 +11,30 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tfnas.architecture import Architecture
+from tfnas.architecture import MOST_CHANNELS, Architecture
 from tfnas.errors import UserError
+from tfnas.reading import list_of, mapping_of, number, optional, read, record, text_of, whole
 
 _FORMAT = 1
 RESOURCES = ("parameters", "multiply_adds")  # what a gate may be priced by, counted from shapes
 PRICES = (*RESOURCES, "latency")  # and what has to be measured first
 _ATTEMPTS = 1_000  # draws of one candidate under a limit
 _DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
+_MOST_SECONDS = 1e9  # of latency: what is beyond is no measurement
+_SHAPE = record(
+    {"format": whole(_FORMAT, _FORMAT)},
+    layers=list_of(
+        record(
+            {"multiply_adds_per_channel": optional(whole()), "latency_per_channel": optional(number(0, _MOST_SECONDS))},
+            name=text_of(),
+            group_sizes=list_of(whole(1, MOST_CHANNELS), 1),
+            drop_probability=list_of(number(0, 1), 1),
+            parameters_per_channel=whole(),
+        ),
+        1,
+    ),
+)
+_PUBLISHED = record(drop_probability=mapping_of(list_of(number(0, 1), 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,10 +322,17 @@ class Posterior:
         return json.dumps({"format": _FORMAT, "layers": [dataclasses.asdict(g) for g in self.layers]}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Posterior:
+    def from_json(cls, text: str | bytes) -> Posterior:
         """Inverse of `to_json`. Raises UserError for text that is truncated or something else."""
+        title = "posterior: not the JSON of a Posterior"
+        layers = read(text, _SHAPE, title)["layers"]
+        names = {g["name"] for g in layers}
+        if len(names) < len(layers):
+            raise UserError(f"{title} ({len(layers)} layers with names of their own expected. Received: {len(names)})")
+        total = sum(sum(g["group_sizes"]) for g in layers)
+        if total > MOST_CHANNELS:
+            raise UserError(f"{title} (at most {MOST_CHANNELS:,} channels expected. Received: {total:,})")
         try:
-            layers: Sequence[dict] = json.loads(text)["layers"]
             return cls(
                 tuple(
                     LayerGates(
@@ -323,8 +346,8 @@ class Posterior:
                     for g in layers
                 )
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"posterior: not the JSON of a Posterior ({error})") from None
+        except ValueError as error:
+            raise UserError(f"{title} ({error})") from None
 
     @classmethod
     def from_reference(cls, text: str, like: Posterior) -> Posterior:
@@ -338,10 +361,8 @@ class Posterior:
         Raises:
             UserError: if the text is something else, or its layers or their sources are not those of `like`.
         """
-        try:
-            published = {name.replace(".", "_"): tuple(p) for name, p in json.loads(text)["drop_probability"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"posterior: not the JSON of a published posterior ({error})") from None
+        value = read(text, _PUBLISHED, "posterior: not the JSON of a published posterior")
+        published = {name.replace(".", "_"): tuple(p) for name, p in value["drop_probability"].items()}
         odd = sorted(set(published) ^ {g.name for g in like.layers})
         if odd:
             where = "published" if odd[0] in published else "super-network's"
@@ -351,10 +372,7 @@ class Posterior:
                 raise UserError(
                     f"posterior: '{g.name}' has {len(g.group_sizes)} sources. Received: {len(published[g.name])} values"
                 )
-        try:
-            return cls(tuple(dataclasses.replace(g, drop_probability=published[g.name]) for g in like.layers))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"posterior: {error}") from None
+        return cls(tuple(dataclasses.replace(g, drop_probability=published[g.name]) for g in like.layers))
 
 
 def _total(keep: Mapping[str, np.ndarray], costs: Sequence[float]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 import rich.console
 import rich.table
 
-from tfnas import chance, figures, front, terminal, workdir
+from tfnas import chance, figures, front, reading, terminal, workdir
 from tfnas import config as config_lib
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.posterior import Posterior
+from tfnas.reading import expect, list_of, mapping_of, number, optional, record, text_of, whole
 from tfnas.workdir import Workdir
 
 _MOST_UNDECIDED = 10  # gates listed
@@ -53,13 +53,48 @@ figure { margin: 1rem 0; } figcaption, .note { color: #555; font-size: .92rem; }
 """
 
 
+_MEASURES: dict[str, reading.Shape] = {
+    "validation_accuracy": number(0, 1),
+    "test_accuracy": number(0, 1),
+    "parameters": number(0, reading.MOST),
+    "multiply_adds": number(0, reading.MOST),
+    "file_bytes": number(0, reading.MOST),
+    "latency_seconds": number(0, 1e9),
+}
+_ROW = record({"num_tested": whole(), **{name: optional(shape) for name, shape in _MEASURES.items()}}, name=text_of())
+_RESULTS = record(chosen=text_of(), rows=list_of(_ROW, 1))
+_CHOSEN = record(test_accuracy=number(0, 1), parameters=whole(), multiply_adds=whole())
+_FULL = record(  # what others are told as shares of
+    test_accuracy=number(0, 1), parameters=whole(1), multiply_adds=whole(1), latency_seconds=number(1e-12, 1e9)
+)
+_EPOCH = record(
+    epoch=whole(1),
+    loss=number(-1e30, 1e30),
+    kept=number(0, 2),
+    drop_probability=mapping_of(list_of(number(0, 1), 1)),
+)
+EXPORTED = record(saved_model=text_of(), largest_difference=number(0))
+
+
+def results_shape(value: Any, place: str) -> None:
+    """The shape of results.json, as `tfnas.reading` has shapes."""
+    _RESULTS(value, place)
+    names = [row["name"] for row in value["rows"]]
+    expect(value["chosen"] in names, "chosen", value["chosen"], "one of the rows' names")
+    for i, row in enumerate(value["rows"]):
+        if row["name"] == value["chosen"]:
+            _CHOSEN(row, f"rows[{i}]")
+        if row["name"].startswith("full"):
+            _FULL(row, f"rows[{i}]")
+
+
 def print_table(work: Workdir, console: rich.console.Console = terminal.console) -> None:
     """Prints the comparison that retrain left, one network a line, the one chosen in bold.
 
     Raises:
         UserError: if retrain has not run.
     """
-    results = work.read_json(workdir.RESULTS, "report")
+    results = work.read_json(workdir.RESULTS, "report", results_shape)
     table = rich.table.Table(box=None, padding=(0, 1))
     for i, heading in enumerate(_HEADINGS):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
@@ -75,13 +110,14 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     Raises:
         UserError: if a stage that it tells of has not run, or left files that were changed since.
     """
-    results = work.read_json(workdir.RESULTS, "report")
-    history = [json.loads(line) for line in work.read(workdir.HISTORY, "report").read_text().splitlines()]
-    posterior = Posterior.from_json(work.read(workdir.POSTERIOR, "report").read_text())
-    architecture = Architecture.from_json(work.read(workdir.ARCHITECTURE, "report").read_text())
-    ranking = work.read_json(workdir.RANKING, "report")
-    exported = work.read_json(workdir.EXPORT_RESULTS, "report")
-    candidates = _candidates(work)
+    results = work.read_json(workdir.RESULTS, "report", results_shape)
+    history = work.read_lines(workdir.HISTORY, "report", _EPOCH)
+    posterior = Posterior.from_json(work.read(workdir.POSTERIOR, "report").read_bytes())
+    architecture = Architecture.from_json(work.read(workdir.ARCHITECTURE, "report").read_bytes())
+    ranking = work.read_json(workdir.RANKING, "report", chance.ranking_shape)
+    exported = work.read_json(workdir.EXPORT_RESULTS, "report", EXPORTED)
+    candidates = work.read_lines(workdir.CANDIDATES, "report", chance.CANDIDATE)
+    _check_one_run(posterior, architecture, history, ranking, candidates)
     sections = (
         ("What did I get, and what did it cost?", _what(results)),
         ("Is it better than chance?", chance.section(candidates, ranking)),
@@ -125,9 +161,23 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Mapping[str, Any
         )
 
 
-def _candidates(work: Workdir) -> list[dict[str, Any]]:
-    """Every candidate's record."""
-    return [json.loads(line) for line in work.read(workdir.CANDIDATES, "report").read_text().splitlines()]
+def _check_one_run(
+    posterior: Posterior,
+    architecture: Architecture,
+    history: Sequence[Mapping[str, Any]],
+    ranking: Mapping[str, Any],
+    candidates: Sequence[Mapping[str, Any]],
+) -> None:
+    """Raises UserError unless the files name the same layers, groups and kinds."""
+    if {name: mask.size for name, mask in architecture.items()} != {g.name: g.num_channels for g in posterior.layers}:
+        raise UserError(f"report: the layers of {workdir.ARCHITECTURE} are not those of {workdir.POSTERIOR}")
+    groups = {g.name: len(g.group_sizes) for g in posterior.layers}
+    epochs = [{name: len(p) for name, p in record["drop_probability"].items()} for record in history]
+    if not epochs or any(epoch != groups for epoch in epochs):
+        raise UserError(f"report: the layers of {workdir.HISTORY} are not those of {workdir.POSTERIOR}, in every epoch")
+    missing = set(ranking["kinds"]) - {candidate["kind"] for candidate in candidates}
+    if missing:
+        raise UserError(f"report: {workdir.CANDIDATES} has no candidate of the kind '{min(missing)}'")
 
 
 def _what(results: Mapping[str, Any]) -> str:
@@ -231,7 +281,7 @@ def _undecided(posterior: Posterior) -> str:
 
 def _front(work: Workdir) -> Mapping[str, Any] | None:
     """What sample measured at its budgets; None if it had none, whatever an earlier run of it left."""
-    return work.read_json(workdir.FRONT, "report") if work.has(workdir.FRONT) else None
+    return work.read_json(workdir.FRONT, "report", front.shape) if work.has(workdir.FRONT) else None
 
 
 def _sizes(posterior: Posterior, measured: Mapping[str, Any] | None) -> str:

@@ -18,10 +18,24 @@ import numpy as np
 from tfnas import functions, supernets
 from tfnas.architecture import Architecture
 from tfnas.channels import Flow, Graph, Node
-from tfnas.errors import UserError
+from tfnas.config import BUILDERS
+from tfnas.errors import UserError, shown
 from tfnas.folding import Folding, weights_of
 from tfnas.kinds import TRANSPOSED
+from tfnas.reading import list_of, mapping_of, read, record, text_of, whole
 from tfnas.supernet import Supernet, copy_weights
+
+_SIZE = whole(1, 100_000)  # of an argument: channels, blocks, pixels, classes
+_SIZES = list_of(_SIZE)
+
+
+def _argument(value: Any, place: str) -> None:
+    (_SIZES if isinstance(value, list) else _SIZE)(value, place)
+
+
+_DESCRIBED = record(
+    layout=text_of("gather", "mask"), supernet=record(builder=text_of(), arguments=mapping_of(_argument))
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,32 +133,45 @@ def describe(architecture: Architecture, builder: str, layout: str = "gather", *
     return json.dumps({**json.loads(architecture.to_json()), "layout": layout, "supernet": supernet})
 
 
-def rebuild(text: str, name: str = "subnet") -> keras.Model:
+def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
     """The network that `describe`'s JSON says, with fresh weights.
 
+    The text is data, and names no code that is run: its super-network is one of `tfnas.supernets`. A function of the
+    user's own is imported and called only if the caller names it too.
+
+    Args:
+        text: the JSON.
+        name: of the model returned.
+        source: the user's own 'package.module:function' that the text may name, as `supernet.source` in the settings.
+
     Raises:
-        UserError: if the text is not such JSON, or names a super-network that does not exist or a function that cannot
-            be imported.
+        UserError: if the text is not such JSON, or names a super-network that is neither one of `tfnas.supernets` nor
+            `source`, or one that takes other arguments or cannot be imported.
     """
     architecture = Architecture.from_json(text)
-    try:
-        described = json.loads(text)
-        spec, layout = described["supernet"], described["layout"]
-        build = builder(spec["builder"], "architecture")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"architecture: names no super-network of tfnas.supernets ({error})") from None
-    graph = Graph(build(**spec["arguments"]))
-    return _Cutter(graph, graph.flow(architecture, layout)).cut(name)
+    spec = read(text, _DESCRIBED, "architecture: names no super-network of tfnas.supernets")
+    found, arguments = spec["supernet"]["builder"], spec["supernet"]["arguments"]
+    if found != source and found not in BUILDERS:
+        raise UserError(
+            f"architecture: names the super-network {shown(found)}, one of {', '.join(BUILDERS)} expected"
+            + (f", or {source}" if source else "; if it is yours and you trust it, pass it as `source`")
+        )
+    build = builder(found, "architecture")
+    graph = Graph(functions.call("architecture", found, build, **arguments))
+    return _Cutter(graph, graph.flow(architecture, spec["layout"])).cut(name)
 
 
 def builder(name: str, key: str) -> Callable[..., keras.Model]:
     """The function that builds a super-network: one of `tfnas.supernets`, or the user's 'package.module:function'.
 
+    Args:
+        name: of one that `config.BUILDERS` has, or of a function of the user's, whose module is then imported.
+        key: the setting that names it.
+
     Raises:
         UserError: naming the setting `key`, if a function of the user's cannot be imported.
-        AttributeError: if there is no such super-network.
     """
-    return functions.resolve(key, name) if ":" in name else getattr(supernets, name)
+    return getattr(supernets, name) if name in BUILDERS else functions.resolve(key, name)
 
 
 # Kinds cut by one rule: channel by channel.

@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tfnas.config
-from tfnas.errors import UserError, unwrapped
+from tfnas.errors import UserError, shown, unwrapped
+from tfnas.reading import Shape, mapping_of, optional, read, record, text_of, whole
 
 MANIFEST = "manifest.json"
 CHECKPOINTS = "search/checkpoints"
@@ -44,6 +45,19 @@ SUBNET = "retrain/subnet.keras"
 RESULTS = "retrain/results.json"
 EXPORT_RESULTS = "export/results.json"
 REPORT = "report.html"
+
+
+def _settings(value: Any, place: str) -> None:
+    if isinstance(value, Mapping):  # whose keys are then shown
+        mapping_of(_settings)(value, place)
+
+
+_MANIFEST = record(
+    versions=mapping_of(text_of()),
+    seed=whole(),
+    config=optional(mapping_of(_settings)),
+    stages=mapping_of(record(key=text_of(), outputs=mapping_of(text_of()))),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,16 +196,16 @@ class Workdir:
         """Writes `value` as JSON with its digest: of files that no manifest has the digest of."""
         return self.write_json(name, {**value, "sha256": _seal(value)})
 
-    def read_sealed(self, name: str) -> dict[str, Any]:
-        """What `write_sealed` wrote. Raises UserError if that was truncated or altered since."""
+    def read_sealed(self, name: str, shape: Shape) -> dict[str, Any]:
+        """What `write_sealed` wrote, of a shape. Raises UserError if that was truncated or altered since."""
         path = self.path / name
+        title = f"{path}: truncated or altered: delete it, and 'tfnas run' makes it again from the others"
         try:
-            value = json.loads(path.read_text())
-            seal = value.pop("sha256")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            seal = value = None
-        if value is None or seal != _seal(value):
-            raise UserError(f"{path}: truncated or altered: delete it, and 'tfnas run' makes it again from the others")
+            value = read(path.read_bytes(), shape, title)
+        except OSError as error:
+            raise UserError(f"{title} ({error.strerror})") from None
+        if value.pop("sha256", None) != _seal(value):
+            raise UserError(title)
         return value
 
     def read(self, name: str, stage: str) -> pathlib.Path:
@@ -212,9 +226,16 @@ class Workdir:
             )
         return path
 
-    def read_json(self, name: str, stage: str) -> Any:
-        """Content of a JSON file that `stage` needs; the same checks as `read`."""
-        return json.loads(self.read(name, stage).read_text())
+    def read_json(self, name: str, stage: str, shape: Shape) -> Any:
+        """Content of a JSON file that `stage` needs; the same checks as `read`, and that of its shape."""
+        path = self.read(name, stage)
+        return read(path.read_bytes(), shape, f"{path}: altered")
+
+    def read_lines(self, name: str, stage: str, shape: Shape) -> list[Any]:
+        """Content of a file with JSON on every line; the same checks as `read`, and that of each line's shape."""
+        path = self.read(name, stage)
+        lines = path.read_bytes().splitlines()
+        return [read(line, shape, f"{path}: line {i} was altered") for i, line in enumerate(lines, 1)]
 
     def has(self, name: str) -> bool:
         """Whether a stage recorded a file when it last ended; if not, one of that name is an earlier run's."""
@@ -224,24 +245,31 @@ class Workdir:
         """What is known of this folder; empty for a new one."""
         if not (self.path / MANIFEST).exists():
             return {"config": None, "stages": {}}
-        return self.read_sealed(MANIFEST)
+        manifest = self.read_sealed(MANIFEST, _MANIFEST)
+        for stage, entry in manifest["stages"].items():
+            for name in entry["outputs"]:
+                # They are opened to see whether they are still as they were left.
+                if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
+                    raise UserError(
+                        f"{self.path / MANIFEST}: '{stage}' is to have written {shown(name)}, outside of this folder"
+                    )
+        return manifest
 
     def claim(self, config: tfnas.config.Config) -> None:
         """Makes this folder `config`'s. Raises UserError if it holds another search's results, or part of them."""
         manifest = self.manifest()
         mine = json.loads(json.dumps(tfnas.config.to_dict(config)))
         held = manifest["config"]
-        begun = manifest["stages"] or any(
-            (self.path / CHECKPOINTS).glob("*.npz")
-        )  # else a mistake in the settings may be mended
+        # Before anything is there, a mistake in the settings may be mended.
+        begun = manifest["stages"] or any((self.path / CHECKPOINTS).glob("*.npz"))
         if held is not None and begun:
             for section in STAGES["search"].sections:
                 for key, theirs, ours in _differences(section, held.get(section), mine[section]):
                     if key in _NEUTRAL:
                         continue
                     raise UserError(
-                        f"workdir {self.path}: holds a search with {key}={theirs!r}, and this config has {ours!r}: "
-                        "use another --workdir, or delete this one"
+                        f"workdir {self.path}: holds a search with {key}={shown(theirs)}, and this config has "
+                        f"{shown(ours)}: use another --workdir, or delete this one"
                     )
         if held != mine:
             self.write_sealed(MANIFEST, {**manifest, "config": mine, "versions": versions(), "seed": config.seed})
@@ -306,7 +334,13 @@ class Workdir:
 
 
 def digest(path: pathlib.Path) -> str:
-    """Hex SHA-256 of a file, or of a folder's file names and contents."""
+    """Hex SHA-256 of a file, or of a folder's file names and contents.
+
+    Raises:
+        UserError: if it is neither, as a pipe, of which there may be no end.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: a file or a folder expected")
     sha = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         if path.is_dir():

@@ -14,9 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import data, terminal, workdir
+from tfnas import data, saving, terminal, workdir
 from tfnas.architecture import Architecture
 from tfnas.config import Config
+from tfnas.errors import UserError
 
 _TOLERANCE = 1e-5  # of probabilities, between the exported and the reloaded model
 
@@ -28,7 +29,7 @@ sys.modules["keras"] = sys.modules["tfnas"] = sys.modules["tensorflow_probabilit
 import numpy as np
 import tensorflow as tf
 serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-answer = serve(image=tf.constant(np.load(io.BytesIO(sys.stdin.buffer.read()))))
+answer = serve(image=tf.constant(np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)))
 found = io.BytesIO()
 np.savez(found, probabilities=answer["probabilities"].numpy(), label=answer["label"].numpy().astype("S"))
 sys.stdout.buffer.write(found.getvalue())
@@ -47,7 +48,8 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 def _export(config: Config, work: workdir.Workdir) -> list[str]:
     splits = data.load(config.data, work.path / "tensorflow_datasets")
-    model = keras.models.load_model(work.path / workdir.SUBNET)
+    model = saving.load(work.path / workdir.SUBNET, keras.Model)
+    _check_fits(model, splits, work.path / workdir.SUBNET)
     text = (work.path / workdir.CUT_ARCHITECTURE).read_text()
     Architecture.from_json(text)  # refuses one that was altered
     base = f"export/{config.export.name or config.data.short_name}"
@@ -74,6 +76,13 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         {"saved_model": str(target.relative_to(work.path)), "largest_difference": largest, "files": beside},
     )
     return [str(target.relative_to(work.path)), *beside]
+
+
+def _check_fits(model: keras.Model, splits: data.Splits, path: pathlib.Path) -> None:
+    shapes = [tuple(tensor.shape) for tensor in (*(model.inputs or ()), *(model.outputs or ()))]
+    expected = [(None, *splits.image_shape), (None, splits.num_classes)]
+    if shapes != expected:
+        raise UserError(f"{path}: input and output of shapes {expected} expected, as the data has. Received: {shapes}")
 
 
 def _write_saved_model(model: keras.Model, splits: data.Splits, config: Config, path: pathlib.Path) -> None:
@@ -111,7 +120,7 @@ def _check_reloaded(model: keras.Model, splits: data.Splits, config: Config, pat
     if done.returncode:
         message = done.stderr[-2000:].decode(errors="replace")
         raise RuntimeError(f"export: the SavedModel could not be reloaded in a fresh process:\n{message}")
-    with np.load(io.BytesIO(done.stdout)) as answer:
+    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as answer:
         got, labels = answer["probabilities"], answer["label"]
     largest = float(np.abs(got - expected).max())
     names = np.array(splits.label_names)[expected.argmax(-1)]

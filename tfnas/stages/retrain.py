@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas import baselines, controls, data, distribution, ranking, sources, training, workdir
+from tfnas import baselines, controls, data, distribution, ranking, reading, saving, sources, training, workdir
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.config import Config
@@ -24,6 +24,18 @@ from tfnas.supernet import Supernet
 
 _TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
 _RANDOM = (baselines.EVEN, baselines.ALLOCATED)
+_KINDS = ("posterior", *_RANDOM)
+_ANY = reading.mapping_of(lambda value, place: None)  # what `Architecture` reads for itself
+_KIND = reading.record(
+    architecture=reading.optional(_ANY),
+    first=reading.list_of(_ANY, 1),
+    count=reading.whole(1),
+    num_measured=reading.whole(1),
+    mean_accuracy=reading.number(0, 1),
+    mean_parameters=reading.number(0, reading.MOST),
+    mean_multiply_adds=reading.number(0, reading.MOST),
+)
+_RANKING = reading.record(kinds=reading.record(**dict.fromkeys(_KINDS, _KIND)))
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -38,9 +50,10 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 def _retrain(config: Config, work: workdir.Workdir) -> None:
     training.set_seed(config.seed)
     splits = training.load_data(config, work)
-    supernet = keras.models.load_model(work.path / workdir.SUPERNET)
-    architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_text())
-    kinds = json.loads((work.path / workdir.RANKING).read_text())["kinds"]
+    supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
+    architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_bytes())
+    ranked = work.read_json(workdir.RANKING, "retrain", _RANKING)["kinds"]
+    kinds = {kind: ranked[kind] for kind in _KINDS}
     settings = config.retrain
     recalibration = training.recalibration(config, splits, supernet)
 

@@ -14,12 +14,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import rich.progress
 from scipy.special import softmax
 
-from tfnas import baselines, costs, data, distribution, front, statistics, terminal, training, workdir
+from tfnas import baselines, costs, data, distribution, front, reading, saving, statistics, terminal, training, workdir
 from tfnas import config as config_lib
 from tfnas.architecture import Architecture, Packed
 from tfnas.config import Config
@@ -131,8 +130,8 @@ class _Sampling:
         self.work = work
         training.set_seed(config.seed)
         splits = training.load_data(config, work)
-        self.supernet: Supernet = keras.models.load_model(work.path / workdir.SUPERNET)
-        self.posterior = Posterior.from_json((work.path / workdir.POSTERIOR).read_text())
+        self.supernet: Supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
+        self.posterior = Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes())
         if self.settings.latency or (self.settings.budgets and self.settings.resource == "latency"):
             self.posterior = self.posterior.with_latency(self._latencies())
         batches = data.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
@@ -328,7 +327,8 @@ class _Sampling:
         file = self.work.path / workdir.LATENCIES
         if not file.exists():
             self.work.write_sealed(workdir.LATENCIES, {"seconds": costs.layer_latencies(self.supernet)})
-        return self.work.read_sealed(workdir.LATENCIES)["seconds"]
+        shape = reading.record(seconds=reading.mapping_of(reading.number(0)))
+        return self.work.read_sealed(workdir.LATENCIES, shape)["seconds"]
 
     def _predictive(self, ranking: Ranking) -> dict[str, Any]:
         """The found network, an ensemble of the best and the posterior's average, on examples the race did not use."""

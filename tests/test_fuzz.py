@@ -1,0 +1,405 @@
+"""Whatever stands in a config or a file of a run: a valid result or one line that names it, and nothing is run.
+
+Thousands of cases, the same each time: arbitrary JSON, valid files altered in one to three places, and bytes that were
+cut, flipped or overwritten.
+"""
+
+import ast
+import copy
+import io
+import json
+import math
+import os
+import pathlib
+import tempfile
+import zlib
+
+import numpy as np
+import pytest
+import rich.console
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
+from test_evaluations import write
+from test_report import FRONT, made
+
+from tfnas import chance, config, evaluations, figures, front, report, workdir
+from tfnas.architecture import Architecture
+from tfnas.errors import UserError
+from tfnas.posterior import LayerGates, Posterior
+
+# Not in the repository.
+set_hypothesis_home_dir(pathlib.Path(tempfile.gettempdir()) / "tfnas-hypothesis")
+
+
+def fuzz(cases):
+    # A fixture's folder is shared by all cases, each of which writes its file anew.
+    too_slow = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+    return settings(
+        max_examples=cases, derandomize=True, deadline=30_000, database=None, suppress_health_check=too_slow
+    )
+
+
+POSTERIOR = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9, 90, 1e-6), LayerGates("b/c", (4,), (0.4,), 25)))
+ARCHITECTURE = Architecture({"a": [True, False, True], "b/c": [False, False, True, True]})
+
+text = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(["", "..", "/", "../../x", "/etc/passwd", "a\0b", "\ud800", "a\nb", "x" * 5_000, "results.json"]),
+)
+numbers = st.one_of(
+    st.integers(-3, 3),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.sampled_from([2**31, 2**53, 2**63, -(2**63), 10**30, 10**400, -(10**400), 5e-324, 1e308, -0.0, 1e-9]),
+)
+scalars = st.one_of(st.none(), st.booleans(), numbers, text)
+values = st.one_of(
+    scalars,
+    st.recursive(
+        scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=8
+    ),
+    st.sampled_from([20, 100]).map(lambda depth: nested(depth)),
+)
+
+
+def nested(depth):
+    value = 0
+    for i in range(depth):
+        value = [value] if i % 2 else {"layers": value}
+    return value
+
+
+def places(value, path=()):
+    """Every place in a JSON value, outermost first."""
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(inner, (*path, key))
+
+
+@st.composite
+def altered(draw, valid):
+    """A valid value with one to three places replaced, dropped, doubled, or given another name."""
+    value = copy.deepcopy(valid)
+    for _ in range(draw(st.integers(1, 3))):
+        everywhere = list(places(value))
+        path = everywhere[draw(st.integers(0, len(everywhere) - 1))]
+        if not path:
+            if draw(st.integers(0, 9)) == 0:
+                return draw(values)
+            continue
+        *outer, last = path
+        owner = value
+        for key in outer:
+            owner = owner[key]
+        change = draw(st.sampled_from(["replace", "replace", "replace", "drop", "double", "rename", "scale"]))
+        if change == "replace":
+            owner[last] = draw(values)
+        elif change == "drop":
+            del owner[last]
+        elif change == "scale" and isinstance(owner[last], int | float):
+            owner[last] *= draw(st.sampled_from([-1, 0, 0.5, 2, 10**9]))
+        elif isinstance(owner, list):
+            owner.insert(last, copy.deepcopy(owner[last]))
+        else:
+            owner[draw(text)] = owner.pop(last) if change == "rename" else copy.deepcopy(owner[last])
+    return value
+
+
+@st.composite
+def damaged(draw, valid):
+    """Bytes cut short, with bits flipped, or a piece overwritten, doubled or dropped."""
+    data = bytearray(valid)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(data)))
+        change = draw(st.sampled_from(["cut", "flip", "write", "double", "drop"]))
+        if change == "cut":
+            del data[at:]
+        elif change == "flip" and at < len(data):
+            data[at] ^= 1 << draw(st.integers(0, 7))
+        elif change == "write":
+            data[at : at + 4] = draw(
+                st.binary(max_size=6) | st.sampled_from([b"NaN", b"-", b"[" * 30, b"\xff", b"1e999"])
+            )
+        elif change == "double":
+            data[at:at] = data[at : at + 20]
+        elif change == "drop":
+            del data[at : at + 8]
+    return bytes(data)
+
+
+def contents(valid):
+    """JSON of altered values, damaged bytes of the valid one, and arbitrary JSON, as bytes."""
+    whole = json.dumps(valid).encode()
+    return st.one_of(altered(valid).map(dumped), altered(valid).map(dumped), damaged(whole), values.map(dumped))
+
+
+def dumped(value):
+    # A float that is written as 1e999 is read as infinity, without the name that only Python's JSON has.
+    return json.dumps(value).replace("Infinity", "1e999").encode()
+
+
+def answer(function, *arguments):
+    """What the function returns, or None after a UserError of one line, which can be shown, of bounded length."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        message = str(error)
+        assert message.isprintable() and 10 < len(message) < 2_000, message
+        message.encode()
+        return None
+
+
+DEEP = [b"[" * 100_000, b'{"layers":' * 100_000, b'{"layers": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", b"9" * 10_000]
+
+
+@pytest.mark.parametrize("data", [*DEEP, b"", b"\x00", b"\xff\xfe", b"null", b"NaN", b'{"layers": {}, "layers": {}}'])
+@pytest.mark.parametrize("reader", [Posterior.from_json, Architecture.from_json])
+def test_what_is_no_such_file_at_all_is_refused(reader, data):
+    with pytest.raises(UserError, match="not the JSON of an? (Posterior|Architecture)"):
+        reader(data)
+
+
+@fuzz(1500)
+@given(contents(json.loads(POSTERIOR.to_json())))
+def test_posterior(data):
+    found = answer(Posterior.from_json, data)
+    if found is None:
+        return
+    assert Posterior.from_json(found.to_json()) == found
+    drop = np.concatenate([g.channel_drop for g in found.layers])
+    assert ((drop >= 0) & (drop <= 1)).all() and 0 < drop.size < 2**25
+    sizes = {name: mask.size for name, mask in found.mode().items()}
+    assert sizes == {g.name: g.num_channels for g in found.layers}
+    assert math.isfinite(found.expected_parameters()) and found.expected_parameters() <= found.total_parameters() + 1
+    answer(found.expected_cost, "latency")
+
+
+@fuzz(500)
+@given(contents({"drop_probability": {"a": [0.1, 0.7], "b/c": [0.3]}}))
+def test_published_posterior(data):
+    found = answer(Posterior.from_reference, data, POSTERIOR)
+    assert found is None or Posterior.from_json(found.to_json()) == found
+
+
+@fuzz(1500)
+@given(contents(json.loads(ARCHITECTURE.to_json())), st.booleans())
+def test_architecture(data, sign):
+    if sign:  # with the digest of what it says, so that what lies behind that check is reached
+        try:
+            value = json.loads(data)
+            keep = {
+                name: np.isin(np.arange(min(layer["channels"], 1_000)), layer["kept"])
+                for name, layer in value["layers"].items()
+            }
+            value["digest"] = Architecture(keep).digest()
+        except (ValueError, TypeError, KeyError, AttributeError, MemoryError, OverflowError):
+            return
+        data = json.dumps(value).encode()
+    found = answer(Architecture.from_json, data)
+    assert found is None or Architecture.from_json(found.to_json()) == found
+
+
+def test_a_mask_beyond_all_memory_is_refused():
+    layers = {"a": {"channels": 10**12, "kept": [0]}}
+    with pytest.raises(UserError, match=r"'layers.a.channels' must be a whole number in \[1, 16777216\]"):
+        Architecture.from_json(json.dumps({"layers": layers, "digest": ""}))
+    layers = {str(i): {"channels": 2**24, "kept": []} for i in range(1000)}
+    with pytest.raises(UserError, match="at most 16,777,216 channels expected"):
+        Architecture.from_json(json.dumps({"layers": layers, "digest": ""}))
+
+
+DEFAULTS = json.loads(json.dumps(config.to_dict(config.Config())))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_written(tmp_path_factory, monkeypatch):
+    """Every test here runs in an empty folder, which is still empty afterwards, and so is all around it."""
+    outer = tmp_path_factory.mktemp("outer")
+    (outer / "current").mkdir()
+    monkeypatch.chdir(outer / "current")
+    yield
+    assert list(outer.rglob("*")) == [outer / "current"]
+
+
+def checked(made):
+    assert isinstance(made, config.Config)
+    assert config.from_config_dict(json.loads(json.dumps(config.to_dict(made), allow_nan=False))) == made
+    name = made.export.name or made.data.short_name
+    inside = pathlib.PurePosixPath(os.path.normpath(f"/run/export/{name}/{made.export.version}"))
+    assert inside.parents[1] == pathlib.PurePosixPath("/run/export") and len(os.fsencode(name)) < 255
+    assert name != "results.json" and "\0" not in name
+
+
+@fuzz(1500)
+@given(altered(DEFAULTS) | values)
+def test_config(value):
+    made = answer(config.from_config_dict, value)
+    if made is not None:
+        checked(made)
+
+
+@fuzz(1500)
+@given(st.sampled_from(config.known_keys()), values | st.lists(numbers, max_size=3))
+def test_every_key_with_any_value(key, value):
+    section, _, name = key.rpartition(".")
+    made = answer(config.from_config_dict, {section: {name: value}} if section else {key: value})
+    if made is not None:
+        checked(made)
+
+
+@fuzz(1000)
+@given(
+    st.sampled_from(config.known_keys()) | text,
+    text | numbers.map(str) | st.text("0123456789.,-+eEinfa ()", max_size=9),
+)
+def test_command_line(key, value):
+    found = answer(config.parse_value, key, value)
+    if found is not None:
+        section, _, name = key.rpartition(".")
+        answer(config.from_config_dict, {section: {name: found}} if section else {key: found})
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "/a", "../x", "a\0b", "\ud800", "a\nb", "x" * 201, "results.json"])
+def test_an_export_has_a_folder_of_its_own(name):
+    with pytest.raises(UserError, match="'export.name' must be (a name without|text without)"):
+        config.from_config_dict({"export": {"name": name}})
+    with pytest.raises(UserError, match="config: "):
+        config.from_config_dict({"data": {"name": name + ("" if "/" not in name else "\0")}})
+
+
+def signed(line):
+    return f"{zlib.crc32(line):08x} ".encode() + line
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluations") / "e.jsonl"
+    write(path)
+    return path.read_bytes().splitlines()
+
+
+@fuzz(600)
+@given(data=st.data())
+def test_evaluations(lines, tmp_path, data):
+    path = tmp_path / "e.jsonl"
+    if data.draw(st.booleans()):
+        path.write_bytes(data.draw(damaged(b"\n".join(lines) + b"\n")))
+    else:  # with a checksum that is right
+        i = data.draw(st.integers(0, len(lines) - 1))
+        line = data.draw(contents(json.loads(lines[i][9:]))).replace(b"\n", b" ")
+        path.write_bytes(b"\n".join([*lines[:i], signed(line), *lines[i + 1 :]]) + b"\n")
+
+    def everything():
+        with evaluations.Evaluations(path, "run") as kept:
+            for digest, known in list(kept._known.items()):
+                losses, hits = kept.read(digest.hex(), known)
+                assert losses.shape == hits.shape == (known,) and known > 0
+            return True
+
+    answer(everything)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("run"), front=FRONT)
+
+
+@fuzz(400)
+@given(data=st.data())
+def test_manifest(finished, tmp_path, data):
+    manifest = tmp_path / "manifest.json"
+    for name in workdir.STAGES["search"].outputs:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((finished.path / name).read_bytes())
+    before = (finished.path / "manifest.json").read_bytes()
+    manifest.write_bytes(data.draw(contents(json.loads(before))))
+    work = workdir.Workdir(tmp_path)
+    found = answer(work.manifest)
+    if found is not None:
+        for entry in found["stages"].values():
+            assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in entry["outputs"])
+    answer(work.claim, config.Config())
+    for stage in workdir.STAGES:
+        answer(work.is_current, stage, config.Config())
+    answer(work.read, workdir.POSTERIOR, "sample")
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(finished, tmp_path):
+    (tmp_path / "manifest.json").write_bytes((finished.path / "manifest.json").read_bytes())
+    os.mkfifo(tmp_path / workdir.POSTERIOR)
+    with pytest.raises(UserError, match="posterior.json: a file or a folder expected"):
+        workdir.Workdir(tmp_path).read(workdir.POSTERIOR, "sample")
+
+
+SHAPES = {
+    workdir.RESULTS: report.results_shape,
+    workdir.RANKING: chance.ranking_shape,
+    workdir.FRONT: front.shape,
+    workdir.EXPORT_RESULTS: report.EXPORTED,
+    workdir.CANDIDATES: chance.CANDIDATE,
+    workdir.HISTORY: report._EPOCH,
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Pictures are drawn but not rendered, which takes a second."""
+    from matplotlib.figure import Figure
+
+    def drawing(draw, size, caption):
+        draw(Figure(figsize=size, layout="constrained"))
+        return figures.text(caption)
+
+    monkeypatch.setattr(figures, "drawing", drawing)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_the_report_reads(finished, drawn, name):
+    """An altered file that still has its shape gives the whole page; one that has not is refused by name."""
+    work = finished
+    valid = (work.path / name).read_bytes()
+    lines = valid.splitlines() if name.endswith("jsonl") else [valid]
+
+    @fuzz(30 if name == workdir.FRONT else 150)
+    @given(contents(json.loads(lines[0])).map(lambda data: data.replace(b"\n", b" ")))
+    def check(data):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(workdir.Workdir, "read", lambda self, name, stage: self.path / name)
+            (work.path / name).write_bytes(b"\n".join([data, *lines[1:]]))
+            if name == workdir.RESULTS and answer(work.read_json, name, "report", SHAPES[name]) is not None:
+                report.print_table(work, rich.console.Console(file=io.StringIO(), width=116))
+            page = answer(report.html, work, config.Config())
+            assert page is None or page.startswith("<!doctype html>")
+
+    try:
+        check()
+    finally:
+        (work.path / name).write_bytes(valid)
+
+
+def calls(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            keywords = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            yield ast.unparse(node.func), keywords
+
+
+def test_nothing_in_the_package_can_run_what_it_reads():
+    forbidden = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    files = sorted((ROOT / "tfnas").rglob("*.py"))
+    assert len(files) > 40
+    for path in files:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & forbidden, path
+        for function, keywords in calls(tree):
+            last = function.rpartition(".")[2]
+            assert function not in ("eval", "exec", "compile", "__import__"), path
+            assert last not in ("enable_unsafe_deserialization", "func_load"), path
+            if function in ("np.load", "numpy.load"):
+                assert keywords.get("allow_pickle") is False, path
+            if last in ("load_model", "model_from_json"):
+                assert keywords.get("safe_mode") is True and path.name == "saving.py", path

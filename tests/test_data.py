@@ -87,7 +87,7 @@ def test_epochs_are_shuffled_complete_and_resume_exactly(digits_folder):
     def epochs(first):
         training.set_seed(0)
         settings = dataclasses.replace(DIGITS, pad_crop=1, flip=True, cutout=3)
-        batches = data.training_batches(splits, settings, 100, epochs=3, seed=0, first_epoch=first)
+        batches = data.training_batches(splits, settings, 100, epochs=3, seed=0, first_step=10 * first)
         return list(batches.as_numpy_iterator())
 
     whole = epochs(0)
@@ -226,7 +226,7 @@ def test_large_data_is_shuffled_in_a_window_and_resumes_exactly(digits_folder, m
 
     def epochs(first):
         training.set_seed(0)
-        batches = data.training_batches(splits, DIGITS, 100, epochs=3, seed=0, first_epoch=first)
+        batches = data.training_batches(splits, DIGITS, 100, epochs=3, seed=0, first_step=10 * first)
         return [(x.reshape(100, -1), y) for x, y in batches.as_numpy_iterator()]
 
     whole = epochs(0)

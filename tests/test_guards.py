@@ -1,14 +1,13 @@
 """A posterior that has dropped everything, and one that does not move, are told while the search runs."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
 from test_training import batches
 
 import tfnas
-from tfnas import training
+from tfnas import loop, training
+from tfnas.checkpoints import Checkpoints
 from tfnas.config import Search
 from tfnas.errors import UserError
 from tfnas.guards import Guard
@@ -150,8 +149,7 @@ def test_the_collapsed_epoch_is_not_saved(tmp_path):
             drop(supernet, **ALL)
 
     with pytest.raises(UserError, match=r"search stopped at epoch 3: .* The last good checkpoint is epoch 2"):
-        training.fit(
-            supernet, batches, 4, 3, Workdir(tmp_path), "c.npz", "key", "search", check=guard.check, on_epoch=collapse
-        )
-    with np.load(tmp_path / "c.npz") as archive:
-        assert [record["epoch"] for record in json.loads(str(archive["history"]))] == [1, 2]
+        checkpoints = Checkpoints(Workdir(tmp_path), "checkpoints", "key")
+        step = loop.Step(supernet)
+        loop.train(step, supernet, batches, 4, 4, 3, checkpoints, "search", check=guard.check, on_epoch=collapse)
+    assert [record["epoch"] for record in checkpoints.latest().record["history"]] == [1, 2]

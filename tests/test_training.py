@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 import types
 
@@ -7,20 +9,21 @@ import pytest
 import tensorflow as tf
 
 import tfnas
-from tfnas import config, data, subnets, training
+from tfnas import config, data, loop, subnets, training
+from tfnas.checkpoints import Checkpoints
 from tfnas.config import Search
-from tfnas.errors import UserError
+from tfnas.errors import Preempted, UserError
 from tfnas.supernets import multi_branch_resnet
 from tfnas.workdir import Workdir
 
 EPOCHS, STEPS = 4, 3
 
 
-def batches(first_epoch):
+def batches(first_step, share):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(EPOCHS * STEPS * 4, 8, 8, 1)).astype("float32")
     labels = rng.integers(0, 3, len(images))
-    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(4).skip(first_epoch * STEPS)
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(4).skip(first_step)
 
 
 def made(learning_rate=0.05):
@@ -31,9 +34,10 @@ def made(learning_rate=0.05):
     return supernet
 
 
-def fit(model, path, on_epoch=lambda history: None, key="key"):
-    return training.fit(
-        model, batches, EPOCHS, STEPS, Workdir(path), "checkpoint.npz", key, "search", on_epoch=on_epoch
+def fit(model, path, on_epoch=lambda history: None, key="key", **options):
+    checkpoints = Checkpoints(Workdir(path), "checkpoints", key)
+    return loop.train(
+        loop.Step(model), model, batches, 4, EPOCHS, STEPS, checkpoints, "search", on_epoch=on_epoch, **options
     )
 
 
@@ -76,16 +80,57 @@ def test_another_runs_checkpoint_is_not_continued(tmp_path):
     assert epochs == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered"])
-def test_damaged_checkpoint_is_refused(tmp_path, damage):
-    fit(made(), tmp_path)
-    file = tmp_path / "checkpoint.npz"
+def damage(file, how):
     content = bytearray(file.read_bytes())
-    if damage == "altered":
+    if how == "altered":
         content[len(content) // 2] ^= 0xFF
-    file.write_bytes(content if damage == "altered" else content[: len(content) // 2])
-    with pytest.raises(UserError, match="checkpoint.npz: truncated or altered, cannot be continued"):
+    file.write_bytes(content if how == "altered" else content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("how", ["truncated", "altered"])
+def test_a_damaged_newest_checkpoint_is_skipped_and_the_end_is_the_same(tmp_path, how, capsys):
+    whole = made()
+    history = fit(whole, tmp_path)
+    files = sorted((tmp_path / "checkpoints").iterdir())
+    assert [file.name for file in files] == [f"step-{step:09d}.npz" for step in (6, 9, 12)]
+    damage(files[-1], how)
+    again = made()
+    assert fit(again, tmp_path) == history
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "step-000000012.npz: truncated or altered" in printed and "goes on after epoch 3 of 4" in printed
+    for one, other in zip(state(whole), state(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_with_all_checkpoints_damaged_nothing_is_begun_again_unasked(tmp_path):
+    fit(made(), tmp_path)
+    for file in (tmp_path / "checkpoints").iterdir():
+        damage(file, "truncated")
+    with pytest.raises(UserError, match=r"step-000000012.npz: truncated or altered.*no checkpoint before it"):
         fit(made(), tmp_path)
+
+
+def test_sigterm_saves_in_mid_epoch_and_the_end_is_the_same(tmp_path, capsys):
+    whole = made()
+    history = fit(whole, tmp_path / "whole")
+
+    def terminate(step):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match=r"SIGTERM\) in epoch 2, after step 2 of 3; all is saved") as caught:
+        fit(made(), tmp_path / "killed", before_step=terminate)
+    assert caught.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
+    again = made()
+    assert fit(again, tmp_path / "killed") == history
+    assert "goes on after epoch 1 and 2 steps of 4" in capsys.readouterr().out
+    for one, other in zip(state(whole), state(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def state(model):
+    return [np.array(v) for v in model.weights + model.optimizer.variables]
 
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -95,9 +140,11 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
         if len(records) == 2:
             model.get_layer("multi_branch_resnet").get_layer("classifier").bias.assign([np.nan] * 3)
 
-    with pytest.raises(UserError, match=r"search stopped at step 7 \(epoch 3\): the loss is nan.*after epoch 2 stays"):
+    with pytest.raises(
+        UserError, match=r"search stopped at step 7 \(epoch 3\): the loss is no longer finite.*after epoch 2 stays"
+    ):
         fit(model, tmp_path, poison)
-    with np.load(tmp_path / "checkpoint.npz") as archive:
+    with np.load(tmp_path / "checkpoints" / "step-000000006.npz", allow_pickle=False) as archive:
         assert all(np.isfinite(archive[name]).all() for name in archive.files if name.startswith("v"))
     assert len(fit(made(), tmp_path)) == EPOCHS
 

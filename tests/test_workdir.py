@@ -6,6 +6,7 @@ import pytest
 
 from tfnas import config, errors, workdir
 from tfnas.errors import UserError
+from tfnas.reading import mapping_of, number, record
 
 
 def finished_search(path):
@@ -158,8 +159,9 @@ def test_a_flipped_bit_in_the_manifest_is_refused(tmp_path, at):
 def test_sealed_files_are_read_as_written_or_refused(tmp_path):
     work = workdir.Workdir(tmp_path)
     file = work.write_sealed("a.json", {"seconds": {"layer": 0.1}})
-    assert work.read_sealed("a.json") == {"seconds": {"layer": 0.1}}
+    shape = record(seconds=mapping_of(number()))
+    assert work.read_sealed("a.json", shape) == {"seconds": {"layer": 0.1}}
     for content in (file.read_text().replace("0.1", "0.2"), "", "[]", "{}", "\x80"):
         file.write_text(content)
         with pytest.raises(UserError, match="a.json: truncated or altered"):
-            work.read_sealed("a.json")
+            work.read_sealed("a.json", shape)

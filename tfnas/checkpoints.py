@@ -40,6 +40,8 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one training, in a folder of the working directory, as `.npz` files without pickle.
 
+    As a context manager it waits, at the end, until the last one is on disk.
+
     Args:
         workdir: where the folder is; written to only by the process that may.
         folder: its name there.
@@ -51,6 +53,12 @@ class Checkpoints:
         self._workdir, self._folder, self._key, self._keep = workdir, folder, key, keep
         self._writer = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.wait()
 
     def latest(self) -> Checkpoint | None:
         """The newest that can be read; None if there is none of this run, and what another left is then deleted.

@@ -181,7 +181,8 @@ def train(
         checkpoints.save(Checkpoint(number, [np.array(variable) for variable in variables], record))
 
     iterator = _distributed(step.strategy, batches, first)
-    with _Progress(title, epochs, steps_per_epoch, batch_size) as progress, _terminations() as terminated:
+    shown = _Progress(title, epochs, steps_per_epoch, batch_size)
+    with checkpoints, shown as progress, _terminations() as terminated:
         saved = looked = time.monotonic()
         for number in range(first, epochs * steps_per_epoch):
             if before_step:
@@ -217,7 +218,6 @@ def train(
                     f"{title} was told to end (SIGTERM) in epoch {number // steps_per_epoch + 1}, after step {done} of "
                     f"{steps_per_epoch}; all is saved, and the same command goes on"
                 )
-        checkpoints.wait()
     return history
 
 

@@ -186,12 +186,38 @@ def test_random_parts_resume_exactly(rng):
 
     def epochs(first):
         training.set_seed(0)
-        return list(data.training_batches(splits, RANDOM_PARTS, 5, 3, 0, first).as_numpy_iterator())
+        return list(data.training_batches(splits, RANDOM_PARTS, 5, 3, 0, 4 * first).as_numpy_iterator())
 
     whole, resumed = epochs(0), epochs(2)
     assert not np.array_equal(whole[0][0], whole[4][0])
     for ours, theirs in zip(whole[8:], resumed, strict=True):
         np.testing.assert_array_equal(ours[0], theirs[0])
+
+
+def test_shares_of_all_processes_and_replicas_are_the_global_batches_from_any_step(digits_folder):
+    splits = data.load(DIGITS, digits_folder)
+    settings = dataclasses.replace(DIGITS, pad_crop=1, flip=True)
+
+    def batches(first_step, *share):
+        training.set_seed(0)
+        made = data.training_batches(splits, settings, 120, 2, 0, first_step, data.Share(*share))
+        return list(made.as_numpy_iterator())
+
+    whole = batches(0)
+    assert len(whole) == 16  # 8 full batches of 1,000 images in each of two epochs
+    for first in (0, 5, 11):
+        shares = [batches(first, process, 2, 3) for process in range(2)]
+        for step, (images, labels) in enumerate(whole[first:]):
+            parts = [part for share in shares for part in share[3 * step : 3 * step + 3]]
+            np.testing.assert_array_equal(np.concatenate([x for x, _ in parts]), images)
+            np.testing.assert_array_equal(np.concatenate([y for _, y in parts]), labels)
+        assert all(len(share) == 3 * (16 - first) for share in shares)
+
+
+def test_a_batch_that_replicas_cannot_share_equally_is_refused(digits_folder):
+    splits = data.load(DIGITS, digits_folder)
+    with pytest.raises(UserError, match="batch_size: a multiple of the 8 replicas expected. Received: 100"):
+        data.training_batches(splits, DIGITS, 100, 1, 0, 0, data.Share(0, 2, 4))
 
 
 @pytest.mark.parametrize("height, width", [(64, 96), (96, 64), (200, 100), (17, 90), (5, 6)])

@@ -78,7 +78,6 @@ def test_what_must_not_load_tensorflow_does_not_import_it():
         "reading",
         "config",
         "workdir",
-        "distribution",
         "checkpoints",
         "architecture",
         "posterior",

@@ -193,18 +193,20 @@ def test_nothing_to_gate_is_refused():
         small(ell2=0)
 
 
-def test_replicas_draw_different_noise():
-    """The seed holds the replica's number; here two numbers are given by hand, without two devices."""
+def test_replicas_draw_together_what_one_device_draws():
+    """Replica numbers are given by hand here; tests/test_distribution.py has real ones."""
     _, supernet = small()
     gated = next(iter(supernet.gated_layers.values()))
-    draws = []
+    whole, draws = gated.relaxed_gates(8).numpy(), []
     for replica in (0, 1):
         gated.draws.assign(0)
 
         class Context:
             replica_id_in_sync_group = replica
+            num_replicas_in_sync = 2
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tf.distribute, "get_replica_context", Context)
             draws.append(gated.relaxed_gates(4).numpy())
     assert not np.array_equal(*draws)
+    np.testing.assert_array_equal(np.concatenate(draws), whole)

@@ -79,7 +79,7 @@ def test_a_mistake_in_the_settings_may_be_mended_until_a_search_has_begun(tmp_pa
     work = workdir.Workdir(tmp_path)
     work.claim(config.Config(data=config.Data(folder="typo")))
     work.claim(config.Config(data=config.Data(folder="right")))
-    work.file(workdir.CHECKPOINT).write_text("of the first epoch")
+    work.file(f"{workdir.CHECKPOINTS}/step-000000020.npz").write_text("of the first epoch")
     with pytest.raises(UserError, match="holds a search with data.folder='right', and this config has 'other'"):
         work.claim(config.Config(data=config.Data(folder="other")))
 

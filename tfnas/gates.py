@@ -86,14 +86,15 @@ class Gated(keras.layers.Wrapper):
         self.mask = self.add_weight(
             shape=(channels,), initializer="ones", dtype="float32", autocast=False, trainable=False, name="mask"
         )
-        # A weight rather than a keras SeedGenerator, whose state a wrapper does not save: a reload goes on.
+        # A weight rather than a keras SeedGenerator, whose state a wrapper does not save: a reload goes on. Not aggregated:
+        # every replica counts for itself. Counting together, replicas would wait for each other in mid-pass, and then
+        # mix up the losses that their passes add, which Keras keeps in one list.
         self.draws = self.add_weight(
             shape=(),
             initializer="zeros",
             dtype="int32",
             autocast=False,
             trainable=False,
-            aggregation="only_first_replica",
             name="draws",
         )
         super().build(input_shape)

@@ -54,7 +54,7 @@ with strategy.scope():
     noise = strategy.run(lambda: supernet.gated_layers["one"].relaxed_gates(12 // devices))
     noise = [part.numpy() for part in strategy.experimental_local_results(noise)]
     checkpoints = Checkpoints(Workdir(out), "checkpoints", "key")
-    with training._precision(supernet, precision):
+    with training.precision(supernet, precision):
         history = loop.train(loop.Step(supernet), supernet, batches, 12, 2, 4, checkpoints, "search")
 np.savez(
     out + "/end.npz",

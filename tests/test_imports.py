@@ -37,6 +37,7 @@ ORDER = [
     "ranking",
     "guards",
     "loop",
+    "checks",
     "training",
     "controls",
     "front",

@@ -107,19 +107,15 @@ def ranking_strategy(name: str) -> tf.distribute.Strategy | None:
     Candidates differ in their shapes, which a TPU cannot take: there its host evaluates them.
     """
     made = strategy(name)
-    if isinstance(made, tf.distribute.TPUStrategy) or len(made.extended.worker_devices) == 1:
-        return None
-    return made
+    mirrored = isinstance(made, tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy)
+    return made if mirrored and len(made.extended.worker_devices) > 1 else None
 
 
 def describe(strategy: tf.distribute.Strategy) -> str:
     """For a message, such as '2 x GPU' or '8 x GPU in 4 processes'."""
-    devices = strategy.extended.worker_devices
-    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    if isinstance(strategy, tf.distribute.TPUStrategy):
-        kind = "TPU core"
-    elif named := [part for device in devices for part in device.split(":") if part in ("GPU", "CPU")]:
-        kind = named[0]
+    kind = "TPU core"
+    if not isinstance(strategy, tf.distribute.TPUStrategy):
+        kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     processes = f" in {cluster().count} processes" if cluster().count > 1 else ""
     return f"{strategy.num_replicas_in_sync} x {kind}{processes}"
 

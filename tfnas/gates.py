@@ -86,9 +86,9 @@ class Gated(keras.layers.Wrapper):
         self.mask = self.add_weight(
             shape=(channels,), initializer="ones", dtype="float32", autocast=False, trainable=False, name="mask"
         )
-        # A weight rather than a keras SeedGenerator, whose state a wrapper does not save: a reload goes on. Not aggregated:
-        # every replica counts for itself. Counting together, replicas would wait for each other in mid-pass, and then
-        # mix up the losses that their passes add, which Keras keeps in one list.
+        # A weight rather than a keras SeedGenerator, whose state a wrapper does not save: a reload goes on. Every
+        # replica counts for itself, for counting together they would wait for each other in mid-pass, and then mix up
+        # the losses that their passes add, which Keras keeps in one list.
         self.draws = self.add_weight(
             shape=(),
             initializer="zeros",

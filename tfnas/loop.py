@@ -72,8 +72,18 @@ class Step:
 
         Returns:
             The totals with this step's, on the device: reading them waits for it.
+
+        Raises:
+            UserError: if the batch does not fit the memory.
         """
-        return self._step(batches, totals, tf.constant(number, tf.float64))
+        try:
+            return self._step(batches, totals, tf.constant(number, tf.float64))
+        except tf.errors.ResourceExhaustedError as error:
+            reason = str(error).partition("\n")[0][:160]
+            raise UserError(
+                f"a batch does not fit the memory ({reason}): try --config.training.accumulate=2, a smaller "
+                "batch_size, or more devices"
+            ) from None
 
     def _global_step(self, batches: Any, totals: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         figures = self.strategy.run(self._replica_step, args=(next(batches),))
@@ -180,7 +190,7 @@ def train(
         record = {"history": list(history), "totals": totals[:2].tolist()}
         checkpoints.save(Checkpoint(number, [np.array(variable) for variable in variables], record))
 
-    iterator = _distributed(step.strategy, batches, first)
+    iterator = distributed(step.strategy, batches, first)
     shown = _Progress(title, epochs, steps_per_epoch, batch_size)
     with checkpoints, shown as progress, _terminations() as terminated:
         saved = looked = time.monotonic()
@@ -188,7 +198,7 @@ def train(
             if before_step:
                 before_step(number)
             position = number % steps_per_epoch
-            totals = _taken(step, iterator, totals, position, batch_size)
+            totals = step(iterator, totals, position)
             now, last = time.monotonic(), position + 1 == steps_per_epoch
             if not (last or terminated.is_set() or now - looked > _LOOK_SECONDS):
                 continue
@@ -221,17 +231,9 @@ def train(
     return history
 
 
-def _taken(step: Step, iterator: Any, totals: tf.Tensor, position: int, batch_size: int) -> tf.Tensor:
-    try:
-        return step(iterator, totals, position)
-    except tf.errors.ResourceExhaustedError as error:
-        raise UserError(
-            f"a batch of {batch_size} does not fit the memory ({str(error).partition(chr(10))[0][:160]}): try "
-            "--config.training.accumulate=2, or more devices"
-        ) from None
+def distributed(strategy: tf.distribute.Strategy, batches: Batches, first: int) -> Iterator[Any]:
+    """Every replica's batches from step number `first` on: what a `Step` takes them from."""
 
-
-def _distributed(strategy: tf.distribute.Strategy, batches: Batches, first: int) -> Iterator[Any]:
     def of_process(context: tf.distribute.InputContext) -> tf.data.Dataset:
         processes = context.num_input_pipelines
         share = Share(context.input_pipeline_id, processes, context.num_replicas_in_sync // processes)

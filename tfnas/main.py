@@ -11,6 +11,7 @@ STAGE is one of:
   run      all of these, in this order
 or, before them,
   preview  write preview.png, images as the network will see them, and print the data's sizes, mean and std
+  check    build the networks, take some steps, and say what the run will need and how long it will take
 
 `tfnas sample --shard=i/n` evaluates one part of the candidates, for several machines; `tfnas sample` then ranks all.
 A stage that is up to date is skipped; an interrupted one goes on from where it was.
@@ -40,6 +41,7 @@ _SHARD = flags.DEFINE_string(
 _VERSION = flags.DEFINE_bool("version", False, "Print the version and end.")
 
 _PREFIX = "--config."
+_BEFORE = ("preview", "check")  # what is no stage of a run
 _DISTRIBUTED = ("search", "sample", "retrain")  # stages that several processes share
 
 
@@ -88,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    choices = [*workdir.STAGES, "run", "preview"]
+    choices = [*workdir.STAGES, "run", *_BEFORE]
     if len(arguments) != 1 or arguments[0] not in choices:
         raise UserError(f"one stage expected, of {', '.join(choices)}. Received: {' '.join(arguments) or 'none'}")
     if _WORKDIR.value is None:
@@ -99,8 +101,8 @@ def _run(arguments: Sequence[str]) -> None:
     functions.look_in(os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir)
     config = config_lib.from_config_dict(_CONFIG.value)
     work = workdir.Workdir(_WORKDIR.value)
-    if arguments[0] == "preview":
-        _load("preview").run(config, work.path)
+    if arguments[0] in _BEFORE:
+        _load(arguments[0]).run(config, work.path)
         return
     if _SHARD.value:
         if arguments[0] != "sample":

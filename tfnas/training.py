@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfnas import checks, data, distribution, functions, loop, subnets
 from tfnas import config as config_lib
-from tfnas import data, distribution, functions, loop, subnets
 from tfnas.checkpoints import Checkpoints
 from tfnas.errors import UserError
 from tfnas.recalibration import Recalibration
@@ -257,11 +257,18 @@ def fit_plain(
     """
     settings = config.retrain
     steps = splits.sizes["train"] // settings.batch_size
-    optimizer = sgd(config.search, cosine(learning_rate, max(1, steps * epochs)), settings.weight_decay)
-    model.compile(_scaled(config, optimizer), loss=classification_loss(), metrics=["accuracy"], auto_scale_loss=False)
+    compile_plain(config, model, cosine(learning_rate, max(1, steps * epochs)))
     # Not search's order again: the seed is shifted.
     seed, key = config.seed + 1, work.key("retrain", config)
     _fit(config, splits, work, model, epochs, settings.batch_size, seed, retrain_checkpoints(title), key, title, {})
+
+
+def compile_plain(
+    config: config_lib.Config, model: keras.Model, rate: keras.optimizers.schedules.LearningRateSchedule
+) -> None:
+    """Compiles a network without gates for retraining, its learning rate by the schedule `rate`."""
+    optimizer = _scaled(config, sgd(config.search, rate, config.retrain.weight_decay))
+    model.compile(optimizer, loss=classification_loss(), metrics=["accuracy"], auto_scale_loss=False)
 
 
 def retrain_checkpoints(title: str) -> str:
@@ -270,7 +277,7 @@ def retrain_checkpoints(title: str) -> str:
 
 
 @contextlib.contextmanager
-def _precision(model: keras.Model, name: str) -> Iterator[None]:
+def precision(model: keras.Model, name: str) -> Iterator[None]:
     """While it lasts, layers of `model` that compute in float32 compute by the policy `name` instead.
 
     So whatever is built, saved, ranked or served is in float32. A supernet itself is left so too: its regularisers.
@@ -314,7 +321,8 @@ def _fit(
     def batches(first_step: int, share: data.Share) -> tf.data.Dataset:
         return data.training_batches(splits, config.data, batch_size, epochs, seed, first_step, share)
 
-    with _precision(model, settings.precision):
+    checks.room(work, model, settings.checkpoints_kept)
+    with precision(model, settings.precision):
         return loop.train(
             loop.Step(model, settings.accumulate, settings.jit_compile),
             model,

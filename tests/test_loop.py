@@ -1,0 +1,138 @@
+"""One step of the loop against Keras's own, in parts, in 16 bits, and under XLA."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfnas
+from tfnas import loop, training
+from tfnas.checkpoints import Checkpoints
+from tfnas.errors import UserError
+from tfnas.workdir import Workdir
+
+
+def network():
+    x = image = keras.Input((8, 8, 1), name="image")
+    for name in ("stem", "one", "two"):
+        x = keras.layers.Conv2D(6, 3, activation="relu", name=name)(x)
+    end = keras.layers.Dense(3, name="end")(keras.layers.GlobalAveragePooling2D(name="mean")(x))
+    return keras.Model(image, end)
+
+
+def supernet(rate=0.1, scaled=False, **options):
+    training.set_seed(0)
+    made = tfnas.gate(network(), ell2=50, num_examples=100, gate_learning_rate=3.0, **options)
+    optimizer = keras.optimizers.SGD(rate, 0.9, nesterov=True)
+    optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
+    made.compile(optimizer, loss=training.classification_loss(), auto_scale_loss=False)
+    made.optimizer.build(made.trainable_variables)
+    return made
+
+
+def batches(first_step=0, share=None):
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(36, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 36)
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(12).skip(first_step)
+
+
+def steps(model, precision="float32", **options):
+    """Takes three steps; returns the losses."""
+    losses = []
+    with training.precision(model, precision):
+        step = loop.Step(model, **options)
+        iterator = loop.distributed(step.strategy, batches, 0)
+        for i in range(3):
+            losses.append(float(step(iterator, step.totals(), i)[0]))
+    return losses
+
+
+def weights(model):
+    return [np.array(v) for v in model.trainable_variables]
+
+
+def test_steps_are_those_of_keras_fit():
+    ours, keras_own = supernet(), supernet()
+    steps(ours)
+    keras_own.fit(batches(), shuffle=False, verbose=0)
+    for one, other in zip(weights(ours), weights(keras_own), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def without_noise():
+    made = supernet()
+    for layer in made.gated_layers.values():
+        layer.relaxed_gates = lambda n, layer=layer: tf.repeat(tf.sigmoid(-layer.channel_logits())[None], n, 0)
+    return made
+
+
+def test_parts_add_up_to_the_whole_batch():
+    """Without noise, which is drawn anew for every part."""
+    whole, parts = without_noise(), without_noise()
+    assert steps(whole) == pytest.approx(steps(parts, accumulate=3), rel=1e-5)
+    for one, other in zip(weights(whole), weights(parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_xla_changes_nothing_but_the_last_bits():
+    """Without noise, for which XLA has a generator of its own."""
+    plain, compiled = without_noise(), without_noise()
+    assert steps(plain) == pytest.approx(steps(compiled, jit_compile=True), rel=1e-4)
+    for one, other in zip(weights(plain), weights(compiled), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_sixteen_bits_compute_layers_and_nothing_else(precision):
+    exact, mixed = supernet(), supernet(scaled=precision == "mixed_float16")
+    regularisers, gates, outputs = [], [], []
+    regulariser, two = mixed.regulariser, mixed.gated_layers["two"]
+    drawn, convolve = two.relaxed_gates, two.layer.call
+
+    def seen(values, function):
+        def call(*arguments):
+            values.append(function(*arguments))
+            return values[-1]
+
+        return call
+
+    mixed.regulariser = seen(regularisers, regulariser)
+    two.relaxed_gates, two.layer.call = seen(gates, drawn), seen(outputs, convolve)
+    before = float(exact.regulariser())
+    losses = steps(mixed, precision)
+    half = precision.removeprefix("mixed_")
+    assert regularisers[0].dtype == gates[0].dtype == "float32" and outputs[0].dtype == half
+    assert all(v.dtype == "float32" for v in mixed.trainable_variables)
+    assert losses == pytest.approx(steps(exact), rel=2e-2)
+    for one, other in zip(weights(mixed), weights(exact), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.1, atol=2e-2)
+    # The regulariser itself keeps all its bits where the layers around it compute in 16.
+    again = supernet()
+    with training.precision(again, precision):
+        added = []
+        again.add_loss = added.append
+        again(next(iter(batches()))[0], training=True)
+    assert float(added[0]) == pytest.approx(before, rel=1e-6)
+    assert {layer.dtype_policy.name for layer in mixed._flatten_layers()} == {"float32"}
+
+
+def test_a_gradient_too_large_for_float16_skips_the_step_and_halves_the_scale():
+    model = supernet(scaled=True)
+    model.optimizer.dynamic_scale.assign(1e30)
+    before = weights(model)
+    losses = steps(model, "mixed_float16")
+    assert np.isfinite(losses).all()
+    for one, other in zip(before, weights(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert float(model.optimizer.dynamic_scale) == pytest.approx(1e30 / 8)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    model = supernet()
+    checkpoints = Checkpoints(Workdir(tmp_path), "checkpoints", "key")
+    loop.train(loop.Step(model), model, batches, 12, 1, 3, checkpoints, "search")
+    x = image = keras.Input((8, 8, 1))
+    other = keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    other.compile("sgd", loss=training.classification_loss())
+    with pytest.raises(UserError, match="checkpoint after step 3 is not of this network"):
+        loop.train(loop.Step(other), other, batches, 12, 1, 3, checkpoints, "search")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -90,13 +91,17 @@ def test_two_replicas_train_as_one_device_on_the_same_global_batch(tmp_path, pre
 class Workers:
     """Processes on 127.0.0.1 that run one stage of the small run together."""
 
-    def __init__(self, path, log, *more, count=2):
-        with contextlib_sockets(count) as addresses:
-            cluster = {"worker": addresses}
-        command = [str(pathlib.Path(sys.executable).parent / "tfnas"), "search", *SMALL, f"--workdir={path}", *more]
-        self.logs = [log / f"{path.name}-{i}-{time.monotonic_ns()}.log" for i in range(count)]
+    def __init__(self, paths, log, *more):
+        # Ports that are free now; the servers are gone before the workers need them.
+        servers = [socket.create_server(("127.0.0.1", 0)) for _ in paths]
+        cluster = {"worker": [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]}
+        for server in servers:
+            server.close()
+        tfnas = str(pathlib.Path(sys.executable).parent / "tfnas")
+        self.logs = [log / f"{path.name}-{i}-{time.monotonic_ns()}.log" for i, path in enumerate(paths)]
         self.processes = []
-        for i, file in enumerate(self.logs):
+        for i, (path, file) in enumerate(zip(paths, self.logs, strict=True)):
+            command = [tfnas, "search", *SMALL, f"--workdir={path}", *more]
             task = {"cluster": cluster, "task": {"type": "worker", "index": i}}
             with open(file, "w") as stream:
                 self.processes.append(
@@ -117,29 +122,22 @@ class Workers:
                 process.kill()
 
 
-class contextlib_sockets:
-    """Addresses of free ports."""
-
-    def __init__(self, count):
-        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-
-    def __enter__(self):
-        return [f"127.0.0.1:{s.getsockname()[1]}" for s in self.sockets]
-
-    def __exit__(self, *exception):
-        for s in self.sockets:
-            s.close()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What two workers find who are left in peace."""
+    logs = tmp_path_factory.mktemp("workers")
+    undisturbed = Workers([logs / "whole"] * 2, logs)
+    assert undisturbed.wait() == [0, 0], undisturbed.logs[0].read_text()[-3000:]
+    return logs / "whole"
 
 
 @pytest.mark.slow
-def test_two_workers_search_as_two_replicas_and_go_on_after_a_kill(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = Workers(whole, tmp_path)
-    assert undisturbed.wait() == [0, 0], undisturbed.logs[0].read_text()[-3000:]
+def test_two_workers_search_and_go_on_after_a_kill(whole, tmp_path):
+    killed = tmp_path / "killed"
     history = [json.loads(line) for line in (whole / "search" / "history.jsonl").read_text().splitlines()]
     assert len(history) == 6 and history[-1]["loss"] < history[0]["loss"]
 
-    first = Workers(killed, tmp_path)
+    first = Workers([killed, killed], tmp_path)
     deadline = time.monotonic() + 120
     while lines(killed / "search" / "history.jsonl") < 2:
         assert time.monotonic() < deadline and first.processes[1].poll() is None, first.logs[1].read_text()[-3000:]
@@ -148,7 +146,7 @@ def test_two_workers_search_as_two_replicas_and_go_on_after_a_kill(tmp_path):
     codes = first.wait()
     assert codes == [75, -9]
     assert "another of the 2 processes has gone" in first.logs[0].read_text()
-    again = Workers(killed, tmp_path)
+    again = Workers([killed, killed], tmp_path)
     assert again.wait() == [0, 0], again.logs[0].read_text()[-3000:]
     assert "goes on after epoch" in again.logs[0].read_text()
     assert (killed / "posterior.json").read_bytes() == (whole / "posterior.json").read_bytes()
@@ -196,3 +194,14 @@ def test_a_strategy_that_cannot_be_is_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", json.dumps(two))
     with pytest.raises(UserError, match="'multi_worker' or 'auto' expected, as TF_CONFIG names 2 processes"):
         distribution.strategy("mirrored")
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_see_one_folder_are_told(whole, tmp_path):
+    """Worker 1 has a folder of its own, and so no checkpoint."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shutil.copytree(whole, shared)
+    (shared / "manifest.json").unlink()
+    apart = Workers([shared, own], tmp_path)
+    assert set(apart.wait()) <= {1, 75}
+    assert "--workdir must be one folder that all of them see" in apart.logs[0].read_text() + apart.logs[1].read_text()

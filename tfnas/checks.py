@@ -61,10 +61,10 @@ def room(work: Workdir, model: keras.Model, kept: int) -> tuple[int, int]:
 
 
 def examples(splits: data.Splits) -> None:
-    """Reads the first batch of training and validation images, never of test.
+    """Looks at the first labels of training and validation images, never at those of test.
 
     Raises:
-        UserError: if a label is none of the classes', or an image is not as it is said to be.
+        UserError: if a label is none of the classes'; an image that cannot be read is told by `sources`.
     """
     for split in ("train", "validation"):
         for _, label in getattr(splits, split).take(64).as_numpy_iterator():

@@ -175,6 +175,24 @@ def wait_for_all(name: str) -> None:
     float(meet())
 
 
+def agree(step: int) -> None:
+    """Raises UserError unless every process of the cluster goes on from this step, as all that see one folder do."""
+    if cluster().count == 1:
+        return
+    made = tf.distribute.get_strategy()
+
+    @tf.function
+    def total() -> tf.Tensor:
+        return made.reduce("SUM", made.run(lambda: tf.constant(step, tf.float64)), axis=None)
+
+    mean = float(total()) / made.num_replicas_in_sync
+    if mean != step:
+        raise UserError(
+            f"process {cluster().index} of {cluster().count} goes on from step {step}, and others from another "
+            f"(on average {mean:g}): --workdir must be one folder that all of them see"
+        )
+
+
 @contextlib.contextmanager
 def _workers_may_go() -> Iterator[None]:
     try:

@@ -15,6 +15,7 @@ import numpy as np
 import rich.progress
 import tensorflow as tf
 
+from tfnas import distribution
 from tfnas.checkpoints import Checkpoint, Checkpoints
 from tfnas.data import Share
 from tfnas.errors import Preempted, UserError
@@ -172,7 +173,7 @@ def train(
     Raises:
         Preempted: after SIGTERM, once a checkpoint is written.
         UserError: if the loss is no longer finite (the last checkpoint stays), a checkpoint cannot be read, the memory
-            does not suffice, or as `check` raises it.
+            does not suffice, the processes of a cluster have different ones, or as `check` raises it.
     """
     model.optimizer.build(model.trainable_variables)
     variables = _state(model)
@@ -183,6 +184,7 @@ def train(
         history, totals = found.record["history"], step.totals(*found.record["totals"])
         first = found.step
         _say_start(title, *divmod(first, steps_per_epoch), epochs)
+    distribution.agree(first)
     if len(history) == epochs:
         return history
 

@@ -26,13 +26,15 @@ def set_seed(seed: int) -> None:
 
 
 def load_data(config: config_lib.Config, work: Workdir) -> data.Splits:
-    """The three splits; of several processes the chief reads first, as it may have to prepare them in `work`.
+    """The three splits, looked into; of several processes the chief reads first: it may have to prepare them in `work`.
 
     Raises:
-        UserError: as `data.load`.
+        UserError: as `data.load` and `checks.examples`.
     """
     with distribution.chief_first(config.distribution):
-        return data.load(config.data, work.path / "tensorflow_datasets")
+        splits = data.load(config.data, work.path / "tensorflow_datasets")
+    checks.examples(splits)
+    return splits
 
 
 def builder_name(config: config_lib.Config) -> str:

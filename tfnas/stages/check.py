@@ -32,7 +32,6 @@ def _check(config: Config, work: workdir.Workdir) -> None:
     strategy = tf.distribute.get_strategy()
     _say("devices", distribution.describe(strategy))
     splits = training.load_data(config, work)
-    checks.examples(splits)
     _say("data", f"{config.data.title}: {splits.summary()}")
     search, retrain = config.search, config.retrain
     plain = training.network(config, splits)

@@ -36,12 +36,15 @@ images = rng.normal(size=(48, 8, 8, 1)).astype("float32")
 labels = rng.integers(0, 3, 48)
 
 def batches(first_step, share):
-    data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat(2)
-    return data.batch(12 // share.replicas).skip(first_step * share.replicas)
+    mine = 12 // share.processes
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat(2).batch(12).skip(first_step)
+    part = slice(share.process * mine, (share.process + 1) * mine)
+    return data.map(lambda x, y: (x[part], y[part])).unbatch().batch(mine // share.replicas)
 
 training.set_seed(0)
-strategy = distribution.strategy("mirrored" if devices > 1 else "one_device")
-assert strategy.num_replicas_in_sync == devices
+strategy = distribution.strategy("mirrored" if devices > 1 else "auto")
+replicas = strategy.num_replicas_in_sync
+assert replicas == devices * distribution.cluster().count
 with strategy.scope():
     x = image = keras.Input((8, 8, 1), name="image")
     for name in ("stem", "one", "two"):
@@ -52,7 +55,7 @@ with strategy.scope():
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     supernet.compile(optimizer, loss=training.classification_loss(), auto_scale_loss=False)
-    noise = strategy.run(lambda: supernet.gated_layers["one"].relaxed_gates(12 // devices))
+    noise = strategy.run(lambda: supernet.gated_layers["one"].relaxed_gates(12 // replicas))
     noise = [part.numpy() for part in strategy.experimental_local_results(noise)]
     checkpoints = Checkpoints(Workdir(out), "checkpoints", "key")
     with training.precision(supernet, precision):
@@ -68,35 +71,63 @@ np.savez(
 """
 
 
-def trained(devices, precision, out):
+def trained(devices, precision, out, **environment):
+    """Starts a training; returns a function that waits for its end, and gives its figures."""
+    out.mkdir()
     command = [sys.executable, "-c", TRAIN, str(devices), precision, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(out / "end.npz", allow_pickle=False) as end:
-        return dict(end)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment})
+
+    def end():
+        _, errors = process.communicate(timeout=150)
+        assert process.returncode == 0, errors[-3000:]
+        with np.load(out / "end.npz", allow_pickle=False) as figures:
+            return dict(figures)
+
+    return end
+
+
+def assert_same(ours, expected, tolerance, but=()):
+    for name in set(expected) - set(but):
+        np.testing.assert_allclose(ours[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("mixed_float16", 1e-2)])
-def test_two_replicas_train_as_one_device_on_the_same_global_batch(tmp_path, precision, tolerance):
-    (tmp_path / "1").mkdir()
-    (tmp_path / "2").mkdir()
-    one, two = (trained(devices, precision, tmp_path / str(devices)) for devices in (1, 2))
-    assert not np.array_equal(two["noise"][:6], two["noise"][6:])
-    for name in one:
-        np.testing.assert_allclose(two[name], one[name], rtol=tolerance, atol=tolerance, err_msg=name)
+def test_replicas_and_workers_train_as_one_device_on_the_same_global_batch(tmp_path):
+    one = trained(1, "float32", tmp_path / "one")()
     assert one["loss"][1] < one["loss"][0]
+    two = trained(2, "float32", tmp_path / "two")()
+    assert not np.array_equal(two["noise"][:6], two["noise"][6:])
+    assert_same(two, one, 1e-5)
+    # Each worker sees its own noise only; together they have that of one device too.
+    cluster = {"worker": free_addresses(2)}
+    tasks = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
+    ends = [trained(1, "float32", tmp_path / f"worker{i}", TF_CONFIG=json.dumps(t)) for i, t in enumerate(tasks)]
+    workers = [end() for end in ends]
+    for worker in workers:
+        assert_same(worker, one, 1e-5, but=["noise"])
+    np.testing.assert_array_equal(np.concatenate([worker["noise"] for worker in workers]), one["noise"])
+
+
+@pytest.mark.slow
+def test_two_replicas_scale_their_loss_as_one_device(tmp_path):
+    one, two = (trained(devices, "mixed_float16", tmp_path / str(devices))() for devices in (1, 2))
+    assert_same(two, one, 1e-2)
+
+
+def free_addresses(count):
+    """Ports of this machine that are free now; the servers are gone before they are needed."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
+    for server in servers:
+        server.close()
+    return addresses
 
 
 class Workers:
     """Processes on 127.0.0.1 that run one stage of the small run together."""
 
     def __init__(self, paths, log, *more):
-        # Ports that are free now; the servers are gone before the workers need them.
-        servers = [socket.create_server(("127.0.0.1", 0)) for _ in paths]
-        cluster = {"worker": [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]}
-        for server in servers:
-            server.close()
+        cluster = {"worker": free_addresses(len(paths))}
         tfnas = str(pathlib.Path(sys.executable).parent / "tfnas")
         self.logs = [log / f"{path.name}-{i}-{time.monotonic_ns()}.log" for i, path in enumerate(paths)]
         self.processes = []

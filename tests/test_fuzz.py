@@ -24,7 +24,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from test_evaluations import write
 from test_report import FRONT, made
 
-from tfnas import chance, config, evaluations, figures, front, report, workdir
+from tfnas import blessing, chance, config, evaluations, figures, front, report, workdir
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.posterior import LayerGates, Posterior
@@ -336,6 +336,7 @@ SHAPES = {
     workdir.RESULTS: report.results_shape,
     workdir.RANKING: chance.ranking_shape,
     workdir.FRONT: front.shape,
+    workdir.EVALUATION: blessing.VERDICT,
     workdir.EXPORT_RESULTS: report.EXPORTED,
     workdir.CANDIDATES: chance.CANDIDATE,
     workdir.HISTORY: report._EPOCH,

@@ -26,7 +26,7 @@ DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
         (
             ["serach", DIGITS, "--workdir=W"],
             1,
-            "one stage expected, of search, sample, retrain, export, report, run, preview",
+            "one stage expected, of search, sample, retrain, evaluate, export, report, run, preview",
         ),
         ([], 1, "Received: none"),
         (

@@ -313,6 +313,25 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """What a network must reach on the test split to be exported; each default asks for nothing."""
+
+    min_accuracy: float = 0.0  # on test
+    max_accuracy_loss: float = 1.0  # below the full network's test accuracy; needs retrain.baseline
+    max_parameters: float = 1.0  # share of the full network's
+    max_multiply_adds: float = 1.0  # share of the full network's
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of range."""
+        _require(0 <= self.min_accuracy <= 1, "evaluate.min_accuracy", self.min_accuracy, "a share in [0, 1]")
+        for field in ("max_accuracy_loss", "max_parameters", "max_multiply_adds"):
+            share = getattr(self, field)
+            # The found network may be the better one: then its loss is negative, and so may be what is asked.
+            least = -1 if field == "max_accuracy_loss" else 0
+            _require(least <= share <= 1, f"evaluate.{field}", share, f"a share in [{least}, 1]; 1 asks for nothing")
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
     """The SavedModel."""
 
@@ -335,6 +354,7 @@ class Config:
     sample: Sample = Sample()
     retrain: Retrain = Retrain()
     training: Training = Training()
+    evaluate: Evaluate = Evaluate()
     export: Export = Export()
     # The devices: 'auto', 'one_device', 'mirrored' (all GPUs of this machine), 'multi_worker' (all GPUs of the
     # processes that TF_CONFIG names) or 'tpu'. A run may be continued on others.
@@ -345,11 +365,15 @@ class Config:
         """Returns self; raises UserError for the first value out of range, or two that do not go together."""
         _one_of("distribution", self.distribution, ("auto", "one_device", "mirrored", "multi_worker", "tpu"))
         _require(0 <= self.seed < _MOST, "seed", self.seed, f"at least 0 and below {_MOST}")
-        for section in (self.data, self.supernet, self.search, self.sample, self.retrain, self.training, self.export):
-            section.check()
-        for field in ("search", "retrain"):
-            batch, parts = getattr(self, field).batch_size, self.training.accumulate
-            _require(batch % parts == 0, f"{field}.batch_size", batch, f"a multiple of training.accumulate, {parts}")
+        for field in dataclasses.fields(self):
+            if dataclasses.is_dataclass(section := getattr(self, field.name)):
+                section.check()  # type: ignore[union-attr]
+        compared = self.retrain.baseline or self.evaluate.max_accuracy_loss == 1
+        expected = "left at 1 without retrain.baseline: there is no full network to compare with"
+        _require(compared, "evaluate.max_accuracy_loss", self.evaluate.max_accuracy_loss, expected)
+        for stage in ("search", "retrain"):
+            batch, parts = getattr(self, stage).batch_size, self.training.accumulate
+            _require(batch % parts == 0, f"{stage}.batch_size", batch, f"a multiple of training.accumulate, {parts}")
         for key, value in _leaves(self):
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, str):

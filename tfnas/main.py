@@ -6,7 +6,8 @@ STAGE is one of:
   search   train the super-network and learn how likely each channel is to be dropped
   sample   draw candidates from that posterior and rank them on the validation split
   retrain  cut the best one out, train it further, compare on the test split
-  export   write and check a SavedModel
+  evaluate  hold it against the thresholds of config.evaluate
+  export   write and check a SavedModel, if it meets them
   report   write report.html
   run      all of these, in this order
 or, before them,
@@ -112,6 +113,9 @@ def _run(arguments: Sequence[str]) -> None:
     stages = list(workdir.STAGES) if arguments[0] == "run" else [arguments[0]]
     work.claim(config)
     for stage in stages:
+        if arguments[0] == "run" and stage == "export" and not _blessed(work):
+            print("export    left out: the network is not what was asked for")
+            continue
         _run_stage(stage, config, work)
     if arguments[0] == "run" and _is_chief():
         _say_end(work)
@@ -130,6 +134,12 @@ def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> 
         loaded.run(config, work.path)
 
 
+def _blessed(work: workdir.Workdir) -> bool:
+    from tfnas import blessing
+
+    return work.read_json(workdir.EVALUATION, "run", blessing.VERDICT)["blessed"]
+
+
 def _is_chief() -> bool:
     from tfnas import distribution
 
@@ -146,9 +156,10 @@ def _say_end(work: workdir.Workdir) -> None:
     from tfnas import report
 
     report.print_table(work)
-    exported = work.read_json(workdir.EXPORT_RESULTS, "run", report.EXPORTED)
     print(f"report    {work.path / workdir.REPORT}")
-    print(f"model     {work.path / exported['saved_model']}     (SavedModel; how to serve it: docs/serving.md)")
+    if _blessed(work):
+        exported = work.read_json(workdir.EXPORT_RESULTS, "run", report.EXPORTED)
+        print(f"model     {work.path / exported['saved_model']}     (SavedModel; how to serve it: docs/serving.md)")
     print("next      your own model and data: docs/your_model.md")
 
 

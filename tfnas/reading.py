@@ -84,6 +84,15 @@ def text_of(*choices: str) -> Shape:
     return check
 
 
+def flag() -> Shape:
+    """true or false."""
+
+    def check(value: Any, place: str) -> None:
+        expect(isinstance(value, bool), place, value, "true or false")
+
+    return check
+
+
 def optional(shape: Shape) -> Shape:
     """null, or `shape`."""
 

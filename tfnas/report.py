@@ -9,7 +9,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from tfnas import chance, figures, front, reading, terminal, workdir
+from tfnas import blessing, chance, figures, front, reading, terminal, workdir
 from tfnas import config as config_lib
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
@@ -62,7 +62,8 @@ _MEASURES: dict[str, reading.Shape] = {
     "latency_seconds": number(0, 1e9),
 }
 _ROW = record({"num_tested": whole(), **{name: optional(shape) for name, shape in _MEASURES.items()}}, name=text_of())
-_RESULTS = record(chosen=text_of(), rows=list_of(_ROW, 1))
+_SIZE = record(parameters=whole(1), multiply_adds=whole(1))
+_RESULTS = record(chosen=text_of(), full=_SIZE, confusion=list_of(list_of(whole()), 1), rows=list_of(_ROW, 1))
 _CHOSEN = record(test_accuracy=number(0, 1), parameters=whole(), multiply_adds=whole())
 _FULL = record(  # what others are told as shares of
     test_accuracy=number(0, 1), parameters=whole(1), multiply_adds=whole(1), latency_seconds=number(1e-12, 1e9)
@@ -115,7 +116,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     posterior = Posterior.from_json(work.read(workdir.POSTERIOR, "report").read_bytes())
     architecture = Architecture.from_json(work.read(workdir.ARCHITECTURE, "report").read_bytes())
     ranking = work.read_json(workdir.RANKING, "report", chance.ranking_shape)
-    exported = work.read_json(workdir.EXPORT_RESULTS, "report", EXPORTED)
+    verdict = work.read_json(workdir.EVALUATION, "report", blessing.VERDICT)
     candidates = work.read_lines(workdir.CANDIDATES, "report", chance.CANDIDATE)
     _check_one_run(posterior, architecture, history, ranking, candidates)
     sections = (
@@ -123,7 +124,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
         ("Is it better than chance?", chance.section(candidates, ranking)),
         ("What does the network look like, and why?", _look(architecture, posterior, history)),
         ("What would another size give?", _sizes(posterior, _front(work))),
-        ("How do I serve it?", _serve(work, exported)),
+        ("How do I serve it?", _serve(work, verdict)),
         ("How do I repeat it?", _repeat(work, config)),
     )
     title = f"tfnas: {config.data.title}"
@@ -334,7 +335,13 @@ def _what_if(learned: str, posterior: Posterior) -> str:
     )
 
 
-def _serve(work: Workdir, exported: Mapping[str, Any]) -> str:
+def _serve(work: Workdir, verdict: Mapping[str, Any]) -> str:
+    told = figures.text(blessing.reasons(verdict))
+    if not verdict["blessed"]:
+        return f"<p>It was not exported, as it is not what was asked for: {told}.</p>"
+    if not work.has(workdir.EXPORT_RESULTS):
+        return f"<p>It has not been exported yet, and may be: {told}.</p>"
+    exported = work.read_json(workdir.EXPORT_RESULTS, "report", EXPORTED)
     code = (
         "import tensorflow as tf\n"
         f"serve = tf.saved_model.load({str(work.path / exported['saved_model'])!r}).signatures['serving_default']\n"

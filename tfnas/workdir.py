@@ -43,6 +43,7 @@ ARCHITECTURE = "architecture.json"
 CUT_ARCHITECTURE = "retrain/architecture.json"
 SUBNET = "retrain/subnet.keras"
 RESULTS = "retrain/results.json"
+EVALUATION = "evaluation.json"
 EXPORT_RESULTS = "export/results.json"
 REPORT = "report.html"
 
@@ -86,12 +87,13 @@ STAGES = {
         (SUPERNET, RANKING, ARCHITECTURE),
         (CUT_ARCHITECTURE, SUBNET, RESULTS),
     ),
-    "export": Stage(("data", "supernet", "export"), (SUBNET, CUT_ARCHITECTURE), (EXPORT_RESULTS,)),
+    "evaluate": Stage(("evaluate",), (RESULTS,), (EVALUATION,)),
+    "export": Stage(("data", "supernet", "export"), (SUBNET, CUT_ARCHITECTURE, RESULTS, EVALUATION), (EXPORT_RESULTS,)),
     "report": Stage(
-        ("data", "supernet", "search", "sample", "retrain", "training", "export", "seed"),
-        (HISTORY, POSTERIOR, CANDIDATES, RANKING, ARCHITECTURE, RESULTS, EXPORT_RESULTS),
+        ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed"),
+        (HISTORY, POSTERIOR, CANDIDATES, RANKING, ARCHITECTURE, RESULTS, EVALUATION),
         (REPORT,),
-        (FRONT,),
+        (FRONT, EXPORT_RESULTS),
     ),
 }
 # What a search is: with another value of any of these, the results in a working directory are another run's.

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import data, saving, terminal, workdir
+from tfnas import blessing, data, saving, terminal, workdir
 from tfnas.architecture import Architecture
 from tfnas.config import Config
 from tfnas.errors import UserError
@@ -47,6 +47,9 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _export(config: Config, work: workdir.Workdir) -> list[str]:
+    verdict = work.read_json(workdir.EVALUATION, "export", blessing.VERDICT)
+    if not verdict["blessed"]:
+        raise UserError(f"export: the network is not what was asked for ({blessing.reasons(verdict)}), so it stays")
     splits = data.load(config.data, work.path / "tensorflow_datasets")
     model = saving.load(work.path / workdir.SUBNET, keras.Model)
     _check_fits(model, splits, work.path / workdir.SUBNET)

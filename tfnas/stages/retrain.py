@@ -106,10 +106,22 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     # Only now is the test split read, for networks that are all fixed.
     sources.check_test(config.data, work.path / "tensorflow_datasets")
     for row, arm in zip(rows, (*others, *found), strict=False):
-        row["test_accuracy"] = _accuracy(arm.model, splits.test, config)
+        matrix = _confusion(arm.model, splits.test, config)
+        row["test_accuracy"] = float(np.trace(matrix) / matrix.sum())
+        if arm is chosen:
+            confusion = matrix.tolist()
     for group in means:
         rows.append({**group.row, **_mean_on_test(group, splits, config)})
-    work.write_json(workdir.RESULTS, {"chosen": chosen.name, "rows": sorted(rows, key=_place)})
+    whole = cost(supernet.graph)
+    work.write_json(
+        workdir.RESULTS,
+        {
+            "chosen": chosen.name,
+            "full": {"parameters": whole.parameters, "multiply_adds": whole.multiply_adds},
+            "confusion": confusion,
+            "rows": sorted(rows, key=_place),
+        },
+    )
 
 
 def _architecture(value: dict[str, Any]) -> Architecture:
@@ -164,11 +176,16 @@ def _row(arm: Arm, splits: data.Splits, config: Config) -> dict[str, Any]:
 
 
 def _accuracy(model: keras.Model, dataset: Any, config: Config) -> float:
-    correct = total = 0
+    matrix = _confusion(model, dataset, config)
+    return float(np.trace(matrix) / matrix.sum())
+
+
+def _confusion(model: keras.Model, dataset: Any, config: Config) -> np.ndarray:
+    """Number of examples by label (rows) and most probable class (columns)."""
+    matrix = np.zeros((model.output_shape[-1],) * 2, np.int64)
     for images, labels in data.evaluation_batches(dataset, config.data, config.sample.batch_size):
-        correct += int(np.sum(np.argmax(model(images, training=False), -1) == labels.numpy()))
-        total += len(labels)
-    return correct / total
+        np.add.at(matrix, (labels.numpy(), np.argmax(model(images, training=False), -1)), 1)
+    return matrix
 
 
 def _without_optimizer(model: keras.Model) -> keras.Model:

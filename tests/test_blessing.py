@@ -1,0 +1,67 @@
+"""Thresholds held against results whose shares can be told in the head."""
+
+import dataclasses
+
+import pytest
+from test_report import CONFIG, FOUND, FULL, MEAN, Page, made
+
+from tfnas import blessing, report, workdir
+from tfnas.config import Evaluate
+from tfnas.errors import UserError
+from tfnas.stages import evaluate
+
+# Found: 97.75 % and a quarter of the full network's parameters and multiply-adds; full: 98.5 %.
+RESULTS = {
+    "chosen": FOUND["name"],
+    "full": {"parameters": 20_000, "multiply_adds": 2_000_000},
+    "rows": [FULL, MEAN, FOUND],
+}
+
+
+def test_nothing_asked_is_blessed():
+    verdict = blessing.judge(Evaluate(), RESULTS)
+    assert verdict == {"blessed": True, "checks": []} and blessing.reasons(verdict) == "no threshold is set"
+
+
+@pytest.mark.parametrize(
+    "setting, met, missed, said",
+    [
+        ("min_accuracy", 0.97, 0.98, "a test accuracy of 97.75%, at least 98.00% asked"),
+        ("max_accuracy_loss", 0.0075, 0.005, "a test accuracy 0.75% below the full network's, at most 0.50% asked"),
+        ("max_parameters", 0.25, 0.2, "25.00% of the full network's parameters, at most 20.00% asked"),
+        ("max_multiply_adds", 0.3, 0.1, "25.00% of the full network's multiply-adds, at most 10.00% asked"),
+    ],
+)
+def test_each_threshold(setting, met, missed, said):
+    assert blessing.judge(Evaluate(**{setting: met}), RESULTS)["blessed"]
+    verdict = blessing.judge(Evaluate(**{setting: missed}), RESULTS)
+    assert not verdict["blessed"] and [c["setting"] for c in verdict["checks"]] == [f"evaluate.{setting}"]
+    assert blessing.reasons(verdict) == said
+
+
+def test_only_what_failed_is_told_of_one_not_blessed():
+    verdict = blessing.judge(Evaluate(min_accuracy=0.5, max_parameters=0.1), RESULTS)
+    assert [c["passed"] for c in verdict["checks"]] == [True, False]
+    assert "accuracy" not in blessing.reasons(verdict)
+
+
+def test_the_full_network_must_have_been_trained():
+    results = {**RESULTS, "rows": [MEAN, FOUND]}
+    assert blessing.judge(Evaluate(max_parameters=0.3), results)["blessed"]
+    with pytest.raises(UserError, match="--config.retrain.baseline=true"):
+        blessing.judge(Evaluate(max_accuracy_loss=0.1), results)
+
+
+@pytest.mark.parametrize("asked, blessed", [(0.9, True), (0.99, False)])
+def test_the_stage_writes_what_export_and_report_read(tmp_path, capsys, asked, blessed):
+    config = dataclasses.replace(CONFIG, evaluate=Evaluate(min_accuracy=asked))
+    work = made(tmp_path, config=config)
+    manifest = work.manifest()
+    del manifest["stages"]["evaluate"]
+    work.write_sealed(workdir.MANIFEST, manifest)
+    evaluate.run(config, tmp_path)
+    assert work.read_json(workdir.EVALUATION, "export", blessing.VERDICT)["blessed"] == blessed
+    assert f"evaluate  {'blessed' if blessed else 'not blessed'}: a test accuracy of 97.75%" in capsys.readouterr().out
+    page = report.html(work, config)
+    assert ("serving_default" in page) == blessed and ("It was not exported" in page) != blessed
+    Page(page)

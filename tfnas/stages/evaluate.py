@@ -1,0 +1,24 @@
+"""Evaluate: whether what retrain measured is good enough to be exported. Reads no data: retrain has read it all."""
+
+from __future__ import annotations
+
+import os
+
+from tfnas import blessing, report, workdir
+from tfnas.config import Config
+
+
+def run(config: Config, path: str | os.PathLike[str]) -> None:
+    """Holds the network in `path` against the thresholds of `config.evaluate`; writes evaluation.json.
+
+    Raises:
+        UserError: for bad settings or files, or if retrain has not run. A network that is not blessed is no error.
+    """
+    work = workdir.Workdir(path)
+    work.run_stage("evaluate", config, lambda: _evaluate(config, work))
+
+
+def _evaluate(config: Config, work: workdir.Workdir) -> None:
+    verdict = blessing.judge(config.evaluate, work.read_json(workdir.RESULTS, "evaluate", report.results_shape))
+    work.write_json(workdir.EVALUATION, verdict)
+    print(f"evaluate  {'blessed' if verdict['blessed'] else 'not blessed'}: {blessing.reasons(verdict)}")

@@ -45,8 +45,11 @@ ORDER = [
     "chance",
     "blessing",
     "report",
+    "signatures",
     "stages",
     "main",
+    "served",
+    "server",
 ]
 
 

@@ -1,0 +1,275 @@
+"""Serves exported models over TensorFlow Serving's REST and gRPC protocols, where TensorFlow Serving itself is not.
+
+    python -m tfnas.server --model_base_path=runs/digits/export/digits --model_name=digits
+
+Its flags are named as tensorflow_model_server's are, so that the command and the clients move to the image
+`tensorflow/serving` unchanged. It is not TensorFlow Serving: it loads the newest version once, when it starts, does not
+batch the requests of different clients, and answers predict, metadata and status only. HTTP is kserve's; both need the
+extra `serving`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import importlib.util
+import logging
+import os
+import pathlib
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import app, flags
+
+from tfnas import terminal
+from tfnas.errors import UserError
+
+if TYPE_CHECKING:
+    from tfnas import served
+
+_BASE_PATH = flags.DEFINE_string("model_base_path", None, "Folder of the model, with one for each version.")
+_NAME = flags.DEFINE_string("model_name", "default", "The model's name in requests.")
+_CONFIG_FILE = flags.DEFINE_string(
+    "model_config_file", None, "Several models instead: a text file with a ModelServerConfig's model_config_list."
+)
+_PORT = flags.DEFINE_integer("port", 8500, "Port of gRPC; 0 takes a free one.", 0, 65535)
+_REST_PORT = flags.DEFINE_integer("rest_api_port", 8501, "Port of REST; 0 takes a free one.", 0, 65535)
+_ADDRESS = flags.DEFINE_string("address", "127.0.0.1", "What is listened at; 0.0.0.0 is all the machine's addresses.")
+
+_GRACE = 10  # seconds that requests under way have to end
+_HTTP = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429}
+
+
+def start_grpc(models: served.Models, address: str, port: int) -> tuple[Any, int]:
+    """A grpc.Server that answers PredictionService's Predict and GetModelMetadata, started, and its port.
+
+    Raises:
+        UserError: if the port cannot be had.
+    """
+    import grpc
+    import numpy as np
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+    from tfnas import served
+
+    def predict(request: Any) -> Any:
+        model = models.wanted(request.model_spec)
+        name = request.model_spec.signature_name
+        response = predict_pb2.PredictResponse()
+        answer = model.predict(name, dict(request.inputs), served.from_message, request.output_filter)
+        for output, array in answer.items():
+            message = tf.make_tensor_proto(array)
+            if array.dtype == np.float32:  # where TensorFlow Serving puts it, and clients look
+                message.ClearField("tensor_content")
+                message.float_val[:] = array.ravel().tolist()
+            response.outputs[output].CopyFrom(message)
+        _identify(response.model_spec, model)
+        response.model_spec.signature_name = name or served.DEFAULT_SIGNATURE
+        return response
+
+    def answered(answer: Callable[[Any], Any], request: Any, context: Any) -> Any:
+        try:
+            return answer(request)
+        except served.Refused as refused:
+            return context.abort(grpc.StatusCode[refused.code], str(refused))
+
+    class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
+        def Predict(self, request: Any, context: Any) -> Any:
+            return answered(predict, request, context)
+
+        def GetModelMetadata(self, request: Any, context: Any) -> Any:
+            return answered(lambda request: _metadata(models.wanted(request.model_spec)), request, context)
+
+        def Classify(self, request: Any, context: Any) -> Any:
+            return context.abort(grpc.StatusCode.UNIMPLEMENTED, "Predict or GetModelMetadata expected")
+
+        Regress = MultiInference = Classify
+
+    options = [("grpc.so_reuseport", 0), *((f"grpc.max_{way}_message_length", -1) for way in ("send", "receive"))]
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(thread_name_prefix="grpc"), options=options)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), server)
+    try:
+        port = server.add_insecure_port(f"{address}:{port}")
+    except RuntimeError:
+        raise UserError(f"--port: one that is free at {address} expected. Received: {port}") from None
+    server.start()
+    return server, port
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """A socket for REST; kserve's own would listen at all of the machine's addresses.
+
+    Raises:
+        UserError: if the port cannot be had.
+    """
+    try:
+        return socket.create_server((address, port))
+    except OSError as error:
+        received = f"{port} ({os.strerror(error.errno or 0)})"
+        raise UserError(f"--rest_api_port: one that is free at {address} expected. Received: {received}") from None
+
+
+def rest_server(models: served.Models) -> Any:
+    """A kserve RESTServer that answers TensorFlow Serving's predict, status and metadata; it listens when it is run."""
+    arguments, sys.argv = sys.argv, sys.argv[:1]  # kserve parses the command line when it is imported
+    try:
+        import kserve.model_server
+    finally:
+        sys.argv = arguments
+    import orjson
+    import starlette.exceptions
+    import starlette.responses
+    from google.protobuf import json_format
+    from kserve.protocol.dataplane import DataPlane
+    from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+    from kserve.protocol.rest.server import RESTServer
+    from kserve.protocol.rest.v1_endpoints import V1Endpoints
+    from tensorflow_serving.apis import get_model_status_pb2
+
+    from tfnas import served
+
+    # It logs every error it answers with a traceback; an error that is not answered is logged by uvicorn.
+    logging.getLogger("kserve").setLevel(logging.CRITICAL)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # kserve's own use of it
+
+    class Endpoint(kserve.Model):
+        def __init__(self, model: served.Model) -> None:
+            super().__init__(model.name)
+            self.model = model
+            self.ready = True
+
+        async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
+            return await asyncio.to_thread(self.answer, payload)
+
+        def answer(self, payload: Any) -> Any:
+            if isinstance(payload, bytes):  # kserve reads only what is called JSON; curl calls it a form
+                try:
+                    payload = orjson.loads(payload)
+                except orjson.JSONDecodeError as error:
+                    raise served.Refused(f"body: JSON expected. Received: {error}") from None
+            return served.answer_json(self.model, payload)
+
+    repository = kserve.ModelRepository()
+    for model in models.by_name.values():
+        repository.update(Endpoint(model))
+    plane = DataPlane(model_registry=repository)
+    endpoints = V1Endpoints(plane)
+
+    def found(request: Any) -> served.Model:
+        return models.find(request.path_params["name"], request.path_params.get("version"))
+
+    def as_json(message: Any) -> Any:
+        content = json_format.MessageToDict(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        return starlette.responses.JSONResponse(content)
+
+    async def predict(request: Any) -> Any:
+        return await endpoints.predict(found(request).name, request)
+
+    async def metadata(request: Any) -> Any:
+        return as_json(_metadata(found(request)))
+
+    async def status(request: Any) -> Any:
+        state = get_model_status_pb2.ModelVersionStatus(version=found(request).version, state="AVAILABLE")
+        state.status.SetInParent()
+        return as_json(get_model_status_pb2.GetModelStatusResponse(model_version_status=[state]))
+
+    async def refuse(_: Any, error: Any) -> Any:
+        return starlette.responses.JSONResponse({"error": str(error)}, _HTTP.get(error.code, 500))
+
+    async def no_route(request: Any, error: Any) -> Any:
+        message = f"{error.detail}: {request.method} {request.url.path}"
+        return starlette.responses.JSONResponse({"error": message}, error.status_code)
+
+    http = kserve.model_server.app
+    http.add_exception_handler(served.Refused, refuse)
+    http.add_exception_handler(starlette.exceptions.HTTPException, no_route)
+    # Before kserve's own, which they stand in for.
+    for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version:int}"):
+        http.add_route(path, status, methods=["GET"])
+        http.add_route(f"{path}/metadata", metadata, methods=["GET"])
+        http.add_route(f"{path}:predict", predict, methods=["POST"])
+    # Over an empty repository: no client can unload a model.
+    nothing = ModelRepositoryExtension(kserve.ModelRepository())
+    return RESTServer("kserve.model_server:app", plane, nothing, http_port=0, grace_period=_GRACE)
+
+
+def main(_: Sequence[str]) -> None:
+    """Serves until SIGTERM or SIGINT; a user's mistake ends with one line and exit code 1."""
+    try:
+        _serve()
+    except UserError as error:
+        print(f"tfnas.server: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _serve() -> None:
+    for package in ("grpc", "kserve", "tensorflow_serving"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"the package '{package}' expected, which the extra 'serving' brings. Received: none")
+    base_path, config_file = _BASE_PATH.value, _CONFIG_FILE.value
+    if bool(base_path) == bool(config_file):
+        raise UserError("one of --model_base_path=FOLDER and --model_config_file=FILE expected")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a request that is refused is no warning
+    terminal.load_tensorflow()
+    from tfnas import served
+
+    folders = _read_config(config_file) if config_file else {_NAME.value: str(base_path)}
+    models = served.Models(served.Model(name, folder) for name, folder in folders.items())
+    listening = listen(_ADDRESS.value, _REST_PORT.value)
+    rest = rest_server(models)
+    rpc, port = start_grpc(models, _ADDRESS.value, _PORT.value)
+    names = ", ".join(f"{model.name} version {model.version}" for model in models.by_name.values())
+    rest_port = listening.getsockname()[1]
+    print(f"ready: {names}; REST http://{_ADDRESS.value}:{rest_port}, gRPC {_ADDRESS.value}:{port}", flush=True)
+    try:
+        rest.run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        rpc.stop(_GRACE).wait()
+
+
+def _read_config(file: str) -> dict[str, str]:
+    """The folders of a ModelServerConfig's models, by name."""
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    try:
+        text = pathlib.Path(file).read_text()
+        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise UserError(f"--model_config_file: {file}: a ModelServerConfig expected. Received: {error}") from error
+    folders = {model.name: model.base_path for model in config.model_config_list.config}
+    if not folders:
+        raise UserError(f"--model_config_file: {file}: a model_config_list with models expected. Received: none")
+    return folders
+
+
+def _metadata(model: served.Model) -> Any:
+    from tensorflow_serving.apis import get_model_metadata_pb2
+
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    for name, signature in model.signature_defs.items():
+        signatures.signature_def[name].CopyFrom(signature)
+    response = get_model_metadata_pb2.GetModelMetadataResponse()
+    _identify(response.model_spec, model)
+    response.metadata["signature_def"].Pack(signatures)
+    return response
+
+
+def _identify(model_spec: Any, model: served.Model) -> None:
+    model_spec.name = model.name
+    model_spec.version.value = model.version
+
+
+if __name__ == "__main__":
+    app.run(main)

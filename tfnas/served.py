@@ -279,5 +279,6 @@ def _code(number: int) -> str:
 def _said(message: str) -> str:
     """What an operation says, without TensorFlow's words on where in the graph it stands."""
     message = message.partition("\n\t [[")[0].rpartition("<stack traces unavailable>\n")[2]
-    message = re.sub(r"\{\{.*?\}\} ?|\[Op:\w+\].*", "", message.replace("assertion failed: ", ""))
+    message = re.sub(r"\{\{.*?\}\} ?|\[Op:\w+\].*", "", message)
+    message = re.sub(r"^assertion failed: \[(.*?)\]", r"\1", message.strip(), flags=re.DOTALL)
     return " ".join(message.split())

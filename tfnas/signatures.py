@@ -120,11 +120,12 @@ def _checked(image: tf.Tensor, splits: data.Splits, config: Config) -> tf.Tensor
     exact = [False, *(size is not None for size in shape)]
     fits = (tf.size(received) == 4) & tf.reduce_all(tf.where(exact, four == wanted, four >= wanted))
     with tf.control_dependencies([_check(fits, text, received)]):
-        return tf.ensure_shape(tf.identity(image), (None, *shape))
+        # Not `ensure_shape`, from which TensorFlow concludes that the check above always holds, and leaves it out.
+        return tf.reshape(image, [four[i] if size is None else size for i, size in enumerate((None, *shape))])
 
 
 def _decoded(files: tf.Tensor, splits: data.Splits, config: Config) -> tf.Tensor:
-    """uint8 images (N, H, W, C) of encoded ones, each brought to the size that the network takes by itself."""
+    """uint8 images (N, H, W, C) of encoded ones, each by itself brought to the size that the network takes."""
     height, width, channels = splits.image_shape
     taken = formats(channels)
 
@@ -138,13 +139,12 @@ def _decoded(files: tf.Tensor, splits: data.Splits, config: Config) -> tf.Tensor
         text = f"image_bytes: {' or '.join(taken)} files expected. Received another, of number and length:"
         with tf.control_dependencies([_check(known, text, number, tf.strings.length(file))]):
             pixels = sources.decode(tf.identity(file), channels)
-        if not config.data.image_size:
-            text = f"image_bytes: images of {height} x {width} pixels expected. Received, of number and size:"
-            fits = tf.reduce_all(tf.shape(pixels)[:2] == [height, width])
-            with tf.control_dependencies([_check(fits, text, number, tf.shape(pixels)[:2])]):
-                pixels = tf.identity(pixels)
-        pixels = tf.ensure_shape(pixels, (*_size(splits, config), channels))
-        return tf.ensure_shape(data.prepare(pixels, config.data), splits.image_shape)
+        if config.data.image_size:
+            return data.prepare(pixels, config.data)
+        text = f"image_bytes: images of {height} x {width} pixels expected. Received, of number and size:"
+        size = tf.shape(pixels)[:2]
+        with tf.control_dependencies([_check(tf.reduce_all(size == [height, width]), text, number, size)]):
+            return tf.reshape(pixels, splits.image_shape)
 
     count = tf.size(files)
     with tf.control_dependencies([_check(count > 0, "image_bytes: one or more files expected. Received:", count)]):

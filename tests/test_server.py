@@ -279,14 +279,14 @@ def test_rest_refuses_what_does_not_fit_and_lives_on(running, weights):
             assert status == 400 and list(answer) == ["error"], (shown, status, answer)
             assert re.search(message, answer["error"]), (shown, answer)
             assert "Traceback" not in answer["error"] and ".py" not in answer["error"], answer
-    for path, message in [
-        ("/v1/models/cats:predict", "model: one of 'digits' expected. Received: 'cats'"),
-        ("/v1/models/digits/versions/2:predict", "model 'digits': version 3 expected. Received: 2"),
-        ("/v1/models/digits:classify", "Not Found: POST /v1/models/digits:classify"),
-        ("/v2/repository/models/digits/unload", "digits"),
+    for path, code, message in [
+        ("/v1/models/cats:predict", 404, "model: one of 'digits' expected. Received: 'cats'"),
+        ("/v1/models/digits/versions/2:predict", 404, "model 'digits': version 3 expected. Received: 2"),
+        ("/v1/models/digits:classify", 405, "Method Not Allowed: POST /v1/models/digits:classify"),
+        ("/v2/repository/models/digits/unload", 404, "digits"),
     ]:
         status, answer = running.rest({"instances": right}, path)
-        assert status == 404 and message in answer["error"], (path, status, answer)
+        assert status == code and message in answer["error"], (path, status, answer)
     assert_rows(running.rest({"instances": right}), softmax(images(2, 1), weights))
 
 

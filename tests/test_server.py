@@ -72,6 +72,7 @@ class Running:
         )
         assert found, self.line + errors.read_text()
         self.url = found[1]
+        self.grpc_place = found[2]
         self.channel = grpc.insecure_channel(found[2])
         self.stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
 
@@ -355,6 +356,24 @@ def _classification():
     return classification_pb2.ClassificationRequest()
 
 
+def test_documented_clients_work(running, weights, tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "serving.md").read_text()
+    (client,) = re.findall(r"```python\n(import grpc\n.*?)```", text, re.DOTALL)
+    assert "127.0.0.1:8500" in client
+    exec(compile(client.replace("127.0.0.1:8500", running.grpc_place), "serving.md", "exec"), {})
+    expected = softmax(np.zeros((2, 8, 8, 1)), weights)
+    assert capsys.readouterr().out.count(f"b'{NAMES[expected[0].argmax()]}'") == 2
+    commands = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert len(commands) == 2 and all("http://127.0.0.1:8501" in command for command in commands)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digit.png").write_bytes(pngs(images(4, 1))[0])
+    for command in commands:
+        done = subprocess.run(command.replace("http://127.0.0.1:8501", running.url), shell=True, capture_output=True)
+        answer = json.loads(done.stdout)
+        assert list(answer["predictions"][0]) == ["classes", "probabilities", "scores"], done
+    assert_rows((200, answer), softmax(images(4, 1), weights))
+
+
 def test_sigterm_ends_it_cleanly(running):
     """The last test of this server: it is gone afterwards."""
     assert running.process.poll() is None
@@ -382,7 +401,7 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path, exported, monkeypat
     with pytest.raises(UserError, match="empty/1: a SavedModel expected. Received: OSError"):
         served.Model("digits", tmp_path / "empty")
     shutil.copytree(exported / "3", tmp_path / "copy" / "1")
-    (tmp_path / "copy" / "1" / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"damaged")
+    (tmp_path / "copy" / "1" / "assets.extra" / "tf_serving_warmup_requests").write_bytes(100 * b"damaged")
     with pytest.raises(UserError, match="tf_serving_warmup_requests: requests that fit the model expected"):
         served.Model("digits", tmp_path / "copy")
     with server.listen("127.0.0.1", 0) as taken:

@@ -23,7 +23,7 @@ _BATCHES = (1, 8)  # images in a request: what is compiled or allocated for one 
 _PREDICT_LOG, _REQUEST, _MODEL_SPEC, _INPUTS, _NAME, _SIGNATURE, _KEY, _VALUE = 6, 1, 1, 2, 1, 3, 1, 2
 
 
-def write(images: np.ndarray, name: str, saved_model: str | os.PathLike[str], uncertainty: bool) -> int:
+def write(images: np.ndarray, name: str, saved_model: str | os.PathLike[str], uncertainty: bool) -> None:
     """Adds warm-up requests to a SavedModel that `signatures.write` wrote, one of each batch size for each signature.
 
     Args:
@@ -31,9 +31,6 @@ def write(images: np.ndarray, name: str, saved_model: str | os.PathLike[str], un
         name: of the served model.
         saved_model: folder.
         uncertainty: whether there is `serve_uncertainty`.
-
-    Returns:
-        The number of requests.
     """
     inputs = {signatures.DEFAULT: ("image", images[: _BATCHES[-1]])}
     if signatures.formats(images.shape[-1]):
@@ -51,7 +48,6 @@ def write(images: np.ndarray, name: str, saved_model: str | os.PathLike[str], un
     with naming(path), tf.io.TFRecordWriter(os.fspath(path)) as writer:
         for log in logs:
             writer.write(log)
-    return len(logs)
 
 
 def _prediction_log(name: str, signature: str, inputs: Mapping[str, np.ndarray]) -> bytes:

@@ -65,9 +65,9 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     text = (work.path / workdir.CUT_ARCHITECTURE).read_text()
     architecture = Architecture.from_json(text)  # refuses one that was altered
     results = work.read_json(workdir.RESULTS, "export", report.results_shape)
-    confusion = np.array(results["confusion"])
-    if confusion.shape != (splits.num_classes,) * 2:
+    if {len(results["confusion"]), *map(len, results["confusion"])} != {splits.num_classes}:
         raise UserError(f"{work.path / workdir.RESULTS}: a confusion of {splits.num_classes} classes expected")
+    confusion = np.array(results["confusion"])
     ensemble = _ensemble(config, work, splits)
     name = config.export.name or config.data.short_name
     base = f"export/{name}"
@@ -79,7 +79,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         saved = aside / "model"
         signatures.write(model, splits, config, saved, ensemble)
         images = np.stack([image for image, _ in splits.validation.take(_WARMUP).as_numpy_iterator()])
-        requests = warmup.write(images, name, saved, bool(ensemble))
+        warmup.write(images, name, saved, bool(ensemble))
         sources.check_test(config.data, folder)
         correct, total = int(confusion.trace()), int(confusion.sum())
         found = reloading.check(model, source, splits, config, saved, correct, total, ensemble)
@@ -108,9 +108,10 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         os.replace(saved, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    same = "equal" if found["correct"] == correct else f"{found['correct'] / total:.2%}, as good as equal"
+    difference = f"{found['largest_difference']:.0e}"
     terminal.console.print(
-        f"export    reloaded without tfnas or keras: probabilities equal to {found['largest_difference']:.0e}, "
-        f"{found['correct'] / total:.2%} of test as before; {requests} warm-up requests"
+        f"export    reloaded without tfnas: probabilities equal to {difference}, test accuracy {same}"
     )
 
     texts = {"architecture.json": text, "labels.txt": "".join(f"{name}\n" for name in splits.label_names), **cards}

@@ -146,7 +146,7 @@ def images():
 def predictions(path):
     """Bits of the probabilities and labels that a SavedModel answers the validation images with."""
     answer = tf.saved_model.load(str(path)).signatures["serving_default"](image=images())
-    return answer["probabilities"].numpy().tobytes(), answer["label"].numpy().tolist()
+    return answer["probabilities"].numpy().tobytes(), answer["classes"].numpy().tolist()
 
 
 def weights(path):

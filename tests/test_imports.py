@@ -45,7 +45,10 @@ ORDER = [
     "chance",
     "blessing",
     "report",
+    "model_card",
     "signatures",
+    "warmup",
+    "reloading",
     "stages",
     "main",
     "served",
@@ -94,6 +97,7 @@ def test_what_must_not_load_tensorflow_does_not_import_it():
         "chance",
         "blessing",
         "report",
+        "model_card",
         "main",
         "__init__",
     ]

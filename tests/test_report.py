@@ -41,6 +41,13 @@ FOUND = {
     "latency_seconds": 0.001,
 }
 MEASURED = {"full": {"parameters": 20_000, "multiply_adds": 2_000_000}, "confusion": [[39, 1], [0, 40]]}
+EXPORTED = {
+    "saved_model": "export/digits/1",
+    "card": "export/digits/model_card.md",
+    "largest_difference": 1e-7,
+    "test_accuracy": 0.9875,
+    "served_test_accuracy": 0.9875,
+}
 KINDS = ("posterior", "random, spread evenly", "random, allocated per layer")
 POSTERIOR = Posterior(
     (LayerGates("stage1_a_conv1", (4,), (0.02,), 9), LayerGates("stage1_b_conv1", (2, 2), (0.5, 0.99), 9))
@@ -127,7 +134,7 @@ def made(
         workdir.SUBNET: "",
         workdir.RESULTS: json.dumps({**MEASURED, "chosen": rows[-1]["name"], "rows": list(rows)}),
         workdir.EVALUATION: json.dumps({"blessed": True, "checks": []}),
-        workdir.EXPORT_RESULTS: json.dumps({"saved_model": "export/digits/1", "largest_difference": 1e-7}),
+        workdir.EXPORT_RESULTS: json.dumps(EXPORTED),
     }
     for name, text in contents.items():
         work.file(name).write_text(text)

@@ -33,9 +33,8 @@ def exported(tmp_path_factory, weights):
     """Folder with version 3 of a linear classifier of digits, and what must not be taken for a newer one."""
     import keras
     import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    from tfnas import data, signatures
+    from tfnas import data, signatures, warmup
 
     linear = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     linear.set_weights(list(weights))
@@ -45,12 +44,7 @@ def exported(tmp_path_factory, weights):
     signatures.write(linear, splits, load_config("digits"), folder / "3", ensemble=[linear, linear])
     for other in ("1", "10.part", "model.keras"):
         (folder / other).mkdir()
-    request = predict_pb2.PredictRequest(inputs={"image": tf.make_tensor_proto(np.zeros((2, 8, 8, 1), np.uint8))})
-    log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
-    extra = folder / "3" / "assets.extra"
-    extra.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as file:
-        file.write(log.SerializeToString())
+    warmup.write(images(5, 2), "digits", folder / "3", True)
     return folder
 
 

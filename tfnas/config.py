@@ -337,10 +337,16 @@ class Export:
 
     name: str = ""  # of the served model; empty: the data set's, see Data.short_name
     version: int = 1
+    # Also answer how unsure the search is: by the average of this many of sample's best candidates, under the search's
+    # weights, as the signature serve_uncertainty. 0: no such signature. Makes the SavedModel as many networks larger.
+    uncertainty: int = 0
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
         _at_least("export.version", self.version, 1)
+        _require(
+            self.uncertainty == 0 or self.uncertainty > 1, "export.uncertainty", self.uncertainty, "0, or 2 or more"
+        )
         _check_file_name(self.name, self.name)
 
 
@@ -371,6 +377,9 @@ class Config:
         compared = self.retrain.baseline or self.evaluate.max_accuracy_loss == 1
         expected = "left at 1 without retrain.baseline: there is no full network to compare with"
         _require(compared, "evaluate.max_accuracy_loss", self.evaluate.max_accuracy_loss, expected)
+        members, leaders = self.export.uncertainty, min(self.sample.num_tested, self.sample.num_candidates)
+        expected = f"at most sample.num_tested and sample.num_candidates, {leaders}: so many of the best are kept"
+        _require(members <= leaders, "export.uncertainty", members, expected)
         for stage in ("search", "retrain"):
             batch, parts = getattr(self, stage).batch_size, self.training.accumulate
             _require(batch % parts == 0, f"{stage}.batch_size", batch, f"a multiple of training.accumulate, {parts}")

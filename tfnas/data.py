@@ -60,7 +60,11 @@ def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
         UserError: for an unknown or absent data set, images without one size, no labels, a split that is unknown,
             empty or overlapping another.
     """
-    source = sources.load(config, folder)
+    return from_source(sources.load(config, folder), config)
+
+
+def from_source(source: sources.Source, config: config_lib.Data) -> Splits:
+    """The splits of images that `sources.load` gave, prepared. Raises UserError if they have no one size."""
     shape = source.image_shape
     if config.image_size:
         shape = (config.image_size, config.image_size, shape[-1])

@@ -64,7 +64,9 @@ _MEASURES: dict[str, reading.Shape] = {
 _ROW = record({"num_tested": whole(), **{name: optional(shape) for name, shape in _MEASURES.items()}}, name=text_of())
 _SIZE = record(parameters=whole(1), multiply_adds=whole(1))
 _RESULTS = record(chosen=text_of(), full=_SIZE, confusion=list_of(list_of(whole()), 1), rows=list_of(_ROW, 1))
-_CHOSEN = record(test_accuracy=number(0, 1), parameters=whole(), multiply_adds=whole())
+_CHOSEN = record(
+    validation_accuracy=number(0, 1), test_accuracy=number(0, 1), parameters=whole(), multiply_adds=whole()
+)
 _FULL = record(  # what others are told as shares of
     test_accuracy=number(0, 1), parameters=whole(1), multiply_adds=whole(1), latency_seconds=number(1e-12, 1e9)
 )
@@ -74,7 +76,13 @@ _EPOCH = record(
     kept=number(0, 2),
     drop_probability=mapping_of(list_of(number(0, 1), 1)),
 )
-EXPORTED = record(saved_model=text_of(), largest_difference=number(0))
+EXPORTED = record(
+    saved_model=text_of(),
+    card=text_of(),
+    largest_difference=number(0),
+    test_accuracy=number(0, 1),
+    served_test_accuracy=number(0, 1),
+)
 
 
 def results_shape(value: Any, place: str) -> None:
@@ -346,12 +354,17 @@ def _serve(work: Workdir, verdict: Mapping[str, Any]) -> str:
         "import tensorflow as tf\n"
         f"serve = tf.saved_model.load({str(work.path / exported['saved_model'])!r}).signatures['serving_default']\n"
         "answer = serve(image=images)      # uint8 (N, H, W, C), raw pixels\n"
-        "answer['label'], answer['probabilities']"
+        "answer['classes'], answer['scores']    # the most probable first; answer['probabilities'] of all"
     )
+    served, measured = (f"{100 * exported[key]:.2f} %" for key in ("served_test_accuracy", "test_accuracy"))
     return (
         "<p>The SavedModel takes raw pixels, <code>image</code> uint8 (N, H, W, C), and answers "
-        "<code>probabilities</code> float32 (N, classes) and <code>label</code> string (N). Reloaded in a process "
-        f"without tfnas and keras, its probabilities were equal to {exported['largest_difference']:.0e}.</p>"
+        "<code>probabilities</code> float32 (N, classes), and of the most probable classes the names, "
+        "<code>classes</code> string (N, k), and <code>scores</code> float32 (N, k). The signature "
+        "<code>serve_bytes</code> takes encoded files instead, <code>image_bytes</code> string (N). Reloaded in a "
+        f"process without tfnas and keras, its probabilities were equal to {exported['largest_difference']:.0e}, and "
+        f"it classified {served} of the test images correctly, where the network had {measured}. "
+        f"Its model card: <code>{figures.text(exported['card'])}</code>.</p>"
         f"<pre>{figures.text(code)}</pre>"
     )
 

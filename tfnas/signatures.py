@@ -54,7 +54,7 @@ def write(
         path: folder to be written.
         ensemble: models like `model`, whose probabilities are averaged.
     """
-    names = tf.constant(splits.label_names)
+    labels = tf.constant(splits.label_names)
 
     def probabilities(network: keras.Model, image: tf.Tensor) -> tf.Tensor:
         return tf.nn.softmax(network(data.standardise(image, config.data), training=False))
@@ -64,13 +64,19 @@ def write(
 
     def named(found: tf.Tensor) -> dict[str, tf.Tensor]:
         scores, places = tf.math.top_k(found, min(_MOST_NAMED, splits.num_classes))
-        return {"classes": tf.gather(names, places), "scores": scores}
+        return {"classes": tf.gather(labels, places), "scores": scores}
 
     def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
         found = probabilities(model, image)
         return {"probabilities": found, **named(found)}
 
-    def uncertainty(image: tf.Tensor) -> dict[str, tf.Tensor]:
+    def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        return answer(prepared(image))
+
+    def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return answer(_decoded(image_bytes, splits, config))
+
+    def serve_uncertainty(image: tf.Tensor) -> dict[str, tf.Tensor]:
         image = prepared(image)
         members = tf.stack([probabilities(member, image) for member in ensemble])
         mean = tf.reduce_mean(members, 0)
@@ -86,15 +92,20 @@ def write(
     images = [tf.TensorSpec((None, *_size(splits, config), channels), tf.uint8, name="image")]
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint(DEFAULT, lambda image: answer(prepared(image)), input_signature=images)
-    if formats(channels):
+    archive.add_endpoint(DEFAULT, serve, input_signature=images)
+    if BYTES in names(splits, ensemble):
         files = [tf.TensorSpec((None,), tf.string, name="image_bytes")]
-        archive.add_endpoint(BYTES, lambda image_bytes: answer(_decoded(image_bytes, splits, config)), files)
+        archive.add_endpoint(BYTES, serve_bytes, input_signature=files)
     if ensemble:
         for member in ensemble:
             archive.track(member)
-        archive.add_endpoint(UNCERTAINTY, uncertainty, input_signature=images)
+        archive.add_endpoint(UNCERTAINTY, serve_uncertainty, input_signature=images)
     archive.write_out(os.fspath(path), verbose=False)
+
+
+def names(splits: data.Splits, ensemble: Sequence[keras.Model] = ()) -> list[str]:
+    """Of the signatures that `write` gives the SavedModel."""
+    return [DEFAULT, *[BYTES] * bool(formats(splits.image_shape[-1])), *[UNCERTAINTY] * bool(ensemble)]
 
 
 def formats(channels: int) -> list[str]:

@@ -88,7 +88,12 @@ STAGES = {
         (CUT_ARCHITECTURE, SUBNET, RESULTS),
     ),
     "evaluate": Stage(("evaluate",), (RESULTS,), (EVALUATION,)),
-    "export": Stage(("data", "supernet", "export"), (SUBNET, CUT_ARCHITECTURE, RESULTS, EVALUATION), (EXPORT_RESULTS,)),
+    # The model card tells of all that made the network, so each setting of it counts.
+    "export": Stage(
+        ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed"),
+        (SUBNET, CUT_ARCHITECTURE, RESULTS, EVALUATION, SUPERNET, POSTERIOR, RANKING),
+        (EXPORT_RESULTS,),
+    ),
     "report": Stage(
         ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed"),
         (HISTORY, POSTERIOR, CANDIDATES, RANKING, ARCHITECTURE, RESULTS, EVALUATION),
@@ -278,12 +283,8 @@ class Workdir:
 
     def key(self, stage: str, config: tfnas.config.Config) -> str:
         """Digest of what a stage depends on: its settings and the contents of its input files."""
-        values = tfnas.config.to_dict(config)
-        for name in _NEUTRAL:
-            section, key = name.split(".")
-            values[section].pop(key)
         material = {
-            "settings": {name: values[name] for name in STAGES[stage].sections},
+            "settings": settings(config, STAGES[stage].sections),
             "inputs": {name: digest(self.path / name) for name in self._read_by(stage) if (self.path / name).exists()},
         }
         return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
@@ -333,6 +334,20 @@ class Workdir:
     def _read_by(self, stage: str) -> list[str]:
         spec = STAGES[stage]
         return [*spec.inputs, *(name for name in spec.optional if self.has(name))]
+
+
+def settings(config: tfnas.config.Config, sections: Iterable[str]) -> dict[str, Any]:
+    """Those of some sections that change a result."""
+    values = tfnas.config.to_dict(config)
+    for name in _NEUTRAL:
+        section, key = name.split(".")
+        values[section].pop(key)
+    return {name: values[name] for name in sections}
+
+
+def config_digest(config: tfnas.config.Config) -> str:
+    """Hex SHA-256 of every setting that changes a result of a run."""
+    return _seal(settings(config, STAGES["report"].sections))
 
 
 def digest(path: pathlib.Path) -> str:

@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import tempfile
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from tfnas import blessing, data, saving, terminal, workdir
+from tfnas import (
+    blessing,
+    data,
+    model_card,
+    reading,
+    reloading,
+    report,
+    saving,
+    signatures,
+    sources,
+    terminal,
+    training,
+    warmup,
+    workdir,
+)
 from tfnas.architecture import Architecture
 from tfnas.config import Config
 from tfnas.errors import UserError
+from tfnas.posterior import Posterior
+from tfnas.subnets import subnet
+from tfnas.supernet import Supernet
 
-_TOLERANCE = 1e-5  # of probabilities, between the exported and the reloaded model
-
-# Neither keras nor tfnas can be imported by the process that reloads: a SavedModel must stand alone.
-_RELOAD = """
-import io
-import sys
-sys.modules["keras"] = sys.modules["tfnas"] = sys.modules["tensorflow_probability"] = None
-import numpy as np
-import tensorflow as tf
-serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-answer = serve(image=tf.constant(np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)))
-found = io.BytesIO()
-np.savez(found, probabilities=answer["probabilities"].numpy(), label=answer["label"].numpy().astype("S"))
-sys.stdout.buffer.write(found.getvalue())
-"""
+_WARMUP = 8  # validation images that are kept for warm-up requests
+_ANY = reading.mapping_of(lambda value, place: None)  # what `Architecture` reads for itself
+_RANKING = reading.record(kinds=reading.record(posterior=reading.record(leaders=reading.list_of(_ANY, 1))))
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
-    """Exports the network that retrain left in `path` to `export/NAME/VERSION` and reloads it in a fresh process.
+    """Exports the network that retrain left in `path` to `export/NAME/VERSION`.
+
+    A fresh process reloads it first, and scores it on the test split once more: unless it answers as the network does,
+    no version is left.
 
     Raises:
-        UserError: for bad settings or files, or if retrain has not run.
+        UserError: for bad settings or files, if retrain has not run, or the SavedModel answers otherwise.
     """
     work = workdir.Workdir(path)
     work.run_stage("export", config, lambda: _export(config, work))
@@ -50,35 +56,83 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     verdict = work.read_json(workdir.EVALUATION, "export", blessing.VERDICT)
     if not verdict["blessed"]:
         raise UserError(f"export: the network is not what was asked for ({blessing.reasons(verdict)}), so it stays")
-    splits = data.load(config.data, work.path / "tensorflow_datasets")
+    training.set_seed(config.seed)
+    folder = work.path / "tensorflow_datasets"
+    source = sources.load(config.data, folder)
+    splits = data.from_source(source, config.data)
     model = saving.load(work.path / workdir.SUBNET, keras.Model)
     _check_fits(model, splits, work.path / workdir.SUBNET)
     text = (work.path / workdir.CUT_ARCHITECTURE).read_text()
-    Architecture.from_json(text)  # refuses one that was altered
-    base = f"export/{config.export.name or config.data.short_name}"
+    architecture = Architecture.from_json(text)  # refuses one that was altered
+    results = work.read_json(workdir.RESULTS, "export", report.results_shape)
+    if {len(results["confusion"]), *map(len, results["confusion"])} != {splits.num_classes}:
+        raise UserError(f"{work.path / workdir.RESULTS}: a confusion of {splits.num_classes} classes expected")
+    confusion = np.array(results["confusion"])
+    ensemble = _ensemble(config, work, splits)
+    name = config.export.name or config.data.short_name
+    base = f"export/{name}"
     target = work.file(f"{base}/{config.export.version}")
 
     # Built aside and moved in whole: a server that watches the folder never sees half a model.
     aside = pathlib.Path(tempfile.mkdtemp(prefix=f"{workdir.TEMPORARY}export-", dir=target.parent))
     try:
-        _write_saved_model(model, splits, config, aside / "model")
-        largest = _check_reloaded(model, splits, config, aside / "model")
+        saved = aside / "model"
+        signatures.write(model, splits, config, saved, ensemble)
+        images = np.stack([image for image, _ in splits.validation.take(_WARMUP).as_numpy_iterator()])
+        warmup.write(images, name, saved, bool(ensemble))
+        sources.check_test(config.data, folder)
+        correct, total = int(confusion.trace()), int(confusion.sum())
+        found = reloading.check(model, source, splits, config, saved, correct, total, ensemble)
+        inputs = workdir.STAGES["export"].inputs
+        card = model_card.card(
+            config,
+            name=name,
+            image_shape=splits.image_shape,
+            label_names=splits.label_names,
+            sizes=splits.sizes,
+            results=results,
+            verdict=verdict,
+            posterior=Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes()),
+            architecture=architecture,
+            reloaded=found,
+            signatures=signatures.names(splits, ensemble),
+            versions=work.manifest()["versions"],
+            saved_model=saved,
+            inputs={file: workdir.digest(work.path / file) for file in inputs},
+        )
+        cards = {model_card.JSON: json.dumps(card, indent=1) + "\n", model_card.MARKDOWN: model_card.markdown(card)}
+        for file, content in cards.items():
+            (saved / "assets.extra" / file).write_text(content)
         if target.exists():
             shutil.rmtree(target)
-        os.replace(aside / "model", target)
+        os.replace(saved, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    terminal.console.print(f"export    reloaded without tfnas or keras: probabilities equal to {largest:.0e}")
-
-    beside = [f"{base}/model.keras", f"{base}/architecture.json", f"{base}/labels.txt"]
-    work.write(beside[0], model.save)
-    work.write(beside[1], lambda file: file.write_text(text))
-    work.write(beside[2], lambda file: file.write_text("".join(f"{name}\n" for name in splits.label_names)))
-    work.write_json(
-        workdir.EXPORT_RESULTS,
-        {"saved_model": str(target.relative_to(work.path)), "largest_difference": largest, "files": beside},
+    same = "equal" if found["correct"] == correct else f"{found['correct'] / total:.2%}, as good as equal"
+    difference = f"{found['largest_difference']:.0e}"
+    terminal.console.print(
+        f"export    reloaded without tfnas: probabilities equal to {difference}, test accuracy {same}"
     )
-    return [str(target.relative_to(work.path)), *beside]
+
+    texts = {"architecture.json": text, "labels.txt": "".join(f"{name}\n" for name in splits.label_names), **cards}
+    beside = [f"{base}/{file}" for file in ("model.keras", *texts)]
+    work.write(beside[0], model.save)
+    for file, content in texts.items():
+        _write(work, f"{base}/{file}", content)
+    described: dict[str, Any] = {
+        "saved_model": str(target.relative_to(work.path)),
+        "card": f"{base}/{model_card.MARKDOWN}",
+        "largest_difference": found["largest_difference"],
+        "test_accuracy": correct / total,  # as retrain measured it
+        "served_test_accuracy": found["correct"] / total,
+        "files": beside,
+    }
+    work.write_json(workdir.EXPORT_RESULTS, described)
+    return [described["saved_model"], *beside]
+
+
+def _write(work: workdir.Workdir, name: str, content: str) -> None:
+    work.write(name, lambda file: file.write_text(content))
 
 
 def _check_fits(model: keras.Model, splits: data.Splits, path: pathlib.Path) -> None:
@@ -88,45 +142,22 @@ def _check_fits(model: keras.Model, splits: data.Splits, path: pathlib.Path) -> 
         raise UserError(f"{path}: input and output of shapes {expected} expected, as the data has. Received: {shapes}")
 
 
-def _write_saved_model(model: keras.Model, splits: data.Splits, config: Config, path: pathlib.Path) -> None:
-    labels = tf.constant(splits.label_names)
-    # Images of any size are accepted where the data was resized for training, and resized alike.
-    size = (None, None) if config.data.image_size else splits.image_shape[:2]
-
-    def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels = data.standardise(data.prepare(image, config.data), config.data)
-        probabilities = tf.nn.softmax(model(pixels, training=False))
-        return {"probabilities": probabilities, "label": tf.gather(labels, tf.argmax(probabilities, -1))}
-
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        serve,
-        input_signature=[tf.TensorSpec((None, *size, splits.image_shape[-1]), tf.uint8, name="image")],
-    )
-    archive.write_out(str(path), verbose=False)
-
-
-def _check_reloaded(model: keras.Model, splits: data.Splits, config: Config, path: pathlib.Path) -> float:
-    """Largest difference of a probability between `model` here and the SavedModel at `path` in a fresh process."""
-    images, _ = next(iter(splits.validation.batch(64)))
-    # Of one size already, and so batched; they are sent as raw images all the same, and prepared once more.
-    pixels = data.standardise(data.prepare(images, config.data), config.data)
-    expected = tf.nn.softmax(model(pixels, training=False)).numpy()
-    # Through pipes: a disk that is full is none of this check's business.
-    sent = io.BytesIO()
-    np.save(sent, images.numpy())
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", _RELOAD, str(path)]
-    done = subprocess.run(command, env=environment, input=sent.getvalue(), capture_output=True)
-    if done.returncode:
-        message = done.stderr[-2000:].decode(errors="replace")
-        raise RuntimeError(f"export: the SavedModel could not be reloaded in a fresh process:\n{message}")
-    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as answer:
-        got, labels = answer["probabilities"], answer["label"]
-    largest = float(np.abs(got - expected).max())
-    names = np.array(splits.label_names)[expected.argmax(-1)]
-    if not largest <= _TOLERANCE or [label.decode() for label in labels] != names.tolist():
-        raise RuntimeError(f"export: the reloaded SavedModel differs by {largest:.1e}, at most {_TOLERANCE} expected")
-    return largest
+def _ensemble(config: Config, work: workdir.Workdir, splits: data.Splits) -> list[keras.Model]:
+    """The best candidates of the posterior, cut out with the normalisation statistics that they were ranked with."""
+    count = config.export.uncertainty
+    if not count:
+        return []
+    leaders = work.read_json(workdir.RANKING, "export", _RANKING)["kinds"]["posterior"]["leaders"]
+    if len(leaders) < count:
+        raise UserError(
+            f"export.uncertainty: at most the {len(leaders)} candidates that reach the output. Received: {count}"
+        )
+    supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
+    recalibration = training.recalibration(config, splits, supernet)
+    members = []
+    for leader in leaders[:count]:
+        candidate = Architecture.from_json(json.dumps(leader))
+        if recalibration:
+            recalibration.apply(candidate)
+        members.append(subnet(supernet, candidate))
+    return members

@@ -269,6 +269,10 @@ class _Sampling:
                 "saved": outcome.saved,
                 "best_of": _curve(ranking),
             }
+            if contest.kind == POSTERIOR:
+                # In the race's order, for an ensemble of them.
+                best = [i for i in ranking.order if i not in contest.cut_off][: len(first)]
+                group["leaders"] = [json.loads(contest.candidates[i].to_json()) for i in best]
             self._say(contest, ranking)
         return group, records, ranking
 

@@ -317,6 +317,7 @@ def test_grpc_refuses_what_does_not_fit_and_lives_on(running, weights):
         ),
         (({"image": tensor_pb2.TensorProto()},), "INVALID_ARGUMENT", shape),
         (({},), "INVALID_ARGUMENT", "'image' expected. Received: none"),
+        (({f"\u20ac{i}": right for i in range(900)},), "INVALID_ARGUMENT", "'image' expected. Received: '\u20ac0', "),
         (({"image": right, "more": right},), "INVALID_ARGUMENT", "'image' expected. Received: 'image', 'more'"),
         (
             ({"image_bytes": [b"no image"]}, "serve_bytes"),

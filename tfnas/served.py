@@ -18,6 +18,7 @@ from tfnas.errors import UserError, shown
 
 DEFAULT_SIGNATURE = "serving_default"
 _MOST_REPEATED = 2**24  # values of an input that is not written out: a few bytes may stand for any number of equal ones
+_LONGEST = 2000  # characters of a message: it goes into the trailer of a gRPC answer, which holds 8 KiB
 
 
 class Refused(Exception):
@@ -28,7 +29,7 @@ class Refused(Exception):
     """
 
     def __init__(self, message: str, code: str = "INVALID_ARGUMENT") -> None:
-        super().__init__(message)
+        super().__init__(message[:_LONGEST])
         self.code = code
 
 

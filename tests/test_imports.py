@@ -45,6 +45,7 @@ ORDER = [
     "chance",
     "blessing",
     "report",
+    "conversion",
     "stages",
     "main",
 ]

@@ -331,16 +331,31 @@ class Evaluate:
             _require(least <= share <= 1, f"evaluate.{field}", share, f"a share in [{least}, 1]; 1 asks for nothing")
 
 
+# What a network is exported as besides a SavedModel; '_int8' is quantised after training.
+FORMATS = ("litert", "litert_int8", "onnx", "onnx_int8", "openvino")
+
+
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """The SavedModel."""
+    """The SavedModel, and other formats of it."""
 
     name: str = ""  # of the served model; empty: the data set's, see Data.short_name
     version: int = 1
+    formats: tuple[str, ...] = ()  # of FORMATS, beside the SavedModel (docs/formats.md); need 'tfnas[formats]'
+    calibration: int = 256  # training images from which '_int8' takes the ranges of values
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
         _at_least("export.version", self.version, 1)
+        for name in self.formats:
+            if name == "openvino_int8":
+                raise UserError(
+                    "config: 'export.formats' has no 'openvino_int8': OpenVINO quantises with NNCF, which is not used "
+                    "here; OpenVINO reads the file of 'onnx_int8'"
+                )
+            _one_of("export.formats", name, FORMATS)
+        _require(len({*self.formats}) == len(self.formats), "export.formats", self.formats, "different formats")
+        _at_least("export.calibration", self.calibration, 1)
         _check_file_name(self.name, self.name)
 
 
@@ -451,7 +466,8 @@ def parse_value(key: str, text: str) -> Any:
         if expected is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if typing.get_origin(expected) is tuple:
-            return tuple(float(item) for item in text.strip("()[] ").split(",") if item.strip())
+            items = [item.strip(" '\"") for item in text.strip("()[] ").split(",")]
+            return tuple(typing.get_args(expected)[0](item) for item in items if item)
         return expected(text)
     except (KeyError, ValueError):
         raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(text)}") from None
@@ -472,7 +488,7 @@ def _typed(expected: Any, value: Any, key: str) -> Any:
         return _from_mapping(expected, value, key + ".")
     if typing.get_origin(expected) is tuple:
         if isinstance(value, list | tuple):
-            return tuple(_typed(float, item, key) for item in value)
+            return tuple(_typed(typing.get_args(expected)[0], item, key) for item in value)
     elif expected is float and isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # a whole number beyond all floats
             return float(value)
@@ -483,7 +499,7 @@ def _typed(expected: Any, value: Any, key: str) -> Any:
 
 def _type_name(expected: Any) -> str:
     if isinstance(expected, types.GenericAlias):
-        return "numbers separated by commas"
+        return f"{'names' if typing.get_args(expected)[0] is str else 'numbers'} separated by commas"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[expected]
 
 

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import blessing, data, saving, terminal, workdir
+from tfnas import blessing, conversion, data, saving, terminal, workdir
 from tfnas.architecture import Architecture
 from tfnas.config import Config
 from tfnas.errors import UserError
@@ -47,6 +47,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _export(config: Config, work: workdir.Workdir) -> list[str]:
+    conversion.require(config.export.formats)
     verdict = work.read_json(workdir.EVALUATION, "export", blessing.VERDICT)
     if not verdict["blessed"]:
         raise UserError(f"export: the network is not what was asked for ({blessing.reasons(verdict)}), so it stays")
@@ -68,6 +69,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         os.replace(aside / "model", target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    formats = conversion.convert(model, splits, config, config.export.formats, target.parent)
     terminal.console.print(f"export    reloaded without tfnas or keras: probabilities equal to {largest:.0e}")
 
     beside = [f"{base}/model.keras", f"{base}/architecture.json", f"{base}/labels.txt"]
@@ -76,9 +78,14 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     work.write(beside[2], lambda file: file.write_text("".join(f"{name}\n" for name in splits.label_names)))
     work.write_json(
         workdir.EXPORT_RESULTS,
-        {"saved_model": str(target.relative_to(work.path)), "largest_difference": largest, "files": beside},
+        {
+            "saved_model": str(target.relative_to(work.path)),
+            "largest_difference": largest,
+            "files": beside,
+            "formats": [{**record, "file": f"{base}/{record['file']}"} for record in formats],
+        },
     )
-    return [str(target.relative_to(work.path)), *beside]
+    return [str(target.relative_to(work.path)), *beside, *(f"{base}/{name}" for name in config.export.formats)]
 
 
 def _check_fits(model: keras.Model, splits: data.Splits, path: pathlib.Path) -> None:

@@ -466,8 +466,7 @@ def parse_value(key: str, text: str) -> Any:
         if expected is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if typing.get_origin(expected) is tuple:
-            items = [item.strip(" '\"") for item in text.strip("()[] ").split(",")]
-            return tuple(typing.get_args(expected)[0](item) for item in items if item)
+            return tuple(typing.get_args(expected)[0](item) for item in _names(text.strip("()[] ")))
         return expected(text)
     except (KeyError, ValueError):
         raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(text)}") from None
@@ -488,13 +487,19 @@ def _typed(expected: Any, value: Any, key: str) -> Any:
         return _from_mapping(expected, value, key + ".")
     if typing.get_origin(expected) is tuple:
         if isinstance(value, list | tuple):
-            return tuple(_typed(typing.get_args(expected)[0], item, key) for item in value)
+            items = tuple(_typed(typing.get_args(expected)[0], item, key) for item in value)
+            # Of names without quotation marks on the command line, ml_collections makes one text.
+            return _names(",".join(items)) if typing.get_args(expected)[0] is str else items
     elif expected is float and isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # a whole number beyond all floats
             return float(value)
     elif isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
     raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(value)}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for item in text.split(",") if (name := item.strip(" '\"")))
 
 
 def _type_name(expected: Any) -> str:

@@ -69,8 +69,8 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         os.replace(aside / "model", target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    formats = conversion.convert(model, splits, config, config.export.formats, target.parent)
     terminal.console.print(f"export    reloaded without tfnas or keras: probabilities equal to {largest:.0e}")
+    formats = conversion.convert(model, splits, config, config.export.formats, target.parent)
 
     beside = [f"{base}/model.keras", f"{base}/architecture.json", f"{base}/labels.txt"]
     work.write(beside[0], model.save)

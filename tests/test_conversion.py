@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import random_weights
+from ml_collections.config_flags import tuple_parser
 
 import tfnas
-from tfnas import config, conversion, data
+from tfnas import config, conversion, data, report
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.supernets import densenet121, enas, multi_branch_resnet, resnet50
@@ -79,6 +80,7 @@ def test_any_batch_of_raw_pixels_is_answered_as_the_keras_model_does(converted, 
 def test_records_are_what_an_independent_count_finds(converted):
     folder, records, model, parts = converted
     assert [record["format"] for record in records] == list(config.FORMATS)
+    report.EXPORTED({"saved_model": "export/a/1", "largest_difference": 0.0, "formats": records}, "")
     images, labels = parts["test"]
     keras_accuracy = np.mean(golden(model, images).argmax(-1) == labels)
     for record in records:
@@ -200,6 +202,13 @@ def test_formats_not_asked_for_are_gone(tmp_path, rng):
     (tmp_path / "1").mkdir()
     assert conversion.convert(tiny(), splits, SETTINGS, (), tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("text", ["litert,onnx_int8", "('litert', 'onnx_int8')", " litert, onnx_int8"])
+def test_formats_on_the_command_line_need_no_quotation_marks(text):
+    parsed = tuple_parser.TupleParser().parse(text)  # what the flag does
+    assert config.parse_value("export.formats", text) == ("litert", "onnx_int8")
+    assert config.from_config_dict({"export": {"formats": parsed}}).export.formats == ("litert", "onnx_int8")
 
 
 def test_missing_packages_are_named_with_the_extra(tmp_path, rng, monkeypatch):

@@ -246,8 +246,6 @@ def _write_litert(network: _Network, file: pathlib.Path, int8: bool = False) -> 
 
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = examples
-        # An operation that has no 8-bit kernel is an error, not left in float32.
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     file.write_bytes(converter.convert())
 
 

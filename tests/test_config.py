@@ -119,6 +119,11 @@ def test_locked_dict_refuses_new_keys():
         ("data", "name", "", "'data.name' must be set, or else data.folder or data.source"),
         ("supernet", "source", "my_model", "'supernet.source' must be 'package.module:function'"),
         ("export", "name", "a/b", "without '/'"),
+        ("export", "formats", ("litert", "tflite"), "one of 'litert', .*. Received: 'tflite'"),
+        ("export", "formats", ("onnx,onnx",), "must be different formats"),
+        ("export", "formats", "onnx", "must be names separated by commas. Received: 'onnx'"),
+        ("export", "formats", ("openvino_int8",), "has no 'openvino_int8': OpenVINO quantises with NNCF"),
+        ("export", "calibration", 0, "at least 1"),
     ],
 )
 def test_bad_values_are_named(section, key, value, message):

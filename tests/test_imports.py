@@ -49,6 +49,7 @@ ORDER = [
     "signatures",
     "warmup",
     "reloading",
+    "conversion",
     "stages",
     "main",
     "served",

@@ -331,15 +331,21 @@ class Evaluate:
             _require(least <= share <= 1, f"evaluate.{field}", share, f"a share in [{least}, 1]; 1 asks for nothing")
 
 
+# What a network is exported as besides a SavedModel; '_int8' is quantised after training.
+FORMATS = ("litert", "litert_int8", "onnx", "onnx_int8", "openvino")
+
+
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """The SavedModel."""
+    """The SavedModel, and other formats of it."""
 
     name: str = ""  # of the served model; empty: the data set's, see Data.short_name
     version: int = 1
     # Also answer how unsure the search is: by the average of this many of sample's best candidates, under the search's
     # weights, as the signature serve_uncertainty. 0: no such signature. Makes the SavedModel as many networks larger.
     uncertainty: int = 0
+    formats: tuple[str, ...] = ()  # of FORMATS, beside the SavedModel (docs/formats.md); need 'tfnas[formats]'
+    calibration: int = 256  # training images from which '_int8' takes the ranges of values
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
@@ -347,6 +353,15 @@ class Export:
         _require(
             self.uncertainty == 0 or self.uncertainty > 1, "export.uncertainty", self.uncertainty, "0, or 2 or more"
         )
+        for name in self.formats:
+            if name == "openvino_int8":
+                raise UserError(
+                    "config: 'export.formats' has no 'openvino_int8': OpenVINO quantises with NNCF, which is not used "
+                    "here; OpenVINO reads the file of 'onnx_int8'"
+                )
+            _one_of("export.formats", name, FORMATS)
+        _require(len({*self.formats}) == len(self.formats), "export.formats", self.formats, "different formats")
+        _at_least("export.calibration", self.calibration, 1)
         _check_file_name(self.name, self.name)
 
 
@@ -460,7 +475,7 @@ def parse_value(key: str, text: str) -> Any:
         if expected is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if typing.get_origin(expected) is tuple:
-            return tuple(float(item) for item in text.strip("()[] ").split(",") if item.strip())
+            return tuple(typing.get_args(expected)[0](item) for item in _names(text.strip("()[] ")))
         return expected(text)
     except (KeyError, ValueError):
         raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(text)}") from None
@@ -481,7 +496,9 @@ def _typed(expected: Any, value: Any, key: str) -> Any:
         return _from_mapping(expected, value, key + ".")
     if typing.get_origin(expected) is tuple:
         if isinstance(value, list | tuple):
-            return tuple(_typed(float, item, key) for item in value)
+            items = tuple(_typed(typing.get_args(expected)[0], item, key) for item in value)
+            # Of names without quotation marks on the command line, ml_collections makes one text.
+            return _names(",".join(items)) if typing.get_args(expected)[0] is str else items
     elif expected is float and isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # a whole number beyond all floats
             return float(value)
@@ -490,9 +507,13 @@ def _typed(expected: Any, value: Any, key: str) -> Any:
     raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(value)}")
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for item in text.split(",") if (name := item.strip(" '\"")))
+
+
 def _type_name(expected: Any) -> str:
     if isinstance(expected, types.GenericAlias):
-        return "numbers separated by commas"
+        return f"{'names' if typing.get_args(expected)[0] is str else 'numbers'} separated by commas"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[expected]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tfnas import checks, data, distribution, loop, training, workdir
+from tfnas import checks, conversion, data, distribution, loop, training, workdir
 from tfnas.config import Config
 from tfnas.errors import unwrapped
 
@@ -23,6 +23,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
         UserError: for bad settings, data, files or devices, too little room or memory, or a loss that is not finite.
     """
     work = workdir.Workdir(path)
+    conversion.require(config.export.formats)
     with unwrapped(), distribution.strategy(config.distribution).scope():
         _check(config, work)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from tfnas import (
     blessing,
+    conversion,
     data,
     model_card,
     reading,
@@ -53,6 +54,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _export(config: Config, work: workdir.Workdir) -> list[str]:
+    conversion.require(config.export.formats)
     verdict = work.read_json(workdir.EVALUATION, "export", blessing.VERDICT)
     if not verdict["blessed"]:
         raise UserError(f"export: the network is not what was asked for ({blessing.reasons(verdict)}), so it stays")
@@ -113,6 +115,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     terminal.console.print(
         f"export    reloaded without tfnas: probabilities equal to {difference}, test accuracy {same}"
     )
+    formats = conversion.convert(model, splits, config, config.export.formats, target.parent)
 
     texts = {"architecture.json": text, "labels.txt": "".join(f"{name}\n" for name in splits.label_names), **cards}
     beside = [f"{base}/{file}" for file in ("model.keras", *texts)]
@@ -126,9 +129,10 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         "test_accuracy": correct / total,  # as retrain measured it
         "served_test_accuracy": found["correct"] / total,
         "files": beside,
+        "formats": [{**record, "file": f"{base}/{record['file']}"} for record in formats],
     }
     work.write_json(workdir.EXPORT_RESULTS, described)
-    return [described["saved_model"], *beside]
+    return [described["saved_model"], *beside, *(f"{base}/{name}" for name in config.export.formats)]
 
 
 def _write(work: workdir.Workdir, name: str, content: str) -> None:

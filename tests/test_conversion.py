@@ -1,0 +1,224 @@
+"""Other formats of an exported network: the same probabilities in their own runtimes, whole or not at all."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import random_weights
+from ml_collections.config_flags import tuple_parser
+
+import tfnas
+from tfnas import config, conversion, data, report
+from tfnas.architecture import Architecture
+from tfnas.errors import UserError
+from tfnas.supernets import densenet121, enas, multi_branch_resnet, resnet50
+
+MEAN, STD = (0.4, 0.5), (0.2, 0.3)
+SETTINGS = config.Config(
+    data=config.Data(mean=MEAN, std=STD), export=config.Export(formats=config.FORMATS, calibration=20)
+)
+
+
+def cut(model, rng, keep=(0.0, 0.6, 1.0)):
+    """A network cut out at random, whole branches gone, so that there are constants and gathered channels in it."""
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    while True:
+        architecture = Architecture(
+            {name: rng.random(g.mask.shape[0]) < rng.choice(keep) for name, g in supernet.gated_layers.items()}
+        )
+        if supernet.graph.flow(architecture).reaches_outputs():
+            return tfnas.subnet(supernet, architecture)
+
+
+def splits_of(shape, rng, sizes=(30, 9, 70), classes=3):
+    parts = {
+        name: (rng.integers(0, 256, (size, *shape), np.uint8), rng.integers(0, classes, size))
+        for name, size in zip(data.SPLITS, sizes, strict=True)
+    }
+    datasets = {name: tf.data.Dataset.from_tensor_slices(part) for name, part in parts.items()}
+    sizes = {name: len(part[1]) for name, part in parts.items()}
+    return data.Splits(**datasets, sizes=sizes, image_shape=shape, label_names=tuple("abc"[:classes])), parts
+
+
+def golden(model, images):
+    """Probabilities by NumPy from the Keras model's logits."""
+    logits = model.predict_on_batch(((images / 255.0 - np.array(MEAN)) / np.array(STD)).astype("float32"))
+    exponentials = np.exp(logits.astype("float64") - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """All formats of one network: (folder, records, model, splits' arrays)."""
+    rng = np.random.default_rng(5)
+    model = cut(multi_branch_resnet(16, 1, 3, (8, 8, 2), stem_width=4), rng, keep=(0.0, 0.7, 1.0, 1.0))
+    splits, parts = splits_of((8, 8, 2), rng)
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "1").mkdir()
+    return folder, conversion.convert(model, splits, SETTINGS, config.FORMATS, folder), model, parts
+
+
+@pytest.mark.parametrize("name", config.FORMATS)
+def test_any_batch_of_raw_pixels_is_answered_as_the_keras_model_does(converted, name):
+    folder, records, model, parts = converted
+    (record,) = [r for r in records if r["format"] == name]
+    predict = conversion.load(name, folder / record["file"])
+    images, _ = parts["test"]
+    for batch in (images[:1], images[:7], images, images[:1]):
+        got = predict(batch)
+        assert got.dtype == np.float32
+        difference = np.abs(got - golden(model, batch))
+        if name.endswith("int8"):
+            assert 1e-5 < difference.mean() < 0.05  # if they were equal, nothing would be quantised
+        else:
+            assert difference.max() < 1e-5
+
+
+def test_records_are_what_an_independent_count_finds(converted):
+    folder, records, model, parts = converted
+    assert [record["format"] for record in records] == list(config.FORMATS)
+    report.EXPORTED({"saved_model": "export/a/1", "largest_difference": 0.0, "formats": records}, "")
+    images, labels = parts["test"]
+    keras_accuracy = np.mean(golden(model, images).argmax(-1) == labels)
+    for record in records:
+        predict = conversion.load(record["format"], folder / record["file"])
+        accuracy = np.mean(
+            [predict(image[None])[0].argmax() == label for image, label in zip(images, labels, strict=True)]
+        )
+        assert record["test_accuracy"] == pytest.approx(accuracy, abs=1e-12), record
+        assert record["test_accuracy_change"] == pytest.approx(100 * (accuracy - keras_accuracy), abs=1e-9)
+        validation = parts["validation"][0]
+        largest = np.abs(predict(validation) - golden(model, validation)).max()
+        assert record["largest_difference"] == pytest.approx(largest, abs=1e-6)
+        files = [*(folder / record["format"]).iterdir()]
+        assert record["bytes"] == sum(len(file.read_bytes()) for file in files)
+        assert len(files) == (2 if record["format"] == "openvino" else 1)
+
+
+def test_eight_bits_are_smaller(converted):
+    sizes = {record["format"]: record["bytes"] for record in converted[1]}
+    assert sizes["litert_int8"] < 0.5 * sizes["litert"]
+    assert sizes["onnx_int8"] < 0.6 * sizes["onnx"]
+
+
+def test_eight_bits_are_in_the_files(converted):
+    import onnx
+    from ai_edge_litert.interpreter import Interpreter
+
+    folder = converted[0]
+    interpreter = Interpreter(model_path=str(folder / "litert_int8" / "model.tflite"))
+    (image,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (image["dtype"], answer["dtype"]) == (np.uint8, np.float32)
+    kernels = [t for t in interpreter.get_tensor_details() if len(t["shape"]) == 4 and t["shape"][1] == 3]
+    assert kernels and all(t["dtype"] == np.int8 for t in kernels)
+    graph = onnx.load(folder / "onnx_int8" / "model.onnx").graph
+    constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    kernels = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    read = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+    assert read and {constants[name] for name, output in kernels.items() if output in read} == {onnx.TensorProto.INT8}
+
+
+def test_openvino_reports_nothing_home(converted):
+    import openvino.tools.ovc
+
+    assert type(openvino.tools.ovc.telemetry).__module__ == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_openvino_reads_what_onnx_quantised(converted):
+    folder, _, model, parts = converted
+    images = parts["test"][0][:5]
+    got = conversion.load("openvino", folder / "onnx_int8" / "model.onnx")(images)
+    np.testing.assert_allclose(got, golden(model, images), atol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "build, shape",
+    [(enas, (8, 8, 2)), (resnet50, (16, 16, 2)), (densenet121, (32, 32, 2))],
+)
+def test_every_super_network_converts(build, shape, tmp_path, rng):
+    model = cut(build(8 if build is resnet50 else 4, 1, 3, shape), rng)
+    splits, _ = splits_of(shape, rng, sizes=(5, 3, 4))
+    floats = [name for name in config.FORMATS if not name.endswith("int8")]
+    # The largest one takes long enough without.
+    records = conversion.convert(model, splits, SETTINGS, floats if build is enas else config.FORMATS, tmp_path)
+    differences = {r["format"]: r["largest_difference"] for r in records}
+    assert max(differences[name] for name in floats) < 1e-5
+
+
+def tiny(shape=(4, 4, 2)):
+    image = keras.Input(shape, name="image")
+    return keras.Model(image, keras.layers.Dense(3, name="classifier")(keras.layers.Flatten()(image)))
+
+
+def test_calibration_sees_training_images_of_the_networks_size(rng):
+    # Of larger images, sorted by class as a folder's are: the value of every pixel says which image it is.
+    images = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], (200, 6, 5, 2))
+    train = tf.data.Dataset.from_tensor_slices((images, np.arange(200) // 67))
+    splits = dataclasses.replace(splits_of((4, 4, 2), rng)[0], train=train, sizes={"train": 200})
+    settings = config.Config(
+        data=config.Data(mean=MEAN, std=STD, image_size=4, random_resized_crop=True),
+        export=config.Export(calibration=30),
+    )
+    network = conversion._Network(tiny(), splits, settings)
+    assert network.calibration.shape == (30, 4, 4, 2) and network.calibration.dtype == np.uint8
+    drawn = network.calibration[:, 0, 0, 0]
+    assert len({*drawn}) == 30 and {*(drawn // 67)} == {0, 1, 2}
+    again = conversion._Network(tiny(), splits, settings)
+    np.testing.assert_array_equal(again.calibration, network.calibration)
+
+
+def test_a_failing_format_leaves_what_was_there(tmp_path, rng, monkeypatch):
+    splits, _ = splits_of((4, 4, 2), rng)
+    conversion.convert(tiny(), splits, SETTINGS, ("litert",), tmp_path)
+    before = (tmp_path / "litert" / "model.tflite").read_bytes()
+
+    def fails(network, file):
+        file.write_bytes(b"half")
+        raise ValueError("no kernel for it\nat all")
+
+    monkeypatch.setattr(conversion, "_write_onnx", fails)
+    with pytest.raises(UserError, match="cannot be converted to 'onnx': .*no kernel for it"):
+        conversion.convert(tiny(), splits, SETTINGS, ("litert", "onnx"), tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["litert", "model.tflite"]
+    assert (tmp_path / "litert" / "model.tflite").read_bytes() == before
+
+
+def test_a_format_that_answers_otherwise_is_refused(tmp_path, rng, monkeypatch):
+    splits, _ = splits_of((4, 4, 2), rng)
+    load = conversion._load_litert
+    monkeypatch.setattr(conversion, "_load_litert", lambda file: lambda images: load(file)(images) + np.float32(2e-4))
+    with pytest.raises(RuntimeError, match="'litert' differs by 2.0e-04, at most 0.0001 expected"):
+        conversion.convert(tiny(), splits, SETTINGS, ("litert",), tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_formats_not_asked_for_are_gone(tmp_path, rng):
+    splits, _ = splits_of((4, 4, 2), rng)
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "1").mkdir()
+    assert conversion.convert(tiny(), splits, SETTINGS, (), tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("text", ["litert,onnx_int8", "('litert', 'onnx_int8')", " litert, onnx_int8"])
+def test_formats_on_the_command_line_need_no_quotation_marks(text):
+    parsed = tuple_parser.TupleParser().parse(text)  # what the flag does
+    assert config.parse_value("export.formats", text) == ("litert", "onnx_int8")
+    assert config.from_config_dict({"export": {"formats": parsed}}).export.formats == ("litert", "onnx_int8")
+
+
+def test_missing_packages_are_named_with_the_extra(tmp_path, rng, monkeypatch):
+    find = conversion.importlib.util.find_spec
+    monkeypatch.setattr(
+        conversion.importlib.util, "find_spec", lambda name: None if name in ("tf2onnx", "openvino") else find(name)
+    )
+    conversion.require(("litert", "litert_int8"))
+    with pytest.raises(UserError, match=r"onnx_int8 needs tf2onnx, not installed here: pip install 'tfnas\[formats\]'"):
+        conversion.require(("litert", "onnx_int8"))
+    with pytest.raises(UserError, match="needs openvino, tf2onnx, not"):
+        conversion.convert(tiny(), splits_of((4, 4, 2), rng)[0], SETTINGS, ("openvino",), tmp_path)
+    assert not [*tmp_path.iterdir()]

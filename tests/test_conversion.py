@@ -164,10 +164,12 @@ def test_calibration_sees_training_images_of_the_networks_size(rng):
         export=config.Export(calibration=30),
     )
     network = conversion._Network(tiny(), splits, settings)
+    network.calibrate()
     assert network.calibration.shape == (30, 4, 4, 2) and network.calibration.dtype == np.uint8
     drawn = network.calibration[:, 0, 0, 0]
     assert len({*drawn}) == 30 and {*(drawn // 67)} == {0, 1, 2}
     again = conversion._Network(tiny(), splits, settings)
+    again.calibrate()
     np.testing.assert_array_equal(again.calibration, network.calibration)
 
 

@@ -94,6 +94,8 @@ def convert(
         network = _Network(model, splits, config)
         images, _ = next(iter(splits.validation.batch(_BATCH)))
         expected = network.probabilities(images)
+        if any(name.endswith("_int8") for name in formats):
+            network.calibrate()
         predictors, differences = {}, {}
         for name in formats:
             predictors[name], answer = _written(network, name, aside, images.numpy())
@@ -154,7 +156,11 @@ class _Network:
     Attributes:
         module: with one function, `serve`, from pixels to a dict of probabilities; the weights are constants in it,
             because a converter that is given Keras's variables leaves them out of its file.
+        calibration: training images without augmentation, uint8 (at most `export.calibration`, H, W, C); after
+            `calibrate` only.
     """
+
+    calibration: np.ndarray
 
     def __init__(self, model: keras.Model, splits: data.Splits, config: Config):
         self.splits = splits
@@ -194,12 +200,8 @@ class _Network:
         onnx.checker.check_model(model)
         return model
 
-    @functools.cached_property
-    def calibration(self) -> np.ndarray:
-        """Training images without augmentation, uint8 (at most `export.calibration`, H, W, C), the same every time.
-
-        Drawn from all of the split, which may lie sorted by class.
-        """
+    def calibrate(self) -> None:
+        """Draws `calibration` from all of the training split, which may lie sorted by class; the same every time."""
         size = self.splits.sizes["train"]
         number = min(self.config.export.calibration, size)
         chosen = tf.constant(np.random.default_rng(0).choice(size, number, replace=False))
@@ -208,7 +210,7 @@ class _Network:
             .filter(lambda i, _: tf.reduce_any(i == chosen))
             .map(lambda _, example: data.prepare(example[0], self.config.data))
         )
-        return np.stack([*images.as_numpy_iterator()])
+        self.calibration = np.stack([*images.as_numpy_iterator()])
 
 
 def _written(network: _Network, name: str, aside: pathlib.Path, images: np.ndarray) -> tuple[Predict, np.ndarray]:

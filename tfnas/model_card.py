@@ -199,7 +199,7 @@ def _row(title: str, measured: Mapping[str, Any]) -> str:
 
 def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
     return [
-        f"Images like those of {config.data.title}, prepared by nobody: raw pixels, or encoded files.",
+        f"For images like those of {config.data.title}, as they are: the SavedModel prepares them.",
         f"Every image is given one of the {len(label_names):,} classes, also one that shows none of them: there is no "
         "class for anything else.",
     ]

@@ -126,7 +126,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         "",
         f"Classifies images into {len(classes):,} classes: {listed}{more}. A network of {network['parameters']:,} "
         f"parameters and {network['multiply_adds']:,} multiply-adds an image, cut out of the super-network "
-        f"`{_plain(network['supernet'])}` ({full['parameters']:,} parameters, {full['multiply_adds']:,} multiply-adds) "
+        f"{_plain(network['supernet'])} ({full['parameters']:,} parameters, {full['multiply_adds']:,} multiply-adds) "
         f"by tfnas.",
         "",
         "## Use",

@@ -40,7 +40,7 @@ def get_config():
                 folder="",  # change: your folder, or give it on the command line
                 train="train[:70%]",
                 validation="train[70%:85%]",  # ranks the candidates
-                test="train[85%:]",  # read once, at the very end
+                test="train[85%:]",  # read only at the very end
                 image_size=32,  # change: what your model is for
                 mean=(0.5,),  # change: what `tfnas preview` prints
                 std=(0.25,),

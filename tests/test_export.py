@@ -209,13 +209,6 @@ def test_gate_lets_out_what_answers_as_the_network_does(cropped):
 
 
 @pytest.mark.slow
-def test_gate_refuses_another_test_accuracy(cropped):
-    *arguments, correct = cropped
-    with pytest.raises(UserError, match=rf"{correct} of 80 .* and the network did {correct + 2} of 80 when retrain"):
-        reloading.check(*arguments, correct + 2, 80)
-
-
-@pytest.mark.slow
 def test_gate_refuses_another_network_and_what_cannot_be_reloaded(cropped, tmp_path):
     _, *arguments, correct = cropped
     with pytest.raises(UserError, match="serving_default of the reloaded SavedModel differs from the network by"):
@@ -345,11 +338,7 @@ def test_no_version_is_left_of_what_does_not_pass(exported):
     other = dataclasses.replace(settings, export=config.Export(version=4))
     work = workdir.Workdir(path)
     results = json.loads((path / workdir.RESULTS).read_text())
-    i, j = np.argwhere(np.array(results["confusion"]) * (1 - np.eye(10)) >= 1)[0]
-    moved = results["confusion"][i][j]
-    results["confusion"][i][j] -= moved
-    results["confusion"][i][i] += moved
-    for k in range(10):  # two more, so that no near-tie explains it
+    for k in range(10):  # so many that no near-tie explains it
         taken = min(2, results["confusion"][k][k])
         results["confusion"][k][k] -= taken
         results["confusion"][k][(k + 1) % 10] += taken

@@ -45,7 +45,7 @@ class Data:
     source: str = ""  # 'package.module:function' that returns the three splits; train, validation, test are not used
     train: str = "train[:1000]"  # TFDS split expressions; they must not overlap
     validation: str = "train[1000:]"  # ranks the candidates
-    test: str = "test"  # read once, at the very end
+    test: str = "test"  # read at the very end: by retrain's last evaluation, and by export's check of the SavedModel
     image_size: int = 0  # resize to a square of this many pixels; 0 keeps the data set's size
     mean: tuple[float, ...] = (0.5,)  # per channel (or one for all), of pixels scaled to [0, 1]
     std: tuple[float, ...] = (0.25,)

@@ -126,7 +126,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         "",
         f"Classifies images into {len(classes):,} classes: {listed}{more}. A network of {network['parameters']:,} "
         f"parameters and {network['multiply_adds']:,} multiply-adds an image, cut out of the super-network "
-        f"`{_plain(network['supernet'])}` ({full['parameters']:,} parameters, {full['multiply_adds']:,} multiply-adds) "
+        f"{_plain(network['supernet'])} ({full['parameters']:,} parameters, {full['multiply_adds']:,} multiply-adds) "
         f"by tfnas.",
         "",
         "## Use",
@@ -199,7 +199,7 @@ def _row(title: str, measured: Mapping[str, Any]) -> str:
 
 def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
     return [
-        f"Images like those of {config.data.title}, prepared by nobody: raw pixels, or encoded files.",
+        f"For images like those of {config.data.title}, as they are: the SavedModel prepares them.",
         f"Every image is given one of the {len(label_names):,} classes, also one that shows none of them: there is no "
         "class for anything else.",
     ]

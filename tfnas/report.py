@@ -220,7 +220,7 @@ def _what(results: Mapping[str, Any]) -> str:
 
 def _means_note(rows: Sequence[Mapping[str, Any]]) -> str:
     tested = max(row.get("num_tested", 0) for row in rows)
-    return f"Test is read once, after every choice is made; means are of the first {tested} candidates of a kind."
+    return f"Test is read only after every choice is made; means are of the first {tested} candidates of a kind."
 
 
 def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Mapping[str, Any]]) -> str:

@@ -1,8 +1,8 @@
 """Requests that TensorFlow Serving sends itself before it takes a user's: the first ones of a kind are slow.
 
 They lie in `assets.extra/tf_serving_warmup_requests`, a TFRecord file of `PredictionLog` messages. Written here in
-protocol buffers' wire format, four nested messages of a few fields, because their Python classes are in
-tensorflow-serving-api only, which serving by other means does not need (https://protobuf.dev/programming-guides/encoding).
+protocol buffers' wire format (https://protobuf.dev/programming-guides/encoding), four nested messages of a few fields,
+because their Python classes are in tensorflow-serving-api only, which serving by other means does not need.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Retrain: cut the winner out, train it further or not at all, and compare on the test split, once, at the end."""
+"""Retrain: cut the winner out, train it further or not at all, and compare on the test split, at the very end."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ ORDER = [
     "blessing",
     "report",
     "stages",
+    "tuning",
     "main",
 ]
 

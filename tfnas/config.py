@@ -352,8 +352,8 @@ TUNED = ("ell2", "learning_rate", "gate_learning_rate", "temperature", "initial_
 class Tune:
     """What `tfnas tune` tries: values of search's settings, each a search and a sample of its own (tfnas/tuning.py).
 
-    The methods 'grid' and 'random' take the values as they are, 'bayesian' and 'hyperband' anything between the smallest
-    and the largest, evenly on a logarithmic scale. A setting without values is not tuned.
+    The methods 'grid' and 'random' take the values as they are, 'bayesian' and 'hyperband' anything between the
+    smallest and the largest, evenly on a logarithmic scale. A setting without values is not tuned.
     """
 
     method: str = "grid"  # 'random', 'bayesian' or 'hyperband', KerasTuner's

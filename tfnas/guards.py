@@ -42,7 +42,7 @@ class Guard:
         self._told = False
 
     def begin(self) -> None:
-        """Judges the gates that the supernet was made with. Raises FailedSearch if they leave no path and may stop it."""
+        """Judges the gates that the supernet was made with. Raises FailedSearch if they leave no path, and may."""
         if self._settings.guard == "off" or self._connected(self._supernet.posterior()):
             return
         what = f"search.initial_drop ({self._settings.initial_drop:g}) leaves no path to the output (collapsed)"

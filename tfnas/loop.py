@@ -173,8 +173,8 @@ def train(
     Raises:
         Preempted: after SIGTERM, once a checkpoint is written.
         FailedSearch: if the loss is no longer finite; the last checkpoint stays.
-        UserError: if a checkpoint cannot be read, the memory does not suffice, the processes of a cluster have different
-            ones, or as `check` raises it.
+        UserError: if a checkpoint cannot be read, the memory does not suffice, the processes of a cluster have
+            different ones, or as `check` raises it.
     """
     model.optimizer.build(model.trainable_variables)
     variables = _state(model)

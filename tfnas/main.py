@@ -135,7 +135,7 @@ def _tune(config: config_lib.Config, work: workdir.Workdir) -> None:
     best = tuning.run(config, work.path)
     given = config_flags.get_override_values(flags.FLAGS["config"])
     chosen = {key: value for key, value in given.items() if not key.startswith("tune.")}
-    chosen |= {f"search.{name}": value for name, value in best.values.items()}
+    chosen |= {f"search.{name}": tuning.shown(value) for name, value in best.values.items()}
     options = [f"--config={config_flags.get_config_filename(flags.FLAGS['config'])}"]
     options.append(f"--workdir={work.path / tuning.FOLDER / best.folder}")
     options += [f"--config.{key}={_typed(value)}" for key, value in chosen.items()]

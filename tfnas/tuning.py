@@ -1,9 +1,9 @@
 """Tune: many searches, each with other values, and which of them found the best network. Not a stage of a run.
 
 KerasTuner proposes the values; a trial is the stages search and sample in a working directory of its own, named by the
-digest of all that its search depends on. Nothing of KerasTuner's is read from disk: after an interruption it proposes the
-same values again, and a trial that is finished answers at once with what its folder holds. (KerasTuner 1.4.8 does not
-write its files atomically, its grid search cannot be resumed from them, and neither would go on with more values.)
+digest of all that its search depends on. Nothing of KerasTuner's is read from disk: after an interruption it proposes
+the same values again, and a trial that is finished answers at once with what its folder holds. KerasTuner 1.4.8 does
+not write its files atomically, its grid search cannot be resumed from them, and it could not go on with more values.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _oracle(config: Config) -> keras_tuner.Oracle:
     return kinds[settings.method](max_trials=settings.trials or None, **common)
 
 
-def _with(config: Config, values: Mapping[str, float], epochs: int) -> Config:
+def _with(config: Config, values: Mapping[str, Any], epochs: int) -> Config:
     return dataclasses.replace(config, search=dataclasses.replace(config.search, epochs=epochs, **values))
 
 
@@ -205,7 +205,7 @@ class _Tuning:
         config = _with(self.config, values, epochs)
         folder = f"trials/{self.work.key('search', config)[:12]}"
         if folder not in self.trials:
-            told = ", ".join(f"{name}={_number(value)}" for name, value in values.items())
+            told = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
             print(f"tune      trial {len(self.trials) + 1}: {told}; {epochs} epochs, {self.work.path / folder}")
             trial = self._trial(config, folder, values, epochs)
             if trial.message:
@@ -218,9 +218,9 @@ class _Tuning:
         """Shows all trials; returns the best. Raises UserError if there is none."""
         terminal.console.print(self._table())
         name = self.names[0]
-        shown = [trial for trial in self._longest(self.trials.values()) if trial.found]
-        if shown:
-            picture = self.work.write(f"{name}.png", lambda path: self._plot(path, name, shown))
+        plotted = [trial for trial in self._longest(self.trials.values()) if trial.found]
+        if plotted:
+            picture = self.work.write(f"{name}.png", lambda path: self._plot(path, name, plotted))
             print(f"tune      {self.work.path / RESULTS}, {picture}")
         best = self._best()
         if best is None:
@@ -259,7 +259,7 @@ class _Tuning:
     def _best_candidate(
         self, ranked: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
-        """The best within the budget, its score, and what is wrong with it: there may be none, and then it is too large."""
+        """The best within the budget, its score and ''; or the best of all, its score and why it is none."""
         most = self.config.tune.budget * self.full_parameters
         winner = ranked["best"]
         if winner["parameters"] <= most:
@@ -316,7 +316,7 @@ class _Tuning:
         for heading in headings:
             table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
         for trial in sorted(self.trials.values(), key=lambda trial: (*trial.values.values(), trial.epochs)):
-            cells = [_number(value) for value in trial.values.values()] + [str(trial.epochs)] * epochs
+            cells = [shown(value) for value in trial.values.values()] + [str(trial.epochs)] * epochs
             if found := trial.found:
                 cells += [
                     f"{100 * found['parameters'] / self.full_parameters:.1f} %",
@@ -351,7 +351,7 @@ class _Tuning:
         for axes, label in ((error, "validation error, %"), (kept, "share of the parameters kept")):
             axes.spines[["top", "right"]].set_visible(False)
             axes.set(xscale="log", xlabel=name, ylabel=label, ylim=(0, None))
-            axes.set_xticks(sorted(set(x)), labels=[_number(value) for value in sorted(set(x))], rotation=0)
+            axes.set_xticks(sorted(set(x)), labels=[shown(value) for value in sorted(set(x))], rotation=0)
             axes.minorticks_off()
         error.legend(frameon=False)
         figure.savefig(path, dpi=120, metadata={"Software": None})
@@ -369,6 +369,6 @@ def _error(accuracy: float) -> float:
     return 100 * (1 - accuracy)
 
 
-def _number(value: float) -> str:
+def shown(value: float) -> str:
     """As short as it can be read back."""
     return short if float(short := f"{value:g}") == value else repr(value)

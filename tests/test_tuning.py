@@ -19,7 +19,7 @@ TEMPERATURE = (0.1, 0.2, 0.4)
 METHODS = {
     "grid": Tune(ell2=ELL2, temperature=TEMPERATURE),
     "random": Tune(method="random", trials=5, ell2=ELL2, temperature=TEMPERATURE),
-    "bayesian": Tune(method="bayesian", trials=5, ell2=ELL2),
+    "bayesian": Tune(method="bayesian", trials=4, ell2=ELL2),
     "hyperband": Tune(method="hyperband", ell2=ELL2),
 }
 
@@ -94,6 +94,7 @@ def stages(monkeypatch):
     monkeypatch.setattr(tuning.search, "run", made.search)
     monkeypatch.setattr(tuning.sample, "run", made.sample)
     monkeypatch.setattr(tuning, "_full_parameters", lambda config, work: FULL)
+    monkeypatch.setattr(tuning.keras.backend, "clear_session", lambda: None)  # it takes a second
     return made
 
 
@@ -143,14 +144,14 @@ def test_random_tries_some_combinations_once_each(stages, tmp_path):
 
 
 def test_bayesian_searches_the_range(stages, tmp_path):
-    best = tuning.run(made(Tune(method="bayesian", trials=8, ell2=ELL2)), tmp_path)
+    best = tuning.run(made(Tune(method="bayesian", trials=6, ell2=ELL2)), tmp_path)
     values = [ell2 for ell2, _, _ in stages.calls]
-    assert len(values) == 8 and all(5 <= value <= 500 and float(f"{value:.3g}") == value for value in values)
+    assert len(values) == 6 and all(5 <= value <= 500 and float(f"{value:.3g}") == value for value in values)
     assert not set(values) <= set(ELL2)
     losses = [loss_of(Search(ell2=value)) for value in values]
     assert best.found["loss"] == min(losses) < 0.15
     drawn, guided = losses[:3], losses[3:]  # three times as many at random as there are settings
-    assert sum(guided) / 5 < sum(drawn) / 3
+    assert sum(guided) / 3 < sum(drawn) / 3
 
 
 def test_hyperband_gives_the_best_more_epochs(stages, tmp_path):
@@ -164,8 +165,9 @@ def test_hyperband_gives_the_best_more_epochs(stages, tmp_path):
     assert len(stages.calls) == len(set(stages.calls)) == len(results(tmp_path)["trials"])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), Preempted("told to end")])
+@pytest.mark.parametrize(
+    "method, error", [*((m, KeyboardInterrupt()) for m in METHODS), ("grid", Preempted("told to end"))]
+)
 def test_an_interrupted_one_goes_on_as_if_it_had_not_been(stages, tmp_path, method, error):
     config = made(METHODS[method])
     tuning.run(config, tmp_path / "whole")
@@ -195,7 +197,7 @@ def test_more_values_are_added(stages, tmp_path):
     assert stages.calls[1:] == [(ell2, 0.2, 10) for ell2 in ELL2]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["grid", "hyperband"])
 def test_a_search_that_leads_nowhere_is_one_failed_trial(stages, tmp_path, capsys, method):
     config = made(METHODS[method])
     tuning.run(config, tmp_path / "whole")
@@ -219,7 +221,7 @@ def test_a_search_that_leads_nowhere_is_one_failed_trial(stages, tmp_path, capsy
 
 def test_if_all_fail_the_reason_is_told(stages, tmp_path):
     stages.raises = dict.fromkeys(ELL2, FailedSearch("everything is dropped"))
-    with pytest.raises(UserError, match="none of 3 trials is complete; the last one failed: everything is dropped"):
+    with pytest.raises(UserError, match=r"tune: none of 3 trials is complete \(failed: everything is dropped\)"):
         tuning.run(made(Tune(ell2=ELL2)), tmp_path)
     assert results(tmp_path)["best"] is None
     (file, *_) = (tmp_path / "tune").rglob("failure.json")
@@ -245,7 +247,7 @@ def test_only_what_is_within_the_budget_counts(stages, tmp_path, capsys):
     states = {trial["values"]["ell2"]: trial["state"] for trial in results(tmp_path)["trials"]}
     assert states == {5.0: "over budget", 50.0: "over budget", 500.0: "complete"}
     assert "the smallest has 50.0 %" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(UserError, match="none of 3 .* no candidate has at most 5 % of the full network's parameters"):
+    with pytest.raises(UserError, match=r"none of 3 .* \(over budget: no candidate has at most 5 % of the full"):
         tuning.run(made(Tune(ell2=ELL2, budget=0.05)), tmp_path)
 
 

@@ -225,9 +225,8 @@ class _Tuning:
         best = self._best()
         if best is None:
             reasons = {trial.state: trial.message for trial in self.trials.values()}
-            # What is nearest to an answer.
-            reason = reasons.get(TOO_LARGE) or reasons.get(FAILED)
-            raise UserError(f"tune: none of {len(self.trials)} trials is complete; the last one {reason}")
+            state = TOO_LARGE if TOO_LARGE in reasons else FAILED  # what is nearer to an answer
+            raise UserError(f"tune: none of {len(self.trials)} trials is complete ({state}: {reasons[state]})")
         return best
 
     def _trial(self, config: Config, folder: str, values: Mapping[str, float], epochs: int) -> Trial:
@@ -319,7 +318,7 @@ class _Tuning:
             cells = [shown(value) for value in trial.values.values()] + [str(trial.epochs)] * epochs
             if found := trial.found:
                 cells += [
-                    f"{100 * found['parameters'] / self.full_parameters:.1f} %",
+                    f"{self._kept(trial):.1f} %",
                     f"{found['parameters']:,}",
                     f"{_error(found['accuracy']):.2f} %",
                     f"{found['loss']:.4f}",
@@ -331,6 +330,9 @@ class _Tuning:
             state = "best" if trial is best else "" if trial.state == COMPLETE else trial.state
             table.add_row(*cells, state, style="bold" if trial is best else None)
         return table
+
+    def _kept(self, trial: Trial) -> float:
+        return 100 * trial.found["parameters"] / self.full_parameters
 
     def _plot(self, path: pathlib.Path, name: str, trials: Sequence[Trial]) -> None:
         # Here and not above, because a mistaken setting needs no plots.
@@ -344,11 +346,11 @@ class _Tuning:
         parts = [
             (error, "best candidate", figures.BLUE, [_error(t.found["accuracy"]) for t in trials]),
             (error, "mean of candidates", figures.ORANGE, [_error(t.found["mean_accuracy"]) for t in trials]),
-            (kept, "best candidate", figures.BLUE, [t.found["parameters"] / self.full_parameters for t in trials]),
+            (kept, "best candidate", figures.BLUE, [self._kept(t) for t in trials]),
         ]
         for axes, label, colour, values in parts:
             axes.plot(x, values, f"o{line}", color=colour, label=label)
-        for axes, label in ((error, "validation error, %"), (kept, "share of the parameters kept")):
+        for axes, label in ((error, "validation error, %"), (kept, "parameters kept, %")):
             axes.spines[["top", "right"]].set_visible(False)
             axes.set(xscale="log", xlabel=name, ylabel=label, ylim=(0, None))
             axes.set_xticks(sorted(set(x)), labels=[shown(value) for value in sorted(set(x))], rotation=0)

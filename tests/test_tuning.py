@@ -169,7 +169,7 @@ def test_hyperband_gives_the_best_more_epochs(stages, tmp_path):
     "method, error", [*((m, KeyboardInterrupt()) for m in METHODS), ("grid", Preempted("told to end"))]
 )
 def test_an_interrupted_one_goes_on_as_if_it_had_not_been(stages, tmp_path, method, error):
-    config = made(METHODS[method])
+    config = made(METHODS[method], epochs=3)
     tuning.run(config, tmp_path / "whole")
     whole, stages.calls = stages.calls, []
     third = whole[2][0]
@@ -199,7 +199,7 @@ def test_more_values_are_added(stages, tmp_path):
 
 @pytest.mark.parametrize("method", ["grid", "hyperband"])
 def test_a_search_that_leads_nowhere_is_one_failed_trial(stages, tmp_path, capsys, method):
-    config = made(METHODS[method])
+    config = made(METHODS[method], epochs=3)
     tuning.run(config, tmp_path / "whole")
     worst = max(ell2 for ell2, _, _ in stages.calls)
     stages.raises, stages.calls = {worst: FailedSearch("everything is dropped")}, []
@@ -217,6 +217,19 @@ def test_a_search_that_leads_nowhere_is_one_failed_trial(stages, tmp_path, capsy
     assert {ell2 for ell2, _, _ in stages.calls} == {worst}
     tuning.run(config, tmp_path / "run")
     assert {trial["state"] for trial in results(tmp_path / "run")["trials"]} == {"complete"}
+
+
+def test_a_failure_of_sample_is_asked_for_again(stages, tmp_path, monkeypatch):
+    def cut_off(config, path):
+        raise FailedSearch("every candidate drops every path")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning.sample, "run", cut_off)
+        with pytest.raises(UserError, match=r"\(failed: every candidate drops every path\)"):
+            tuning.run(made(Tune(ell2=ELL2)), tmp_path)
+    # Its settings may have changed; the searches are there.
+    assert tuning.run(made(Tune(ell2=ELL2)), tmp_path).values == {"ell2": 50.0}
+    assert len(stages.calls) == 3
 
 
 def test_if_all_fail_the_reason_is_told(stages, tmp_path):

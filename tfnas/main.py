@@ -128,10 +128,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _tune(config: config_lib.Config, work: workdir.Workdir) -> None:
-    terminal.load_tensorflow()
-    logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
-    from tfnas import tuning
-
+    tuning = _load("tuning", "tfnas")
     best = tuning.run(config, work.path)
     given = config_flags.get_override_values(flags.FLAGS["config"])
     chosen = {key: value for key, value in given.items() if not key.startswith("tune.")}
@@ -174,10 +171,10 @@ def _is_chief() -> bool:
     return distribution.cluster().is_chief
 
 
-def _load(stage: str) -> Any:
+def _load(name: str, package: str = "tfnas.stages") -> Any:
     terminal.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
-    return importlib.import_module(f"tfnas.stages.{stage}")
+    return importlib.import_module(f"{package}.{name}")
 
 
 def _say_end(work: workdir.Workdir) -> None:

@@ -33,6 +33,7 @@ from tfnas.workdir import Workdir
 FOLDER = "tune"
 RESULTS = "results.json"
 COMPLETE, TOO_LARGE, FAILED = "complete", "over budget", "failed"
+_MOST_TICKS = 6  # of an axis that has one at every value
 _FAILURE = "failure.json"  # in a trial's folder
 _FAILURE_SHAPE = record(message=text_of())
 _KIND = sample.POSTERIOR
@@ -209,7 +210,7 @@ class _Tuning:
             print(f"tune      trial {len(self.trials) + 1}: {told}; {epochs} epochs, {self.work.path / folder}")
             trial = self._trial(config, folder, values, epochs)
             if trial.message:
-                terminal.console.print(f"tune      {trial.state}: {trial.message}", highlight=False, markup=False)
+                print(f"tune      {trial.state}: {trial.message}")
             self.trials[folder] = trial
             self._write()
         return self.trials[folder].score(settings.objective)
@@ -235,13 +236,16 @@ class _Tuning:
         if failure.exists() and config.search.guard == "stop":  # with another guard the search may go on
             told = reading.read(failure.read_bytes(), _FAILURE_SHAPE, f"{failure}: altered: delete it")
             return Trial(folder, values, epochs, FAILED, told["message"])
+        if work.is_current("search", config) and work.is_current("sample", config):
+            print("tune      up to date")
         try:
             for name, stage in (("search", search), ("sample", sample)):
                 if not work.is_current(name, config):
                     keras.backend.clear_session()  # of earlier trials: their memory, and their layers' names
                     stage.run(config, work.path)
         except FailedSearch as error:
-            work.write_json(_FAILURE, {"message": str(error)})
+            if not work.is_current("search", config):  # else it depends on sample's settings too, and takes little time
+                work.write_json(_FAILURE, {"message": str(error)})
             return Trial(folder, values, epochs, FAILED, str(error))
         work.remove(failure)
         ranked = work.read_json(workdir.RANKING, "tune", _RANKING)["kinds"][_KIND]
@@ -353,8 +357,9 @@ class _Tuning:
         for axes, label in ((error, "validation error, %"), (kept, "parameters kept, %")):
             axes.spines[["top", "right"]].set_visible(False)
             axes.set(xscale="log", xlabel=name, ylabel=label, ylim=(0, None))
-            axes.set_xticks(sorted(set(x)), labels=[shown(value) for value in sorted(set(x))], rotation=0)
-            axes.minorticks_off()
+            if len(set(x)) <= _MOST_TICKS:
+                axes.set_xticks(sorted(set(x)), labels=[shown(value) for value in sorted(set(x))])
+                axes.minorticks_off()
         error.legend(frameon=False)
         figure.savefig(path, dpi=120, metadata={"Software": None})
 

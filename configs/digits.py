@@ -6,7 +6,7 @@ ell2 and the learning rate are far above the paper's because the run is short: s
 are trained too (`--config.retrain.controls=true`) are off, because they double its time.
 """
 
-from tfnas.config import Config, Data, Evaluate, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import Config, Data, Evaluate, Retrain, Sample, Search, Supernet, Tune, to_config_dict
 
 
 def get_config():
@@ -19,5 +19,6 @@ def get_config():
             sample=Sample(num_candidates=500, num_random=100),
             retrain=Retrain(epochs=40, batch_size=50, learning_rate=0.1, weight_decay=5e-4, controls=False),
             evaluate=Evaluate(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9),
+            tune=Tune(ell2=(20.0, 40.0, 80.0, 160.0)),
         )
     )

@@ -51,6 +51,7 @@ ORDER = [
     "reloading",
     "conversion",
     "stages",
+    "tuning",
     "main",
     "served",
     "server",

@@ -365,6 +365,50 @@ class Export:
         _check_file_name(self.name, self.name)
 
 
+# What of search can be tuned, by its names there.
+TUNED = ("ell2", "learning_rate", "gate_learning_rate", "temperature", "initial_drop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune:
+    """What `tfnas tune` tries: values of search's settings, each a search and a sample of its own (tfnas/tuning.py).
+
+    The methods 'grid' and 'random' take the values as they are, 'bayesian' and 'hyperband' anything between the
+    smallest and the largest, evenly on a logarithmic scale. A setting without values is not tuned.
+    """
+
+    method: str = "grid"  # 'random', 'bayesian' or 'hyperband', KerasTuner's
+    trials: int = 0  # at most; 0: all of 'grid' and of 'hyperband', whose number follows from search.epochs
+    objective: str = "loss"  # or 'accuracy', of the best candidate on validation images that its race did not use
+    budget: float = 1.0  # share of the full network's parameters that the best candidate may have; 1: any size
+    ell2: tuple[float, ...] = ()
+    learning_rate: tuple[float, ...] = ()
+    gate_learning_rate: tuple[float, ...] = ()
+    temperature: tuple[float, ...] = ()
+    initial_drop: tuple[float, ...] = ()
+
+    def values(self) -> dict[str, tuple[float, ...]]:
+        """The settings of search that are tuned, each with its values."""
+        return {name: given for name in TUNED if (given := getattr(self, name))}
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of range."""
+        _one_of("tune.method", self.method, ("grid", "random", "bayesian", "hyperband"))
+        _at_least("tune.trials", self.trials, 0)
+        if self.method in ("random", "bayesian"):
+            _require(self.trials > 0, "tune.trials", self.trials, f"at least 1 with the method '{self.method}'")
+        _one_of("tune.objective", self.objective, ("loss", "accuracy"))
+        _require(0 < self.budget <= 1, "tune.budget", self.budget, "a share in (0, 1]; 1 for networks of any size")
+        ranges = self.method in ("bayesian", "hyperband")
+        for name, given in self.values().items():
+            key = f"tune.{name}"
+            _require(len(set(given)) == len(given), key, given, "values each given once")
+            _require(len(given) > 1 or not ranges, key, given, f"two ends of a range with the method '{self.method}'")
+            for value in given:
+                _positive(key, value)
+                _require(value < 1 or name != "initial_drop", key, value, "numbers strictly in (0, 1)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything a run depends on besides the code and the data."""
@@ -377,6 +421,7 @@ class Config:
     training: Training = Training()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    tune: Tune = Tune()
     # The devices: 'auto', 'one_device', 'mirrored' (all GPUs of this machine), 'multi_worker' (all GPUs of the
     # processes that TF_CONFIG names) or 'tpu'. A run may be continued on others.
     distribution: str = "auto"

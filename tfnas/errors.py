@@ -32,6 +32,10 @@ class UserError(Exception):
     exit_code = 1
 
 
+class FailedSearch(UserError):
+    """These settings lead nowhere, as where everything is dropped or the loss is not finite; others may do."""
+
+
 class Preempted(UserError):
     """The process was told to end (SIGTERM), and has saved all there was; the same command goes on."""
 

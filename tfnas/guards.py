@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from tfnas.config import Search
-from tfnas.errors import UserError
+from tfnas.errors import FailedSearch
 from tfnas.posterior import Posterior
 from tfnas.supernet import Supernet
 from tfnas.terminal import console
@@ -42,7 +42,7 @@ class Guard:
         self._told = False
 
     def begin(self) -> None:
-        """Judges the gates that the supernet was made with. Raises UserError if they leave no path and may stop it."""
+        """Judges the gates that the supernet was made with. Raises FailedSearch if they leave no path, and may."""
         if self._settings.guard == "off" or self._connected(self._supernet.posterior()):
             return
         what = f"search.initial_drop ({self._settings.initial_drop:g}) leaves no path to the output (collapsed)"
@@ -56,7 +56,7 @@ class Guard:
         """Judges the posterior at the end of an epoch, counted from 1; warns of each thing once.
 
         Raises:
-            UserError: if the posterior has collapsed, and `search.guard` is 'stop'.
+            FailedSearch: if the posterior has collapsed, and `search.guard` is 'stop'.
         """
         if self._settings.guard == "off":
             return
@@ -85,7 +85,7 @@ class Guard:
 
     def _stop(self, error: str, warning: str) -> None:
         if self._settings.guard == "stop":
-            raise UserError(error)
+            raise FailedSearch(error)
         self._tell(warning)
 
     def _tell(self, warning: str) -> None:

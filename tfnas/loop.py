@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfnas import distribution
 from tfnas.checkpoints import Checkpoint, Checkpoints
 from tfnas.data import Share
-from tfnas.errors import Preempted, UserError
+from tfnas.errors import FailedSearch, Preempted, UserError
 from tfnas.supernet import Supernet
 from tfnas.terminal import console
 
@@ -172,8 +172,9 @@ def train(
 
     Raises:
         Preempted: after SIGTERM, once a checkpoint is written.
-        UserError: if the loss is no longer finite (the last checkpoint stays), a checkpoint cannot be read, the memory
-            does not suffice, the processes of a cluster have different ones, or as `check` raises it.
+        FailedSearch: if the loss is no longer finite; the last checkpoint stays.
+        UserError: if a checkpoint cannot be read, the memory does not suffice, the processes of a cluster have
+            different ones, or as `check` raises it.
     """
     model.optimizer.build(model.trainable_variables)
     variables = _state(model)
@@ -267,7 +268,7 @@ def _check_finite(totals: np.ndarray, title: str, epochs_done: int, steps_per_ep
         return
     number = epochs_done * steps_per_epoch + int(totals[2]) + 1
     kept = f"the checkpoint after epoch {epochs_done} stays" if epochs_done or first else "there was no checkpoint yet"
-    raise UserError(
+    raise FailedSearch(
         f"{title} stopped at step {number} (epoch {epochs_done + 1}): the loss is no longer finite. Usually the "
         f"learning rate is too high; {kept}"
     )

@@ -13,6 +13,7 @@ STAGE is one of:
 or, before them,
   preview  write preview.png, images as the network will see them, and print the data's sizes, mean and std
   check    build the networks, take some steps, and say what the run will need and how long it will take
+  tune     search with each of the values that config.tune names, and say which found the best network
 
 `tfnas sample --shard=i/n` evaluates one part of the candidates, for several machines; `tfnas sample` then ranks all.
 A stage that is up to date is skipped; an interrupted one goes on from where it was.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -43,6 +45,7 @@ _VERSION = flags.DEFINE_bool("version", False, "Print the version and end.")
 
 _PREFIX = "--config."
 _BEFORE = ("preview", "check")  # what is no stage of a run
+_TUNE = "tune"  # nor is this
 _DISTRIBUTED = ("search", "sample", "retrain")  # stages that several processes share
 
 
@@ -91,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    choices = [*workdir.STAGES, "run", *_BEFORE]
+    choices = [*workdir.STAGES, "run", *_BEFORE, _TUNE]
     if len(arguments) != 1 or arguments[0] not in choices:
         raise UserError(f"one stage expected, of {', '.join(choices)}. Received: {' '.join(arguments) or 'none'}")
     if _WORKDIR.value is None:
@@ -104,6 +107,9 @@ def _run(arguments: Sequence[str]) -> None:
     work = workdir.Workdir(_WORKDIR.value)
     if arguments[0] in _BEFORE:
         _load(arguments[0]).run(config, work.path)
+        return
+    if arguments[0] == _TUNE:
+        _tune(config, work)
         return
     if _SHARD.value:
         if arguments[0] != "sample":
@@ -119,6 +125,25 @@ def _run(arguments: Sequence[str]) -> None:
         _run_stage(stage, config, work)
     if arguments[0] == "run" and _is_chief():
         _say_end(work)
+
+
+def _tune(config: config_lib.Config, work: workdir.Workdir) -> None:
+    tuning = _load("tuning", "tfnas")
+    best = tuning.run(config, work.path)
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    chosen = {key: value for key, value in given.items() if not key.startswith("tune.")}
+    chosen |= {f"search.{name}": tuning.shown(value) for name, value in best.values.items()}
+    options = [f"--config={config_flags.get_config_filename(flags.FLAGS['config'])}"]
+    options.append(f"--workdir={work.path / tuning.FOLDER / best.folder}")
+    options += [f"--config.{key}={_typed(value)}" for key, value in chosen.items()]
+    print(f"next      tfnas run {shlex.join(options)}     (its search is there)")
+
+
+def _typed(value: Any) -> str:
+    """A setting's value as the command line takes it."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> None:
@@ -146,10 +171,10 @@ def _is_chief() -> bool:
     return distribution.cluster().is_chief
 
 
-def _load(stage: str) -> Any:
+def _load(name: str, package: str = "tfnas.stages") -> Any:
     terminal.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
-    return importlib.import_module(f"tfnas.stages.{stage}")
+    return importlib.import_module(f"{package}.{name}")
 
 
 def _say_end(work: workdir.Workdir) -> None:

@@ -23,7 +23,7 @@ from tfnas import config as config_lib
 from tfnas.architecture import Architecture, Packed
 from tfnas.config import Config
 from tfnas.engine import Engine
-from tfnas.errors import UserError, naming, unwrapped
+from tfnas.errors import FailedSearch, UserError, naming, unwrapped
 from tfnas.evaluations import Evaluations
 from tfnas.posterior import PRICES, Posterior
 from tfnas.ranking import Field, Ranking, Score, summary
@@ -352,13 +352,13 @@ class _Sampling:
             f"average of {count:,} posterior samples": average(range(count)),
         }
 
-    def _all_cut_off(self, contest: _Contest) -> UserError:
+    def _all_cut_off(self, contest: _Contest) -> FailedSearch:
         if contest.share is not None:
-            return UserError(
+            return FailedSearch(
                 f"sample.budgets: {contest.kind}, every candidate drops every path to the output: leave "
                 f"{contest.share:g} out, or take a larger budget"
             )
-        return UserError(
+        return FailedSearch(
             "sample: every candidate drops every path to the output, so the posterior has collapsed: search again, in "
             f"another --workdir, with a smaller ell2 (now {self.config.search.ell2:g}) or gate_learning_rate (now "
             f"{self.config.search.gate_learning_rate:g})"

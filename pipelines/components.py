@@ -1,8 +1,8 @@
 """One component a stage: makes the working directory, calls the stage's `run`, hands over what it left.
 
 The engine ships a function's source, and nothing else of this file, into the image's Python, where tfnas is installed:
-so a body imports what it needs, and all that is more than a call is in tfnas/handover.py. Every component takes the parts
-of the config that its stage depends on, and no later ones: then a change of those makes it run again, and no other.
+so a body imports what it needs, and all that is more than a call is in tfnas/handover.py. Every component takes the
+parts of the config that its stage depends on, and no later ones: a change of those makes it run again, and no other.
 """
 
 from typing import List, Optional  # noqa: UP035  kfp 2.17 knows artifacts' lists and options by these names

@@ -1,6 +1,6 @@
 """The DAG: check -> search -> sample, fanned out over shards -> select -> retrain -> evaluate -> export, if blessed.
 
-    compile_to("pipeline.yaml", options, arguments(config, num_shards=4))
+compile_to("pipeline.yaml", options, arguments(config, num_shards=4))
 """
 
 import os
@@ -80,9 +80,7 @@ def create_pipeline(options: Options) -> GraphComponent:
                 selected=select.outputs["run"],
             ),
         )
-        evaluate = prepared(
-            "evaluate", components.evaluate(**evaluate_parts, **code, retrained=retrain.outputs["run"])
-        )
+        evaluate = prepared("evaluate", components.evaluate(**evaluate_parts, **code, retrained=retrain.outputs["run"]))
         left = {
             "searched": searched,
             "selected": select.outputs["run"],

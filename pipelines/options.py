@@ -65,7 +65,9 @@ class Options:
         _require(bool(re.fullmatch(r"[\w][\w.:/@-]*", self.image)), "image", self.image, "an image such as NAME:TAG")
         known = _ACCELERATORS[runner]
         if self.accelerator_type or self.accelerator_count:
-            expected = f"one of {', '.join(known)}" if known else "left out: the local runner has this machine's devices"
+            expected = (
+                f"one of {', '.join(known)}" if known else "left out: the local runner has this machine's devices"
+            )
             _require(self.accelerator_type in known, "accelerator_type", self.accelerator_type, expected)
             expected = f"one of {', '.join(map(str, _COUNTS))}, with accelerator_type"
             _require(self.accelerator_count in _COUNTS, "accelerator_count", self.accelerator_count, expected)

@@ -12,6 +12,7 @@ import builtins
 import contextlib
 import datetime
 import importlib.util
+import logging
 import os
 import pathlib
 import re
@@ -42,7 +43,9 @@ _SCRATCH = flags.DEFINE_string(
 )
 _IMAGE = flags.DEFINE_string("image", _DEFAULTS.image, "Image of all tasks, built from pipelines/Dockerfile.")
 _ACCELERATOR_TYPE = flags.DEFINE_string(
-    "accelerator_type", "", "Of tasks that train or rank: nvidia.com/gpu on Kubeflow, such as NVIDIA_TESLA_T4 on Vertex."
+    "accelerator_type",
+    "",
+    "Of tasks that train or rank: nvidia.com/gpu on Kubeflow, such as NVIDIA_TESLA_T4 on Vertex.",
 )
 _ACCELERATOR_COUNT = flags.DEFINE_integer("accelerator_count", 0, "Accelerators of each such task.")
 _CPU = flags.DEFINE_string("cpu", "", "Cores of each task that loads TensorFlow, such as 4.")
@@ -75,6 +78,8 @@ def main(argv: Sequence[str]) -> None:
     with ending_in_one_line(folder):
         if len(argv) > 1:
             raise UserError(f"no argument expected besides flags. Received: {argv[1]}")
+        if flags.FLAGS.shard:
+            raise UserError(f"--shard: --num_shards=N expected, all of which run. Received: {flags.FLAGS.shard!r}")
         if not (_RUNNER.value or _COMPILE_TO.value):
             raise UserError("--runner=local, kubeflow or vertex, or --compile_to=FILE expected")
         config = _config()
@@ -98,7 +103,9 @@ def main(argv: Sequence[str]) -> None:
         if _RUNNER.value == "local":
             run_locally(options, arguments, folder)
         elif _RUNNER.value == "kubeflow":
-            print(f"submitted {submit_to_kubeflow(options, arguments, _HOST.value, _NAMESPACE.value, _EXPERIMENT.value)}")
+            print(
+                f"submitted {submit_to_kubeflow(options, arguments, _HOST.value, _NAMESPACE.value, _EXPERIMENT.value)}"
+            )
         elif _RUNNER.value == "vertex":
             job = vertex_job(options, arguments, _PROJECT.value, _LOCATION.value, _BUCKET.value)
             print(f"submitted {_submitted(job, _SERVICE_ACCOUNT.value)}")
@@ -143,8 +150,8 @@ def run_locally(options: Options, arguments: dict[str, Any], folder: str) -> Non
     except OSError as error:
         raise UserError(f"workdir {place}: cannot be written ({error.strerror})") from None
     _let_tasks_import()
-    printing = builtins.print  # which kfp replaces, and in parallel loops does not always put back
-    with log, tempfile.TemporaryDirectory() as workspace, warnings.catch_warnings():
+    screen = _Screen(sys.stdout, log)
+    with log, tempfile.TemporaryDirectory() as workspace, _kept_as_it_was(screen):
         # Of images that are no Python's, and of machines' sizes, both of which say nothing here.
         warnings.simplefilter("ignore")
         local.init(
@@ -153,16 +160,50 @@ def run_locally(options: Options, arguments: dict[str, Any], folder: str) -> Non
             workspace_root=workspace,
             enable_caching=True,
         )
-        screen = _Screen(sys.stdout, log)
         try:
             with contextlib.redirect_stdout(screen):
                 nas_pipeline.create_pipeline(options)(**arguments)
         except RuntimeError as error:  # kfp's, for a stage that failed
-            reason = screen.error or f"{_COLOR.sub('', str(error))} Its traceback is in {place / _LOG}"
+            reason = screen.error or f"{_COLOR.sub('', str(error))} All that it said is in {place / _LOG}"
             raise UserError(reason) from None
-        finally:
-            builtins.print = printing
     shutil.rmtree(place / "scratch", ignore_errors=True)
+    _say_end(place, screen.ends)
+
+
+@contextlib.contextmanager
+def _kept_as_it_was(screen: TextIO) -> Iterator[None]:
+    """Puts back what kfp replaces of Python, and in parallel loops leaves as another thread's: print and logging."""
+    root, printing = logging.getLogger(), builtins.print
+    level, handlers = root.level, root.handlers[:]
+    handler = logging.StreamHandler(screen)
+    handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d - %(levelname)s - %(message)s", "%H:%M:%S"))
+    root.handlers[:] = [handler]
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        builtins.print = printing
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+def _say_end(place: pathlib.Path, ends: dict[str, str]) -> None:
+    """Prints where the report and the model are, under names in `place` that do not change from run to run."""
+    _link(place / "report.html", ends["report"])
+    print(f"report    {place / 'report.html'}")
+    folder, version = os.path.split(ends["model"].partition("     (")[0])
+    exported = not ends["model"].startswith("none")
+    _link(place / "model", folder if exported else "")
+    said = (
+        f"{place / 'model' / version}     (SavedModel; how to serve it: docs/serving.md)" if exported else ends["model"]
+    )
+    print(f"model     {said}")
+
+
+def _link(link: pathlib.Path, target: str) -> None:
+    link.unlink(missing_ok=True)
+    if target:
+        link.symlink_to(os.path.relpath(target, link.parent))
 
 
 class _Screen:
@@ -170,6 +211,7 @@ class _Screen:
 
     def __init__(self, terminal: TextIO, log: TextIO):
         self.error = ""  # the last message that a stage ended with
+        self.ends: dict[str, str] = {}  # where the report and the model are, as the last stage says
         self._terminal, self._log = terminal, log
         self._thread = threading.local()  # shards run in parallel, and no line is to be mixed of two
         self._lock = threading.Lock()
@@ -201,16 +243,20 @@ class _Screen:
 
     def _said(self, line: str) -> str:
         """What is shown of a line that a stage's process printed."""
-        inside = getattr(self._thread, "inside", False)  # the JSON of its inputs
-        if line.startswith("[KFP Executor"):
-            self._thread.inside = "Got executor_input" in line
+        depth = getattr(self._thread, "depth", 0)  # in the JSON of its inputs, which kfp prints
+        if depth:
+            self._thread.depth = depth + line.endswith(("{", "[")) - line.startswith(("}", "]"))
             return ""
-        if inside:
+        if line == "{":
+            self._thread.depth = 1
             return ""
         if line.startswith("tfnas: "):
             self.error = line.removeprefix("tfnas: ")
             return ""
-        return "" if not line.strip("-") else line
+        if end := re.match(r"(report|model) +(/.*|none: .*)", line):
+            self.ends[end[1]] = end[2]
+            return ""
+        return "" if not line.strip("-") or line.startswith("[KFP Executor") else line
 
 
 def _let_tasks_import() -> None:

@@ -45,6 +45,7 @@ ORDER = [
     "chance",
     "blessing",
     "report",
+    "handover",
     "stages",
     "main",
 ]
@@ -91,6 +92,7 @@ def test_what_must_not_load_tensorflow_does_not_import_it():
         "chance",
         "blessing",
         "report",
+        "handover",
         "main",
         "__init__",
     ]

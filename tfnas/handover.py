@@ -48,7 +48,6 @@ _BEST = record(parameters=whole(), multiply_adds=whole(), loss=loss(), accuracy=
 _RANKING = record(kinds=record(posterior=record(best=_BEST)))
 
 
-
 def split(config: config_lib.Config) -> dict[str, str]:
     """The JSON texts that a config is cut into, by the names of `PARTS`."""
     values = config_lib.to_dict(config)
@@ -187,7 +186,6 @@ class Task:
             saved = Workdir(self.path).read_json(workdir.EXPORT_RESULTS, "report", report.EXPORTED)["saved_model"]
             text = text.replace(str((self.path / saved).parent), model)
         _write(path, text)
-
 
     def say_end(self, page: str, model: str) -> None:
         """Prints the comparison, and where the report and the exported model are, or why there is none."""

@@ -10,6 +10,7 @@ With --compile_to=pipeline.yaml it is written and not run, unless --runner is gi
 
 import builtins
 import contextlib
+import dataclasses
 import datetime
 import importlib.util
 import logging
@@ -30,7 +31,7 @@ from ml_collections import config_flags
 from pipelines import nas_pipeline
 from pipelines.options import Options
 from tfnas import config as config_lib
-from tfnas import functions, handover
+from tfnas import functions, handover, workdir
 from tfnas import main as command_line
 from tfnas.errors import UserError, ending_in_one_line
 
@@ -144,12 +145,16 @@ def run_locally(options: Options, arguments: dict[str, Any], folder: str) -> Non
     from kfp import local
 
     place = pathlib.Path(folder).absolute()
+    if (place / workdir.MANIFEST).exists():
+        raise UserError(f"--workdir: {place} holds a run of 'tfnas run': use another, or delete it")
     try:
         place.mkdir(parents=True, exist_ok=True)
         log = open(place / _LOG, "a", encoding="utf-8")
     except OSError as error:
         raise UserError(f"workdir {place}: cannot be written ({error.strerror})") from None
     _let_tasks_import()
+    # Its last lines are needed, and a task from the cache says nothing.
+    options = dataclasses.replace(options, uncached=(*options.uncached, "report"))
     screen = _Screen(sys.stdout, log)
     with log, tempfile.TemporaryDirectory() as workspace, _kept_as_it_was(screen):
         # Of images that are no Python's, and of machines' sizes, both of which say nothing here.

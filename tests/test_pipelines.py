@@ -19,7 +19,6 @@ from conftest import ROOT, SMALL, load_config
 
 from pipelines import nas_pipeline, run
 from pipelines.options import VERTEX_ACCELERATORS, Options
-from tfnas import distribution
 from tfnas.config import Sample
 from tfnas.errors import UserError
 
@@ -207,6 +206,7 @@ MISTAKES = [
     (["--compile_to=/no/such/x.yaml", "--config=configs/digits.py"], 1, "/no/such/x.yaml: No such file"),
     (["--runner=local", "--config=configs/digits.py", "search"], 1, "no argument expected besides flags"),
     (["--runner=local", "--config=configs/digits.py", "--shard=1/2"], 1, "--shard: --num_shards=N expected"),
+    (["--runner=local", "--config=configs/digits.py", "--workdir=WORKDIR"], 1, "holds a run of 'tfnas run'"),
 ]
 # All of them in one process, which forks, because importing kfp takes seconds.
 _EACH = """
@@ -220,8 +220,10 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def test_mistakes_are_told_in_one_line():
-    line = [sys.executable, "-c", _EACH, json.dumps([arguments for arguments, _, _ in MISTAKES])]
+def test_mistakes_are_told_in_one_line(tmp_path):
+    (tmp_path / "manifest.json").touch()
+    text = json.dumps([arguments for arguments, _, _ in MISTAKES]).replace("WORKDIR", str(tmp_path))
+    line = [sys.executable, "-c", _EACH, text]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     said = done.stderr.splitlines()
     assert done.stdout == "" and len(said) == 2 * len(MISTAKES), done.stderr
@@ -263,6 +265,8 @@ def test_dockerfile_copies_what_is_there_and_installs_what_is_pinned():
 
 def test_tf_config_of_the_training_operator(monkeypatch):
     """As the operator makes it of the job: one host a replica, and the key 'environment'."""
+    from tfnas import distribution
+
     job = yaml.safe_load((ROOT / "pipelines" / "multi_worker_search.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "TFJob")
     name, replicas = job["metadata"]["name"], job["spec"]["tfReplicaSpecs"]
@@ -340,7 +344,7 @@ def artifacts(path):
 
 
 def stage_of(place):
-    return place.split(os.sep)[-2]
+    return place.split(os.sep)[-2].removesuffix("-2")  # the report of the other branch
 
 
 def one(path, stage, name):

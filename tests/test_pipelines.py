@@ -6,6 +6,7 @@ After a change that is meant, write the golden file again: TFNAS_WRITE_GOLDEN=1 
 import io
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -347,6 +348,10 @@ def stage_of(place):
     return place.split(os.sep)[-2].removesuffix("-2")  # the report of the other branch
 
 
+def read(path):
+    return json.loads(pathlib.Path(path).read_text())
+
+
 def one(path, stage, name):
     """The latest artifact of a stage: its path and metadata."""
     found = [v[0] for place, v in artifacts(path).items() if stage_of(place) == stage and v[1] == name]
@@ -398,21 +403,19 @@ def test_finished_stages_are_not_repeated(killed):
 def test_artifacts_hold_what_the_stages_measured(killed):
     path = killed[0]
     retrained, described = one(path, "retrain", "run")
-    results = json.loads(open(f"{retrained}/retrain/results.json").read())
+    results = read(f"{retrained}/retrain/results.json")
     chosen = next(row for row in results["rows"] if row["name"] == results["chosen"])
     metrics, logged = one(path, "retrain", "metrics")
-    told = json.loads(open(metrics).read())
+    told = read(metrics)
     assert told == logged and told["accuracy"] == chosen["test_accuracy"] == described["accuracy"]
     assert told["parameters"] == chosen["parameters"]
     confusion, logged = one(path, "retrain", "confusion")
     matrix = np.array([row["row"] for row in logged["confusionMatrix"]["rows"]])
     assert matrix.shape == (10, 10) and matrix.sum() == 400  # the test split's size
     assert np.trace(matrix) / 400 == pytest.approx(chosen["test_accuracy"])
-    assert json.loads(open(confusion).read()) == {"classes": [str(i) for i in range(10)], "rows": matrix.tolist()}
+    assert read(confusion) == {"classes": [str(i) for i in range(10)], "rows": matrix.tolist()}
     data, described = one(path, "check", "data")
-    assert (
-        json.loads(open(data).read())["sizes"] == described["sizes"] == {"train": 1000, "validation": 397, "test": 400}
-    )
+    assert read(data)["sizes"] == described["sizes"] == {"train": 1000, "validation": 397, "test": 400}
     assert described["image_shape"] == [8, 8, 1] and len(described["classes"]) == 10
     for stage, name in (("search", "run"), ("select", "run"), ("export", "model"), ("report", "html")):
         described = one(path, stage, name)[1]
@@ -453,7 +456,7 @@ def test_impossible_thresholds_end_green_without_an_export(killed):
     new = {stage_of(place) for place in set(artifacts(path)) - set(before)}
     assert new == {"evaluate", "report"}  # all before is taken from its artifacts
     verdict, metrics = one(path, "evaluate", "metrics")
-    assert metrics["blessed"] == 0 and json.loads(open(verdict).read()) == metrics
+    assert metrics["blessed"] == 0 and read(verdict) == metrics
     assert "It was not exported" in (path / "report.html").read_text()
     assert not (path / "model").exists()
 

@@ -26,7 +26,8 @@ def small():
 def test_check_says_what_a_run_needs_and_leaves_the_folder_as_it_was(small, tmp_path, capsys, monkeypatch):
     read = []
     monkeypatch.setattr(loop.Step, "__call__", _counted(loop.Step.__call__, read))
-    check.run(small, tmp_path)
+    found = check.run(small, tmp_path)
+    assert found["sizes"]["train"] == 1000 and found["image_shape"] == [8, 8, 1] and len(found["classes"]) == 10
     said = capsys.readouterr().out
     for line in ("devices   1 x CPU", "train 1,000 / validation 397", "gated layers", "writable", "in all"):
         assert line in said

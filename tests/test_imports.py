@@ -50,6 +50,7 @@ ORDER = [
     "warmup",
     "reloading",
     "conversion",
+    "handover",
     "stages",
     "tuning",
     "main",
@@ -100,6 +101,7 @@ def test_what_must_not_load_tensorflow_does_not_import_it():
         "blessing",
         "report",
         "model_card",
+        "handover",
         "main",
         "__init__",
     ]

@@ -7,8 +7,9 @@ import errno
 import os
 import re
 import reprlib
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
@@ -99,3 +100,30 @@ def unwritable(error: BaseException, otherwise: str) -> str | None:
                 return f"{named[1] if named else otherwise}: {reason}"
         cause = cause.__cause__
     return None
+
+
+@contextlib.contextmanager
+def ending_in_one_line(writes_to: str) -> Iterator[None]:
+    """A user's mistake, a stop, and a file that cannot be written end the process with one line and an exit code.
+
+    Args:
+        writes_to: the folder that is named where the error names no file.
+    """
+    try:
+        yield
+    except UserError as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on from the last checkpoint", 128 + 2)
+    except Exception as error:
+        reason = unwritable(error, f"{writes_to}, or the folder for temporary files")
+        if reason is None:
+            raise
+        sys.unraisablehook = lambda _: None  # what is half written would tell it once more when it is closed
+        fail(f"{reason}; what was finished is kept, and the same command goes on from there", 1)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Ends the process with one line on standard error."""
+    print(f"tfnas: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -27,14 +27,14 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from tfnas import config as config_lib
 from tfnas import functions, terminal, workdir
-from tfnas.errors import UserError, unwritable
+from tfnas.errors import UserError, ending_in_one_line, fail
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it does not exist.")
@@ -66,9 +66,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
                 raise UserError(f"config: no file '{argument.partition('=')[2]}'")
         return flags.FLAGS(list(argv))
     except (UserError, flags.Error) as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except Exception as error:  # whatever a config file, which is the user's own Python, may raise
-        _fail(f"config: the file could not be read: {type(error).__name__}: {error}", 2)
+        fail(f"config: the file could not be read: {type(error).__name__}: {error}", 2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -79,18 +79,8 @@ def main(argv: Sequence[str]) -> None:
     if _VERSION.value:
         print(f"tfnas {workdir.versions()['tfnas']}")
         return
-    try:
+    with ending_in_one_line(_WORKDIR.value or "--workdir"):
         _run(argv[1:])
-    except UserError as error:
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last checkpoint", 128 + 2)
-    except Exception as error:
-        reason = unwritable(error, f"{_WORKDIR.value}, or the folder for temporary files")
-        if reason is None:
-            raise
-        sys.unraisablehook = lambda _: None  # what is half written would tell it once more when it is closed
-        _fail(f"{reason}; what was finished is kept, and the same command goes on from there", 1)
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -186,11 +176,6 @@ def _say_end(work: workdir.Workdir) -> None:
         exported = work.read_json(workdir.EXPORT_RESULTS, "run", report.EXPORTED)
         print(f"model     {work.path / exported['saved_model']}     (SavedModel; how to serve it: docs/serving.md)")
     print("next      your own model and data: docs/your_model.md")
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"tfnas: {message}", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

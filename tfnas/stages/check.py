@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,10 +15,15 @@ from tfnas.config import Config
 from tfnas.errors import unwrapped
 
 
-def run(config: Config, path: str | os.PathLike[str]) -> None:
-    """Builds the networks of `config`, takes steps at full batch size, and prints what was found.
+def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Builds the networks of `config`, takes steps at full batch size, prints and returns what was found.
 
     The folder does not become this config's: settings may still change. The test split is not read.
+
+    Returns:
+        `data`, what messages call it; `sizes`, number of examples by split ('test' only where it is known unread);
+        `image_shape`, (H, W, C); `classes`, names; `parameters` and `gated_layers` of the super-network; `seconds`,
+        about what search and retraining will take.
 
     Raises:
         UserError: for bad settings, data, files or devices, too little room or memory, or a loss that is not finite.
@@ -25,10 +31,10 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     work = workdir.Workdir(path)
     conversion.require(config.export.formats)
     with unwrapped(), distribution.strategy(config.distribution).scope():
-        _check(config, work)
+        return _check(config, work)
 
 
-def _check(config: Config, work: workdir.Workdir) -> None:
+def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     training.set_seed(config.seed)
     strategy = tf.distribute.get_strategy()
     _say("devices", distribution.describe(strategy))
@@ -57,6 +63,15 @@ def _check(config: Config, work: workdir.Workdir) -> None:
         retraining += 2 * searching + (search.epochs + 3 * retrain.epochs) * plain_steps * plain_seconds
     _say("", f"with all that it is compared with: about {_duration(retraining)}, if what is found is no smaller")
     _say("in all", f"about {_duration(searching + retraining)}, and the ranking of {config.sample.num_candidates:,}")
+    return {
+        "data": config.data.title,
+        "sizes": splits.sizes,
+        "image_shape": list(splits.image_shape),
+        "classes": list(splits.label_names),
+        "parameters": supernet.count_params(),
+        "gated_layers": len(supernet.gated_layers),
+        "seconds": round(searching + retraining, 1),
+    }
 
 
 def _measured(title: str, config: Config, splits: data.Splits, model: keras.Model, batch_size: int) -> float:

@@ -1,0 +1,1 @@
+"""The run as a Kubeflow or Vertex AI pipeline: docs/pipelines.md."""

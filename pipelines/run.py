@@ -1,0 +1,357 @@
+"""Runs the pipeline, or writes it as YAML.
+
+python -m pipelines.run --runner=local|kubeflow|vertex --config=configs/NAME.py [--config.KEY=VALUE ...]
+
+local     on this machine, offline, in the folder of --workdir; the same command again takes up what is finished
+kubeflow  on the Kubeflow Pipelines of --host
+vertex    on Vertex AI, in --project, --location and --bucket
+With --compile_to=pipeline.yaml it is written and not run, unless --runner is given too. docs/pipelines.md has examples.
+"""
+
+import builtins
+import contextlib
+import dataclasses
+import datetime
+import importlib.util
+import logging
+import os
+import pathlib
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from pipelines import nas_pipeline
+from pipelines.options import Options
+from tfnas import config as config_lib
+from tfnas import functions, handover, workdir
+from tfnas import main as command_line
+from tfnas.errors import UserError, ending_in_one_line
+
+_DEFAULTS = Options()
+_RUNNER = flags.DEFINE_enum("runner", None, ["local", "kubeflow", "vertex"], "Where the pipeline runs.")
+_COMPILE_TO = flags.DEFINE_string("compile_to", None, "File that the pipeline is written to, as YAML.")
+_NUM_SHARDS = flags.DEFINE_integer("num_shards", 2, "Parts that the candidates are evaluated in, side by side.")
+_SCRATCH = flags.DEFINE_string(
+    "scratch", None, "Folder on a volume that outlives a task, where an interrupted stage goes on. Local: its own."
+)
+_IMAGE = flags.DEFINE_string("image", _DEFAULTS.image, "Image of all tasks, built from pipelines/Dockerfile.")
+_ACCELERATOR_TYPE = flags.DEFINE_string(
+    "accelerator_type",
+    "",
+    "Of tasks that train or rank: nvidia.com/gpu on Kubeflow, such as NVIDIA_TESLA_T4 on Vertex.",
+)
+_ACCELERATOR_COUNT = flags.DEFINE_integer("accelerator_count", 0, "Accelerators of each such task.")
+_CPU = flags.DEFINE_string("cpu", "", "Cores of each task that loads TensorFlow, such as 4.")
+_MEMORY = flags.DEFINE_string("memory", "", "Memory of each such task, such as 16G.")
+_RETRIES = flags.DEFINE_integer("retries", 0, "How often a task that failed is tried again.")
+_BACKOFF = flags.DEFINE_string("backoff", _DEFAULTS.backoff, "Before the first retry; doubled before each further one.")
+_UNCACHED = flags.DEFINE_list("uncached", list(_DEFAULTS.uncached), "Stages that always run.")
+_HOST = flags.DEFINE_string("host", "", "kubeflow: address of its API, such as http://localhost:8080.")
+_NAMESPACE = flags.DEFINE_string("namespace", "kubeflow", "kubeflow: namespace of the run.")
+_EXPERIMENT = flags.DEFINE_string("experiment", "tfnas", "kubeflow: experiment of the run.")
+_PROJECT = flags.DEFINE_string("project", "", "vertex: Google Cloud project.")
+_LOCATION = flags.DEFINE_string("location", "us-central1", "vertex: region.")
+_BUCKET = flags.DEFINE_string("bucket", "", "vertex: gs://BUCKET/FOLDER for all artifacts.")
+_SERVICE_ACCOUNT = flags.DEFINE_string("service_account", "", "vertex: that the tasks run as; empty: the project's.")
+
+_LOG = "pipeline.log"
+_KFP_LOG = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - [A-Z]+ - (.*)", re.DOTALL)
+_COLOR = re.compile(r"\x1b\[\d*m")
+
+
+def cli() -> None:
+    """python -m pipelines.run."""
+    sys.modules["__main__"].__doc__ = __doc__  # what absl prints for --help
+    app.run(main, flags_parser=command_line.parse_flags)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs or compiles the pipeline that the flags name; a user's mistake ends with one line and exit code 1."""
+    folder = flags.FLAGS.workdir or "runs/pipeline"
+    with ending_in_one_line(folder):
+        if len(argv) > 1:
+            raise UserError(f"no argument expected besides flags. Received: {argv[1]}")
+        if flags.FLAGS.shard:
+            raise UserError(f"--shard: --num_shards=N expected, all of which run. Received: {flags.FLAGS.shard!r}")
+        if not (_RUNNER.value or _COMPILE_TO.value):
+            raise UserError("--runner=local, kubeflow or vertex, or --compile_to=FILE expected")
+        config = _config()
+        options = Options(
+            image=_IMAGE.value,
+            accelerator_type=_ACCELERATOR_TYPE.value,
+            accelerator_count=_ACCELERATOR_COUNT.value,
+            cpu=_CPU.value,
+            memory=_MEMORY.value,
+            retries=_RETRIES.value,
+            backoff=_BACKOFF.value,
+            uncached=tuple(_UNCACHED.value),
+        ).check(_RUNNER.value or "")
+        scratch = _SCRATCH.value or ""
+        if _RUNNER.value == "local" and _SCRATCH.value is None:
+            scratch = os.path.abspath(os.path.join(folder, "scratch"))
+        arguments = nas_pipeline.arguments(config, _NUM_SHARDS.value, scratch)
+        if _COMPILE_TO.value:
+            compile_to(_COMPILE_TO.value, options, arguments)
+            print(f"compiled  {_COMPILE_TO.value}")
+        if _RUNNER.value == "local":
+            run_locally(options, arguments, folder)
+        elif _RUNNER.value == "kubeflow":
+            print(
+                f"submitted {submit_to_kubeflow(options, arguments, _HOST.value, _NAMESPACE.value, _EXPERIMENT.value)}"
+            )
+        elif _RUNNER.value == "vertex":
+            job = vertex_job(options, arguments, _PROJECT.value, _LOCATION.value, _BUCKET.value)
+            print(f"submitted {_submitted(job, _SERVICE_ACCOUNT.value)}")
+
+
+def _config() -> config_lib.Config:
+    if flags.FLAGS.config is None:
+        raise UserError("--config=FILE expected, for example --config=configs/digits.py")
+    functions.look_in(_config_folder())
+    return config_lib.from_config_dict(flags.FLAGS.config)
+
+
+def _config_folder() -> str:
+    return os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir
+
+
+def compile_to(file: str, options: Options, arguments: dict[str, Any]) -> None:
+    """Writes the pipeline's YAML. Raises UserError for a file name that is not one of YAML, or cannot be written."""
+    if not file.endswith((".yaml", ".yml")):
+        raise UserError(f"--compile_to: a file name that ends in .yaml expected. Received: {file!r}")
+    try:
+        nas_pipeline.compile_to(file, options, arguments)
+    except OSError as error:
+        raise UserError(f"--compile_to: {file}: {error.strerror}") from None
+
+
+def run_locally(options: Options, arguments: dict[str, Any], folder: str) -> None:
+    """Runs the pipeline on this machine, with kfp's own local runner; no container, no network.
+
+    Finished stages are taken from their artifacts in `folder`, interrupted ones go on in `scratch` there. All that was
+    said is in `pipeline.log`, what the stages say on the terminal too.
+
+    Raises:
+        UserError: with the stage's own message, if one fails.
+    """
+    from kfp import local
+
+    place = pathlib.Path(folder).absolute()
+    if (place / workdir.MANIFEST).exists():
+        raise UserError(f"--workdir: {place} holds a run of 'tfnas run': use another, or delete it")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        log = open(place / _LOG, "a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"workdir {place}: cannot be written ({error.strerror})") from None
+    _let_tasks_import()
+    # Its last lines are needed, and a task from the cache says nothing.
+    options = dataclasses.replace(options, uncached=(*options.uncached, "report"))
+    screen = _Screen(sys.stdout, log)
+    with log, tempfile.TemporaryDirectory() as workspace, _kept_as_it_was(screen):
+        # Of images that are no Python's, and of machines' sizes, both of which say nothing here.
+        warnings.simplefilter("ignore")
+        local.init(
+            local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(place / "artifacts"),
+            workspace_root=workspace,
+            enable_caching=True,
+        )
+        try:
+            with contextlib.redirect_stdout(screen):
+                nas_pipeline.create_pipeline(options)(**arguments)
+        except RuntimeError as error:  # kfp's, for a stage that failed
+            reason = screen.error or f"{_COLOR.sub('', str(error))} All that it said is in {place / _LOG}"
+            raise UserError(reason) from None
+    shutil.rmtree(place / "scratch", ignore_errors=True)
+    _say_end(place, screen.ends)
+
+
+@contextlib.contextmanager
+def _kept_as_it_was(screen: TextIO) -> Iterator[None]:
+    """Puts back what kfp replaces of Python, and in parallel loops leaves as another thread's: print and logging."""
+    root, printing = logging.getLogger(), builtins.print
+    level, handlers = root.level, root.handlers[:]
+    handler = logging.StreamHandler(screen)
+    handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d - %(levelname)s - %(message)s", "%H:%M:%S"))
+    root.handlers[:] = [handler]
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        builtins.print = printing
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+def _say_end(place: pathlib.Path, ends: dict[str, str]) -> None:
+    """Prints where the report and the model are, under names in `place` that do not change from run to run."""
+    _link(place / "report.html", ends["report"])
+    print(f"report    {place / 'report.html'}")
+    folder, version = os.path.split(ends["model"].partition("     (")[0])
+    exported = not ends["model"].startswith("none")
+    _link(place / "model", folder if exported else "")
+    said = (
+        f"{place / 'model' / version}     (SavedModel; how to serve it: docs/serving.md)" if exported else ends["model"]
+    )
+    print(f"model     {said}")
+
+
+def _link(link: pathlib.Path, target: str) -> None:
+    link.unlink(missing_ok=True)
+    if target:
+        link.symlink_to(os.path.relpath(target, link.parent))
+
+
+class _Screen:
+    """Standard output of a local run: the log gets all, the terminal what the stages say and which ones run."""
+
+    def __init__(self, terminal: TextIO, log: TextIO):
+        self.error = ""  # the last message that a stage ended with
+        self.ends: dict[str, str] = {}  # where the report and the model are, as the last stage says
+        self._terminal, self._log = terminal, log
+        self._thread = threading.local()  # shards run in parallel, and no line is to be mixed of two
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        begun = getattr(self._thread, "begun", "") + text
+        *lines, self._thread.begun = begun.split("\n")
+        if record := _KFP_LOG.match(text):  # whole, as the logging module writes them
+            lines, self._thread.begun = [text.rstrip("\n")], ""
+        with self._lock:
+            for line in lines:
+                self._log.write(_COLOR.sub("", line).rstrip() + "\n")
+                shown = self._event(_COLOR.sub("", record[1])) if record else self._said(line.strip())
+                if shown:
+                    self._terminal.write(shown + "\n")
+            self._log.flush()
+            self._terminal.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self._terminal.flush()
+
+    def _event(self, message: str) -> str:
+        if executed := re.match(r"Executing task '(.*?)(-2)?'", message):
+            return f"{executed[1]:9s} begins"
+        if cached := re.match(r"Task (.*) cache hit", message):
+            return f"{cached[1]:9s} finished before: its artifacts are taken"
+        return ""
+
+    def _said(self, line: str) -> str:
+        """What is shown of a line that a stage's process printed."""
+        depth = getattr(self._thread, "depth", 0)  # in the JSON of its inputs, which kfp prints
+        if depth:
+            self._thread.depth = depth + line.endswith(("{", "[")) - line.startswith(("}", "]"))
+            return ""
+        if line == "{":
+            self._thread.depth = 1
+            return ""
+        if line.startswith("tfnas: "):
+            self.error = line.removeprefix("tfnas: ")
+            return ""
+        if end := re.match(r"(report|model) +(/.*|none: .*)", line):
+            self.ends[end[1]] = end[2]
+            return ""
+        return "" if not line.strip("-") or line.startswith("[KFP Executor") else line
+
+
+def _let_tasks_import() -> None:
+    """Tasks are processes of this Python: they import this tfnas, and the user's functions beside the config file."""
+    spec = importlib.util.find_spec("tfnas")
+    home = str(pathlib.Path(spec.origin).parents[1])  # type: ignore[union-attr, arg-type]
+    for name, path in (("PYTHONPATH", home), (handover.FUNCTIONS, os.path.abspath(_config_folder()))):
+        os.environ[name] = os.pathsep.join(filter(None, (path, os.environ.get(name))))
+
+
+def submit_to_kubeflow(options: Options, arguments: dict[str, Any], host: str, namespace: str, experiment: str) -> str:
+    """Starts a run on Kubeflow Pipelines; returns its address.
+
+    Raises:
+        UserError: if there is no Kubeflow Pipelines at `host`, or it refuses the run.
+    """
+    if not host:
+        raise UserError("--host=URL expected: where Kubeflow Pipelines answers, such as http://localhost:8080")
+    import kfp
+
+    with _compiled(options, arguments) as file:
+        try:
+            client = kfp.Client(host=host, namespace=namespace)
+            run = client.create_run_from_pipeline_package(
+                file, arguments=arguments, run_name=_run_name(), experiment_name=experiment, namespace=namespace
+            )
+        except Exception as error:  # whatever the client, urllib3 and the server may raise
+            raise UserError(f"--host: Kubeflow Pipelines at {host}: {_reason(error)}") from None
+    return f"{host.rstrip('/')}/#/runs/details/{run.run_id}"
+
+
+def vertex_job(
+    options: Options,
+    arguments: dict[str, Any],
+    project: str,
+    location: str,
+    bucket: str,
+    credentials: Any = None,
+) -> Any:
+    """The google.cloud.aiplatform.PipelineJob, not submitted yet.
+
+    Raises:
+        UserError: if a flag is missing, google-cloud-aiplatform is not installed, or it refuses the job.
+    """
+    if not project or not bucket.startswith("gs://"):
+        raise UserError("--project=PROJECT and --bucket=gs://BUCKET/FOLDER expected, for the runner vertex")
+    try:
+        from google.cloud import aiplatform
+    except ImportError:
+        raise UserError("--runner=vertex: google-cloud-aiplatform is missing: pip install 'tfnas[vertex]'") from None
+
+    with _compiled(options, arguments) as file:
+        try:
+            return aiplatform.PipelineJob(
+                display_name=nas_pipeline.NAME,
+                template_path=file,
+                job_id=_run_name(),
+                pipeline_root=bucket,
+                parameter_values=arguments,
+                project=project,
+                location=location,
+                credentials=credentials,
+            )
+        except Exception as error:  # whatever the library, and the search for credentials, may raise
+            raise UserError(f"--runner=vertex: {_reason(error)}") from None
+
+
+def _submitted(job: Any, service_account: str) -> str:
+    try:
+        job.submit(service_account=service_account or None)
+    except Exception as error:  # whatever the library and the service may raise
+        raise UserError(f"--runner=vertex: {_reason(error)}") from None
+    return job.resource_name
+
+
+@contextlib.contextmanager
+def _compiled(options: Options, arguments: dict[str, Any]) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "pipeline.yaml")
+        nas_pipeline.compile_to(file, options, arguments)
+        yield file
+
+
+def _run_name() -> str:
+    return f"{nas_pipeline.NAME}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+if __name__ == "__main__":
+    cli()

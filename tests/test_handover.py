@@ -1,0 +1,143 @@
+"""What travels between the machines of a pipeline: parts of a config, working directories, artifacts."""
+
+import dataclasses
+import fcntl
+import json
+import threading
+
+import pytest
+from conftest import load_config
+
+from tfnas import config as config_lib
+from tfnas import handover, workdir
+from tfnas.errors import UserError
+from tfnas.workdir import STAGES, Workdir
+
+CONFIG = load_config("digits")
+PARTS = handover.split(CONFIG)
+ALL = tuple(PARTS.values())
+
+
+def test_parts_make_the_config_again():
+    assert handover.join(PARTS.values()) == CONFIG
+    assert json.loads(PARTS["sample"])["sample"]["num_candidates"] == 500
+    assert handover.join([PARTS["search"]]).sample == config_lib.Sample()
+
+
+def test_every_section_is_in_one_part_and_before_the_stage_that_depends_on_it():
+    names = [name for part in handover.PARTS.values() for name in part]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(config_lib.Config))
+    known = set()
+    for stage in (stage for stage in STAGES if stage != "report"):
+        known |= set(handover.PARTS[stage])
+        assert set(STAGES[stage].sections) <= known, stage
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "config: not JSON of sections"),
+        ("[]", "config: not JSON of sections"),
+        ('{"search": {"epoch": 3}}', "no key 'search.epoch'; did you mean 'search.epochs'"),
+        ('{"search": {"epochs": 3.0}}', "'search.epochs' must be a whole number"),
+    ],
+)
+def test_a_bad_part_is_told(text, message):
+    with pytest.raises(UserError, match=message):
+        handover.join([text])
+
+
+def test_the_version_sees_the_users_own_functions(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_images.py").write_text("def splits(): return 1\n")
+    own = dataclasses.replace(CONFIG, data=config_lib.Data(source="own_images:splits"))
+    before = handover.version(own)
+    assert before == handover.version(own) != handover.version(CONFIG)
+    (tmp_path / "own_images.py").write_text("def splits(): return 2\n")
+    assert handover.version(own) != before
+    lost = dataclasses.replace(CONFIG, data=config_lib.Data(source="no_such_module:splits"))
+    assert handover.version(lost) == handover.version(CONFIG)
+
+
+def searched(folder, text="x"):
+    """What a search handed over; its files only need to be there."""
+    work = Workdir(folder / "search")
+
+    def body():
+        for name in STAGES["search"].outputs:
+            work.write(name, lambda path: path.write_text(text))
+        work.file("search/checkpoints/1.npz").write_text("large")
+        work.file("tensorflow_datasets/digits/data").write_text("larger")
+
+    work.run_stage("search", CONFIG, body)
+    handover.Task("search", CONFIG, work.path, "1").hand_over(folder / "handed")
+    return folder / "handed"
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_results_travel_with_their_manifest_and_without_checkpoints_and_data(tmp_path):
+    handed = searched(tmp_path)
+    assert files(handed) == sorted([*STAGES["search"].outputs, workdir.MANIFEST])
+    with handover.task("evaluate", ALL, [handed]) as task:
+        assert Workdir(task.path).is_current("search", CONFIG)
+        assert task.config == CONFIG
+    assert not task.path.exists()  # without a scratch folder, the working directory is temporary
+
+
+def test_what_was_changed_on_the_way_is_refused(tmp_path, capsys):
+    handed = searched(tmp_path)
+    (handed / workdir.POSTERIOR).write_text("y")
+    with pytest.raises(SystemExit) as ended, handover.task("evaluate", ALL, [handed]) as task:
+        Workdir(task.path).read(workdir.POSTERIOR, "sample")
+    assert ended.value.code == 1
+    assert "truncated or changed since search wrote it" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_input_that_is_not_there_is_told(tmp_path, capsys):
+    with pytest.raises(SystemExit), handover.task("evaluate", ALL, [tmp_path / "nothing"]):
+        pass
+    assert "a folder that an earlier stage handed over expected" in capsys.readouterr().err
+
+
+def test_a_stage_goes_on_in_its_scratch_folder(tmp_path):
+    handed, scratch = searched(tmp_path), tmp_path / "scratch"
+
+    def place(parts=ALL, inputs=(handed,), version="1", shard=""):
+        with handover.task("evaluate", parts, inputs, version, str(scratch), shard) as task:
+            return task.path
+
+    first = place()
+    (first / "checkpoint").write_text("half")
+    (first / workdir.POSTERIOR).write_text("what the stage makes of it")
+    assert place() == first and (first / "checkpoint").read_text() == "half"
+    assert (first / workdir.POSTERIOR).read_text() != "x"  # inputs were not copied over it again
+    changed = {**PARTS, "evaluate": '{"evaluate": {"min_accuracy": 0.5}}'}
+    others = [place(tuple(changed.values())), place(version="2"), place(shard="1/2")]
+    others.append(place(inputs=(searched(tmp_path / "other", "z"),)))
+    assert len({first, *others}) == 5
+
+
+def test_inputs_copied_in_part_are_copied_again(tmp_path):
+    handed, scratch = searched(tmp_path), tmp_path / "scratch"
+    with handover.task("evaluate", ALL, [handed], "1", str(scratch)) as task:
+        pass
+    (task.path.parent / "ready").unlink()  # as if the process had been killed while it copied
+    (task.path / workdir.POSTERIOR).write_text("")
+    with handover.task("evaluate", ALL, [handed], "1", str(scratch)) as task:
+        assert (task.path / workdir.POSTERIOR).read_text() == "x"
+
+
+def test_one_that_still_works_there_is_waited_for(tmp_path, capsys):
+    with handover.task("evaluate", ALL, [], "1", str(tmp_path)) as task:
+        place = task.path.parent
+    with open(place / "lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        release = threading.Timer(0.3, lambda: fcntl.flock(held, fcntl.LOCK_UN))
+        release.start()
+        with handover.task("evaluate", ALL, [], "1", str(tmp_path)):
+            assert release.finished.is_set()
+    release.join()
+    assert f"waits for another process that works in {place}" in capsys.readouterr().out

@@ -225,6 +225,8 @@ def export(
     evaluate_config: str,
     export_config: str,
     version: str,
+    searched: Input[Model],
+    selected: Input[Artifact],
     retrained: Input[Model],
     evaluated: Input[Artifact],
     model: Output[Model],
@@ -239,6 +241,8 @@ def export(
         evaluate_config: JSON of the section evaluate.
         export_config: JSON of the section export.
         version: of the code, which the engine's cache cannot see.
+        searched: what search left.
+        selected: what select left.
         retrained: what retrain left.
         evaluated: what evaluate left.
         model: folder with the SavedModel's version, as TensorFlow Serving expects it.
@@ -247,7 +251,8 @@ def export(
     from tfnas import handover, workdir
 
     parts = [search_config, sample_config, retrain_config, evaluate_config, export_config]
-    with handover.task("export", parts, [retrained.path, evaluated.path], version=version) as task:
+    folders = [searched.path, selected.path, retrained.path, evaluated.path]
+    with handover.task("export", parts, folders, version=version) as task:
         from tfnas.stages import export as stage
 
         stage.run(task.config, task.path)

@@ -90,12 +90,7 @@ def create_pipeline(options: Options) -> GraphComponent:
         with dsl.If(evaluate.outputs["Output"] == True, name="blessed"):  # noqa: E712  an expression of kfp's
             export = prepared(
                 "export",
-                components.export(
-                    **export_parts,
-                    **code,
-                    retrained=retrain.outputs["run"],
-                    evaluated=evaluate.outputs["run"],
-                ),
+                components.export(**export_parts, **code, **left),
             )
             prepared(
                 "report",

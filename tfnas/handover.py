@@ -62,11 +62,6 @@ def join(texts: Iterable[str]) -> config_lib.Config:
     return config_lib.from_config_dict(values)
 
 
-def config_digest(config: config_lib.Config) -> str:
-    """Hex SHA-256 of a config's settings."""
-    return hashlib.sha256(json.dumps(config_lib.to_dict(config), sort_keys=True).encode()).hexdigest()
-
-
 def version(config: config_lib.Config) -> str:
     """Of all code that a result depends on: of tfnas, with a digest of its files and of the user's own functions'.
 
@@ -155,7 +150,7 @@ class Task:
     def metadata(self) -> dict[str, Any]:
         """What every artifact of the stage has: digest of its settings, versions and seed."""
         return {
-            "config_sha256": config_digest(self.config),
+            "config_sha256": workdir.config_digest(self.config),
             "seed": self.config.seed,
             "code": self.version,
             "versions": workdir.versions(),

@@ -108,6 +108,8 @@ def _run(arguments: Sequence[str]) -> None:
         return
     stages = list(workdir.STAGES) if arguments[0] == "run" else [arguments[0]]
     work.claim(config)
+    if "export" in stages and config.export.formats:
+        _load("conversion", "tfnas").require(config.export.formats)
     for stage in stages:
         if arguments[0] == "run" and stage == "export" and not _blessed(work):
             print("export    left out: the network is not what was asked for")

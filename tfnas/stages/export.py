@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -85,7 +86,6 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         sources.check_test(config.data, folder)
         correct, total = int(confusion.trace()), int(confusion.sum())
         found = reloading.check(model, source, splits, config, saved, correct, total, ensemble)
-        inputs = workdir.STAGES["export"].inputs
         card = model_card.card(
             config,
             name=name,
@@ -100,7 +100,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
             signatures=signatures.names(splits, ensemble),
             versions=work.manifest()["versions"],
             saved_model=saved,
-            inputs={file: workdir.digest(work.path / file) for file in inputs},
+            inputs={file: workdir.digest(work.path / file) for file in workdir.STAGES["export"].inputs},
         )
         cards = {model_card.JSON: json.dumps(card, indent=1) + "\n", model_card.MARKDOWN: model_card.markdown(card)}
         for file, content in cards.items():
@@ -121,7 +121,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     beside = [f"{base}/{file}" for file in ("model.keras", *texts)]
     work.write(beside[0], model.save)
     for file, content in texts.items():
-        _write(work, f"{base}/{file}", content)
+        work.write(f"{base}/{file}", functools.partial(pathlib.Path.write_text, data=content))
     described: dict[str, Any] = {
         "saved_model": str(target.relative_to(work.path)),
         "card": f"{base}/{model_card.MARKDOWN}",
@@ -133,10 +133,6 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     }
     work.write_json(workdir.EXPORT_RESULTS, described)
     return [described["saved_model"], *beside, *(f"{base}/{name}" for name in config.export.formats)]
-
-
-def _write(work: workdir.Workdir, name: str, content: str) -> None:
-    work.write(name, lambda file: file.write_text(content))
 
 
 def _check_fits(model: keras.Model, splits: data.Splits, path: pathlib.Path) -> None:

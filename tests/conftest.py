@@ -57,11 +57,11 @@ def cifar10_folder():
     pytest.skip("CIFAR-10 is neither in $TFDS_DATA_DIR nor in ../shared/tensorflow_datasets")
 
 
-def load_config(name):
+def load_config(name, folder="configs"):
     """The checked Config of configs/NAME.py."""
     from tfnas import config
 
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return config.from_config_dict(module.get_config())
@@ -111,19 +111,21 @@ SMALL = [
     "--config.evaluate.max_accuracy_loss=1.0",
     "--config.evaluate.max_parameters=1.0",
 ]
+# A smaller one, where the network does not matter.
+TINY = [f"--config={ROOT / 'tests' / 'tiny.py'}"]
 SAMPLED = ("architecture.json", "sample/ranking.json", "sample/candidates.jsonl")
 
 
-def tfnas_stage(stage, path, *more, command=tfnas_command):
-    """Runs a stage of the small run, which must succeed; returns what it printed."""
-    done = command(stage, *SMALL, f"--workdir={path}", *more)
+def tfnas_stage(stage, path, *more, settings=SMALL, command=tfnas_command):
+    """Runs a stage of a small run, which must succeed; returns what it printed."""
+    done = command(stage, *settings, f"--workdir={path}", *more)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def kill_when(stage, path, ready, *more):
+def kill_when(stage, path, ready, *more, settings=SMALL):
     """Starts a stage and kills it with SIGKILL as soon as `ready()`."""
-    process = processes.start_tfnas([stage, *SMALL, f"--workdir={path}", *more], os.devnull, os.devnull)
+    process = processes.start_tfnas([stage, *settings, f"--workdir={path}", *more], os.devnull, os.devnull)
     deadline = time.monotonic() + 120
     while not ready():
         assert process.is_alive() and time.monotonic() < deadline, "ended before it could be killed"

@@ -118,11 +118,10 @@ def test_magnitude_pruning_by_hand():
 
 
 def tiny():
-    config = load_config("digits")
+    config = load_config("tiny", "tests")
     return dataclasses.replace(
         config,
-        supernet=dataclasses.replace(config.supernet, width=4, stem_width=4),
-        search=dataclasses.replace(config.search, epochs=2, ell2=60.0),
+        search=dataclasses.replace(config.search, epochs=2),
         sample=dataclasses.replace(config.sample, num_candidates=8, num_random=4, num_tested=2),
         retrain=dataclasses.replace(config.retrain, epochs=1, baseline=False, controls=True),
     )

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import processes
 import pytest
-from conftest import SMALL, lines
+from conftest import TINY, lines
 
 from tfnas import distribution
 from tfnas.errors import UserError
@@ -120,7 +120,7 @@ def free_addresses(count):
 
 
 class Workers:
-    """Processes on 127.0.0.1 that run one stage of the small run together."""
+    """Processes on 127.0.0.1 that run a search of the tiny run together."""
 
     def __init__(self, paths, log, *more):
         cluster = {"worker": free_addresses(len(paths))}
@@ -128,7 +128,7 @@ class Workers:
         self.processes = []
         for i, (path, file) in enumerate(zip(paths, self.logs, strict=True)):
             task = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}})
-            arguments = ["search", *SMALL, f"--workdir={path}", *more]
+            arguments = ["search", *TINY, f"--workdir={path}", *more]
             self.processes.append(processes.start_tfnas(arguments, file, file, TF_CONFIG=task))
 
     def wait(self):

@@ -1,17 +1,28 @@
 """Fixtures and helpers shared by all tests."""
 
+import gc
 import importlib.util
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
+import processes
 import pytest
+from processes import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
+
+def pytest_collection_finish():
+    """What the libraries made when they were imported stays: no garbage collection need look at it again.
+
+    Keras's clear_session collects, and that is before every test.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -46,17 +57,17 @@ def cifar10_folder():
     pytest.skip("CIFAR-10 is neither in $TFDS_DATA_DIR nor in ../shared/tensorflow_datasets")
 
 
-def load_config(name):
+def load_config(name, folder="configs"):
     """The checked Config of configs/NAME.py."""
     from tfnas import config
 
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return config.from_config_dict(module.get_config())
 
 
-def tfnas_command(*arguments, **options):
+def tfnas_script(*arguments, **options):
     """Runs the console script as a user would; returns the finished process."""
     return subprocess.run(
         [str(pathlib.Path(sys.executable).parent / "tfnas"), *map(str, arguments)],
@@ -65,6 +76,15 @@ def tfnas_command(*arguments, **options):
         cwd=ROOT,
         **options,
     )
+
+
+def tfnas_command(*arguments):
+    """The same without the wait for TensorFlow's import (see processes.py)."""
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [pathlib.Path(folder) / name for name in ("stdout", "stderr")]
+        process = processes.start_tfnas(arguments, *streams)
+        process.join()
+        return subprocess.CompletedProcess(arguments, process.exitcode, *(file.read_text() for file in streams))
 
 
 def random_weights(model, rng):
@@ -91,26 +111,28 @@ SMALL = [
     "--config.evaluate.max_accuracy_loss=1.0",
     "--config.evaluate.max_parameters=1.0",
 ]
+# A smaller one, where the network does not matter.
+TINY = [f"--config={ROOT / 'tests' / 'tiny.py'}"]
 SAMPLED = ("architecture.json", "sample/ranking.json", "sample/candidates.jsonl")
 
 
-def tfnas_stage(stage, path, *more):
-    """Runs a stage of the small run, which must succeed; returns what it printed."""
-    done = tfnas_command(stage, *SMALL, f"--workdir={path}", *more)
+def tfnas_stage(stage, path, *more, settings=SMALL, command=tfnas_command):
+    """Runs a stage of a small run, which must succeed; returns what it printed."""
+    done = command(stage, *settings, f"--workdir={path}", *more)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def kill_when(stage, path, ready, *more):
+def kill_when(stage, path, ready, *more, settings=SMALL):
     """Starts a stage and kills it with SIGKILL as soon as `ready()`."""
-    command = [str(pathlib.Path(sys.executable).parent / "tfnas"), stage, *SMALL, f"--workdir={path}", *more]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = processes.start_tfnas([stage, *settings, f"--workdir={path}", *more], os.devnull, os.devnull)
     deadline = time.monotonic() + 120
     while not ready():
-        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
+        assert process.is_alive() and time.monotonic() < deadline, "ended before it could be killed"
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def lines(file):

@@ -1,18 +1,14 @@
 """The same training on one device, on two replicas and in two processes; workers that go and come back."""
 
 import json
-import os
-import pathlib
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
+import processes
 import pytest
-from conftest import ROOT, SMALL, lines
+from conftest import TINY, lines
 
 from tfnas import distribution
 from tfnas.errors import UserError
@@ -74,12 +70,12 @@ np.savez(
 def trained(devices, precision, out, **environment):
     """Starts a training; returns a function that waits for its end, and gives its figures."""
     out.mkdir()
-    command = [sys.executable, "-c", TRAIN, str(devices), precision, str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment})
+    arguments, log = [devices, precision, out], out / "log"
+    process = processes.start(TRAIN, arguments, log, log, **environment)
 
     def end():
-        _, errors = process.communicate(timeout=150)
-        assert process.returncode == 0, errors[-3000:]
+        process.join(150)
+        assert process.exitcode == 0, log.read_text()[-3000:]
         with np.load(out / "end.npz", allow_pickle=False) as figures:
             return dict(figures)
 
@@ -124,33 +120,25 @@ def free_addresses(count):
 
 
 class Workers:
-    """Processes on 127.0.0.1 that run one stage of the small run together."""
+    """Processes on 127.0.0.1 that run a search of the tiny run together."""
 
     def __init__(self, paths, log, *more):
         cluster = {"worker": free_addresses(len(paths))}
-        tfnas = str(pathlib.Path(sys.executable).parent / "tfnas")
         self.logs = [log / f"{path.name}-{i}-{time.monotonic_ns()}.log" for i, path in enumerate(paths)]
         self.processes = []
         for i, (path, file) in enumerate(zip(paths, self.logs, strict=True)):
-            command = [tfnas, "search", *SMALL, f"--workdir={path}", *more]
-            task = {"cluster": cluster, "task": {"type": "worker", "index": i}}
-            with open(file, "w") as stream:
-                self.processes.append(
-                    subprocess.Popen(
-                        command,
-                        cwd=ROOT,
-                        env={**os.environ, "TF_CONFIG": json.dumps(task)},
-                        stdout=stream,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
+            task = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}})
+            arguments = ["search", *TINY, f"--workdir={path}", *more]
+            self.processes.append(processes.start_tfnas(arguments, file, file, TF_CONFIG=task))
 
     def wait(self):
-        try:
-            return [process.wait(150) for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
+        """Their exit codes; None for one that had to be ended."""
+        for process in self.processes:
+            process.join(150)
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+        return codes
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +159,9 @@ def test_two_workers_search_and_go_on_after_a_kill(whole, tmp_path):
     first = Workers([killed, killed], tmp_path)
     deadline = time.monotonic() + 120
     while lines(killed / "search" / "history.jsonl") < 2:
-        assert time.monotonic() < deadline and first.processes[1].poll() is None, first.logs[1].read_text()[-3000:]
+        assert time.monotonic() < deadline and first.processes[1].is_alive(), first.logs[1].read_text()[-3000:]
         time.sleep(0.01)
-    first.processes[1].send_signal(signal.SIGKILL)
+    first.processes[1].kill()
     codes = first.wait()
     assert codes == [75, -9]
     assert "another of the 2 processes has gone" in first.logs[0].read_text()

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from absl.testing import flagsaver
-from conftest import ROOT, tfnas_command
+from conftest import ROOT, tfnas_script
 
 from tfnas import main
 
@@ -40,17 +40,17 @@ DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
     ],
 )
 def test_a_users_mistake_gets_one_line(tmp_path, arguments, code, words):
-    done = tfnas_command(*[a.replace("--workdir=W", f"--workdir={tmp_path / 'w'}") for a in arguments])
+    done = tfnas_script(*[a.replace("--workdir=W", f"--workdir={tmp_path / 'w'}") for a in arguments])
     assert done.returncode == code
     assert words in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_help_and_version():
-    done = tfnas_command("--help")
+    done = tfnas_script("--help")
     assert "tfnas STAGE --config=configs/NAME.py --workdir=DIR" in done.stdout
     assert "preview  write preview.png" in done.stdout
-    assert tfnas_command("--version").stdout == "tfnas 0.1.0\n"
+    assert tfnas_script("--version").stdout == "tfnas 0.1.0\n"
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version", "--config.nonsense=1"])

@@ -1,10 +1,12 @@
 """The sample stage through the command line: shards, budgets, what can be wrong with them."""
 
+import functools
 import json
 import shutil
 
+import conftest
 import pytest
-from conftest import SAMPLED, SMALL, kill_when, lines, tfnas_command, tfnas_stage
+from conftest import SAMPLED, TINY, lines, tfnas_command
 
 from tfnas import workdir
 from tfnas.architecture import Architecture
@@ -13,6 +15,8 @@ from tfnas.evaluations import Evaluations
 from tfnas.stages.sample import Shard
 
 pytestmark = pytest.mark.slow
+tfnas_stage = functools.partial(conftest.tfnas_stage, settings=TINY)
+kill_when = functools.partial(conftest.kill_when, settings=TINY)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +55,12 @@ def test_a_shard_that_is_none_is_told(text):
 def test_what_is_wrong_with_shards_is_told(searched, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(searched, path)
-    done = tfnas_command("retrain", *SMALL, f"--workdir={path}", "--shard=1/3")
+    done = tfnas_command("retrain", *TINY, f"--workdir={path}", "--shard=1/3")
     assert done.returncode == 1 and "only the stage 'sample' has shards. Received: 'retrain'" in done.stderr
     (path / workdir.SHARDS).mkdir()
     Evaluations(path / workdir.SHARDS / "1-of-3.jsonl", "another run").__exit__()
     (path / workdir.RANKING).unlink()
-    done = tfnas_command("sample", *SMALL, f"--workdir={path}")
+    done = tfnas_command("sample", *TINY, f"--workdir={path}")
     assert done.returncode == 1 and "1-of-3.jsonl: holds evaluations of another run" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -92,7 +96,7 @@ def test_a_budget_that_no_candidate_can_meet_is_told(searched, tmp_path):
         (["--config.sample.budgets=0.0001"], "posterior at 0.01 % of the parameters, every candidate drops every path"),
         (["--config.sample.budgets=1.5"], "'sample.budgets' must be shares in (0, 1). Received: 1.5"),
     ):
-        done = tfnas_command("sample", *SMALL, f"--workdir={path}", *options)
+        done = tfnas_command("sample", *TINY, f"--workdir={path}", *options)
         assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
 
 

@@ -1,0 +1,57 @@
+"""Processes of their own that need not import TensorFlow first, which takes as long as the rest of most tests.
+
+They are forked from a server that has imported it and done nothing else: nothing is initialised, no device found. So
+each has its own exit code, environment, standard output and devices, and can be killed, as one begun by the console
+script. That script itself is run by `test_main.py` and by the whole run of `test_end_to_end.py`.
+"""
+
+import multiprocessing
+import os
+import pathlib
+import sys
+from multiprocessing import forkserver
+from unittest import mock
+
+ROOT = pathlib.Path(__file__).parents[1]
+_FORKED = multiprocessing.get_context("forkserver")
+# All that is large and not ours: what a stage imports besides is imported anew by each process.
+_FORKED.set_forkserver_preload(["tensorflow", "keras", "tensorflow_probability", "sklearn.datasets", "scipy.stats"])
+
+
+def start(code, arguments, stdout, stderr, **environment):
+    """Runs Python code in a process of its own, in the repository's root.
+
+    Args:
+        code: its text.
+        arguments: what it finds in `sys.argv[1:]`.
+        stdout, stderr: files that it writes; may be one.
+        environment: variables it has besides those of this process.
+
+    Returns:
+        The multiprocessing.Process.
+    """
+    with mock.patch.dict(os.environ, {"TF_CPP_MIN_LOG_LEVEL": "1"}):  # as the command line sets it before its import
+        forkserver.ensure_running()
+    streams, environment = (str(stdout), str(stderr)), {**os.environ, **environment}
+    # A daemon: gone with this process at the latest.
+    process = _FORKED.Process(target=_run, args=(code, list(map(str, arguments)), streams, environment), daemon=True)
+    process.start()
+    return process
+
+
+def start_tfnas(arguments, stdout, stderr, **environment):
+    """Starts what the console script runs, with these arguments."""
+    return start("from tfnas.main import cli\ncli()", arguments, stdout, stderr, **environment)
+
+
+def _run(code, arguments, streams, environment):
+    for descriptor, name in enumerate((os.devnull, *streams)):
+        # Appended, as two streams to one file would otherwise write over each other.
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, descriptor)
+        os.close(file)
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["tfnas", *arguments]
+    exec(compile(code, "<started>", "exec"), {"__name__": "__main__"})

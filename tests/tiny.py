@@ -1,0 +1,32 @@
+"""A run for tests of how stages run, not of what they find: two branches, so that each graph is traced in a second."""
+
+from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+
+
+def build(input_shape, num_classes):
+    import keras  # here, so that the command line answers before TensorFlow is loaded
+
+    layers = keras.layers
+
+    def conv(x, filters, size, name):
+        x = layers.Conv2D(filters, size, padding="same", use_bias=False, name=name)(x)
+        return layers.BatchNormalization(name=f"{name}_bn")(x)
+
+    image = keras.Input(input_shape, name="image")
+    x = layers.MaxPooling2D(2, name="pool")(layers.ReLU(name="stem_relu")(conv(image, 8, 3, "stem")))
+    x = layers.Add(name="add")([conv(x, 8, 3, "path1"), conv(x, 8, 5, "path2")])
+    x = conv(layers.ReLU(name="add_relu")(x), 12, 3, "last")
+    x = layers.GlobalAveragePooling2D(name="mean")(layers.ReLU(name="last_relu")(x))
+    return keras.Model(image, layers.Dense(num_classes, name="classifier")(x))
+
+
+def get_config():
+    return to_config_dict(
+        Config(
+            data=Data(name="digits", train="train[:400]", validation="train[1000:]", mean=(0.305,), std=(0.376,)),
+            supernet=Supernet(source="tiny:build"),
+            search=Search(epochs=6, batch_size=50, learning_rate=0.1, ell2=60.0, gate_learning_rate=10.0),
+            sample=Sample(num_candidates=40, num_random=10),
+            retrain=Retrain(epochs=2, batch_size=50, learning_rate=0.1, weight_decay=5e-4, controls=False),
+        )
+    )

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from conftest import load_config
 
 import tfnas
@@ -20,8 +21,7 @@ from tfnas.supernets import multi_branch_resnet
 BLOCKS = [[f"stage{stage}_block1_path{path}_conv2" for path in (1, 2)] for stage in (1, 2, 3)]
 
 
-def made(**arguments):
-    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+def frozen(model, **arguments):
     return controls.freeze(tfnas.gate(model, ell2=10, num_examples=100, **arguments))
 
 
@@ -35,7 +35,7 @@ def values(variables):
 
 
 def test_frozen_gates_do_not_move_while_weights_do(rng):
-    supernet = made(initial_drop=0.37, gate_learning_rate=10)
+    supernet = frozen(tiny.build((8, 8, 1), 3), initial_drop=0.37, gate_learning_rate=10)
     logits = [layer.drop_logit for layer in supernet.gated_layers.values()]
     kernels = [layer.layer.kernel for layer in supernet.gated_layers.values()]
     before, weights = values(logits), values(kernels)
@@ -50,7 +50,7 @@ def test_frozen_gates_do_not_move_while_weights_do(rng):
 
 
 def test_gates_during_a_step_are_exactly_its_path(rng):
-    supernet = made()
+    supernet = frozen(multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4))
     posterior = supernet.posterior()
     kernels = {name: layer.layer.kernel for name, layer in supernet.gated_layers.items()}
     seen = []
@@ -117,7 +117,7 @@ def test_magnitude_pruning_by_hand():
     assert tfnas.subnet(supernet, pruned).count_params() == 30
 
 
-def tiny():
+def tiny_config():
     config = load_config("tiny", "tests")
     return dataclasses.replace(
         config,
@@ -128,7 +128,7 @@ def tiny():
 
 
 def test_no_single_path_where_nothing_competes(digits_folder, monkeypatch):
-    config = tiny()
+    config = tiny_config()
     monkeypatch.setattr(baselines, "choice_blocks", lambda graph, gated: [])
     assert controls.single_path(config, data.load(config.data, digits_folder), None) == []
 
@@ -136,8 +136,8 @@ def test_no_single_path_where_nothing_competes(digits_folder, monkeypatch):
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "whole"
-    search.run(tiny(), path)
-    sample.run(tiny(), path)
+    search.run(tiny_config(), path)
+    sample.run(tiny_config(), path)
     return path
 
 
@@ -151,7 +151,7 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     shutil.copytree(sampled, whole)
     shutil.copytree(sampled, killed)
-    retrain.run(tiny(), whole)
+    retrain.run(tiny_config(), whole)
     rows = rows_of(whole)
     assert [row["name"] for row in rows] == [
         "random, spread evenly, best of 4",
@@ -190,9 +190,9 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
 
         patch.setattr(workdir.Workdir, "write", write_and_die)
         with pytest.raises(Killed):
-            retrain.run(tiny(), killed)
+            retrain.run(tiny_config(), killed)
     assert not (killed / workdir.RESULTS).exists()
-    retrain.run(tiny(), killed)
+    retrain.run(tiny_config(), killed)
     assert "single path goes on after epoch 1 of 2" in capsys.readouterr().out
     assert rows_of(killed) == rows
 
@@ -204,7 +204,7 @@ def test_a_deterministic_candidate_without_a_path_is_left_out(sampled, tmp_path,
     monkeypatch.setattr(
         tfnas.Posterior, "mode", lambda self: Architecture({name: np.zeros_like(m) for name, m in mode(self).items()})
     )
-    config = tiny()
+    config = tiny_config()
     changed = dataclasses.replace(config.retrain, epochs=0, controls=False)
     retrain.run(dataclasses.replace(config, retrain=changed), tmp_path / "run")
     names = [row["name"] for row in rows_of(tmp_path / "run")]

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SAMPLED, SMALL, kill_when, lines, tfnas_command, tfnas_stage
+from conftest import SAMPLED, SMALL, kill_when, lines, tfnas_command, tfnas_script, tfnas_stage
 
 from tfnas import subnets, workdir
 from tfnas.architecture import Architecture
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run never interrupted, and what it printed."""
+    """A run never interrupted, by the console script, and what it printed."""
     path = tmp_path_factory.mktemp("run") / "whole"
-    return path, tfnas_stage("run", path)
+    return path, tfnas_stage("run", path, command=tfnas_script)
 
 
 def test_output_tells_what_was_done(whole):
@@ -144,7 +144,8 @@ def test_search_and_sample_never_read_the_test_split(killed):
         assert "up to date" not in tfnas_stage("search", path)
         shutil.rmtree(path / "sample")
         assert "up to date" not in tfnas_stage("sample", path)
-        done = tfnas_command("retrain", *SMALL, f"--workdir={path}", "--config.retrain.baseline=false")
+        untrained = ["--config.retrain.baseline=false", "--config.retrain.epochs=0"]
+        done = tfnas_command("retrain", *SMALL, f"--workdir={path}", *untrained)
         assert done.returncode != 0
         assert not (path / workdir.RESULTS).exists()
     finally:

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import sys
 import types
@@ -7,13 +8,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 
 import tfnas
 from tfnas import config, data, loop, subnets, training
 from tfnas.checkpoints import Checkpoints
 from tfnas.config import Search
 from tfnas.errors import Preempted, UserError
-from tfnas.supernets import multi_branch_resnet
 from tfnas.workdir import Workdir
 
 EPOCHS, STEPS = 4, 3
@@ -28,7 +29,7 @@ def batches(first_step, share):
 
 def made(learning_rate=0.05):
     training.set_seed(0)
-    supernet = tfnas.gate(multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), ell2=10, num_examples=100)
+    supernet = tfnas.gate(tiny.build((8, 8, 1), 3), ell2=10, num_examples=100)
     optimizer = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(learning_rate, EPOCHS * STEPS), 0.9)
     supernet.compile(optimizer, loss=training.classification_loss(), metrics=["accuracy"])
     return supernet
@@ -41,11 +42,33 @@ def fit(model, path, on_epoch=lambda history: None, key="key", **options):
     )
 
 
-def test_interrupted_and_continued_is_bit_identical(tmp_path, capsys):
-    whole = made()
-    history = fit(whole, tmp_path / "whole")
-    assert [record["epoch"] for record in history] == [1, 2, 3, 4]
+def state(model):
+    return [np.array(v) for v in model.weights + model.optimizer.variables]
 
+
+def assert_same(model, whole):
+    for one, other in zip(whole.state, state(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A training never interrupted."""
+    model, path = made(), tmp_path_factory.mktemp("whole")
+    history = fit(model, path)
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4]
+    return types.SimpleNamespace(history=history, state=state(model), posterior=model.posterior(), path=path)
+
+
+@pytest.fixture
+def whole(trained, tmp_path):
+    """The same, with a folder of the test's own."""
+    path = tmp_path / "whole"
+    shutil.copytree(trained.path, path)
+    return types.SimpleNamespace(**{**vars(trained), "path": path})
+
+
+def test_interrupted_and_continued_is_bit_identical(whole, tmp_path, capsys):
     class Killed(Exception):
         pass
 
@@ -58,25 +81,19 @@ def test_interrupted_and_continued_is_bit_identical(tmp_path, capsys):
     again = made()
     continued = fit(again, tmp_path / "killed")
     assert "goes on after epoch 2 of 4" in capsys.readouterr().out
-    assert continued == history
-    for one, other in zip(
-        whole.weights + whole.optimizer.variables, again.weights + again.optimizer.variables, strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    assert continued == whole.history
+    assert_same(again, whole)
 
 
-def test_finished_run_is_not_trained_again(tmp_path):
-    first = made()
-    fit(first, tmp_path)
+def test_finished_run_is_not_trained_again(whole):
     second = made()
-    fit(second, tmp_path, on_epoch=lambda history: pytest.fail("no epoch was left"))
-    assert second.posterior() == first.posterior()
+    fit(second, whole.path, on_epoch=lambda history: pytest.fail("no epoch was left"))
+    assert second.posterior() == whole.posterior
 
 
-def test_another_runs_checkpoint_is_not_continued(tmp_path):
-    fit(made(), tmp_path)
+def test_another_runs_checkpoint_is_not_continued(whole):
     epochs = []
-    fit(made(), tmp_path, on_epoch=lambda history: epochs.append(len(history)), key="other")
+    fit(made(), whole.path, on_epoch=lambda history: epochs.append(len(history)), key="other")
     assert epochs == [1, 2, 3, 4]
 
 
@@ -88,32 +105,25 @@ def damage(file, how):
 
 
 @pytest.mark.parametrize("how", ["truncated", "altered"])
-def test_a_damaged_newest_checkpoint_is_skipped_and_the_end_is_the_same(tmp_path, how, capsys):
-    whole = made()
-    history = fit(whole, tmp_path)
-    files = sorted((tmp_path / "checkpoints").iterdir())
+def test_a_damaged_newest_checkpoint_is_skipped_and_the_end_is_the_same(whole, how, capsys):
+    files = sorted((whole.path / "checkpoints").iterdir())
     assert [file.name for file in files] == [f"step-{step:09d}.npz" for step in (6, 9, 12)]
     damage(files[-1], how)
     again = made()
-    assert fit(again, tmp_path) == history
+    assert fit(again, whole.path) == whole.history
     printed = " ".join(capsys.readouterr().out.split())
     assert "step-000000012.npz: truncated or altered" in printed and "goes on after epoch 3 of 4" in printed
-    for one, other in zip(state(whole), state(again), strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert_same(again, whole)
 
 
-def test_with_all_checkpoints_damaged_nothing_is_begun_again_unasked(tmp_path):
-    fit(made(), tmp_path)
-    for file in (tmp_path / "checkpoints").iterdir():
+def test_with_all_checkpoints_damaged_nothing_is_begun_again_unasked(whole):
+    for file in (whole.path / "checkpoints").iterdir():
         damage(file, "truncated")
     with pytest.raises(UserError, match=r"step-000000012.npz: truncated or altered.*no checkpoint before it"):
-        fit(made(), tmp_path)
+        fit(made(), whole.path)
 
 
-def test_sigterm_saves_in_mid_epoch_and_the_end_is_the_same(tmp_path, capsys):
-    whole = made()
-    history = fit(whole, tmp_path / "whole")
-
+def test_sigterm_saves_in_mid_epoch_and_the_end_is_the_same(whole, tmp_path, capsys):
     def terminate(step):
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -123,14 +133,9 @@ def test_sigterm_saves_in_mid_epoch_and_the_end_is_the_same(tmp_path, capsys):
         fit(made(), tmp_path / "killed", before_step=terminate)
     assert caught.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
     again = made()
-    assert fit(again, tmp_path / "killed") == history
+    assert fit(again, tmp_path / "killed") == whole.history
     assert "goes on after epoch 1 and 2 steps of 4" in capsys.readouterr().out
-    for one, other in zip(state(whole), state(again), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def state(model):
-    return [np.array(v) for v in model.weights + model.optimizer.variables]
+    assert_same(again, whole)
 
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -138,7 +143,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
     def poison(records):
         if len(records) == 2:
-            model.get_layer("multi_branch_resnet").get_layer("classifier").bias.assign([np.nan] * 3)
+            model.network.get_layer("classifier").bias.assign([np.nan] * 3)
 
     with pytest.raises(
         UserError, match=r"search stopped at step 7 \(epoch 3\): the loss is no longer finite.*after epoch 2 stays"

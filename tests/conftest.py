@@ -126,7 +126,7 @@ def tfnas_stage(stage, path, *more, settings=SMALL, command=tfnas_command):
 def kill_when(stage, path, ready, *more, settings=SMALL):
     """Starts a stage and kills it with SIGKILL as soon as `ready()`."""
     process = processes.start_tfnas([stage, *settings, f"--workdir={path}", *more], os.devnull, os.devnull)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not ready():
         assert process.is_alive() and time.monotonic() < deadline, "ended before it could be killed"
         time.sleep(0.01)

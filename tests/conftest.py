@@ -16,6 +16,12 @@ import pytest
 from processes import ROOT
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish():
     """What the libraries made when they were imported stays: no garbage collection need look at it again.
 

@@ -16,6 +16,12 @@ import pytest
 from processes import ROOT
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish():
     """What the libraries made when they were imported stays: no garbage collection need look at it again.
 
@@ -126,7 +132,7 @@ def tfnas_stage(stage, path, *more, settings=SMALL, command=tfnas_command):
 def kill_when(stage, path, ready, *more, settings=SMALL):
     """Starts a stage and kills it with SIGKILL as soon as `ready()`."""
     process = processes.start_tfnas([stage, *settings, f"--workdir={path}", *more], os.devnull, os.devnull)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not ready():
         assert process.is_alive() and time.monotonic() < deadline, "ended before it could be killed"
         time.sleep(0.01)

@@ -39,9 +39,17 @@ def start(code, arguments, stdout, stderr, **environment):
     return process
 
 
+# TensorFlow, once imported, has absl look for devices as soon as a program begins: that is to be as silent as ever.
+_TFNAS = """
+from tfnas import main, terminal
+terminal.load_tensorflow()
+main.cli()
+"""
+
+
 def start_tfnas(arguments, stdout, stderr, **environment):
     """Starts what the console script runs, with these arguments."""
-    return start("from tfnas.main import cli\ncli()", arguments, stdout, stderr, **environment)
+    return start(_TFNAS, arguments, stdout, stderr, **environment)
 
 
 def _run(code, arguments, streams, environment):

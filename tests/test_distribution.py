@@ -1,5 +1,6 @@
 """The same training on one device, on two replicas and in two processes; workers that go and come back."""
 
+import contextlib
 import json
 import shutil
 import socket
@@ -8,10 +9,11 @@ import time
 import numpy as np
 import processes
 import pytest
+import tensorflow as tf
 from conftest import TINY, lines
 
-from tfnas import distribution
-from tfnas.errors import UserError
+from tfnas import config, distribution, workdir
+from tfnas.errors import LostWorker, UserError
 
 # A network without normalisation, so that the mean over the global batch is all that replicas must agree on.
 TRAIN = """
@@ -213,6 +215,27 @@ def test_a_strategy_that_cannot_be_is_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", json.dumps(two))
     with pytest.raises(UserError, match="'multi_worker' or 'auto' expected, as TF_CONFIG names 2 processes"):
         distribution.strategy("mirrored")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_process_that_ends_first_is_missed_only_if_the_stage_is_not_whole(monkeypatch, tmp_path, finished):
+    """At the end all wait for all, and one may have gone before another has heard of the last of them."""
+
+    def gone(name):
+        raise tf.errors.UnavailableError(None, None, "Socket closed")
+
+    def body(work):
+        for name in workdir.STAGES["search"].outputs:
+            work.write(name, lambda path: path.write_text("x"))
+
+    two = distribution.Cluster(0, 2)
+    monkeypatch.setattr(distribution, "cluster", lambda: two)
+    monkeypatch.setattr(distribution, "strategy", lambda name: tf.distribute.get_strategy())
+    monkeypatch.setattr(distribution, "wait_for_all", gone)
+    if not finished:
+        monkeypatch.setattr(workdir.Workdir, "is_current", lambda self, stage, config: False)
+    with contextlib.nullcontext() if finished else pytest.raises(LostWorker, match="before search was finished"):
+        distribution.run_stage("search", config.Config(), tmp_path, body)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SAMPLED, SMALL, kill_when, lines, tfnas_command, tfnas_script, tfnas_stage
+from conftest import SAMPLED, SMALL, TINY, kill_when, lines, tfnas_command, tfnas_script, tfnas_stage
 
 from tfnas import subnets, workdir
 from tfnas.architecture import Architecture
@@ -133,24 +133,17 @@ def test_killed_run_ends_the_same(whole, killed):
         assert (killed[0] / name).read_text() == (whole[0] / name).read_text(), name
 
 
-def test_search_and_sample_never_read_the_test_split(killed):
+def test_search_and_sample_never_read_the_test_split(whole, tmp_path):
     """With the test split's file destroyed they still run; the retrain stage's last evaluation does not."""
-    path = killed[0]
-    (file,) = (path / "tensorflow_datasets").rglob("digits-test*")
-    content = file.read_bytes()
+    shutil.copytree(whole[0] / "tensorflow_datasets", tmp_path / "tensorflow_datasets")
+    (file,) = (tmp_path / "tensorflow_datasets").rglob("digits-test*")
     file.write_bytes(b"destroyed")
-    try:
-        for name in (workdir.POSTERIOR, workdir.ARCHITECTURE):
-            (path / name).unlink()
-        assert "up to date" not in tfnas_stage("search", path)
-        shutil.rmtree(path / "sample")
-        assert "up to date" not in tfnas_stage("sample", path)
-        untrained = ["--config.retrain.baseline=false", "--config.retrain.epochs=0"]
-        done = tfnas_command("retrain", *SMALL, f"--workdir={path}", *untrained)
-        assert done.returncode != 0
-        assert not (path / workdir.RESULTS).exists()
-    finally:
-        file.write_bytes(content)
+    for stage in ("search", "sample"):
+        assert "up to date" not in tfnas_stage(stage, tmp_path, settings=TINY)
+    untrained = [*TINY, f"--workdir={tmp_path}", "--config.retrain.baseline=false", "--config.retrain.epochs=0"]
+    done = tfnas_command("retrain", *untrained)
+    assert done.returncode != 0 and "digits-test" in done.stderr, done.stderr
+    assert not (tmp_path / workdir.RESULTS).exists()
 
 
 @pytest.mark.parametrize("name, stage", [(workdir.POSTERIOR, "sample"), (workdir.ARCHITECTURE, "retrain")])
@@ -205,7 +198,7 @@ def test_a_budget_and_a_layout_after_the_search(whole, tmp_path):
 
 def test_a_collapsed_posterior_is_told(tmp_path):
     collapsed = ["--config.search.initial_drop=0.99999", "--config.search.gate_learning_rate=0.001"]
-    options = [*SMALL, f"--workdir={tmp_path}", *collapsed, "--config.search.epochs=1", "--config.search.guard=off"]
+    options = [*TINY, f"--workdir={tmp_path}", *collapsed, "--config.search.epochs=1", "--config.search.guard=off"]
     assert tfnas_command("search", *options).returncode == 0
     done = tfnas_command("sample", *options)
     assert done.returncode == 1 and "every candidate drops every path to the output" in done.stderr
@@ -213,7 +206,7 @@ def test_a_collapsed_posterior_is_told(tmp_path):
 
 
 def test_a_search_that_collapses_is_stopped(tmp_path):
-    options = [*SMALL, f"--workdir={tmp_path}", "--config.search.ell2=5000"]
+    options = [*TINY, f"--workdir={tmp_path}", "--config.search.ell2=5000"]
     done = tfnas_command("search", *options)
     assert done.returncode == 1 and "(collapsed)" in done.stderr and "Traceback" not in done.stderr
     stopped = int(re.search(r"search stopped at epoch (\d)", done.stderr).group(1))

@@ -144,7 +144,15 @@ def run_stage(stage: str, config: Config, path: str | os.PathLike[str], body: Ca
 
     with _workers_may_go():
         if work.run_stage(stage, config, in_scope):
-            wait_for_all(config.distribution)
+            with contextlib.suppress(LostWorker), _workers_may_go():
+                wait_for_all(config.distribution)
+                return
+            # Whoever passed first may have ended before the others heard of it: that is no loss if all is written.
+            if not work.is_current(stage, config):
+                raise LostWorker(
+                    f"another of the {cluster().count} processes has gone before {stage} was finished: start all of "
+                    "them again, with the same commands; they go on from the last checkpoint"
+                )
 
 
 @contextlib.contextmanager

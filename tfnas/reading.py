@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -148,8 +149,11 @@ def expect(condition: bool, place: str, value: Any, expected: str) -> None:
 
 
 def is_plain(text: str) -> bool:
-    """Whether text has neither control characters nor halves of surrogate pairs: it can be shown and name a file."""
-    return not any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in text)
+    """Whether text can be shown in a line and name a file.
+
+    It has no control characters, no separators of lines or paragraphs, and no halves of surrogate pairs.
+    """
+    return not any(unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") for c in text)
 
 
 def _inside(place: str, key: str) -> str:

@@ -12,7 +12,6 @@ import rich.table
 from tfnas import blessing, chance, figures, front, reading, terminal, workdir
 from tfnas import config as config_lib
 from tfnas.architecture import Architecture
-from tfnas.config import FORMATS
 from tfnas.errors import UserError
 from tfnas.posterior import Posterior
 from tfnas.reading import expect, list_of, mapping_of, number, optional, record, text_of, whole
@@ -77,16 +76,18 @@ _EPOCH = record(
     kept=number(0, 2),
     drop_probability=mapping_of(list_of(number(0, 1), 1)),
 )
-_FORMAT = record(
-    format=text_of(*FORMATS),
-    file=text_of(),
-    bytes=whole(1),
-    test_accuracy=number(0, 1),
-    test_accuracy_change=number(-100, 100),
-    largest_difference=number(0, 1),
+FORMATS = list_of(
+    record(
+        format=text_of(*config_lib.FORMATS),
+        file=text_of(),
+        bytes=whole(1),
+        test_accuracy=number(0, 1),
+        test_accuracy_change=number(-100, 100),
+        largest_difference=number(0, 1),
+    )
 )
 EXPORTED = record(
-    {"formats": list_of(_FORMAT)},
+    {"formats": FORMATS},
     saved_model=text_of(),
     card=text_of(),
     largest_difference=number(0),

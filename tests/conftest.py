@@ -22,8 +22,9 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
-def pytest_collection_finish():
-    """What the libraries made when they were imported stays: no garbage collection need look at it again.
+@pytest.fixture(scope="module", autouse=True)
+def garbage_of_its_own():
+    """What libraries and earlier files have made and kept stays: no garbage collection of this file's looks at it.
 
     Keras's clear_session collects, and that is before every test.
     """

@@ -27,7 +27,12 @@ def test_nothing_asked_is_blessed():
     "setting, met, missed, said",
     [
         ("min_accuracy", 0.97, 0.98, "a test accuracy of 97.75%, at least 98.00% asked"),
-        ("max_accuracy_loss", 0.0075, 0.005, "a test accuracy 0.75% below the full network's, at most 0.50% asked"),
+        (
+            "max_accuracy_loss",
+            0.0075,
+            0.005,
+            "a test accuracy 0.75% below the full network's, at most 0.50% below asked",
+        ),
         ("max_parameters", 0.25, 0.2, "25.00% of the full network's parameters, at most 20.00% asked"),
         ("max_multiply_adds", 0.3, 0.1, "25.00% of the full network's multiply-adds, at most 10.00% asked"),
     ],
@@ -37,6 +42,13 @@ def test_each_threshold(setting, met, missed, said):
     verdict = blessing.judge(Evaluate(**{setting: missed}), RESULTS)
     assert not verdict["blessed"] and [c["setting"] for c in verdict["checks"]] == [f"evaluate.{setting}"]
     assert blessing.reasons(verdict) == said
+
+
+def test_a_better_network_than_the_full_one():
+    results = {**RESULTS, "rows": [{**FULL, "test_accuracy": 0.9675}, FOUND]}
+    verdict = blessing.judge(Evaluate(max_accuracy_loss=0.0), results)
+    said = "a test accuracy 1.00% above the full network's, at most 0.00% below asked"
+    assert verdict["blessed"] and blessing.reasons(verdict) == said
 
 
 def test_only_what_failed_is_told_of_one_not_blessed():

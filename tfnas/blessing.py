@@ -36,9 +36,10 @@ def judge(settings: Evaluate, results: Mapping[str, Any]) -> dict[str, Any]:
     chosen = next(row for row in rows if row["name"] == results["chosen"])
     accuracy = chosen["test_accuracy"]
     checks = []
-    if settings.min_accuracy > 0:
-        checks.append(_check("min_accuracy", accuracy, settings.min_accuracy, "a test accuracy of {}, at least {}", 1))
-    if settings.max_accuracy_loss < 1:
+    if (least := settings.min_accuracy) > 0:
+        says = f"a test accuracy of {accuracy:.2%}, at least {least:.2%} asked"
+        checks.append(_check("min_accuracy", accuracy, least, accuracy - least, says))
+    if (most := settings.max_accuracy_loss) < 1:
         full = next((row for row in rows if row["name"].startswith("full")), None)
         if full is None:
             raise UserError(
@@ -46,14 +47,14 @@ def judge(settings: Evaluate, results: Mapping[str, Any]) -> dict[str, Any]:
                 "--config.retrain.baseline=true"
             )
         loss = full["test_accuracy"] - accuracy
-        text = "a test accuracy {} below the full network's, at most {}"
-        checks.append(_check("max_accuracy_loss", loss, settings.max_accuracy_loss, text, -1))
+        side = "below" if loss > 0 else "above"
+        says = f"a test accuracy {abs(loss):.2%} {side} the full network's, at most {most:.2%} below asked"
+        checks.append(_check("max_accuracy_loss", loss, most, most - loss, says))
     for name in ("parameters", "multiply_adds"):
-        limit = getattr(settings, f"max_{name}")
-        if limit < 1:
+        if (most := getattr(settings, f"max_{name}")) < 1:
             share = chosen[name] / results["full"][name]
-            text = f"{{}} of the full network's {name.replace('_', '-')}, at most {{}}"
-            checks.append(_check(f"max_{name}", share, limit, text, -1))
+            says = f"{share:.2%} of the full network's {name.replace('_', '-')}, at most {most:.2%} asked"
+            checks.append(_check(f"max_{name}", share, most, most - share, says))
     return {"blessed": all(check["passed"] for check in checks), "checks": checks}
 
 
@@ -63,12 +64,7 @@ def reasons(verdict: Mapping[str, Any]) -> str:
     return "; ".join(told) or "no threshold is set"
 
 
-def _check(setting: str, value: float, limit: float, text: str, direction: int) -> dict[str, Any]:
-    """A threshold that the value must not be below (`direction` 1) or above (-1)."""
-    return {
-        "setting": f"evaluate.{setting}",
-        "value": value,
-        "limit": limit,
-        "passed": direction * (value - limit) >= -_ROUNDING,
-        "says": text.format(f"{value:.2%}", f"{limit:.2%} asked"),
-    }
+def _check(setting: str, value: float, limit: float, margin: float, says: str) -> dict[str, Any]:
+    """A threshold, which is met unless its margin is negative."""
+    passed = margin >= -_ROUNDING
+    return {"setting": f"evaluate.{setting}", "value": value, "limit": limit, "passed": passed, "says": says}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -110,8 +112,8 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         row["test_accuracy"] = float(np.trace(matrix) / matrix.sum())
         if arm is chosen:
             confusion = matrix.tolist()
-    for group in means:
-        rows.append({**group.row, **_mean_on_test(group, splits, config)})
+    for _, groups in itertools.groupby(means, key=lambda group: id(group.supernet)):
+        rows += _means_on_test(list(groups), splits, config)
     whole = cost(supernet.graph)
     work.write_json(
         workdir.RESULTS,
@@ -138,11 +140,15 @@ def _means(supernet: Supernet, kind: str, group: dict[str, Any], recalibration: 
     return Means(supernet, [_architecture(candidate) for candidate in group["first"]], row, recalibration)
 
 
-def _mean_on_test(group: Means, splits: data.Splits, config: Config) -> dict[str, Any]:
+def _means_on_test(groups: Sequence[Means], splits: data.Splits, config: Config) -> list[dict[str, Any]]:
+    """Rows of groups that share a supernet, and so what is compiled for it."""
     batches = data.evaluation_batches(splits.test, config.data, config.sample.batch_size)
-    evaluate = ranking.Evaluator(group.supernet, batches, group.recalibration)
-    tested = [evaluate(candidate).accuracy for candidate in group.first]
-    return {"test_accuracy": sum(tested) / len(tested), "num_tested": len(tested)}
+    evaluate = ranking.Evaluator(groups[0].supernet, batches, groups[0].recalibration)
+    rows = []
+    for group in groups:
+        tested = [evaluate(candidate).accuracy for candidate in group.first]
+        rows.append({**group.row, "test_accuracy": sum(tested) / len(tested), "num_tested": len(tested)})
+    return rows
 
 
 def _place(row: dict[str, Any]) -> tuple[int, bool]:

@@ -58,10 +58,15 @@ def judge(settings: Evaluate, results: Mapping[str, Any]) -> dict[str, Any]:
     return {"blessed": all(check["passed"] for check in checks), "checks": checks}
 
 
+def told(verdict: Mapping[str, Any]) -> list[str]:
+    """What the network lacks; of a blessed one, what it has."""
+    says = [check["says"] for check in verdict["checks"] if verdict["blessed"] or not check["passed"]]
+    return says or ["no threshold is set"]
+
+
 def reasons(verdict: Mapping[str, Any]) -> str:
-    """One line: what the network lacks; of a blessed one, what it has."""
-    told = [check["says"] for check in verdict["checks"] if verdict["blessed"] or not check["passed"]]
-    return "; ".join(told) or "no threshold is set"
+    """`told` in one line."""
+    return "; ".join(told(verdict))
 
 
 def _check(setting: str, value: float, limit: float, margin: float, says: str) -> dict[str, Any]:

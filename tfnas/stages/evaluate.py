@@ -21,4 +21,5 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 def _evaluate(config: Config, work: workdir.Workdir) -> None:
     verdict = blessing.judge(config.evaluate, work.read_json(workdir.RESULTS, "evaluate", report.results_shape))
     work.write_json(workdir.EVALUATION, verdict)
-    print(f"evaluate  {'blessed' if verdict['blessed'] else 'not blessed'}: {blessing.reasons(verdict)}")
+    begins = f"evaluate  {'blessed' if verdict['blessed'] else 'not blessed'}: "
+    print(begins + f";\n{' ' * len(begins)}".join(blessing.told(verdict)))

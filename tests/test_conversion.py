@@ -10,7 +10,7 @@ from conftest import random_weights
 from ml_collections.config_flags import tuple_parser
 
 import tfnas
-from tfnas import config, conversion, data, report
+from tfnas import config, conversion, data, results
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.supernets import densenet121, enas, multi_branch_resnet, resnet50
@@ -80,7 +80,7 @@ def test_any_batch_of_raw_pixels_is_answered_as_the_keras_model_does(converted, 
 def test_records_are_what_an_independent_count_finds(converted):
     folder, records, model, parts = converted
     assert [record["format"] for record in records] == list(config.FORMATS)
-    report.FORMATS(records, "")
+    results.CONVERTED(records, "")
     images, labels = parts["test"]
     keras_accuracy = np.mean(golden(model, images).argmax(-1) == labels)
     for record in records:

@@ -25,7 +25,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from test_evaluations import write
 from test_report import FRONT, made
 
-from tfnas import blessing, chance, config, evaluations, figures, front, report, workdir
+from tfnas import blessing, chance, config, evaluations, figures, front, report, results, workdir
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.posterior import LayerGates, Posterior
@@ -336,11 +336,11 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(finished, tmp_path):
 
 
 SHAPES = {
-    workdir.RESULTS: report.results_shape,
+    workdir.RESULTS: results.measured,
     workdir.RANKING: chance.ranking_shape,
     workdir.FRONT: front.shape,
     workdir.EVALUATION: blessing.VERDICT,
-    workdir.EXPORT_RESULTS: report.EXPORTED,
+    workdir.EXPORT_RESULTS: results.EXPORTED,
     workdir.CANDIDATES: chance.CANDIDATE,
     workdir.HISTORY: report._EPOCH,
 }

@@ -4,6 +4,8 @@ import ast
 
 from conftest import ROOT
 
+from tfnas.workdir import WITHOUT_TENSORFLOW
+
 ORDER = [
     "errors",
     "terminal",
@@ -43,6 +45,7 @@ ORDER = [
     "front",
     "figures",
     "chance",
+    "results",
     "blessing",
     "report",
     "model_card",
@@ -98,11 +101,13 @@ def test_what_must_not_load_tensorflow_does_not_import_it():
         "front",
         "figures",
         "chance",
+        "results",
         "blessing",
         "report",
         "model_card",
         "handover",
         "main",
+        *(f"stages/{stage}" for stage in WITHOUT_TENSORFLOW),
         "__init__",
     ]
     for name in light:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tfnas import results as results_lib
 from tfnas.config import Evaluate
 from tfnas.errors import UserError
 from tfnas.reading import flag, list_of, number, record, text_of
@@ -32,15 +33,14 @@ def judge(settings: Evaluate, results: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if the full network's accuracy is asked for, and it was not trained.
     """
-    rows = results["rows"]
-    chosen = next(row for row in rows if row["name"] == results["chosen"])
+    chosen = results_lib.chosen(results)
     accuracy = chosen["test_accuracy"]
     checks = []
     if (least := settings.min_accuracy) > 0:
         says = f"a test accuracy of {accuracy:.2%}, at least {least:.2%} asked"
         checks.append(_check("min_accuracy", accuracy, least, accuracy - least, says))
     if (most := settings.max_accuracy_loss) < 1:
-        full = next((row for row in rows if row["name"].startswith("full")), None)
+        full = results_lib.full(results["rows"])
         if full is None:
             raise UserError(
                 "evaluate.max_accuracy_loss: the full network must have been trained too: retrain with "

@@ -27,6 +27,7 @@ from typing import Any
 
 from tfnas import blessing, functions, report, terminal, workdir
 from tfnas import config as config_lib
+from tfnas import results as results_lib
 from tfnas.errors import UserError, ending_in_one_line
 from tfnas.reading import loss, mapping_of, number, read, record, whole
 from tfnas.workdir import Workdir
@@ -41,7 +42,6 @@ PARTS = {
     "export": ("export",),
 }
 FUNCTIONS = "TFNAS_FUNCTIONS"  # environment variable: folders with the user's own functions, separated as PATH's are
-_WITHOUT_TENSORFLOW = ("evaluate", "report")
 _READY = "ready"  # in a scratch folder: all inputs are in its working directory
 _EPOCH = record(epoch=whole(1), loss=number(), accuracy=number(0, 1), kept=number())
 _BEST = record(parameters=whole(), multiply_adds=whole(), loss=loss(), accuracy=number(0, 1))
@@ -110,7 +110,7 @@ class Task:
 
     def hand_over_model(self, folder: str | os.PathLike[str]) -> str:
         """Copies to `folder` what export wrote under its model's name; returns the version, a folder in there."""
-        exported = Workdir(self.path).read_json(workdir.EXPORT_RESULTS, "report", report.EXPORTED)["saved_model"]
+        exported = Workdir(self.path).read_json(workdir.EXPORT_RESULTS, "report", results_lib.EXPORTED)["saved_model"]
         source = (self.path / exported).parent
         _copy(source, pathlib.Path(folder), [path.name for path in source.iterdir()])
         return os.path.basename(exported)
@@ -128,15 +128,15 @@ class Task:
         if self.stage == "sample":
             best = work.read_json(workdir.RANKING, "retrain", _RANKING)["kinds"]["posterior"]["best"]
             return {name: best[name] for name in ("parameters", "multiply_adds", "loss", "accuracy")}
-        results = work.read_json(workdir.RESULTS, self.stage, report.results_shape)
-        chosen = next(row for row in results["rows"] if row["name"] == results["chosen"])
-        full = [row["test_accuracy"] for row in results["rows"] if row["name"].startswith("full")]
+        results = work.read_json(workdir.RESULTS, self.stage, results_lib.measured)
+        chosen, full = results_lib.chosen(results), results_lib.full(results["rows"])
         facts: dict[str, float | bool] = {
             "accuracy": chosen["test_accuracy"],
             **{name: chosen[name] for name in ("validation_accuracy", "parameters", "multiply_adds")},
             **{f"{name}_of_the_full_network": results["full"][name] for name in ("parameters", "multiply_adds")},
-            **dict.fromkeys(["accuracy_of_the_full_network"] * len(full), *full),
         }
+        if full:
+            facts["accuracy_of_the_full_network"] = full["test_accuracy"]
         if self.stage == "evaluate":
             verdict = self.verdict()
             facts |= {check["setting"].removeprefix("evaluate."): check["value"] for check in verdict["checks"]}
@@ -170,7 +170,7 @@ class Task:
 
     def log_confusion(self, confusion: Any, classes: Sequence[str]) -> None:
         """Fills a ClassificationMetrics artifact with retrain's matrix on the test split: a row for each label."""
-        matrix = Workdir(self.path).read_json(workdir.RESULTS, "evaluate", report.results_shape)["confusion"]
+        matrix = Workdir(self.path).read_json(workdir.RESULTS, "evaluate", results_lib.measured)["confusion"]
         confusion.log_confusion_matrix(list(classes), matrix)
         _write_json(confusion.path, {"classes": list(classes), "rows": matrix})
 
@@ -178,7 +178,7 @@ class Task:
         """Copies report.html to `path`, where the exported model's place is given as `model`, and not as here."""
         text = (self.path / workdir.REPORT).read_text(encoding="utf-8")
         if model:
-            saved = Workdir(self.path).read_json(workdir.EXPORT_RESULTS, "report", report.EXPORTED)["saved_model"]
+            saved = Workdir(self.path).read_json(workdir.EXPORT_RESULTS, "report", results_lib.EXPORTED)["saved_model"]
             text = text.replace(str((self.path / saved).parent), model)
         _write(path, text)
 
@@ -219,7 +219,7 @@ def task(
         for folder in filter(None, os.environ.get(FUNCTIONS, "").split(os.pathsep)):
             functions.look_in(folder)
         config = join(parts)
-        if stage not in _WITHOUT_TENSORFLOW:
+        if stage not in workdir.WITHOUT_TENSORFLOW:
             terminal.load_tensorflow()
         with _working_directory([stage, version, shard, *parts], inputs, scratch) as path:
             yield Task(stage, config, path, version)

@@ -158,24 +158,27 @@ def _blessed(work: workdir.Workdir) -> bool:
 
 
 def _is_chief() -> bool:
+    if "TF_CONFIG" not in os.environ:  # there is no other process, and no need to load what would look for them
+        return True
     from tfnas import distribution
 
     return distribution.cluster().is_chief
 
 
 def _load(name: str, package: str = "tfnas.stages") -> Any:
-    terminal.load_tensorflow()
+    if name not in workdir.WITHOUT_TENSORFLOW:
+        terminal.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
     return importlib.import_module(f"{package}.{name}")
 
 
 def _say_end(work: workdir.Workdir) -> None:
-    from tfnas import report
+    from tfnas import report, results
 
     report.print_table(work)
     print(f"report    {work.path / workdir.REPORT}")
     if _blessed(work):
-        exported = work.read_json(workdir.EXPORT_RESULTS, "run", report.EXPORTED)
+        exported = work.read_json(workdir.EXPORT_RESULTS, "run", results.EXPORTED)
         print(f"model     {work.path / exported['saved_model']}     (SavedModel; how to serve it: docs/serving.md)")
     print("next      your own model and data: docs/your_model.md")
 

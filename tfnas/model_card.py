@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfnas import results as results_lib
 from tfnas import statistics, workdir
 from tfnas.architecture import Architecture
 from tfnas.config import Config
@@ -51,9 +52,7 @@ def card(
         saved_model: folder, whose files' digests are taken.
         inputs: digests of the files that it was made from.
     """
-    rows = results["rows"]
-    chosen = next(row for row in rows if row["name"] == results["chosen"])
-    full = next((row for row in rows if row["name"].startswith("full")), None)
+    chosen, full = results_lib.chosen(results), results_lib.full(results["rows"])
     confusion = results["confusion"]
     total = sum(map(sum, confusion))
     decided, gates = posterior.decided()

@@ -9,12 +9,13 @@ import numpy as np
 import rich.console
 import rich.table
 
-from tfnas import blessing, chance, figures, front, reading, terminal, workdir
+from tfnas import blessing, chance, figures, front, terminal, workdir
 from tfnas import config as config_lib
+from tfnas import results as results_lib
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.posterior import Posterior
-from tfnas.reading import expect, list_of, mapping_of, number, optional, record, text_of, whole
+from tfnas.reading import list_of, mapping_of, number, record, whole
 from tfnas.workdir import Workdir
 
 _MOST_UNDECIDED = 10  # gates listed
@@ -53,59 +54,12 @@ figure { margin: 1rem 0; } figcaption, .note { color: #555; font-size: .92rem; }
 """
 
 
-_MEASURES: dict[str, reading.Shape] = {
-    "validation_accuracy": number(0, 1),
-    "test_accuracy": number(0, 1),
-    "parameters": number(0, reading.MOST),
-    "multiply_adds": number(0, reading.MOST),
-    "file_bytes": number(0, reading.MOST),
-    "latency_seconds": number(0, 1e9),
-}
-_ROW = record({"num_tested": whole(), **{name: optional(shape) for name, shape in _MEASURES.items()}}, name=text_of())
-_SIZE = record(parameters=whole(1), multiply_adds=whole(1))
-_RESULTS = record(chosen=text_of(), full=_SIZE, confusion=list_of(list_of(whole()), 1), rows=list_of(_ROW, 1))
-_CHOSEN = record(
-    validation_accuracy=number(0, 1), test_accuracy=number(0, 1), parameters=whole(), multiply_adds=whole()
-)
-_FULL = record(  # what others are told as shares of
-    test_accuracy=number(0, 1), parameters=whole(1), multiply_adds=whole(1), latency_seconds=number(1e-12, 1e9)
-)
 _EPOCH = record(
     epoch=whole(1),
     loss=number(-1e30, 1e30),
     kept=number(0, 2),
     drop_probability=mapping_of(list_of(number(0, 1), 1)),
 )
-FORMATS = list_of(
-    record(
-        format=text_of(*config_lib.FORMATS),
-        file=text_of(),
-        bytes=whole(1),
-        test_accuracy=number(0, 1),
-        test_accuracy_change=number(-100, 100),
-        largest_difference=number(0, 1),
-    )
-)
-EXPORTED = record(
-    {"formats": FORMATS},
-    saved_model=text_of(),
-    card=text_of(),
-    largest_difference=number(0),
-    test_accuracy=number(0, 1),
-    served_test_accuracy=number(0, 1),
-)
-
-
-def results_shape(value: Any, place: str) -> None:
-    """The shape of results.json, as `tfnas.reading` has shapes."""
-    _RESULTS(value, place)
-    names = [row["name"] for row in value["rows"]]
-    expect(value["chosen"] in names, "chosen", value["chosen"], "one of the rows' names")
-    for i, row in enumerate(value["rows"]):
-        if row["name"] == value["chosen"]:
-            _CHOSEN(row, f"rows[{i}]")
-        if row["name"].startswith("full"):
-            _FULL(row, f"rows[{i}]")
 
 
 def print_table(work: Workdir, console: rich.console.Console = terminal.console) -> None:
@@ -114,7 +68,7 @@ def print_table(work: Workdir, console: rich.console.Console = terminal.console)
     Raises:
         UserError: if retrain has not run.
     """
-    results = work.read_json(workdir.RESULTS, "report", results_shape)
+    results = work.read_json(workdir.RESULTS, "report", results_lib.measured)
     table = rich.table.Table(box=None, padding=(0, 1))
     for i, heading in enumerate(_HEADINGS):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
@@ -130,7 +84,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     Raises:
         UserError: if a stage that it tells of has not run, or left files that were changed since.
     """
-    results = work.read_json(workdir.RESULTS, "report", results_shape)
+    results = work.read_json(workdir.RESULTS, "report", results_lib.measured)
     history = work.read_lines(workdir.HISTORY, "report", _EPOCH)
     posterior = Posterior.from_json(work.read(workdir.POSTERIOR, "report").read_bytes())
     architecture = Architecture.from_json(work.read(workdir.ARCHITECTURE, "report").read_bytes())
@@ -157,7 +111,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Mapping[str, Any], list[str]]]:
-    full = next((row for row in rows if row["name"].startswith("full")), None)
+    full = results_lib.full(rows)
 
     def shown(row: Mapping[str, Any], key: str, form: Callable[[Any], str]) -> str:
         return form(row[key]) if row.get(key) is not None else "-"
@@ -202,9 +156,9 @@ def _check_one_run(
 
 def _what(results: Mapping[str, Any]) -> str:
     rows = results["rows"]
-    chosen = next(row for row in rows if row["name"] == results["chosen"])
+    chosen = results_lib.chosen(results)
     lead = f"A network of {chosen['parameters']:,.0f} parameters with {100 * chosen['test_accuracy']:.1f} % on test"
-    full = next((row for row in rows if row["name"].startswith("full")), None)
+    full = results_lib.full(rows)
     if full:
         lead += (
             f": {100 * chosen['parameters'] / full['parameters']:.0f} % of the full network's parameters and "
@@ -360,7 +314,7 @@ def _serve(work: Workdir, verdict: Mapping[str, Any]) -> str:
         return f"<p>It was not exported, as it is not what was asked for: {told}.</p>"
     if not work.has(workdir.EXPORT_RESULTS):
         return f"<p>It has not been exported yet, and may be: {told}.</p>"
-    exported = work.read_json(workdir.EXPORT_RESULTS, "report", EXPORTED)
+    exported = work.read_json(workdir.EXPORT_RESULTS, "report", results_lib.EXPORTED)
     code = (
         "import tensorflow as tf\n"
         f"serve = tf.saved_model.load({str(work.path / exported['saved_model'])!r}).signatures['serving_default']\n"

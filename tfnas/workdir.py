@@ -101,6 +101,7 @@ STAGES = {
         (FRONT, EXPORT_RESULTS),
     ),
 }
+WITHOUT_TENSORFLOW = ("evaluate", "report")  # stages that need not wait for its import
 # What a search is: with another value of any of these, the results in a working directory are another run's.
 # Where the data lies is not part of it, nor what is made of a search that leads nowhere, nor how fast and how safely it
 # is run: a run may be continued on other devices (`distribution` is in no stage's sections).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tfnas import blessing, report, workdir
+from tfnas import blessing, results, workdir
 from tfnas.config import Config
 
 
@@ -19,7 +19,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _evaluate(config: Config, work: workdir.Workdir) -> None:
-    verdict = blessing.judge(config.evaluate, work.read_json(workdir.RESULTS, "evaluate", report.results_shape))
+    verdict = blessing.judge(config.evaluate, work.read_json(workdir.RESULTS, "evaluate", results.measured))
     work.write_json(workdir.EVALUATION, verdict)
     begins = f"evaluate  {'blessed' if verdict['blessed'] else 'not blessed'}: "
     print(begins + f";\n{' ' * len(begins)}".join(blessing.told(verdict)))

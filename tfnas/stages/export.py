@@ -20,7 +20,6 @@ from tfnas import (
     model_card,
     reading,
     reloading,
-    report,
     saving,
     signatures,
     sources,
@@ -29,6 +28,7 @@ from tfnas import (
     warmup,
     workdir,
 )
+from tfnas import results as results_lib
 from tfnas.architecture import Architecture
 from tfnas.config import Config
 from tfnas.errors import UserError
@@ -67,7 +67,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     _check_fits(model, splits, work.path / workdir.SUBNET)
     text = (work.path / workdir.CUT_ARCHITECTURE).read_text()
     architecture = Architecture.from_json(text)  # refuses one that was altered
-    results = work.read_json(workdir.RESULTS, "export", report.results_shape)
+    results = work.read_json(workdir.RESULTS, "export", results_lib.measured)
     if {len(results["confusion"]), *map(len, results["confusion"])} != {splits.num_classes}:
         raise UserError(f"{work.path / workdir.RESULTS}: a confusion of {splits.num_classes} classes expected")
     confusion = np.array(results["confusion"])

@@ -27,6 +27,7 @@ def get_config():
             ),
             supernet=Supernet(name="enas", width=72, num_blocks=5),
             search=Search(
+                recipe="paper",
                 epochs=630,
                 batch_size=144,
                 schedule="cosine_restarts",

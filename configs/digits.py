@@ -15,7 +15,7 @@ def get_config():
         Config(
             data=Data(name="digits", train="train[:1000]", validation="train[1000:]", mean=(0.305,), std=(0.376,)),
             supernet=Supernet(width=8, num_blocks=1, stem_width=16),
-            search=Search(epochs=40, batch_size=50, learning_rate=0.1, ell2=160.0, gate_learning_rate=10.0),
+            search=Search(recipe="paper", epochs=40, batch_size=50, learning_rate=0.1, ell2=160.0, gate_learning_rate=10.0),
             sample=Sample(num_candidates=500, num_random=100),
             retrain=Retrain(epochs=40, batch_size=50, learning_rate=0.1, weight_decay=5e-4, controls=False),
             evaluate=Evaluate(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9),

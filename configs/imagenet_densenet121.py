@@ -27,6 +27,7 @@ def get_config():
             ),
             supernet=Supernet(name="densenet121", width=32),
             search=Search(
+                recipe="paper",
                 epochs=180,
                 batch_size=300,
                 schedule="steps",

@@ -28,6 +28,7 @@ def get_config():
             ),
             supernet=Supernet(name="resnet50", width=64),
             search=Search(
+                recipe="paper",
                 epochs=90,
                 batch_size=256,
                 schedule="steps",

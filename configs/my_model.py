@@ -48,7 +48,7 @@ def get_config():
                 pad_crop=2,
             ),
             supernet=Supernet(source=f"{pathlib.Path(__file__).stem}:small_cnn"),
-            search=Search(epochs=30, batch_size=50, learning_rate=0.1, ell2=80.0, gate_learning_rate=10.0),
+            search=Search(recipe="paper", epochs=30, batch_size=50, learning_rate=0.1, ell2=80.0, gate_learning_rate=10.0),
             sample=Sample(num_candidates=200, num_random=50),
             retrain=Retrain(epochs=30, batch_size=50, learning_rate=0.1, weight_decay=5e-4),
         )

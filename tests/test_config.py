@@ -60,7 +60,9 @@ def test_published_runs_have_the_recipes_numbers(name):
 
 
 def test_round_trip():
-    made = config.Config(search=config.Search(epochs=3, ell2=7.0), data=config.Data(mean=(0.1, 0.2), std=(1.0, 2.0)))
+    made = config.Config(
+        search=config.Search(recipe="paper", epochs=3, ell2=7.0), data=config.Data(mean=(0.1, 0.2), std=(1.0, 2.0))
+    )
     assert config.from_config_dict(config.to_config_dict(made)) == made
 
 

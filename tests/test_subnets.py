@@ -7,8 +7,9 @@ from conftest import random_weights
 
 import tfnas
 from tfnas.architecture import Architecture
-from tfnas.costs import cost, latency
+from tfnas.costs import cost
 from tfnas.errors import UserError
+from tfnas.latencies import latency
 from tfnas.subnets import describe, rebuild, subnet
 from tfnas.supernets import multi_branch_resnet
 

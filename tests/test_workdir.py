@@ -65,7 +65,7 @@ def test_stage_runs_once_and_again_after_damage(tmp_path, capsys):
 def test_another_search_is_refused_but_later_settings_may_change(tmp_path):
     work = finished_search(tmp_path)
     with pytest.raises(UserError, match=r"holds a search with search.ell2=50.0, and this config has 80.0"):
-        work.claim(config.Config(search=config.Search(ell2=80.0)))
+        work.claim(config.Config(search=config.Search(recipe="paper", ell2=80.0)))
     with pytest.raises(UserError, match=r"seed=0, and this config has 1"):
         work.claim(config.Config(seed=1))
     work.claim(config.Config(sample=config.Sample(num_candidates=7)))

@@ -25,7 +25,9 @@ def get_config():
         Config(
             data=Data(name="digits", train="train[:400]", validation="train[1000:]", mean=(0.305,), std=(0.376,)),
             supernet=Supernet(source="tiny:build"),
-            search=Search(epochs=6, batch_size=50, learning_rate=0.1, ell2=60.0, gate_learning_rate=10.0),
+            search=Search(
+                recipe="paper", epochs=6, batch_size=50, learning_rate=0.1, ell2=60.0, gate_learning_rate=10.0
+            ),
             sample=Sample(num_candidates=40, num_random=10),
             retrain=Retrain(epochs=2, batch_size=50, learning_rate=0.1, weight_decay=5e-4, controls=False),
         )

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from tfnas.architecture import Architecture as Architecture
     from tfnas.channels import Graph as Graph
     from tfnas.costs import cost as cost
-    from tfnas.costs import latency as latency
-    from tfnas.costs import layer_latencies as layer_latencies
     from tfnas.gates import Gated as Gated
+    from tfnas.latencies import latency as latency
+    from tfnas.latencies import layer_latencies as layer_latencies
     from tfnas.posterior import Posterior as Posterior
     from tfnas.ranking import rank as rank
     from tfnas.recalibration import Recalibration as Recalibration
@@ -34,8 +34,8 @@ _HOMES = {
     "adapt": "subnets",
     "cost": "costs",
     "gate": "supernet",
-    "latency": "costs",
-    "layer_latencies": "costs",
+    "latency": "latencies",
+    "layer_latencies": "latencies",
     "rank": "ranking",
     "subnet": "subnets",
 }

@@ -1,13 +1,12 @@
-"""What the network found is compared with: architectures drawn or chosen without the posterior's probabilities.
+"""Architectures of a given size: the posterior's most probable one, and what the network found is compared with.
 
-Random and magnitude-pruned candidates have a given number of parameters, counted exactly: every channel has a
-threshold, and the level above which it is kept is found by bisection, so that channels are only ever added as the size
-grows.
+Sizes are counted exactly: every channel has a threshold, and the level above which it is kept is found by bisection, so
+that channels are only ever added as the size grows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -66,19 +65,44 @@ def of_size(graph: Graph, thresholds: Mapping[str, np.ndarray], parameters: int)
         parameters: trainable parameters of the subnet wanted.
     """
 
-    def at(level: float) -> Architecture:
-        return Architecture({name: threshold < level for name, threshold in thresholds.items()})
-
-    # Between two neighbouring thresholds nothing changes, so bisect over the sorted thresholds themselves.
     levels = np.sort(np.concatenate(list(thresholds.values())))
-    low, high = -1, len(levels) - 1  # at(low) is too small (or nothing at all), at(high) is large enough
+    # Nothing at all is too small, all is the largest there is.
+    first = _bisected(-1, len(levels) - 1, lambda i: cost(graph, _up_to(thresholds, levels[i])).parameters < parameters)
+    return _up_to(thresholds, levels[first])
+
+
+def within(posterior: Posterior, graph: Graph, resource: str, most: float) -> Architecture:
+    """The most probable channels, as many as there may be: the posterior's mode, were its keep logits moved alike.
+
+    Of equally probable ones the first of each layer come first, so that the size is met as nearly where channels share
+    a gate.
+
+    Args:
+        posterior: of the supernet.
+        graph: of the supernet.
+        resource: 'parameters' or 'multiply_adds' of the subnet, counted exactly.
+        most: what it may have of them; nothing is kept where that is too little for any channel.
+    """
+    drops = np.concatenate([g.channel_drop for g in posterior.layers])
+    places = np.concatenate([np.arange(g.num_channels) for g in posterior.layers])
+    ranks = np.empty(len(drops))
+    ranks[np.lexsort((places, drops))] = np.arange(len(drops))
+    ends = np.cumsum([g.num_channels for g in posterior.layers])[:-1]
+    thresholds = dict(zip((g.name for g in posterior.layers), np.split(ranks, ends), strict=True))
+    last = _bisected(-1, len(drops), lambda i: getattr(cost(graph, _up_to(thresholds, float(i))), resource) <= most)
+    return _up_to(thresholds, last - 1.0)
+
+
+def _up_to(thresholds: Mapping[str, np.ndarray], level: float) -> Architecture:
+    return Architecture({name: threshold <= level for name, threshold in thresholds.items()})
+
+
+def _bisected(low: int, high: int, below: Callable[[int], bool]) -> int:
+    """The first number above `low` for which `below` no longer holds; `high` if there is none before it."""
     while high - low > 1:
         middle = (low + high) // 2
-        if cost(graph, at(np.nextafter(levels[middle], np.inf))).parameters < parameters:
-            low = middle
-        else:
-            high = middle
-    return at(np.nextafter(levels[high], np.inf))
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return high
 
 
 def even_drop(posterior: Posterior, architecture: Architecture) -> float:

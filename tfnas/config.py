@@ -157,24 +157,39 @@ class Supernet:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Training the super-network on the ELBO (method.md, section 2)."""
+    """Training the super-network on the ELBO (docs/method.md).
 
-    epochs: int = 1800
+    Of the recipe follow the objective, and the values that are left out. 'target', for a small budget, prices what a
+    channel costs until the network has the size asked for; 'paper' is the published method to the letter.
+    """
+
+    recipe: str = "target"  # or 'paper'
+    # 'target': the share of the full network's parameters, or of its multiply-adds, that the network found may have.
+    # One of the two; neither: half of the parameters.
+    parameters: float = 0.0
+    multiply_adds: float = 0.0
+    epochs: int = 12  # in all
+    warmup_epochs: int = -1  # of them the first, without gates; -1: 'target' a third, 'paper' none
     batch_size: int = 128
-    learning_rate: float = 0.01  # of SGD, where the schedule starts
-    schedule: str = "cosine"  # to zero without restart; 'cosine_restarts'; 'steps': / 10 at each of the boundaries
+    learning_rate: float = 0.1  # of SGD, where the schedule starts
+    # 'one_cosine' to zero over search and retraining; 'cosine' over search; 'cosine_restarts'; 'steps': / 10 at each of
+    # the boundaries. Empty: 'target' one_cosine, 'paper' cosine.
+    schedule: str = ""
     minimum_learning_rate: float = 0.0  # cosine_restarts: what each cosine falls to
     restart_epochs: int = 10  # cosine_restarts: length of the first cosine
     restart_multiplier: float = 2.0  # cosine_restarts: each cosine is this many times as long as the one before
     boundaries: tuple[float, ...] = ()  # steps: epochs after which the rate is divided by 10
     momentum: float = 0.9
     nesterov: bool = True
-    ell2: float = 50.0  # squared prior length scale: larger gives a smaller network
+    weight_decay: float = -1.0  # of search's weights, as retrain's; -1: 'target' retrain's, 'paper' none
+    ell2: float = 0.0  # 'paper': squared prior length scale: larger gives a smaller network; 0: 50
     example_multiplier: float = 10.0  # N = this x training images: examples distinct under augmentation
     temperature: float = 0.2  # of the relaxed Bernoulli gates
-    initial_drop: float = 0.1  # drop probability before the first step
-    gate_learning_rate: float = 1.0  # as a multiple of the weights'; 3 to 10 helps runs of few epochs
-    prior: str = "uniform"  # 'parameters' or 'multiply_adds': press each channel by what it costs (see `tfnas.gate`)
+    initial_drop: float = 0.0  # drop probability before the first step; 0: 'target' 0.02, 'paper' 0.1
+    group_size: int = 0  # so many neighbouring channels share a gate's logit; 0: 'target' 1, 'paper' all of a source's
+    gate_step: float = 0.05  # 'target': Adam's learning rate of the gates' logits
+    gate_learning_rate: float = 1.0  # 'paper': as a multiple of the weights'; 3 to 10 helps runs of few epochs
+    prior: str = "uniform"  # 'paper': 'parameters' or 'multiply_adds' press each channel by its cost (see `tfnas.gate`)
     gate_dense: bool = False  # gate dense layers too, but for the classifier
     gate_pooling: bool = False  # gate pooling and Identity layers too, so that such an operation can be dropped
     include: str = ""  # glob patterns of layer names, separated by commas: exactly these are gated; empty: by kind
@@ -183,20 +198,63 @@ class Search:
     # told once; 'off': neither (tfnas/guards.py). Changes no result, so it may be changed during a run.
     guard: str = "stop"
 
+    @property
+    def gated_epochs(self) -> int:
+        """Epochs after the warm-up."""
+        return self.epochs - self.warmup_epochs
+
+    @property
+    def target(self) -> dict[str, float]:
+        """The resource and the share that 'target' arrives at, by the names of `tfnas.gate`; empty for 'paper'."""
+        return {name: share for name in ("parameters", "multiply_adds") if (share := getattr(self, name))}
+
+    def resolved(self, weight_decay: float) -> Search:
+        """These settings, and the recipe's values where they leave it to the recipe; `weight_decay` is retrain's."""
+        unset = {"schedule": "", "warmup_epochs": -1, "weight_decay": -1.0, "initial_drop": 0.0, "group_size": 0}
+        if self.recipe == "target":
+            recipe = ("one_cosine", round(self.epochs / 3), weight_decay, 0.02, 1)
+            further: dict[str, Any] = {} if self.target else {"parameters": 0.5}
+        else:
+            recipe = ("cosine", 0, 0.0, 0.1, 0)
+            further = {} if self.ell2 else {"ell2": 50.0}
+        values: dict[str, Any] = dict(zip(unset, recipe, strict=True))
+        values = {name: value for name, value in values.items() if getattr(self, name) == unset[name]}
+        return dataclasses.replace(self, **values, **further)
+
     def check(self) -> None:
-        """Raises UserError for the first value out of range."""
+        """Raises UserError for the first value out of range, of settings that are resolved."""
         _at_least("search.epochs", self.epochs, 1)
         _at_least("search.batch_size", self.batch_size, 1)
-        for field in ("learning_rate", "ell2", "example_multiplier", "temperature", "gate_learning_rate"):
+        for field in ("learning_rate", "example_multiplier", "temperature", "gate_learning_rate", "gate_step"):
             _positive(f"search.{field}", getattr(self, field))
+        self._check_recipe()
+        expected = f"at least 0 and less than search.epochs, {self.epochs}; or -1, as the recipe has it"
+        _require(0 <= self.warmup_epochs < self.epochs, "search.warmup_epochs", self.warmup_epochs, expected)
+        _require(self.weight_decay >= 0, "search.weight_decay", self.weight_decay, "at least 0, or -1 for the recipe's")
+        _at_least("search.group_size", self.group_size, 0)
         self._check_schedule()
         _one_of("search.prior", self.prior, ("uniform", "parameters", "multiply_adds"))
         _one_of("search.guard", self.guard, ("stop", "warn", "off"))
         _require(0 <= self.momentum < 1, "search.momentum", self.momentum, "a number in [0, 1)")
         _require(0 < self.initial_drop < 1, "search.initial_drop", self.initial_drop, "a number strictly in (0, 1)")
 
+    def _check_recipe(self) -> None:
+        _one_of("search.recipe", self.recipe, ("target", "paper"))
+        if self.recipe == "paper":
+            _positive("search.ell2", self.ell2)
+            others, of = ("parameters", "multiply_adds", "gate_step"), "it belongs to the recipe 'target'"
+        else:
+            others, of = ("ell2", "gate_learning_rate", "prior"), "it belongs to the recipe 'paper'"
+            expected = "a share in (0, 1)"
+            for name, share in self.target.items():
+                _require(0 < share < 1, f"search.{name}", share, expected)
+            _require(len(self.target) < 2, "search.parameters and multiply_adds", self.target, "one of the two")
+        for name in others:
+            default = type(self).__dataclass_fields__[name].default
+            _require(getattr(self, name) == default, f"search.{name}", getattr(self, name), f"left out: {of}")
+
     def _check_schedule(self) -> None:
-        _one_of("search.schedule", self.schedule, ("cosine", "cosine_restarts", "steps"))
+        _one_of("search.schedule", self.schedule, ("one_cosine", "cosine", "cosine_restarts", "steps"))
         least = self.minimum_learning_rate
         if self.schedule == "cosine_restarts":
             expected = f"at least 0 and less than search.learning_rate, {self.learning_rate}"
@@ -269,8 +327,8 @@ class Sample:
 class Retrain:
     """Further training of the network found; 0 epochs keeps the inherited weights."""
 
-    epochs: int = 0
-    learning_rate: float = 0.01  # SGD with search's momentum, cosine to zero
+    epochs: int = 20
+    learning_rate: float = 0.1  # SGD with search's momentum, cosine to zero; not used with search.schedule 'one_cosine'
     batch_size: int = 128
     weight_decay: float = 5e-4  # decoupled, on kernels: kernel -= learning rate x weight_decay x kernel
     layout: str = "gather"  # or 'mask' or 'shared': what readers of one tensor do who keep different channels of it
@@ -428,7 +486,12 @@ class Config:
     seed: int = 0
 
     def check(self) -> Config:
-        """Returns self; raises UserError for the first value out of range, or two that do not go together."""
+        """This config with its recipe's values; raises UserError for the first out of range, or two that do not fit."""
+        config = dataclasses.replace(self, search=self.search.resolved(self.retrain.weight_decay))
+        config._check()
+        return config
+
+    def _check(self) -> None:
         _one_of("distribution", self.distribution, ("auto", "one_device", "mirrored", "multi_worker", "tpu"))
         _require(0 <= self.seed < _MOST, "seed", self.seed, f"at least 0 and below {_MOST}")
         for field in dataclasses.fields(self):
@@ -452,7 +515,6 @@ class Config:
                 else:
                     _require(item < _MOST, key, value, f"below {_MOST}")
         _check_file_name(self.export.name or self.data.short_name, self.export.name)
-        return self
 
 
 def _leaves(config: Config) -> Iterator[tuple[str, Any]]:

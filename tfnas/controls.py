@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas import baselines, data, ranking, training
+from tfnas import baselines, data, optimizers, ranking, training
 from tfnas.architecture import Architecture
 from tfnas.config import Config
 from tfnas.costs import Cost, cost
@@ -90,7 +90,7 @@ def fixed_drop(
 
     Other arguments as for `train`.
     """
-    supernet = freeze(_untrained(config, splits, drop))
+    supernet = freeze(_at_start(config, splits, work, drop))
     title = "fixed drop"
     _fit(config, splits, work, supernet, title)
     posterior, graph = supernet.posterior(), supernet.graph
@@ -119,7 +119,7 @@ def single_path(config: Config, splits: data.Splits, work: Workdir) -> list[Arm]
     Batch normalisation's moving statistics are those of all paths together, so each path is evaluated, and cut, with
     its own, taken from one batch of training images (arXiv 1904.00420). Arguments as for `train`.
     """
-    supernet = freeze(_untrained(config, splits))
+    supernet = freeze(_at_start(config, splits, work))
     blocks = baselines.choice_blocks(supernet.graph, supernet.gated_layers)
     if not blocks:
         return []
@@ -141,8 +141,7 @@ def magnitude_pruning(config: Config, splits: data.Splits, work: Workdir, parame
     training.set_seed(config.seed)
     full = training.network(config, splits)
     title = "magnitude pruning"
-    settings = config.retrain
-    training.fit_plain(config, splits, work, full, config.search.epochs, settings.baseline_learning_rate, title)
+    training.fit_plain(config, splits, work, full, config.search.epochs, optimizers.plain_search(config), title)
     supernet = training.gated(config, splits, full)
     scores = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
     pruned = baselines.magnitude_candidate(supernet.graph, scores, parameters)
@@ -194,9 +193,9 @@ def mean_magnitude(layer: Gated) -> np.ndarray:
     return np.asarray(total) / layer.parameters_per_channel()
 
 
-def _untrained(config: Config, splits: data.Splits, initial_drop: float | None = None) -> Supernet:
-    training.set_seed(config.seed)  # search's initial weights
-    return training.gated(config, splits, training.network(config, splits), initial_drop)
+def _at_start(config: Config, splits: data.Splits, work: Workdir, initial_drop: float | None = None) -> Supernet:
+    """With the weights that search's gates start from."""
+    return training.gated(config, splits, training.warmed_up(config, splits, work), initial_drop)
 
 
 def _fit(config: Config, splits: data.Splits, work: Workdir, supernet: Supernet, title: str, **options: Any) -> None:
@@ -249,6 +248,8 @@ def _cut(
     arms = [Arm(name, subnet(supernet, architecture), price)]
     if settings.epochs:
         tuned = Arm(f"{title}, fine-tuned", subnet(supernet, architecture), price)
-        training.fit_plain(config, splits, work, tuned.model, settings.epochs, settings.learning_rate, tuned.name)
+        training.fit_plain(
+            config, splits, work, tuned.model, settings.epochs, optimizers.retraining(config), tuned.name
+        )
         arms.append(tuned)
     return arms

@@ -120,7 +120,9 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     return f"{strategy.num_replicas_in_sync} x {kind}{processes}"
 
 
-def run_stage(stage: str, config: Config, path: str | os.PathLike[str], body: Callable[[Workdir], object]) -> None:
+def run_stage(
+    stage: str, config: Config, path: str | os.PathLike[str], body: Callable[[Config, Workdir], object]
+) -> None:
     """Runs a stage's body in every process of the cluster, in the scope of the strategy; only the chief writes.
 
     All processes see one working directory. They leave the stage together, so that the next one finds its files.
@@ -129,18 +131,19 @@ def run_stage(stage: str, config: Config, path: str | os.PathLike[str], body: Ca
         stage: its name.
         config: names the strategy.
         path: the working directory.
-        body: given it, does the stage's work; returns the names of further files, or None, as `Workdir.run_stage`
-            wants it.
+        body: given the config, checked, and the working directory, does the stage's work; returns the names of further
+            files, or None, as `Workdir.run_stage` wants it.
 
     Raises:
         UserError: as `Workdir.run_stage` and `strategy`.
         LostWorker: if another process of the cluster has gone.
     """
+    config = config.check()
     work = Workdir(path, writes=cluster().is_chief)
 
     def in_scope() -> Iterable[str] | None:
         with strategy(config.distribution).scope():
-            return body(work)  # type: ignore[return-value]
+            return body(config, work)  # type: ignore[return-value]
 
     with _workers_may_go():
         if work.run_stage(stage, config, in_scope):

@@ -1,4 +1,9 @@
-"""The two regularisers of the ELBO, in float32, and the only division by N (method.md, section 2)."""
+"""The regularisers of the ELBO, in float32, and the only division by N (method.md, section 2).
+
+Two priors on the gates. `regulariser` is the published one, of eq. 15. `priced` is the one of the recipe 'target': a
+channel of cost c is kept with the prior log odds -N lambda c, and lambda, the price, is steered until the posterior's
+expected cost is the one asked for (docs/method.md).
+"""
 
 from __future__ import annotations
 
@@ -69,3 +74,54 @@ def regulariser(
     weights = tf.add_n(terms)
     entropies = tf.add_n([negative_entropy(logits) for logits, _ in gates])
     return (0.5 * ell2 * weights + entropies) / num_examples
+
+
+# The recipe's, found on CIFAR-10 (docs/results/contest.md); a search that is far off is corrected by 5 % a step.
+FIRST_PRICE = 0.5
+_PRICES = (1e-3, 50.0)
+_GAIN = 0.05
+_FALLING = 0.7  # share of the steps over which the goal falls to the target
+
+
+def expected_share(drop_logits: Sequence[tf.Tensor], prices: Sequence[float], ungated: float) -> tf.Tensor:
+    """Expected cost as a share of the full network's: ungated + sum over channels of (1 - p) price.
+
+    Args:
+        drop_logits: logit of p per input channel, float32, shape (K,), of every gated layer.
+        prices: share that one input channel of each of these layers costs.
+        ungated: share of all that has no gate.
+
+    Returns:
+        float32 scalar.
+    """
+    terms = [price * tf.reduce_sum(tf.sigmoid(-logits)) for logits, price in zip(drop_logits, prices, strict=True)]
+    return ungated + tf.add_n(terms)
+
+
+def priced(drop_logits: Sequence[tf.Tensor], share: tf.Tensor, price: tf.Tensor, num_examples: float) -> tf.Tensor:
+    """price x share + negative entropies / N, to be added to the mean negative log likelihood.
+
+    But for a constant this is KL(q || prior) / N for the prior that keeps a channel of cost c (a share of the full
+    network's) with log odds -N x price x c, and the Lagrangian of the ELBO under a bound on the expected cost.
+
+    Args:
+        drop_logits: as for `expected_share`.
+        share: its result.
+        price: lambda, float32 scalar.
+        num_examples: N, training examples seen as distinct.
+
+    Returns:
+        float32 scalar.
+    """
+    entropies = tf.add_n([negative_entropy(logits) for logits in drop_logits])
+    return price * share + entropies / num_examples
+
+
+def goal(target: float, step: tf.Tensor, steps: int) -> tf.Tensor:
+    """What `expected_share` is to be after `step` of `steps`: from 1 geometrically to `target`, over 70 % of them."""
+    return target ** tf.minimum(1.0, tf.cast(step, tf.float32) / (_FALLING * steps))
+
+
+def next_price(price: tf.Tensor, share: tf.Tensor, aim: tf.Tensor) -> tf.Tensor:
+    """The price after a step: up by at most 5 % where the share is above what is aimed at, down where it is below."""
+    return tf.clip_by_value(price * tf.exp(_GAIN * tf.clip_by_value(share / aim - 1.0, -1.0, 1.0)), *_PRICES)

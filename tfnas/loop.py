@@ -103,7 +103,7 @@ class Step:
         optimizer = self._model.optimizer
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             gradients = _alike(gradients)
-        with self._model.stretched() if isinstance(self._model, Supernet) else contextlib.nullcontext():
+        with self._model.stepping() if isinstance(self._model, Supernet) else contextlib.nullcontext():
             optimizer.apply(gradients, variables)
         return figures
 

@@ -145,9 +145,9 @@ def _check_one_run(
     """Raises UserError unless the files name the same layers, groups and kinds."""
     if {name: mask.size for name, mask in architecture.items()} != {g.name: g.num_channels for g in posterior.layers}:
         raise UserError(f"report: the layers of {workdir.ARCHITECTURE} are not those of {workdir.POSTERIOR}")
-    groups = {g.name: len(g.group_sizes) for g in posterior.layers}
     epochs = [{name: len(p) for name, p in record["drop_probability"].items()} for record in history]
-    if not epochs or any(epoch != groups for epoch in epochs):
+    alike = all(epoch == epochs[0] for epoch in epochs)
+    if not epochs or not alike or list(epochs[0]) != [g.name for g in posterior.layers]:
         raise UserError(f"report: the layers of {workdir.HISTORY} are not those of {workdir.POSTERIOR}, in every epoch")
     missing = set(ranking["kinds"]) - {candidate["kind"] for candidate in candidates}
     if missing:
@@ -181,12 +181,12 @@ def _means_note(rows: Sequence[Mapping[str, Any]]) -> str:
 def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Mapping[str, Any]]) -> str:
     names = list(architecture)
     shares = [100 * architecture[name].mean() for name in names]
-    groups = [
-        (f"{g.name}{f'[{i}]' if len(g.drop_probability) > 1 else ''}", g.name, i)
-        for g in posterior.layers
-        for i in range(len(g.drop_probability))
+    sources = [
+        (f"{name}{f'[{i}]' if len(p) > 1 else ''}", name, i)
+        for name, p in history[0]["drop_probability"].items()
+        for i in range(len(p))
     ]
-    over_time = np.array([[record["drop_probability"][name][i] for record in history] for _, name, i in groups])
+    over_time = np.array([[record["drop_probability"][name][i] for record in history] for _, name, i in sources])
 
     def drawing(axes: Any) -> None:
         axes.barh(names, [100] * len(names), color="#eeeeee")
@@ -202,11 +202,11 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
                 axes.axhline(y + 0.5, color=figures.GREY, linewidth=0.6)
 
     def heat(axes: Any) -> None:
-        extent = (0.5, len(history) + 0.5, len(groups) - 0.5, -0.5)
+        extent = (0.5, len(history) + 0.5, len(sources) - 0.5, -0.5)
         image = axes.imshow(
             over_time, aspect="auto", cmap="cividis", vmin=0, vmax=1, extent=extent, interpolation="nearest"
         )
-        axes.set(xlabel="epoch of search", yticks=range(len(groups)), yticklabels=[label for label, _, _ in groups])
+        axes.set(xlabel="epoch of search", yticks=range(len(sources)), yticklabels=[label for label, _, _ in sources])
         axes.figure.colorbar(image, ax=axes, label="drop probability")
 
     def course(axes: Any) -> None:
@@ -233,7 +233,9 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
         f"(p below 0.05 or above 0.95), {early} were after a quarter of the search; "
         f"{still_open} open, so the candidates differ there.</p>"
         + figures.plot(drawing, (8, tall), "Share of input channels kept in every gated operation")
-        + figures.plot(heat, (8, 0.6 + 0.24 * len(groups)), "Drop probability of every gate over the search")
+        + figures.plot(
+            heat, (8, 0.6 + 0.24 * len(sources)), "Mean drop probability of every layer's gates over the search"
+        )
         + _undecided(posterior)
         + figures.plot(course, (8, 3), "Loss and expected share of weights kept over the search")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import tensorflow as tf
 from tfnas import elbo
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph, Node, is_gateable
+from tfnas.costs import cost
 from tfnas.errors import UserError
 from tfnas.gates import Gated
 from tfnas.kinds import CHOICES, CUT_KINDS
@@ -23,11 +25,24 @@ from tfnas.posterior import RESOURCES, LayerGates, Posterior
 PRIORS = ("uniform", *RESOURCES)
 
 
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What the expected cost is steered to: `share` of the full network's `resource`, within `steps` training steps."""
+
+    resource: str
+    share: float
+    steps: int
+
+
 def gate(
     model: keras.Model,
     *,
-    ell2: float,
     num_examples: float,
+    ell2: float | None = None,
+    parameters: float | None = None,
+    multiply_adds: float | None = None,
+    steps: int = 0,
+    group_size: int = 0,
     temperature: float = 0.2,
     initial_drop: float = 0.1,
     gate_learning_rate: float = 1.0,
@@ -41,13 +56,23 @@ def gate(
     """A super-network of `model`: its weights, and a gate on the input channels of every convolution it may narrow.
 
     Left alone are the stem (convolutions with no other before them: their input is the picture) and the classifier
-    (convolutions and dense layers with no other after them). Where a convolution's input is a concatenation, each
-    source has a drop probability of its own.
+    (convolutions and dense layers with no other after them). All channels of a convolution's input share a drop
+    probability, as in the paper, unless `group_size` says otherwise; where that input is a concatenation, each source
+    has one of its own.
+
+    The prior is the published one, of `ell2`, or prices the gates until the network is expected to have the size asked
+    for: exactly one of `ell2`, `parameters` and `multiply_adds` is given.
 
     Args:
         model: functional or Sequential Keras model, channels last. Not changed. Nested models are taken apart.
-        ell2: squared prior length scale, > 0; larger gives a smaller network.
         num_examples: N, training examples seen as distinct: about 10 x the data set under strong augmentation.
+        ell2: squared prior length scale, > 0; larger gives a smaller network.
+        parameters: share of the model's parameters to arrive at, in (0, 1). There is then no weight term: give the
+            optimizer a weight decay, and the gates steps of their own, as `optimizers.GatedSGD` does.
+        multiply_adds: or share of its multiply-adds.
+        steps: with one of these two, training steps by which to be there.
+        group_size: at most so many neighbouring channels share a drop probability; 1: each channel has its own. 0: all
+            of a source's do.
         temperature: of the relaxed gates, > 0.
         initial_drop: drop probability before the first step, in (0, 1).
         gate_learning_rate: the gates' learning rate as a multiple of the weights'. 1 is the paper's; a run of few
@@ -67,9 +92,13 @@ def gate(
 
     Raises:
         UserError: naming the layer that the graph cannot follow or that cannot be gated; a pattern that matches
-            nothing; no layer to gate; an unknown prior, or 'multiply_adds' where the input has no fixed size.
+            nothing; no layer to gate; an unknown prior, or 'multiply_adds' where the input has no fixed size; a share
+            below what has no gate; not exactly one of ell2, parameters and multiply_adds.
         ValueError: for a number out of range.
     """
+    target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps)
+    if group_size < 0:
+        raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
     graph = Graph(model)
     gated = _chosen(graph, gate_dense, gate_pooling, _patterns(include), _patterns(exclude))
     layers: dict[str, keras.Layer] = {}
@@ -81,7 +110,7 @@ def gate(
         if node.name in gated:
             layer = Gated(
                 layer,
-                group_sizes=graph.group_sizes(node.name),
+                group_sizes=_split(graph.group_sizes(node.name), group_size),
                 temperature=temperature,
                 initial_drop=initial_drop,
                 # Distinct and stable noise for every layer, whatever the order of construction.
@@ -96,7 +125,21 @@ def gate(
         if getattr(node.layer, "weights", None):
             twin = layers[node.name]
             copy_weights(twin.layer if isinstance(twin, Gated) else twin, node.layer.get_weights())
-    return Supernet(network, ell2=ell2, num_examples=num_examples, gate_learning_rate=gate_learning_rate, prior=prior)
+    return Supernet(network, num_examples, ell2, target, gate_learning_rate=gate_learning_rate, prior=prior)
+
+
+def _target(ell2: float | None, shares: dict[str, float | None], steps: int) -> Target | None:
+    given = {resource: share for resource, share in shares.items() if share is not None}
+    if (ell2 is not None) + len(given) != 1:
+        received = ", ".join(f"{k}={v}" for k, v in {"ell2": ell2, **given}.items() if v is not None) or "none of them"
+        raise UserError(f"gate: exactly one of ell2, parameters and multiply_adds expected. Received: {received}")
+    for resource, share in given.items():
+        if not 0 < share < 1:
+            raise ValueError(f"gate: {resource} must be strictly in (0, 1). Received: {resource}={share}")
+        if steps < 1:
+            raise ValueError(f"gate: steps must be at least 1 with {resource}. Received: steps={steps}")
+        return Target(resource, share, steps)
+    return None
 
 
 def copy_weights(layer: keras.Layer, weights: Sequence[np.ndarray]) -> None:
@@ -104,6 +147,13 @@ def copy_weights(layer: keras.Layer, weights: Sequence[np.ndarray]) -> None:
     layer.set_weights(weights)
     if isinstance(layer, keras.layers.Normalization):
         layer.finalize_state()
+
+
+def _split(sizes: Sequence[int], most: int) -> tuple[int, ...]:
+    """Groups of channels cut into ones of at most `most`, if that is not 0; the last of each may be smaller."""
+    if not most:
+        return tuple(sizes)
+    return tuple(min(most, size - first) for size in sizes for first in range(0, size, most))
 
 
 def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
@@ -159,19 +209,23 @@ class Supernet(keras.Model):
         network: the functional model whose layers are `Gated`.
         gated_layers: its `Gated` layers by name, in the graph's order.
         prior_factors: of ell2, one for each of them; empty for the prior 'uniform'.
+        target: what the price is steered to; None with ell2.
+        price: lambda, which `target` is reached by, float32 scalar, not trainable; None with ell2.
     """
 
     def __init__(
         self,
         network: keras.Model,
-        ell2: float,
         num_examples: float,
+        ell2: float | None = None,
+        target: Target | None = None,
         gate_learning_rate: float = 1.0,
         prior: str = "uniform",
         **kwargs: Any,
     ):
-        for name, value in (("ell2", ell2), ("num_examples", num_examples), ("gate_learning_rate", gate_learning_rate)):
-            if not value > 0:
+        numbers = {"ell2": ell2, "num_examples": num_examples, "gate_learning_rate": gate_learning_rate}
+        for name, value in numbers.items():
+            if value is not None and not value > 0:
                 raise ValueError(f"Supernet: {name} must be greater than 0. Received: {name}={value}")
         if prior not in PRIORS:
             raise UserError(f"gate: prior must be one of {', '.join(map(repr, PRIORS))}. Received: {prior!r}")
@@ -185,6 +239,10 @@ class Supernet(keras.Model):
         self.graph = Graph(network)
         self.gated_layers = {n.name: n.layer for n in self.graph.nodes if isinstance(n.layer, Gated)}
         self.prior_factors = () if prior == "uniform" else self._factors()
+        self.target = target
+        self.price: Any = None
+        if target:
+            self._set_prices(target)
         self.built = True
 
     def call(self, inputs: Any, training: bool = False) -> Any:
@@ -195,21 +253,48 @@ class Supernet(keras.Model):
 
     def regulariser(self) -> tf.Tensor:
         """What the ELBO adds to the mean negative log likelihood, float32 scalar."""
+        if self.ell2 is None:
+            logits = [layer.channel_logits() for layer in self.gated_layers.values()]
+            return elbo.priced(logits, self.expected_share(), tf.convert_to_tensor(self.price), self.num_examples)
         pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in self.gated_layers.values()]
         return elbo.regulariser(pairs, self.ell2, self.num_examples, self.prior_factors)
 
+    def expected_share(self) -> tf.Tensor:
+        """Expected share of the full network's cost, in the target's resource, float32 scalar; with a target only."""
+        logits = [layer.channel_logits() for layer in self.gated_layers.values()]
+        return elbo.expected_share(logits, self._prices, self._ungated)
+
+    def _set_prices(self, target: Target) -> None:
+        """What a channel of each gated layer costs, and the state that the price is steered by."""
+        full = getattr(cost(self.graph), target.resource)
+        each = [self._cost_per_channel(name, target.resource) for name in self.gated_layers]
+        self._prices = [one / full for one in each]
+        gated = sum(one * sum(layer.group_sizes) for one, layer in zip(each, self.gated_layers.values(), strict=True))
+        self._ungated = 1 - gated / full
+        if target.share <= self._ungated:
+            raise UserError(
+                f"gate: {target.resource} must be above {self._ungated:.3f}, the share of what has no gate. "
+                f"Received: {target.share}"
+            )
+        # Updated within a replica, where all replicas hold the same value.
+        options = {"shape": (), "trainable": False, "autocast": False, "aggregation": "only_first_replica"}
+        first = keras.initializers.Constant(elbo.FIRST_PRICE)
+        self.price = self.add_weight(initializer=first, dtype="float32", name="price", **options)
+        self.steps_taken = self.add_weight(initializer="zeros", dtype="int32", name="steps_taken", **options)
+
     def _factors(self) -> tuple[float, ...]:
-        costs = []
-        for name, layer in self.gated_layers.items():
-            price = layer.parameters_per_channel() if self.prior == "parameters" else self._multiply_adds(name)
-            if price is None:
-                raise UserError(
-                    f"gate: prior='{self.prior}' needs a model whose input has a fixed size; layer '{name}' has none"
-                )
-            costs.append(price)
+        costs = [self._cost_per_channel(name, self.prior) for name in self.gated_layers]
         layers = self.gated_layers.values()
         channels = [sum(layer.group_sizes) for layer in layers]
         return elbo.cost_factors(channels, [layer.unit_gain_norm() for layer in layers], costs)
+
+    def _cost_per_channel(self, name: str, resource: str) -> int:
+        price = (
+            self.gated_layers[name].parameters_per_channel() if resource == "parameters" else self._multiply_adds(name)
+        )
+        if price is None:
+            raise UserError(f"gate: '{resource}' needs a model whose input has a fixed size; layer '{name}' has none")
+        return price
 
     def _multiply_adds(self, name: str) -> int | None:
         """Of one input channel of a gated layer; None where the image size is not fixed."""
@@ -230,20 +315,26 @@ class Supernet(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step on the ELBO, as Keras's `fit` takes it."""
-        with self.stretched():
+        with self.stepping():
             return super().train_step(data)
 
     @contextlib.contextmanager
-    def stretched(self) -> Iterator[None]:
-        """Stretches the step that an optimizer takes meanwhile on the logits to `gate_learning_rate` times its length.
+    def stepping(self) -> Iterator[None]:
+        """What goes with the step that an optimizer takes meanwhile.
 
-        Stretching the step, not the gradient, is a learning rate in the exact sense for every optimizer.
+        The step on the logits is stretched to `gate_learning_rate` times its length; stretching the step, not the
+        gradient, is a learning rate in the exact sense for every optimizer. With a target, the price is then steered.
         """
         logits = [layer.drop_logit for layer in self.gated_layers.values()] if self.gate_learning_rate != 1.0 else []
         before = [tf.identity(tf.convert_to_tensor(logit)) for logit in logits]
         yield
         for logit, old in zip(logits, before, strict=True):
             logit.assign(old + self.gate_learning_rate * (tf.convert_to_tensor(logit) - old))
+        if self.target:
+            step = tf.convert_to_tensor(self.steps_taken) + 1
+            aim = elbo.goal(self.target.share, step, self.target.steps)
+            self.price.assign(elbo.next_price(tf.convert_to_tensor(self.price), self.expected_share(), aim))
+            self.steps_taken.assign(step)
 
     def posterior(self) -> Posterior:
         """The gates' present drop probabilities."""
@@ -258,6 +349,14 @@ class Supernet(keras.Model):
             )
 
         return Posterior(tuple(gates(name, layer) for name, layer in self.gated_layers.items()))
+
+    def source_drop(self) -> dict[str, list[float]]:
+        """Mean drop probability of every source of every gated layer's input: few numbers, however fine the gates."""
+        means = {}
+        for name, gates in zip(self.gated_layers, self.posterior().layers, strict=True):
+            ends = np.cumsum(self.graph.group_sizes(name))[:-1]
+            means[name] = [float(part.mean()) for part in np.split(gates.channel_drop, ends)]
+        return means
 
     def set_architecture(self, architecture: Architecture) -> None:
         """Makes inference use `architecture`'s hard masks. Raises UserError if its layers are not this supernet's."""
@@ -281,8 +380,9 @@ class Supernet(keras.Model):
         return {
             **super().get_config(),
             "network": keras.saving.serialize_keras_object(self.network),
-            "ell2": self.ell2,
             "num_examples": self.num_examples,
+            "ell2": self.ell2,
+            "target": self.target and dataclasses.asdict(self.target),
             "gate_learning_rate": self.gate_learning_rate,
             "prior": self.prior,
         }
@@ -291,4 +391,5 @@ class Supernet(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Supernet:
         """Inverse of `get_config`."""
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
-        return cls(**{**config, "network": network})
+        target = config["target"] and Target(**config["target"])
+        return cls(**{**config, "network": network, "target": target})

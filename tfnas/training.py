@@ -10,13 +10,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfnas import checks, data, distribution, functions, loop, subnets
+from tfnas import checks, data, distribution, functions, loop, optimizers, subnets
 from tfnas import config as config_lib
 from tfnas.checkpoints import Checkpoints
 from tfnas.errors import UserError
 from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet, gate
-from tfnas.workdir import Workdir
+from tfnas.workdir import WARMUP_CHECKPOINTS, Workdir
 
 
 def set_seed(seed: int) -> None:
@@ -111,11 +111,15 @@ def gated(
         UserError: for a layer that cannot be gated, a pattern that matches none, or nothing to gate.
     """
     settings = config.search
+    steps = max(1, settings.gated_epochs * (splits.sizes["train"] // settings.batch_size))
     return gate(
         model,
-        ell2=settings.ell2,
-        prior=settings.prior,
         num_examples=settings.example_multiplier * splits.sizes["train"],
+        ell2=settings.ell2 or None,
+        **settings.target,
+        steps=steps,
+        group_size=settings.group_size,
+        prior=settings.prior,
         temperature=settings.temperature,
         initial_drop=settings.initial_drop if initial_drop is None else initial_drop,
         gate_learning_rate=settings.gate_learning_rate,
@@ -129,45 +133,6 @@ def gated(
 
 def _patterns(text: str) -> list[str]:
     return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
-
-
-def cosine(learning_rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """From `learning_rate` to zero as half a cosine over `steps`."""
-    return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-
-
-def schedule(config: config_lib.Search, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Search's learning rate by step."""
-    start = config.learning_rate
-    if config.schedule == "cosine_restarts":
-        return keras.optimizers.schedules.CosineDecayRestarts(
-            start,
-            config.restart_epochs * steps_per_epoch,
-            t_mul=config.restart_multiplier,
-            alpha=config.minimum_learning_rate / start,
-        )
-    if config.schedule == "steps":
-        # Keras's last step at a rate is the boundary itself; steps count from 0.
-        boundaries = [round(epoch * steps_per_epoch) - 1 for epoch in config.boundaries]
-        return keras.optimizers.schedules.PiecewiseConstantDecay(
-            boundaries, [start / 10**i for i in range(len(boundaries) + 1)]
-        )
-    return cosine(start, max(1, steps_per_epoch * config.epochs))
-
-
-def sgd(
-    config: config_lib.Search, rate: keras.optimizers.schedules.LearningRateSchedule, weight_decay: float = 0.0
-) -> Any:
-    """SGD with search's momentum, its learning rate by the schedule `rate`."""
-    optimizer = keras.optimizers.SGD(
-        rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=weight_decay or None,
-    )
-    if weight_decay:
-        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    return optimizer
 
 
 def calibration_images(config: config_lib.Config, splits: data.Splits, number: int) -> tf.Tensor:
@@ -219,19 +184,40 @@ def fit_gated(
         UserError: as `loop.train`, or if the training images cannot be made into such batches.
     """
     settings = config.search
-    rate = schedule(settings, splits.sizes["train"] // settings.batch_size)
+    rate = optimizers.search(config, splits.sizes["train"] // settings.batch_size, settings.warmup_epochs)
     compile_gated(config, supernet, rate)
-    return _fit(
-        config, splits, work, supernet, settings.epochs, settings.batch_size, config.seed, folder, key, title, options
-    )
+    epochs, batch_size = settings.gated_epochs, settings.batch_size
+    return _fit(config, splits, work, supernet, epochs, batch_size, config.seed, folder, key, title, options)
 
 
-def compile_gated(
-    config: config_lib.Config, supernet: Supernet, rate: keras.optimizers.schedules.LearningRateSchedule
-) -> None:
+def compile_gated(config: config_lib.Config, supernet: Supernet, rate: optimizers.Schedule) -> None:
     """Compiles a supernet for search, its learning rate by the schedule `rate`."""
-    optimizer = _scaled(config, sgd(config.search, rate))
+    optimizer = _scaled(config, optimizers.sgd(config.search, rate, config.search.weight_decay, gated=True))
     supernet.compile(optimizer, loss=classification_loss(), metrics=["accuracy"], auto_scale_loss=False)
+
+
+def warmed_up(config: config_lib.Config, splits: data.Splits, work: Workdir) -> keras.Model:
+    """The super-network without gates, after search's warm-up; as it is made where that has no epochs.
+
+    Args:
+        config: the run's.
+        splits: only the training images are read.
+        work: where the checkpoints are kept.
+
+    Raises:
+        UserError: as `network` and `loop.train`.
+    """
+    set_seed(config.seed)
+    model = network(config, splits)
+    settings = config.search
+    if settings.warmup_epochs:
+        rate = optimizers.search(config, splits.sizes["train"] // settings.batch_size)
+        compile_plain(config, model, rate, settings.weight_decay)
+        # Not the order again in which the gated epochs see the images: the seed is shifted.
+        seed, key = config.seed + 3, work.key("search", config)
+        epochs, batch_size = settings.warmup_epochs, settings.batch_size
+        _fit(config, splits, work, model, epochs, batch_size, seed, WARMUP_CHECKPOINTS, key, "warm-up", {})
+    return model
 
 
 def fit_plain(
@@ -240,7 +226,7 @@ def fit_plain(
     work: Workdir,
     model: keras.Model,
     epochs: int,
-    learning_rate: float,
+    cosine: optimizers.Cosine,
     title: str,
 ) -> None:
     """Compiles a network without gates and trains it as `config.retrain` says, from its newest checkpoint.
@@ -250,8 +236,8 @@ def fit_plain(
         splits: only the training images are read.
         work: where the checkpoints are kept.
         model: classifies these images; trained in place. Made in the strategy's scope, as all of this.
-        epochs: in all, with one cosine to zero over them.
-        learning_rate: at their start.
+        epochs: in all.
+        cosine: the learning rate, of which these epochs may be a part.
         title: what the progress line is called; names the checkpoints too, so unique in the stage.
 
     Raises:
@@ -259,17 +245,17 @@ def fit_plain(
     """
     settings = config.retrain
     steps = splits.sizes["train"] // settings.batch_size
-    compile_plain(config, model, cosine(learning_rate, max(1, steps * epochs)))
+    compile_plain(config, model, cosine.schedule(steps), settings.weight_decay)
     # Not search's order again: the seed is shifted.
     seed, key = config.seed + 1, work.key("retrain", config)
     _fit(config, splits, work, model, epochs, settings.batch_size, seed, retrain_checkpoints(title), key, title, {})
 
 
 def compile_plain(
-    config: config_lib.Config, model: keras.Model, rate: keras.optimizers.schedules.LearningRateSchedule
+    config: config_lib.Config, model: keras.Model, rate: optimizers.Schedule, weight_decay: float
 ) -> None:
-    """Compiles a network without gates for retraining, its learning rate by the schedule `rate`."""
-    optimizer = _scaled(config, sgd(config.search, rate, config.retrain.weight_decay))
+    """Compiles a network without gates, its learning rate by the schedule `rate`."""
+    optimizer = _scaled(config, optimizers.sgd(config.search, rate, weight_decay))
     model.compile(optimizer, loss=classification_loss(), metrics=["accuracy"], auto_scale_loss=False)
 
 

@@ -29,6 +29,7 @@ from tfnas.reading import Shape, mapping_of, optional, read, record, text_of, wh
 
 MANIFEST = "manifest.json"
 CHECKPOINTS = "search/checkpoints"
+WARMUP_CHECKPOINTS = "search/warmup_checkpoints"
 HISTORY = "search/history.jsonl"
 SUPERNET = "search/supernet.keras"
 POSTERIOR = "posterior.json"
@@ -266,7 +267,7 @@ class Workdir:
     def claim(self, config: tfnas.config.Config) -> None:
         """Makes this folder `config`'s. Raises UserError if it holds another search's results, or part of them."""
         manifest = self.manifest()
-        mine = json.loads(json.dumps(tfnas.config.to_dict(config)))
+        mine = json.loads(json.dumps(tfnas.config.to_dict(config.check())))
         held = manifest["config"]
         # Before anything is there, a mistake in the settings may be mended.
         begun = manifest["stages"] or any((self.path / CHECKPOINTS).glob("*.npz"))
@@ -339,7 +340,7 @@ class Workdir:
 
 def settings(config: tfnas.config.Config, sections: Iterable[str]) -> dict[str, Any]:
     """Those of some sections that change a result."""
-    values = tfnas.config.to_dict(config)
+    values = tfnas.config.to_dict(config.check())
     for name in _NEUTRAL:
         section, key = name.split(".")
         values[section].pop(key)

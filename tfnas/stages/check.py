@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfnas import checks, conversion, data, distribution, loop, training, workdir
+from tfnas import checks, conversion, data, distribution, loop, optimizers, training, workdir
 from tfnas.config import Config
 from tfnas.errors import unwrapped
 
@@ -28,7 +28,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: for bad settings, data, files or devices, too little room or memory, or a loss that is not finite.
     """
-    work = workdir.Workdir(path)
+    config, work = config.check(), workdir.Workdir(path)
     conversion.require(config.export.formats)
     with unwrapped(), distribution.strategy(config.distribution).scope():
         return _check(config, work)
@@ -48,12 +48,13 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     _say("folder", f"{work.path}: writable, {_bytes(free)} free, about {_bytes(needed)} needed")
 
     steps = splits.sizes["train"] // search.batch_size
-    training.compile_gated(config, supernet, training.schedule(search, max(1, steps)))
+    training.compile_gated(config, supernet, optimizers.search(config, max(1, steps)))
     gated_seconds = _measured("search", config, splits, supernet, search.batch_size)
-    searching = search.epochs * steps * gated_seconds
+    searching = search.epochs * steps * gated_seconds  # a warm-up's are no longer
     _say("", f"{search.epochs:,} epochs of {steps:,} steps: about {_duration(searching)}")
 
-    training.compile_plain(config, plain, training.cosine(retrain.baseline_learning_rate, 1000))
+    rate = optimizers.Cosine(retrain.baseline_learning_rate, 1).schedule(1000)
+    training.compile_plain(config, plain, rate, retrain.weight_decay)
     plain_seconds = _measured("retrain", config, splits, plain, retrain.batch_size)
     plain_steps = splits.sizes["train"] // retrain.batch_size
     epochs = retrain.epochs + (search.epochs + retrain.epochs) * retrain.baseline

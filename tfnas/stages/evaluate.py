@@ -14,7 +14,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: for bad settings or files, or if retrain has not run. A network that is not blessed is no error.
     """
-    work = workdir.Workdir(path)
+    config, work = config.check(), workdir.Workdir(path)
     work.run_stage("evaluate", config, lambda: _evaluate(config, work))
 
 

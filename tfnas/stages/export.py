@@ -50,7 +50,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: for bad settings or files, if retrain has not run, or the SavedModel answers otherwise.
     """
-    work = workdir.Workdir(path)
+    config, work = config.check(), workdir.Workdir(path)
     work.run_stage("export", config, lambda: _export(config, work))
 
 

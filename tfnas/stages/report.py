@@ -14,7 +14,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: if a stage that it tells of has not run, or left files that were changed since.
     """
-    work = workdir.Workdir(path)
+    config, work = config.check(), workdir.Workdir(path)
     work.run_stage("report", config, lambda: _report(config, work))
 
 

@@ -13,13 +13,26 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas import baselines, controls, data, distribution, ranking, reading, saving, sources, training, workdir
+from tfnas import (
+    baselines,
+    controls,
+    data,
+    distribution,
+    optimizers,
+    ranking,
+    reading,
+    saving,
+    sources,
+    training,
+    workdir,
+)
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.config import Config
 from tfnas.controls import Arm, Means
-from tfnas.costs import cost, latency
+from tfnas.costs import cost
 from tfnas.errors import naming
+from tfnas.latencies import latency
 from tfnas.recalibration import Recalibration
 from tfnas.subnets import adapt, describe, subnet
 from tfnas.supernet import Supernet
@@ -46,7 +59,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: for bad settings or files, if sample has not run, or a loss that is no longer finite.
     """
-    distribution.run_stage("retrain", config, path, lambda work: _retrain(config, work))
+    distribution.run_stage("retrain", config, path, _retrain)
 
 
 def _retrain(config: Config, work: workdir.Workdir) -> None:
@@ -73,13 +86,14 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     found = [before]
     if settings.epochs:
         after = Arm("found network, retrained", cut(architecture, layout), price)
-        training.fit_plain(config, splits, work, after.model, settings.epochs, settings.learning_rate, "retrain")
+        training.fit_plain(config, splits, work, after.model, settings.epochs, optimizers.retraining(config), "retrain")
         found.append(after)
     others = []
     if settings.baseline:
         full = training.network(config, splits)
         epochs = config.search.epochs + settings.epochs
-        training.fit_plain(config, splits, work, full, epochs, settings.baseline_learning_rate, "baseline")
+        cosine = optimizers.Cosine(settings.baseline_learning_rate, epochs)
+        training.fit_plain(config, splits, work, full, epochs, cosine, "baseline")
         others.append(Arm("full network, same total budget", full, cost(Graph(full))))
     for kind in _RANDOM:
         if kinds[kind]["architecture"] is None:  # not one of them had a path to the output

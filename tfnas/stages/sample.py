@@ -18,7 +18,20 @@ import numpy as np
 import rich.progress
 from scipy.special import softmax
 
-from tfnas import baselines, costs, data, distribution, front, reading, saving, statistics, terminal, training, workdir
+from tfnas import (
+    baselines,
+    costs,
+    data,
+    distribution,
+    front,
+    latencies,
+    reading,
+    saving,
+    statistics,
+    terminal,
+    training,
+    workdir,
+)
 from tfnas import config as config_lib
 from tfnas.architecture import Architecture, Packed
 from tfnas.config import Config
@@ -27,7 +40,7 @@ from tfnas.errors import FailedSearch, UserError, naming, unwrapped
 from tfnas.evaluations import Evaluations
 from tfnas.posterior import PRICES, Posterior
 from tfnas.ranking import Field, Ranking, Score, summary
-from tfnas.supernet import Supernet
+from tfnas.supernet import Supernet, Target
 
 POSTERIOR = "posterior"
 KINDS = (POSTERIOR, baselines.EVEN, baselines.ALLOCATED)
@@ -67,6 +80,7 @@ class _Contest:
         candidates: the architectures.
         facts: for each its digest and costs, and whether it reaches the output.
         by: what they are ranked by.
+        most: what the one that wins may have, by resource.
     """
 
     kind: str
@@ -76,16 +90,21 @@ class _Contest:
     candidates: Sequence[Architecture]
     facts: Sequence[dict[str, Any]]
     by: str
+    most: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
-    def cut_off(self) -> list[int]:
-        """Those that drop every path to the output: they answer, always the same, but there is nothing to cut out."""
-        return [i for i, facts in enumerate(self.facts) if not facts["connected"]]
+    def excluded(self) -> list[int]:
+        """Those that may not win: too large, or without a path to the output, so that there is nothing to cut out."""
+
+        def fits(facts: dict[str, Any]) -> bool:
+            return facts["connected"] and all(facts[resource] <= most for resource, most in self.most.items())
+
+        return [i for i, facts in enumerate(self.facts) if not fits(facts)]
 
     @property
     def can_race(self) -> bool:
         """Whether there is one that may win."""
-        return len(self.cut_off) < len(self.candidates)
+        return len(self.excluded) < len(self.candidates)
 
 
 def run(config: Config, path: str | os.PathLike[str], shard: str = "") -> None:
@@ -101,8 +120,9 @@ def run(config: Config, path: str | os.PathLike[str], shard: str = "") -> None:
         UserError: for bad settings or files, or if search has not run.
     """
     if not shard:
-        distribution.run_stage("sample", config, path, lambda work: _sample(config, work))
+        distribution.run_stage("sample", config, path, _sample)
         return
+    config = config.check()
     work = workdir.Workdir(path)
     part = Shard.parse(shard)
     work.claim(config)
@@ -187,7 +207,8 @@ class _Sampling:
         """Kind by kind; the random candidates have the sizes of the posterior's."""
         mine = range(shard.index - 1, self.settings.num_candidates, shard.count)
         budget = {resource: share for resource in PRICES if (share := getattr(self.settings, resource))}
-        drawn = self._drawn(POSTERIOR, budget, None, mine)
+        target = None if budget else self.supernet.target
+        drawn = self._within(target, mine) if target else self._drawn(POSTERIOR, budget, None, mine)
         yield drawn
         sizes = dict(zip(mine, (facts["parameters"] for facts in drawn.facts), strict=True))
         for kind in (baselines.EVEN, baselines.ALLOCATED):
@@ -216,6 +237,28 @@ class _Sampling:
         facts = [self._facts(architecture) for architecture in drawn]
         return _Contest(kind, posterior, share, numbers, drawn, facts, self.settings.rank_by)
 
+    def _within(self, target: Target, numbers: Sequence[int]) -> _Contest:
+        """Candidates of the size that search was asked for: the first is the most probable, the others are drawn.
+
+        Drawn from the posterior tilted to the first one's cost, and no larger, as the posterior counts it. What it does
+        not count, outputs that nobody reads, may leave a few of them too large after all.
+        """
+        graph, resource = self.supernet.graph, target.resource
+        most = target.share * getattr(costs.cost(graph), resource)
+        first = baselines.within(self.posterior, graph, resource, most)
+        limit = self.posterior.cost_of(first, resource)
+        if not limit:
+            raise self._all_cut_off(POSTERIOR, None)
+        posterior = self.posterior
+        if limit < posterior.total_cost(resource):
+            posterior = posterior.tilt(**{resource: limit})
+        print(f"sample    of at most {target.share:.1%} of the network's {resource.replace('_', '-')}: {most:,.0f}")
+        drawn = Packed(
+            posterior.sample(1, self.config.seed, first=i, limit={resource: limit})[0] if i else first for i in numbers
+        )
+        facts = [self._facts(architecture) for architecture in drawn]
+        return _Contest(POSTERIOR, posterior, None, numbers, drawn, facts, self.settings.rank_by, {resource: most})
+
     def _facts(self, architecture: Architecture) -> dict[str, Any]:
         price = costs.cost(self.supernet.graph, architecture)
         return {
@@ -230,7 +273,7 @@ class _Sampling:
     ) -> tuple[dict[str, Any], list[dict[str, Any]], Ranking | None]:
         """What ranking.json says of a contest, every candidate's record, and the ranking if there is a winner."""
         if not contest.can_race and contest.posterior is not None:
-            raise self._all_cut_off(contest)
+            raise self._all_cut_off(contest.kind, contest.share)
         ranking = self._race(contest, evaluations) if contest.can_race else None
         field = self._field(contest, evaluations)
         every = range(len(contest.candidates))
@@ -271,7 +314,7 @@ class _Sampling:
             }
             if contest.kind == POSTERIOR:
                 # In the race's order, for an ensemble of them.
-                best = [i for i in ranking.order if i not in contest.cut_off][: len(first)]
+                best = [i for i in ranking.order if i not in contest.excluded][: len(first)]
                 group["leaders"] = [json.loads(contest.candidates[i].to_json()) for i in best]
             self._say(contest, ranking)
         return group, records, ranking
@@ -307,7 +350,7 @@ class _Sampling:
                 progress.update(task, completed=done, figures=figures)
 
             field.progress = update
-            return field.race(self.settings.racing or None, self.settings.tolerance, contest.cut_off)
+            return field.race(self.settings.racing or None, self.settings.tolerance, contest.excluded)
 
     def _field(self, contest: _Contest, evaluations: Evaluations) -> Field:
         return Field(self.engine, evaluations, contest.candidates, contest.by, self.settings.holdout)
@@ -330,7 +373,7 @@ class _Sampling:
         """Seconds per channel of every gated layer, measured once in a working directory."""
         file = self.work.path / workdir.LATENCIES
         if not file.exists():
-            self.work.write_sealed(workdir.LATENCIES, {"seconds": costs.layer_latencies(self.supernet)})
+            self.work.write_sealed(workdir.LATENCIES, {"seconds": latencies.layer_latencies(self.supernet)})
         shape = reading.record(seconds=reading.mapping_of(reading.number(0)))
         return self.work.read_sealed(workdir.LATENCIES, shape)["seconds"]
 
@@ -352,16 +395,20 @@ class _Sampling:
             f"average of {count:,} posterior samples": average(range(count)),
         }
 
-    def _all_cut_off(self, contest: _Contest) -> FailedSearch:
-        if contest.share is not None:
+    def _all_cut_off(self, kind: str, share: float | None) -> FailedSearch:
+        if share is not None:
             return FailedSearch(
-                f"sample.budgets: {contest.kind}, every candidate drops every path to the output: leave "
-                f"{contest.share:g} out, or take a larger budget"
+                f"sample.budgets: {kind}, every candidate drops every path to the output: leave {share:g} out, or take "
+                "a larger budget"
             )
+        search, target = self.config.search, self.supernet.target
+        if target:
+            advice = f"a larger search.{target.resource} (now {target.share:g})"
+        else:
+            advice = f"a smaller ell2 (now {search.ell2:g}) or gate_learning_rate (now {search.gate_learning_rate:g})"
         return FailedSearch(
             "sample: every candidate drops every path to the output, so the posterior has collapsed: search again, in "
-            f"another --workdir, with a smaller ell2 (now {self.config.search.ell2:g}) or gate_learning_rate (now "
-            f"{self.config.search.gate_learning_rate:g})"
+            f"another --workdir, with {advice}"
         )
 
 

@@ -22,16 +22,15 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
         UserError: for bad settings, data or files, a loss that is no longer finite, or a posterior that has
             collapsed.
     """
-    distribution.run_stage("search", config, path, lambda work: _search(config, work))
+    distribution.run_stage("search", config, path, _search)
 
 
 def _search(config: Config, work: workdir.Workdir) -> None:
-    training.set_seed(config.seed)
     splits = training.load_data(config, work)
     print(f"{config.data.title}: {splits.summary()}")
     if tf.distribute.has_strategy():
         print(f"devices   {distribution.describe(tf.distribute.get_strategy())}")
-    supernet = training.gated(config, splits, training.network(config, splits))
+    supernet = training.gated(config, splits, training.warmed_up(config, splits, work))
     _print_size(supernet, config)
     guard = Guard(config.search, supernet, config.seed)
     guard.begin()
@@ -80,7 +79,7 @@ def _describe(supernet: Supernet) -> dict[str, Any]:
     return {
         "kept": posterior.expected_kept(),
         "decided": f"{decided}/{groups}",
-        "drop_probability": {g.name: list(g.drop_probability) for g in posterior.layers},
+        "drop_probability": supernet.source_drop(),
     }
 
 

@@ -1,0 +1,31 @@
+"""The contest of ways to a small network (benchmarks/contest.py) on CIFAR-10 at 16 x 16, in 24 epochs on two cores.
+
+    .venv/bin/python benchmarks/contest.py --config=configs/contest_16.py --workdir=runs/contest_16
+        --config.data.data_dir=DIR
+
+DIR (or TFDS_DATA_DIR) holds cifar10 as tensorflow-datasets prepares it.
+"""
+
+from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+
+
+def get_config():
+    """Settings of a few minutes a run."""
+    return to_config_dict(
+        Config(
+            data=Data(
+                name="cifar10",
+                train="train[:10000]",
+                validation="train[40000:]",
+                image_size=16,
+                mean=(0.4914, 0.4822, 0.4465),
+                std=(0.247, 0.2435, 0.2616),
+                pad_crop=2,
+                flip=True,
+            ),
+            supernet=Supernet(width=8, num_blocks=1, stem_width=16),
+            search=Search(epochs=8, batch_size=100, learning_rate=0.1),
+            sample=Sample(num_candidates=200, num_random=20),
+            retrain=Retrain(epochs=16, batch_size=100, baseline=False, controls=False),
+        )
+    )

@@ -63,7 +63,7 @@ from scipy import stats
 from tfnas import baselines, data, ranking, saving, training, workdir
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
-from tfnas.config import Config, Search, from_config_dict, to_dict
+from tfnas.config import Config, Search, from_config_dict
 from tfnas.controls import mean_magnitude
 from tfnas.costs import Cost, cost
 from tfnas.errors import UserError
@@ -95,6 +95,7 @@ _COMMON = (
     "exclude",
 )
 _POLL_SECONDS = 5.0
+_SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training")  # settings that a contest depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,8 +229,13 @@ def _with_width(config: Config, width: int) -> Config:
 
 
 def _found(supernet: Supernet, architecture: Architecture, model: keras.Model) -> Found:
-    facts = {"architecture": json.loads(architecture.to_json())}
-    return Found(model, cost(supernet.graph, architecture), facts)
+    return Found(model, cost(supernet.graph, architecture), _described(architecture))
+
+
+def _described(architecture: Architecture) -> dict[str, Any]:
+    """What a record says of it."""
+    kept = {name: int(mask.sum()) for name, mask in architecture.items()}
+    return {"kept": kept, "architecture": json.loads(architecture.to_json())}
 
 
 def _full(run: Run) -> Found:
@@ -371,10 +377,8 @@ def default(config: Config, work: workdir.Workdir, resource: str, share: float) 
         stage.run(config, work.path)
     results = json.loads((work.path / workdir.RESULTS).read_text())
     (row,) = (row for row in results["rows"] if row["name"] == results["chosen"])
-    facts = {
-        "chosen": results["chosen"],
-        "architecture": json.loads((work.path / workdir.ARCHITECTURE).read_text()),
-    }
+    architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_bytes())
+    facts = {"chosen": results["chosen"], **_described(architecture)}
     model = saving.load(work.path / workdir.SUBNET, keras.Model)
     seconds = {name: record["seconds"] for name, record in work.manifest()["stages"].items()}
     return Found(model, Cost(row["parameters"], row["multiply_adds"]), facts), seconds
@@ -452,15 +456,14 @@ class Contest:
             raise UserError("contest: supernet.name 'multi_branch_resnet' with a width expected")
         if config.search.recipe != "target" or config.search.schedule != "one_cosine":
             raise UserError("contest: search.recipe 'target' with one cosine expected, the others are made of it")
+        if config.retrain.epochs <= config.search.epochs:
+            raise UserError("contest: retrain.epochs above search.epochs expected: 'paper' takes twice those to search")
         self.config, self.options, self.seeds, self.ell2 = config, options, seeds, ell2
         self.work = workdir.Workdir(path)
         self._claim()
 
     def _claim(self) -> None:
-        settings = to_dict(self.config)
-        settings["data"].pop("data_dir")
-        settings.pop("seed")
-        mine = json.loads(json.dumps({"config": settings, "ell2": self.ell2}))
+        mine = json.loads(json.dumps({"config": workdir.settings(self.config, _SECTIONS), "ell2": self.ell2}))
         file = self.work.path / "contest.json"
         if file.exists() and json.loads(file.read_text()) != mine:
             raise UserError(f"workdir {self.work.path}: holds a contest with other settings: use another --workdir")
@@ -551,8 +554,7 @@ class Contest:
         decays = {arm: self.decay(arm) for arm in self.options}
         if None in decays.values():
             return None
-        runs = [(arm, decays[arm] if decay is None else decay, seed) for arm, decay, seed in self.plan()]
-        records = [self.record(*run) for run in runs]  # type: ignore[arg-type]
+        records = [self.record(arm, decays[arm] if decay is None else decay, seed) for arm, decay, seed in self.plan()]
         if None in records:
             return None
         return {
@@ -562,7 +564,8 @@ class Contest:
             "seeds": list(self.seeds),
             "options": {arm: list(decays) for arm, decays in self.options.items()},
             "decays": decays,
-            "records": records,
+            # Of an architecture the numbers of channels: which ones they are stands in the run's file.
+            "records": [{k: v for k, v in record.items() if k != "architecture"} for record in records if record],
         }
 
 
@@ -676,12 +679,20 @@ def export(results: Mapping[str, Any], target: pathlib.Path) -> None:
     """Writes what was found as TARGET.json, and as a page, TARGET.md."""
     work = workdir.Workdir(target.parent)
     work.write_json(f"{target.name}.json", results)
-    seeds = ", ".join(map(str, results["seeds"]))
-    text = (
-        f"# Contest {target.name}\n\n`{results['command']}`\n\nSeeds {seeds}; {results['machine']}. Shares are of the "
-        f"full network. Weight decay chosen on validation at seed {results['seeds'][0]}.\n\n{table(results)}"
+    decays = sorted({decay for arm, tried in results["options"].items() if ARMS[arm].decayed for decay in tried})
+    lines = (
+        f"# Ways to a small network: {target.name}",
+        f"`{results['command']}`",
+        f"Seeds: {_listed(results['seeds'])}. {results['machine']}. Shares are of the full network. Weight decays: "
+        f"{_listed(decays)}, chosen by validation accuracy at seed {results['seeds'][0]}.",
+        table(results),
     )
+    text = "\n\n".join(lines)
     work.write(f"{target.name}.md", lambda file: file.write_text(text))
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def part(text: str) -> tuple[int, int]:

@@ -63,7 +63,22 @@ def test_round_trip():
     made = config.Config(
         search=config.Search(recipe="paper", epochs=3, ell2=7.0), data=config.Data(mean=(0.1, 0.2), std=(1.0, 2.0))
     )
-    assert config.from_config_dict(config.to_config_dict(made)) == made
+    assert config.from_config_dict(config.to_config_dict(made)) == made.check()
+    assert made.check().check() == made.check()
+
+
+def test_what_is_left_out_is_the_recipes():
+    retrain = config.Retrain(weight_decay=0.003)
+    search = config.Config(search=config.Search(epochs=10), retrain=retrain).check().search
+    assert (search.recipe, search.target, search.ell2) == ("target", {"parameters": 0.5}, 0)
+    assert (search.warmup_epochs, search.gated_epochs, search.schedule) == (3, 7, "one_cosine")
+    assert (search.weight_decay, search.initial_drop, search.group_size) == (0.003, 0.02, 1)
+    search = config.Config(search=config.Search(recipe="paper", epochs=10), retrain=retrain).check().search
+    assert (search.target, search.ell2, search.warmup_epochs, search.gated_epochs) == ({}, 50, 0, 10)
+    assert (search.schedule, search.weight_decay, search.initial_drop, search.group_size) == ("cosine", 0, 0.1, 0)
+    given = {"warmup_epochs": 0, "weight_decay": 0.0, "initial_drop": 0.1, "group_size": 4, "schedule": "cosine"}
+    search = config.Config(search=config.Search(multiply_adds=0.3, **given)).check().search
+    assert search.target == {"multiply_adds": 0.3} and {name: getattr(search, name) for name in given} == given
 
 
 def test_unknown_key_is_refused_by_name():
@@ -81,9 +96,16 @@ def test_locked_dict_refuses_new_keys():
 @pytest.mark.parametrize(
     "section, key, value, message",
     [
-        ("search", "ell2", 0.0, "'search.ell2' must be greater than 0. Received: 0.0"),
-        ("search", "ell2", -3.0, "greater than 0"),
-        ("search", "ell2", float("nan"), "greater than 0"),
+        ("search", "recipe", "fast", "'search.recipe' must be one of 'target', 'paper'. Received: 'fast'"),
+        ("search", "ell2", 5.0, "'search.ell2' must be left out: it belongs to the recipe 'paper'. Received: 5.0"),
+        ("search", "gate_learning_rate", 5.0, "'search.gate_learning_rate' must be left out"),
+        ("search", "prior", "parameters", "'search.prior' must be left out"),
+        ("search", "parameters", 1.0, "'search.parameters' must be a share in .*. Received: 1.0"),
+        ("search", "multiply_adds", -0.5, "'search.multiply_adds' must be a share in"),
+        ("search", "gate_step", 0.0, "greater than 0"),
+        ("search", "warmup_epochs", 12, "'search.warmup_epochs' must be at least 0 and less than search.epochs, 12"),
+        ("search", "weight_decay", -0.5, "'search.weight_decay' must be at least 0"),
+        ("search", "group_size", -1, "'search.group_size' must be at least 0"),
         ("search", "ell2", "5", "'search.ell2' must be a number. Received: '5'"),
         ("search", "epochs", 1.5, "'search.epochs' must be a whole number. Received: 1.5"),
         ("search", "epochs", True, "must be a whole number"),
@@ -97,7 +119,7 @@ def test_locked_dict_refuses_new_keys():
         ("supernet", "num_blocks", -1, "at least 0"),
         ("search", "prior", "flops", "'search.prior' must be one of 'uniform', 'parameters', 'multiply_adds'"),
         ("search", "guard", "maybe", "'search.guard' must be one of 'stop', 'warn', 'off'"),
-        ("search", "schedule", "linear", "one of 'cosine', 'cosine_restarts', 'steps'"),
+        ("search", "schedule", "linear", "one of 'one_cosine', 'cosine', 'cosine_restarts', 'steps'"),
         ("search", "minimum_learning_rate", 1e-4, "left at 0: only 'cosine_restarts' has one"),
         ("search", "restart_epochs", 0, "at least 1"),
         ("search", "restart_multiplier", 0.5, "at least 1"),
@@ -144,11 +166,16 @@ def test_bad_values_are_named(section, key, value, message):
         ("supernet", {"name": "resnet50", "width": 6}, "'supernet.width' must be divisible by 4"),
         (
             "search",
-            {"schedule": "cosine_restarts", "minimum_learning_rate": 0.01},
-            "less than search.learning_rate, 0.01",
+            {"schedule": "cosine_restarts", "minimum_learning_rate": 0.1},
+            "less than search.learning_rate, 0.1",
         ),
         ("search", {"schedule": "cosine_restarts", "minimum_learning_rate": -0.1}, "at least 0"),
         ("sample", {"parameters": 0.5, "multiply_adds": 0.5}, "must be one budget, the others 0"),
+        ("search", {"parameters": 0.5, "multiply_adds": 0.5}, "must be one of the two"),
+        ("search", {"recipe": "paper", "ell2": -3.0}, "'search.ell2' must be greater than 0. Received: -3.0"),
+        ("search", {"recipe": "paper", "ell2": float("nan")}, "greater than 0"),
+        ("search", {"recipe": "paper", "parameters": 0.5}, "'search.parameters' must be left out: it belongs to the"),
+        ("search", {"recipe": "paper", "gate_step": 0.1}, "'search.gate_step' must be left out"),
         ("search", {"schedule": "steps"}, "'search.boundaries' must be one or more epochs, ascending"),
         ("search", {"schedule": "steps", "boundaries": (60, 30)}, "ascending"),
         ("search", {"schedule": "steps", "boundaries": (0, 30)}, "above 0"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tfnas
-from tfnas import costs
+from tfnas import latencies
 from tfnas.errors import UserError
 
 
@@ -31,7 +31,7 @@ def test_layer_latency_is_the_median_less_the_calls_shared_out_to_channels_and_e
         for duration in (*layer, *call):
             ticks += [ticks[-1], ticks[-1] + duration]
     clock = iter(ticks[1:])
-    monkeypatch.setattr(costs, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(latencies, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     seconds = tfnas.layer_latencies(network(), batch_size=8, repeats=3)
     expected = {"a": (2 - 0.5) / 4 / 8, "pool": 0.0, "b": (20 - 0.5) / 5 / 8, "c": (200 - 0.5) / 5 / 8}
     assert seconds == pytest.approx(expected, rel=1e-12) and list(seconds) == list(expected)

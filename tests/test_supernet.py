@@ -5,7 +5,7 @@ import tensorflow as tf
 from conftest import random_weights
 
 import tfnas
-from tfnas import elbo
+from tfnas import elbo, optimizers
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.supernets import multi_branch_resnet
@@ -163,7 +163,7 @@ def test_priors_that_cannot_be_are_refused():
     expected = "gate: prior must be one of 'uniform', 'parameters', 'multiply_adds'. Received: 'flops'"
     with pytest.raises(UserError, match=expected):
         mixed(prior="flops")
-    with pytest.raises(UserError, match="gate: prior='multiply_adds' needs .* fixed size; .* 'plain' .* none"):
+    with pytest.raises(UserError, match="gate: 'multiply_adds' needs .* fixed size; .* 'plain' .* none"):
         mixed(size=None, prior="multiply_adds")
     assert mixed(size=None, prior="parameters").prior == "parameters"
 
@@ -210,3 +210,78 @@ def test_replicas_draw_together_what_one_device_draws():
             draws.append(gated.relaxed_gates(4).numpy())
     assert not np.array_equal(*draws)
     np.testing.assert_array_equal(np.concatenate(draws), whole)
+
+
+def test_groups_of_channels_never_span_two_sources():
+    image = keras.Input((4, 4, 2))
+    x = keras.layers.Conv2D(5, 1, name="stem")(image)
+    x = keras.layers.Concatenate(name="both")([x, keras.layers.Conv2D(3, 1, name="other")(image)])
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, 1, name="conv")(x))
+    model = keras.Model(image, keras.layers.Dense(3)(x))
+
+    def groups(**arguments):
+        return tfnas.gate(model, ell2=1, num_examples=10, **arguments).gated_layers["conv"].group_sizes
+
+    assert groups() == (5, 3)
+    assert groups(group_size=2) == (2, 2, 1, 2, 1)
+    assert groups(group_size=1) == (1,) * 8
+    assert groups(group_size=100) == (5, 3)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10, group_size=2)
+    p = np.array([0.2, 0.4, 0.9, 0.5, 0.6])
+    supernet.gated_layers["conv"].drop_logit.assign(np.log(p) - np.log(1 - p))
+    means = [(0.2 * 2 + 0.4 * 2 + 0.9) / 5, (0.5 * 2 + 0.6) / 3]
+    assert supernet.source_drop()["conv"] == pytest.approx(means, rel=1e-5)
+
+
+@pytest.mark.parametrize("resource", ["parameters", "multiply_adds"])
+def test_a_price_steers_the_expected_cost_to_the_target(rng, resource):
+    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    supernet = tfnas.gate(model, **{resource: 0.4}, steps=60, num_examples=1000, group_size=1, initial_drop=0.02)
+    assert supernet.price.numpy() == 0.5
+    full = getattr(tfnas.cost(supernet.graph), resource)
+    each = supernet.posterior().total_cost(resource) / full
+    assert float(supernet.expected_share()) == pytest.approx(1 - 0.02 * each, rel=1e-5)
+    supernet.compile(
+        optimizers.GatedSGD(0.05, 0.1, momentum=0.9), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    x, y = batch(rng)
+    supernet.fit(x, y, epochs=120, verbose=0, shuffle=False)
+    assert supernet.steps_taken.numpy() == 120
+    assert float(supernet.expected_share()) == pytest.approx(0.4, rel=0.1)
+
+
+def test_the_price_goes_on_after_a_reload(tmp_path, rng):
+    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    supernet = tfnas.gate(model, multiply_adds=0.5, steps=20, num_examples=1000, group_size=3)
+    supernet.compile(
+        optimizers.GatedSGD(0.05, momentum=0.9), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    x, y = batch(rng)
+    supernet.fit(x, y, epochs=10, verbose=0, shuffle=False)
+    supernet.save(tmp_path / "s.keras")
+    again = keras.models.load_model(tmp_path / "s.keras")
+    assert again.target == supernet.target and again.price.numpy() == supernet.price.numpy() != 0.5
+    for made in (supernet, again):
+        made.train_on_batch(x, y)
+    for one, other in zip(supernet.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_targets_that_cannot_be_are_refused():
+    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+
+    def made(**arguments):
+        return tfnas.gate(model, num_examples=10, **arguments)
+
+    with pytest.raises(UserError, match="exactly one of ell2, parameters and multiply_adds .* Received: none"):
+        made()
+    with pytest.raises(UserError, match="Received: ell2=1, parameters=0.5"):
+        made(ell2=1, parameters=0.5)
+    with pytest.raises(ValueError, match=r"parameters must be strictly in \(0, 1\). Received: parameters=1.5"):
+        made(parameters=1.5)
+    with pytest.raises(ValueError, match="steps must be at least 1 with parameters. Received: steps=0"):
+        made(parameters=0.5)
+    with pytest.raises(ValueError, match="group_size must be at least 0. Received: group_size=-1"):
+        made(ell2=1, group_size=-1)
+    with pytest.raises(UserError, match="parameters must be above 0.0[0-9]*, the share of .*. Received: 0.01"):
+        made(parameters=0.01, steps=5)

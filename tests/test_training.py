@@ -11,7 +11,7 @@ import tensorflow as tf
 import tiny
 
 import tfnas
-from tfnas import config, data, loop, subnets, training
+from tfnas import config, data, loop, optimizers, subnets, training
 from tfnas.checkpoints import Checkpoints
 from tfnas.config import Search
 from tfnas.errors import Preempted, UserError
@@ -155,7 +155,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def test_sgd_falls_as_a_cosine_and_decays_kernels_only():
-    optimizer = training.sgd(Search(), training.cosine(0.1, 10), weight_decay=0.5)
+    optimizer = optimizers.sgd(Search(), optimizers.cosine(0.1, 10), weight_decay=0.5)
     assert float(optimizer._learning_rate(0)) == pytest.approx(0.1)
     assert float(optimizer._learning_rate(5)) == pytest.approx(0.05)
     assert float(optimizer._learning_rate(10)) == pytest.approx(0.0, abs=1e-9)
@@ -175,7 +175,7 @@ RESTARTS = {"schedule": "cosine_restarts", "learning_rate": 0.05, "minimum_learn
     "settings, rates",
     [
         # 4 steps an epoch; {step: rate}
-        ({"learning_rate": 0.2, "epochs": 5}, {0: 0.2, 10: 0.1, 20: 0.0}),
+        ({"schedule": "cosine", "learning_rate": 0.2, "epochs": 5}, {0: 0.2, 10: 0.1, 20: 0.0}),
         # Cosines over epochs 0 to 10, 10 to 30, 30 to 70; half way each is at the mean of both ends.
         (RESTARTS, {0: 0.05, 20: 0.02505, 39: 1e-4 + 0.0499 * 0.00154133, 40: 0.05, 80: 0.02505, 200: 0.02505}),
         ({**RESTARTS, "restart_epochs": 1, "restart_multiplier": 1.0}, {0: 0.05, 2: 0.02505, 4: 0.05, 8: 0.05}),
@@ -188,9 +188,7 @@ RESTARTS = {"schedule": "cosine_restarts", "learning_rate": 0.05, "minimum_learn
     ids=["cosine", "cosine_restarts", "equal restarts", "steps", "step within an epoch"],
 )
 def test_schedules(settings, rates):
-    search = Search(**settings)
-    search.check()
-    made = training.schedule(search, 4)
+    made = optimizers.search(config.Config(search=Search(**settings)).check(), 4)
     again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(made))
     for rate in (made, again):
         got = {step: float(rate(step)) for step in rates}
@@ -199,7 +197,7 @@ def test_schedules(settings, rates):
 
 def test_the_restarts_fill_630_epochs():
     """10 (1 + 2 + ... + 32) = 630: the paper's E and EI end at the bottom of the sixth cosine."""
-    rate = training.schedule(Search(epochs=630, **RESTARTS), 100)
+    rate = optimizers.search(config.Config(search=Search(epochs=630, **RESTARTS)), 100)
     assert float(rate(62_999)) == pytest.approx(1e-4, rel=1e-3)
     assert float(rate(31_000)) == pytest.approx(0.05, rel=1e-4)
     assert float(rate(47_000)) == pytest.approx(0.02505, rel=1e-4)

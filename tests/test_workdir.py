@@ -64,8 +64,10 @@ def test_stage_runs_once_and_again_after_damage(tmp_path, capsys):
 
 def test_another_search_is_refused_but_later_settings_may_change(tmp_path):
     work = finished_search(tmp_path)
-    with pytest.raises(UserError, match=r"holds a search with search.ell2=50.0, and this config has 80.0"):
-        work.claim(config.Config(search=config.Search(recipe="paper", ell2=80.0)))
+    with pytest.raises(UserError, match=r"holds a search with search.parameters=0.5, and this config has 0.3"):
+        work.claim(config.Config(search=config.Search(parameters=0.3)))
+    # Said or left out, it is the same search.
+    assert work.is_current("search", config.Config(search=config.Search(parameters=0.5, initial_drop=0.02)))
     with pytest.raises(UserError, match=r"seed=0, and this config has 1"):
         work.claim(config.Config(seed=1))
     work.claim(config.Config(sample=config.Sample(num_candidates=7)))
@@ -96,7 +98,7 @@ def test_manifest_tells_versions_and_seed(tmp_path):
     manifest = finished_search(tmp_path).manifest()
     assert manifest["versions"]["keras"] == "3.15.1"
     assert manifest["seed"] == 0
-    assert manifest["config"]["search"]["ell2"] == 50.0
+    assert manifest["config"]["search"]["parameters"] == 0.5
 
 
 def test_what_a_killed_process_left_unfinished_is_removed(tmp_path):

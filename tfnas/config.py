@@ -227,13 +227,13 @@ class Search:
         _at_least("search.batch_size", self.batch_size, 1)
         for field in ("learning_rate", "example_multiplier", "temperature", "gate_learning_rate", "gate_step"):
             _positive(f"search.{field}", getattr(self, field))
+        _one_of("search.prior", self.prior, ("uniform", "parameters", "multiply_adds"))
         self._check_recipe()
         expected = f"at least 0 and less than search.epochs, {self.epochs}; or -1, as the recipe has it"
         _require(0 <= self.warmup_epochs < self.epochs, "search.warmup_epochs", self.warmup_epochs, expected)
         _require(self.weight_decay >= 0, "search.weight_decay", self.weight_decay, "at least 0, or -1 for the recipe's")
         _at_least("search.group_size", self.group_size, 0)
         self._check_schedule()
-        _one_of("search.prior", self.prior, ("uniform", "parameters", "multiply_adds"))
         _one_of("search.guard", self.guard, ("stop", "warn", "off"))
         _require(0 <= self.momentum < 1, "search.momentum", self.momentum, "a number in [0, 1)")
         _require(0 < self.initial_drop < 1, "search.initial_drop", self.initial_drop, "a number strictly in (0, 1)")

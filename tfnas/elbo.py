@@ -76,11 +76,12 @@ def regulariser(
     return (0.5 * ell2 * weights + entropies) / num_examples
 
 
-# The recipe's, found on CIFAR-10 (docs/results/contest.md); a search that is far off is corrected by 5 % a step.
 FIRST_PRICE = 0.5
-_PRICES = (1e-3, 50.0)
-_GAIN = 0.05
+_PRICES = (1e-3, 50.0)  # what the price stays within
+_GAIN = 0.05  # the most by which the price's logarithm changes in a step
 _FALLING = 0.7  # share of the steps over which the goal falls to the target
+_DECAY = 0.9  # of the average that the share is compared with to see where it is going
+_HORIZON = 50  # steps: the price is steered by where the share will be then, as the gates answer it with delay
 
 
 def expected_share(drop_logits: Sequence[tf.Tensor], prices: Sequence[float], ungated: float) -> tf.Tensor:
@@ -122,6 +123,20 @@ def goal(target: float, step: tf.Tensor, steps: int) -> tf.Tensor:
     return target ** tf.minimum(1.0, tf.cast(step, tf.float32) / (_FALLING * steps))
 
 
-def next_price(price: tf.Tensor, share: tf.Tensor, aim: tf.Tensor) -> tf.Tensor:
-    """The price after a step: up by at most 5 % where the share is above what is aimed at, down where it is below."""
-    return tf.clip_by_value(price * tf.exp(_GAIN * tf.clip_by_value(share / aim - 1.0, -1.0, 1.0)), *_PRICES)
+def lagging(average: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """The moving average of the expected share, with this step's."""
+    return _DECAY * average + (1 - _DECAY) * share
+
+
+def next_price(price: tf.Tensor, share: tf.Tensor, average: tf.Tensor, aim: tf.Tensor) -> tf.Tensor:
+    """The price after a step: up by at most 5 % where the share is going to be above what is aimed at, else down.
+
+    Args:
+        price: before, float32 scalar.
+        share: expected share of the full network's cost.
+        average: `lagging`, with this share; behind a share that changes evenly it lags by 9 steps.
+        aim: what the share is to be.
+    """
+    slope = (share - average) * (1 - _DECAY) / _DECAY
+    error = (share + _HORIZON * slope) / aim - 1.0
+    return tf.clip_by_value(price * tf.exp(_GAIN * tf.clip_by_value(error, -1.0, 1.0)), *_PRICES)

@@ -69,7 +69,7 @@ class Guard:
             self._stop(f"search stopped at epoch {epoch}: {what}. {last}", f"search: at epoch {epoch}, {what}")
         elif kept < _LEFT:
             self._tell(f"search: at epoch {epoch}, {dropped}; layers without gates still lead on. {self._too_much()}")
-        if epoch == max(_FIRST_EPOCHS, math.ceil(self._settings.epochs / 4)) and self._is_frozen(posterior):
+        if epoch == max(_FIRST_EPOCHS, math.ceil(self._settings.gated_epochs / 4)) and self._is_frozen(posterior):
             _warn(
                 f"search: no drop probability has moved by more than 1 % by epoch {epoch} (frozen). {self._too_small()}"
             )
@@ -94,23 +94,40 @@ class Guard:
         self._told = True
 
     def _too_much(self) -> str:
+        settings = self._settings
+        if settings.recipe == "target":
+            ((resource, share),) = settings.target.items()
+            return self._advice(
+                f"the gates' steps (now {settings.gate_step:g}) are too long or search.{resource} ({share:g}) too small",
+                {"gate_step": settings.gate_step / 2, resource: (1 + share) / 2},
+            )
         # Half, because the border is sharp: far below it nothing is dropped. 1 is the paper's, and too slow to lower.
-        rate, ell2 = self._settings.gate_learning_rate, self._settings.ell2
-        return self._advice("high", ell2 / 2, max(1.0, rate / 2) if rate > 1 else None)
+        rate = settings.gate_learning_rate
+        options = {"gate_learning_rate": max(1.0, rate / 2)} if rate > 1 else {}
+        return self._published("high", {**options, "ell2": settings.ell2 / 2})
 
     def _too_small(self) -> str:
-        # Above 10, the gates' learning rate is beyond what docs/your_model.md recommends.
-        rate, ell2 = self._settings.gate_learning_rate, self._settings.ell2
-        return self._advice("small for so few epochs", ell2 * 10, 10.0 if rate < 10 else None)
-
-    def _advice(self, what: str, ell2: float, rate: float | None) -> str:
         settings = self._settings
-        options = [f"--config.search.gate_learning_rate={rate:g}"] if rate else []
-        options.append(f"--config.search.ell2={ell2:g}")
-        return (
-            f"Usually the gates' learning rate (now {settings.gate_learning_rate:g} x the weights') or ell2 "
-            f"({settings.ell2:g}) is too {what}; try {' or '.join(options)}, in another --workdir"
+        if settings.recipe == "target":
+            return self._advice(
+                f"the gates' steps (now {settings.gate_step:g}) are too short for so few epochs",
+                {"gate_step": 10 * settings.gate_step},
+            )
+        # Above 10, the gates' learning rate is beyond what docs/your_model.md recommends.
+        options = {"gate_learning_rate": 10.0} if settings.gate_learning_rate < 10 else {}
+        return self._published("small for so few epochs", {**options, "ell2": settings.ell2 * 10})
+
+    def _published(self, what: str, options: dict[str, float]) -> str:
+        settings = self._settings
+        return self._advice(
+            f"the gates' learning rate (now {settings.gate_learning_rate:g} x the weights') or ell2 "
+            f"({settings.ell2:g}) is too {what}",
+            options,
         )
+
+    def _advice(self, cause: str, options: dict[str, float]) -> str:
+        flags = " or ".join(f"--config.search.{name}={value:g}" for name, value in options.items())
+        return f"Usually {cause}; try {flags}, in another --workdir"
 
 
 def _warn(message: str) -> None:

@@ -281,6 +281,8 @@ class Supernet(keras.Model):
         first = keras.initializers.Constant(elbo.FIRST_PRICE)
         self.price = self.add_weight(initializer=first, dtype="float32", name="price", **options)
         self.steps_taken = self.add_weight(initializer="zeros", dtype="int32", name="steps_taken", **options)
+        share = keras.initializers.Constant(float(self.expected_share()))
+        self.average_share = self.add_weight(initializer=share, dtype="float32", name="average_share", **options)
 
     def _factors(self) -> tuple[float, ...]:
         costs = [self._cost_per_channel(name, self.prior) for name in self.gated_layers]
@@ -331,9 +333,11 @@ class Supernet(keras.Model):
         for logit, old in zip(logits, before, strict=True):
             logit.assign(old + self.gate_learning_rate * (tf.convert_to_tensor(logit) - old))
         if self.target:
-            step = tf.convert_to_tensor(self.steps_taken) + 1
+            step, share = tf.convert_to_tensor(self.steps_taken) + 1, self.expected_share()
             aim = elbo.goal(self.target.share, step, self.target.steps)
-            self.price.assign(elbo.next_price(tf.convert_to_tensor(self.price), self.expected_share(), aim))
+            average = elbo.lagging(tf.convert_to_tensor(self.average_share), share)
+            self.price.assign(elbo.next_price(tf.convert_to_tensor(self.price), share, average, aim))
+            self.average_share.assign(average)
             self.steps_taken.assign(step)
 
     def posterior(self) -> Posterior:

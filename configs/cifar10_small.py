@@ -23,8 +23,8 @@ def get_config():
                 flip=True,
             ),
             supernet=Supernet(width=8, num_blocks=1, stem_width=16),
-            search=Search(recipe="paper", epochs=16, batch_size=100, learning_rate=0.1, ell2=250.0, gate_learning_rate=5.0),
+            search=Search(epochs=12, batch_size=100, learning_rate=0.1, parameters=0.5),
             sample=Sample(num_candidates=200, num_random=50),
-            retrain=Retrain(epochs=24, batch_size=100, learning_rate=0.1, weight_decay=5e-4),
+            retrain=Retrain(epochs=28, batch_size=100, weight_decay=5e-4),
         )
     )

@@ -48,8 +48,8 @@ def get_config():
                 pad_crop=2,
             ),
             supernet=Supernet(source=f"{pathlib.Path(__file__).stem}:small_cnn"),
-            search=Search(recipe="paper", epochs=30, batch_size=50, learning_rate=0.1, ell2=80.0, gate_learning_rate=10.0),
+            search=Search(epochs=20, batch_size=50, learning_rate=0.1, parameters=0.5),  # change: the size you want
             sample=Sample(num_candidates=200, num_random=50),
-            retrain=Retrain(epochs=30, batch_size=50, learning_rate=0.1, weight_decay=5e-4),
+            retrain=Retrain(epochs=40, batch_size=50, weight_decay=5e-4),
         )
     )

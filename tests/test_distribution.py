@@ -224,7 +224,7 @@ def test_a_process_that_ends_first_is_missed_only_if_the_stage_is_not_whole(monk
     def gone(name):
         raise tf.errors.UnavailableError(None, None, "Socket closed")
 
-    def body(work):
+    def body(config, work):
         for name in workdir.STAGES["search"].outputs:
             work.write(name, lambda path: path.write_text("x"))
 

@@ -101,9 +101,9 @@ def test_again_is_up_to_date(whole):
 
 
 def test_another_config_in_the_same_folder_is_refused(whole):
-    done = tfnas_command("search", *SMALL, f"--workdir={whole[0]}", "--config.search.ell2=7")
+    done = tfnas_command("search", *SMALL, f"--workdir={whole[0]}", "--config.search.parameters=0.7")
     assert done.returncode == 1
-    assert "holds a search with search.ell2=160.0, and this config has 7.0: use another --workdir" in done.stderr
+    assert "holds a search with search.parameters=0.25, and this config has 0.7: use another --workdir" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,6 @@ def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, monkeypatch)
         "--config.data.pad_crop=1",
         "--config.search.epochs=8",
         "--config.search.batch_size=30",
-        "--config.search.ell2=30",
         "--config.sample.num_candidates=20",
         "--config.sample.num_random=5",
         "--config.retrain.epochs=4",

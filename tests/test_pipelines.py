@@ -182,13 +182,13 @@ def test_compiling_needs_no_tensorflow(tmp_path):
     file = tmp_path / "pipeline.yaml"
     code = (
         "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; "
-        f"sys.argv = ['run', '--config=configs/digits.py', '--config.search.ell2=7', '--compile_to={file}']; "
+        f"sys.argv = ['run', '--config=configs/digits.py', '--config.search.parameters=0.7', '--compile_to={file}']; "
         "from pipelines import run; run.cli()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == f"compiled  {file}\n", done.stderr
     parameters = yaml.safe_load(file.read_text())["root"]["inputDefinitions"]["parameters"]
-    assert json.loads(parameters["search_config"]["defaultValue"])["search"]["ell2"] == 7
+    assert json.loads(parameters["search_config"]["defaultValue"])["search"]["parameters"] == 0.7
     assert parameters["shards"]["defaultValue"] == ["1/2", "2/2"]
 
 

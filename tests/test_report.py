@@ -240,7 +240,7 @@ def test_page_says_the_figures(tmp_path):
     assert "25 % of its multiply-adds" in text and "the full one reaches 98.5 %" in text
     assert "2 of 3 gates are decided" in text  # 0.02 and 0.99 are, 0.5 is not
     assert "have 72 weights, of which 44 are expected" in text  # 9 x (4 x 0.98 + 2 x 0.5 + 2 x 0.01) = 44.46
-    assert "search.ell2</td><td>160.0" in text
+    assert "search.parameters</td><td>0.25" in text
 
 
 def row(text, *cells):

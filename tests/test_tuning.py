@@ -99,7 +99,7 @@ def stages(monkeypatch):
 
 
 def made(tune, **search):
-    return Config(search=Search(**{"epochs": 9, **search}), tune=tune).check()
+    return Config(search=Search(**{"recipe": "paper", "epochs": 9, **search}), tune=tune).check()
 
 
 def results(path):

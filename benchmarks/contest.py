@@ -8,12 +8,13 @@ Every arm ends with one network, trained on the same images for search.epochs + 
 search included, by SGD with one cosine from search.learning_rate to zero, but where an arm says otherwise. It has the
 parameters, or the multiply-adds, of the network whose layers are all half as wide ('narrowed'), or half of the full
 network's parameters. The weight decay is chosen among --decays for each arm by validation accuracy at the first seed.
-Test is read once a run, when its network is fixed, and chooses nothing.
+Test is read when a run's network is fixed, and chooses nothing.
 
     full                   the network as it is
     narrowed               every layer half as wide
     narrowed-wide          every layer as narrow as leaves half of the parameters or more
-    last-stage             the last stage's gated layers read only their first channels, the other stages are whole
+    last-stage             the last stage's gated layers read only their first channels; before it nothing goes but what
+                           is then read no more
     last-stage-half        the same, with half of the full network's parameters
     magnitude              full for search.epochs, less the channels of the smallest weights, then trained on
     bn-scale               the same by batch normalisation's scales, under an L1 penalty (arXiv 1708.06519); channels
@@ -60,7 +61,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from scipy import stats
 
-from tfnas import baselines, data, ranking, saving, training, workdir
+from tfnas import baselines, data, functions, ranking, saving, training, workdir
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.config import Config, Search, from_config_dict
@@ -179,13 +180,16 @@ class Run:
             training.fit_plain(self.config, self.splits, self.work, model, epochs or self.epochs, self.cosine, "train")
         return model
 
-    def trained_on(self, supernet: Supernet, architecture: Architecture, cosine: Cosine | None = None) -> Found:
+    def trained_on(
+        self, supernet: Supernet, architecture: Architecture, cosine: Cosine | None = None, **facts: Any
+    ) -> Found:
         """The network cut out, and trained for what is left of the budget.
 
         Args:
             supernet: with the weights of the search.
             architecture: what is kept.
             cosine: to its end; None: the whole budget's goes on where the plain search left it.
+            facts: what else its record says.
         """
         cosine = cosine or dataclasses.replace(self.cosine, first=self.config.search.epochs)
         model = self.cut(supernet, architecture)
@@ -193,7 +197,7 @@ class Run:
         epochs = cosine.epochs - cosine.first
         with self.timed("train"):
             training.fit_plain(config, self.splits, self.work, model, epochs, cosine, "train on")
-        return _found(supernet, architecture, model)
+        return _found(supernet, architecture, model, **facts)
 
     def cut(self, supernet: Supernet, architecture: Architecture) -> keras.Model:
         """The network that `architecture` keeps, with normalisation statistics of its own."""
@@ -212,8 +216,8 @@ class Run:
         options: dict[str, Any] = {"racing": None, "holdout": 0.0, "batch_size": settings.batch_size}
         return ranking.rank(supernet, candidates, batches, recalibration=recalibration, **options).best
 
-    def published(self, epochs: int) -> tuple[Supernet, Architecture]:
-        """The supernet after the published search, and the best of its candidates of the size wanted."""
+    def published(self, epochs: int) -> tuple[Supernet, Architecture, dict[str, Any]]:
+        """The supernet after the published search, the best of its candidates of the size wanted, and facts."""
         config = dataclasses.replace(self.paper, search=dataclasses.replace(self.paper.search, epochs=epochs))
         with self.timed("train"):
             supernet = training.gated(config, self.splits, self.network())
@@ -221,15 +225,16 @@ class Run:
             training.fit_gated(config, self.splits, self.work, supernet, workdir.CHECKPOINTS, key, "search")
         with self.timed("rank"):
             candidates = of_equal_size(supernet, self.targets["parameters"], self.config.seed)
-            return supernet, self.best(supernet, candidates)
+            best = self.best(supernet, candidates)
+        return supernet, best, {"learned": supernet.posterior().expected_kept(), "candidates": len(candidates)}
 
 
 def _with_width(config: Config, width: int) -> Config:
     return dataclasses.replace(config, supernet=dataclasses.replace(config.supernet, width=width))
 
 
-def _found(supernet: Supernet, architecture: Architecture, model: keras.Model) -> Found:
-    return Found(model, cost(supernet.graph, architecture), _described(architecture))
+def _found(supernet: Supernet, architecture: Architecture, model: keras.Model, **facts: Any) -> Found:
+    return Found(model, cost(supernet.graph, architecture), {**facts, **_described(architecture)})
 
 
 def _described(architecture: Architecture) -> dict[str, Any]:
@@ -301,8 +306,7 @@ def _bn_scale(run: Run) -> Found:
         for name, layer in supernet.gated_layers.items()
     }
     pruned = baselines.magnitude_candidate(supernet.graph, scores, run.targets["parameters"])
-    found = run.trained_on(supernet, pruned)
-    return dataclasses.replace(found, facts={**found.facts, "penalty": _SCALE_PENALTY, "scales": sorted(scales)})
+    return run.trained_on(supernet, pruned, penalty=_SCALE_PENALTY, scales=sorted(scales))
 
 
 def _random(run: Run) -> Found:
@@ -340,13 +344,13 @@ def of_equal_size(supernet: Supernet, parameters: float, seed: int) -> list[Arch
 
 def _paper(run: Run) -> Found:
     epochs = 2 * run.config.search.epochs
-    supernet, best = run.published(epochs)
-    return run.trained_on(supernet, best, Cosine(run.config.search.learning_rate, run.epochs - epochs))
+    supernet, best, facts = run.published(epochs)
+    return run.trained_on(supernet, best, Cosine(run.config.search.learning_rate, run.epochs - epochs), **facts)
 
 
 def _paper_search_only(run: Run) -> Found:
-    supernet, best = run.published(run.epochs)
-    return _found(supernet, best, run.cut(supernet, best))
+    supernet, best, facts = run.published(run.epochs)
+    return _found(supernet, best, run.cut(supernet, best), **facts)
 
 
 def _paper_scratch(run: Run) -> Found:
@@ -355,7 +359,7 @@ def _paper_scratch(run: Run) -> Found:
     if records:
         architecture = Architecture.from_json(json.dumps(json.loads(records[0].read_text())["architecture"]))
     else:
-        _, architecture = run.published(2 * run.config.search.epochs)
+        _, architecture, _ = run.published(2 * run.config.search.epochs)
         run.seconds.update(train=0.0, rank=0.0)
     supernet = run.gated(run.network())
     return _found(supernet, architecture, run.trained(subnet(supernet, architecture)))
@@ -751,6 +755,7 @@ def main(_: Sequence[str]) -> None:
     """Does this process's runs; prints the table if all are done."""
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
     given = flags.FLAGS
+    functions.look_in(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
     config = from_config_dict(given.config)
     others = json.loads(pathlib.Path(given.decays_from).read_text())["decays"] if given.decays_from else None
     decays = options(given.arms, [float(decay) for decay in given.decays], others)

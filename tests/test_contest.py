@@ -187,6 +187,21 @@ def test_own_scales_are_those_that_one_layer_reads(contest):
     assert {name: layer.name for name, layer in contest.own_scales(graph, convolutions).items()} == expected
 
 
+def test_candidates_are_of_equal_size(contest, monkeypatch):
+    import tfnas
+    from tfnas.supernets.multi_branch_resnet import multi_branch_resnet
+
+    monkeypatch.setattr(contest, "_DRAWN", 20)
+    supernet = tfnas.gate(multi_branch_resnet(8, 1, input_shape=(8, 8, 1)), num_examples=1e4, ell2=50.0)
+    whole = tfnas.cost(supernet.graph).parameters
+    for share in (0.3, 0.6):
+        candidates = contest.of_equal_size(supernet, share * whole, seed=0)
+        sizes = [tfnas.cost(supernet.graph, candidate).parameters / whole for candidate in candidates]
+        assert len(sizes) > 1 and sizes == pytest.approx([share] * len(sizes), rel=0.03)
+    monkeypatch.setattr(contest, "_NEAR", 0.0)
+    assert len(contest.of_equal_size(supernet, 0.6 * whole + 0.5, seed=0)) == 1  # the nearest
+
+
 @pytest.mark.slow
 def test_two_arms_on_the_digits(contest, tmp_path):
     config = load_config("contest_digits")

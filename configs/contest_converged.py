@@ -24,8 +24,8 @@ def get_config():
                 flip=True,
             ),
             supernet=Supernet(width=8, num_blocks=1, stem_width=16),
-            search=Search(epochs=60, batch_size=100, learning_rate=0.1),
+            search=Search(epochs=45, batch_size=100, learning_rate=0.1),
             sample=Sample(num_candidates=200, num_random=20),
-            retrain=Retrain(epochs=120, batch_size=100, baseline=False, controls=False),
+            retrain=Retrain(epochs=135, batch_size=100, baseline=False, controls=False),
         )
     )

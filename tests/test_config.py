@@ -103,7 +103,7 @@ def test_locked_dict_refuses_new_keys():
         ("search", "parameters", 1.0, "'search.parameters' must be a share in .*. Received: 1.0"),
         ("search", "multiply_adds", -0.5, "'search.multiply_adds' must be a share in"),
         ("search", "gate_step", 0.0, "greater than 0"),
-        ("search", "warmup_epochs", 12, "'search.warmup_epochs' must be at least 0 and less than search.epochs, 12"),
+        ("search", "warmup_epochs", 8, "'search.warmup_epochs' must be at least 0 and less than search.epochs, 8"),
         ("search", "weight_decay", -0.5, "'search.weight_decay' must be at least 0"),
         ("search", "group_size", -1, "'search.group_size' must be at least 0"),
         ("search", "ell2", "5", "'search.ell2' must be a number. Received: '5'"),

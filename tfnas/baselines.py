@@ -30,16 +30,16 @@ def random_candidate(posterior: Posterior, graph: Graph, parameters: int, kind: 
         posterior: gives the gated layers; its probabilities are not used.
         graph: of the supernet.
         parameters: trainable parameters of the subnet wanted.
-        kind: EVEN: every channel alike. ALLOCATED: every group first draws a keep rate of its own, U(0, 1).
+        kind: EVEN: every channel alike. ALLOCATED: every source of a layer's input first draws a keep rate, U(0, 1).
         seed: of the whole set of candidates.
         i: number of the candidate; the draw is a function of (seed, kind, i) alone.
     """
     rng = np.random.default_rng([seed, (EVEN, ALLOCATED).index(kind) + 1, i])
     thresholds = {}  # a channel is kept once the shift exceeds its threshold
     for gates in posterior.layers:
-        rate = rng.uniform(0.01, 0.99, len(gates.group_sizes)) if kind == ALLOCATED else np.full(1, 0.5)
-        logit = np.log(rate) - np.log1p(-rate)
-        preference = np.repeat(logit, gates.group_sizes if kind == ALLOCATED else gates.num_channels)
+        sources = graph.group_sizes(gates.name) if kind == ALLOCATED else (gates.num_channels,)
+        rate = rng.uniform(0.01, 0.99, len(sources)) if kind == ALLOCATED else np.full(1, 0.5)
+        preference = np.repeat(np.log(rate) - np.log1p(-rate), sources)
         thresholds[gates.name] = rng.logistic(size=gates.num_channels) - preference
 
     return of_size(graph, thresholds, parameters)

@@ -168,7 +168,7 @@ class Search:
     # One of the two; neither: half of the parameters.
     parameters: float = 0.0
     multiply_adds: float = 0.0
-    epochs: int = 12  # in all
+    epochs: int = 8  # in all
     warmup_epochs: int = -1  # of them the first, without gates; -1: 'target' a third, 'paper' none
     batch_size: int = 128
     learning_rate: float = 0.1  # of SGD, where the schedule starts
@@ -327,7 +327,7 @@ class Sample:
 class Retrain:
     """Further training of the network found; 0 epochs keeps the inherited weights."""
 
-    epochs: int = 20
+    epochs: int = 24
     learning_rate: float = 0.1  # SGD with search's momentum, cosine to zero; not used with search.schedule 'one_cosine'
     batch_size: int = 128
     weight_decay: float = 5e-4  # decoupled, on kernels: kernel -= learning rate x weight_decay x kernel

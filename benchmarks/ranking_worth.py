@@ -34,6 +34,7 @@ from tfnas import data, functions, training, workdir
 from tfnas.config import from_config_dict
 from tfnas.costs import cost
 from tfnas.errors import UserError
+from tfnas.optimizers import Cosine
 from tfnas.ranking import Evaluator
 from tfnas.recalibration import Recalibration
 from tfnas.stages import search
@@ -85,9 +86,10 @@ def _retrained(config, splits, supernet, architecture, title, batches, images):
     """Loss and accuracy of the network cut out, after its training: as it is, and with the images' statistics."""
     training.set_seed(config.seed)
     model = subnet(supernet, architecture)
+    cosine = Cosine(config.retrain.learning_rate, _EPOCHS.value)
     with tempfile.TemporaryDirectory() as folder:  # of its own, as its checkpoint is
         work = workdir.Workdir(folder)
-        training.fit_plain(config, splits, work, model, _EPOCHS.value, config.retrain.learning_rate, title)
+        training.fit_plain(config, splits, work, model, _EPOCHS.value, cosine, title)
     found = [model.evaluate(batches, verbose=0, return_dict=True)]
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tfnas.gates import Gated as Gated
     from tfnas.latencies import latency as latency
     from tfnas.latencies import layer_latencies as layer_latencies
+    from tfnas.optimizers import GatedSGD as GatedSGD
     from tfnas.posterior import Posterior as Posterior
     from tfnas.ranking import rank as rank
     from tfnas.recalibration import Recalibration as Recalibration
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "architecture",
     "Gated": "gates",
+    "GatedSGD": "optimizers",
     "Graph": "channels",
     "Posterior": "posterior",
     "Recalibration": "recalibration",

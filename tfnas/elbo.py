@@ -99,15 +99,15 @@ def expected_share(drop_logits: Sequence[tf.Tensor], prices: Sequence[float], un
     return ungated + tf.add_n(terms)
 
 
-def priced(drop_logits: Sequence[tf.Tensor], share: tf.Tensor, price: tf.Tensor, num_examples: float) -> tf.Tensor:
-    """price x share + negative entropies / N, to be added to the mean negative log likelihood.
+def priced(drop_logits: Sequence[tf.Tensor], cost: tf.Tensor, price: tf.Tensor, num_examples: float) -> tf.Tensor:
+    """price x cost + negative entropies / N, to be added to the mean negative log likelihood.
 
-    But for a constant this is KL(q || prior) / N for the prior that keeps a channel of cost c (a share of the full
-    network's) with log odds -N x price x c, and the Lagrangian of the ELBO under a bound on the expected cost.
+    But for a constant this is KL(q || prior) / N for the prior that keeps a channel of cost c with log odds
+    -N x price x c, and the Lagrangian of the ELBO under a bound on the expected cost.
 
     Args:
         drop_logits: as for `expected_share`.
-        share: its result.
+        cost: expected, of the gated channels, float32 scalar.
         price: lambda, float32 scalar.
         num_examples: N, training examples seen as distinct.
 
@@ -115,7 +115,7 @@ def priced(drop_logits: Sequence[tf.Tensor], share: tf.Tensor, price: tf.Tensor,
         float32 scalar.
     """
     entropies = tf.add_n([negative_entropy(logits) for logits in drop_logits])
-    return price * share + entropies / num_examples
+    return price * cost + entropies / num_examples
 
 
 def goal(target: float, step: tf.Tensor, steps: int) -> tf.Tensor:

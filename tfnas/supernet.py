@@ -27,11 +27,15 @@ PRIORS = ("uniform", *RESOURCES)
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the expected cost is steered to: `share` of the full network's `resource`, within `steps` training steps."""
+    """What the expected cost is steered to: `share` of the full network's `resource`, within `steps` training steps.
+
+    Of the price, the share `blend` is on the other of the two resources.
+    """
 
     resource: str
     share: float
     steps: int
+    blend: float = 0.0
 
 
 def gate(
@@ -42,6 +46,7 @@ def gate(
     parameters: float | None = None,
     multiply_adds: float | None = None,
     steps: int = 0,
+    blend: float = 0.0,
     group_size: int = 0,
     temperature: float = 0.2,
     initial_drop: float = 0.1,
@@ -71,6 +76,8 @@ def gate(
             optimizer a weight decay, and the gates steps of their own, as `optimizers.GatedSGD` does.
         multiply_adds: or share of its multiply-adds.
         steps: with one of these two, training steps by which to be there.
+        blend: with one of these two, the share of the price, in [0, 1], that is on what the channels cost of the other.
+            Parameters are dear in late, wide layers, multiply-adds in early ones: a blend narrows all of them.
         group_size: at most so many neighbouring channels share a drop probability; 1: each channel has its own. 0: all
             of a source's do.
         temperature: of the relaxed gates, > 0.
@@ -96,7 +103,7 @@ def gate(
             below what has no gate; not exactly one of ell2, parameters and multiply_adds.
         ValueError: for a number out of range.
     """
-    target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps)
+    target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps, blend)
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
     graph = Graph(model)
@@ -128,7 +135,7 @@ def gate(
     return Supernet(network, num_examples, ell2, target, gate_learning_rate=gate_learning_rate, prior=prior)
 
 
-def _target(ell2: float | None, shares: dict[str, float | None], steps: int) -> Target | None:
+def _target(ell2: float | None, shares: dict[str, float | None], steps: int, blend: float) -> Target | None:
     given = {resource: share for resource, share in shares.items() if share is not None}
     if (ell2 is not None) + len(given) != 1:
         received = ", ".join(f"{k}={v}" for k, v in {"ell2": ell2, **given}.items() if v is not None) or "none of them"
@@ -138,7 +145,9 @@ def _target(ell2: float | None, shares: dict[str, float | None], steps: int) -> 
             raise ValueError(f"gate: {resource} must be strictly in (0, 1). Received: {resource}={share}")
         if steps < 1:
             raise ValueError(f"gate: steps must be at least 1 with {resource}. Received: steps={steps}")
-        return Target(resource, share, steps)
+        if not 0 <= blend <= 1:
+            raise ValueError(f"gate: blend must be in [0, 1]. Received: blend={blend}")
+        return Target(resource, share, steps, blend)
     return None
 
 
@@ -255,22 +264,25 @@ class Supernet(keras.Model):
         """What the ELBO adds to the mean negative log likelihood, float32 scalar."""
         if self.ell2 is None:
             logits = [layer.channel_logits() for layer in self.gated_layers.values()]
-            return elbo.priced(logits, self.expected_share(), tf.convert_to_tensor(self.price), self.num_examples)
+            cost = elbo.expected_share(logits, self._prices, 0.0)
+            return elbo.priced(logits, cost, tf.convert_to_tensor(self.price), self.num_examples)
         pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in self.gated_layers.values()]
         return elbo.regulariser(pairs, self.ell2, self.num_examples, self.prior_factors)
 
     def expected_share(self) -> tf.Tensor:
         """Expected share of the full network's cost, in the target's resource, float32 scalar; with a target only."""
         logits = [layer.channel_logits() for layer in self.gated_layers.values()]
-        return elbo.expected_share(logits, self._prices, self._ungated)
+        return elbo.expected_share(logits, self._shares, self._ungated)
 
     def _set_prices(self, target: Target) -> None:
         """What a channel of each gated layer costs, and the state that the price is steered by."""
-        full = getattr(cost(self.graph), target.resource)
-        each = [self._cost_per_channel(name, target.resource) for name in self.gated_layers]
-        self._prices = [one / full for one in each]
-        gated = sum(one * sum(layer.group_sizes) for one, layer in zip(each, self.gated_layers.values(), strict=True))
-        self._ungated = 1 - gated / full
+        self._shares = self._prices = self._channel_shares(target.resource)
+        if target.blend:
+            other = self._channel_shares(*{*RESOURCES} - {target.resource})
+            weighed = zip(self._shares, other, strict=True)
+            self._prices = [(1 - target.blend) * one + target.blend * another for one, another in weighed]
+        channels = [sum(layer.group_sizes) for layer in self.gated_layers.values()]
+        self._ungated = 1 - float(np.dot(self._shares, channels))
         if target.share <= self._ungated:
             raise UserError(
                 f"gate: {target.resource} must be above {self._ungated:.3f}, the share of what has no gate. "
@@ -283,6 +295,11 @@ class Supernet(keras.Model):
         self.steps_taken = self.add_weight(initializer="zeros", dtype="int32", name="steps_taken", **options)
         share = keras.initializers.Constant(float(self.expected_share()))
         self.average_share = self.add_weight(initializer=share, dtype="float32", name="average_share", **options)
+
+    def _channel_shares(self, resource: str) -> list[float]:
+        """What one input channel of each gated layer costs, as a share of the whole network's."""
+        full = getattr(cost(self.graph), resource)
+        return [self._cost_per_channel(name, resource) / full for name in self.gated_layers]
 
     def _factors(self) -> tuple[float, ...]:
         costs = [self._cost_per_channel(name, self.prior) for name in self.gated_layers]

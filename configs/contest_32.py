@@ -6,7 +6,7 @@
 DIR (or TFDS_DATA_DIR) holds cifar10 as tensorflow-datasets prepares it.
 """
 
-from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, Training, to_config_dict
 
 
 def get_config():
@@ -26,5 +26,6 @@ def get_config():
             search=Search(epochs=6, batch_size=100, learning_rate=0.1),
             sample=Sample(num_candidates=200, num_random=20),
             retrain=Retrain(epochs=18, batch_size=100, baseline=False, controls=False),
+            training=Training(precision="mixed_bfloat16"),  # twice as fast on CPUs that have it
         )
     )

@@ -285,3 +285,15 @@ def test_targets_that_cannot_be_are_refused():
         made(ell2=1, group_size=-1)
     with pytest.raises(UserError, match="parameters must be above 0.0[0-9]*, the share of .*. Received: 0.01"):
         made(parameters=0.01, steps=5)
+
+
+def test_a_blend_prices_both_resources():
+    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    supernet = tfnas.gate(model, parameters=0.5, blend=0.3, steps=9, num_examples=1000, group_size=1, initial_drop=0.2)
+    full, posterior = tfnas.cost(supernet.graph), supernet.posterior()
+    parameters = posterior.expected_cost("parameters") / full.parameters
+    multiply_adds = posterior.expected_cost("multiply_adds") / full.multiply_adds
+    expected = 0.5 * (0.7 * parameters + 0.3 * multiply_adds) - posterior.entropy() / 1000
+    assert float(supernet.regulariser()) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match=r"blend must be in \[0, 1\]. Received: blend=2"):
+        tfnas.gate(model, parameters=0.5, blend=2, steps=9, num_examples=10)

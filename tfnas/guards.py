@@ -98,7 +98,7 @@ class Guard:
         if settings.recipe == "target":
             ((resource, share),) = settings.target.items()
             return self._advice(
-                f"the gates' steps (now {settings.gate_step:g}) are too long or search.{resource} ({share:g}) too small",
+                f"the gates' steps ({settings.gate_step:g}) are too long or search.{resource} ({share:g}) too small",
                 {"gate_step": settings.gate_step / 2, resource: (1 + share) / 2},
             )
         # Half, because the border is sharp: far below it nothing is dropped. 1 is the paper's, and too slow to lower.

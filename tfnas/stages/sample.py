@@ -44,6 +44,7 @@ from tfnas.supernet import Supernet, Target
 
 POSTERIOR = "posterior"
 KINDS = (POSTERIOR, baselines.EVEN, baselines.ALLOCATED)
+_NEAR = 0.03  # what counts as the same size
 _CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 1_500, 2_000, 5_000, 10_000)  # numbers of candidates
 
 
@@ -80,7 +81,7 @@ class _Contest:
         candidates: the architectures.
         facts: for each its digest and costs, and whether it reaches the output.
         by: what they are ranked by.
-        most: what the one that wins may have, by resource.
+        sizes: of the one that wins, by resource, the least and the most.
     """
 
     kind: str
@@ -90,14 +91,16 @@ class _Contest:
     candidates: Sequence[Architecture]
     facts: Sequence[dict[str, Any]]
     by: str
-    most: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def excluded(self) -> list[int]:
-        """Those that may not win: too large, or without a path to the output, so that there is nothing to cut out."""
+        """Those that may not win: of another size, or without a path to the output, so that there is nothing to cut."""
 
         def fits(facts: dict[str, Any]) -> bool:
-            return facts["connected"] and all(facts[resource] <= most for resource, most in self.most.items())
+            return facts["connected"] and all(
+                least <= facts[resource] <= most for resource, (least, most) in self.sizes.items()
+            )
 
         return [i for i, facts in enumerate(self.facts) if not fits(facts)]
 
@@ -240,8 +243,9 @@ class _Sampling:
     def _within(self, target: Target, numbers: Sequence[int]) -> _Contest:
         """Candidates of the size that search was asked for: the first is the most probable, the others are drawn.
 
-        Drawn from the posterior tilted to the first one's cost, and no larger, as the posterior counts it. What it does
-        not count, outputs that nobody reads, may leave a few of them too large after all.
+        They are drawn from the posterior tilted to the first one's cost, and no larger, as the posterior counts it.
+        Those that then are more than 3 % smaller than the first do not race: among unequal sizes a race is of sizes.
+        Neither do those that are too large after all, by outputs that the posterior does not count.
         """
         graph, resource = self.supernet.graph, target.resource
         most = target.share * getattr(costs.cost(graph), resource)
@@ -257,7 +261,9 @@ class _Sampling:
             posterior.sample(1, self.config.seed, first=i, limit={resource: limit})[0] if i else first for i in numbers
         )
         facts = [self._facts(architecture) for architecture in drawn]
-        return _Contest(POSTERIOR, posterior, None, numbers, drawn, facts, self.settings.rank_by, {resource: most})
+        least = (1 - _NEAR) * getattr(costs.cost(graph, first), resource)
+        sizes = {resource: (least, most)}
+        return _Contest(POSTERIOR, posterior, None, numbers, drawn, facts, self.settings.rank_by, sizes)
 
     def _facts(self, architecture: Architecture) -> dict[str, Any]:
         price = costs.cost(self.supernet.graph, architecture)

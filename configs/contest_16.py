@@ -25,7 +25,7 @@ def get_config():
             ),
             supernet=Supernet(width=8, num_blocks=1, stem_width=16),
             search=Search(epochs=6, batch_size=100, learning_rate=0.1),
-            sample=Sample(num_candidates=200, num_random=20),
+            sample=Sample(num_candidates=40, num_random=10, num_tested=5),
             retrain=Retrain(epochs=18, batch_size=100, baseline=False, controls=False),
         )
     )

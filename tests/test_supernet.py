@@ -238,14 +238,11 @@ def test_a_price_steers_the_expected_cost_to_the_target(rng, resource):
     model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
     supernet = tfnas.gate(model, **{resource: 0.4}, steps=200, num_examples=1000, group_size=1, initial_drop=0.02)
     assert supernet.price.numpy() == 0.5
-    full = getattr(tfnas.cost(supernet.graph), resource)
-    each = supernet.posterior().total_cost(resource) / full
-    assert float(supernet.expected_share()) == pytest.approx(1 - 0.02 * each, rel=1e-5)
     supernet.compile(
         optimizers.GatedSGD(0.05, 0.1, momentum=0.9), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
     x, y = batch(rng)
-    supernet.fit(x, y, epochs=300, verbose=0, shuffle=False)
+    supernet.fit(x, y, epochs=300, verbose=0, shuffle=False, callbacks=[tfnas.Reprice()])
     assert supernet.steps_taken.numpy() == 300
     assert float(supernet.expected_share()) == pytest.approx(0.4, rel=0.1)
 
@@ -257,7 +254,7 @@ def test_the_price_goes_on_after_a_reload(tmp_path, rng):
         optimizers.GatedSGD(0.05, momentum=0.9), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
     x, y = batch(rng)
-    supernet.fit(x, y, epochs=10, verbose=0, shuffle=False)
+    supernet.fit(x, y, epochs=10, verbose=0, shuffle=False, callbacks=[tfnas.Reprice()])
     supernet.save(tmp_path / "s.keras")
     again = keras.models.load_model(tmp_path / "s.keras")
     assert again.target == supernet.target and again.price.numpy() == supernet.price.numpy() != 0.5
@@ -287,13 +284,27 @@ def test_targets_that_cannot_be_are_refused():
         made(parameters=0.01, steps=5)
 
 
-def test_a_blend_prices_both_resources():
-    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
-    supernet = tfnas.gate(model, parameters=0.5, blend=0.3, steps=9, num_examples=1000, group_size=1, initial_drop=0.2)
-    full, posterior = tfnas.cost(supernet.graph), supernet.posterior()
-    parameters = posterior.expected_cost("parameters") / full.parameters
-    multiply_adds = posterior.expected_cost("multiply_adds") / full.multiply_adds
-    expected = 0.5 * (0.7 * parameters + 0.3 * multiply_adds) - posterior.entropy() / 1000
-    assert float(supernet.regulariser()) == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(ValueError, match=r"blend must be in \[0, 1\]. Received: blend=2"):
-        tfnas.gate(model, parameters=0.5, blend=2, steps=9, num_examples=10)
+def test_a_channel_costs_what_goes_with_it():
+    """Counted by hand on a chain of 1x1 convolutions, 4 -> 6 -> 5 -> 3 channels, as the second is narrowed."""
+    image = keras.Input((2, 2, 1))
+    x = keras.layers.Conv2D(4, 1, use_bias=False, name="stem")(image)
+    x = keras.layers.Conv2D(6, 1, use_bias=False, name="a")(x)
+    x = keras.layers.Conv2D(5, 1, use_bias=False, name="b")(x)
+    model = keras.Model(image, keras.layers.Dense(3, use_bias=False)(keras.layers.Flatten()(x)))
+    supernet = tfnas.gate(model, parameters=0.5, steps=9, num_examples=10, group_size=1, initial_drop=0.25)
+    full = 4 + 4 * 6 + 6 * 5 + 2 * 2 * 5 * 3
+
+    def prices():
+        return (supernet._marginal_shares.numpy() * full).tolist()
+
+    # An input of a: 6 weights that read it, 1 of the stem that makes it; of b: 5, and 4 of a.
+    assert prices() == pytest.approx([6 + 1, 5 + 4])
+    assert float(supernet.expected_share()) * full == pytest.approx(full - 0.25 * (4 * 7 + 6 * 9), rel=1e-6)
+    p = np.array([0.1, 0.9, 0.2, 0.9, 0.3, 0.9])
+    supernet.gated_layers["b"].drop_logit.assign(np.log(p) - np.log(1 - p))
+    average = supernet.average_share.numpy() - float(supernet.expected_share())
+    supernet.reprice()
+    assert prices() == pytest.approx([3 + 1, 5 + 4])  # three of a's outputs are left
+    kept = 4 + 4 * 3 + 3 * 5 + 60
+    assert float(supernet.expected_share()) * full == pytest.approx(kept - 0.25 * 4 * 4 + 9 * (2.7 - 3), rel=1e-5)
+    assert supernet.average_share.numpy() - float(supernet.expected_share()) == pytest.approx(average, abs=1e-6)

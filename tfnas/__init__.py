@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tfnas.recalibration import Recalibration as Recalibration
     from tfnas.subnets import adapt as adapt
     from tfnas.subnets import subnet as subnet
+    from tfnas.supernet import Reprice as Reprice
     from tfnas.supernet import Supernet as Supernet
     from tfnas.supernet import gate as gate
 
@@ -32,6 +33,7 @@ _HOMES = {
     "Graph": "channels",
     "Posterior": "posterior",
     "Recalibration": "recalibration",
+    "Reprice": "supernet",
     "Supernet": "supernet",
     "adapt": "subnets",
     "cost": "costs",

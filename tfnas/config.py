@@ -168,7 +168,6 @@ class Search:
     # One of the two; neither: half of the parameters.
     parameters: float = 0.0
     multiply_adds: float = 0.0
-    blend: float = 0.5  # 'target': share of the price that is on the other of the two: then no layer alone pays for it
     epochs: int = 8  # in all
     warmup_epochs: int = -1  # of them the first, without gates; -1: 'target' a third, 'paper' none
     batch_size: int = 128
@@ -243,14 +242,13 @@ class Search:
         _one_of("search.recipe", self.recipe, ("target", "paper"))
         if self.recipe == "paper":
             _positive("search.ell2", self.ell2)
-            others: tuple[str, ...] = ("parameters", "multiply_adds", "blend", "gate_step")
+            others: tuple[str, ...] = ("parameters", "multiply_adds", "gate_step")
             of = "it belongs to the recipe 'target'"
         else:
             others, of = ("ell2", "gate_learning_rate", "prior"), "it belongs to the recipe 'paper'"
             expected = "a share in (0, 1)"
             for name, share in self.target.items():
                 _require(0 < share < 1, f"search.{name}", share, expected)
-            _require(0 <= self.blend <= 1, "search.blend", self.blend, "a share in [0, 1]")
             _require(len(self.target) < 2, "search.parameters and multiply_adds", self.target, "one of the two")
         for name in others:
             default = type(self).__dataclass_fields__[name].default

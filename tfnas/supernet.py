@@ -27,15 +27,11 @@ PRIORS = ("uniform", *RESOURCES)
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the expected cost is steered to: `share` of the full network's `resource`, within `steps` training steps.
-
-    Of the price, the share `blend` is on the other of the two resources.
-    """
+    """What the expected cost is steered to: `share` of the full network's `resource`, within `steps` training steps."""
 
     resource: str
     share: float
     steps: int
-    blend: float = 0.0
 
 
 def gate(
@@ -46,7 +42,6 @@ def gate(
     parameters: float | None = None,
     multiply_adds: float | None = None,
     steps: int = 0,
-    blend: float = 0.0,
     group_size: int = 0,
     temperature: float = 0.2,
     initial_drop: float = 0.1,
@@ -76,8 +71,6 @@ def gate(
             optimizer a weight decay, and the gates steps of their own, as `optimizers.GatedSGD` does.
         multiply_adds: or share of its multiply-adds.
         steps: with one of these two, training steps by which to be there.
-        blend: with one of these two, the share of the price, in [0, 1], that is on what the channels cost of the other.
-            Parameters are dear in late, wide layers, multiply-adds in early ones: a blend narrows all of them.
         group_size: at most so many neighbouring channels share a drop probability; 1: each channel has its own. 0: all
             of a source's do.
         temperature: of the relaxed gates, > 0.
@@ -103,7 +96,7 @@ def gate(
             below what has no gate; not exactly one of ell2, parameters and multiply_adds.
         ValueError: for a number out of range.
     """
-    target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps, blend)
+    target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps)
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
     graph = Graph(model)
@@ -135,7 +128,7 @@ def gate(
     return Supernet(network, num_examples, ell2, target, gate_learning_rate=gate_learning_rate, prior=prior)
 
 
-def _target(ell2: float | None, shares: dict[str, float | None], steps: int, blend: float) -> Target | None:
+def _target(ell2: float | None, shares: dict[str, float | None], steps: int) -> Target | None:
     given = {resource: share for resource, share in shares.items() if share is not None}
     if (ell2 is not None) + len(given) != 1:
         received = ", ".join(f"{k}={v}" for k, v in {"ell2": ell2, **given}.items() if v is not None) or "none of them"
@@ -145,9 +138,7 @@ def _target(ell2: float | None, shares: dict[str, float | None], steps: int, ble
             raise ValueError(f"gate: {resource} must be strictly in (0, 1). Received: {resource}={share}")
         if steps < 1:
             raise ValueError(f"gate: steps must be at least 1 with {resource}. Received: steps={steps}")
-        if not 0 <= blend <= 1:
-            raise ValueError(f"gate: blend must be in [0, 1]. Received: blend={blend}")
-        return Target(resource, share, steps, blend)
+        return Target(resource, share, steps)
     return None
 
 
@@ -248,7 +239,7 @@ class Supernet(keras.Model):
         self.graph = Graph(network)
         self.gated_layers = {n.name: n.layer for n in self.graph.nodes if isinstance(n.layer, Gated)}
         self.prior_factors = () if prior == "uniform" else self._factors()
-        self.target = target
+        self.target: Any = target
         self.price: Any = None
         if target:
             self._set_prices(target)
@@ -264,42 +255,69 @@ class Supernet(keras.Model):
         """What the ELBO adds to the mean negative log likelihood, float32 scalar."""
         if self.ell2 is None:
             logits = [layer.channel_logits() for layer in self.gated_layers.values()]
-            cost = elbo.expected_share(logits, self._prices, 0.0)
-            return elbo.priced(logits, cost, tf.convert_to_tensor(self.price), self.num_examples)
+            return elbo.priced(logits, self.expected_share(), tf.convert_to_tensor(self.price), self.num_examples)
         pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in self.gated_layers.values()]
         return elbo.regulariser(pairs, self.ell2, self.num_examples, self.prior_factors)
 
     def expected_share(self) -> tf.Tensor:
-        """Expected share of the full network's cost, in the target's resource, float32 scalar; with a target only."""
+        """Expected share of the full network's cost, in the target's resource, float32 scalar; with a target only.
+
+        Linear in the probabilities, as `reprice` last found it.
+        """
         logits = [layer.channel_logits() for layer in self.gated_layers.values()]
-        return elbo.expected_share(logits, self._shares, self._ungated)
+        prices = tf.unstack(tf.convert_to_tensor(self._marginal_shares))
+        return elbo.expected_share(logits, prices, tf.convert_to_tensor(self._offset))
+
+    def reprice(self) -> None:
+        """Takes for each layer's price what its next channel would save of the network that is the most probable now.
+
+        Dropping an input channel saves the weights that read it, but only those whose outputs are still there; and if
+        nobody else reads it, the weights that make it too. Both change as layers are narrowed, so this is to be called
+        now and then while training, as `Reprice` does; with a target only. Between two calls the expected cost is that
+        network's plus these prices for what is kept of the others, minus for what may be dropped of its own.
+        """
+        resource = self.target.resource
+        full = getattr(cost(self.graph), resource)
+
+        def share(keep: dict[str, np.ndarray]) -> float:
+            return getattr(cost(self.graph, keep), resource) / full
+
+        drops = {g.name: g.channel_drop for g in self.posterior().layers}
+        kept = {name: drop < 0.5 for name, drop in drops.items()}
+        now = share(kept)
+        prices = []
+        for name, drop in drops.items():
+            # The next to go, or where nothing is left the next to come.
+            other = kept[name].copy()
+            k = np.argmax(np.where(other, drop, -1.0)) if other.any() else np.argmin(drop)
+            other[k] = not other[k]
+            prices.append(abs(now - share({**kept, name: other})))
+        counts = [mask.sum() for mask in kept.values()]
+        before = self.expected_share()
+        self._marginal_shares.assign(prices)
+        self._offset.assign(now - np.dot(prices, counts))
+        # The average is to tell how the share moves, not how it is counted.
+        self.average_share.assign(tf.convert_to_tensor(self.average_share) + self.expected_share() - before)
 
     def _set_prices(self, target: Target) -> None:
-        """What a channel of each gated layer costs, and the state that the price is steered by."""
-        self._shares = self._prices = self._channel_shares(target.resource)
-        if target.blend:
-            other = self._channel_shares(*{*RESOURCES} - {target.resource})
-            weighed = zip(self._shares, other, strict=True)
-            self._prices = [(1 - target.blend) * one + target.blend * another for one, another in weighed]
-        channels = [sum(layer.group_sizes) for layer in self.gated_layers.values()]
-        self._ungated = 1 - float(np.dot(self._shares, channels))
-        if target.share <= self._ungated:
+        """The state that the price is steered by, for a network that is whole."""
+        nothing = {name: np.zeros(sum(layer.group_sizes), bool) for name, layer in self.gated_layers.items()}
+        least = getattr(cost(self.graph, nothing), target.resource) / getattr(cost(self.graph), target.resource)
+        if target.share <= least:
             raise UserError(
-                f"gate: {target.resource} must be above {self._ungated:.3f}, the share of what has no gate. "
+                f"gate: {target.resource} must be above {least:.3f}, the share of what has no gate. "
                 f"Received: {target.share}"
             )
         # Updated within a replica, where all replicas hold the same value.
-        options = {"shape": (), "trainable": False, "autocast": False, "aggregation": "only_first_replica"}
-        first = keras.initializers.Constant(elbo.FIRST_PRICE)
-        self.price = self.add_weight(initializer=first, dtype="float32", name="price", **options)
-        self.steps_taken = self.add_weight(initializer="zeros", dtype="int32", name="steps_taken", **options)
-        share = keras.initializers.Constant(float(self.expected_share()))
-        self.average_share = self.add_weight(initializer=share, dtype="float32", name="average_share", **options)
-
-    def _channel_shares(self, resource: str) -> list[float]:
-        """What one input channel of each gated layer costs, as a share of the whole network's."""
-        full = getattr(cost(self.graph), resource)
-        return [self._cost_per_channel(name, resource) / full for name in self.gated_layers]
+        options = {"trainable": False, "autocast": False, "aggregation": "only_first_replica", "initializer": "zeros"}
+        numbers = {"dtype": "float32", **options}
+        self._marginal_shares = self.add_weight(shape=(len(self.gated_layers),), name="marginal_shares", **numbers)
+        self._offset = self.add_weight(shape=(), name="offset", **numbers)
+        self.average_share = self.add_weight(shape=(), name="average_share", **numbers)
+        first = {**numbers, "initializer": keras.initializers.Constant(elbo.FIRST_PRICE)}
+        self.price = self.add_weight(shape=(), name="price", **first)
+        self.steps_taken = self.add_weight(shape=(), dtype="int32", name="steps_taken", **options)
+        self.reprice()
 
     def _factors(self) -> tuple[float, ...]:
         costs = [self._cost_per_channel(name, self.prior) for name in self.gated_layers]
@@ -414,3 +432,20 @@ class Supernet(keras.Model):
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         target = config["target"] and Target(**config["target"])
         return cls(**{**config, "network": network, "target": target})
+
+
+class Reprice(keras.callbacks.Callback):
+    """Calls `Supernet.reprice` 40 times until the target is to be reached, and as often thereafter.
+
+    >>> supernet.fit(images, labels, callbacks=[tfnas.Reprice()])  # doctest: +SKIP
+    """
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Before some of the steps."""
+        repriced(self.model, int(self.model.steps_taken))
+
+
+def repriced(supernet: Supernet, step: int) -> None:
+    """Calls `Supernet.reprice` before step number `step`, from 0, if it is one of those; without a target never."""
+    if supernet.target and step % max(1, supernet.target.steps // 40) == 0:
+        supernet.reprice()

@@ -118,7 +118,6 @@ def gated(
         ell2=settings.ell2 or None,
         **settings.target,
         steps=steps,
-        blend=settings.blend if settings.target else 0.0,
         group_size=settings.group_size,
         prior=settings.prior,
         temperature=settings.temperature,

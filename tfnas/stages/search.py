@@ -12,7 +12,7 @@ from tfnas import distribution, training, workdir
 from tfnas.config import Config
 from tfnas.costs import cost
 from tfnas.guards import Guard
-from tfnas.supernet import Supernet
+from tfnas.supernet import Supernet, repriced
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -54,6 +54,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         key=work.key("search", config),
         title="search",
         describe=lambda: _describe(supernet),
+        before_step=lambda step: repriced(supernet, step),
         check=guard.check,
         on_epoch=on_epoch,
     )

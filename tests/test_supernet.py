@@ -280,8 +280,8 @@ def test_targets_that_cannot_be_are_refused():
         made(parameters=0.5)
     with pytest.raises(ValueError, match="group_size must be at least 0. Received: group_size=-1"):
         made(ell2=1, group_size=-1)
-    with pytest.raises(UserError, match="parameters must be above 0.0[0-9]*, the share of .*. Received: 0.01"):
-        made(parameters=0.01, steps=5)
+    with pytest.raises(UserError, match="parameters must be above 0.0[0-9]*, the share of .*. Received: 1e-05"):
+        made(parameters=1e-5, steps=5)
 
 
 def test_a_channel_costs_what_goes_with_it():

@@ -19,7 +19,7 @@ from tfnas.errors import LostWorker, UserError
 TRAIN = """
 import sys
 import numpy as np, keras, tensorflow as tf
-devices, precision, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+devices, precision, out, recipe = int(sys.argv[1]), *sys.argv[2:]
 if devices > 1:
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * devices
@@ -27,6 +27,7 @@ if devices > 1:
 import tfnas
 from tfnas import distribution, loop, training
 from tfnas.checkpoints import Checkpoints
+from tfnas.supernet import repriced
 from tfnas.workdir import Workdir
 
 rng = np.random.default_rng(0)
@@ -48,8 +49,12 @@ with strategy.scope():
     for name in ("stem", "one", "two"):
         x = keras.layers.Conv2D(6, 3, activation="relu", name=name)(x)
     end = keras.layers.Dense(3, name="end")(keras.layers.GlobalAveragePooling2D(name="mean")(x))
-    supernet = tfnas.gate(keras.Model(image, end), ell2=10, num_examples=100, gate_learning_rate=5.0)
-    optimizer = keras.optimizers.SGD(0.1, 0.9, nesterov=True)
+    if recipe == "target":
+        supernet = tfnas.gate(keras.Model(image, end), parameters=0.5, steps=6, group_size=1, num_examples=100)
+        optimizer = tfnas.GatedSGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    else:
+        supernet = tfnas.gate(keras.Model(image, end), ell2=10, num_examples=100, gate_learning_rate=5.0)
+        optimizer = keras.optimizers.SGD(0.1, 0.9, nesterov=True)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     supernet.compile(optimizer, loss=training.classification_loss(), auto_scale_loss=False)
@@ -57,7 +62,8 @@ with strategy.scope():
     noise = [part.numpy() for part in strategy.experimental_local_results(noise)]
     checkpoints = Checkpoints(Workdir(out), "checkpoints", "key")
     with training.precision(supernet, precision):
-        history = loop.train(loop.Step(supernet), supernet, batches, 12, 2, 4, checkpoints, "search")
+        options = {"before_step": lambda step: repriced(supernet, step)}
+        history = loop.train(loop.Step(supernet), supernet, batches, 12, 2, 4, checkpoints, "search", **options)
 np.savez(
     out + "/end.npz",
     noise=np.concatenate(noise),
@@ -65,14 +71,15 @@ np.savez(
     accuracy=[record["accuracy"] for record in history],
     logits=np.concatenate([np.array(layer.drop_logit) for layer in supernet.gated_layers.values()]),
     kernel=np.array(supernet.gated_layers["two"].layer.kernel),
+    price=0.0 if supernet.price is None else np.array(supernet.price),
 )
 """
 
 
-def trained(devices, precision, out, **environment):
+def trained(devices, precision, out, recipe="paper", **environment):
     """Starts a training; returns a function that waits for its end, and gives its figures."""
     out.mkdir()
-    arguments, log = [devices, precision, out], out / "log"
+    arguments, log = [devices, precision, out, recipe], out / "log"
     process = processes.start(TRAIN, arguments, log, log, **environment)
 
     def end():
@@ -90,16 +97,20 @@ def assert_same(ours, expected, tolerance, but=()):
 
 
 @pytest.mark.slow
-def test_replicas_and_workers_train_as_one_device_on_the_same_global_batch(tmp_path):
-    one = trained(1, "float32", tmp_path / "one")()
-    assert one["loss"][1] < one["loss"][0]
-    two = trained(2, "float32", tmp_path / "two")()
+@pytest.mark.parametrize("recipe", ["paper", "target"])
+def test_replicas_and_workers_train_as_one_device_on_the_same_global_batch(tmp_path, recipe):
+    one = trained(1, "float32", tmp_path / "one", recipe)()
+    assert one["loss"][1] < one["loss"][0] or recipe == "target"  # whose price rises meanwhile
+    assert (one["price"] == 0) == (recipe == "paper")
+    two = trained(2, "float32", tmp_path / "two", recipe)()
     assert not np.array_equal(two["noise"][:6], two["noise"][6:])
     assert_same(two, one, 1e-5)
     # Each worker sees its own noise only; together they have that of one device too.
     cluster = {"worker": free_addresses(2)}
     tasks = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
-    ends = [trained(1, "float32", tmp_path / f"worker{i}", TF_CONFIG=json.dumps(t)) for i, t in enumerate(tasks)]
+    ends = [
+        trained(1, "float32", tmp_path / f"worker{i}", recipe, TF_CONFIG=json.dumps(t)) for i, t in enumerate(tasks)
+    ]
     workers = [end() for end in ends]
     for worker in workers:
         assert_same(worker, one, 1e-5, but=["noise"])

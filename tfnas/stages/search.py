@@ -77,7 +77,10 @@ def _print_size(supernet: Supernet, config: Config) -> None:
 def _describe(supernet: Supernet) -> dict[str, Any]:
     posterior = supernet.posterior()
     decided, groups = posterior.decided()
+    # The share asked for is of the whole network; what is kept is counted of the weights that gates stand before.
+    share = {supernet.target.resource: float(supernet.expected_share())} if supernet.target else {}
     return {
+        **share,
         "kept": posterior.expected_kept(),
         "decided": f"{decided}/{groups}",
         "drop_probability": supernet.source_drop(),

@@ -1,6 +1,6 @@
 """Posterior against random candidates, and the network found against the full one: a whole run for each seed.
 
-    .venv/bin/python benchmarks/comparison.py --config=configs/digits.py --workdir=runs/comparison [--seeds=0,1,2]
+    .venv/bin/python benchmarks/comparison.py --config=configs/digits_paper.py --workdir=runs/comparison [--seeds=0,1,2]
         [--config.search.ell2=80 ...]
 
 Runs `tfnas run` once a seed, in WORKDIR/seedN (a run that is up to date is not repeated), and prints one Markdown table

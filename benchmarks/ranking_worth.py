@@ -1,6 +1,6 @@
 """Is the ranking by inherited weights worth anything? Every candidate of two pools is ranked, then cut and retrained.
 
-    .venv/bin/python benchmarks/ranking_worth.py --config=configs/digits.py --workdir=runs/ranking_worth
+    .venv/bin/python benchmarks/ranking_worth.py --config=configs/digits_paper.py --workdir=runs/ranking_worth
         [--candidates=16] [--epochs=10] [--recalibrate=500] [--config.seed=1 ...]
 
 The search is run in the working directory if there is none. The pools, without candidates that drop every path:

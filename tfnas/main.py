@@ -1,6 +1,6 @@
 """Find a small, accurate network inside a big one.
 
-tfnas STAGE --config=configs/NAME.py --workdir=DIR [--config.search.ell2=50 ...]
+tfnas STAGE --config=configs/NAME.py --workdir=DIR [--config.search.parameters=0.5 ...]
 
 STAGE is one of:
   search   train the super-network and learn how likely each channel is to be dropped

@@ -276,7 +276,7 @@ def _measured(learned: str, measured: Mapping[str, Any]) -> str:
         "posterior was tilted to expect it (± the deviation over candidates), sampled and raced again. Parameters and "
         "multiply-adds are those of the network found there; its accuracy in the race is flattered, on fresh examples "
         "it is not. All share the weights of the one search, which trained them for the size it learned: far from "
-        "that, they fit less, and a search with another search.ell2 is the fairer test."
+        "that, they fit less, and a search for that size is the fairer test."
     )
     return (
         f"<p>{figures.text(words)}</p>"

@@ -6,7 +6,7 @@ import types
 import pytest
 from conftest import ROOT
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def test_public_names_are_functions_and_classes_whatever_was_imported_before():

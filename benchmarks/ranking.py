@@ -60,7 +60,11 @@ def _config():
         supernet=Supernet(width=16, num_blocks=1, stem_width=16),
         search=Search(
             recipe="paper",
-            epochs=_EPOCHS.value, batch_size=100, learning_rate=0.1, ell2=_ELL2.value, gate_learning_rate=5.0
+            epochs=_EPOCHS.value,
+            batch_size=100,
+            learning_rate=0.1,
+            ell2=_ELL2.value,
+            gate_learning_rate=5.0,
         ),
     )
 

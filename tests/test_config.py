@@ -68,10 +68,11 @@ def test_round_trip():
 
 
 def test_what_is_left_out_is_the_recipes():
-    retrain = config.Retrain(weight_decay=0.003)
+    retrain = config.Retrain(weight_decay=0.003, epochs=15)
     search = config.Config(search=config.Search(epochs=10), retrain=retrain).check().search
     assert (search.recipe, search.target, search.ell2) == ("target", {"parameters": 0.5}, 0)
-    assert (search.warmup_epochs, search.gated_epochs, search.schedule) == (3, 7, "one_cosine")
+    assert (search.warmup_epochs, search.gated_epochs) == (3, 7)
+    assert (search.schedule, search.cosine_epochs) == ("one_cosine", 25)
     assert (search.weight_decay, search.initial_drop, search.group_size) == (0.003, 0.02, 1)
     search = config.Config(search=config.Search(recipe="paper", epochs=10), retrain=retrain).check().search
     assert (search.target, search.ell2, search.warmup_epochs, search.gated_epochs) == ({}, 50, 0, 10)
@@ -104,6 +105,7 @@ def test_locked_dict_refuses_new_keys():
         ("search", "multiply_adds", -0.5, "'search.multiply_adds' must be a share in"),
         ("search", "gate_step", 0.0, "greater than 0"),
         ("search", "warmup_epochs", 8, "'search.warmup_epochs' must be at least 0 and less than search.epochs, 8"),
+        ("search", "cosine_epochs", 7, "'search.cosine_epochs' must be at least search.epochs, 8"),
         ("search", "weight_decay", -0.5, "'search.weight_decay' must be at least 0"),
         ("search", "group_size", -1, "'search.group_size' must be at least 0"),
         ("search", "ell2", "5", "'search.ell2' must be a number. Received: '5'"),
@@ -175,6 +177,7 @@ def test_bad_values_are_named(section, key, value, message):
         ("search", {"recipe": "paper", "ell2": -3.0}, "'search.ell2' must be greater than 0. Received: -3.0"),
         ("search", {"recipe": "paper", "ell2": float("nan")}, "greater than 0"),
         ("search", {"recipe": "paper", "parameters": 0.5}, "'search.parameters' must be left out: it belongs to the"),
+        ("search", {"schedule": "cosine", "cosine_epochs": 9}, "left at 0: only 'one_cosine' has them"),
         ("search", {"recipe": "paper", "gate_step": 0.1}, "'search.gate_step' must be left out"),
         ("search", {"schedule": "steps"}, "'search.boundaries' must be one or more epochs, ascending"),
         ("search", {"schedule": "steps", "boundaries": (60, 30)}, "ascending"),

@@ -8,7 +8,7 @@ from test_training import batches
 import tfnas
 from tfnas import loop, training
 from tfnas.checkpoints import Checkpoints
-from tfnas.config import Search
+from tfnas.config import Retrain, Search
 from tfnas.errors import UserError
 from tfnas.guards import Guard
 from tfnas.workdir import Workdir
@@ -26,7 +26,7 @@ def network(skip=False):
 
 
 def made(skip=False, **settings):
-    settings = Search(**{**STOP, **settings}).resolved(0.0)
+    settings = Search(**{**STOP, **settings}).resolved(Retrain())
     supernet = tfnas.gate(network(skip), ell2=10, num_examples=100, initial_drop=settings.initial_drop)
     return supernet, Guard(settings, supernet, seed=0)
 

@@ -66,6 +66,8 @@ def test_another_search_is_refused_but_later_settings_may_change(tmp_path):
     work = finished_search(tmp_path)
     with pytest.raises(UserError, match=r"holds a search with search.parameters=0.5, and this config has 0.3"):
         work.claim(config.Config(search=config.Search(parameters=0.3)))
+    with pytest.raises(UserError, match=r"holds a search with search.cosine_epochs=32, and this config has 38"):
+        work.claim(config.Config(retrain=config.Retrain(epochs=30)))
     # Said or left out, it is the same search.
     assert work.is_current("search", config.Config(search=config.Search(parameters=0.5, initial_drop=0.02)))
     with pytest.raises(UserError, match=r"seed=0, and this config has 1"):

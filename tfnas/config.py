@@ -175,6 +175,7 @@ class Search:
     # 'one_cosine' to zero over search and retraining; 'cosine' over search; 'cosine_restarts'; 'steps': / 10 at each of
     # the boundaries. Empty: 'target' one_cosine, 'paper' cosine.
     schedule: str = ""
+    cosine_epochs: int = 0  # one_cosine: its length; 0: search's epochs and retrain's
     minimum_learning_rate: float = 0.0  # cosine_restarts: what each cosine falls to
     restart_epochs: int = 10  # cosine_restarts: length of the first cosine
     restart_multiplier: float = 2.0  # cosine_restarts: each cosine is this many times as long as the one before
@@ -208,17 +209,20 @@ class Search:
         """The resource and the share that 'target' arrives at, by the names of `tfnas.gate`; empty for 'paper'."""
         return {name: share for name in ("parameters", "multiply_adds") if (share := getattr(self, name))}
 
-    def resolved(self, weight_decay: float) -> Search:
-        """These settings, and the recipe's values where they leave it to the recipe; `weight_decay` is retrain's."""
+    def resolved(self, retrain: Retrain) -> Search:
+        """These settings, and where they leave it to the recipe, the recipe's values."""
         unset = {"schedule": "", "warmup_epochs": -1, "weight_decay": -1.0, "initial_drop": 0.0, "group_size": 0}
         if self.recipe == "target":
-            recipe = ("one_cosine", round(self.epochs / 3), weight_decay, 0.02, 1)
+            recipe = ("one_cosine", round(self.epochs / 3), retrain.weight_decay, 0.02, 1)
             further: dict[str, Any] = {} if self.target else {"parameters": 0.5}
         else:
             recipe = ("cosine", 0, 0.0, 0.1, 0)
             further = {} if self.ell2 else {"ell2": 50.0}
         values: dict[str, Any] = dict(zip(unset, recipe, strict=True))
         values = {name: value for name, value in values.items() if getattr(self, name) == unset[name]}
+        if values.get("schedule", self.schedule) == "one_cosine" and not self.cosine_epochs:
+            # Said here, because search depends on it: with another number it is another search.
+            further["cosine_epochs"] = self.epochs + retrain.epochs
         return dataclasses.replace(self, **values, **further)
 
     def check(self) -> None:
@@ -256,6 +260,12 @@ class Search:
 
     def _check_schedule(self) -> None:
         _one_of("search.schedule", self.schedule, ("one_cosine", "cosine", "cosine_restarts", "steps"))
+        if self.schedule == "one_cosine":
+            expected = f"at least search.epochs, {self.epochs}; or 0 for those and retrain's"
+            _require(self.cosine_epochs >= self.epochs, "search.cosine_epochs", self.cosine_epochs, expected)
+        else:
+            expected = "left at 0: only 'one_cosine' has them"
+            _require(self.cosine_epochs == 0, "search.cosine_epochs", self.cosine_epochs, expected)
         least = self.minimum_learning_rate
         if self.schedule == "cosine_restarts":
             expected = f"at least 0 and less than search.learning_rate, {self.learning_rate}"
@@ -488,7 +498,7 @@ class Config:
 
     def check(self) -> Config:
         """This config with its recipe's values; raises UserError for the first out of range, or two that do not fit."""
-        config = dataclasses.replace(self, search=self.search.resolved(self.retrain.weight_decay))
+        config = dataclasses.replace(self, search=self.search.resolved(self.retrain))
         config._check()
         return config
 

@@ -56,7 +56,7 @@ def cosine(learning_rate: float, steps: int) -> Schedule:
 
 def whole(config: config_lib.Config) -> Cosine:
     """Search's and retraining's epochs under one cosine, as the schedule 'one_cosine' has it."""
-    return Cosine(config.search.learning_rate, config.search.epochs + config.retrain.epochs)
+    return Cosine(config.search.learning_rate, config.search.cosine_epochs)
 
 
 def plain_search(config: config_lib.Config) -> Cosine:

@@ -32,7 +32,7 @@ def test_check_says_what_a_run_needs_and_leaves_the_folder_as_it_was(small, tmp_
     for line in ("devices   1 x CPU", "train 1,000 / validation 397", "gated layers", "writable", "in all"):
         assert line in said
     assert len(re.findall(r"a batch of 50: [\d,]+ ms, [\d,]+ images/s", said)) == 2 and len(read) >= 6
-    assert "40 epochs of 20 steps" in said
+    assert "30 epochs of 20 steps" in said
     assert [path.name for path in tmp_path.iterdir()] == ["tensorflow_datasets"]
 
 

@@ -233,7 +233,7 @@ def exported(tmp_path_factory):
     settings = dataclasses.replace(
         whole,
         supernet=dataclasses.replace(whole.supernet, width=4, stem_width=4),
-        search=dataclasses.replace(whole.search, epochs=1, guard="off"),
+        search=dataclasses.replace(whole.search, epochs=1, warmup_epochs=0, guard="off"),
         sample=dataclasses.replace(whole.sample, num_candidates=5, num_random=1, num_tested=3, recalibrate=100),
         retrain=dataclasses.replace(whole.retrain, epochs=0, controls=False),
         evaluate=config.Evaluate(min_accuracy=0.05),

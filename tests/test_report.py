@@ -227,7 +227,7 @@ def test_page_has_every_plot_and_loads_nothing(tmp_path):
         "Validation accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
         "posterior's alone",
         "Share of input channels kept in every gated operation",
-        "Drop probability of every gate over the search",
+        "Mean drop probability of every layer's gates over the search",
         "Loss and expected share of weights kept over the search",
     ]
     assert len(page.ids) == len(set(page.ids))

@@ -267,7 +267,7 @@ def test_the_price_goes_on_after_a_reload(tmp_path, rng):
 def test_targets_that_cannot_be_are_refused():
     model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
 
-    def made(**arguments):
+    def made(model=model, **arguments):
         return tfnas.gate(model, num_examples=10, **arguments)
 
     with pytest.raises(UserError, match="exactly one of ell2, parameters and multiply_adds .* Received: none"):
@@ -280,8 +280,15 @@ def test_targets_that_cannot_be_are_refused():
         made(parameters=0.5)
     with pytest.raises(ValueError, match="group_size must be at least 0. Received: group_size=-1"):
         made(ell2=1, group_size=-1)
-    with pytest.raises(UserError, match="parameters must be above 0.0[0-9]*, the share of .*. Received: 1e-05"):
-        made(parameters=1e-5, steps=5)
+    image = keras.Input((4, 4, 1))
+    x = keras.layers.Conv2D(4, 1, use_bias=False, name="stem")(image)
+    y = keras.layers.Conv2D(4, 1, use_bias=False, name="a")(x)
+    y = keras.layers.Conv2D(4, 1, use_bias=False, name="b")(y)
+    x = keras.layers.GlobalAveragePooling2D(name="mean")(keras.layers.Add(name="add")([x, y]))
+    model = keras.Model(image, keras.layers.Dense(3, use_bias=False, name="end")(x))
+    # Without a and b 4 + 12 of 48 weights are left.
+    with pytest.raises(UserError, match="parameters must be above 0.333, the share of what has no gate. Received: 0.3"):
+        made(model, parameters=0.3, steps=5)
 
 
 def test_a_channel_costs_what_goes_with_it():

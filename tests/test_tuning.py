@@ -332,7 +332,8 @@ def test_what_cannot_be_tuned_is_told(stages, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_on_the_digits(tmp_path):
-    options = [o for o in SMALL if "epochs" not in o] + ["--config.search.epochs=2", "--config.tune.ell2=20,600"]
+    options = [o.replace("digits.py", "digits_paper.py") for o in SMALL if "epochs" not in o]
+    options += ["--config.search.epochs=2", "--config.tune.ell2=20,600"]
     done = tfnas_command("tune", *options, f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "KerasTuner" not in done.stdout
@@ -354,7 +355,7 @@ def test_on_the_digits(tmp_path):
     from tfnas.stages import search
 
     second = found["trials"][1]
-    settings = to_dict(load_config("digits"))
+    settings = to_dict(load_config("digits_paper"))
     settings["search"] |= {"epochs": 2, **second["values"]}
     settings["supernet"] |= {"width": 4, "stem_width": 4}
     search.run(from_config_dict(settings), tmp_path / "alone")

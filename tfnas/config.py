@@ -213,7 +213,7 @@ class Search:
         """These settings, and where they leave it to the recipe, the recipe's values."""
         unset = {"schedule": "", "warmup_epochs": -1, "weight_decay": -1.0, "initial_drop": 0.0, "group_size": 0}
         if self.recipe == "target":
-            recipe = ("one_cosine", round(self.epochs / 3), retrain.weight_decay, 0.02, 1)
+            recipe = ("one_cosine", (self.epochs + 1) // 3, retrain.weight_decay, 0.02, 1)
             further: dict[str, Any] = {} if self.target else {"parameters": 0.5}
         else:
             recipe = ("cosine", 0, 0.0, 0.1, 0)
@@ -222,7 +222,7 @@ class Search:
         values = {name: value for name, value in values.items() if getattr(self, name) == unset[name]}
         if values.get("schedule", self.schedule) == "one_cosine" and not self.cosine_epochs:
             # Said here, because search depends on it: with another number it is another search.
-            further["cosine_epochs"] = self.epochs + retrain.epochs
+            further["cosine_epochs"] = self.epochs + max(0, retrain.epochs)
         return dataclasses.replace(self, **values, **further)
 
     def check(self) -> None:

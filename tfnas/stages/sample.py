@@ -320,7 +320,7 @@ class _Sampling:
             }
             if contest.kind == POSTERIOR:
                 # In the race's order, for an ensemble of them.
-                best = [i for i in ranking.order if i not in contest.excluded][: len(first)]
+                best = [i for i in ranking.order if contest.facts[i]["connected"]][: len(first)]
                 group["leaders"] = [json.loads(contest.candidates[i].to_json()) for i in best]
             self._say(contest, ranking)
         return group, records, ranking

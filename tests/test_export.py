@@ -211,8 +211,10 @@ def test_gate_lets_out_what_answers_as_the_network_does(cropped):
 @pytest.mark.slow
 def test_gate_refuses_another_network_and_what_cannot_be_reloaded(cropped, tmp_path):
     _, *arguments, correct = cropped
+    other = network((12, 12, 3))
+    other.set_weights([weight + 0.1 for weight in other.get_weights()])
     with pytest.raises(UserError, match="serving_default of the reloaded SavedModel differs from the network by"):
-        reloading.check(network((12, 12, 3)), *arguments, correct, 80)
+        reloading.check(other, *arguments, correct, 80)
     arguments[3] = tmp_path
     with pytest.raises(RuntimeError, match=r"could not be used in a fresh process:\n(.|\n)*SavedModel file does not"):
         reloading.check(cropped[0], *arguments, correct, 80)

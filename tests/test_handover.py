@@ -135,9 +135,15 @@ def test_one_that_still_works_there_is_waited_for(tmp_path, capsys):
         place = task.path.parent
     with open(place / "lock") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        release = threading.Timer(0.3, lambda: fcntl.flock(held, fcntl.LOCK_UN))
+        released = threading.Event()
+
+        def let_go():
+            released.set()
+            fcntl.flock(held, fcntl.LOCK_UN)
+
+        release = threading.Timer(0.3, let_go)
         release.start()
         with handover.task("evaluate", ALL, [], "1", str(tmp_path)):
-            assert release.finished.is_set()
+            assert released.is_set()
     release.join()
     assert f"waits for another process that works in {place}" in capsys.readouterr().out

@@ -53,6 +53,17 @@ def test_factors_multiply_the_weight_terms_alone(rng):
     assert float(value) == pytest.approx((80 / 2 * weights + entropy) / 700, rel=1e-5)
 
 
+def test_a_constant_weight_term_has_no_gradient_by_the_gates(rng):
+    logits, norms = tf.Variable(rng.normal(size=4)), tf.constant(rng.uniform(size=4))
+    with tf.GradientTape() as tape:
+        value = elbo.regulariser([(logits, norms)], 80.0, 700.0, correlated=False)
+    p = 1 / (1 + np.exp(-logits.numpy()))
+    entropy = p * np.log(p) + (1 - p) * np.log(1 - p)
+    assert float(value) == pytest.approx((40.0 * norms.numpy().sum() + entropy.sum()) / 700.0)
+    # d/dx of p log p + (1 - p) log(1 - p) at p = sigmoid(x) is x p (1 - p).
+    np.testing.assert_allclose(tape.gradient(value, logits), logits.numpy() * p * (1 - p) / 700.0)
+
+
 def test_cost_factors_by_hand():
     # Total norm 2 x 3 + 5 x 2 = 16, total cost 2 x 10 + 5 x 4 = 40: 0.4 for each unit of cost. The third has no kernel.
     factors = elbo.cost_factors(num_channels=[2, 5, 7], norms=[3.0, 2.0, 0.0], costs=[10, 4, 0])

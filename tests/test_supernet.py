@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_probability as tfp
 from conftest import random_weights
 
 import tfnas
@@ -152,6 +153,17 @@ def test_prior_is_saved_and_uniform_is_what_it_was(tmp_path):
     assert tfnas.Supernet.from_config(older).prior == "uniform"
 
 
+def test_the_constant_prior_is_an_l2_that_no_gate_sees():
+    _, supernet = small(prior="constant", initial_drop=0.3)
+    entropies, norms = 0.0, 0.0
+    for layer, gates in zip(supernet.gated_layers.values(), supernet.posterior().layers, strict=True):
+        entropies += float(np.sum(tfp.distributions.Bernoulli(probs=gates.channel_drop).entropy()))
+        norms += sum(float(np.sum(np.square(kernel))) for kernel in layer.layer.get_weights() if kernel.ndim > 1)
+    expected = (0.5 * supernet.ell2 * norms - entropies) / supernet.num_examples
+    assert float(supernet.regulariser()) == pytest.approx(expected, rel=1e-5)
+    assert tfnas.Supernet.from_config(supernet.get_config()).prior == "constant"
+
+
 def test_prior_trains(rng):
     supernet = compiled("sgd", prior="multiply_adds")
     x, y = batch(rng)
@@ -160,7 +172,7 @@ def test_prior_trains(rng):
 
 
 def test_priors_that_cannot_be_are_refused():
-    expected = "gate: prior must be one of 'uniform', 'parameters', 'multiply_adds'. Received: 'flops'"
+    expected = "gate: prior must be one of 'uniform', 'parameters', 'multiply_adds', 'constant'. Received: 'flops'"
     with pytest.raises(UserError, match=expected):
         mixed(prior="flops")
     with pytest.raises(UserError, match="gate: 'multiply_adds' needs .* fixed size; .* 'plain' .* none"):

@@ -190,7 +190,8 @@ class Search:
     group_size: int = 0  # so many neighbouring channels share a gate's logit; 0: 'target' 1, 'paper' all of a source's
     gate_step: float = 0.05  # 'target': Adam's learning rate of the gates' logits
     gate_learning_rate: float = 1.0  # 'paper': as a multiple of the weights'; 3 to 10 helps runs of few epochs
-    prior: str = "uniform"  # 'paper': 'parameters' or 'multiply_adds' press each channel by its cost (see `tfnas.gate`)
+    # 'paper': 'parameters' or 'multiply_adds' press each channel by its cost, 'constant' by nothing (see `tfnas.gate`)
+    prior: str = "uniform"
     gate_dense: bool = False  # gate dense layers too, but for the classifier
     gate_pooling: bool = False  # gate pooling and Identity layers too, so that such an operation can be dropped
     include: str = ""  # glob patterns of layer names, separated by commas: exactly these are gated; empty: by kind
@@ -231,7 +232,7 @@ class Search:
         _at_least("search.batch_size", self.batch_size, 1)
         for field in ("learning_rate", "example_multiplier", "temperature", "gate_learning_rate", "gate_step"):
             _positive(f"search.{field}", getattr(self, field))
-        _one_of("search.prior", self.prior, ("uniform", "parameters", "multiply_adds"))
+        _one_of("search.prior", self.prior, ("uniform", "parameters", "multiply_adds", "constant"))
         self._check_recipe()
         expected = f"at least 0 and less than search.epochs, {self.epochs}; or -1, as the recipe has it"
         _require(0 <= self.warmup_epochs < self.epochs, "search.warmup_epochs", self.warmup_epochs, expected)

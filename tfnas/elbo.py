@@ -55,7 +55,11 @@ def cost_factors(num_channels: Sequence[int], norms: Sequence[float], costs: Seq
 
 
 def regulariser(
-    gates: Sequence[tuple[tf.Tensor, tf.Tensor]], ell2: float, num_examples: float, factors: Sequence[float] = ()
+    gates: Sequence[tuple[tf.Tensor, tf.Tensor]],
+    ell2: float,
+    num_examples: float,
+    factors: Sequence[float] = (),
+    correlated: bool = True,
 ) -> tf.Tensor:
     """(ell2 / 2 x weight terms + negative entropies) / N, to be added to the mean negative log likelihood.
 
@@ -64,11 +68,12 @@ def regulariser(
         ell2: squared prior length scale.
         num_examples: N, training examples seen as distinct.
         factors: of ell2, one per gated layer (`cost_factors`); empty: 1 for all.
+        correlated: False: the weight term is a plain L2, sum_k ||m_k||^2, whatever the gates' probabilities are.
 
     Returns:
         float32 scalar.
     """
-    terms = [weight_term(logits, norms) for logits, norms in gates]
+    terms = [weight_term(logits, norms) if correlated else tf.reduce_sum(norms) for logits, norms in gates]
     if factors:
         terms = [factor * term for factor, term in zip(factors, terms, strict=True)]
     weights = tf.add_n(terms)

@@ -22,7 +22,7 @@ from tfnas.gates import Gated
 from tfnas.kinds import CHOICES, CUT_KINDS
 from tfnas.posterior import RESOURCES, LayerGates, Posterior
 
-PRIORS = ("uniform", *RESOURCES)
+PRIORS = ("uniform", *RESOURCES, "constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,8 @@ def gate(
         prior: 'uniform': ell2 is that of every weight. 'parameters' or 'multiply_adds': each layer's is ell2 times a
             factor, such that at initialisation a channel is pressed in proportion to the kernel weights, or to the
             multiply-adds, that it costs, and all channels together as hard as with 'uniform' (`elbo.cost_factors`).
+            'constant': an L2 term that no gate's probability is part of, the paper's ablation: nothing but the images
+            then says how much is dropped.
         gate_dense: gate dense layers too, but for the classifier.
         gate_pooling: gate pooling and `Identity` layers too, so that these operations can be dropped; each such gate is
             priced as a 1x1 convolution that passes its channel on, and costs nothing at inference.
@@ -208,7 +210,7 @@ class Supernet(keras.Model):
     Attributes:
         network: the functional model whose layers are `Gated`.
         gated_layers: its `Gated` layers by name, in the graph's order.
-        prior_factors: of ell2, one for each of them; empty for the prior 'uniform'.
+        prior_factors: of ell2, one for each of them; empty where it is the same for all.
         target: what the price is steered to; None with ell2.
         price: lambda, which `target` is reached by, float32 scalar, not trainable; None with ell2.
     """
@@ -238,7 +240,7 @@ class Supernet(keras.Model):
         self.prior = prior
         self.graph = Graph(network)
         self.gated_layers = {n.name: n.layer for n in self.graph.nodes if isinstance(n.layer, Gated)}
-        self.prior_factors = () if prior == "uniform" else self._factors()
+        self.prior_factors = self._factors() if prior in RESOURCES else ()
         self.target: Any = target
         self.price: Any = None
         if target:
@@ -257,7 +259,8 @@ class Supernet(keras.Model):
             logits = [layer.channel_logits() for layer in self.gated_layers.values()]
             return elbo.priced(logits, self.expected_share(), tf.convert_to_tensor(self.price), self.num_examples)
         pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in self.gated_layers.values()]
-        return elbo.regulariser(pairs, self.ell2, self.num_examples, self.prior_factors)
+        correlated = self.prior != "constant"
+        return elbo.regulariser(pairs, self.ell2, self.num_examples, self.prior_factors, correlated)
 
     def expected_share(self) -> tf.Tensor:
         """Expected share of the full network's cost, in the target's resource, float32 scalar; with a target only.

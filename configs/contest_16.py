@@ -1,6 +1,6 @@
 """The contest of ways to a small network (benchmarks/contest.py) on CIFAR-10 at 16 x 16, in 24 epochs on two cores.
 
-    .venv/bin/python benchmarks/contest.py --config=configs/contest_16.py --workdir=runs/contest_16
+    .venv/bin/python -m benchmarks.contest --config=configs/contest_16.py --workdir=runs/contest_16
         --config.data.data_dir=DIR
 
 DIR (or TFDS_DATA_DIR) holds cifar10 as tensorflow-datasets prepares it.

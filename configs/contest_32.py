@@ -1,6 +1,6 @@
 """The contest of ways to a small network (benchmarks/contest.py) on CIFAR-10 at 32 x 32, at twice the width.
 
-    .venv/bin/python benchmarks/contest.py --config=configs/contest_32.py --workdir=runs/contest_32
+    .venv/bin/python -m benchmarks.contest --config=configs/contest_32.py --workdir=runs/contest_32
         --config.data.data_dir=DIR
 
 DIR (or TFDS_DATA_DIR) holds cifar10 as tensorflow-datasets prepares it.

@@ -1,6 +1,6 @@
 """The contest of ways to a small network (benchmarks/contest.py) on 1,000 images of CIFAR-10, to convergence.
 
-    .venv/bin/python benchmarks/contest.py --config=configs/contest_converged.py --workdir=runs/contest_converged
+    .venv/bin/python -m benchmarks.contest --config=configs/contest_converged.py --workdir=runs/contest_converged
         --config.data.data_dir=DIR
 
 DIR (or TFDS_DATA_DIR) holds cifar10 as tensorflow-datasets prepares it.

@@ -1,6 +1,6 @@
 """The contest of ways to a small network (benchmarks/contest.py) on the bundled digits: whether it runs, in a minute.
 
-    .venv/bin/python benchmarks/contest.py --config=configs/contest_digits.py --workdir=runs/contest_digits --seeds=0
+    .venv/bin/python -m benchmarks.contest --config=configs/contest_digits.py --workdir=runs/contest_digits --seeds=0
 
 Its accuracies say nothing: there are 400 test images, and all arms get nearly all of them right.
 """

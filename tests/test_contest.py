@@ -1,26 +1,14 @@
 import dataclasses
-import importlib.util
 import itertools
 import json
-import sys
 
 import numpy as np
 import pytest
 from conftest import load_config
-from processes import ROOT
 from scipy import stats
 
+from benchmarks import arms, contest, records
 from tfnas.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def contest():
-    spec = importlib.util.spec_from_file_location("contest", ROOT / "benchmarks" / "contest.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["contest"] = module  # where its dataclasses look their types up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["contest"]
 
 
 def record(arm, decay, seed, validation=0.5, test=0.5, loss=1.0, **more):
@@ -40,38 +28,38 @@ def record(arm, decay, seed, validation=0.5, test=0.5, loss=1.0, **more):
     }
 
 
-def made(contest, path, options, seeds):
+def made(path, options, seeds):
     return contest.Contest(load_config("contest_digits"), path, options, seeds, 250.0)
 
 
-def keep(contest, *records):
-    for r in records:
-        contest.work.write_json(f"{r['arm']}/decay-{r['decay']:g}/seed{r['seed']}.json", r)
+def keep(mine, *found):
+    for r in found:
+        mine.work.write_json(f"{r['arm']}/decay-{r['decay']:g}/seed{r['seed']}.json", r)
 
 
-def test_difference_has_the_paired_t_interval(contest, rng):
+def test_difference_has_the_paired_t_interval(rng):
     ours, theirs = rng.normal(size=(2, 5))
-    found = contest.difference(dict(enumerate(ours)), dict(enumerate(theirs)))
+    found = records.difference(dict(enumerate(ours)), dict(enumerate(theirs)))
     paired = stats.ttest_rel(ours, theirs)
     assert found[0] == pytest.approx(np.mean(ours) - np.mean(theirs))
     assert found[1:] == pytest.approx(tuple(paired.confidence_interval(0.95)))
 
 
-def test_difference_is_of_the_seeds_that_both_have(contest):
-    assert contest.difference({0: 3.0, 1: 5.0, 2: 9.0}, {1: 4.0, 0: 1.0, 7: 0.0})[0] == 1.5
-    mean, low, high = contest.difference({0: 3.0}, {0: 1.0})
+def test_difference_is_of_the_seeds_that_both_have():
+    assert records.difference({0: 3.0, 1: 5.0, 2: 9.0}, {1: 4.0, 0: 1.0, 7: 0.0})[0] == 1.5
+    mean, low, high = records.difference({0: 3.0}, {0: 1.0})
     assert mean == 2.0 and np.isnan([low, high]).all()
-    assert np.isnan(contest.difference({0: 3.0}, {1: 1.0})).all()
+    assert np.isnan(records.difference({0: 3.0}, {1: 1.0})).all()
 
 
-def test_jobs_part_the_plan(contest, tmp_path):
+def test_jobs_part_the_plan(tmp_path):
     options = {"narrowed": (0.1, 0.2), "magnitude": (0.1, 0.2), "paper-search-only": (0.0,)}
-    plan = made(contest, tmp_path, options, [0, 1, 2]).plan()
+    plan = made(tmp_path, options, [0, 1, 2]).plan()
     assert len(plan) == len(set(plan)) == 5 + 6
     assert all(decay is not None for _, decay, seed in plan if seed == 0)
     done = []
     for index in (1, 2, 3):
-        part = made(contest, tmp_path / str(index), options, [0, 1, 2])
+        part = made(tmp_path / str(index), options, [0, 1, 2])
         part.decay = lambda arm: 0.1  # chosen by then
         part._do = lambda *run: done.append(run)
         part.conduct(index, 3)
@@ -83,8 +71,8 @@ def test_jobs_part_the_plan(contest, tmp_path):
             contest.part(text)
 
 
-def test_a_run_that_is_there_is_not_run_again(contest, tmp_path):
-    mine = made(contest, tmp_path, {"narrowed": (0.1, 0.2)}, [0, 1])
+def test_a_run_that_is_there_is_not_run_again(tmp_path):
+    mine = made(tmp_path, {"narrowed": (0.1, 0.2)}, [0, 1])
     done = []
 
     def do(arm, decay, seed):
@@ -99,8 +87,8 @@ def test_a_run_that_is_there_is_not_run_again(contest, tmp_path):
     assert len(done) == 2
 
 
-def test_decay_is_that_of_the_first_seeds_best_validation(contest, tmp_path):
-    mine = made(contest, tmp_path, {"full": (0.1, 0.2, 0.3)}, [0, 1])
+def test_decay_is_that_of_the_first_seeds_best_validation(tmp_path):
+    mine = made(tmp_path, {"full": (0.1, 0.2, 0.3)}, [0, 1])
     keep(mine, record("full", 0.1, 0, 0.7, test=0.9), record("full", 0.2, 0, 0.8, loss=2.0))
     assert mine.decay("full") is None and mine.results("") is None
     keep(mine, record("full", 0.3, 0, 0.8, loss=1.5), record("full", 0.1, 1, 0.99))
@@ -111,8 +99,8 @@ def test_decay_is_that_of_the_first_seeds_best_validation(contest, tmp_path):
     assert len(mine.results("")["records"]) == 4
 
 
-def test_others_are_waited_for(contest, tmp_path, monkeypatch, capsys):
-    mine = made(contest, tmp_path, {"full": (0.1, 0.2)}, [0, 1])
+def test_others_are_waited_for(tmp_path, monkeypatch, capsys):
+    mine = made(tmp_path, {"full": (0.1, 0.2)}, [0, 1])
     keep(mine, record("full", 0.1, 0))
     waits = []
 
@@ -128,7 +116,7 @@ def test_others_are_waited_for(contest, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("waits for the decays of full") == 1
 
 
-def test_decays_of_another_contest(contest):
+def test_decays_of_another_contest():
     assert contest.options(["full", "paper-search-only"], [0.1, 0.2]) == {
         "full": (0.1, 0.2),
         "paper-search-only": (0.0,),
@@ -140,9 +128,9 @@ def test_decays_of_another_contest(contest):
         contest.options(["half"], [0.1])
 
 
-def test_another_contests_folder_is_refused(contest, tmp_path):
-    made(contest, tmp_path, {"full": (0.1,)}, [0])
-    made(contest, tmp_path, {"narrowed": (0.1,)}, [0, 1])
+def test_another_contests_folder_is_refused(tmp_path):
+    made(tmp_path, {"full": (0.1,)}, [0])
+    made(tmp_path, {"narrowed": (0.1,)}, [0, 1])
     config = load_config("contest_digits")
     longer = dataclasses.replace(config, retrain=dataclasses.replace(config.retrain, epochs=99))
     with pytest.raises(UserError, match="other settings"):
@@ -152,7 +140,7 @@ def test_another_contests_folder_is_refused(contest, tmp_path):
         contest.Contest(shorter, tmp_path / "shorter", {"full": (0.1,)}, [0], 250.0)
 
 
-def test_table(contest, tmp_path):
+def test_table(tmp_path):
     narrowed = [record("narrowed", 0.1, seed, test=accuracy) for seed, accuracy in enumerate((0.5, 0.52, 0.51))]
     paper = [
         record("paper", 0.2, 0, test=0.55, off_target=0.04),
@@ -164,7 +152,7 @@ def test_table(contest, tmp_path):
     results |= {"command": "contest.py", "machine": "2 cores", "options": {"narrowed": (0.1,), "paper": (0.1, 0.2)}}
     lines = contest.table(results).splitlines()
     assert lines[2] == "| narrowed | 51.00 ± 1.00 | 28.0 | 37.0 | 99.00 | - | - | 0.1 | 24 | 60 | 2 |"
-    mean, low, high = contest.difference({0: 55.0, 1: 55.0, 2: 52.0}, {0: 50.0, 1: 52.0, 2: 51.0})
+    mean, low, high = records.difference({0: 55.0, 1: 55.0, 2: 52.0}, {0: 50.0, 1: 52.0, 2: 51.0})
     assert f"| +3.00 ({low:+.2f} to {high:+.2f}) | narrowed | 0.2 | 24 | 60 | 2 |" in lines[3]
     assert lines[4:] == ["", "paper is more than 3 % off the size asked for: +4.0 % at seed 0."]
     assert len({line.count("|") for line in lines[:4]}) == 1
@@ -176,7 +164,7 @@ def test_table(contest, tmp_path):
     assert json.loads((tmp_path / "results" / "small.json").read_text()) == json.loads(json.dumps(results))
 
 
-def test_own_scales_are_those_that_one_layer_reads(contest):
+def test_own_scales_are_those_that_one_layer_reads():
     from tfnas.channels import Graph
     from tfnas.supernets.multi_branch_resnet import multi_branch_resnet
 
@@ -184,26 +172,26 @@ def test_own_scales_are_those_that_one_layer_reads(contest):
     convolutions = [node.name for node in graph.nodes if "_conv" in node.name and not node.name.startswith("stem")]
     stages = itertools.product((1, 2, 3), (1, 2), (1, 2))
     expected = {f"stage{s}_block{b}_path{p}_conv2": f"stage{s}_block{b}_path{p}_bn1" for s, b, p in stages}
-    assert {name: layer.name for name, layer in contest.own_scales(graph, convolutions).items()} == expected
+    assert {name: layer.name for name, layer in arms.own_scales(graph, convolutions).items()} == expected
 
 
-def test_candidates_are_of_equal_size(contest, monkeypatch):
+def test_candidates_are_of_equal_size(monkeypatch):
     import tfnas
     from tfnas.supernets.multi_branch_resnet import multi_branch_resnet
 
-    monkeypatch.setattr(contest, "_DRAWN", 20)
+    monkeypatch.setattr(arms, "_DRAWN", 20)
     supernet = tfnas.gate(multi_branch_resnet(8, 1, input_shape=(8, 8, 1)), num_examples=1e4, ell2=50.0)
     whole = tfnas.cost(supernet.graph).parameters
     for share in (0.3, 0.6):
-        candidates = contest.of_equal_size(supernet, share * whole, seed=0)
+        candidates = arms.of_equal_size(supernet, share * whole, seed=0)
         sizes = [tfnas.cost(supernet.graph, candidate).parameters / whole for candidate in candidates]
         assert len(sizes) > 1 and sizes == pytest.approx([share] * len(sizes), rel=0.03)
-    monkeypatch.setattr(contest, "_NEAR", 0.0)
-    assert len(contest.of_equal_size(supernet, 0.6 * whole + 0.5, seed=0)) == 1  # the nearest
+    monkeypatch.setattr(arms, "NEAR", 0.0)
+    assert len(arms.of_equal_size(supernet, 0.6 * whole + 0.5, seed=0)) == 1  # the nearest
 
 
 @pytest.mark.slow
-def test_two_arms_on_the_digits(contest, tmp_path):
+def test_two_arms_on_the_digits(tmp_path):
     config = load_config("contest_digits")
     config = dataclasses.replace(
         config,

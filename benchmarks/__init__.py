@@ -1,0 +1,1 @@
+"""Measurements, one command each. Those that share code are modules: `.venv/bin/python -m benchmarks.NAME`."""

@@ -1,0 +1,96 @@
+"""What the records of a measurement say: where they come from, differences with their intervals, cells of tables."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from scipy import stats
+
+from tfnas import data, training, workdir
+from tfnas.config import Config
+
+SPLITS = ("validation", "train", "test")  # test is read last
+# Where things lie and how the work was shared out: of no command that is told.
+_LEFT_OUT = ("--workdir", "--jobs", "--export", "--config.data.data_dir")
+
+
+def scores(
+    model: keras.Model, splits: data.Splits, config: Config, names: Sequence[str] = SPLITS
+) -> dict[str, dict[str, float]]:
+    """Loss and accuracy on some of the splits, by the split's name, without augmentation."""
+    model.compile(loss=training.classification_loss(), metrics=["accuracy"])
+    found = {}
+    for name in names:
+        batches = data.evaluation_batches(getattr(splits, name), config.data, config.sample.batch_size)
+        measured = model.evaluate(batches, verbose=0, return_dict=True)
+        found[name] = {"loss": float(measured["loss"]), "accuracy": float(measured["accuracy"])}
+    return found
+
+
+def commit() -> str | None:
+    """Of the code that measures; None where there is no git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        here = pathlib.Path(__file__).parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    return None
+
+
+def machine() -> str:
+    """Cores and versions."""
+    versions = workdir.versions()
+    names = ", ".join(f"{name} {versions[name.lower()]}" for name in ("Python", "TensorFlow", "Keras"))
+    return f"{os.cpu_count()} cores ({platform.machine()}), {names}"
+
+
+def command(module: str) -> str:
+    """As it was given, without where things lie and how they were shared out."""
+    given = [a for a in sys.argv[1:] if not a.startswith(tuple(f"{name}=" for name in _LEFT_OUT))]
+    return shlex.join([".venv/bin/python", "-m", module, *given])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of numbers and its 95 % t interval; without two of them NaN, the interval or all."""
+    found = np.asarray(values, np.float64)
+    if not len(found):
+        return np.nan, np.nan, np.nan
+    mean = float(found.mean())
+    if len(found) < 2:
+        return mean, np.nan, np.nan
+    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
+    return mean, mean - half, mean + half
+
+
+def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float, float, float]:
+    """Mean difference over the seeds that both have, and its 95 % t interval; NaN without two of them."""
+    return interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def mean_cell(values: Sequence[float], form: str) -> str:
+    """A table's mean."""
+    return f"{np.mean(values):{form}}" if len(values) else "-"
+
+
+def spread_cell(values: Sequence[float], form: str = ".2f") -> str:
+    """A table's mean and standard deviation."""
+    return mean_cell(values, form) + (f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else "")
+
+
+def interval_cell(mean: float, low: float, high: float, form: str = "+.2f") -> str:
+    """A table's mean with its interval."""
+    return f"{mean:{form}}" + ("" if np.isnan(low) else f" ({low:{form}} to {high:{form}})")
+
+
+def listed(values: Sequence[Any]) -> str:
+    """Numbers after another."""
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Needs Python 3.11 and make; all else is set up in .venv.
 PYTHON ?= python3.11
 
-.PHONY: setup demo test lint fast clean
+.PHONY: setup demo test lint fast claims-quick clean
 
 setup: .venv/done
 
@@ -20,6 +20,11 @@ test: setup lint
 
 fast: setup
 	.venv/bin/python -m pytest -n auto --dist loadfile -m 'not slow'
+
+# Whether the whole study of the paper's claims runs (docs/results/README.md); its figures are of no account.
+claims-quick: setup
+	.venv/bin/python -m benchmarks.claims --config=configs/claims_quick.py --workdir=runs/claims_quick --seeds=0,1 \
+		--export=runs/claims_quick/results/claims/quick
 
 lint: setup
 	.venv/bin/ruff check

@@ -1,0 +1,165 @@
+"""The command: measures, and writes the pages. See `benchmarks.claims`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from benchmarks import records
+from benchmarks.claims import anchors, guided, priors, retraining, sampling
+from benchmarks.claims.claim import Claim, Verdict
+from benchmarks.claims.study import Study
+from tfnas import functions, workdir
+from tfnas.config import from_config_dict
+from tfnas.errors import UserError
+
+CLAIMS: dict[str, Claim] = {
+    **anchors.CLAIMS,
+    **guided.CLAIMS,
+    **priors.CLAIMS,
+    **sampling.CLAIMS,
+    **retraining.CLAIMS,
+}
+_SUMMARY = "README.md"
+
+
+def measured(study: Study, name: str, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """The records of a claim, by seed; made where they are not there."""
+    claim, found = CLAIMS[name], {}
+    for seed in seeds if claim.seeded else [0]:
+        file = f"records/{name}/seed{seed}.json"
+        if not (study.work.path / file).exists():
+            print(f"claims    {name}, seed {seed}", flush=True)
+            keras.utils.clear_session()
+            start = time.monotonic()
+            record = claim.measure(study, seed)
+            seconds = round(time.monotonic() - start, 1)
+            study.work.write_json(file, {"record": record, "seconds": seconds, "commit": records.commit()})
+        found[seed] = json.loads((study.work.path / file).read_text())
+    return found
+
+
+def export(name: str, found: Mapping[int, Mapping[str, Any]], command: str, folder: pathlib.Path) -> None:
+    """Writes what was measured as FOLDER/NAME.json, and its page."""
+    raw = {"command": command, "machine": records.machine(), "seeds": {str(seed): kept for seed, kept in found.items()}}
+    workdir.Workdir(folder).write_json(f"{name}.json", raw)
+    render(name, folder)
+
+
+def _kept(name: str, folder: pathlib.Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """The raw numbers of a claim, and its records by seed."""
+    raw = json.loads((folder / f"{name}.json").read_text())
+    return raw, {int(seed): kept["record"] for seed, kept in raw["seeds"].items()}
+
+
+def render(name: str, folder: pathlib.Path) -> None:
+    """Makes FOLDER/NAME.md and NAME.svg from NAME.json."""
+    claim = CLAIMS[name]
+    raw, found = _kept(name, folder)
+    report, work = claim.report(found), workdir.Workdir(folder)
+    kept = raw["seeds"]
+    seconds = sum(one["seconds"] for one in kept.values())
+    commits = ", ".join(sorted({one["commit"] or "unknown" for one in kept.values()}))
+    seeds = f"Seeds {', '.join(kept)}. " if claim.seeded else ""
+    told = f"{seeds}{raw['machine']}. Commit {commits}. {seconds:,.0f} s, besides what other claims had done before."
+    lines = [f"# {claim.title}", f"`{raw['command']}`", told, claim.about, report.table.rstrip()]
+    if report.draw:
+        lines.append(f"![{claim.title}]({name}.svg)")
+        work.write(f"{name}.svg", lambda file: _draw(report.draw, name, file))
+    lines.append("\n".join(f"- {v.claim}: **{v.status}** ({v.numbers})." for v in report.verdicts))
+    text = "\n\n".join(lines) + "\n"
+    work.write(f"{name}.md", lambda file: file.write_text(text))
+
+
+def _draw(draw: Any, name: str, file: pathlib.Path) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: Any = {"svg.hashsalt": name, "font.size": 10, "svg.fonttype": "none"}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        draw(figure)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def summary(folder: pathlib.Path) -> str:
+    """A line for each claim of every study in FOLDER/STUDY."""
+    lines = [
+        "# The paper's claims, as measured here",
+        "One line a claim: it holds if the mean difference over the seeds is above zero with its whole 95 % t "
+        "interval. Each link leads to the table, its command, the commit and the raw numbers. A star marks what the "
+        "paper does not claim. How searching compares with narrowing by hand and with pruning: "
+        "[contest.md](contest.md).",
+    ]
+    for study in sorted(path for path in folder.iterdir() if path.is_dir()):
+        rows: list[str] = []
+        for name, claim in CLAIMS.items():
+            if (study / f"{name}.json").exists():
+                _, found = _kept(name, study)
+                link = f"[{claim.title.partition(':')[0]}]({folder.name}/{study.name}/{name}.md)"
+                link += " *" * claim.beyond
+                rows += [_line(link, verdict) for verdict in claim.report(found).verdicts]
+        if rows:
+            lines += [f"## {study.name}", "| table | claim | here | numbers |\n|---|---|---|---|\n" + "\n".join(rows)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _line(link: str, verdict: Verdict) -> str:
+    return f"| {link} | {verdict.claim} | {verdict.status} | {verdict.numbers} |"
+
+
+def _summarise(folder: pathlib.Path) -> None:
+    """Writes the page above the studies that FOLDER is one of."""
+    text = summary(folder.parent)
+    workdir.Workdir(folder.parent.parent).write(_SUMMARY, lambda file: file.write_text(text))
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Settings of the study: a Python file with get_config().")
+    flags.DEFINE_string("workdir", None, "Of the study.")
+    flags.DEFINE_list("claims", list(CLAIMS), "What is measured.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "One record of each claim a seed.")
+    flags.DEFINE_string("export", None, "Folder of the pages, DIR/STUDY.")
+    flags.DEFINE_string("render", None, "Measure nothing: make the pages of this folder again from their JSON.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Measures or renders what the flags say."""
+    logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
+    given = flags.FLAGS
+    if odd := [name for name in given.claims if name not in CLAIMS]:
+        raise UserError(f"--claims: some of {', '.join(CLAIMS)} expected. Received: {odd[0]!r}")
+    if given.render:
+        folder = pathlib.Path(given.render)
+        for name in given.claims:
+            if (folder / f"{name}.json").exists():
+                render(name, folder)
+        _summarise(folder)
+        return
+    if not given.config or not given.workdir:
+        raise UserError("claims: --config and --workdir expected, or --render")
+    functions.look_in(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
+    study = Study(from_config_dict(given.config).check(), given.workdir)
+    for name in given.claims:
+        found = measured(study, name, [int(seed) for seed in given.seeds])
+        report = CLAIMS[name].report({seed: kept["record"] for seed, kept in found.items()})
+        print(f"\n{CLAIMS[name].title}\n\n{report.table}")
+        for verdict in report.verdicts:
+            print(f"- {verdict.claim}: {verdict.status} ({verdict.numbers})")
+        if given.export:
+            export(name, found, records.command("benchmarks.claims"), pathlib.Path(given.export))
+    if given.export:
+        _summarise(pathlib.Path(given.export))
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)

@@ -1,0 +1,90 @@
+"""Published figures that need no training."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+
+import tfnas
+from benchmarks.claims.claim import FAILS, HOLDS, UNTESTED, Claim, Records, Report, Verdict, markdown
+from benchmarks.claims.study import Study
+from tfnas import supernets
+
+_FILE = pathlib.Path(__file__).parents[2] / "tests" / "data" / "pgnas_densenet121_imagenet_posterior.json"
+_SAMPLES = 1500
+_WITHIN = 0.01  # what counts as the published number
+# Super-network, published parameters in M, and how it is made.
+_NETWORKS: dict[str, tuple[float, Any]] = {
+    "SupNet-M": (26.2, lambda: supernets.multi_branch_resnet()),
+    "SupNet-MI": (72.7, lambda: supernets.multi_branch_resnet(width=160)),
+    "SupNet-E": (4.6, lambda: supernets.enas()),
+    "SupNet-EI": (15.3, lambda: supernets.enas(width=72)),
+    "SupNet-R-50": (44.0, lambda: supernets.resnet50()),
+}
+_UNTESTED = {
+    "CIFAR-10: a test error of 2.06 % with SupNet-MI": "1,800 epochs of 72.7 M parameters take GPU days",
+    "CIFAR-100: 14.28 %; ImageNet: 24.8 % with D-121, 22.73 % with R-50": "no such data or GPU here",
+    "On ImageNet the ranking of D-121's samples has mean 73.26 %, deviation 0.06, best 73.43 %": "needs ImageNet and "
+    "the released weights",
+    "Something-Something v1: 44.2 % with a 3-D DenseNet-121": "no such data or GPU here",
+}
+
+
+def _parameters(model: keras.Model) -> int:
+    """Trainable ones."""
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
+
+
+def _measure(study: Study, seed: int) -> dict[str, Any]:
+    counts = {name: _parameters(build()) / 1e6 for name, (_, build) in _NETWORKS.items()}
+    supernet = tfnas.gate(supernets.densenet121(), ell2=100, num_examples=1.2e6)
+    published = tfnas.Posterior.from_reference(_FILE.read_text(), supernet.posterior())
+    candidates = published.sample(_SAMPLES, seed=seed)
+    kept = [published.cost_of(candidate) / 1e6 for candidate in candidates]
+    return {
+        "counts": counts,
+        "gated": published.total_parameters() / 1e6,
+        "expected": published.expected_parameters() / 1e6,
+        "kept": float(np.mean(kept)),
+        "deviation": float(np.std(kept)),
+        "dropped": float(np.mean([1 - c.kept / c.total for c in candidates])),
+    }
+
+
+def _report(found: Records) -> Report:
+    (record,) = found.values()
+    rows, verdicts = [], []
+    for name, (published, _) in _NETWORKS.items():
+        counted = record["counts"][name]
+        rows.append((name, f"{published:.1f}", f"{counted:.2f}"))
+        same = abs(counted / published - 1) <= _WITHIN
+        numbers = f"{counted:.2f} M counted"
+        verdicts.append(Verdict(f"{name} has {published:.1f} M parameters", HOLDS if same else FAILS, numbers))
+    rows.append(("D-121, gated convolutions", "6.86", f"{record['gated']:.2f}"))
+    rows.append(("D-121, kept by the published posterior", "6.6", f"{record['expected']:.3f}"))
+    same = abs(record["expected"] / 6.6 - 1) <= _WITHIN
+    verdicts.append(
+        Verdict(
+            "The published posterior of DenseNet-121 keeps 6.6 M weights",
+            HOLDS if same else FAILS,
+            f"{record['expected']:.3f} M expected of {record['gated']:.3f} M; {_SAMPLES:,} samples have "
+            f"{record['kept']:.4f} ± {record['deviation']:.4f} M and drop {record['dropped']:.1%} of the channels",
+        )
+    )
+    verdicts += [Verdict(claim, UNTESTED, why) for claim, why in _UNTESTED.items()]
+    return Report(markdown(("network", "published, M", "counted, M"), rows), verdicts)
+
+
+CLAIMS = {
+    "anchors": Claim(
+        "Published figures that need no training",
+        "Parameters of the super-networks as their builders make them, and of the released posterior of DenseNet-121.",
+        _measure,
+        _report,
+        seeded=False,
+    ),
+}

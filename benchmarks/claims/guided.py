@@ -141,11 +141,13 @@ def _report_histogram(found: Records) -> Report:
 
     def draw(figure: Any) -> None:
         for axes, kind in zip(figure.subplots(1, 2), ("search", "own"), strict=True):
+            every = [value for record in found.values() for values in record[kind].values() for value in values]
+            bins = np.linspace(100 * min(every), 100 * max(every) + 1e-6, 41)
             axes.spines[["top", "right"]].set_visible(False)
             for name, colour in (("posterior", figures.BLUE), ("random", figures.ORANGE)):
                 values = 100 * np.concatenate([record[kind][name] for record in found.values()])
                 weights = np.full(len(values), 100 / len(values))
-                axes.hist(values, np.linspace(0, 100, 51), weights=weights, color=colour, alpha=0.65, label=name)
+                axes.hist(values, bins, weights=weights, color=colour, alpha=0.65, label=name)
             axes.set(xlabel="validation accuracy, %", title={"search": "search's statistics", "own": "its own"}[kind])
         figure.axes[0].set_ylabel("share of candidates, %")
         figure.axes[0].legend(frameon=False)

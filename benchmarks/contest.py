@@ -57,7 +57,7 @@ from benchmarks import records
 from benchmarks.arms import ARMS, NEAR, RESOURCES, Run
 from tfnas import data, functions, workdir
 from tfnas.config import Config, from_config_dict
-from tfnas.errors import UserError
+from tfnas.errors import UserError, ending_in_one_line
 
 _POLL_SECONDS = 5.0
 _SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training")  # settings that a contest depends on
@@ -320,9 +320,13 @@ def _define_flags() -> None:
 
 
 def main(_: Sequence[str]) -> None:
-    """Does this process's runs; prints the table if all are done."""
+    """Does this process's runs; prints the table if all are done. A user's mistake ends with one line."""
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
-    given = flags.FLAGS
+    with ending_in_one_line(flags.FLAGS.workdir):
+        _run(flags.FLAGS)
+
+
+def _run(given: Any) -> None:
     functions.look_in(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
     config = from_config_dict(given.config)
     others = json.loads(pathlib.Path(given.decays_from).read_text())["decays"] if given.decays_from else None

@@ -29,6 +29,6 @@ def get_config():
             ),
             sample=Sample(num_candidates=1500, num_random=200),
             retrain=Retrain(epochs=24, batch_size=100, learning_rate=0.1, weight_decay=5e-4),
-            tune=Tune(ell2=(100.0, 175.0, 250.0, 350.0)),
+            tune=Tune(ell2=(50.0, 100.0, 175.0, 250.0)),
         )
     )

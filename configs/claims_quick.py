@@ -17,6 +17,6 @@ def get_config():
             ),
             sample=Sample(num_candidates=60, num_random=30),
             retrain=Retrain(epochs=8, batch_size=50, learning_rate=0.1, weight_decay=5e-4),
-            tune=Tune(ell2=(40.0, 160.0, 400.0)),
+            tune=Tune(ell2=(20.0, 80.0, 160.0)),
         )
     )

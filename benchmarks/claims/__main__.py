@@ -19,7 +19,7 @@ from benchmarks.claims.claim import Claim, Verdict
 from benchmarks.claims.study import Study
 from tfnas import functions, workdir
 from tfnas.config import from_config_dict
-from tfnas.errors import UserError
+from tfnas.errors import UserError, ending_in_one_line
 
 CLAIMS: dict[str, Claim] = {
     **anchors.CLAIMS,
@@ -132,9 +132,13 @@ def _define_flags() -> None:
 
 
 def main(_: Sequence[str]) -> None:
-    """Measures or renders what the flags say."""
+    """Measures or renders what the flags say; a user's mistake ends with one line."""
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
-    given = flags.FLAGS
+    with ending_in_one_line(flags.FLAGS.workdir or flags.FLAGS.render or os.curdir):
+        _run(flags.FLAGS)
+
+
+def _run(given: Any) -> None:
     if odd := [name for name in given.claims if name not in CLAIMS]:
         raise UserError(f"--claims: some of {', '.join(CLAIMS)} expected. Received: {odd[0]!r}")
     if given.render:

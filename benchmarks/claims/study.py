@@ -31,7 +31,7 @@ from tfnas.supernet import Supernet
 
 _RECALIBRATE = 250  # training images
 _FIXED = "fixed/checkpoints"
-_SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training")  # settings that a study depends on
+_SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training", "tune")  # settings that a study depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +221,13 @@ class Study:
         return self.pool(searched, "tilted" if posterior else "posterior", drawn, own)
 
     def trained(
-        self, searched: Searched, model: keras.Model, epochs: int, rate: float, title: str
+        self,
+        searched: Searched,
+        model: keras.Model,
+        epochs: int,
+        rate: float,
+        title: str,
+        settle: bool = False,
     ) -> dict[str, dict[str, float]]:
         """Trains a network without gates by one cosine from `rate`, and scores it; test comes last.
 
@@ -231,6 +237,13 @@ class Study:
             epochs: of the training.
             rate: the learning rate at the start.
             title: names the checkpoints, so unique in that folder.
+            settle: score it with normalisation statistics taken anew: after few steps the moving ones are still partly
+                those that it started with.
         """
         training.fit_plain(searched.config, self.splits, searched.work, model, epochs, Cosine(rate, epochs), title)
+        if settle:
+            for layer in model.layers:
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.momentum = 0.0  # the next call's statistics replace the moving ones
+            model(training.calibration_images(self.config, self.splits, _RECALIBRATE), training=True)
         return records.scores(model, self.splits, self.config)

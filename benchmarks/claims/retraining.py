@@ -115,8 +115,8 @@ CLAIMS = {
     "tau": Claim(
         "Does the ranking survive retraining?",
         f"{_CANDIDATES} candidates between {_SHARES[0]:.0%} and all of the learned size, ranked by validation loss "
-        "with inherited weights and statistics of their own, and again after a quarter of retraining's epochs, with statistics "
-        "taken anew.",
+        "with inherited weights and statistics of their own, and again after a quarter of retraining's epochs, with "
+        "statistics taken anew.",
         _measure_tau,
         _report_tau,
         beyond=True,

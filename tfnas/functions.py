@@ -67,7 +67,7 @@ def call(key: str, text: str, function: Callable[..., Any], *arguments: Any, **k
         raise UserError(f"{key}: '{text}' failed: {told(error)}") from None
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """One line: type, message, and the innermost place in a file that is nobody's installed package."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     own = [f for f in frames if "site-packages" not in f.filename and "tfnas/functions.py" not in f.filename]

@@ -23,6 +23,7 @@ from tfnas.workdir import Workdir
 _MOST_UNDECIDED = 10  # gates listed
 _SETTLED = 0.05  # of a drop probability: what it may still move by
 _FEW = 3  # layers named in a sentence
+_SEVERAL = "they are of several runs; run the stages again, in another --workdir"
 _HEADINGS = ("network", "valid.", "test", "parameters", "mult-adds", "file", "latency")
 # What the networks are that the found one is compared with, by how their rows' names start.
 _NOTES = (
@@ -161,14 +162,18 @@ def _check_one_run(
 ) -> None:
     """Raises UserError unless the files name the same layers, groups and kinds."""
     if {name: mask.size for name, mask in architecture.items()} != {g.name: g.num_channels for g in posterior.layers}:
-        raise UserError(f"report: the layers of {workdir.ARCHITECTURE} are not those of {workdir.POSTERIOR}")
+        raise UserError(
+            f"report: the layers of {workdir.ARCHITECTURE} are not those of {workdir.POSTERIOR}: {_SEVERAL}"
+        )
     epochs = [{name: len(p) for name, p in record["drop_probability"].items()} for record in history]
     alike = all(epoch == epochs[0] for epoch in epochs)
     if not epochs or not alike or list(epochs[0]) != [g.name for g in posterior.layers]:
-        raise UserError(f"report: the layers of {workdir.HISTORY} are not those of {workdir.POSTERIOR}, in every epoch")
+        raise UserError(
+            f"report: the layers of {workdir.HISTORY} are not those of {workdir.POSTERIOR} in every epoch: {_SEVERAL}"
+        )
     missing = set(ranking["kinds"]) - {candidate["kind"] for candidate in candidates}
     if missing:
-        raise UserError(f"report: {workdir.CANDIDATES} has no candidate of the kind '{min(missing)}'")
+        raise UserError(f"report: {workdir.CANDIDATES} has no candidate of the kind '{min(missing)}': {_SEVERAL}")
 
 
 def _what(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

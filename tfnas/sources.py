@@ -118,7 +118,10 @@ def from_tfds(config: config_lib.Data, folder: pathlib.Path) -> Source:
     features = builder.info.features
     keys = builder.info.supervised_keys
     if not keys or len(keys) != 2 or not isinstance(features[keys[1]], tfds.features.ClassLabel):
-        raise UserError(f"data.name: '{config.name}' has no (image, label) pairs; an image classification set expected")
+        raise UserError(
+            f"data.name: a set of (image, label) pairs for classification expected. Received: '{config.name}', with "
+            f"{'the pair ' + str(keys) if keys else 'no pairs'}"
+        )
     pixels, labels = features[keys[0]], features[keys[1]]
     shape = tuple(pixels.shape)
     if len(shape) != 3 or shape[-1] is None:
@@ -365,7 +368,7 @@ def _check_disjoint(expressions: dict[str, str], parts: dict[str, _Part]) -> Non
 def _files(root: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
     """By split: (path, class) of its images, in the fixed order."""
     if not root.is_dir():
-        raise UserError(f"data.folder: no folder '{root}'")
+        raise UserError(f"data.folder: a folder of DIR/CLASS/*.jpg expected. Received: '{root}', which is not there")
     tops = _entries(root)
     for top in tops:
         if not top.is_dir():

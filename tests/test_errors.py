@@ -1,6 +1,7 @@
 """Every error that a user can cause has its row in docs/errors.md; those that no other file's tests cause are here."""
 
 import ast
+import collections
 import json
 import re
 import types
@@ -60,20 +61,24 @@ def pattern(node, names):
     return ".*", 0
 
 
+def is_text(node):
+    return isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", None), str)
+
+
 def raise_sites():
     """(file:line, pattern) of every message in tfnas/ and pipelines/ that is not another's passed on."""
     for file in sorted([*ROOT.glob("tfnas/**/*.py"), *ROOT.glob("pipelines/*.py")]):
         for function in ast.walk(ast.parse(file.read_text())):
             if not isinstance(function, ast.FunctionDef):
                 continue
-            # Words that a function first gives a name.
-            texts = (ast.Constant, ast.JoinedStr)
-            names = {
-                node.targets[0].id: node.value
+            # Words that a function first gives a name, if it does so once.
+            given = [
+                (node.targets[0].id, node.value)
                 for node in ast.walk(function)
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-                if isinstance(node.value, texts) and isinstance(getattr(node.value, "value", ""), str)
-            }
+            ]
+            counts = collections.Counter(name for name, _ in given)
+            names = {name: value for name, value in given if counts[name] == 1 and is_text(value)}
             for node in ast.walk(function):
                 called = getattr(node, "func", None)
                 if getattr(called, "id", getattr(called, "attr", "")) in TELLING and node.args:
@@ -407,3 +412,49 @@ def test_a_stop_by_the_keyboard_and_a_full_disk_end_in_one_line(capsys):
         raise OSError(28, "No space left on device", "runs/digits/posterior.json")
     said = "tfnas: runs/digits/posterior.json: No space left on device; what was finished is kept, and the same command"
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_confusion_of_other_classes_is_not_exported(tmp_path, monkeypatch):
+    work = made(tmp_path)
+    (work.path / workdir.CUT_ARCHITECTURE).write_text(Architecture({"a": np.ones(2, bool)}).to_json())
+    splits = types.SimpleNamespace(num_classes=10)
+    monkeypatch.setattr(export.sources, "load", lambda *_: None)
+    monkeypatch.setattr(export.data, "from_source", lambda *_: splits)
+    monkeypatch.setattr(export.saving, "load", lambda *_: None)
+    monkeypatch.setattr(export, "_check_fits", lambda *_: None)
+    words = "retrain/results.json: a confusion of 10 classes expected. Received: 2; run retrain again"
+    told(words, export._export, CONFIG, work)
+
+
+def test_a_constant_where_the_size_is_not_known():
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", bias_initializer="ones", name="stem")(image)
+    x = keras.layers.Conv2D(4, 3, padding="same", bias_initializer="ones", name="a")(x)
+    x = keras.layers.Conv2D(4, 3, padding="same", name="b")(x)
+    logits = keras.layers.Dense(2, name="head")(keras.layers.GlobalAveragePooling2D()(x))
+    supernet = tfnas.gate(keras.Model(image, logits), ell2=1.0, num_examples=10)
+    masks = {"a": np.zeros(4, bool), "b": np.ones(4, bool)}
+    words = "subnet: a dropped operation leaves a constant where the spatial size is not known: give the model's input"
+    told(words, tfnas.subnet, supernet, Architecture(masks))
+
+
+def test_requests_that_name_no_input_or_a_label():
+    from tfnas import served
+
+    spec = tf.TensorSpec((None, 2), tf.float32)
+    signature = types.SimpleNamespace(structured_input_signature=((), {"a": spec, "b": spec}))
+    model = served.Model.__new__(served.Model)
+    model._loaded = types.SimpleNamespace(signatures={served.DEFAULT_SIGNATURE: signature})
+    words = "inputs by name expected: 'a', 'b'. Received: values without names"
+    told(words, lambda: model.predict("", [[1, 2]], [], served.from_json), kind=served.Refused)
+    labelled = types.SimpleNamespace(version_label="stable")
+    words = "version_label: none is served, a version expected. Received: stable"
+    told(words, served.Models([]).wanted, labelled, kind=served.Refused)
+
+
+def test_words_of_tensorflow_come_without_its_names_for_places():
+    with pytest.raises(tf.errors.OpError) as raised:
+        list(tf.data.Dataset.from_tensors("nowhere.png").map(tf.io.read_file))
+    assert "{{" in str(raised.value)
+    words = errors.plain(raised.value)
+    assert "nowhere.png; No such file or directory" in words and not re.search(r"[{}\n]|\[\[|\[Op", words)

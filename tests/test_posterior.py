@@ -275,7 +275,10 @@ def test_published_posterior_of_densenet121():
         ("[]", "not the JSON of a published posterior"),
         ('{"drop_probability": {"a": [0.1]}}', "layers differ, first 'b', which is only among the super-network's"),
         ('{"drop_probability": {"a": [0.1], "b": [0.1], "c": [1]}}', "first 'c', which is only among the published"),
-        ('{"drop_probability": {"a": [0.1], "b": [0.1, 0.2]}}', "'b' has 1 sources. Received: 2 values"),
+        (
+            '{"drop_probability": {"a": [0.1], "b": [0.1, 0.2]}}',
+            "'b' has 1 sources, one value each expected. Received: 2",
+        ),
         (
             '{"drop_probability": {"a": [0.1], "b": [1.5]}}',
             r"'drop_probability.b\[0\]' must be a finite number in \[0, 1\]",

@@ -104,8 +104,8 @@ class Architecture(Mapping[str, np.ndarray]):
         architecture = cls(keep)
         if value["digest"] != (digest := architecture.digest()):
             raise UserError(
-                f"architecture: altered since it was written: digest {shown(value['digest'])} expected. Received: "
-                f"'{digest}'. Take the file as it was, or sample again"
+                f"architecture: altered since it was written: digest {shown(value['digest'][:12])} expected. Received: "
+                f"'{digest[:12]}'. Take the file as it was, or sample again"
             )
         return architecture
 

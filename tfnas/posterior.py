@@ -377,7 +377,8 @@ class Posterior:
         for g in like.layers:
             if len(published[g.name]) != len(g.group_sizes):
                 raise UserError(
-                    f"posterior: '{g.name}' has {len(g.group_sizes)} sources. Received: {len(published[g.name])} values"
+                    f"posterior: '{g.name}' has {len(g.group_sizes)} sources, one value each expected. "
+                    f"Received: {len(published[g.name])}"
                 )
         return cls(tuple(dataclasses.replace(g, drop_probability=published[g.name]) for g in like.layers))
 

@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 
 from tfnas import config as config_lib
 from tfnas import functions, terminal
-from tfnas.errors import UserError, unwritable
+from tfnas.errors import UserError, plain, unwritable
 
 tfds.disable_progress_bar()
 
@@ -500,7 +500,7 @@ def _survey(dataset: tf.data.Dataset, split: str, config: config_lib.Data) -> _S
             shapes.add(image.shape)
             digests.add(hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest())
     except tf.errors.OpError as error:
-        raise UserError(f"{about} cannot be read: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{about} cannot be read: {plain(error)}") from None
     if not size:
         raise UserError(f"{about} is empty; examples expected")
     return _Survey(size, shapes, largest, digests)

@@ -14,6 +14,7 @@ NAMES = [f"conv5_block{i}_depthwise_expansion_convolution" for i in range(1, 13)
 PICTURES = 7
 LEAST_LETTERS = 8  # pixels high, of pictures
 LEAST_CONTRAST = 4.5  # of the Web Content Accessibility Guidelines, level AA
+LEAST_CONTRAST_OF_LINES = 2
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,11 @@ def test_colours_of_text_can_be_told_from_the_page(page):
     assert {"P", "TD", "PRE", "FIGCAPTION", "SUMMARY", "text"} <= {tag for tag, _, _ in colours}
     weak = {colour for colour in map(tuple, colours) if contrast(*colour[1:]) < LEAST_CONTRAST}
     assert weak == set()
+    drawn = page.evaluate(
+        """() => Array.from(document.querySelectorAll('svg path, svg use'), one => getComputedStyle(one).stroke)
+            .filter(stroke => stroke.startsWith('rgb('))"""
+    )
+    assert drawn and {line for line in drawn if contrast(line, colours[0][2]) < LEAST_CONTRAST_OF_LINES} == set()
     dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     assert (luminance(colours[0][2]) < 0.1) == dark
 

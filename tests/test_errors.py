@@ -10,7 +10,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-import scipy.sparse
+import scipy.sparse.csgraph
 import tensorflow as tf
 from conftest import ROOT, load_config
 from test_report import CONFIG, made

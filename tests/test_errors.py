@@ -175,16 +175,23 @@ def test_a_section_that_is_a_number():
     told("config: 'data' must be a section of keys. Received: 3", config.from_config_dict, {"data": 3})
 
 
-@pytest.mark.parametrize("kind", ["ValueError", "RuntimeError"])
-def test_a_config_file_that_fails_is_told_with_the_line(tmp_path, capsys, kind):
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise ValueError('not\\nyet')", "ValueError: not yet (FILE, line 2)"),
+        ("raise RuntimeError('not\\nyet')", "RuntimeError: not yet (FILE, line 2)"),
+        ("3 +", "SyntaxError: invalid syntax (broken.py, line 2)"),
+    ],
+)
+def test_a_config_file_that_fails_is_told_with_the_line(tmp_path, capsys, body, words):
     file = tmp_path / "broken.py"
-    file.write_text(f"def get_config():\n    raise {kind}('not\\nyet')\n")
+    file.write_text(f"def get_config():\n    {body}\n")
     # ml_collections loads it in a way that Python deprecates, of which a user is not told.
     with pytest.raises(SystemExit), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         main.parse_flags(["tfnas", "search", f"--config={file}", "--workdir=w"])
-    said = capsys.readouterr().err
-    assert said == f"tfnas: --config: the file could not be read: {kind}: not yet ({file}, line 2)\n"
+    words = words.replace("FILE", str(file))
+    assert capsys.readouterr().err == f"tfnas: --config: the file could not be read: {words}\n"
 
 
 def graph(layers, shape=(8, 8, 3)):

@@ -224,8 +224,8 @@ def _pruning(results: Mapping[str, Any]) -> str:
     if not pruned:
         return (
             "<p>It was not compared with pruning. <code>tfnas retrain ... --config.retrain.controls=true</code> trains "
-            "the full network without gates, prunes it to the same size by magnitude, and trains that as long; it "
-            "takes about as long as three more searches.</p>"
+            "networks to compare it with, among them the full one, pruned by magnitude to this size. They take about "
+            "as long as three more searches.</p>"
         )
     tested = sum(map(sum, results["confusion"]))
     mine, best = results_lib.chosen(results), max(pruned, key=lambda row: row["test_accuracy"])

@@ -78,11 +78,11 @@ def main(argv: Sequence[str]) -> None:
     folder = flags.FLAGS.workdir or "runs/pipeline"
     with ending_in_one_line(folder):
         if len(argv) > 1:
-            raise UserError(f"no argument expected besides flags. Received: {argv[1]}")
+            raise UserError(f"no argument expected besides flags, such as --config=FILE. Received: {argv[1]!r}")
         if flags.FLAGS.shard:
             raise UserError(f"--shard: --num_shards=N expected, all of which run. Received: {flags.FLAGS.shard!r}")
         if not (_RUNNER.value or _COMPILE_TO.value):
-            raise UserError("--runner=local, kubeflow or vertex, or --compile_to=FILE expected")
+            raise UserError("--runner=local, kubeflow or vertex, or --compile_to=FILE expected. Received: neither")
         config = _config()
         options = Options(
             image=_IMAGE.value,
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _config() -> config_lib.Config:
     if flags.FLAGS.config is None:
-        raise UserError("--config=FILE expected, for example --config=configs/digits.py")
+        raise UserError("--config=FILE expected, for example --config=configs/digits.py. Received: none")
     functions.look_in(_config_folder())
     return config_lib.from_config_dict(flags.FLAGS.config)
 
@@ -130,7 +130,9 @@ def compile_to(file: str, options: Options, arguments: dict[str, Any]) -> None:
     try:
         nas_pipeline.compile_to(file, options, arguments)
     except OSError as error:
-        raise UserError(f"--compile_to: {file}: {error.strerror}") from None
+        raise UserError(
+            f"--compile_to: a file that can be written expected. Received: {file} ({error.strerror})"
+        ) from None
 
 
 def run_locally(options: Options, arguments: dict[str, Any], folder: str) -> None:
@@ -279,17 +281,22 @@ def submit_to_kubeflow(options: Options, arguments: dict[str, Any], host: str, n
         UserError: if there is no Kubeflow Pipelines at `host`, or it refuses the run.
     """
     if not host:
-        raise UserError("--host=URL expected: where Kubeflow Pipelines answers, such as http://localhost:8080")
+        raise UserError(
+            "--host=URL expected: where Kubeflow Pipelines answers, such as http://localhost:8080. Received: none"
+        )
     import kfp
 
-    with _compiled(options, arguments) as file:
+    # Its retries, each of which it tells of, and a greeting of the client's: the reason is told once, below.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    with _compiled(options, arguments) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         try:
             client = kfp.Client(host=host, namespace=namespace)
             run = client.create_run_from_pipeline_package(
                 file, arguments=arguments, run_name=_run_name(), experiment_name=experiment, namespace=namespace
             )
         except Exception as error:  # whatever the client, urllib3 and the server may raise
-            raise UserError(f"--host: Kubeflow Pipelines at {host}: {_reason(error)}") from None
+            raise UserError(f"--host: Kubeflow Pipelines expected at {host}. Received: {_reason(error)}") from None
     return f"{host.rstrip('/')}/#/runs/details/{run.run_id}"
 
 
@@ -307,7 +314,10 @@ def vertex_job(
         UserError: if a flag is missing, google-cloud-aiplatform is not installed, or it refuses the job.
     """
     if not project or not bucket.startswith("gs://"):
-        raise UserError("--project=PROJECT and --bucket=gs://BUCKET/FOLDER expected, for the runner vertex")
+        raise UserError(
+            "--project=PROJECT and --bucket=gs://BUCKET/FOLDER expected, for the runner vertex. "
+            f"Received: {project!r} and {bucket!r}"
+        )
     try:
         from google.cloud import aiplatform
     except ImportError:

@@ -113,9 +113,9 @@ def test_shared_layers_and_other_models_are_refused():
 
 def test_masks_that_do_not_fit_are_refused():
     graph = graph_of(lambda x: keras.layers.Conv2D(3, 1, name="a")(x))
-    with pytest.raises(UserError, match="no layer 'b'"):
+    with pytest.raises(UserError, match="one of the layers .* expected. Received: 'b'; was it made for another"):
         graph.flow({"b": np.array([True])})
-    with pytest.raises(UserError, match="'a' has 3 input channels. Received: 2"):
+    with pytest.raises(UserError, match="'a': a mask of 3 input channels expected. Received: 2"):
         graph.flow({"a": np.array([True, False])})
 
 

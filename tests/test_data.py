@@ -41,7 +41,7 @@ def test_digits_are_scikit_learns_and_splits_disjoint(digits_folder):
         ({"validation": "train[1397:]"}, r"data.validation: 'train\[1397:\]' is empty"),
         ({"validation": "dev"}, r"data.validation: 'dev' is not a split of \['test', 'train'\]"),
         ({"train": "train[oops]"}, r"data.train: 'train\[oops\]' is not a split"),
-        ({"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}, "data.mean: 1 or 1 numbers expected"),
+        ({"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}, "data.mean and data.std: 1 number each expected"),
     ],
 )
 def test_bad_splits_are_refused(digits_folder, change, message):

@@ -1,5 +1,6 @@
 """What is exported: signatures, warm-up requests, the model card, and the gate before all of it is let out."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -218,6 +219,17 @@ def test_gate_refuses_another_network_and_what_cannot_be_reloaded(cropped, tmp_p
     arguments[3] = tmp_path
     with pytest.raises(RuntimeError, match=r"could not be used in a fresh process:\n(.|\n)*SavedModel file does not"):
         reloading.check(cropped[0], *arguments, correct, 80)
+
+
+def test_gate_refuses_another_number_of_correct_answers(cropped, monkeypatch):
+    def ask(signature, images):  # as a model does that knows one class
+        return np.eye(7)[[0] * len(images)], [NAMES[0]] * len(images)
+
+    monkeypatch.setattr(reloading, "_fresh_process", lambda path: contextlib.nullcontext(ask))
+    monkeypatch.setattr(reloading, "_difference", lambda *_: 0.0)
+    words = "of 80 test images correctly, and the network did 80 of 80 when retrain evaluated it: the same expected"
+    with pytest.raises(UserError, match=words):
+        reloading.check(*cropped[:-1], 80, 80)
 
 
 def test_gate_refuses_other_names(cropped):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def test_compiling_needs_no_tensorflow(tmp_path):
 MISTAKES = [
     (["--config=configs/digits.py"], 1, "--runner=local, kubeflow or vertex, or --compile_to=FILE expected"),
     (["--runner=local"], 1, "--config=FILE expected, for example --config=configs/digits.py"),
-    (["--runner=local", "--config=none.py"], 2, "config: no file 'none.py'"),
+    (["--runner=local", "--config=none.py"], 2, "--config: a Python file expected, such as configs/digits.py"),
     (
         ["--runner=local", "--config=configs/digits.py", "--config.search.el2=3"],
         2,
@@ -204,10 +205,11 @@ MISTAKES = [
     (["--runner=kubeflow", "--config=configs/digits.py"], 1, "--host=URL expected: where Kubeflow Pipelines answers"),
     (["--runner=vertex", "--config=configs/digits.py"], 1, "--project=PROJECT and --bucket=gs://BUCKET/FOLDER"),
     (["--compile_to=x.json", "--config=configs/digits.py"], 1, "--compile_to: a file name that ends in .yaml"),
-    (["--compile_to=/no/such/x.yaml", "--config=configs/digits.py"], 1, "/no/such/x.yaml: No such file"),
+    (["--compile_to=/no/such/x.yaml", "--config=configs/digits.py"], 1, "Received: /no/such/x.yaml (No such file"),
     (["--runner=local", "--config=configs/digits.py", "search"], 1, "no argument expected besides flags"),
     (["--runner=local", "--config=configs/digits.py", "--shard=1/2"], 1, "--shard: --num_shards=N expected"),
     (["--runner=local", "--config=configs/digits.py", "--workdir=WORKDIR"], 1, "holds a run of 'tfnas run'"),
+    (["--runner=local", "--config=configs/digits.py", "--workdir=/dev/null/x"], 1, "/dev/null/x: cannot be written"),
 ]
 # All of them in one process, which forks, because importing kfp takes seconds.
 _EACH = """
@@ -234,9 +236,30 @@ def test_mistakes_are_told_in_one_line(tmp_path):
 
 
 def test_a_host_that_is_not_there_is_told():
-    with pytest.raises(UserError, match="--host: Kubeflow Pipelines at http://127.0.0.1:1: .*") as raised:
+    words = "--host: Kubeflow Pipelines expected at http://127.0.0.1:1. Received: .*Connection refused"
+    with pytest.raises(UserError, match=words) as raised:
         run.submit_to_kubeflow(Options(), FIXED, "http://127.0.0.1:1", "kubeflow", "tfnas")
     assert "\n" not in str(raised.value)
+
+
+def test_vertex_is_not_there_or_refuses(monkeypatch):
+    aiplatform = pytest.importorskip("google.cloud.aiplatform")
+
+    def refuse(*arguments, **keywords):
+        raise ValueError("no such\nproject")
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(UserError, match="--runner=vertex: ValueError: no such project"),
+    ):
+        patched.setattr(aiplatform, "PipelineJob", refuse)
+        run.vertex_job(Options(), FIXED, "project", "us-central1", "gs://bucket/tfnas")
+    with pytest.raises(UserError, match="--runner=vertex: ValueError: no such project"):
+        run._submitted(types.SimpleNamespace(submit=refuse), "")
+    monkeypatch.setitem(sys.modules, "google.cloud.aiplatform", None)
+    monkeypatch.delattr("google.cloud.aiplatform", raising=False)
+    with pytest.raises(UserError, match="google-cloud-aiplatform is missing: pip install"):
+        run.vertex_job(Options(), FIXED, "project", "us-central1", "gs://bucket/tfnas")
 
 
 def test_what_vertex_is_sent():

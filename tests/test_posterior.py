@@ -141,9 +141,9 @@ def test_expected_cost_and_its_deviation_against_monte_carlo(resource, costs):
 
 
 def test_cost_of_another_networks_architecture_is_refused():
-    with pytest.raises(UserError, match="cost_of: .* not this posterior's; the first that differs is 'c'"):
+    with pytest.raises(UserError, match="cost_of: .* Received: others; 'c' is only in the architecture"):
         Q.cost_of(Architecture({"a": [True] * 5, "b": [True] * 4, "c": [True]}))
-    with pytest.raises(UserError, match="cost_of: 'b' has 4 input channels. Received: 3"):
+    with pytest.raises(UserError, match="cost_of: 'b': a mask of 4 input channels expected. Received: 3"):
         Q.cost_of(Architecture({"a": [True] * 5, "b": [True] * 3}))
 
 
@@ -275,7 +275,10 @@ def test_published_posterior_of_densenet121():
         ("[]", "not the JSON of a published posterior"),
         ('{"drop_probability": {"a": [0.1]}}', "layers differ, first 'b', which is only among the super-network's"),
         ('{"drop_probability": {"a": [0.1], "b": [0.1], "c": [1]}}', "first 'c', which is only among the published"),
-        ('{"drop_probability": {"a": [0.1], "b": [0.1, 0.2]}}', "'b' has 1 sources. Received: 2 values"),
+        (
+            '{"drop_probability": {"a": [0.1], "b": [0.1, 0.2]}}',
+            "'b' has 1 sources, one value each expected. Received: 2",
+        ),
         (
             '{"drop_probability": {"a": [0.1], "b": [1.5]}}',
             r"'drop_probability.b\[0\]' must be a finite number in \[0, 1\]",

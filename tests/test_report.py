@@ -1,6 +1,7 @@
 """The table and the HTML report, from a run's files that were made by hand."""
 
 import dataclasses
+import html
 import html.parser
 import io
 import json
@@ -10,6 +11,7 @@ import pytest
 import rich.console
 from conftest import load_config
 
+from tfnas import config as config_lib
 from tfnas import report, workdir
 from tfnas.errors import UserError
 from tfnas.posterior import LayerGates, Posterior
@@ -211,9 +213,9 @@ def test_page_answers_the_six_questions_in_order(tmp_path):
     assert not page.open
     assert page.headings == [
         "What did I get, and what did it cost?",
-        "Is it better than chance?",
-        "What does the network look like, and why?",
-        "What would another size give?",
+        "Is it better than chance, and than pruning?",
+        "What does the network look like now, and why?",
+        "What would a smaller or larger budget give?",
         "How do I serve it?",
         "How do I repeat it?",
     ]
@@ -386,6 +388,84 @@ def test_page_refuses_an_altered_file(tmp_path):
     (work.path / workdir.HISTORY).write_text("")
     with pytest.raises(UserError, match="truncated or changed since search wrote it"):
         report.html(work, CONFIG)
+
+
+def test_page_says_whether_it_is_better_than_chance(tmp_path):
+    # On 20 fresh examples 17, 15 and 13 are right: Wilson's intervals overlap.
+    text = report.html(made(tmp_path / "a"), CONFIG)
+    assert f"Not told apart from chance, from &#x27;{KINDS[1]}&#x27; and &#x27;{KINDS[2]}&#x27;" in text
+
+    def alter(ranking):
+        for kind, group in ranking["kinds"].items():
+            group["fresh"] = {"loss": 1.0, "accuracy": 0.9 if kind == "posterior" else 0.1, "num_examples": 100}
+
+    text = report.html(made(tmp_path / "b", alter=alter), CONFIG)
+    assert "Better than chance: before retraining, and on 100 fresh examples, the network found has 90.0 %" in text
+    assert f"the best of 3 {KINDS[1]}, 10.0 % (5.5 to 17.4)" in text  # Wilson's interval of 10 of 100
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict"), [(0.5, "Better than"), (0.9625, "Not told apart from"), (1.0, "Not told apart from")]
+)
+def test_page_says_whether_it_is_better_than_pruning(tmp_path, right, verdict):
+    pruned = {**FULL, "name": "magnitude pruning, fine-tuned", "test_accuracy": right, "parameters": 4_990}
+    text = report.html(made(tmp_path / "a", rows=(pruned, FOUND)), CONFIG)
+    # The confusion has 80 test images.
+    assert f"{verdict} pruning" in text and "on all 80 test examples" in text and "with 4,990 (in brackets" in text
+    poor = {**FOUND, "test_accuracy": 0.5}
+    if right == 1:
+        assert "Worse than pruning" in report.html(made(tmp_path / "b", rows=(pruned, poor)), CONFIG)
+
+
+def test_page_says_how_to_compare_with_pruning(tmp_path):
+    text = report.html(made(tmp_path), CONFIG)
+    assert "not compared with pruning" in text and "--config.retrain.controls=true" in text
+
+
+def test_page_says_what_the_run_took(tmp_path):
+    work = made(tmp_path)
+    manifest = work.manifest()
+    for stage, seconds in (("search", 51.8), ("retrain", 7300.0), ("evaluate", 0.0), ("report", 9.0)):
+        manifest["stages"].setdefault(stage, {"key": "", "outputs": {}})["seconds"] = seconds
+    work.write_sealed(workdir.MANIFEST, manifest)
+    text = report.html(work, CONFIG)
+    assert "It took 2 h 3 min on the machine" in text and "search 52 s, retrain 2 h 2 min." in text
+    assert "It took" not in report.html(made(tmp_path / "unknown"), CONFIG)
+
+
+def test_page_says_which_layers_were_decided_early_and_which_are_open(tmp_path):
+    # 'early' stays where it starts, 'late' moves until the fourth of five epochs.
+    posterior = Posterior((LayerGates("early", (4,), (0.02,), 9), LayerGates("late", (2, 2), (0.5, 0.99), 9)))
+    work = made(tmp_path, posterior=posterior)
+    history = [
+        {"epoch": e, "loss": 1, "kept": 0.9, "drop_probability": {"early": [0.02], "late": [0.5, p]}}
+        for e, p in enumerate((0.1, 0.3, 0.9, 0.97, 0.99), start=1)
+    ]
+    work.file(workdir.HISTORY).write_text("".join(json.dumps(record) + "\n" for record in history))
+    manifest = work.manifest()
+    manifest["stages"]["search"]["outputs"][workdir.HISTORY] = workdir.digest(work.path / workdir.HISTORY)
+    work.write_sealed(workdir.MANIFEST, manifest)
+    text = report.html(work, CONFIG)
+    assert "first quarter of the search: 1 of 2 layers; last: late (epoch 4)." in text
+    assert "Most gates still open: late (1)." in text
+    assert row(text, "1", "0", "1") and row(text, "4", "1", "2")  # settled in, open, gates
+
+
+def test_page_has_a_config_file_that_repeats_the_run(tmp_path):
+    other = config_lib.from_config_dict(
+        {
+            **config_lib.to_dict(CONFIG),
+            "seed": 7,
+            "search": {"epochs": 12, "boundaries": (3.0, 6.0), "schedule": "steps"},
+        }
+    )
+    for config in (CONFIG, other):
+        scope = {}
+        exec(report.config_file(config), scope)
+        assert config_lib.from_config_dict(scope["get_config"]()) == config
+    assert "seed=7" in report.config_file(other) and "min_accuracy=0.9" in report.config_file(other)
+    text = report.html(made(tmp_path), CONFIG)
+    assert html.escape(report.config_file(CONFIG)) in text and "--config=again.py" in text
 
 
 def test_two_budgets_may_find_one_network(tmp_path):

@@ -385,10 +385,11 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path, exported, monkeypat
 
     done = subprocess.run([sys.executable, "-m", "tfnas.server"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "tfnas.server: one of --model_base_path=FOLDER and --model_config_file=FILE expected\n"
+    words = "one of --model_base_path=FOLDER and --model_config_file=FILE expected. Received: neither"
+    assert done.stderr == f"tfnas.server: {words}\n"
     with monkeypatch.context() as patched:
         patched.setattr(server.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(UserError, match="the package 'grpc' expected, which the extra 'serving' brings"):
+        with pytest.raises(UserError, match="the package 'grpc' expected. Received: none; pip install 'tfnas"):
             server._serve()
     with pytest.raises(UserError, match="a numbered folder for each version expected"):
         served.Model("digits", tmp_path / "nowhere")

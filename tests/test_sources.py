@@ -153,7 +153,7 @@ def test_a_file_damaged_inside_is_named_when_it_is_read(flat, tmp_path):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({}, "data.folder: no folder '.*/d'"),
+        ({}, "data.folder: a folder of .* expected. Received: '.*/d', which is not there"),
         ({"a.png": 1}, "folders of classes expected in .*/d. Received: file a.png"),
         ({"cat/a.png": 1, "train/cat/a.png": 1}, "Received: cat holds files, train holds folders"),
         ({"cat/a.gif": 1}, r"\.jpg, \.jpeg, \.png files expected. Received: .*/d/cat/a.gif"),

@@ -189,10 +189,14 @@ def test_set_architecture_and_back():
 
 def test_another_networks_architecture_is_refused():
     _, supernet = small()
-    with pytest.raises(UserError, match="its layers are not this supernet's; the first that differs is 'other'"):
+    with pytest.raises(
+        UserError, match="the layers of this supernet expected. Received: others; 'other' is only in the architecture"
+    ):
         supernet.set_architecture(Architecture({**supernet.architecture(), "other": [True]}))
     wrong = {**supernet.architecture(), "stage1_block1_path1_conv1": [True]}
-    with pytest.raises(UserError, match="'stage1_block1_path1_conv1' has 4 input channels. Received: 1"):
+    with pytest.raises(
+        UserError, match="'stage1_block1_path1_conv1': a mask of 4 input channels expected. Received: 1"
+    ):
         supernet.set_architecture(Architecture(wrong))
 
 

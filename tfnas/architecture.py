@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfnas.errors import UserError
+from tfnas.errors import UserError, shown
 from tfnas.reading import list_of, mapping_of, read, record, text_of, whole
 
 _FORMAT = 1
@@ -102,8 +102,11 @@ class Architecture(Mapping[str, np.ndarray]):
                 raise UserError(f"{title} ('{name}': {error})") from None
             keep[name] = mask
         architecture = cls(keep)
-        if value["digest"] != architecture.digest():
-            raise UserError("architecture: altered since it was written (its digest does not match)")
+        if value["digest"] != (digest := architecture.digest()):
+            raise UserError(
+                f"architecture: altered since it was written: digest {shown(value['digest'][:12])} expected. Received: "
+                f"'{digest[:12]}'. Take the file as it was, or sample again"
+            )
         return architecture
 
 

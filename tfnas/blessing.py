@@ -43,8 +43,8 @@ def judge(settings: Evaluate, results: Mapping[str, Any]) -> dict[str, Any]:
         full = results_lib.full(results["rows"])
         if full is None:
             raise UserError(
-                "evaluate.max_accuracy_loss: the full network must have been trained too: retrain with "
-                "--config.retrain.baseline=true"
+                f"evaluate.max_accuracy_loss={most:g}: the full network's accuracy expected too. Received: none; "
+                "retrain with --config.retrain.baseline=true"
             )
         loss = full["test_accuracy"] - accuracy
         side = "below" if loss > 0 else "above"

@@ -82,12 +82,35 @@ def section(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any])
     by_kind = {kind: [c for c in candidates if c["kind"] == kind] for kind in kinds}
     colours = dict(zip(kinds, _COLOURS, strict=True))
     return (
-        _races(ranking)
-        + _histogram(by_kind, colours)
-        + _scatter(by_kind, colours, kinds[_POSTERIOR]["best"])
+        _answer(kinds)
+        + _races(ranking)
+        + figures.side_by_side(_histogram(by_kind, colours), _scatter(by_kind, colours, kinds[_POSTERIOR]["best"]))
         + _curves(kinds, colours)
         + _predictive(ranking)
     )
+
+
+def _answer(kinds: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether the winner is better than the best random candidates, by the intervals on the fresh examples."""
+    found = kinds[_POSTERIOR]["fresh"]
+    others = {kind: group for kind, group in kinds.items() if kind != _POSTERIOR and group["best"]}
+    if not found or not others or not all(group["fresh"] for group in others.values()):
+        return ""
+    low = _interval(found)[0]
+    above = [kind for kind, group in others.items() if low > _interval(group["fresh"])[1]]
+    if len(above) == len(others):
+        verdict = "Better than chance"
+    else:
+        level = " and ".join(f"'{kind}'" for kind in others if kind not in above)
+        verdict = f"Not told apart from chance, from {level}, by so few examples"
+    compared = ", ".join(
+        f"the best of {group['count']:,} {kind}, {_accuracy(group['fresh'])}" for kind, group in others.items()
+    )
+    words = (
+        f"{verdict}: before retraining, and on {found['num_examples']:,} fresh examples, the network found has "
+        f"{_accuracy(found)}; {compared}."
+    )
+    return f'<p class="lead">{figures.text(words)}</p>'
 
 
 def _races(ranking: Mapping[str, Any]) -> str:
@@ -135,11 +158,24 @@ def _row(kind: str, group: Mapping[str, Any]) -> list[str]:
 
 
 def _accuracy(score: Mapping[str, Any]) -> str:
+    return with_interval(score["accuracy"], score["num_examples"])
+
+
+def with_interval(accuracy: float, num_examples: int) -> str:
+    """An accuracy in percent, in brackets its 95 % interval (Wilson's)."""
+    return _percent(accuracy, *interval(accuracy, num_examples))
+
+
+def interval(accuracy: float, num_examples: int) -> tuple[float, float]:
+    """The ends of the 95 % interval (Wilson's) of an accuracy."""
     # Here and not above, because it takes a second that the terminal's table need not wait.
     from tfnas.statistics import proportion_interval
 
-    correct = round(score["accuracy"] * score["num_examples"])
-    return _percent(score["accuracy"], *proportion_interval(correct, score["num_examples"]))
+    return proportion_interval(round(accuracy * num_examples), num_examples)
+
+
+def _interval(score: Mapping[str, Any]) -> tuple[float, float]:
+    return interval(score["accuracy"], score["num_examples"])
 
 
 def _loss(value: float) -> str:
@@ -165,13 +201,13 @@ def _histogram(by_kind: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapp
             weights = np.full(len(values), 100 / len(values))
             axes.hist(values, bins, weights=weights, color=colours[kind], alpha=0.65, label=kind)
         axes.set(xlabel="validation accuracy, %", ylabel="share of candidates, %")
-        axes.legend(frameon=False)
+        figures.legend(axes.figure, axes)
 
     caption = (
         "Histogram of validation accuracy by kind of candidate, each on the "
         f"{_where(by_kind)} examples it was evaluated on"
     )
-    return figures.plot(draw, (8, 3.4), caption)
+    return figures.plot(draw, (figures.WIDTH, 3.2), caption)
 
 
 def _scatter(
@@ -182,15 +218,16 @@ def _scatter(
             x, y = [c["parameters"] for c in found], [100 * c["accuracy"] for c in found]
             axes.scatter(x, y, 12, color=colours[kind], alpha=0.5, linewidths=0, label=kind)
         x, y = best["parameters"], 100 * best["accuracy"]
-        axes.scatter(x, y, 160, color="black", marker="*", label="found", zorder=3)
+        axes.scatter(x, y, 90, color="black", marker="*", label="found", zorder=3)
         axes.set(xlabel="parameters", ylabel="validation accuracy, %")
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.legend(frameon=False)
+        axes.locator_params(axis="x", nbins=5)
+        figures.legend(axes.figure, axes, markerscale=2)
 
     caption = (
         f"Validation accuracy against parameters, every candidate on the {_where(by_kind)} examples it was evaluated on"
     )
-    return figures.plot(draw, (8, 3.6), caption)
+    return figures.plot(draw, (figures.WIDTH, 3.2), caption)
 
 
 def _curves(kinds: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> str:
@@ -211,9 +248,9 @@ def _curves(kinds: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) 
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set(xlabel="candidates")
-            axes.set_title(title, fontsize=10)
+            axes.set_title(title, fontsize=9.5)
         figure.axes[0].set_ylabel("accuracy of the best, %")
-        figure.axes[0].legend(frameon=False)
+        figures.legend(figure, figure.axes[0])
 
     caption = (
         "Validation accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
@@ -233,7 +270,7 @@ def _curves(kinds: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) 
         " The accuracies are those of the race, so the more candidates, the more they are flattered; and the "
         "intervals, over candidates, say little at the right end, where all depends on the one best."
     )
-    return f"<p>{figures.text(words)}</p>{figures.drawing(draw, (8, 3.4), caption)}"
+    return f"<p>{figures.text(words)}</p>{figures.drawing(draw, (figures.WIDTH, 3), caption)}"
 
 
 def _predictive(ranking: Mapping[str, Any]) -> str:

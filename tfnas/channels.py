@@ -146,7 +146,10 @@ class Graph:
                         index[id(outer)] = made[id(tensor)]
                     continue
                 if len(call.output_tensors) != 1:
-                    raise UserError(f"layer '{operation.name}': one output tensor expected; replace or split it")
+                    raise UserError(
+                        f"layer '{operation.name}': one output tensor expected. Received: {len(call.output_tensors)}; "
+                        "replace the layer, or put it before or behind the model"
+                    )
                 index[id(call.output_tensors[0])] = len(self.nodes)
                 self.nodes.append(self._node(operation, call, prefix, sources))
         return index
@@ -268,11 +271,14 @@ class Graph:
         for name, mask in keep.items():
             if name not in self.index:
                 raise UserError(
-                    f"architecture: this model has no layer '{name}'; was it made for another super-network?"
+                    f"architecture: one of the layers {', '.join(list(self.index)[:8])}, ... expected. "
+                    f"Received: '{name}'; was it made for another super-network?"
                 )
             expected = self.nodes[self.nodes[self.index[name]].inputs[0]].num_channels
             if mask.shape != (expected,):
-                raise UserError(f"architecture: '{name}' has {expected} input channels. Received: {mask.size}")
+                raise UserError(
+                    f"architecture: '{name}': a mask of {expected} input channels expected. Received: {mask.size}"
+                )
         if layout == "shared":
             keep = self.shared(keep)
         explicit, zero = self._states(keep)

@@ -97,7 +97,8 @@ def measure(step: Step, batches: Batches) -> Measured:
         times.append(time.monotonic() - before)
     if not np.isfinite(loss):
         raise UserError(
-            f"the loss is {loss} within the first {len(times)} steps: usually the learning rate is too high"
+            f"check: a finite loss expected in the first {len(times)} steps. Received: {loss}; usually the learning "
+            "rate is too high: try a smaller --config.search.learning_rate"
         )
     return Measured(times[0], float(np.median(times[1:] or times)), _peak_memory())
 

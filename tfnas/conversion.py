@@ -234,8 +234,10 @@ def _written(network: _Network, name: str, aside: pathlib.Path, images: np.ndarr
     except (UserError, OSError, MemoryError):
         raise
     except Exception as error:
-        reason = shown(f"{type(error).__name__}: {error}")
-        raise UserError(f"export.formats: the network cannot be converted to '{name}': {reason}") from error
+        reason = shown(" ".join(f"{type(error).__name__}: {error}".split()))
+        raise UserError(
+            f"export.formats: the network cannot be converted to '{name}': {reason}; leave '{name}' out"
+        ) from error
 
 
 def _write_litert(network: _Network, file: pathlib.Path, int8: bool = False) -> None:

@@ -108,5 +108,8 @@ _COSTS: dict[str, Callable[[Node, Flow, int], tuple[int, int]]] = {
 def _positions(node: Node, flow: Flow) -> int:
     positions = flow.graph.positions(node)
     if positions is None:
-        raise UserError(f"cost: layer '{node.name}' has no fixed spatial size; give the model's input one")
+        raise UserError(
+            f"cost: layer '{node.name}': a fixed spatial size expected. Received: {node.spatial}; give the model's "
+            "input one, such as keras.Input((32, 32, 3))"
+        )
     return positions

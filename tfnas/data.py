@@ -75,7 +75,8 @@ def from_source(source: sources.Source, config: config_lib.Data) -> Splits:
             "set --config.data.image_size to resize them to one size"
         )
     if len(config.mean) not in (1, channels):
-        raise UserError(f"data.mean: 1 or {channels} numbers expected, one per channel. Received: {config.mean}")
+        numbers = "1 number" if channels == 1 else f"1 or {channels} numbers"
+        raise UserError(f"data.mean and data.std: {numbers} each expected, one per channel. Received: {config.mean}")
 
     def prepared(split: str) -> tf.data.Dataset:
         dataset = source.splits[split]

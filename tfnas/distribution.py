@@ -91,7 +91,10 @@ def strategy(name: str) -> tf.distribute.Strategy:
         )
     if name == "multi_worker":
         if not several:
-            raise UserError("distribution: 'multi_worker' needs a TF_CONFIG that names several processes")
+            raise UserError(
+                "distribution: for 'multi_worker', a TF_CONFIG that names several processes expected. "
+                f"Received: {'one of a single process' if 'TF_CONFIG' in os.environ else 'none'}"
+            )
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         return _tpu()

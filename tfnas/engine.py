@@ -81,7 +81,10 @@ class Engine:
         recalibration: Recalibration | None = None,
     ):
         if not getattr(supernet, "compiled", False):
-            raise UserError("rank: the supernet must be compiled with its loss before candidates are ranked")
+            raise UserError(
+                "rank: a supernet compiled with its loss expected. Received: one that is not; call "
+                "supernet.compile(loss=...) first"
+            )
         self.graph = supernet.graph
         if len(self.graph.inputs) != 1 or len(self.graph.outputs) != 1:
             raise UserError(
@@ -243,7 +246,7 @@ def _kept(examples: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
             for file, array in zip((inputs, labels), arrays, strict=True):
                 file.write(np.ascontiguousarray(array).data)
         if not count:
-            raise UserError("rank: the validation data is empty")
+            raise UserError("rank: at least one batch of validation data expected. Received: none")
         kept = []
         for file, array in zip((inputs, labels), arrays, strict=True):
             file.flush()

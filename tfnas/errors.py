@@ -54,6 +54,12 @@ def shown(value: Any) -> str:
     return " ".join(_REPR.repr(value).splitlines())
 
 
+def plain(error: BaseException) -> str:
+    """The words of TensorFlow's error in one line, of bounded length, without its names for places in the graph."""
+    words = re.sub(r"\{\{\w+ [^}]*\}\}|\[\[.*|\[Op:.*", "", " ".join(str(error).split()))
+    return " ".join(words.split())[:300]
+
+
 @contextlib.contextmanager
 def unwrapped() -> Iterator[None]:
     """Raises again, as itself, a UserError that TensorFlow caught inside a data pipeline and wrapped in its own."""

@@ -12,6 +12,15 @@ from typing import Any
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 RED = "#D55E00"
+WIDTH = 4.8  # inches of a picture: on a telephone its words are then still of some ten pixels
+# The page's own colours (report.py), which are others where the reader has asked for a dark page. As matplotlib writes.
+_PAGE_COLOURS = {
+    "#000000": "currentColor",
+    BLUE.lower(): "var(--blue)",
+    ORANGE.lower(): "var(--orange)",
+    GREEN.lower(): "var(--green)",
+    RED.lower(): "var(--red)",
+}
 
 
 def text(value: str) -> str:
@@ -27,12 +36,30 @@ def table(headings: Iterable[str], rows: Iterable[tuple[bool, Sequence[str]]], k
         rows: whether a row stands out, and its cells.
         kind: class of the table: 'numbers' are aligned at the right but for the first column.
     """
-    head = "".join(f"<th>{text(heading)}</th>" for heading in headings)
+    head = "".join(f'<th scope="col">{text(heading)}</th>' for heading in headings)
     body = "".join(
         ('<tr class="chosen">' if chosen else "<tr>") + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>\n"
         for chosen, cells in rows
     )
     return f'<div class="wide"><table class="{kind}"><tr>{head}</tr>\n{body}</table></div>'
+
+
+def details(summary: str, content: str) -> str:
+    """What is read on demand: `content` under a line that unfolds it."""
+    return f"<details><summary>{text(summary)}</summary>{content}</details>"
+
+
+def side_by_side(*pictures: str) -> str:
+    """Pictures in a row, or below each other where the screen is narrow."""
+    return f'<div class="pictures">{"".join(pictures)}</div>'
+
+
+def legend(figure: Any, *axes: Any, **options: Any) -> None:
+    """One legend of all these `axes`, above them, where it hides nothing."""
+    handles, labels = zip(
+        *(pair for one in axes for pair in zip(*one.get_legend_handles_labels(), strict=True)), strict=True
+    )
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, **options)
 
 
 def plot(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> str:
@@ -51,23 +78,24 @@ def drawing(draw: Callable[[Any], None], size: tuple[float, float], caption: str
 
     Args:
         draw: is given the empty figure.
-        size: width and height in inches; the picture shrinks where the screen is narrower.
+        size: width and height in inches, of letters of 9.5 points; the picture is as wide as the page lets it be.
         caption: unlike that of any other picture on the page.
     """
     # Here and not above, because the terminal's table needs no plots.
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": caption, "font.size": 10, "font.family": "sans-serif"}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": caption, "font.size": 9.5, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     # Ids are made unique, because several pictures share one page.
     prefix = f"f{zlib.crc32(caption.encode()):08x}"
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub("|".join(_PAGE_COLOURS), lambda colour: _PAGE_COLOURS[colour[0]], svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{text(caption)}"', 1)
     return f"<figure>{svg}<figcaption>{text(caption)}</figcaption></figure>"

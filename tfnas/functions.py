@@ -67,9 +67,10 @@ def call(key: str, text: str, function: Callable[..., Any], *arguments: Any, **k
         raise UserError(f"{key}: '{text}' failed: {told(error)}") from None
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """One line: type, message, and the innermost place in a file that is nobody's installed package."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    own = [f for f in frames if "site-packages" not in f.filename and "tfnas/functions.py" not in f.filename]
+    here = os.path.dirname(os.path.abspath(__file__))
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(here)]
     place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

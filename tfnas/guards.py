@@ -46,11 +46,12 @@ class Guard:
         if self._settings.guard == "off" or self._connected(self._supernet.posterior()):
             return
         what = f"search.initial_drop ({self._settings.initial_drop:g}) leaves no path to the output (collapsed)"
-        self._stop(
-            f"search stopped before its first step: {what}; try --config.search.initial_drop=0.1, or "
-            "--config.search.guard=off if that is meant",
-            f"search: {what} before the first step",
-        )
+        if self._settings.guard == "stop":
+            raise FailedSearch(
+                f"search stopped before its first step: {what}; try --config.search.initial_drop=0.1, or "
+                "--config.search.guard=off if that is meant"
+            )
+        self._tell(f"search: {what} before the first step")
 
     def check(self, epoch: int) -> None:
         """Judges the posterior at the end of an epoch, counted from 1; warns of each thing once.
@@ -65,8 +66,10 @@ class Guard:
         dropped = f"{1 - kept:.0%} of the gated channels are dropped".replace("%", " %")
         if not self._connected(posterior):
             what = f"{dropped} and no path to the output is left (collapsed). {self._too_much()}"
-            last = f"The last good checkpoint is epoch {epoch - 1}" if epoch > 1 else "There was no checkpoint yet"
-            self._stop(f"search stopped at epoch {epoch}: {what}. {last}", f"search: at epoch {epoch}, {what}")
+            if self._settings.guard == "stop":
+                last = f"The last good checkpoint is epoch {epoch - 1}" if epoch > 1 else "There was no checkpoint yet"
+                raise FailedSearch(f"search stopped at epoch {epoch}: {what}. {last}")
+            self._tell(f"search: at epoch {epoch}, {what}")
         elif kept < _LEFT:
             self._tell(f"search: at epoch {epoch}, {dropped}; layers without gates still lead on. {self._too_much()}")
         if epoch == max(_FIRST_EPOCHS, math.ceil(self._settings.gated_epochs / 4)) and self._is_frozen(posterior):
@@ -82,11 +85,6 @@ class Guard:
         start = self._settings.initial_drop
         p = np.concatenate([gates.drop_probability for gates in posterior.layers])
         return bool((np.abs(p - start) <= _MOVED * min(start, 1 - start)).all())
-
-    def _stop(self, error: str, warning: str) -> None:
-        if self._settings.guard == "stop":
-            raise FailedSearch(error)
-        self._tell(warning)
 
     def _tell(self, warning: str) -> None:
         if not self._told:

@@ -184,7 +184,10 @@ def kind_of(layer: Any, name: str, call: Any) -> str:
 
 def _checked(inner: Any, name: str, kind: str) -> str:
     if not is_pointwise(inner.activation) and inner.activation not in _keras_activations():
-        raise UserError(f"layer '{name}': one of Keras's own activations expected. Received: {inner.activation}")
+        received = getattr(inner.activation, "__name__", type(inner.activation).__name__)
+        raise UserError(
+            f"layer '{name}': one of Keras's own activations expected, such as 'relu'. Received: '{received}'"
+        )
     return kind
 
 

@@ -48,7 +48,8 @@ def layer_latencies(supernet: Supernet, batch_size: int = 16, repeats: int = 20)
         source = nodes[nodes[supernet.graph.index[name]].inputs[0]]
         if None in source.spatial:
             raise UserError(
-                f"layer_latencies: the input of layer '{name}' has no fixed size; give the model's input one"
+                f"layer_latencies: layer '{name}': an input of fixed size expected. Received: {source.spatial}; give "
+                "the model's input one, such as keras.Input((32, 32, 3))"
             )
         inputs = tf.zeros((batch_size, *source.spatial, source.num_channels), gated.layer.compute_dtype)
         alone = max(0.0, _median_seconds(gated.layer, inputs, repeats) - _median_seconds(tf.identity, inputs, repeats))

@@ -253,7 +253,10 @@ def _state(model: keras.Model) -> list[Any]:
 def _assign(variables: list[Any], found: Checkpoint) -> None:
     shapes = [tuple(variable.shape) for variable in variables]
     if [array.shape for array in found.arrays] != shapes:
-        raise UserError(f"the checkpoint after step {found.step} is not of this network: use another --workdir")
+        raise UserError(
+            f"the checkpoint after step {found.step}: {len(shapes)} arrays of this network's shapes expected. "
+            f"Received: {len(found.arrays)}, of another network's: use another --workdir"
+        )
     for variable, array in zip(variables, found.arrays, strict=True):
         variable.assign(array)
 
@@ -270,7 +273,7 @@ def _check_finite(totals: np.ndarray, title: str, epochs_done: int, steps_per_ep
     kept = f"the checkpoint after epoch {epochs_done} stays" if epochs_done or first else "there was no checkpoint yet"
     raise FailedSearch(
         f"{title} stopped at step {number} (epoch {epochs_done + 1}): the loss is no longer finite. Usually the "
-        f"learning rate is too high; {kept}"
+        f"learning rate is too high: try a smaller one, in another --workdir; {kept}"
     )
 
 

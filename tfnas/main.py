@@ -34,7 +34,7 @@ from ml_collections import config_flags
 
 from tfnas import config as config_lib
 from tfnas import functions, terminal, workdir
-from tfnas.errors import UserError, ending_in_one_line, fail
+from tfnas.errors import UserError, ending_in_one_line, fail, shown
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it does not exist.")
@@ -63,12 +63,21 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
                 key, _, value = argument.lstrip("-").removeprefix("config.").partition("=")
                 config_lib.parse_value(key, value)
             elif argument.startswith(_PREFIX[:-1] + "=") and not os.path.exists(argument.partition("=")[2]):
-                raise UserError(f"config: no file '{argument.partition('=')[2]}'")
+                raise UserError(
+                    f"--config: a Python file expected, such as configs/digits.py. Received: "
+                    f"{shown(argument.partition('=')[2])}, which is not there"
+                )
         return flags.FLAGS(list(argv))
-    except (UserError, flags.Error) as error:
+    except UserError as error:
         fail(str(error), 2)
     except Exception as error:  # whatever a config file, which is the user's own Python, may raise
-        fail(f"config: the file could not be read: {type(error).__name__}: {error}", 2)
+        if isinstance(error, flags.Error) and "parsing config file" not in str(error):
+            fail(str(error), 2)
+        # Of what the file raised, ml_collections and absl make errors of their own, with the traceback as message.
+        cause: BaseException = error
+        while cause.__context__ is not None:
+            cause = cause.__context__
+        fail(f"--config: the file could not be read: {functions.told(cause)}", 2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,9 +97,9 @@ def _run(arguments: Sequence[str]) -> None:
     if len(arguments) != 1 or arguments[0] not in choices:
         raise UserError(f"one stage expected, of {', '.join(choices)}. Received: {' '.join(arguments) or 'none'}")
     if _WORKDIR.value is None:
-        raise UserError("--workdir=DIR expected: the folder of this run")
+        raise UserError("--workdir=DIR expected, the folder of this run. Received: none")
     if _CONFIG.value is None:
-        raise UserError("--config=FILE expected, for example --config=configs/digits.py")
+        raise UserError("--config=FILE expected, for example --config=configs/digits.py. Received: none")
     # The user's own functions may stand beside the config file, or in it.
     functions.look_in(os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir)
     config = config_lib.from_config_dict(_CONFIG.value)

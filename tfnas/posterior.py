@@ -139,8 +139,7 @@ class Posterior:
 
     def log_prob(self, architecture: Architecture) -> float:
         """Natural logarithm of an architecture's probability; -inf where p = 0 or 1 forbids it."""
-        if set(architecture) != {g.name for g in self.layers}:
-            raise ValueError("Posterior.log_prob: the architecture's layers are not this posterior's")
+        self._check_layers(architecture, "log_prob")
         total = 0.0
         with np.errstate(divide="ignore"):
             for g in self.layers:
@@ -180,6 +179,20 @@ class Posterior:
                 )
         return Posterior(tuple(dataclasses.replace(g, latency_per_channel=float(seconds[g.name])) for g in self.layers))
 
+    def _check_layers(self, architecture: Architecture, title: str) -> None:
+        """Raises UserError for another network's architecture."""
+        odd = sorted(set(architecture) ^ {g.name for g in self.layers})
+        if odd:
+            where = "the architecture" if odd[0] in architecture else "the posterior"
+            raise UserError(
+                f"{title}: the layers of this posterior expected. Received: others; '{odd[0]}' is only in {where}"
+            )
+        for g in self.layers:
+            if (received := architecture[g.name].size) != g.num_channels:
+                raise UserError(
+                    f"{title}: '{g.name}': a mask of {g.num_channels} input channels expected. Received: {received}"
+                )
+
     def _per_channel(self, resource: str) -> list[float]:
         """Cost of one input channel of each layer; int where it is counted. Raises UserError if it is not known."""
         if resource not in PRICES:
@@ -187,11 +200,14 @@ class Posterior:
         costs = [getattr(g, f"{resource}_per_channel") for g in self.layers]
         if None in costs and resource == "latency":
             raise UserError(
-                "posterior: latency is not known: measure it, "
+                "posterior: latency is not known: measure it by "
                 "posterior = posterior.with_latency(tfnas.layer_latencies(supernet))"
             )
         if None in costs:
-            raise UserError(f"posterior: {resource} are not known, because the model's input has no fixed size")
+            raise UserError(
+                f"posterior: {resource} are not known, because the model's input has no fixed size: build it with one, "
+                "or take parameters"
+            )
         return costs
 
     def cost_of(self, architecture: Architecture, resource: str = "parameters") -> float:
@@ -204,16 +220,7 @@ class Posterior:
         Raises:
             UserError: for another network's architecture, or a resource that is not known.
         """
-        odd = sorted(set(architecture) ^ {g.name for g in self.layers})
-        if odd:
-            raise UserError(
-                f"cost_of: the architecture's layers are not this posterior's; the first that differs is '{odd[0]}'"
-            )
-        for g in self.layers:
-            if architecture[g.name].size != g.num_channels:
-                raise UserError(
-                    f"cost_of: '{g.name}' has {g.num_channels} input channels. Received: {architecture[g.name].size}"
-                )
+        self._check_layers(architecture, "cost_of")
         return _total({g.name: architecture[g.name] for g in self.layers}, self._per_channel(resource))
 
     def expected_cost(self, resource: str = "parameters") -> float:
@@ -370,7 +377,8 @@ class Posterior:
         for g in like.layers:
             if len(published[g.name]) != len(g.group_sizes):
                 raise UserError(
-                    f"posterior: '{g.name}' has {len(g.group_sizes)} sources. Received: {len(published[g.name])} values"
+                    f"posterior: '{g.name}' has {len(g.group_sizes)} sources, one value each expected. "
+                    f"Received: {len(published[g.name])}"
                 )
         return cls(tuple(dataclasses.replace(g, drop_probability=published[g.name]) for g in like.layers))
 

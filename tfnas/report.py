@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,9 @@ from tfnas.reading import list_of, mapping_of, number, record, whole
 from tfnas.workdir import Workdir
 
 _MOST_UNDECIDED = 10  # gates listed
+_SETTLED = 0.05  # of a drop probability: what it may still move by
+_FEW = 3  # layers named in a sentence
+_SEVERAL = "they are of several runs; run the stages again, in another --workdir"
 _HEADINGS = ("network", "valid.", "test", "parameters", "mult-adds", "file", "latency")
 # What the networks are that the found one is compared with, by how their rows' names start.
 _NOTES = (
@@ -41,16 +46,29 @@ _NOTES = (
 )
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1040px; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid #0072B2; }
-.lead { font-size: 1.15rem; } .wide { overflow-x: auto; } svg { max-width: 100%; height: auto; }
+:root { color-scheme: light dark; --page: #fff; --ink: #1a1a1a; --faint: #555; --line: #ddd; --box: #f5f5f5;
+  --chosen: #e8f2f8; --blue: #0072b2; --orange: #e69f00; --green: #009e73; --red: #d55e00; }
+@media (prefers-color-scheme: dark) { :root { --page: #16181c; --ink: #e6e6e6; --faint: #a8adb5; --line: #3a3f47;
+  --box: #22262c; --chosen: #1d3345; --blue: #56b4e9; --orange: #f0b23e; --green: #35c09a; --red: #ff8a4c; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 1040px; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.7rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid var(--blue); }
+p { max-width: 52rem; overflow-wrap: break-word; } .lead { font-size: 1.15rem; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; } td, th { padding: .3rem .7rem; text-align: left; vertical-align: top; }
-.numbers { font-size: .9rem; } .numbers :is(td, th) { padding: .3rem .5rem; } th { vertical-align: bottom; }
+.numbers { font-size: .9rem; font-variant-numeric: tabular-nums; } .numbers :is(td, th) { padding: .3rem .5rem; }
+th { vertical-align: bottom; } .words td { overflow-wrap: anywhere; }
 .numbers :is(td, th:first-child) { white-space: nowrap; }
 .numbers :is(td, th):not(:first-child) { text-align: right; }
-tr { border-bottom: 1px solid #ddd; }
-tr.chosen { font-weight: 600; background: #e8f2f8; } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
-figure { margin: 1rem 0; } figcaption, .note { color: #555; font-size: .92rem; }
+@media (max-width: 600px) { .numbers :is(td, th):first-child { white-space: normal; overflow-wrap: anywhere;
+  min-width: 8rem; } }
+tr { border-bottom: 1px solid var(--line); } tr.chosen { font-weight: 600; background: var(--chosen); }
+pre { background: var(--box); padding: .8rem; overflow-x: auto; } code { overflow-wrap: anywhere; }
+figure { margin: 1rem 0; max-width: 36rem; } figure svg { display: block; width: 100%; height: auto; }
+svg text { fill: currentColor; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 0 2rem; }
+figcaption, .note { color: var(--faint); font-size: .92rem; }
+summary { cursor: pointer; color: var(--blue); margin: .7rem 0; }
 """
 
 
@@ -93,10 +111,10 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     candidates = work.read_lines(workdir.CANDIDATES, "report", chance.CANDIDATE)
     _check_one_run(posterior, architecture, history, ranking, candidates)
     sections = (
-        ("What did I get, and what did it cost?", _what(results)),
-        ("Is it better than chance?", chance.section(candidates, ranking)),
-        ("What does the network look like, and why?", _look(architecture, posterior, history)),
-        ("What would another size give?", _sizes(posterior, _front(work))),
+        ("What did I get, and what did it cost?", _what(results, work.manifest())),
+        ("Is it better than chance, and than pruning?", chance.section(candidates, ranking) + _pruning(results)),
+        ("What does the network look like now, and why?", _look(architecture, posterior, history)),
+        ("What would a smaller or larger budget give?", _sizes(posterior, _front(work))),
         ("How do I serve it?", _serve(work, verdict)),
         ("How do I repeat it?", _repeat(work, config)),
     )
@@ -144,17 +162,21 @@ def _check_one_run(
 ) -> None:
     """Raises UserError unless the files name the same layers, groups and kinds."""
     if {name: mask.size for name, mask in architecture.items()} != {g.name: g.num_channels for g in posterior.layers}:
-        raise UserError(f"report: the layers of {workdir.ARCHITECTURE} are not those of {workdir.POSTERIOR}")
+        raise UserError(
+            f"report: the layers of {workdir.ARCHITECTURE} are not those of {workdir.POSTERIOR}: {_SEVERAL}"
+        )
     epochs = [{name: len(p) for name, p in record["drop_probability"].items()} for record in history]
     alike = all(epoch == epochs[0] for epoch in epochs)
     if not epochs or not alike or list(epochs[0]) != [g.name for g in posterior.layers]:
-        raise UserError(f"report: the layers of {workdir.HISTORY} are not those of {workdir.POSTERIOR}, in every epoch")
+        raise UserError(
+            f"report: the layers of {workdir.HISTORY} are not those of {workdir.POSTERIOR} in every epoch: {_SEVERAL}"
+        )
     missing = set(ranking["kinds"]) - {candidate["kind"] for candidate in candidates}
     if missing:
-        raise UserError(f"report: {workdir.CANDIDATES} has no candidate of the kind '{min(missing)}'")
+        raise UserError(f"report: {workdir.CANDIDATES} has no candidate of the kind '{min(missing)}': {_SEVERAL}")
 
 
-def _what(results: Mapping[str, Any]) -> str:
+def _what(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     rows = results["rows"]
     chosen = results_lib.chosen(results)
     lead = f"A network of {chosen['parameters']:,.0f} parameters with {100 * chosen['test_accuracy']:.1f} % on test"
@@ -169,8 +191,56 @@ def _what(results: Mapping[str, Any]) -> str:
     notes = (_means_note(rows), *(note for start, note in _NOTES if any(r["name"].startswith(start) for r in rows)))
     return (
         f'<p class="lead">{figures.text(lead)}.</p>{figures.table(_HEADINGS, cells, "numbers")}'
-        f"<p>{figures.text(' '.join(notes))}</p>"
+        f'<p class="note">{figures.text(" ".join(notes))}</p>{_cost(manifest)}'
     )
+
+
+def _cost(manifest: Mapping[str, Any]) -> str:
+    """How long each stage took, of those whose time is recorded."""
+    seconds = {name: stage["seconds"] for name, stage in manifest["stages"].items() if "seconds" in stage}
+    seconds.pop("report", None)  # of an earlier report
+    seconds = {name: taken for name, taken in seconds.items() if taken >= 0.5}
+    if not seconds:
+        return ""
+    stages = ", ".join(f"{name} {_duration(taken)}" for name, taken in seconds.items())
+    return (
+        f"<p>It took {_duration(sum(seconds.values()))} on the machine that it ran on: {stages}. Of a stage that was "
+        "interrupted, only the time since it last went on is counted.</p>"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _pruning(results: Mapping[str, Any]) -> str:
+    """The network found against magnitude pruning, if that was trained; else how to have it trained."""
+    pruned = [
+        row for row in results["rows"] if row["name"].startswith("magnitude pruning") and row.get("test_accuracy")
+    ]
+    if not pruned:
+        return (
+            "<p>It was not compared with pruning. <code>tfnas retrain ... --config.retrain.controls=true</code> trains "
+            "networks to compare it with, among them the full one, pruned by magnitude to this size. They take about "
+            "as long as three more searches.</p>"
+        )
+    tested = sum(map(sum, results["confusion"]))
+    mine, best = results_lib.chosen(results), max(pruned, key=lambda row: row["test_accuracy"])
+    (low, high), (other_low, other_high) = (chance.interval(row["test_accuracy"], tested) for row in (mine, best))
+    verdict = "Not told apart from pruning, by so few examples"
+    if low > other_high:
+        verdict = "Better than pruning"
+    elif high < other_low:
+        verdict = "Worse than pruning"
+    shown = [chance.with_interval(row["test_accuracy"], tested) for row in (mine, best)]
+    words = (
+        f"{verdict}: on all {tested:,} test examples, the network found has {shown[0]} with {mine['parameters']:,.0f} "
+        f"parameters, {best['name']} {shown[1]} with {best['parameters']:,.0f} (in brackets: 95 % intervals)."
+    )
+    return f'<p class="lead">{figures.text(words)}</p>'
 
 
 def _means_note(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -189,14 +259,15 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
     over_time = np.array([[record["drop_probability"][name][i] for record in history] for _, name, i in sources])
 
     def drawing(axes: Any) -> None:
-        axes.barh(names, [100] * len(names), color="#eeeeee")
+        axes.barh(names, [100] * len(names), color=figures.GREY, alpha=0.2)
         axes.barh(names, shares, color=figures.BLUE)
         for y, (name, share) in enumerate(zip(names, shares, strict=True)):
             mask = architecture[name]
             words = "removed" if not share else f"{mask.sum()} of {mask.size}"
-            axes.text(101, y, words, va="center", fontsize=9, color=figures.RED if not share else "#1a1a1a")
+            axes.text(101, y, words, va="center", fontsize=8, color=figures.RED if not share else "black")
         axes.invert_yaxis()
-        axes.set(xlabel="input channels kept, %", xlim=(0, 118), xticks=range(0, 101, 25))
+        axes.tick_params("y", labelsize=8)
+        axes.set(xlabel="input channels kept, %", xlim=(0, 130), xticks=range(0, 101, 50))
         for before, after, y in zip(names, names[1:], range(len(names)), strict=False):
             if _block(before) != _block(after):
                 axes.axhline(y + 0.5, color=figures.GREY, linewidth=0.6)
@@ -207,37 +278,77 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
             over_time, aspect="auto", cmap="cividis", vmin=0, vmax=1, extent=extent, interpolation="nearest"
         )
         axes.set(xlabel="epoch of search", yticks=range(len(sources)), yticklabels=[label for label, _, _ in sources])
-        axes.figure.colorbar(image, ax=axes, label="drop probability")
+        axes.tick_params("y", labelsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.figure.colorbar(image, ax=axes, shrink=min(1, 2 / axes.figure.get_figheight()), anchor=(0, 1))
 
     def course(axes: Any) -> None:
         epochs = [record["epoch"] for record in history]
         axes.plot(epochs, [record["loss"] for record in history], color=figures.ORANGE, label="loss (ELBO)")
         axes.set(xlabel="epoch of search", ylabel="loss")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         other = axes.twinx()
         other.plot(
             epochs, [100 * record["kept"] for record in history], color=figures.BLUE, label="expected share kept, %"
         )
         other.set(ylabel="kept, %", ylim=(0, 103))
-        lines = [*axes.get_lines(), *other.get_lines()]
-        axes.legend(lines, [line.get_label() for line in lines], frameon=False)
+        other.spines["top"].set_visible(False)
+        figures.legend(axes.figure, axes, other)
 
     decided, total = posterior.decided()
     still_open = "the other one is" if total - decided == 1 else f"the other {total - decided} are"
-    quarter = over_time[:, max(1, len(history) // 4) - 1]
-    early = int(((quarter < 0.05) | (quarter > 0.95)).sum())
     removed = [name for name, share in zip(names, shares, strict=True) if not share]
     tall = 0.6 + 0.24 * len(names)
     return (
         f"<p>{architecture.kept} of {architecture.total} gated channels are kept; "
         f"{len(removed)} of {len(names)} operations are removed. {decided} of {total} gates are decided "
-        f"(p below 0.05 or above 0.95), {early} were after a quarter of the search; "
-        f"{still_open} open, so the candidates differ there.</p>"
-        + figures.plot(drawing, (8, tall), "Share of input channels kept in every gated operation")
-        + figures.plot(
-            heat, (8, 0.6 + 0.24 * len(sources)), "Mean drop probability of every layer's gates over the search"
+        f"(p below 0.05 or above 0.95); {still_open} open, so the candidates differ there.</p>"
+        + _settled(architecture, posterior, history)
+        + figures.side_by_side(
+            figures.plot(drawing, (figures.WIDTH, tall), "Share of input channels kept in every gated operation"),
+            figures.plot(
+                heat,
+                (figures.WIDTH, 0.6 + 0.24 * len(sources)),
+                "Mean drop probability of every layer's gates over the search",
+            ),
         )
+        + figures.plot(course, (figures.WIDTH, 2.8), "Loss and expected share of weights kept over the search")
         + _undecided(posterior)
-        + figures.plot(course, (8, 3), "Loss and expected share of weights kept over the search")
+    )
+
+
+def _settled(architecture: Architecture, posterior: Posterior, history: Sequence[Mapping[str, Any]]) -> str:
+    """When each layer was decided, and how many of its gates still are not."""
+    epochs = {}
+    for name in architecture:
+        course = np.array([record["drop_probability"][name] for record in history])
+        moving = np.flatnonzero((np.abs(course - course[-1]) > _SETTLED).any(axis=1))
+        epochs[name] = int(history[moving[-1] + 1]["epoch"] if len(moving) else history[0]["epoch"])
+    undecided = collections.Counter(name for name, _, _ in posterior.undecided())
+    early = [name for name in epochs if epochs[name] <= max(1, len(history) // 4)]
+    late = sorted((name for name in epochs if name not in early), key=lambda name: -epochs[name])[:_FEW]
+    words = (
+        f"A layer counts as settled from the epoch on after which the mean of its gates moves by no more than "
+        f"{_SETTLED:g}. Settled in the first quarter of the search: {len(early)} of {len(epochs)} layers"
+    )
+    words += f"; last: {', '.join(f'{name} (epoch {epochs[name]})' for name in late)}." if late else "."
+    if undecided:
+        most = ", ".join(f"{name} ({count})" for name, count in undecided.most_common(_FEW))
+        words += f" Most gates still open: {most}."
+    rows = [
+        (
+            False,
+            [
+                g.name,
+                f"{architecture[g.name].sum()} of {g.num_channels}",
+                *map(str, (epochs[g.name], undecided[g.name], len(g.group_sizes))),
+            ],
+        )
+        for g in posterior.layers
+    ]
+    headings = ("layer", "channels kept", "settled in epoch", "gates open", "gates")
+    return f"<p>{figures.text(words)}</p>" + figures.details(
+        "Every layer: what is kept of it, and since when", figures.table(headings, rows, "numbers")
     )
 
 
@@ -283,7 +394,7 @@ def _measured(learned: str, measured: Mapping[str, Any]) -> str:
         + figures.table(front.HEADINGS, [(row["share"] is None, front.cells_of(row)) for row in rows], "numbers")
         + figures.drawing(
             lambda figure: front.draw(figure, rows),
-            (8, 3.5),
+            (figures.WIDTH, 3),
             "Validation accuracy of the networks found against their cost",
         )
     )
@@ -344,11 +455,44 @@ def _repeat(work: Workdir, config: config_lib.Config) -> str:
         for key, value in (values.items() if isinstance(values, dict) else [("", values)])
     ]
     versions = [(False, [name, version]) for name, version in manifest["versions"].items()]
-    command = f"tfnas run --config=CONFIG.py --workdir=DIR    # with the settings below, seed {manifest['seed']}"
+    own = config.data.source or config.supernet.source
     return (
-        f"<pre>{figures.text(command)}</pre>"
-        + figures.table(("setting", "value"), settings)
+        "<p>Save this as <code>again.py</code>: it has every setting that is not its default, and the seed, "
+        f"{manifest['seed']}."
+        + (" Your own functions, which it names, are looked for in its folder and in the current one." * bool(own))
+        + f"</p><pre>{figures.text(config_file(config))}</pre>"
+        "<pre>tfnas run --config=again.py --workdir=runs/again</pre>"
+        "<p>With the versions below, on a machine like this one, and if the images are the same, its figures are, but "
+        "for the latencies.</p>"
         + figures.table(("package", "version"), versions)
+        + figures.details("Every setting", figures.table(("setting", "value"), settings))
+    )
+
+
+def config_file(config: config_lib.Config) -> str:
+    """Python code of a config file that gives `config`."""
+    sections = []
+    imported = {"Config", "to_config_dict"}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not dataclasses.is_dataclass(value):
+            if value == field.default and field.name != "seed":
+                continue
+            sections.append(f"            {field.name}={value!r},\n")
+            continue
+        kind = type(value).__name__
+        given = [
+            f"{inner.name}={getattr(value, inner.name)!r}"
+            for inner in dataclasses.fields(value)
+            if getattr(value, inner.name) != inner.default
+        ]
+        if given:
+            imported.add(kind)
+            lines = "".join(f"                {setting},\n" for setting in given)
+            sections.append(f"            {field.name}={kind}(\n{lines}            ),\n")
+    return (
+        f"from tfnas.config import {', '.join(sorted(imported))}\n\n\n"
+        f"def get_config():\n    return to_config_dict(\n        Config(\n{''.join(sections)}        )\n    )\n"
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import error_codes_pb2, saved_model_pb2
 
-from tfnas.errors import UserError, shown
+from tfnas.errors import UserError, plain, shown
 
 DEFAULT_SIGNATURE = "serving_default"
 _MOST_REPEATED = 2**24  # values of an input that is not written out: a few bytes may stand for any number of equal ones
@@ -115,7 +115,7 @@ class Model:
                 request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
                 self.predict(request.model_spec.signature_name, dict(request.inputs), from_message)
         except Exception as error:  # a damaged file, or requests of another model
-            raise UserError(f"{file}: requests that fit the model expected. Received: {shown(str(error))}") from error
+            raise UserError(f"{file}: requests that fit the model expected. Received: {plain(error)}") from error
 
 
 class Models:

@@ -213,10 +213,13 @@ def main(_: Sequence[str]) -> None:
 def _serve() -> None:
     for package in ("grpc", "kserve", "tensorflow_serving"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"the package '{package}' expected, which the extra 'serving' brings. Received: none")
+            raise UserError(f"the package '{package}' expected. Received: none; pip install 'tfnas[serving]'")
     base_path, config_file = _BASE_PATH.value, _CONFIG_FILE.value
     if bool(base_path) == bool(config_file):
-        raise UserError("one of --model_base_path=FOLDER and --model_config_file=FILE expected")
+        raise UserError(
+            "one of --model_base_path=FOLDER and --model_config_file=FILE expected. "
+            f"Received: {'both' if base_path else 'neither'}"
+        )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a request that is refused is no warning
     terminal.load_tensorflow()

@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 
 from tfnas import config as config_lib
 from tfnas import functions, terminal
-from tfnas.errors import UserError, unwritable
+from tfnas.errors import UserError, plain, unwritable
 
 tfds.disable_progress_bar()
 
@@ -118,7 +118,10 @@ def from_tfds(config: config_lib.Data, folder: pathlib.Path) -> Source:
     features = builder.info.features
     keys = builder.info.supervised_keys
     if not keys or len(keys) != 2 or not isinstance(features[keys[1]], tfds.features.ClassLabel):
-        raise UserError(f"data.name: '{config.name}' has no (image, label) pairs; an image classification set expected")
+        raise UserError(
+            f"data.name: a set of (image, label) pairs for classification expected. Received: '{config.name}', with "
+            f"{'the pair ' + str(keys) if keys else 'no pairs'}"
+        )
     pixels, labels = features[keys[0]], features[keys[1]]
     shape = tuple(pixels.shape)
     if len(shape) != 3 or shape[-1] is None:
@@ -365,7 +368,7 @@ def _check_disjoint(expressions: dict[str, str], parts: dict[str, _Part]) -> Non
 def _files(root: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
     """By split: (path, class) of its images, in the fixed order."""
     if not root.is_dir():
-        raise UserError(f"data.folder: no folder '{root}'")
+        raise UserError(f"data.folder: a folder of DIR/CLASS/*.jpg expected. Received: '{root}', which is not there")
     tops = _entries(root)
     for top in tops:
         if not top.is_dir():
@@ -497,7 +500,7 @@ def _survey(dataset: tf.data.Dataset, split: str, config: config_lib.Data) -> _S
             shapes.add(image.shape)
             digests.add(hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest())
     except tf.errors.OpError as error:
-        raise UserError(f"{about} cannot be read: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{about} cannot be read: {plain(error)}") from None
     if not size:
         raise UserError(f"{about} is empty; examples expected")
     return _Survey(size, shapes, largest, digests)

@@ -246,7 +246,10 @@ def _predictions(name: str, probabilities: ArrayLike, labels: ArrayLike) -> tupl
         raise UserError(f"{name}: at least one example expected. Received: none")
     # Half precision adds up to 1 within less than a hundredth; logits do not.
     if not (probabilities.min() >= 0 and np.all(np.abs(probabilities.sum(1) - 1) < 1e-2)):
-        raise UserError(f"{name}: probabilities must be at least 0 and add up to 1. Received: something else")
+        raise UserError(
+            f"{name}: probabilities must be at least 0 and add up to 1. Received: at least {probabilities.min():g}, "
+            f"adding up to {probabilities.sum(1).min():g} to {probabilities.sum(1).max():g}"
+        )
     classes = probabilities.shape[1]
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
         raise UserError(f"{name}: labels must be integers from 0 to {classes - 1}. Received: {np.unique(labels)[:10]}")

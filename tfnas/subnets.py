@@ -157,7 +157,7 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
     if found != source and found not in BUILDERS:
         raise UserError(
             f"architecture: names the super-network {shown(found)}, one of {', '.join(BUILDERS)} expected"
-            + (f", or {source}" if source else "; if it is yours and you trust it, pass it as `source`")
+            + (f", or {source}" if source else "; if it is yours and you trust it, pass it as source=...")
         )
     build = builder(found, "architecture")
     graph = Graph(functions.call("architecture", found, build, **arguments))

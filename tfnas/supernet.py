@@ -404,11 +404,14 @@ class Supernet(keras.Model):
         """Makes inference use `architecture`'s hard masks. Raises UserError if its layers are not this supernet's."""
         if set(architecture) != set(self.gated_layers):
             odd = sorted(set(architecture) ^ set(self.gated_layers))
-            raise UserError(f"architecture: its layers are not this supernet's; the first that differs is '{odd[0]}'")
+            where = "the architecture" if odd[0] in architecture else "the supernet"
+            raise UserError(
+                f"architecture: the layers of this supernet expected. Received: others; '{odd[0]}' is only in {where}"
+            )
         for name, layer in self.gated_layers.items():
             if architecture[name].shape != layer.mask.shape:
                 raise UserError(
-                    f"architecture: '{name}' has {layer.mask.shape[0]} input channels. "
+                    f"architecture: '{name}': a mask of {layer.mask.shape[0]} input channels expected. "
                     f"Received: {architecture[name].size}"
                 )
             layer.mask.assign(architecture[name].astype("float32"))

@@ -260,7 +260,8 @@ class Workdir:
                 # They are opened to see whether they are still as they were left.
                 if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
                     raise UserError(
-                        f"{self.path / MANIFEST}: '{stage}' is to have written {shown(name)}, outside of this folder"
+                        f"{self.path / MANIFEST}: '{stage}' is to have written {shown(name)}, outside of this "
+                        "folder: delete the file, and 'tfnas run' makes it again"
                     )
         return manifest
 
@@ -359,7 +360,7 @@ def digest(path: pathlib.Path) -> str:
         UserError: if it is neither, as a pipe, of which there may be no end.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path}: a file or a folder expected")
+        raise UserError(f"{path}: a file or a folder expected. Received: neither; delete it")
     sha = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         if path.is_dir():

@@ -58,7 +58,10 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     conversion.require(config.export.formats)
     verdict = work.read_json(workdir.EVALUATION, "export", blessing.VERDICT)
     if not verdict["blessed"]:
-        raise UserError(f"export: the network is not what was asked for ({blessing.reasons(verdict)}), so it stays")
+        raise UserError(
+            f"export: the network is not what was asked for: {blessing.reasons(verdict)}. Search again, or ask for "
+            "less by --config.evaluate"
+        )
     training.set_seed(config.seed)
     folder = work.path / "tensorflow_datasets"
     source = sources.load(config.data, folder)
@@ -69,7 +72,10 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     architecture = Architecture.from_json(text)  # refuses one that was altered
     results = work.read_json(workdir.RESULTS, "export", results_lib.measured)
     if {len(results["confusion"]), *map(len, results["confusion"])} != {splits.num_classes}:
-        raise UserError(f"{work.path / workdir.RESULTS}: a confusion of {splits.num_classes} classes expected")
+        raise UserError(
+            f"{work.path / workdir.RESULTS}: a confusion of {splits.num_classes} classes expected. "
+            f"Received: {len(results['confusion'])}; run retrain again"
+        )
     confusion = np.array(results["confusion"])
     ensemble = _ensemble(config, work, splits)
     name = config.export.name or config.data.short_name

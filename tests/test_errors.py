@@ -1,0 +1,467 @@
+"""Every error that a user can cause has its row in docs/errors.md; those that no other file's tests cause are here."""
+
+import ast
+import collections
+import json
+import re
+import types
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import scipy.sparse.csgraph
+import tensorflow as tf
+from conftest import ROOT, load_config
+from test_report import CONFIG, made
+
+import tfnas
+from tfnas import (
+    checks,
+    config,
+    distribution,
+    errors,
+    loop,
+    main,
+    reading,
+    report,
+    sources,
+    workdir,
+)
+from tfnas.architecture import MOST_CHANNELS, Architecture
+from tfnas.channels import Graph
+from tfnas.engine import Engine
+from tfnas.errors import UserError
+from tfnas.evaluations import Evaluations, _line
+from tfnas.posterior import LayerGates, Posterior
+from tfnas.stages import export
+
+# Whose first argument is a message to a user. RuntimeError and AssertionError tell of faults of tfnas.
+TELLING = {"UserError", "FailedSearch", "Preempted", "LostWorker", "Refused", "ValueError", "fail"}
+ROW = re.compile(r"\| `(?P<message>.*?)` \| (?P<meaning>[^|]+) \| `(?P<test>[^`|]+)` \|")
+LEAST_WORDS = 8  # letters of a message's own; with fewer it passes on another's
+
+
+def pattern(node, names):
+    """What text an expression may give, as a regular expression, and how many letters of it are certain."""
+    if isinstance(node, ast.Constant):
+        return re.escape(str(node.value)), sum(map(str.isalpha, str(node.value)))
+    if isinstance(node, ast.JoinedStr):
+        parts = [pattern(part, names) for part in node.values]
+        return "".join(text for text, _ in parts), sum(letters for _, letters in parts)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        (one, few), (other, more) = pattern(node.left, names), pattern(node.right, names)
+        return one + other, few + more
+    if isinstance(node, ast.IfExp):
+        (one, few), (other, more) = pattern(node.body, names), pattern(node.orelse, names)
+        return f"(?:{one}|{other})", min(few, more)
+    value = node.value if isinstance(node, ast.FormattedValue) else node
+    if isinstance(value, ast.Name) and value.id in names:
+        return pattern(names[value.id], {})
+    return ".*", 0
+
+
+def is_text(node):
+    return isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", None), str)
+
+
+def raise_sites():
+    """(file:line, pattern) of every message in tfnas/ and pipelines/ that is not another's passed on."""
+    for file in sorted([*ROOT.glob("tfnas/**/*.py"), *ROOT.glob("pipelines/*.py")]):
+        for function in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            # Words that a function first gives a name, if it does so once.
+            given = [
+                (node.targets[0].id, node.value)
+                for node in ast.walk(function)
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+            ]
+            counts = collections.Counter(name for name, _ in given)
+            names = {name: value for name, value in given if counts[name] == 1 and is_text(value)}
+            for node in ast.walk(function):
+                called = getattr(node, "func", None)
+                if getattr(called, "id", getattr(called, "attr", "")) in TELLING and node.args:
+                    text, letters = pattern(node.args[0], names)
+                    if letters >= LEAST_WORDS:
+                        yield f"{file.relative_to(ROOT)}:{node.lineno}", text
+
+
+def rows():
+    """Of docs/errors.md: messages, meanings, tests."""
+    lines = (ROOT / "docs" / "errors.md").read_text().splitlines()
+    lines = [line for line in lines if line.startswith("| `")]
+    found = [ROW.fullmatch(line) for line in lines]
+    assert all(found), [line for line, match in zip(lines, found, strict=True) if not match]
+    return [tuple(match.groups()) for match in found]
+
+
+def test_every_message_has_a_row_of_its_own_and_every_row_a_message():
+    sites = {}
+    for place, text in raise_sites():
+        sites.setdefault(text, place)
+    messages = [message.replace("¦", "|") for message, _, _ in rows()]
+    assert len(sites) > 200 and len(set(messages)) == len(messages)
+    fits = np.array([[bool(re.fullmatch(text, message)) for message in messages] for text in sites])
+    # A loose pattern fits many rows, so it is not enough that each has one.
+    taken = scipy.sparse.csgraph.maximum_bipartite_matching(scipy.sparse.csr_matrix(fits), perm_type="column")
+    assert [f"{place}: {text}" for (text, place), row in zip(sites.items(), taken, strict=True) if row < 0] == []
+    assert [message for message, fit in zip(messages, fits.any(0), strict=True) if not fit] == []
+
+
+def test_the_test_of_every_row_exists():
+    defined = {
+        f"tests/{file.name}::{node.name}"
+        for file in (ROOT / "tests").glob("test_*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert {test for _, _, test in rows()} - defined == set()
+
+
+def test_every_message_is_one_line_that_names_something():
+    for message, meaning, _ in rows():
+        assert "\n" not in message and len(message) > 15 and len(meaning) > 10, message
+        assert not re.search(r"/tmp/|/home/|pytest-|0x[0-9a-f]{6}", message), message
+
+
+def gated(outputs=1, size=8):
+    image = keras.Input((size, size, 3), name="image")
+    x = keras.layers.Conv2D(4, 3, padding="same", name="stem")(image)
+    x = keras.layers.Conv2D(4, 3, padding="same", name="a")(x)
+    heads = [keras.layers.Dense(2, name=f"head{i}")(keras.layers.GlobalAveragePooling2D()(x)) for i in range(outputs)]
+    return tfnas.gate(keras.Model(image, heads), ell2=1.0, num_examples=10)
+
+
+def told(words, function, *arguments, kind=UserError):
+    """That the call raises `kind` with these words, in one line."""
+    with pytest.raises(kind) as raised:
+        function(*arguments)
+    message = str(raised.value)
+    assert words in message and "\n" not in message, message
+
+
+def test_files_of_architectures_and_posteriors_that_hold_too_much_or_too_little():
+    text = Architecture({"a": np.array([True, False])}).to_json()
+    told("architecture: altered since it was written: digest '", Architecture.from_json, text.replace("[0]", "[1]"))
+    told("('a': index 7 is out of bounds", Architecture.from_json, text.replace("[0]", "[7]"))
+    many = json.loads(text)
+    many["layers"] |= {"b": {"channels": MOST_CHANNELS, "kept": []}}
+    told("at most 16,777,216 channels expected. Received: 16,777,218", Architecture.from_json, json.dumps(many))
+    deep = "[" * 100_000
+    told("architecture: not the JSON of an Architecture (nested too deeply)", Architecture.from_json, deep)
+    told("key 'format' is there twice", Architecture.from_json, text.replace("{", '{"format": "", ', 1))
+
+    layers = Posterior((LayerGates("a", (2,), (0.5,), 9), LayerGates("b", (2,), (0.5,), 9))).to_json()
+    told("2 layers with names of their own expected. Received: 1", Posterior.from_json, layers.replace('"b"', '"a"'))
+    value = json.loads(layers)
+    value["layers"][0]["group_sizes"] = [MOST_CHANNELS]
+    told("posterior: not the JSON of a Posterior (at most 16,777,216", Posterior.from_json, json.dumps(value))
+    value["layers"][0]["group_sizes"] = [1, 1]
+    told("posterior: not the JSON of a Posterior (LayerGates 'a': one drop", Posterior.from_json, json.dumps(value))
+
+
+def test_the_probability_of_another_networks_architecture():
+    made_of = Posterior((LayerGates("a", (2,), (0.5,), 9),))
+    told(
+        "log_prob: the layers of this posterior expected. Received: others; 'a' is only in the posterior",
+        made_of.log_prob,
+        Architecture({"b": np.ones(2, bool)}),
+    )
+    told("log_prob: 'a': a mask of 2 input channels expected", made_of.log_prob, Architecture({"a": np.ones(3, bool)}))
+
+
+def test_a_section_that_is_a_number():
+    told("config: 'data' must be a section of keys. Received: 3", config.from_config_dict, {"data": 3})
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise ValueError('not\\nyet')", "ValueError: not yet (FILE, line 2)"),
+        ("raise RuntimeError('not\\nyet')", "RuntimeError: not yet (FILE, line 2)"),
+        ("3 +", "SyntaxError: invalid syntax (broken.py, line 2)"),
+    ],
+)
+def test_a_config_file_that_fails_is_told_with_the_line(tmp_path, capsys, body, words):
+    file = tmp_path / "broken.py"
+    file.write_text(f"def get_config():\n    {body}\n")
+    # ml_collections loads it in a way that Python deprecates, of which a user is not told.
+    with pytest.raises(SystemExit), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        main.parse_flags(["tfnas", "search", f"--config={file}", "--workdir=w"])
+    words = words.replace("FILE", str(file))
+    assert capsys.readouterr().err == f"tfnas: --config: the file could not be read: {words}\n"
+
+
+def graph(layers, shape=(8, 8, 3)):
+    x = keras.Input(shape)
+    return Graph(keras.Model(x, layers(x)))
+
+
+def test_layers_whose_channels_cannot_be_followed():
+    def two(x):
+        return keras.layers.LSTM(4, return_state=True, name="l")(keras.layers.Reshape((64, 3))(x))[0]
+
+    told("layer 'l': one output tensor expected. Received: 3; replace the layer", graph, two)
+    first = keras.layers.MaxPooling2D(data_format="channels_first", name="c")
+    told("layer 'c': data_format must be 'channels_last'. Received: 'channels_first'", graph, first)
+    told("layer 'k': one of Keras's own activations expected, such as 'relu'. Received: 'mine'", graph, _own_activation)
+
+    def uneven(x):
+        return keras.layers.Add()([x, keras.layers.GlobalAveragePooling2D()(x)])
+
+    told("tensors of one rank, with the same or one channel, expected. Received: [", graph, uneven)
+
+
+def _own_activation(x):
+    def mine(value):
+        return value
+
+    return keras.layers.Conv2D(3, 1, activation=mine, name="k")(x)
+
+
+def test_a_supernet_of_two_outputs_is_not_ranked():
+    supernet = gated(outputs=2)
+    supernet.compile(loss=["mse", "mse"])
+    told("rank: a supernet with one input and one output expected. Received: 1 and 2", Engine, supernet, [])
+
+
+def test_an_evaluation_that_is_whole_but_none(tmp_path):
+    file = tmp_path / "e.jsonl"
+    with Evaluations(file, "run") as kept:
+        kept.append("a" * 64, 0, np.ones(3, np.float32), np.ones(3, bool))
+    head, line = file.read_text().splitlines()
+    record = json.loads(line.partition(" ")[2])
+    file.write_text(f"{head}\n{_line({**record, 'digest': 'no digest'})}")
+    told(
+        "e.jsonl: line 2 was altered, delete the file to rank again (a digest, and a loss and a hit an example, are "
+        "expected)",
+        lambda: Evaluations(file, "run").__enter__(),
+    )
+
+
+def test_a_loss_that_is_not_finite_is_told_by_check():
+    step = types.SimpleNamespace(strategy=tf.distribute.get_strategy(), totals=lambda: (0.0,))
+
+    class Step:
+        strategy = step.strategy
+        totals = staticmethod(step.totals)
+
+        def __call__(self, batches, totals, number):
+            return (float("nan"),)
+
+    told("check: a finite loss expected in the first ", checks.measure, Step(), lambda *_: _batches())
+
+
+def _batches():
+    return tf.data.Dataset.from_tensors(np.zeros(1, np.float32)).repeat()
+
+
+def test_steps_that_cannot_be_taken(monkeypatch):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    several = types.SimpleNamespace(num_replicas_in_sync=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(tf.distribute, "get_strategy", lambda: several)
+        told("training.jit_compile: false expected with several replicas that are no TPU's", loop.Step, model, 1, True)
+
+    def full(*arguments):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor of shape [1,2]\nmore")
+
+    step = loop.Step(model)
+    step._step = full
+    words = "a batch does not fit the memory (OOM when allocating tensor of shape [1,2]): try --config.training"
+    told(words, step, iter(()), step.totals(), 0)
+
+
+def test_processes_that_see_different_folders(monkeypatch):
+    class Two:
+        num_replicas_in_sync = 2
+
+        def run(self, function):
+            return function()
+
+        def reduce(self, how, value, axis):
+            return value + 4.0  # of the other process
+
+    monkeypatch.setattr(distribution, "cluster", lambda: types.SimpleNamespace(count=2, index=0))
+    monkeypatch.setattr(tf.distribute, "get_strategy", Two)
+    told(
+        "process 0 of 2 goes on from step 8, and others from another (on average 6): --workdir must be one folder",
+        distribution.agree,
+        8,
+    )
+
+
+def _data_set(monkeypatch, shape, keys):
+    import tensorflow_datasets as tfds
+
+    features = {"image": types.SimpleNamespace(shape=shape), "label": tfds.features.ClassLabel(num_classes=2)}
+    info = types.SimpleNamespace(features=features, supervised_keys=keys, splits={})
+    monkeypatch.setattr(sources, "_builder", lambda *_: types.SimpleNamespace(info=info))
+
+
+def test_data_sets_that_are_not_of_images_and_labels(monkeypatch, tmp_path):
+    data = config.Data(name="cifar10")
+    _data_set(monkeypatch, (32, 32, 3), None)
+    words = "data.name: a set of (image, label) pairs for classification expected. Received: 'cifar10', with no pairs"
+    told(words, sources.load, data, tmp_path)
+    _data_set(monkeypatch, (8, 32, 32, 3), ("image", "label"))
+    told("data.name: 'cifar10' has images of shape (8, 32, 32, 3); (height", sources.load, data, tmp_path)
+
+
+def test_functions_that_give_batches_of_unknown_shape_or_fail_on_the_way():
+    data = config.Data(source="my_data:load")
+    unknown = tf.data.Dataset.from_generator(
+        lambda: iter([(np.zeros((2, 8, 8, 3), np.uint8), 0)]), output_types=(tf.uint8, tf.int64)
+    )
+    words = (
+        "data.source: train of 'my_data:load' must give images (height, width, channels) and scalar labels. Received"
+    )
+    told(words, sources._survey, unknown, "train", data)
+    failing = tf.data.Dataset.from_tensors((np.zeros((8, 8, 3), np.uint8), 0)).map(
+        lambda image, label: (tf.io.decode_png(tf.io.read_file("nowhere.png")), label)
+    )
+    told("data.source: train of 'my_data:load' cannot be read: ", sources._survey, failing, "train", data)
+
+
+def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
+    work = made(tmp_path)
+    manifest = work.manifest()
+
+    def holding(name, value):
+        stage = next(stage for stage, spec in workdir.STAGES.items() if name in spec.outputs)
+        manifest["stages"][stage]["outputs"][name] = workdir.digest(work.write_json(name, value))
+        work.write_sealed(workdir.MANIFEST, manifest)
+
+    says = "a test accuracy of 80.00%, at least 90.00% asked"
+    check = {"setting": "evaluate.min_accuracy", "value": 0.8, "limit": 0.9, "passed": False, "says": says}
+    holding(workdir.EVALUATION, {"blessed": False, "checks": [check]})
+    told(
+        f"export: the network is not what was asked for: {says}. Search again, or ask for less by --config.evaluate",
+        export._export,
+        CONFIG,
+        work,
+    )
+    splits = types.SimpleNamespace(image_shape=(8, 8, 1), num_classes=10)
+    network = keras.Sequential([keras.Input((9, 9, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    words = (
+        "subnet.keras: input and output of shapes [(None, 8, 8, 1), (None, 10)] expected, as the data has. Received: ["
+    )
+    told(words, export._check_fits, network, splits, tmp_path / "subnet.keras")
+    holding(workdir.RANKING, {"kinds": {"posterior": {"leaders": [{}]}}})
+    many = load_config("digits").__class__(export=config.Export(uncertainty=3), sample=config.Sample())
+    told(
+        "export.uncertainty: at most the 1 candidates that reach the output. Received: 3",
+        export._ensemble,
+        many,
+        work,
+        splits,
+    )
+
+
+def test_files_of_several_runs_are_not_reported_as_one(tmp_path):
+    work = made(tmp_path)
+    read = work.read_json(workdir.RANKING, "report", reading.record())
+    learned = Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes())
+    mine = learned.sample(1, seed=0)[0]
+    history = [json.loads(line) for line in (work.path / workdir.HISTORY).read_text().splitlines()]
+    candidates = [json.loads(line) for line in (work.path / workdir.CANDIDATES).read_text().splitlines()]
+    of_another = Architecture({"x": np.ones(2, bool)})
+    told(
+        "report: the layers of architecture.json are not those of posterior.json: they are of several runs",
+        report._check_one_run,
+        learned,
+        of_another,
+        history,
+        read,
+        candidates,
+    )
+    told(
+        "report: the layers of search/history.jsonl are not those of",
+        report._check_one_run,
+        learned,
+        mine,
+        history[:0],
+        read,
+        candidates,
+    )
+    told(
+        "report: sample/candidates.jsonl has no candidate of the kind 'posterior': they",
+        report._check_one_run,
+        learned,
+        mine,
+        history,
+        read,
+        [c for c in candidates if c["kind"] != "posterior"],
+    )
+
+
+def test_manifests_that_cannot_be(tmp_path):
+    work = made(tmp_path)
+    manifest = work.manifest()
+    manifest["stages"]["search"]["outputs"]["../../x"] = "0" * 64
+    work.write_sealed(workdir.MANIFEST, manifest)
+    told("'search' is to have written '../../x', outside of this folder: delete the file", work.manifest)
+    (work.path / workdir.MANIFEST).unlink()
+    (work.path / workdir.MANIFEST).mkdir()
+    told(
+        "manifest.json: truncated or altered: delete it, and 'tfnas run' makes it again from the others (Is a",
+        work.manifest,
+    )
+
+
+def test_a_stop_by_the_keyboard_and_a_full_disk_end_in_one_line(capsys):
+    with pytest.raises(SystemExit), errors.ending_in_one_line("runs/digits"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "tfnas: stopped; the same command goes on from the last checkpoint\n"
+    with pytest.raises(SystemExit), errors.ending_in_one_line("runs/digits"):
+        raise OSError(28, "No space left on device", "runs/digits/posterior.json")
+    said = "tfnas: runs/digits/posterior.json: No space left on device; what was finished is kept, and the same command"
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_confusion_of_other_classes_is_not_exported(tmp_path, monkeypatch):
+    work = made(tmp_path)
+    (work.path / workdir.CUT_ARCHITECTURE).write_text(Architecture({"a": np.ones(2, bool)}).to_json())
+    splits = types.SimpleNamespace(num_classes=10)
+    monkeypatch.setattr(export.sources, "load", lambda *_: None)
+    monkeypatch.setattr(export.data, "from_source", lambda *_: splits)
+    monkeypatch.setattr(export.saving, "load", lambda *_: None)
+    monkeypatch.setattr(export, "_check_fits", lambda *_: None)
+    words = "retrain/results.json: a confusion of 10 classes expected. Received: 2; run retrain again"
+    told(words, export._export, CONFIG, work)
+
+
+def test_a_constant_where_the_size_is_not_known():
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", bias_initializer="ones", name="stem")(image)
+    x = keras.layers.Conv2D(4, 3, padding="same", bias_initializer="ones", name="a")(x)
+    x = keras.layers.Conv2D(4, 3, padding="same", name="b")(x)
+    logits = keras.layers.Dense(2, name="head")(keras.layers.GlobalAveragePooling2D()(x))
+    supernet = tfnas.gate(keras.Model(image, logits), ell2=1.0, num_examples=10)
+    masks = {"a": np.zeros(4, bool), "b": np.ones(4, bool)}
+    words = "subnet: a dropped operation leaves a constant where the spatial size is not known: give the model's input"
+    told(words, tfnas.subnet, supernet, Architecture(masks))
+
+
+def test_requests_that_name_no_input_or_a_label():
+    from tfnas import served
+
+    spec = tf.TensorSpec((None, 2), tf.float32)
+    signature = types.SimpleNamespace(structured_input_signature=((), {"a": spec, "b": spec}))
+    model = served.Model.__new__(served.Model)
+    model._loaded = types.SimpleNamespace(signatures={served.DEFAULT_SIGNATURE: signature})
+    words = "inputs by name expected: 'a', 'b'. Received: values without names"
+    told(words, lambda: model.predict("", [[1, 2]], [], served.from_json), kind=served.Refused)
+    labelled = types.SimpleNamespace(version_label="stable")
+    words = "version_label: none is served, a version expected. Received: stable"
+    told(words, served.Models([]).wanted, labelled, kind=served.Refused)
+
+
+def test_words_of_tensorflow_come_without_its_names_for_places():
+    with pytest.raises(tf.errors.OpError) as raised:
+        list(tf.data.Dataset.from_tensors("nowhere.png").map(tf.io.read_file))
+    assert "{{" in str(raised.value)
+    words = errors.plain(raised.value)
+    assert "nowhere.png; No such file or directory" in words and not re.search(r"[{}\n]|\[\[|\[Op", words)

@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Needs Python 3.11 and make; all else is set up in .venv.
 PYTHON ?= python3.11
 
-.PHONY: setup demo test lint fast claims-quick clean
+.PHONY: setup demo test lint fast docs claims-quick clean
 
 setup: .venv/done
 
@@ -30,6 +30,10 @@ lint: setup
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+docs: setup
+	.venv/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo "docs      build/docs/index.html"
 
 clean:
 	rm -rf .venv runs build *.egg-info

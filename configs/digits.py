@@ -2,7 +2,7 @@
 
     tfnas run --config=configs/digits.py --workdir=runs/digits
 
-It asks for a quarter of the parameters (docs/your_model.md). The controls that are trained too
+It asks for a quarter of the parameters (docs/choosing.md). The controls that are trained too
 (`--config.retrain.controls=true`) are off, because they double its time.
 """
 

@@ -2,7 +2,7 @@
 
     tfnas run --config=configs/digits_paper.py --workdir=runs/digits_paper
 
-ell2 and the learning rate are far above the paper's because the run is short: see docs/your_model.md. The controls that
+ell2 and the learning rate are far above the paper's because the run is short: see docs/choosing.md. The controls that
 are trained too (`--config.retrain.controls=true`) are off, because they double its time.
 """
 

@@ -32,14 +32,6 @@ def test_links_lead_somewhere(document):
             linked = document.parent / path if path else document
             assert linked.exists(), target
             headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE) if anchor else []
-            assert not anchor or anchor in [h.lower().replace(",", "").replace(" ", "-") for h in headings], target
-
-
-@pytest.mark.slow
-def test_readme_example_runs(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert "epochs = 40" in code
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code.replace("epochs = 40", "epochs = 2"), "README.md", "exec"), {})
-    assert "parameters -> " in capsys.readouterr().out
-    assert (tmp_path / "small_model" / "saved_model.pb").exists()
+            assert not anchor or anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], (
+                target
+            )

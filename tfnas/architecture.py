@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tfnas import figures
 from tfnas.errors import UserError, shown
 from tfnas.reading import list_of, mapping_of, read, record, text_of, whole
 
@@ -62,6 +63,16 @@ class Architecture(Mapping[str, np.ndarray]):
 
     def __repr__(self) -> str:
         return f"<Architecture of {len(self)} gated layers: {self.kept} of {self.total} channels kept>"
+
+    def _repr_html_(self) -> str:
+        shares = [float(mask.mean()) for mask in self.values()]
+        words = [f"{mask.sum()} of {mask.size}" if mask.any() else "removed" for mask in self.values()]
+        lead = (
+            f"{self.kept} of {self.total} channels kept in {len(self)} gated layers; {shares.count(0)} of them removed."
+        )
+        return f"<p>{lead}</p>" + figures.bars(
+            list(self), shares, words, "input channels kept, %", "Share of input channels that an architecture keeps"
+        )
 
     @property
     def kept(self) -> int:

@@ -63,7 +63,7 @@ class Data:
 
     @property
     def short_name(self) -> str:
-        """The title as a name for files: the folder's own name, the function's module, or the TFDS name."""
+        """The title as a name for files, which is the folder's own name, the function's module, or the TFDS name."""
         if self.source:
             return self.source.partition(":")[0].rpartition(".")[2]
         if self.folder:

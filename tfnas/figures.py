@@ -73,6 +73,28 @@ def plot(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -
     return drawing(on_axes, size, caption)
 
 
+def bars(names: Sequence[str], shares: Sequence[float], words: Sequence[str], label: str, caption: str) -> str:
+    """A horizontal bar for each name, the first on top.
+
+    Args:
+        names: each once.
+        shares: how long the bars are, in [0, 1].
+        words: what stands behind them.
+        label: of the axis, which is in per cent.
+        caption: unlike that of any other picture on the page.
+    """
+
+    def draw(axes: Any) -> None:
+        axes.barh(names, [100] * len(names), color="#eeeeee")
+        axes.barh(names, [100 * share for share in shares], color=BLUE)
+        for y, (share, word) in enumerate(zip(shares, words, strict=True)):
+            axes.text(101, y, word, va="center", fontsize=9, color="#1a1a1a" if share else RED)
+        axes.invert_yaxis()
+        axes.set(xlabel=label, xlim=(0, 118), xticks=range(0, 101, 25))
+
+    return plot(draw, (8, 0.6 + 0.24 * len(names)), caption)
+
+
 def drawing(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> str:
     """What `draw` puts on a matplotlib Figure, as SVG with a caption.
 
@@ -86,6 +108,7 @@ def drawing(draw: Callable[[Any], None], size: tuple[float, float], caption: str
     from matplotlib.figure import Figure
 
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": caption, "font.size": 9.5, "font.family": "sans-serif"}
+    settings["text.parse_math"] = False  # a layer's name may have dollars
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)

@@ -111,7 +111,7 @@ class Guard:
                 f"the gates' steps (now {settings.gate_step:g}) are too short for so few epochs",
                 {"gate_step": 10 * settings.gate_step},
             )
-        # Above 10, the gates' learning rate is beyond what docs/your_model.md recommends.
+        # Above 10, the gates' learning rate is beyond what docs/choosing.md recommends.
         options = {"gate_learning_rate": 10.0} if settings.gate_learning_rate < 10 else {}
         return self._published("small for so few epochs", {**options, "ell2": settings.ell2 * 10})
 

@@ -34,7 +34,7 @@ def layer_latencies(supernet: Supernet, batch_size: int = 16, repeats: int = 20)
         repeats: passes timed.
 
     Returns:
-        For each gated layer, in the graph's order, seconds: what `Posterior.with_latency` takes.
+        Seconds for each gated layer, in the order of the graph, as `Posterior.with_latency` takes them.
 
     Raises:
         UserError: if the input has no fixed size, or for a number below 1.

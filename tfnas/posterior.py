@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tfnas import figures
 from tfnas.architecture import MOST_CHANNELS, Architecture
 from tfnas.errors import UserError, shown
 from tfnas.reading import list_of, mapping_of, number, optional, read, record, text_of, whole
@@ -91,6 +92,22 @@ class Posterior:
     """
 
     layers: tuple[LayerGates, ...]
+
+    def _repr_html_(self) -> str:
+        decided, groups = self.decided()
+        lead = (
+            f"{len(self.layers)} gated layers, {self.total_parameters():,} kernel weights, "
+            f"{self.expected_parameters():,.0f} of them expected to be kept; {decided:,} of {groups:,} groups of "
+            "channels are decided (p below 0.05 or above 0.95)."
+        )
+        shares = [float(1 - g.channel_drop.mean()) for g in self.layers]
+        return f"<p>{lead}</p>" + figures.bars(
+            [g.name for g in self.layers],
+            shares,
+            [f"{100 * share:.0f} %" for share in shares],
+            "input channels expected to be kept, %",
+            "Share of input channels that a posterior is expected to keep",
+        )
 
     def sample(
         self, num_candidates: int, seed: int, first: int = 0, limit: Mapping[str, float] | None = None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfnas import figures
 from tfnas.architecture import Architecture
 from tfnas.engine import Engine
 from tfnas.errors import UserError
@@ -20,6 +21,7 @@ from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet
 
 CRITERIA = ("loss", "accuracy")
+_MOST_SHOWN = 10  # candidates in a notebook's table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,38 @@ class Ranking:
             f"{best.loss:.4g}, accuracy {best.accuracy:.1%}; {len(self.outcome.ties):,} tie with it; "
             f"{self.outcome.saved:.0%} of the evaluations saved>"
         )
+
+    def _repr_html_(self) -> str:
+        outcome, num = self.outcome, len(self.candidates)
+        lead = f"{num:,} candidates by {self.by}; {100 * outcome.saved:.0f} % of the evaluations saved."
+        if self.fresh:
+            lead += (
+                f" On {self.fresh.num_examples:,} fresh examples the winner has loss {self.fresh.loss:.3f}, accuracy "
+                f"{100 * self.fresh.accuracy:.1f} %."
+            )
+        place = dict.fromkeys(outcome.ties, "ties") | {outcome.winner: "wins"}
+        rows = [
+            (
+                i == outcome.winner,
+                [
+                    f"{i}",
+                    f"{self.scores[i].loss:.3f}",
+                    f"{100 * self.scores[i].accuracy:.1f} %",
+                    f"{self.scores[i].num_examples:,}",
+                    f"{self.candidates[i].kept:,} of {self.candidates[i].total:,}",
+                    place.get(i, "-"),
+                ],
+            )
+            for i in self.order[:_MOST_SHOWN]
+        ]
+        headings = ("candidate", "loss", "accuracy", "examples", "channels", "race")
+
+        def histogram(axes: Any) -> None:
+            axes.hist([100 * score.accuracy for score in self.scores], 40, color=figures.BLUE)
+            axes.set(xlabel="accuracy, %", ylabel="candidates")
+
+        caption = "Candidates by accuracy, each on the examples that it was evaluated on before it was out of the race"
+        return f"<p>{lead}</p>" + figures.table(headings, rows, "numbers") + figures.plot(histogram, (8, 2.8), caption)
 
     @property
     def order(self) -> list[int]:

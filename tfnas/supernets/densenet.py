@@ -28,7 +28,7 @@ def densenet121(
         input_shape: (height, width, channels); height and width at least 32.
 
     Returns:
-        A functional model from (batch, *input_shape) to logits (batch, num_classes).
+        A functional model from `(batch, *input_shape)` to logits (batch, num_classes).
 
     Raises:
         ValueError: if width is not positive, num_blocks is negative or the image cannot be halved five times.
@@ -65,7 +65,7 @@ def densenet121_3d(
         input_shape: (frames, height, width, channels); at least 8 frames, height and width at least 32.
 
     Returns:
-        A functional model from (batch, *input_shape) to logits (batch, num_classes).
+        A functional model from `(batch, *input_shape)` to logits (batch, num_classes).
 
     Raises:
         ValueError: if width is not positive, num_blocks is negative or the video cannot be halved as often as needed.

@@ -36,7 +36,7 @@ def enas(
         input_shape: (height, width, channels); height and width divisible by 4.
 
     Returns:
-        A functional model from (batch, *input_shape) to logits (batch, num_classes).
+        A functional model from `(batch, *input_shape)` to logits (batch, num_classes).
 
     Raises:
         ValueError: if width or num_blocks is not positive or the image cannot be halved twice.

@@ -27,7 +27,7 @@ def multi_branch_resnet(
         stem_width: channels of the first convolution.
 
     Returns:
-        A functional model from (batch, *input_shape) to logits (batch, num_classes).
+        A functional model from `(batch, *input_shape)` to logits (batch, num_classes).
 
     Raises:
         ValueError: if the width is odd or the image cannot be halved twice.

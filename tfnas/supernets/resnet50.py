@@ -30,7 +30,7 @@ def resnet50(
         input_shape: (height, width, channels).
 
     Returns:
-        A functional model from (batch, *input_shape) to logits (batch, num_classes).
+        A functional model from `(batch, *input_shape)` to logits (batch, num_classes).
 
     Raises:
         ValueError: if the width is not divisible by 4, num_blocks is negative or the image has no three positive sizes.

@@ -40,7 +40,7 @@ keras.utils.set_random_seed(0)
 # %%
 big = tfnas.supernets.multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))
 steps = EPOCHS * 1000 // 50
-supernet = tfnas.gate(big, parameters=0.25, steps=steps, group_size=1, num_examples=10_000)
+supernet = tfnas.gate(big, parameters=0.25, steps=steps, num_examples=10_000)
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 rate = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=steps + RETRAIN_EPOCHS * 1000 // 50)
 optimizer = tfnas.GatedSGD(rate, momentum=0.9, nesterov=True, weight_decay=5e-4)

@@ -107,6 +107,8 @@ class Data:
 
 
 # What each builder of `tfnas.supernets` takes, besides what the data says.
+# Of a recipe: the drop probability before the first step, and the channels that share one (0: all of a source's).
+FIRST_GATES = {"target": (0.02, 1), "paper": (0.1, 0)}
 BUILDERS = {
     "multi_branch_resnet": ("width", "num_blocks", "stem_width"),
     "enas": ("width", "num_blocks"),
@@ -214,10 +216,10 @@ class Search:
         """These settings, and where they leave it to the recipe, the recipe's values."""
         unset = {"schedule": "", "warmup_epochs": -1, "weight_decay": -1.0, "initial_drop": 0.0, "group_size": 0}
         if self.recipe == "target":
-            recipe = ("one_cosine", (self.epochs + 1) // 3, retrain.weight_decay, 0.02, 1)
+            recipe = ("one_cosine", (self.epochs + 1) // 3, retrain.weight_decay, *FIRST_GATES["target"])
             further: dict[str, Any] = {} if self.target else {"parameters": 0.5}
         else:
-            recipe = ("cosine", 0, 0.0, 0.1, 0)
+            recipe = ("cosine", 0, 0.0, *FIRST_GATES["paper"])
             further = {} if self.ell2 else {"ell2": 50.0}
         values: dict[str, Any] = dict(zip(unset, recipe, strict=True))
         values = {name: value for name, value in values.items() if getattr(self, name) == unset[name]}

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfnas import elbo
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph, Node, is_gateable
+from tfnas.config import FIRST_GATES
 from tfnas.costs import cost
 from tfnas.errors import UserError
 from tfnas.gates import Gated
@@ -42,9 +43,9 @@ def gate(
     parameters: float | None = None,
     multiply_adds: float | None = None,
     steps: int = 0,
-    group_size: int = 0,
+    group_size: int | None = None,
     temperature: float = 0.2,
-    initial_drop: float = 0.1,
+    initial_drop: float | None = None,
     gate_learning_rate: float = 1.0,
     prior: str = "uniform",
     gate_dense: bool = False,
@@ -57,8 +58,7 @@ def gate(
 
     Left alone are the stem (convolutions with no other before them: their input is the picture) and the classifier
     (convolutions and dense layers with no other after them). All channels of a convolution's input share a drop
-    probability, as in the paper, unless `group_size` says otherwise; where that input is a concatenation, each source
-    has one of its own.
+    probability in the paper, and where that input is a concatenation, those of one source; `group_size` says otherwise.
 
     The prior is the published one, of `ell2`, or prices the gates until the network is expected to have the size asked
     for: exactly one of `ell2`, `parameters` and `multiply_adds` is given.
@@ -72,9 +72,9 @@ def gate(
         multiply_adds: or share of its multiply-adds.
         steps: with one of these two, training steps by which to be there.
         group_size: at most so many neighbouring channels share a drop probability; 1: each channel has its own. 0: all
-            of a source's do.
+            of a source's do. None: 1 with a share, 0 with ell2, as in the paper.
         temperature: of the relaxed gates, > 0.
-        initial_drop: drop probability before the first step, in (0, 1).
+        initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with a share, 0.1 with ell2.
         gate_learning_rate: the gates' learning rate as a multiple of the weights'. 1 is the paper's; a run of few
             epochs wants 3 to 10, or an ell2 ten times larger. Too much of either drops everything.
         prior: 'uniform': ell2 is that of every weight. 'parameters' or 'multiply_adds': each layer's is ell2 times a
@@ -99,6 +99,9 @@ def gate(
         ValueError: for a number out of range.
     """
     target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps)
+    first_drop, first_size = FIRST_GATES["target" if target else "paper"]
+    initial_drop = first_drop if initial_drop is None else initial_drop
+    group_size = first_size if group_size is None else group_size
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
     graph = Graph(model)

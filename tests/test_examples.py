@@ -7,7 +7,7 @@ from conftest import ROOT
 
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 SMALLER = {
-    "digits_in_five_minutes.py": {"EPOCHS": 2, "RETRAIN_EPOCHS": 1, "CANDIDATES": 10},
+    "digits_in_five_minutes.py": {"EPOCHS": 1, "RETRAIN_EPOCHS": 1, "CANDIDATES": 5},
     "shrink_mobilenet.py": {"WARMUP_EPOCHS": 1, "EPOCHS": 1, "NUM_IMAGES": 134, "CANDIDATES": 4},
 }
 
@@ -24,6 +24,19 @@ def test_cells_are_code_or_markdown():
             assert all(line.startswith("#") for line in text.split("\n") if line) == (kind == " [markdown]"), text
 
 
+@pytest.fixture
+def eager():
+    """Operations one by one: of so few steps, tracing a graph first would take nearly all of the time."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+# tf.data's own functions stay graphs.
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`:UserWarning")
+@pytest.mark.usefixtures("eager")
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(path, tmp_path, monkeypatch, capsys):

@@ -20,8 +20,9 @@ from tfnas import data, training, workdir
 from tfnas.config import Config
 
 SPLITS = ("validation", "train", "test")  # test is read last
-# Where things lie and how the work was shared out: of no command that is told.
-_LEFT_OUT = ("--workdir", "--jobs", "--export", "--config.data.data_dir")
+# How the work was shared out, and where things lie: of no command that is told.
+_LEFT_OUT = ("--jobs=",)
+_PLACES = ("--workdir=", "--config.data.data_dir=")
 
 
 def scores(
@@ -54,8 +55,9 @@ def machine() -> str:
 
 
 def command(module: str) -> str:
-    """As it was given, without where things lie and how they were shared out."""
-    given = [a for a in sys.argv[1:] if not a.startswith(tuple(f"{name}=" for name in _LEFT_OUT))]
+    """As it was given, but for how the work was shared out, and for the places where things lie: these read DIR."""
+    given = [a for a in sys.argv[1:] if not a.startswith(_LEFT_OUT)]
+    given = [f"{a.partition('=')[0]}=DIR" if a.startswith(_PLACES) else a for a in given]
     return shlex.join([".venv/bin/python", "-m", module, *given])
 
 

@@ -55,7 +55,7 @@ def _server(argv):
         runpy.run_module("tfnas.server", run_name="__main__")
 
 
-def _script(argv):
+def _script(argv, load=runpy.run_path):
     from absl import app, flags
 
     from tfnas import config
@@ -83,10 +83,19 @@ def _script(argv):
         mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args),
         mock.patch.object(subprocess, "run", begun),
     ):
-        runpy.run_path(argv[0], run_name="__main__")
+        load(argv[0], run_name="__main__")
 
 
-_MODULES = {"tfnas.server": _server, "pipelines.run": _pipeline}
+def _module(argv):
+    _script(argv, runpy.run_module)
+
+
+_MODULES = {
+    "tfnas.server": _server,
+    "pipelines.run": _pipeline,
+    "benchmarks.contest": _module,
+    "benchmarks.claims": _module,
+}
 
 
 def run(words):

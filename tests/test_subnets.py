@@ -129,7 +129,7 @@ def test_rebuild_from_json_alone(layout, rng):
 
 def test_another_supernets_architecture_is_refused():
     supernet = tfnas.gate(resnet(), ell2=1, num_examples=10)
-    with pytest.raises(UserError, match="this model has no layer 'other'"):
+    with pytest.raises(UserError, match="one of the layers .* expected. Received: 'other'"):
         subnet(supernet, Architecture({"other": [True]}))
 
 

@@ -372,7 +372,7 @@ ARMS = {
     "narrowed": Arm(_narrowed, "parameters"),
     "narrowed-wide": Arm(_narrowed_wide),
     "last-stage": Arm(_last_stage("parameters"), "parameters"),
-    "last-stage-half": Arm(_last_stage("half"), "half", "narrowed-wide"),
+    "last-stage-half": Arm(_last_stage("half"), "half", "full"),
     "magnitude": Arm(_magnitude, "parameters"),
     "bn-scale": Arm(_bn_scale, "parameters"),
     "random": Arm(_random, "parameters"),
@@ -381,5 +381,5 @@ ARMS = {
     "paper-scratch": Arm(_paper_scratch, "parameters"),
     "default-parameters": Arm(_default("parameters"), "parameters"),
     "default-multiply-adds": Arm(_default("multiply_adds"), "multiply_adds"),
-    "default-half": Arm(_default("half"), "half", "narrowed-wide"),
+    "default-half": Arm(_default("half"), "half", "full"),
 }

@@ -263,11 +263,12 @@ def export(results: Mapping[str, Any], target: pathlib.Path) -> None:
     work = workdir.Workdir(target.parent)
     work.write_json(f"{target.name}.json", results)
     decays = sorted({decay for arm, tried in results["options"].items() if ARMS[arm].decayed for decay in tried})
+    chosen = f", chosen by validation accuracy at seed {results['seeds'][0]}" if len(decays) > 1 else ""
+    tried = f"Weight decays: {records.listed(decays)}{chosen}."
     lines = (
         f"# Ways to a small network: {target.name}",
         f"`{results['command']}`",
-        f"Seeds: {records.listed(results['seeds'])}. {results['machine']}. Shares are of the full network. Weight "
-        f"decays: {records.listed(decays)}, chosen by validation accuracy at seed {results['seeds'][0]}.",
+        f"Seeds: {records.listed(results['seeds'])}. {results['machine']}. Shares are of the full network. {tried}",
         table(results),
     )
     text = "\n\n".join(lines)

@@ -60,7 +60,6 @@ from tfnas.config import Config, from_config_dict
 from tfnas.errors import UserError, ending_in_one_line
 
 _POLL_SECONDS = 5.0
-_SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training")  # settings that a contest depends on
 
 
 class Contest:
@@ -93,15 +92,7 @@ class Contest:
             raise UserError("contest: retrain.epochs above search.epochs expected: 'paper' takes twice those to search")
         self.config, self.options, self.seeds, self.ell2 = config, options, seeds, ell2
         self.work = workdir.Workdir(path)
-        self._claim()
-
-    def _claim(self) -> None:
-        mine = json.loads(json.dumps({"config": workdir.settings(self.config, _SECTIONS), "ell2": self.ell2}))
-        file = self.work.path / "contest.json"
-        if file.exists() and json.loads(file.read_text()) != mine:
-            raise UserError(f"workdir {self.work.path}: holds a contest with other settings: use another --workdir")
-        self.work.write_json(file.name, mine)
-        self.settings = mine
+        self.settings = records.claim(self.work, "contest.json", config, "contest", ell2=ell2)
 
     @functools.cached_property
     def _splits(self) -> data.Splits:

@@ -14,21 +14,25 @@ from absl import app, flags
 import tfnas
 from tfnas import supernets
 
-_SAMPLES = flags.DEFINE_integer("samples", 1500, "Candidates drawn.")
 _FILE = pathlib.Path(__file__).parents[1] / "tests" / "data" / "pgnas_densenet121_imagenet_posterior.json"
+
+
+def published():
+    """DenseNet-121 with gates, and the released posterior over them."""
+    supernet = tfnas.gate(supernets.densenet121(), ell2=100, num_examples=1.2e6)
+    return supernet, tfnas.Posterior.from_reference(_FILE.read_text(), supernet.posterior())
 
 
 def main(_):
     """Prints the table."""
-    supernet = tfnas.gate(supernets.densenet121(), ell2=100, num_examples=1.2e6)
-    published = tfnas.Posterior.from_reference(_FILE.read_text(), supernet.posterior())
-    sources = {g.name: np.cumsum(g.group_sizes)[:-1] for g in published.layers}
+    supernet, posterior = published()
+    sources = {g.name: np.cumsum(g.group_sizes)[:-1] for g in posterior.layers}
     full = tfnas.cost(supernet.graph)
     rows: dict[str, list[float]] = {}
-    for architecture in published.sample(_SAMPLES.value, seed=0):
+    for architecture in posterior.sample(flags.FLAGS.samples, seed=0):
         price = tfnas.cost(supernet.graph, architecture)
         operations = [part.any() for name, mask in architecture.items() for part in np.split(mask, sources[name])]
-        kernels = sum(int(architecture[g.name].sum()) * g.parameters_per_channel for g in published.layers)
+        kernels = sum(int(architecture[g.name].sum()) * g.parameters_per_channel for g in posterior.layers)
         for name, value in {
             "weights kept in the gated convolutions, M": kernels / 1e6,
             "parameters of the subnet, M": price.parameters / 1e6,
@@ -38,14 +42,15 @@ def main(_):
         }.items():
             rows.setdefault(name, []).append(value)
     print(
-        f"Expected weights kept in the gated convolutions: {published.expected_parameters() / 1e6:.3f} M of "
-        f"{published.total_parameters() / 1e6:.3f} M. Full network: {full.parameters:,} parameters, "
+        f"Expected weights kept in the gated convolutions: {posterior.expected_parameters() / 1e6:.3f} M of "
+        f"{posterior.total_parameters() / 1e6:.3f} M. Full network: {full.parameters:,} parameters, "
         f"{full.multiply_adds / 1e6:,.0f} M multiply-adds at 224 x 224.\n"
     )
-    print(f"| of {_SAMPLES.value:,} samples | mean | standard deviation |\n|---|---|---|")
+    print(f"| of {flags.FLAGS.samples:,} samples | mean | standard deviation |\n|---|---|---|")
     for name, values in rows.items():
         print(f"| {name} | {np.mean(values):.4f} | {np.std(values):.4f} |")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("samples", 1500, "Candidates drawn.")
     app.run(main)

@@ -1,6 +1,6 @@
 """Is the ranking by inherited weights worth anything? Every candidate of two pools is ranked, then cut and retrained.
 
-    .venv/bin/python benchmarks/ranking_worth.py --config=configs/digits_paper.py --workdir=runs/ranking_worth
+    .venv/bin/python -m benchmarks.ranking_worth --config=configs/digits_paper.py --workdir=runs/ranking_worth
         [--candidates=16] [--epochs=10] [--recalibrate=500] [--config.seed=1 ...]
 
 The search is run in the working directory if there is none. The pools, without candidates that drop every path:
@@ -30,6 +30,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+from benchmarks import records
 from tfnas import data, functions, training, workdir
 from tfnas.config import from_config_dict
 from tfnas.costs import cost
@@ -91,10 +92,7 @@ def _retrained(config, splits, supernet, architecture, title, batches, images):
         work = workdir.Workdir(folder)
         training.fit_plain(config, splits, work, model, _EPOCHS.value, cosine, title)
     found = [model.evaluate(batches, verbose=0, return_dict=True)]
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0  # the next call's statistics replace the moving ones
-    model(images, training=True)
+    records.settle(model, images)
     found.append(model.evaluate(batches, verbose=0, return_dict=True))
     return [{"loss": scores["loss"], "accuracy": scores["accuracy"]} for scores in found]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import platform
@@ -18,7 +19,9 @@ from scipy import stats
 
 from tfnas import data, training, workdir
 from tfnas.config import Config
+from tfnas.errors import UserError
 
+_SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training", "tune")  # what a result may depend on
 SPLITS = ("validation", "train", "test")  # test is read last
 # How the work was shared out, and where things lie: of no command that is told.
 _LEFT_OUT = ("--jobs=",)
@@ -36,6 +39,41 @@ def scores(
         measured = model.evaluate(batches, verbose=0, return_dict=True)
         found[name] = {"loss": float(measured["loss"]), "accuracy": float(measured["accuracy"])}
     return found
+
+
+def claim(work: workdir.Workdir, name: str, config: Config, what: str, **further: Any) -> dict[str, Any]:
+    """Makes a folder that of these settings, which its file `name` says.
+
+    Args:
+        work: the folder.
+        name: of the file.
+        config: those of its settings that change a result are compared.
+        what: the folder holds.
+        further: settings that are not the config's.
+
+    Returns:
+        The settings, ready for JSON.
+
+    Raises:
+        UserError: if it was made with others.
+    """
+    mine = json.loads(json.dumps({"config": workdir.settings(config, _SECTIONS), **further}))
+    file = work.path / name
+    if file.exists() and json.loads(file.read_text()) != mine:
+        raise UserError(f"workdir {work.path}: holds a {what} with other settings: use another --workdir")
+    work.write_json(name, mine)
+    return mine
+
+
+def settle(model: keras.Model, images: Any) -> None:
+    """Takes a trained network's normalisation statistics anew, from one batch of training images.
+
+    After few steps the moving ones are still partly those that it started with.
+    """
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # the next call's statistics replace the moving ones
+    model(images, training=True)
 
 
 def commit() -> str | None:

@@ -11,6 +11,7 @@ ORDER = [
     "terminal",
     "functions",
     "reading",
+    "values",
     "config",
     "workdir",
     "distribution",

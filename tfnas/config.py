@@ -12,19 +12,17 @@ The command line overrides single keys (``--config.search.ell2=80``), then `from
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import math
 import os
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
-from tfnas import functions, reading
+from tfnas import functions, reading, values
 from tfnas.errors import UserError, shown
 
 _MOST = 2**31  # what a whole number stays below: a seed of NumPy's and TensorFlow's, and a number of anything
@@ -73,19 +71,23 @@ class Data:
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
         self._check_origin()
-        _at_least("data.image_size", self.image_size, 0)
-        _require(
+        values.at_least("data.image_size", self.image_size, 0)
+        values.require(
             self.image_size > 0 or not self.random_resized_crop,
             "data.image_size",
             self.image_size,
             "set with data.random_resized_crop, the size that crops are brought to",
         )
-        _at_least("data.pad_crop", self.pad_crop, 0)
-        _at_least("data.cutout", self.cutout, 0)
+        values.at_least("data.pad_crop", self.pad_crop, 0)
+        values.at_least("data.cutout", self.cutout, 0)
         for field in ("train", "validation", "test"):
-            _require(bool(getattr(self, field)), f"data.{field}", "", "a TFDS split expression such as 'train[:90%]'")
-        _require(len(self.mean) == len(self.std), "data.mean and data.std", (self.mean, self.std), "equal lengths")
-        _require(all(s > 0 for s in self.std), "data.std", self.std, "positive numbers")
+            values.require(
+                bool(getattr(self, field)), f"data.{field}", "", "a TFDS split expression such as 'train[:90%]'"
+            )
+        values.require(
+            len(self.mean) == len(self.std), "data.mean and data.std", (self.mean, self.std), "equal lengths"
+        )
+        values.require(all(s > 0 for s in self.std), "data.std", self.std, "positive numbers")
 
     def _check_origin(self) -> None:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
@@ -93,7 +95,7 @@ class Data:
         if len(origins) > 1:
             one, other = (f"data.{key} '{getattr(self, key)}'" for key in origins[:2])
             raise UserError(f"config: {one} and {other} exclude each other: set one of them to nothing")
-        _require(bool(self.title), "data.name", self.name, "set, or else data.folder or data.source")
+        values.require(bool(self.title), "data.name", self.name, "set, or else data.folder or data.source")
         if self.source:
             functions.check_name("data.source", self.source)
         unused = ["data_dir"] * bool(self.folder or self.source)
@@ -144,15 +146,15 @@ class Supernet:
 
     def check(self) -> None:
         """Raises UserError for the first value out of range, or one that this builder does not take."""
-        _one_of("supernet.name", self.name, tuple(BUILDERS))
+        values.one_of("supernet.name", self.name, tuple(BUILDERS))
         for field in ("width", "num_blocks", "stem_width"):
             value = getattr(self, field)
-            _at_least(f"supernet.{field}", value, 0)
+            values.at_least(f"supernet.{field}", value, 0)
             taken = field in BUILDERS[self.name] and not self.source
             name = self.source or self.name
-            _require(taken or not value, f"supernet.{field}", value, f"left at 0: '{name}' does not take it")
+            values.require(taken or not value, f"supernet.{field}", value, f"left at 0: '{name}' does not take it")
         divisor, expected = _WIDTHS.get(self.name, (1, ""))
-        _require(self.width % divisor == 0, "supernet.width", self.width, expected)
+        values.require(self.width % divisor == 0, "supernet.width", self.width, expected)
         if self.source:
             functions.check_name("supernet.source", self.source)
 
@@ -221,69 +223,77 @@ class Search:
         else:
             recipe = ("cosine", 0, 0.0, *FIRST_GATES["paper"])
             further = {} if self.ell2 else {"ell2": 50.0}
-        values: dict[str, Any] = dict(zip(unset, recipe, strict=True))
-        values = {name: value for name, value in values.items() if getattr(self, name) == unset[name]}
-        if values.get("schedule", self.schedule) == "one_cosine" and not self.cosine_epochs:
+        chosen: dict[str, Any] = dict(zip(unset, recipe, strict=True))
+        chosen = {name: value for name, value in chosen.items() if getattr(self, name) == unset[name]}
+        if chosen.get("schedule", self.schedule) == "one_cosine" and not self.cosine_epochs:
             # Said here, because search depends on it: with another number it is another search.
             further["cosine_epochs"] = self.epochs + max(0, retrain.epochs)
-        return dataclasses.replace(self, **values, **further)
+        return dataclasses.replace(self, **chosen, **further)
 
     def check(self) -> None:
         """Raises UserError for the first value out of range, of settings that are resolved."""
-        _at_least("search.epochs", self.epochs, 1)
-        _at_least("search.batch_size", self.batch_size, 1)
+        values.at_least("search.epochs", self.epochs, 1)
+        values.at_least("search.batch_size", self.batch_size, 1)
         for field in ("learning_rate", "example_multiplier", "temperature", "gate_learning_rate", "gate_step"):
-            _positive(f"search.{field}", getattr(self, field))
-        _one_of("search.prior", self.prior, ("uniform", "parameters", "multiply_adds", "constant"))
+            values.positive(f"search.{field}", getattr(self, field))
+        values.one_of("search.prior", self.prior, ("uniform", "parameters", "multiply_adds", "constant"))
         self._check_recipe()
         expected = f"at least 0 and less than search.epochs, {self.epochs}; or -1, as the recipe has it"
-        _require(0 <= self.warmup_epochs < self.epochs, "search.warmup_epochs", self.warmup_epochs, expected)
-        _require(self.weight_decay >= 0, "search.weight_decay", self.weight_decay, "at least 0, or -1 for the recipe's")
-        _at_least("search.group_size", self.group_size, 0)
+        values.require(0 <= self.warmup_epochs < self.epochs, "search.warmup_epochs", self.warmup_epochs, expected)
+        values.require(
+            self.weight_decay >= 0, "search.weight_decay", self.weight_decay, "at least 0, or -1 for the recipe's"
+        )
+        values.at_least("search.group_size", self.group_size, 0)
         self._check_schedule()
-        _one_of("search.guard", self.guard, ("stop", "warn", "off"))
-        _require(0 <= self.momentum < 1, "search.momentum", self.momentum, "a number in [0, 1)")
-        _require(0 < self.initial_drop < 1, "search.initial_drop", self.initial_drop, "a number strictly in (0, 1)")
+        values.one_of("search.guard", self.guard, ("stop", "warn", "off"))
+        values.require(0 <= self.momentum < 1, "search.momentum", self.momentum, "a number in [0, 1)")
+        values.require(
+            0 < self.initial_drop < 1, "search.initial_drop", self.initial_drop, "a number strictly in (0, 1)"
+        )
 
     def _check_recipe(self) -> None:
-        _one_of("search.recipe", self.recipe, ("target", "paper"))
+        values.one_of("search.recipe", self.recipe, ("target", "paper"))
         if self.recipe == "paper":
-            _positive("search.ell2", self.ell2)
+            values.positive("search.ell2", self.ell2)
             others: tuple[str, ...] = ("parameters", "multiply_adds", "gate_step")
             of = "it belongs to the recipe 'target'"
         else:
             others, of = ("ell2", "gate_learning_rate", "prior"), "it belongs to the recipe 'paper'"
             expected = "a share in (0, 1)"
             for name, share in self.target.items():
-                _require(0 < share < 1, f"search.{name}", share, expected)
-            _require(len(self.target) < 2, "search.parameters and multiply_adds", self.target, "one of the two")
+                values.require(0 < share < 1, f"search.{name}", share, expected)
+            values.require(len(self.target) < 2, "search.parameters and multiply_adds", self.target, "one of the two")
         for name in others:
             default = type(self).__dataclass_fields__[name].default
-            _require(getattr(self, name) == default, f"search.{name}", getattr(self, name), f"left out: {of}")
+            values.require(getattr(self, name) == default, f"search.{name}", getattr(self, name), f"left out: {of}")
 
     def _check_schedule(self) -> None:
-        _one_of("search.schedule", self.schedule, ("one_cosine", "cosine", "cosine_restarts", "steps"))
+        values.one_of("search.schedule", self.schedule, ("one_cosine", "cosine", "cosine_restarts", "steps"))
         if self.schedule == "one_cosine":
             expected = f"at least search.epochs, {self.epochs}; or 0 for those and retrain's"
-            _require(self.cosine_epochs >= self.epochs, "search.cosine_epochs", self.cosine_epochs, expected)
+            values.require(self.cosine_epochs >= self.epochs, "search.cosine_epochs", self.cosine_epochs, expected)
         else:
             expected = "left at 0: only 'one_cosine' has them"
-            _require(self.cosine_epochs == 0, "search.cosine_epochs", self.cosine_epochs, expected)
+            values.require(self.cosine_epochs == 0, "search.cosine_epochs", self.cosine_epochs, expected)
         least = self.minimum_learning_rate
         if self.schedule == "cosine_restarts":
             expected = f"at least 0 and less than search.learning_rate, {self.learning_rate}"
-            _require(0 <= least < self.learning_rate, "search.minimum_learning_rate", least, expected)
+            values.require(0 <= least < self.learning_rate, "search.minimum_learning_rate", least, expected)
         else:
-            _require(least == 0, "search.minimum_learning_rate", least, "left at 0: only 'cosine_restarts' has one")
-        _at_least("search.restart_epochs", self.restart_epochs, 1)
+            values.require(
+                least == 0, "search.minimum_learning_rate", least, "left at 0: only 'cosine_restarts' has one"
+            )
+        values.at_least("search.restart_epochs", self.restart_epochs, 1)
         multiplier = self.restart_multiplier
-        _require(1 <= multiplier < math.inf, "search.restart_multiplier", multiplier, "a number of at least 1")
+        values.require(1 <= multiplier < math.inf, "search.restart_multiplier", multiplier, "a number of at least 1")
         epochs = self.boundaries
         if self.schedule == "steps":
             ascending = all(a < b < math.inf for a, b in zip((0.0, *epochs), epochs, strict=False))
-            _require(bool(epochs) and ascending, "search.boundaries", epochs, "one or more epochs, ascending, above 0")
+            values.require(
+                bool(epochs) and ascending, "search.boundaries", epochs, "one or more epochs, ascending, above 0"
+            )
         else:
-            _require(not epochs, "search.boundaries", epochs, "left empty: only the schedule 'steps' has them")
+            values.require(not epochs, "search.boundaries", epochs, "left empty: only the schedule 'steps' has them")
 
 
 _RESOURCES = ("parameters", "multiply_adds", "latency")
@@ -316,25 +326,31 @@ class Sample:
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
-        _at_least("sample.num_candidates", self.num_candidates, 1)
-        _at_least("sample.num_random", self.num_random, 1)
-        _at_least("sample.num_tested", self.num_tested, 1)
+        values.at_least("sample.num_candidates", self.num_candidates, 1)
+        values.at_least("sample.num_random", self.num_random, 1)
+        values.at_least("sample.num_tested", self.num_tested, 1)
         for field in _RESOURCES:
             share = getattr(self, field)
-            _require(0 <= share < 1, f"sample.{field}", share, "a share in (0, 1), or 0 for the posterior as learned")
+            values.require(
+                0 <= share < 1, f"sample.{field}", share, "a share in (0, 1), or 0 for the posterior as learned"
+            )
         given = {field: getattr(self, field) for field in _RESOURCES if getattr(self, field)}
-        _require(len(given) < 2, "sample.parameters, multiply_adds and latency", given, "one budget, the others 0")
-        _require(not self.hard_limit or bool(given or self.budgets), "sample.hard_limit", True, "set with a budget")
+        values.require(
+            len(given) < 2, "sample.parameters, multiply_adds and latency", given, "one budget, the others 0"
+        )
+        values.require(
+            not self.hard_limit or bool(given or self.budgets), "sample.hard_limit", True, "set with a budget"
+        )
         for share in self.budgets:
-            _require(0 < share < 1, "sample.budgets", share, "shares in (0, 1)")
-        _one_of("sample.resource", self.resource, _RESOURCES)
-        _one_of("sample.rank_by", self.rank_by, ("loss", "accuracy"))
-        _require(0 <= self.racing < 1, "sample.racing", self.racing, "a confidence in (0, 1), or 0 for no race")
-        _at_least("sample.tolerance", self.tolerance, 0)
-        _require(0 <= self.holdout < 1, "sample.holdout", self.holdout, "a share in [0, 1)")
-        _at_least("sample.recalibrate", self.recalibrate, 0)
-        _at_least("sample.ensemble", self.ensemble, 0)
-        _at_least("sample.batch_size", self.batch_size, 1)
+            values.require(0 < share < 1, "sample.budgets", share, "shares in (0, 1)")
+        values.one_of("sample.resource", self.resource, _RESOURCES)
+        values.one_of("sample.rank_by", self.rank_by, ("loss", "accuracy"))
+        values.require(0 <= self.racing < 1, "sample.racing", self.racing, "a confidence in (0, 1), or 0 for no race")
+        values.at_least("sample.tolerance", self.tolerance, 0)
+        values.require(0 <= self.holdout < 1, "sample.holdout", self.holdout, "a share in [0, 1)")
+        values.at_least("sample.recalibrate", self.recalibrate, 0)
+        values.at_least("sample.ensemble", self.ensemble, 0)
+        values.at_least("sample.batch_size", self.batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,13 +371,13 @@ class Retrain:
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
-        _at_least("retrain.epochs", self.epochs, 0)
-        _at_least("retrain.batch_size", self.batch_size, 1)
-        _positive("retrain.learning_rate", self.learning_rate)
-        _positive("retrain.baseline_learning_rate", self.baseline_learning_rate)
-        _at_least("retrain.weight_decay", self.weight_decay, 0)
-        _one_of("retrain.layout", self.layout, ("gather", "mask", "shared"))
-        _at_least("retrain.channel_multiple", self.channel_multiple, 1)
+        values.at_least("retrain.epochs", self.epochs, 0)
+        values.at_least("retrain.batch_size", self.batch_size, 1)
+        values.positive("retrain.learning_rate", self.learning_rate)
+        values.positive("retrain.baseline_learning_rate", self.baseline_learning_rate)
+        values.at_least("retrain.weight_decay", self.weight_decay, 0)
+        values.one_of("retrain.layout", self.layout, ("gather", "mask", "shared"))
+        values.at_least("retrain.channel_multiple", self.channel_multiple, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -378,10 +394,10 @@ class Training:
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
-        _one_of("training.precision", self.precision, ("float32", "mixed_bfloat16", "mixed_float16"))
-        _at_least("training.accumulate", self.accumulate, 1)
-        _positive("training.checkpoint_minutes", self.checkpoint_minutes)
-        _at_least("training.checkpoints_kept", self.checkpoints_kept, 1)
+        values.one_of("training.precision", self.precision, ("float32", "mixed_bfloat16", "mixed_float16"))
+        values.at_least("training.accumulate", self.accumulate, 1)
+        values.positive("training.checkpoint_minutes", self.checkpoint_minutes)
+        values.at_least("training.checkpoints_kept", self.checkpoints_kept, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,12 +411,14 @@ class Evaluate:
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
-        _require(0 <= self.min_accuracy <= 1, "evaluate.min_accuracy", self.min_accuracy, "a share in [0, 1]")
+        values.require(0 <= self.min_accuracy <= 1, "evaluate.min_accuracy", self.min_accuracy, "a share in [0, 1]")
         for field in ("max_accuracy_loss", "max_parameters", "max_multiply_adds"):
             share = getattr(self, field)
             # The found network may be the better one: then its loss is negative, and so may be what is asked.
             least = -1 if field == "max_accuracy_loss" else 0
-            _require(least <= share <= 1, f"evaluate.{field}", share, f"a share in [{least}, 1]; 1 asks for nothing")
+            values.require(
+                least <= share <= 1, f"evaluate.{field}", share, f"a share in [{least}, 1]; 1 asks for nothing"
+            )
 
 
 # What a network is exported as besides a SavedModel; '_int8' is quantised after training.
@@ -421,8 +439,8 @@ class Export:
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
-        _at_least("export.version", self.version, 1)
-        _require(
+        values.at_least("export.version", self.version, 1)
+        values.require(
             self.uncertainty == 0 or self.uncertainty > 1, "export.uncertainty", self.uncertainty, "0, or 2 or more"
         )
         for name in self.formats:
@@ -431,9 +449,9 @@ class Export:
                     "config: 'export.formats' has no 'openvino_int8': OpenVINO quantises with NNCF, which is not used "
                     "here; OpenVINO reads the file of 'onnx_int8'"
                 )
-            _one_of("export.formats", name, FORMATS)
-        _require(len({*self.formats}) == len(self.formats), "export.formats", self.formats, "different formats")
-        _at_least("export.calibration", self.calibration, 1)
+            values.one_of("export.formats", name, FORMATS)
+        values.require(len({*self.formats}) == len(self.formats), "export.formats", self.formats, "different formats")
+        values.at_least("export.calibration", self.calibration, 1)
         _check_file_name(self.name, self.name)
 
 
@@ -465,20 +483,24 @@ class Tune:
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
-        _one_of("tune.method", self.method, ("grid", "random", "bayesian", "hyperband"))
-        _at_least("tune.trials", self.trials, 0)
+        values.one_of("tune.method", self.method, ("grid", "random", "bayesian", "hyperband"))
+        values.at_least("tune.trials", self.trials, 0)
         if self.method in ("random", "bayesian"):
-            _require(self.trials > 0, "tune.trials", self.trials, f"at least 1 with the method '{self.method}'")
-        _one_of("tune.objective", self.objective, ("loss", "accuracy"))
-        _require(0 < self.budget <= 1, "tune.budget", self.budget, "a share in (0, 1]; 1 for networks of any size")
+            values.require(self.trials > 0, "tune.trials", self.trials, f"at least 1 with the method '{self.method}'")
+        values.one_of("tune.objective", self.objective, ("loss", "accuracy"))
+        values.require(
+            0 < self.budget <= 1, "tune.budget", self.budget, "a share in (0, 1]; 1 for networks of any size"
+        )
         ranges = self.method in ("bayesian", "hyperband")
         for name, given in self.values().items():
             key = f"tune.{name}"
-            _require(len(set(given)) == len(given), key, given, "values each given once")
-            _require(len(given) > 1 or not ranges, key, given, f"two ends of a range with the method '{self.method}'")
+            values.require(len(set(given)) == len(given), key, given, "values each given once")
+            values.require(
+                len(given) > 1 or not ranges, key, given, f"two ends of a range with the method '{self.method}'"
+            )
             for value in given:
-                _positive(key, value)
-                _require(value < 1 or name != "initial_drop", key, value, "numbers strictly in (0, 1)")
+                values.positive(key, value)
+                values.require(value < 1 or name != "initial_drop", key, value, "numbers strictly in (0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -506,28 +528,30 @@ class Config:
         return config
 
     def _check(self) -> None:
-        _one_of("distribution", self.distribution, ("auto", "one_device", "mirrored", "multi_worker", "tpu"))
-        _require(0 <= self.seed < _MOST, "seed", self.seed, f"at least 0 and below {_MOST}")
+        values.one_of("distribution", self.distribution, ("auto", "one_device", "mirrored", "multi_worker", "tpu"))
+        values.require(0 <= self.seed < _MOST, "seed", self.seed, f"at least 0 and below {_MOST}")
         for field in dataclasses.fields(self):
             if dataclasses.is_dataclass(section := getattr(self, field.name)):
                 section.check()  # type: ignore[union-attr]
         compared = self.retrain.baseline or self.evaluate.max_accuracy_loss == 1
         expected = "left at 1 without retrain.baseline: there is no full network to compare with"
-        _require(compared, "evaluate.max_accuracy_loss", self.evaluate.max_accuracy_loss, expected)
+        values.require(compared, "evaluate.max_accuracy_loss", self.evaluate.max_accuracy_loss, expected)
         members, leaders = self.export.uncertainty, min(self.sample.num_tested, self.sample.num_candidates)
         expected = f"at most sample.num_tested and sample.num_candidates, {leaders}: so many of the best are kept"
-        _require(members <= leaders, "export.uncertainty", members, expected)
+        values.require(members <= leaders, "export.uncertainty", members, expected)
         for stage in ("search", "retrain"):
             batch, parts = getattr(self, stage).batch_size, self.training.accumulate
-            _require(batch % parts == 0, f"{stage}.batch_size", batch, f"a multiple of training.accumulate, {parts}")
+            values.require(
+                batch % parts == 0, f"{stage}.batch_size", batch, f"a multiple of training.accumulate, {parts}"
+            )
         for key, value in _leaves(self):
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, str):
-                    _require(reading.is_plain(item), key, value, "text without control characters")
+                    values.require(reading.is_plain(item), key, value, "text without control characters")
                 elif isinstance(item, float):
-                    _require(math.isfinite(item), key, value, "finite")
+                    values.require(math.isfinite(item), key, value, "finite")
                 else:
-                    _require(item < _MOST, key, value, f"below {_MOST}")
+                    values.require(item < _MOST, key, value, f"below {_MOST}")
         _check_file_name(self.export.name or self.data.short_name, self.export.name)
 
 
@@ -546,7 +570,7 @@ def _check_file_name(name: str, received: str) -> None:
     """That `export/NAME` is a folder of its own, inside the working directory, which no other file's name takes."""
     fits = "/" not in name and len(name.encode(errors="replace")) <= _LONGEST_NAME
     expected = f"a name without '/', other than '.', '..' and 'results.json', of at most {_LONGEST_NAME} bytes"
-    _require(fits and name not in (".", "..", "results.json"), "export.name", received, expected)
+    values.require(fits and name not in (".", "..", "results.json"), "export.name", received, expected)
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
@@ -592,64 +616,19 @@ def parse_value(key: str, text: str) -> Any:
     for part in section:
         owner = typing.get_type_hints(owner)[part]
     expected = typing.get_type_hints(owner)[name]
-    try:
-        if expected is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if typing.get_origin(expected) is tuple:
-            return tuple(typing.get_args(expected)[0](item) for item in _names(text.strip("()[] ")))
-        return expected(text)
-    except (KeyError, ValueError):
-        raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(text)}") from None
+    return values.parsed(expected, text, key)
 
 
-def _from_mapping(cls: Any, values: Any, prefix: str) -> Any:
-    if not isinstance(values, Mapping):
+def _from_mapping(cls: Any, given: Any, prefix: str) -> Any:
+    if not isinstance(given, Mapping):
         name = f"'{prefix.rstrip('.')}'" if prefix else "all of it"
-        raise UserError(f"config: {name} must be a section of keys. Received: {shown(values)}")
+        raise UserError(f"config: {name} must be a section of keys. Received: {shown(given)}")
     hints = typing.get_type_hints(cls)
-    for key in values:
-        check_key(f"{prefix}{key}") if not dataclasses.is_dataclass(hints.get(key)) else None
-    return cls(**{key: _typed(hints[key], value, prefix + key) for key, value in values.items()})
-
-
-def _typed(expected: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(expected):
-        return _from_mapping(expected, value, key + ".")
-    if typing.get_origin(expected) is tuple:
-        if isinstance(value, list | tuple):
-            items = tuple(_typed(typing.get_args(expected)[0], item, key) for item in value)
-            # Of names without quotation marks on the command line, ml_collections makes one text.
-            return _names(",".join(items)) if typing.get_args(expected)[0] is str else items
-    elif expected is float and isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # a whole number beyond all floats
-            return float(value)
-    elif isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
-        return value
-    raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(value)}")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for item in text.split(",") if (name := item.strip(" '\"")))
-
-
-def _type_name(expected: Any) -> str:
-    if isinstance(expected, types.GenericAlias):
-        return f"{'names' if typing.get_args(expected)[0] is str else 'numbers'} separated by commas"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[expected]
-
-
-def _require(condition: bool, key: str, value: Any, expected: str) -> None:
-    if not condition:
-        raise UserError(f"config: '{key}' must be {expected}. Received: {shown(value)}")
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    _require(value >= least, key, value, f"at least {least}")
-
-
-def _positive(key: str, value: float) -> None:
-    _require(value > 0 and math.isfinite(value), key, value, "greater than 0")
-
-
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, key, value, "one of " + ", ".join(repr(c) for c in choices))
+    found = {}
+    for key, value in given.items():
+        if dataclasses.is_dataclass(section := hints.get(key)):
+            found[key] = _from_mapping(section, value, f"{prefix}{key}.")
+        else:
+            check_key(f"{prefix}{key}")
+            found[key] = values.typed(hints[key], value, f"{prefix}{key}")
+    return cls(**found)

@@ -13,13 +13,14 @@ from typing import Any
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 RED = "#D55E00"
 WIDTH = 4.8  # inches of a picture: on a telephone its words are then still of some ten pixels
-# The page's own colours (report.py), which are others where the reader has asked for a dark page. As matplotlib writes.
+# The report's own colours, which are others where the reader has asked for a dark page; on any other page, such as a
+# notebook's, these. As matplotlib writes them.
 _PAGE_COLOURS = {
     "#000000": "currentColor",
-    BLUE.lower(): "var(--blue)",
-    ORANGE.lower(): "var(--orange)",
-    GREEN.lower(): "var(--green)",
-    RED.lower(): "var(--red)",
+    BLUE.lower(): f"var(--blue, {BLUE})",
+    ORANGE.lower(): f"var(--orange, {ORANGE})",
+    GREEN.lower(): f"var(--green, {GREEN})",
+    RED.lower(): f"var(--red, {RED})",
 }
 
 
@@ -73,7 +74,14 @@ def plot(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -
     return drawing(on_axes, size, caption)
 
 
-def bars(names: Sequence[str], shares: Sequence[float], words: Sequence[str], label: str, caption: str) -> str:
+def bars(
+    names: Sequence[str],
+    shares: Sequence[float],
+    words: Sequence[str],
+    label: str,
+    caption: str,
+    ends: Sequence[int] = (),
+) -> str:
     """A horizontal bar for each name, the first on top.
 
     Args:
@@ -82,17 +90,21 @@ def bars(names: Sequence[str], shares: Sequence[float], words: Sequence[str], la
         words: what stands behind them.
         label: of the axis, which is in per cent.
         caption: unlike that of any other picture on the page.
+        ends: numbers of the names that a line is drawn under.
     """
 
     def draw(axes: Any) -> None:
-        axes.barh(names, [100] * len(names), color="#eeeeee")
+        axes.barh(names, [100] * len(names), color=GREY, alpha=0.2)
         axes.barh(names, [100 * share for share in shares], color=BLUE)
         for y, (share, word) in enumerate(zip(shares, words, strict=True)):
-            axes.text(101, y, word, va="center", fontsize=9, color="#1a1a1a" if share else RED)
+            axes.text(101, y, word, va="center", fontsize=8, color="black" if share else RED)
         axes.invert_yaxis()
-        axes.set(xlabel=label, xlim=(0, 118), xticks=range(0, 101, 25))
+        axes.tick_params("y", labelsize=8)
+        axes.set(xlabel=label, xlim=(0, 130), xticks=range(0, 101, 50))
+        for y in ends:
+            axes.axhline(y + 0.5, color=GREY, linewidth=0.6)
 
-    return plot(draw, (8, 0.6 + 0.24 * len(names)), caption)
+    return plot(draw, (WIDTH, 0.6 + 0.24 * len(names)), caption)
 
 
 def drawing(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> str:

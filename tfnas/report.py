@@ -250,27 +250,15 @@ def _means_note(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Mapping[str, Any]]) -> str:
     names = list(architecture)
-    shares = [100 * architecture[name].mean() for name in names]
+    shares = [float(architecture[name].mean()) for name in names]
+    words = [f"{mask.sum()} of {mask.size}" if mask.any() else "removed" for mask in architecture.values()]
+    ends = [i for i, (name, after) in enumerate(zip(names, names[1:], strict=False)) if _block(name) != _block(after)]
     sources = [
         (f"{name}{f'[{i}]' if len(p) > 1 else ''}", name, i)
         for name, p in history[0]["drop_probability"].items()
         for i in range(len(p))
     ]
     over_time = np.array([[record["drop_probability"][name][i] for record in history] for _, name, i in sources])
-
-    def drawing(axes: Any) -> None:
-        axes.barh(names, [100] * len(names), color=figures.GREY, alpha=0.2)
-        axes.barh(names, shares, color=figures.BLUE)
-        for y, (name, share) in enumerate(zip(names, shares, strict=True)):
-            mask = architecture[name]
-            words = "removed" if not share else f"{mask.sum()} of {mask.size}"
-            axes.text(101, y, words, va="center", fontsize=8, color=figures.RED if not share else "black")
-        axes.invert_yaxis()
-        axes.tick_params("y", labelsize=8)
-        axes.set(xlabel="input channels kept, %", xlim=(0, 130), xticks=range(0, 101, 50))
-        for before, after, y in zip(names, names[1:], range(len(names)), strict=False):
-            if _block(before) != _block(after):
-                axes.axhline(y + 0.5, color=figures.GREY, linewidth=0.6)
 
     def heat(axes: Any) -> None:
         extent = (0.5, len(history) + 0.5, len(sources) - 0.5, -0.5)
@@ -298,14 +286,20 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
     decided, total = posterior.decided()
     still_open = "the other one is" if total - decided == 1 else f"the other {total - decided} are"
     removed = [name for name, share in zip(names, shares, strict=True) if not share]
-    tall = 0.6 + 0.24 * len(names)
     return (
         f"<p>{architecture.kept} of {architecture.total} gated channels are kept; "
         f"{len(removed)} of {len(names)} operations are removed. {decided} of {total} gates are decided "
         f"(p below 0.05 or above 0.95); {still_open} open, so the candidates differ there.</p>"
         + _settled(architecture, posterior, history)
         + figures.side_by_side(
-            figures.plot(drawing, (figures.WIDTH, tall), "Share of input channels kept in every gated operation"),
+            figures.bars(
+                names,
+                shares,
+                words,
+                "input channels kept, %",
+                "Share of input channels kept in every gated operation",
+                ends,
+            ),
             figures.plot(
                 heat,
                 (figures.WIDTH, 0.6 + 0.24 * len(sources)),

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import pathlib
 from typing import Any
 
 import keras
 import numpy as np
 
-import tfnas
+from benchmarks import published_posterior
 from benchmarks.claims.claim import FAILS, HOLDS, UNTESTED, Claim, Records, Report, Verdict, markdown
 from benchmarks.claims.study import Study
 from tfnas import supernets
 
-_FILE = pathlib.Path(__file__).parents[2] / "tests" / "data" / "pgnas_densenet121_imagenet_posterior.json"
 _SAMPLES = 1500
 _WITHIN = 0.01  # what counts as the published number
 # Super-network, published parameters in M, and how it is made.
@@ -41,8 +39,7 @@ def _parameters(model: keras.Model) -> int:
 
 def _measure(study: Study, seed: int) -> dict[str, Any]:
     counts = {name: _parameters(build()) / 1e6 for name, (_, build) in _NETWORKS.items()}
-    supernet = tfnas.gate(supernets.densenet121(), ell2=100, num_examples=1.2e6)
-    published = tfnas.Posterior.from_reference(_FILE.read_text(), supernet.posterior())
+    _, published = published_posterior.published()
     candidates = published.sample(_SAMPLES, seed=seed)
     kept = [published.cost_of(candidate) / 1e6 for candidate in candidates]
     return {

@@ -31,7 +31,6 @@ from tfnas.supernet import Supernet
 
 _RECALIBRATE = 250  # training images
 _FIXED = "fixed/checkpoints"
-_SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training", "tune")  # settings that a study depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +114,7 @@ class Study:
         if config.search.recipe != "paper":
             raise UserError(f"claims: search.recipe 'paper' expected. Received: {config.search.recipe!r}")
         self.config, self.work = config, workdir.Workdir(path)
-        mine = json.loads(json.dumps(workdir.settings(config, _SECTIONS)))
-        file = self.work.path / "study.json"
-        if file.exists() and json.loads(file.read_text()) != mine:
-            raise UserError(f"workdir {self.work.path}: holds a study with other settings: use another --workdir")
-        self.work.write_json(file.name, mine)
+        records.claim(self.work, "study.json", config, "study")
 
     @functools.cached_property
     def splits(self) -> data.Splits:
@@ -237,13 +232,9 @@ class Study:
             epochs: of the training.
             rate: the learning rate at the start.
             title: names the checkpoints, so unique in that folder.
-            settle: score it with normalisation statistics taken anew: after few steps the moving ones are still partly
-                those that it started with.
+            settle: score it with normalisation statistics taken anew.
         """
         training.fit_plain(searched.config, self.splits, searched.work, model, epochs, Cosine(rate, epochs), title)
         if settle:
-            for layer in model.layers:
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.momentum = 0.0  # the next call's statistics replace the moving ones
-            model(training.calibration_images(self.config, self.splits, _RECALIBRATE), training=True)
+            records.settle(model, training.calibration_images(self.config, self.splits, _RECALIBRATE))
         return records.scores(model, self.splits, self.config)

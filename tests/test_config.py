@@ -89,6 +89,11 @@ def test_unknown_key_is_refused_by_name():
         config.from_config_dict({"serch": {}})
 
 
+def test_a_dotted_key_must_stand_in_its_section():
+    with pytest.raises(UserError, match="config: key 'search.ell2' must be 'ell2' in the section 'search'"):
+        config.from_config_dict({"search.ell2": 5.0})
+
+
 def test_locked_dict_refuses_new_keys():
     with pytest.raises(KeyError):
         config.to_config_dict(config.Config())["nonsense"] = 1

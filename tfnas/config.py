@@ -630,5 +630,8 @@ def _from_mapping(cls: Any, given: Any, prefix: str) -> Any:
             found[key] = _from_mapping(section, value, f"{prefix}{key}.")
         else:
             check_key(f"{prefix}{key}")
+            if key not in hints:
+                place, _, name = key.rpartition(".")
+                raise UserError(f"config: key '{key}' must be '{name}' in the section '{place}'")
             found[key] = values.typed(hints[key], value, f"{prefix}{key}")
     return cls(**found)

@@ -34,6 +34,7 @@ from tfnas.engine import Engine
 from tfnas.errors import UserError
 from tfnas.evaluations import Evaluations, _line
 from tfnas.posterior import LayerGates, Posterior
+from tfnas.sources import prepared, returned
 from tfnas.stages import export
 
 # Whose first argument is a message to a user. RuntimeError and AssertionError tell of faults of tfnas.
@@ -298,7 +299,7 @@ def _data_set(monkeypatch, shape, keys):
 
     features = {"image": types.SimpleNamespace(shape=shape), "label": tfds.features.ClassLabel(num_classes=2)}
     info = types.SimpleNamespace(features=features, supervised_keys=keys, splits={})
-    monkeypatch.setattr(sources, "_builder", lambda *_: types.SimpleNamespace(info=info))
+    monkeypatch.setattr(prepared, "_builder", lambda *_: types.SimpleNamespace(info=info))
 
 
 def test_data_sets_that_are_not_of_images_and_labels(monkeypatch, tmp_path):
@@ -318,11 +319,11 @@ def test_functions_that_give_batches_of_unknown_shape_or_fail_on_the_way():
     words = (
         "data.source: train of 'my_data:load' must give images (height, width, channels) and scalar labels. Received"
     )
-    told(words, sources._survey, unknown, "train", data)
+    told(words, returned._survey, unknown, "train", data)
     failing = tf.data.Dataset.from_tensors((np.zeros((8, 8, 3), np.uint8), 0)).map(
         lambda image, label: (tf.io.decode_png(tf.io.read_file("nowhere.png")), label)
     )
-    told("data.source: train of 'my_data:load' cannot be read: ", sources._survey, failing, "train", data)
+    told("data.source: train of 'my_data:load' cannot be read: ", returned._survey, failing, "train", data)
 
 
 def test_exports_that_do_not_go_together(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfnas import config, data, sources, training
 from tfnas.errors import UserError, unwrapped
+from tfnas.sources import folders
 
 
 def write_png(path, image):
@@ -61,8 +62,8 @@ def test_a_folder_per_class_is_one_split(flat, tmp_path):
 def test_a_folders_order_is_that_of_the_names_alone(flat, tmp_path, monkeypatch):
     folder, _ = flat
     first = arrays(data.load(settings(folder), tmp_path).train)
-    original = sources.pathlib.Path.iterdir
-    monkeypatch.setattr(sources.pathlib.Path, "iterdir", lambda self: reversed(list(original(self))))
+    original = folders.pathlib.Path.iterdir
+    monkeypatch.setattr(folders.pathlib.Path, "iterdir", lambda self: reversed(list(original(self))))
     moved = folder.rename(tmp_path / "moved")
     again = arrays(data.load(settings(moved), tmp_path).train)
     np.testing.assert_array_equal(first[0], again[0])
@@ -123,7 +124,7 @@ def test_different_sizes_need_an_image_size(tmp_path, rng, capfd):
 @pytest.mark.parametrize("position", [0, 20, 60])
 def test_one_file_of_many_that_is_no_image_is_named(flat, tmp_path, image_size, position, capfd):
     chosen = settings(flat[0], image_size=image_size)
-    broken = pathlib.Path(sources._files(flat[0])["train"][position][0])
+    broken = pathlib.Path(folders._files(flat[0])["train"][position][0])
     whole = broken.read_bytes()
     for content in (b"", b"not an image", whole[:30], whole[:-20]):
         broken.write_bytes(content)
@@ -136,7 +137,7 @@ def test_one_file_of_many_that_is_no_image_is_named(flat, tmp_path, image_size, 
 
 def test_a_file_damaged_inside_is_named_when_it_is_read(flat, tmp_path):
     chosen = settings(flat[0], image_size=4)
-    names = [name for name, _ in sources._files(flat[0])["train"]]
+    names = [name for name, _ in folders._files(flat[0])["train"]]
     training.set_seed(0)
     for position in (20, 80):
         content = bytearray(pathlib.Path(names[position]).read_bytes())

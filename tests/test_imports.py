@@ -33,6 +33,7 @@ ORDER = [
     "folding",
     "subnets",
     "baselines",
+    "candidates",
     "recalibration",
     "program",
     "engine",

@@ -284,6 +284,19 @@ def test_the_price_goes_on_after_a_reload(tmp_path, rng):
         np.testing.assert_array_equal(one, other)
 
 
+def test_fit_tells_a_size_that_was_missed(rng, capsys):
+    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    for share, told in ((0.3, True), (0.9, False)):
+        supernet = tfnas.gate(model, parameters=share, steps=2, num_examples=1000)
+        supernet.compile(
+            optimizers.GatedSGD(0.05, momentum=0.9), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        )
+        supernet.fit(*batch(rng), epochs=2, verbose=0, shuffle=False, callbacks=[tfnas.Reprice()])
+        printed = capsys.readouterr().out
+        assert ("of the parameters are expected to be left, 30% were asked for" in printed) == told, printed
+        assert ("gate(steps=...)" in printed) == told
+
+
 def test_targets_that_cannot_be_are_refused():
     model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
 

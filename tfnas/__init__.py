@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfnas import supernets as supernets
     from tfnas.architecture import Architecture as Architecture
+    from tfnas.candidates import sample as sample
     from tfnas.channels import Graph as Graph
     from tfnas.costs import cost as cost
     from tfnas.gates import Gated as Gated
@@ -41,6 +42,7 @@ _HOMES = {
     "latency": "latencies",
     "layer_latencies": "latencies",
     "rank": "ranking",
+    "sample": "candidates",
     "subnet": "subnets",
 }
 

@@ -22,8 +22,10 @@ from tfnas.errors import UserError
 from tfnas.gates import Gated
 from tfnas.kinds import CHOICES, CUT_KINDS
 from tfnas.posterior import RESOURCES, LayerGates, Posterior
+from tfnas.terminal import console
 
 PRIORS = ("uniform", *RESOURCES, "constant")
+_MISSED = 1.25  # an expected share of more than this multiple of the one asked for is worth a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -446,12 +448,32 @@ class Supernet(keras.Model):
 class Reprice(keras.callbacks.Callback):
     """Calls `Supernet.reprice` 40 times until the target is to be reached, and as often thereafter.
 
+    At the end of `fit` it prints a line if the gates have not come near the size asked for.
+
     >>> supernet.fit(images, labels, callbacks=[tfnas.Reprice()])  # doctest: +SKIP
     """
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Before some of the steps."""
         repriced(self.model, int(self.model.steps_taken))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """After the last step of `fit`."""
+        if told := missed(self.model):
+            advice = "train longer, and say so to gate(steps=...), or with a larger GatedSGD(gate_learning_rate=...)"
+            console.print(f"gate: {told}: {advice}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def missed(supernet: Supernet) -> str:
+    """How far the gates are from the size asked for, if that is far; else, and without a size, nothing."""
+    target = supernet.target
+    if not target or (share := float(supernet.expected_share())) <= _MISSED * target.share:
+        return ""
+    resource = target.resource.replace("_", "-")
+    return (
+        f"{share:.0%} of the {resource} are expected to be left, {target.share:.0%} were asked for; the gates had too few "
+        "steps, and what is cut down to that size is less well chosen"
+    )
 
 
 def repriced(supernet: Supernet, step: int) -> None:

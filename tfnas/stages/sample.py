@@ -34,6 +34,7 @@ from tfnas import (
 )
 from tfnas import config as config_lib
 from tfnas.architecture import Architecture, Packed
+from tfnas.candidates import Sized
 from tfnas.config import Config
 from tfnas.engine import Engine
 from tfnas.errors import FailedSearch, UserError, naming, unwrapped
@@ -44,7 +45,6 @@ from tfnas.supernet import Supernet, Target
 
 POSTERIOR = "posterior"
 KINDS = (POSTERIOR, baselines.EVEN, baselines.ALLOCATED)
-_NEAR = 0.03  # what counts as the same size
 _CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 1_500, 2_000, 5_000, 10_000)  # numbers of candidates
 
 
@@ -81,7 +81,7 @@ class _Contest:
         candidates: the architectures.
         facts: for each its digest and costs, and whether it reaches the output.
         by: what they are ranked by.
-        sizes: of the one that wins, by resource, the least and the most.
+        size: of the one that wins; None for any.
     """
 
     kind: str
@@ -91,16 +91,14 @@ class _Contest:
     candidates: Sequence[Architecture]
     facts: Sequence[dict[str, Any]]
     by: str
-    sizes: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    size: Sized | None = None
 
     @property
     def excluded(self) -> list[int]:
         """Those that may not win: of another size, or without a path to the output, so that there is nothing to cut."""
 
         def fits(facts: dict[str, Any]) -> bool:
-            return facts["connected"] and all(
-                least <= facts[resource] <= most for resource, (least, most) in self.sizes.items()
-            )
+            return facts["connected"] and (self.size is None or self.size.fits(facts[self.size.resource]))
 
         return [i for i, facts in enumerate(self.facts) if not fits(facts)]
 
@@ -241,29 +239,17 @@ class _Sampling:
         return _Contest(kind, posterior, share, numbers, drawn, facts, self.settings.rank_by)
 
     def _within(self, target: Target, numbers: Sequence[int]) -> _Contest:
-        """Candidates of the size that search was asked for: the first is the most probable, the others are drawn.
-
-        They are drawn from the posterior tilted to the first one's cost, and no larger, as the posterior counts it.
-        Those that then are more than 3 % smaller than the first do not race: among unequal sizes a race is of sizes.
-        Neither do those that are too large after all, by outputs that the posterior does not count.
-        """
-        graph, resource = self.supernet.graph, target.resource
-        most = target.share * getattr(costs.cost(graph), resource)
-        first = baselines.within(self.posterior, graph, resource, most)
-        limit = self.posterior.cost_of(first, resource)
-        if not limit:
+        """Candidates of the size that search was asked for; those that are of another size after all do not race."""
+        size = Sized.of(self.posterior, self.supernet.graph, target)
+        if not size.limit:
             raise self._all_cut_off(POSTERIOR, None)
-        posterior = self.posterior
-        if limit < posterior.total_cost(resource):
-            posterior = posterior.tilt(**{resource: limit})
-        print(f"sample    of at most {target.share:.1%} of the network's {resource.replace('_', '-')}: {most:,.0f}")
-        drawn = Packed(
-            posterior.sample(1, self.config.seed, first=i, limit={resource: limit})[0] if i else first for i in numbers
+        resource = size.resource
+        print(
+            f"sample    of at most {target.share:.1%} of the network's {resource.replace('_', '-')}: {size.most:,.0f}"
         )
+        drawn = Packed(size.draw(i, self.config.seed) for i in numbers)
         facts = [self._facts(architecture) for architecture in drawn]
-        least = (1 - _NEAR) * getattr(costs.cost(graph, first), resource)
-        sizes = {resource: (least, most)}
-        return _Contest(POSTERIOR, posterior, None, numbers, drawn, facts, self.settings.rank_by, sizes)
+        return _Contest(POSTERIOR, size.posterior, None, numbers, drawn, facts, self.settings.rank_by, size)
 
     def _facts(self, architecture: Architecture) -> dict[str, Any]:
         price = costs.cost(self.supernet.graph, architecture)

@@ -1,0 +1,49 @@
+"""Candidates of the size that was asked for, from Python."""
+
+import keras
+import numpy as np
+import pytest
+
+import tfnas
+from tfnas.errors import FailedSearch
+
+
+def trainable(model):
+    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+
+
+def searched(rng, **size):
+    """A supernet as a search might leave it: its gates undecided, and its expectation nowhere near the size."""
+    keras.utils.set_random_seed(0)
+    model = tfnas.supernets.multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))
+    supernet = tfnas.gate(model, num_examples=1000, **size)
+    for layer in supernet.gated_layers.values():
+        layer.drop_logit.assign(rng.normal(-1.5, 1.0, layer.drop_logit.shape))
+    return model, supernet
+
+
+def test_candidates_have_the_size_asked_for_whatever_the_search_arrived_at(rng):
+    model, supernet = searched(rng, parameters=0.4, steps=100)
+    assert supernet.posterior().expected_kept() > 0.6
+    candidates = tfnas.sample(supernet, 40, seed=3)
+    sizes = [trainable(tfnas.subnet(supernet, candidate)) for candidate in candidates]
+    assert 2 < len(candidates) <= 40 and len({candidate.digest() for candidate in candidates}) == len(candidates)
+    assert max(sizes) <= 0.4 * trainable(model)
+    assert min(sizes) >= 0.97 * sizes[0] and sizes[0] > 0.39 * trainable(model)
+    assert candidates == tfnas.sample(supernet, 40, seed=3)
+
+
+def test_without_a_size_they_are_the_posteriors_own(rng):
+    _, supernet = searched(rng, ell2=50.0)
+    assert tfnas.sample(supernet, 5, seed=1) == supernet.posterior().sample(5, seed=1)
+
+
+def test_a_size_that_leaves_no_network_is_told():
+    image = keras.Input((8, 8, 1))
+    x = image
+    for _ in range(3):
+        x = keras.layers.Conv2D(8, 3, padding="same")(x)
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalMaxPooling2D()(x)))
+    words = "sample: no candidate of at most 2.0% of the parameters has a path to the output: gate with a larger share"
+    with pytest.raises(FailedSearch, match=words):
+        tfnas.sample(tfnas.gate(model, parameters=0.02, steps=100, num_examples=1000), 5, seed=1)

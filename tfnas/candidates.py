@@ -1,0 +1,94 @@
+"""Candidates of the size that a search was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfnas import baselines
+from tfnas.architecture import Architecture
+from tfnas.channels import Graph
+from tfnas.costs import cost
+from tfnas.errors import FailedSearch
+from tfnas.posterior import Posterior
+from tfnas.supernet import Supernet, Target
+
+_NEAR = 0.03  # candidates that are smaller than the most probable one by more than this share are of another size
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    """Where candidates of one size come from.
+
+    The first is the most probable network of at most that size. The others are drawn from the posterior tilted to what
+    the first one costs, and cost no more, as the posterior counts it: each gated layer with all of its outputs.
+
+    Attributes:
+        posterior: tilted to the first one's cost.
+        first: the most probable one.
+        limit: its cost as the posterior counts it; 0: it has no channel.
+        resource: 'parameters' or 'multiply_adds'.
+        least: what a candidate that is of this size costs at least, counted exactly.
+        most: and at most.
+    """
+
+    posterior: Posterior
+    first: Architecture
+    limit: float
+    resource: str
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, posterior: Posterior, graph: Graph, target: Target) -> Sized:
+        """Of the size that `target` asks for.
+
+        Args:
+            posterior: of a supernet.
+            graph: of the same.
+            target: a share of the cost of the whole network.
+        """
+        resource = target.resource
+        most = target.share * getattr(cost(graph), resource)
+        first = baselines.within(posterior, graph, resource, most)
+        limit = posterior.cost_of(first, resource)
+        if 0 < limit < posterior.total_cost(resource):
+            posterior = posterior.tilt(**{resource: limit})
+        least = (1 - _NEAR) * getattr(cost(graph, first), resource)
+        return cls(posterior, first, limit, resource, least, most)
+
+    def draw(self, i: int, seed: int) -> Architecture:
+        """Candidate number `i`, a function of (seed, i) alone. Some are not of this size: `fits` tells."""
+        return self.posterior.sample(1, seed, first=i, limit={self.resource: self.limit})[0] if i else self.first
+
+    def fits(self, price: float) -> bool:
+        """Whether a candidate of this cost, counted exactly, is of this size."""
+        return self.least <= price <= self.most
+
+
+def sample(supernet: Supernet, num_candidates: int, seed: int) -> list[Architecture]:
+    """Candidates for `rank`: of the size that `gate` was asked for; without one, the posterior's as they are drawn.
+
+    Of a size, they have at most the share of the parameters, or multiply-adds, that `gate` was given, counted exactly,
+    and are at most 3 % smaller than the first, which is the most probable network of that size. So they can be compared
+    with each other; and the size is met even where the search's own expectation has not arrived at it.
+
+    Args:
+        supernet: after its training.
+        num_candidates: how many to draw. Those of another size are left out, so that fewer may be returned.
+        seed: non-negative integer.
+
+    Raises:
+        FailedSearch: if no network of that size has a path to the output.
+    """
+    posterior, graph, target = supernet.posterior(), supernet.graph, supernet.target
+    if not target:
+        return posterior.sample(num_candidates, seed)
+    size = Sized.of(posterior, graph, target)
+    found = [size.draw(i, seed) for i in range(num_candidates if size.limit else 0)]
+    found = [c for c in found if graph.flow(c).reaches_outputs() and size.fits(getattr(cost(graph, c), size.resource))]
+    if not found:
+        raise FailedSearch(
+            f"sample: no candidate of at most {target.share:.1%} of the {target.resource} has a path to the output: "
+            f"gate with a larger share of the {target.resource}"
+        )
+    return found

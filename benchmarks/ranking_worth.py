@@ -30,14 +30,13 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from benchmarks import records
 from tfnas import data, functions, training, workdir
 from tfnas.config import from_config_dict
 from tfnas.costs import cost
 from tfnas.errors import UserError
 from tfnas.optimizers import Cosine
 from tfnas.ranking import Evaluator
-from tfnas.recalibration import Recalibration
+from tfnas.recalibration import Recalibration, settle
 from tfnas.stages import search
 from tfnas.statistics import kendall_tau
 from tfnas.subnets import subnet
@@ -88,11 +87,12 @@ def _retrained(config, splits, supernet, architecture, title, batches, images):
     training.set_seed(config.seed)
     model = subnet(supernet, architecture)
     cosine = Cosine(config.retrain.learning_rate, _EPOCHS.value)
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, recalibrate=0))  # settled below
     with tempfile.TemporaryDirectory() as folder:  # of its own, as its checkpoint is
         work = workdir.Workdir(folder)
         training.fit_plain(config, splits, work, model, _EPOCHS.value, cosine, title)
     found = [model.evaluate(batches, verbose=0, return_dict=True)]
-    records.settle(model, images)
+    settle(model, images)
     found.append(model.evaluate(batches, verbose=0, return_dict=True))
     return [{"loss": scores["loss"], "accuracy": scores["accuracy"]} for scores in found]
 

@@ -65,17 +65,6 @@ def claim(work: workdir.Workdir, name: str, config: Config, what: str, **further
     return mine
 
 
-def settle(model: keras.Model, images: Any) -> None:
-    """Takes a trained network's normalisation statistics anew, from one batch of training images.
-
-    After few steps the moving ones are still partly those that it started with.
-    """
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0  # the next call's statistics replace the moving ones
-    model(images, training=True)
-
-
 def commit() -> str | None:
     """Of the code that measures; None where there is no git."""
     command = ["git", "describe", "--always", "--dirty"]

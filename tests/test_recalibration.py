@@ -8,7 +8,7 @@ import tfnas
 from tfnas import baselines, controls
 from tfnas.architecture import Architecture
 from tfnas.engine import Engine
-from tfnas.recalibration import Recalibration
+from tfnas.recalibration import Recalibration, settle, stale
 from tfnas.supernets import multi_branch_resnet
 
 
@@ -66,3 +66,28 @@ def test_the_engine_evaluates_each_candidate_with_its_own(supernet, rng):
         supernet.set_architecture(candidate)
         expected = np.asarray(supernet(images))
         np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def small(momentum):
+    image = keras.Input((4, 4, 2))
+    x = keras.layers.BatchNormalization(momentum=momentum, name="first")(keras.layers.Conv2D(3, 3)(image))
+    frozen = keras.layers.BatchNormalization(trainable=False, name="frozen")(x)
+    return keras.Model(image, frozen)
+
+
+def test_what_is_left_of_the_first_statistics():
+    assert stale(small(0.9), 3) == pytest.approx(0.729)
+    assert stale(small(0.999), 160) == pytest.approx(0.852, abs=5e-4)
+    image = keras.Input((4, 4, 2))
+    assert stale(keras.Model(image, keras.layers.Conv2D(3, 3)(image)), 1) == 0
+
+
+def test_a_plain_network_is_given_the_statistics_of_one_batch(rng):
+    model, images = small(0.999), rng.normal(2, 3, size=(50, 4, 4, 2)).astype("float32")
+    settle(model, images)
+    convolved = np.asarray(model.layers[1](images))
+    norm, frozen = model.get_layer("first"), model.get_layer("frozen")
+    np.testing.assert_allclose(norm.moving_mean, convolved.mean((0, 1, 2)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance, convolved.var((0, 1, 2)), rtol=1e-4)
+    assert norm.momentum == 0.999
+    assert not np.any(frozen.moving_mean) and np.all(np.equal(frozen.moving_variance, 1))

@@ -306,3 +306,24 @@ def test_what_is_no_network_for_these_images_is_refused(own, function, message):
     with pytest.raises(UserError, match=message) as caught:
         own(function)
     assert str(caught.value).startswith("supernet.source: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [60, 0])
+def test_a_training_of_few_steps_ends_with_statistics_taken_anew(tmp_path, capsys, number):
+    """Four steps leave 0.99^4 of the moving statistics what they began with: zero and one."""
+    settings = config.Config(
+        data=config.Data(name="digits", train="train[:100]", validation="train[1000:]"),
+        supernet=config.Supernet(width=4, num_blocks=1, stem_width=4),
+        sample=config.Sample(recalibrate=number),
+        retrain=config.Retrain(batch_size=50),
+    ).check()
+    splits, work = data.load(settings.data, tmp_path), Workdir(tmp_path / "run")
+    training.set_seed(0)
+    model = training.network(settings, splits)
+    training.fit_plain(settings, splits, work, model, 2, optimizers.Cosine(1e-9, 2), "baseline")
+    images = training.calibration_images(settings, splits, 60)
+    expected = np.asarray(model.get_layer("stem_conv")(images)).mean((0, 1, 2))
+    found = np.asarray(model.get_layer("stem_bn").moving_mean)
+    assert np.allclose(found, expected, atol=1e-5) == bool(number) and np.abs(expected).max() > 0.01
+    told = "baseline  batch normalisation's statistics taken anew: 96% of the moving ones are the first ones"
+    assert (told in capsys.readouterr().out) == bool(number)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -28,6 +29,41 @@ def with_statistics(weights: Weights, statistics: Statistics) -> Weights:
         else values
         for name, values in weights.items()
     }
+
+
+def stale(model: keras.Model, steps: int) -> float:
+    """The share of what a network's moving statistics began with that is still in them after so many steps.
+
+    Args:
+        model: a plain network, whose normalisations are trained unless they are frozen.
+        steps: of its training.
+
+    Returns:
+        The largest `momentum ** steps` of its normalisations, in [0, 1]; 0 if there is none.
+    """
+    return max((layer.momentum**steps for layer in _norms(model)), default=0.0)
+
+
+def settle(model: keras.Model, images: Any) -> None:
+    """Gives a plain network's normalisations the statistics of one batch, instead of moving ones.
+
+    Args:
+        model: changed in place, but for frozen normalisations.
+        images: of training, as training sees them, shape (batch, ..., channels).
+    """
+    momenta = {layer: layer.momentum for layer in _norms(model)}
+    try:
+        for layer in momenta:
+            layer.momentum = 0.0  # the next call's statistics replace the moving ones
+        model(images, training=True)
+    finally:
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+
+
+def _norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    layers = model._flatten_layers()
+    return [x for x in layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
 
 
 class Recalibration:

@@ -471,8 +471,8 @@ def missed(supernet: Supernet) -> str:
         return ""
     resource = target.resource.replace("_", "-")
     return (
-        f"{share:.0%} of the {resource} are expected to be left, {target.share:.0%} were asked for; the gates had too few "
-        "steps, and what is cut down to that size is less well chosen"
+        f"{share:.0%} of the {resource} are expected to be left, {target.share:.0%} were asked for; the gates had too "
+        "few steps, and what is cut down to that size is less well chosen"
     )
 
 

@@ -14,9 +14,11 @@ from tfnas import checks, data, distribution, functions, loop, optimizers, subne
 from tfnas import config as config_lib
 from tfnas.checkpoints import Checkpoints
 from tfnas.errors import UserError
-from tfnas.recalibration import Recalibration
+from tfnas.recalibration import Recalibration, settle, stale
 from tfnas.supernet import Supernet, gate
 from tfnas.workdir import WARMUP_CHECKPOINTS, Workdir
+
+_STALE = 0.01  # moving statistics that are this much, or more, what they began with are taken anew
 
 
 def set_seed(seed: int) -> None:
@@ -231,6 +233,9 @@ def fit_plain(
 ) -> None:
     """Compiles a network without gates and trains it as `config.retrain` says, from its newest checkpoint.
 
+    Where so few steps leave batch normalisation's moving statistics partly what they began with, they are taken anew at
+    the end, as candidates' are, unless `config.sample` says that those keep search's.
+
     Args:
         config: the run's.
         splits: only the training images are read.
@@ -249,6 +254,12 @@ def fit_plain(
     # Not search's order again: the seed is shifted.
     seed, key = config.seed + 1, work.key("retrain", config)
     _fit(config, splits, work, model, epochs, settings.batch_size, seed, retrain_checkpoints(title), key, title, {})
+    number, left = config.sample.recalibrate, stale(model, epochs * steps)
+    if number and left >= _STALE:
+        print(
+            f"{title:<9} batch normalisation's statistics taken anew: {left:.0%} of the moving ones are the first ones"
+        )
+        settle(model, calibration_images(config, splits, number))
 
 
 def compile_plain(

@@ -26,6 +26,7 @@ from tfnas.errors import UserError
 from tfnas.optimizers import Cosine
 from tfnas.posterior import Posterior
 from tfnas.recalibration import Recalibration
+from tfnas.recalibration import settle as settle_statistics
 from tfnas.stages import search
 from tfnas.supernet import Supernet
 
@@ -236,5 +237,5 @@ class Study:
         """
         training.fit_plain(searched.config, self.splits, searched.work, model, epochs, Cosine(rate, epochs), title)
         if settle:
-            records.settle(model, training.calibration_images(self.config, self.splits, _RECALIBRATE))
+            settle_statistics(model, training.calibration_images(self.config, self.splits, _RECALIBRATE))
         return records.scores(model, self.splits, self.config)

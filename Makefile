@@ -6,7 +6,7 @@ PYTHON ?= python3.11
 setup: .venv/done
 
 .venv/done: pyproject.toml constraints.txt
-	@echo "Setting up .venv (about 2.5 GB; a few minutes on a slow network) ..."
+	@echo "Setting up .venv (about 4 GB with all that the tests, pipelines and documents need; minutes) ..."
 	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, this is " + sys.version'
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'

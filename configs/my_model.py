@@ -37,6 +37,7 @@ def get_config():
     return to_config_dict(
         Config(
             data=Data(
+                name="",
                 folder="",  # change: your folder, or give it on the command line
                 train="train[:70%]",
                 validation="train[70%:85%]",  # ranks the candidates
@@ -50,6 +51,7 @@ def get_config():
             supernet=Supernet(source=f"{pathlib.Path(__file__).stem}:small_cnn"),
             search=Search(epochs=20, batch_size=50, learning_rate=0.1, parameters=0.5),  # change: the size you want
             sample=Sample(num_candidates=200, num_random=50),
-            retrain=Retrain(epochs=40, batch_size=50, weight_decay=5e-4),
+            # change: controls=True also trains networks to compare with, which takes as long as three more searches
+            retrain=Retrain(epochs=40, batch_size=50, weight_decay=5e-4, controls=False),
         )
     )

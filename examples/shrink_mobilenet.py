@@ -28,7 +28,8 @@ import tfnas
 
 WARMUP_EPOCHS = 10
 EPOCHS = 25  # of the search: some hundred steps, or the gates cannot get to the size asked for
-NUM_IMAGES = 1000
+RETRAIN_EPOCHS = 5
+NUM_IMAGES = 1000  # as many as yours are
 CANDIDATES = 50
 SIZE = 32  # the smallest that MobileNetV2 takes; 224 for pretrained weights
 
@@ -55,7 +56,8 @@ num_classes = len(train.class_names)
 
 # %% [markdown]
 # Where a download is possible, take `weights="imagenet"`, `alpha=1.0` and `SIZE = 224`: `gate` keeps the weights that
-# it is given, and needs no epochs without gates before it. The head must give logits.
+# it is given, and needs no epochs without gates before it. Where none is, `weights=` also takes the path of a file that
+# you have brought there. The head must give logits.
 
 # %%
 keras.utils.set_random_seed(0)
@@ -85,15 +87,21 @@ posterior
 
 # %%
 statistics = tfnas.Recalibration(supernet, next(iter(train))[0])
-ranking = tfnas.rank(supernet, posterior.sample(CANDIDATES, seed=0), validation, recalibration=statistics)
+ranking = tfnas.rank(supernet, tfnas.sample(supernet, CANDIDATES, seed=0), validation, recalibration=statistics)
 ranking
 
 # %% [markdown]
 # The winner is cut out: a plain `keras.Model`, physically smaller. What its size is worth in time depends on the layout
-# and on the machine (docs/your_model.md); `tfnas.latency` measures it.
+# and on the machine (docs/your_model.md); `tfnas.latency` measures it. It goes on training as any Keras model does.
 
 # %%
 statistics.apply(ranking.best)
 small = tfnas.subnet(supernet, ranking.best)
-print(f"{model.count_params():,} parameters -> {small.count_params():,}, on fresh images {ranking.fresh}")
-small.save(folder.parent / "small.keras")  # go on training it as any Keras model, then export it
+small.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss=loss, metrics=["accuracy"])
+small.fit(train, epochs=RETRAIN_EPOCHS, shuffle=False, verbose=2)
+
+# %%
+for name, network in (("full, before the search", model), ("small", small)):
+    _, accuracy = network.evaluate(validation, verbose=0)
+    print(f"{name}: {network.count_params():,} parameters, validation accuracy {accuracy:.1%}")
+small.export("runs/small_mobilenet")  # a SavedModel; it needs TensorFlow only

@@ -35,17 +35,17 @@ CLIENTS = ("curl -d", "(printf")
 
 # What is made smaller to be run here: as few epochs and candidates as show that it runs.
 SMALLER = {
-    "README.md": [("epochs = 20", "epochs = 1"), ("sample(500,", "sample(20,")],
+    "README.md": [("epochs = 20", "epochs = 1"), ("supernet, 500,", "supernet, 20,")],
     "docs/quickstart.md": [
         ("epochs = 40", "epochs = 2"),
-        ("sample(200,", "sample(20,"),
+        ("supernet, 200,", "supernet, 20,"),
         # A network that is traced in a second; tests/test_examples.py runs this one.
         (
             "tfnas.supernets.multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))",
             "given.model()",
         ),
     ],
-    "docs/your_model.md": [("sample(1500,", "sample(20,")],
+    "docs/your_model.md": [("supernet, 1500,", "supernet, 20,")],
 }
 # What a reader has, and a block takes for granted: run before the block that begins with these words.
 GIVEN = {
@@ -58,16 +58,15 @@ GIVEN = {
         "supernet = tfnas.gate",
     ): """
         import tfnas
-        from tfnas.config import Config, Data, Supernet
-        model, train, steps, validation_batches = given.model(), range(300), 6, given.batches()
+        from tfnas.config import Config, Data, Retrain, Search, Supernet
+        model, num_images, steps, validation_batches = given.model(), 300, 6, given.batches()
         """,
     (
         "docs/your_model.md",
-        "ranking = tfnas.rank",
+        "candidates = tfnas.sample",
     ): """
         import keras
         supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        posterior = supernet.posterior()
         """,
     ("docs/your_model.md", "def load"): "train = validation = test = None",
 }

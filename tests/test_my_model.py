@@ -28,6 +28,12 @@ def write_digits(folder):
             (folder / name / f"{i:03d}.png").write_bytes(tf.io.encode_png(pixels).numpy())
 
 
+def test_without_a_folder_nothing_is_trained(tmp_path):
+    done = tfnas_command("run", CONFIG, f"--workdir={tmp_path}")
+    assert done.returncode == 1 and not done.stdout
+    assert "'data.name' must be set, or else data.folder or data.source. Received: ''" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, monkeypatch):
     write_digits(tmp_path / "my digits")

@@ -388,6 +388,10 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path, exported, monkeypat
     assert done.returncode == 1
     words = "one of --model_base_path=FOLDER and --model_config_file=FILE expected. Received: neither"
     assert done.stderr == f"tfnas.server: {words}\n"
+    command = [sys.executable, "-m", "tfnas.server", "--rest_port=8501"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "tfnas.server: Unknown command line flag 'rest_port'. Did you mean: rest_api_port ?\n"
     with monkeypatch.context() as patched:
         patched.setattr(server.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(UserError, match="the package 'grpc' expected. Received: none; pip install 'tfnas"):

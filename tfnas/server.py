@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from tfnas import terminal
-from tfnas.errors import UserError
+from tfnas.errors import UserError, fail
 
 if TYPE_CHECKING:
     from tfnas import served
@@ -40,6 +40,7 @@ _PORT = flags.DEFINE_integer("port", 8500, "Port of gRPC; 0 takes a free one.", 
 _REST_PORT = flags.DEFINE_integer("rest_api_port", 8501, "Port of REST; 0 takes a free one.", 0, 65535)
 _ADDRESS = flags.DEFINE_string("address", "127.0.0.1", "What is listened at; 0.0.0.0 is all the machine's addresses.")
 
+_PROGRAM = "tfnas.server"
 _GRACE = 10  # seconds that requests under way have to end
 _HTTP = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429}
 
@@ -201,13 +202,20 @@ def rest_server(models: served.Models) -> Any:
     return RESTServer("kserve.model_server:app", plane, nothing, http_port=0, grace_period=_GRACE)
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """The positional arguments; a mistake in a flag ends the process with one line and exit code 2."""
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        fail(str(error), 2, _PROGRAM)
+
+
 def main(_: Sequence[str]) -> None:
     """Serves until SIGTERM or SIGINT; a user's mistake ends with one line and exit code 1."""
     try:
         _serve()
     except UserError as error:
-        print(f"tfnas.server: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        fail(str(error), error.exit_code, _PROGRAM)
 
 
 def _serve() -> None:
@@ -275,4 +283,5 @@ def _identify(model_spec: Any, model: served.Model) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    terminal.define_help()
+    app.run(main, flags_parser=parse_flags)

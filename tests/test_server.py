@@ -17,6 +17,7 @@ import urllib.request
 import numpy as np
 import pytest
 from conftest import ROOT, load_config
+from sklearn.datasets import load_digits
 
 from tfnas import model_folder, server
 from tfnas.errors import UserError
@@ -360,9 +361,20 @@ def test_documented_clients_work(running, weights, tmp_path, monkeypatch, capsys
     exec(compile(client.replace("127.0.0.1:8500", running.grpc_place), "serving.md", "exec"), {})
     expected = softmax(np.zeros((2, 8, 8, 1)), weights)
     assert capsys.readouterr().out.count(f"b'{NAMES[expected[0].argmax()]}'") == 2
+    (client,) = re.findall(r"```python\n(import json\nimport urllib.*?)```", text, re.DOTALL)
+    assert "http://127.0.0.1:8501" in client
+    exec(compile(client.replace("http://127.0.0.1:8501", running.url), "serving.md", "exec"), {})
+    pixels = np.round(load_digits().images[:3, ..., None] * 255 / 16)
+    expected = softmax(pixels, weights)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{NAMES[row.argmax()]} with probability {row.max():.2f}; it is a {label}"
+        for label, row in enumerate(expected)  # the first digits are 0, 1, 2
+    ]
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     commands = [block for block in blocks if block.startswith(("curl", "(printf"))]
     assert len(commands) == 2 and all("http://127.0.0.1:8501" in command for command in commands)
+    sent = json.loads(re.search(r"'(.*)'", commands[0], re.DOTALL)[1])
+    assert sent == {"instances": [{"image": pixels[0].tolist()}]}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digit.png").write_bytes(pngs(images(4, 1))[0])
     for command in commands:

@@ -31,7 +31,7 @@ from ml_collections import config_flags
 from pipelines import nas_pipeline
 from pipelines.options import Options
 from tfnas import config as config_lib
-from tfnas import functions, handover, workdir
+from tfnas import functions, handover, terminal, workdir
 from tfnas import main as command_line
 from tfnas.errors import UserError, ending_in_one_line
 
@@ -70,6 +70,7 @@ _COLOR = re.compile(r"\x1b\[\d*m")
 def cli() -> None:
     """python -m pipelines.run."""
     sys.modules["__main__"].__doc__ = __doc__  # what absl prints for --help
+    terminal.define_help()
     app.run(main, flags_parser=command_line.parse_flags)
 
 

@@ -51,7 +51,7 @@ def _pipeline(argv):
 
 def _server(argv):
     sys.argv = argv
-    with mock.patch("tfnas.terminal.load_tensorflow", _accept):
+    with mock.patch("tfnas.model_folder.newest", _accept):
         runpy.run_module("tfnas.server", run_name="__main__")
 
 

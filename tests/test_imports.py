@@ -61,6 +61,7 @@ ORDER = [
     "stages",
     "tuning",
     "main",
+    "model_folder",
     "served",
     "server",
 ]
@@ -111,6 +112,7 @@ def test_what_must_not_load_tensorflow_does_not_import_it():
         "model_card",
         "handover",
         "main",
+        "model_folder",
         *(f"stages/{stage}" for stage in WITHOUT_TENSORFLOW),
         "__init__",
     ]

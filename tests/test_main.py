@@ -1,4 +1,6 @@
 import errno
+import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -7,8 +9,9 @@ import pytest
 from absl.testing import flagsaver
 from conftest import ROOT, tfnas_script
 
-from tfnas import main
+from tfnas import main, workdir
 
+TFNAS = str(pathlib.Path(sys.executable).parent / "tfnas")
 DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
 
 
@@ -19,6 +22,17 @@ DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
         (["search", DIGITS, "--config.search.ell2=big"], 2, "'search.ell2' must be a number. Received: 'big'"),
         (["search", DIGITS, "--workdir=W", "--config.search.ell2=7"], 1, "'search.ell2' must be left out"),
         (["search", DIGITS, "--wrkdir=W"], 2, "Unknown command line flag 'wrkdir'"),
+        (["search", DIGITS, "--wrkdir=W"], 2, "Did you mean: workdir"),
+        (
+            ["run", DIGITS, "--workdir=W", "--epochs=3"],
+            2,
+            "Unknown command line flag 'epochs'; settings are --config.SECTION.KEY=VALUE: "
+            "did you mean --config.search.epochs or --config.retrain.epochs?\n",
+        ),
+        (["run", "--seed=3", DIGITS, "--workdir=W"], 2, "SECTION.KEY=VALUE: did you mean --config.seed?\n"),
+        (["run", "--sample.budgets=3", DIGITS], 2, "KEY=VALUE: did you mean --config.sample.budgets?\n"),
+        (["run", "--num-candidates=3", DIGITS], 2, "KEY=VALUE: did you mean --config.sample.num_candidates?\n"),
+        (["run", "--nonsense", DIGITS], 2, "flag 'nonsense'; settings are --config.SECTION.KEY=VALUE\n"),
         (["search", "--config=nowhere.py", "--workdir=W"], 2, "nowhere.py"),
         (["search", "--config=README.md", "--workdir=W"], 2, "README.md"),
         (["search", "--workdir=W"], 1, "--config=FILE expected"),
@@ -46,10 +60,30 @@ def test_a_users_mistake_gets_one_line(tmp_path, arguments, code, words):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_help_and_version():
-    done = tfnas_script("--help")
-    assert "tfnas STAGE --config=configs/NAME.py --workdir=DIR" in done.stdout
-    assert "preview  write preview.png" in done.stdout
+@pytest.mark.parametrize("flag", ["--help", "-h", "-?", "--helpshort", "--helpfull", "--helpxml"])
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ([TFNAS], "tfnas STAGE --config=configs/NAME.py --workdir=DIR"),
+        ([sys.executable, "-m", "tfnas.server"], "python -m tfnas.server --model_base_path="),
+        ([sys.executable, "-m", "pipelines.run"], "python -m pipelines.run --runner="),
+    ],
+    ids=["tfnas", "server", "pipelines"],
+)
+def test_help_is_no_mistake(command, words, flag):
+    done = subprocess.run([*command, flag], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert words in done.stdout or (flag == "--helpxml" and "<usage>" in done.stdout)
+
+
+def test_help_lists_every_stage_in_one_column():
+    text = tfnas_script("--help").stdout
+    found = {line.split()[0]: re.match(r"  \w+ +", line).end() for line in text.splitlines() if line.startswith("  ")}
+    assert set(found) == {*workdir.STAGES, "run", "preview", "check", "tune"}
+    assert len(set(found.values())) == 1, found
+
+
+def test_version():
     assert tfnas_script("--version").stdout == "tfnas 0.1.0\n"
 
 

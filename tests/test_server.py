@@ -3,9 +3,11 @@
 import base64
 import concurrent.futures
 import json
+import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +17,9 @@ import urllib.request
 import numpy as np
 import pytest
 from conftest import ROOT, load_config
+from sklearn.datasets import load_digits
 
-from tfnas import server
+from tfnas import model_folder, server
 from tfnas.errors import UserError
 
 NAMES = tuple(f"digit {i}" for i in range(10))
@@ -358,9 +361,20 @@ def test_documented_clients_work(running, weights, tmp_path, monkeypatch, capsys
     exec(compile(client.replace("127.0.0.1:8500", running.grpc_place), "serving.md", "exec"), {})
     expected = softmax(np.zeros((2, 8, 8, 1)), weights)
     assert capsys.readouterr().out.count(f"b'{NAMES[expected[0].argmax()]}'") == 2
+    (client,) = re.findall(r"```python\n(import json\nimport urllib.*?)```", text, re.DOTALL)
+    assert "http://127.0.0.1:8501" in client
+    exec(compile(client.replace("http://127.0.0.1:8501", running.url), "serving.md", "exec"), {})
+    pixels = np.round(load_digits().images[:3, ..., None] * 255 / 16)
+    expected = softmax(pixels, weights)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{NAMES[row.argmax()]} with probability {row.max():.2f}; it is a {label}"
+        for label, row in enumerate(expected)  # the first digits are 0, 1, 2
+    ]
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     commands = [block for block in blocks if block.startswith(("curl", "(printf"))]
     assert len(commands) == 2 and all("http://127.0.0.1:8501" in command for command in commands)
+    sent = json.loads(re.search(r"'(.*)'", commands[0], re.DOTALL)[1])
+    assert sent == {"instances": [{"image": pixels[0].tolist()}]}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digit.png").write_bytes(pngs(images(4, 1))[0])
     for command in commands:
@@ -388,28 +402,111 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path, exported, monkeypat
     assert done.returncode == 1
     words = "one of --model_base_path=FOLDER and --model_config_file=FILE expected. Received: neither"
     assert done.stderr == f"tfnas.server: {words}\n"
+    command = [sys.executable, "-m", "tfnas.server", "--rest_port=8501"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "tfnas.server: Unknown command line flag 'rest_port'. Did you mean: rest_api_port ?\n"
     with monkeypatch.context() as patched:
         patched.setattr(server.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(UserError, match="the package 'grpc' expected. Received: none; pip install 'tfnas"):
             server._serve()
-    with pytest.raises(UserError, match="a numbered folder for each version expected"):
+    with pytest.raises(UserError, match="^base_path: '.*/nowhere' is not there$"):
         served.Model("digits", tmp_path / "nowhere")
-    (tmp_path / "empty" / "1").mkdir(parents=True)
-    with pytest.raises(UserError, match="empty/1: a SavedModel expected. Received: OSError"):
-        served.Model("digits", tmp_path / "empty")
+    version(tmp_path / "damaged" / "1")
+    (tmp_path / "damaged" / "1" / "saved_model.pb").write_text("not a model")
+    with pytest.raises(UserError, match="damaged/1: a SavedModel expected. Received: OSError: .Cannot parse file"):
+        served.Model("digits", tmp_path / "damaged")
     shutil.copytree(exported / "3", tmp_path / "copy" / "1")
     (tmp_path / "copy" / "1" / "assets.extra" / "tf_serving_warmup_requests").write_bytes(100 * b"damaged")
     with pytest.raises(UserError, match="tf_serving_warmup_requests: requests that fit the model expected"):
         served.Model("digits", tmp_path / "copy")
-    with server.listen("127.0.0.1", 0) as taken:
+    with server.listen("--rest_api_port", "127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(
-            UserError, match=rf"--rest_api_port: one that is free .* Received: {port} \(Address already"
-        ):
-            server.listen("127.0.0.1", port)
-        with pytest.raises(UserError, match=f"--port: one that is free at 127.0.0.1 expected. Received: {port}"):
+        words = f"^--port={port}: in use at 127.0.0.1 by another process; give another, or 0 for any free one$"
+        with pytest.raises(UserError, match=words):
             server.start_grpc(served.Models([]), "127.0.0.1", port)
     assert grpc  # only what was refused was started
+
+
+def version(folder):
+    """Makes what is taken for a version as long as it is not loaded."""
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").touch()
+
+
+def test_a_path_without_a_version_is_told_with_the_way_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    version(tmp_path / "run/export/digits/1")
+    version(tmp_path / "run/export/digits/12")
+    version(tmp_path / "two/b/1")
+    version(tmp_path / "two/a/3")
+    version(tmp_path / "small_model")
+    for other in ("run/export/digits/13.part", "run/search/checkpoints/7", "none"):
+        (tmp_path / other).mkdir(parents=True)
+    assert model_folder.newest("run/export/digits", "F") == pathlib.Path("run/export/digits/12")
+    for path, words in [
+        ("run/export/digitz", "'run/export/digitz' is not there"),
+        ("small_model/saved_model.pb", "'small_model/saved_model.pb' is no folder"),
+        (
+            "run/export/digits/1/",
+            "'run/export/digits/1' is itself a version: give the folder above it, 'run/export/digits'",
+        ),
+        ("run/export", "'run/export' holds no version, but 'digits' does: give 'run/export/digits'"),
+        ("run", "'run' holds no version, but 'export/digits' does: give 'run/export/digits'"),
+        ("two", "'two' holds no version, but 'a' does: give 'two/a'"),
+        ("run/search/checkpoints", "'run/search/checkpoints/7' is no SavedModel: it has no file 'saved_model.pb'"),
+        ("none", "'none' holds no version, a numbered folder with a SavedModel, such as tfnas export writes"),
+        (
+            "small_model",
+            "'small_model' is a SavedModel without a version: move its files into a folder in it, 'small_model/1'",
+        ),
+    ]:
+        with pytest.raises(UserError) as raised:
+            model_folder.newest(path, "--model_base_path")
+        assert str(raised.value) == f"--model_base_path: {words}"
+    monkeypatch.chdir(tmp_path / "run/export/digits/1")
+    with pytest.raises(UserError, match=r"'\.' is itself a version: give the folder above it, '\.\.'$"):
+        model_folder.newest(".", "F")
+    assert model_folder.newest("..", "F") == pathlib.Path("../12")
+
+
+def test_paths_and_ports_are_looked_at_before_tensorflow_is_loaded(tmp_path):
+    version(tmp_path / "digits" / "1")
+    nowhere = tmp_path / "digitz"
+    file = tmp_path / "models.config"
+    file.write_text(f'model_config_list {{ config {{ name: "a" base_path: "{nowhere}" }} }}')
+    digits = f"--model_base_path={tmp_path / 'digits'}"
+    in_use = "in use at 127.0.0.1 by another process; give another, or 0 for any free one"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for options, line in [
+            ([f"--model_base_path={nowhere}"], f"--model_base_path: '{nowhere}' is not there"),
+            (
+                [f"--model_config_file={file}"],
+                f"--model_config_file: {file}: base_path of 'a': '{nowhere}' is not there",
+            ),
+            ([digits, f"--rest_api_port={port}", "--port=0"], f"--rest_api_port={port}: {in_use}"),
+            ([digits, f"--port={port}", "--rest_api_port=0"], f"--port={port}: {in_use}"),
+            (
+                [digits, "--port=8600", "--rest_api_port=8600"],
+                "--port and --rest_api_port: two ports expected. Received: 8600 for both",
+            ),
+            (
+                [digits, "--port=0", "--rest_api_port=0", "--address=192.0.2.1"],  # an address of documentation's
+                "--rest_api_port: one that can be had at --address=192.0.2.1 expected. "
+                "Received: 0 (Cannot assign requested address)",
+            ),
+        ]:
+            program = (
+                "import runpy, sys\n"
+                f"sys.argv = ['tfnas.server', *{options!r}]\n"
+                "try:\n    runpy.run_module('tfnas.server', run_name='__main__')\n"
+                "except SystemExit as ended:\n    print('code', ended.code)\n"
+                "print('heavy', sorted({'tensorflow', 'keras', 'kserve', 'grpc'} & set(sys.modules)))\n"
+            )
+            done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+            assert done.stderr == f"tfnas.server: {line}\n"
+            assert done.stdout == "code 1\nheavy []\n"
 
 
 def test_several_models_by_a_config_file(tmp_path):

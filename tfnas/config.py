@@ -601,6 +601,11 @@ def known_keys() -> list[str]:
     return keys
 
 
+def keys_named(name: str) -> list[str]:
+    """The dotted keys of all settings that have this name, with or without their section; none if no setting has."""
+    return [key for key in known_keys() if name in (key, key.rpartition(".")[2])]
+
+
 def check_key(key: str) -> None:
     """Raises UserError if no setting has this dotted name; suggests the nearest one."""
     if key not in known_keys():

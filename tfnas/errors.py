@@ -129,7 +129,7 @@ def ending_in_one_line(writes_to: str) -> Iterator[None]:
         fail(f"{reason}; what was finished is kept, and the same command goes on from there", 1)
 
 
-def fail(message: str, code: int) -> NoReturn:
+def fail(message: str, code: int, program: str = "tfnas") -> NoReturn:
     """Ends the process with one line on standard error."""
-    print(f"tfnas: {message}", file=sys.stderr)
+    print(f"{program}: {message}", file=sys.stderr)
     sys.exit(code)

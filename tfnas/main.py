@@ -3,17 +3,17 @@
 tfnas STAGE --config=configs/NAME.py --workdir=DIR [--config.search.parameters=0.5 ...]
 
 STAGE is one of:
-  search   train the super-network and learn how likely each channel is to be dropped
-  sample   draw candidates from that posterior and rank them on the validation split
-  retrain  cut the best one out, train it further, compare on the test split
+  search    train the super-network and learn how likely each channel is to be dropped
+  sample    draw candidates from that posterior and rank them on the validation split
+  retrain   cut the best one out, train it further, compare on the test split
   evaluate  hold it against the thresholds of config.evaluate
-  export   write and check a SavedModel, if it meets them
-  report   write report.html
-  run      all of these, in this order
+  export    write and check a SavedModel, if it meets them
+  report    write report.html
+  run       all of these, in this order
 or, before them,
-  preview  write preview.png, images as the network will see them, and print the data's sizes, mean and std
-  check    build the networks, take some steps, and say what the run will need and how long it will take
-  tune     search with each of the values that config.tune names, and say which found the best network
+  preview   write preview.png, images as the network will see them, and print the data's sizes, mean and std
+  check     build the networks, take some steps, and say what the run will need and how long it will take
+  tune      search with each of the values that config.tune names, and say which found the best network
 
 `tfnas sample --shard=i/n` evaluates one part of the candidates, for several machines; `tfnas sample` then ranks all.
 A stage that is up to date is skipped; an interrupted one goes on from where it was.
@@ -52,6 +52,7 @@ _DISTRIBUTED = ("search", "sample", "retrain")  # stages that several processes 
 def cli() -> None:
     """The console script `tfnas`."""
     sys.modules["__main__"].__doc__ = __doc__  # what absl prints for --help
+    terminal.define_help()
     app.run(main, flags_parser=parse_flags)
 
 
@@ -67,7 +68,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
                     f"--config: a Python file expected, such as configs/digits.py. Received: "
                     f"{shown(argument.partition('=')[2])}, which is not there"
                 )
-        return flags.FLAGS(list(argv))
+        return _parsed(argv)
     except UserError as error:
         fail(str(error), 2)
     except Exception as error:  # whatever a config file, which is the user's own Python, may raise
@@ -78,6 +79,19 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         while cause.__context__ is not None:
             cause = cause.__context__
         fail(f"--config: the file could not be read: {functions.told(cause)}", 2)
+
+
+def _parsed(argv: Sequence[str]) -> list[str]:
+    """What absl makes of the flags; one that it does not know is often a setting without its `--config.SECTION.`."""
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        meant = " or ".join(f"{_PREFIX}{key}" for key in config_lib.keys_named(name.replace("-", "_")))
+        if not meant and "Did you mean" in str(error):
+            raise  # another flag is near
+        hint = f": did you mean {meant}?" if meant else ""
+        raise UserError(f"Unknown command line flag '{name}'; settings are --config.SECTION.KEY=VALUE{hint}") from None
 
 
 def main(argv: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import error_codes_pb2, saved_model_pb2
 
+from tfnas import model_folder
 from tfnas.errors import UserError, plain, shown
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -48,13 +49,9 @@ class Model:
         Raises:
             UserError: if `base_path` has no version, or the newest is no SavedModel.
         """
-        folder = pathlib.Path(base_path)
-        versions = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir()}
-        if not versions:
-            raise UserError(f"{folder}: a numbered folder for each version expected. Received: no such folder")
+        path = model_folder.newest(base_path, "base_path")
         self.name = name
-        self.version = max(versions)
-        path = versions[self.version]
+        self.version = int(path.name)
         try:
             self._loaded = tf.saved_model.load(path)
             stored = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import errno
 import importlib.util
 import logging
 import os
@@ -25,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from tfnas import terminal
-from tfnas.errors import UserError
+from tfnas import model_folder, terminal
+from tfnas.errors import UserError, fail
 
 if TYPE_CHECKING:
     from tfnas import served
@@ -40,6 +41,7 @@ _PORT = flags.DEFINE_integer("port", 8500, "Port of gRPC; 0 takes a free one.", 
 _REST_PORT = flags.DEFINE_integer("rest_api_port", 8501, "Port of REST; 0 takes a free one.", 0, 65535)
 _ADDRESS = flags.DEFINE_string("address", "127.0.0.1", "What is listened at; 0.0.0.0 is all the machine's addresses.")
 
+_PROGRAM = "tfnas.server"
 _GRACE = 10  # seconds that requests under way have to end
 _HTTP = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429}
 
@@ -95,14 +97,19 @@ def start_grpc(models: served.Models, address: str, port: int) -> tuple[Any, int
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), server)
     try:
         port = server.add_insecure_port(f"{address}:{port}")
-    except RuntimeError:
-        raise UserError(f"--port: one that is free at {address} expected. Received: {port}") from None
+    except RuntimeError:  # it was free before the model was loaded
+        raise _in_use("--port", address, port) from None
     server.start()
     return server, port
 
 
-def listen(address: str, port: int) -> socket.socket:
+def listen(flag: str, address: str, port: int) -> socket.socket:
     """A socket for REST; kserve's own would listen at all of the machine's addresses.
+
+    Args:
+        flag: that gave the port, for messages.
+        address: of this machine.
+        port: 0 is any that is free.
 
     Raises:
         UserError: if the port cannot be had.
@@ -110,8 +117,27 @@ def listen(address: str, port: int) -> socket.socket:
     try:
         return socket.create_server((address, port))
     except OSError as error:
-        received = f"{port} ({os.strerror(error.errno or 0)})"
-        raise UserError(f"--rest_api_port: one that is free at {address} expected. Received: {received}") from None
+        if error.errno == errno.EADDRINUSE:
+            raise _in_use(flag, address, port) from None
+        reason = (error.strerror or "").partition(" (while")[0]  # without what Python adds on the address
+        received = f"{port} ({reason})"
+        raise UserError(f"{flag}: one that can be had at --address={address} expected. Received: {received}") from None
+
+
+def _in_use(flag: str, address: str, port: int) -> UserError:
+    return UserError(f"{flag}={port}: in use at {address} by another process; give another, or 0 for any free one")
+
+
+def _check_ports() -> None:
+    """Raises UserError if one cannot be had.
+
+    They are given back until all is loaded: a client is to be refused until then, and not to wait.
+    """
+    address, port, rest_port = _ADDRESS.value, _PORT.value, _REST_PORT.value
+    if port == rest_port != 0:
+        raise UserError(f"--port and --rest_api_port: two ports expected. Received: {port} for both")
+    listen("--rest_api_port", address, rest_port).close()
+    listen("--port", address, port).close()
 
 
 def rest_server(models: served.Models) -> Any:
@@ -201,13 +227,20 @@ def rest_server(models: served.Models) -> Any:
     return RESTServer("kserve.model_server:app", plane, nothing, http_port=0, grace_period=_GRACE)
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """The positional arguments; a mistake in a flag ends the process with one line and exit code 2."""
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        fail(str(error), 2, _PROGRAM)
+
+
 def main(_: Sequence[str]) -> None:
     """Serves until SIGTERM or SIGINT; a user's mistake ends with one line and exit code 1."""
     try:
         _serve()
     except UserError as error:
-        print(f"tfnas.server: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        fail(str(error), error.exit_code, _PROGRAM)
 
 
 def _serve() -> None:
@@ -220,14 +253,19 @@ def _serve() -> None:
             "one of --model_base_path=FOLDER and --model_config_file=FILE expected. "
             f"Received: {'both' if base_path else 'neither'}"
         )
+    folders = _read_config(config_file) if config_file else {_NAME.value: str(base_path)}
+    for name, folder in folders.items():
+        at = f"--model_config_file: {config_file}: base_path of '{name}'" if config_file else "--model_base_path"
+        model_folder.newest(folder, at)
+    _check_ports()
+    # A mistake is told by now: TensorFlow and the models take seconds to load.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a request that is refused is no warning
     terminal.load_tensorflow()
     from tfnas import served
 
-    folders = _read_config(config_file) if config_file else {_NAME.value: str(base_path)}
     models = served.Models(served.Model(name, folder) for name, folder in folders.items())
-    listening = listen(_ADDRESS.value, _REST_PORT.value)
+    listening = listen("--rest_api_port", _ADDRESS.value, _REST_PORT.value)
     rest = rest_server(models)
     rpc, port = start_grpc(models, _ADDRESS.value, _PORT.value)
     names = ", ".join(f"{model.name} version {model.version}" for model in models.by_name.values())
@@ -275,4 +313,5 @@ def _identify(model_spec: Any, model: served.Model) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    terminal.define_help()
+    app.run(main, flags_parser=parse_flags)

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: one console for all, and TensorFlow started without its greeting."""
+"""What a run shows on the terminal: one console for all, help, and TensorFlow started without its greeting."""
 
 from __future__ import annotations
 
@@ -11,10 +11,32 @@ from collections.abc import Iterator
 from typing import Any
 
 import rich.console
+from absl import app, flags
 
 console = rich.console.Console()
 if not console.is_terminal:
     console = rich.console.Console(width=116)  # a log file has no width; the table needs this one
+
+
+class _Help(flags.BooleanFlag):
+    """A help flag that ends with exit code 0. absl's own ends with 1, as if it were a mistake to ask."""
+
+    def __init__(self, of: Any, short_name: str | None) -> None:
+        super().__init__(of.name, False, of.help, short_name, allow_override=True, allow_hide_cpp=True)
+        self._of = of
+
+    def parse(self, argument: Any) -> None:
+        try:
+            self._of.parse(argument)
+        except SystemExit:
+            sys.exit(0)
+
+
+def define_help() -> None:
+    """Defines --help, -h, -?, --helpshort, --helpfull and --helpxml; `app.run` then leaves out its own."""
+    app.define_help_flags()
+    for name, short_name in (("help", "?"), ("helpshort", "h"), ("helpfull", None), ("helpxml", None)):
+        flags.FLAGS[name] = _Help(flags.FLAGS[name], short_name)
 
 
 def load_tensorflow() -> Any:

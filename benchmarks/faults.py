@@ -157,6 +157,7 @@ def weights(path):
 def results(path):
     """retrain/results.json without what is measured in seconds."""
     found = json.loads((path / "retrain/results.json").read_text())
+    found.pop("latency_spread", None)
     for row in found["rows"]:
         row.pop("latency_seconds", None)
     return found

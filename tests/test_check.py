@@ -1,16 +1,18 @@
 import collections
+import dataclasses
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import load_config
 
-from tfnas import checks, config, data, loop
+from tfnas import checks, config, data, loop, training
 from tfnas.errors import UserError
 from tfnas.stages import check
-from tfnas.workdir import Workdir
+from tfnas.workdir import STAGES, Workdir
 
 usage = collections.namedtuple("usage", "total used free")
 
@@ -32,8 +34,118 @@ def test_check_says_what_a_run_needs_and_leaves_the_folder_as_it_was(small, tmp_
     for line in ("devices   1 x CPU", "train 1,000 / validation 397", "gated layers", "writable", "in all"):
         assert line in said
     assert len(re.findall(r"a batch of 50: [\d,]+ ms, [\d,]+ images/s", said)) == 2 and len(read) >= 6
-    assert "30 epochs of 20 steps" in said
+    assert "30 epochs of 20 steps" in said and "up to date" not in said and found["up_to_date"] == []
+    assert len(re.findall(r"tracing and compiling, once: [\d.]+ s", said)) == 3
+    assert "a candidate on 250 images: " in said
+    network = training.network(small, data.load(small.data, tmp_path / "tensorflow_datasets"))
+    # As the run's table counts them: neither moving statistics nor what the gates are made of.
+    parameters = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
+    assert found["parameters"] == parameters and f"supernet  {parameters:,} parameters, " in said
     assert [path.name for path in tmp_path.iterdir()] == ["tensorflow_datasets"]
+
+
+def finish(work, stage, settings):
+    """As if the stage had run."""
+
+    def body():
+        for name in STAGES[stage].outputs:
+            work.write(name, lambda file: file.write_text("content"))
+
+    work.run_stage(stage, settings, body)
+
+
+GATED, PLAIN, RANKED = checks.Measured(41.0, 1.0, 10**9), checks.Measured(10.5, 0.5, 10**9), checks.Ranked(7, 0.5, 0.25)
+
+
+def test_the_total_has_tracing_and_ranking_and_leaves_out_what_is_up_to_date(
+    small, digits_folder, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "tensorflow_datasets").symlink_to(digits_folder)
+    work = Workdir(tmp_path)
+
+    def checked():
+        measured = iter((GATED, PLAIN))
+        monkeypatch.setattr(checks, "measure", lambda step, batches: next(measured))
+        monkeypatch.setattr(checks, "measure_ranking", lambda make, candidates: RANKED)
+        found = check.run(small, tmp_path)
+        return found, capsys.readouterr().out
+
+    found, said = checked()
+    # 30 x 20 steps of 1 s, 40 s and the warm-up's 10 s of tracing; 500 + 2 x 100 candidates, each 0.5 s and two batches
+    # of 0.25 s, and 7 s; (50 + 80) x 20 steps of 0.5 s, and twice 10 s.
+    assert "search    about 0:10:50, tracing and compiling 0:00:50 of it: 30 epochs of 20 steps\n" in said
+    assert "sample    about 0:11:47, tracing and compiling 0:00:07 of it: 700 candidates on 397 images, " in said
+    assert "retrain   about 0:22:00, tracing and compiling 0:00:20 of it: " in said
+    assert "in all    about 0:44:37, tracing and compiling 0:01:17 of it; left out: " in said
+    assert found["seconds"] == 2677 and found["up_to_date"] == []
+
+    for stage in ("search", "sample"):
+        finish(work, stage, small)
+    capsys.readouterr()
+    found, said = checked()
+    assert "up to date there, will not run again, and not counted in all: search, sample\n" in said
+    assert "in all    about 0:22:00, tracing and compiling 0:00:20 of it; left out: " in said
+    assert "search    about" not in said and "sample    about" not in said and "retrain   about 0:22:00" in said
+    assert found["seconds"] == 1320 and found["up_to_date"] == ["search", "sample"]
+
+
+def test_only_stages_before_the_first_that_runs_again_are_up_to_date(small, tmp_path):
+    work = Workdir(tmp_path)
+    for stage in ("search", "sample", "retrain"):
+        finish(work, stage, small)
+    assert work.up_to_date(small) == ["search", "sample", "retrain"]
+    # Retrain's own settings and files are as they were, but sample will write its inputs anew.
+    other = dataclasses.replace(small, sample=dataclasses.replace(small.sample, num_candidates=9))
+    assert work.is_current("retrain", other) and work.up_to_date(other) == ["search"]
+
+
+def of_times(search=None, retrain=None, devices=1):
+    settings = config.Config(
+        search=config.Search(**{"epochs": 3, "batch_size": 10, "parameters": 0.5, "warmup_epochs": 1} | (search or {})),
+        sample=config.Sample(num_candidates=8, num_random=3, budgets=(0.5,), batch_size=20),
+        retrain=config.Retrain(**{"epochs": 4, "batch_size": 25, "controls": False} | (retrain or {})),
+    ).check()
+    gated, plain = checks.Measured(100.0, 2.0, 0), checks.Measured(21.0, 1.0, 0)
+    found = checks.times(settings, {"train": 105, "validation": 50}, gated, plain, RANKED, devices)
+    return {stage: (time.seconds, time.tracing) for stage, time in found.items()}
+
+
+def test_times_are_those_of_the_steps_and_of_tracing_each_network_once():
+    # 3 x 10 steps of 2 s, 98 s of tracing and the warm-up's 20; 8 candidates, 8 at a budget and 2 x 3 random ones, each
+    # 0.5 s and three batches of 0.25 s; (4 + 7) x 4 steps of 1 s, and two networks are traced.
+    assert of_times() == {"search": (178.0, 118.0), "sample": (34.5, 7.0), "retrain": (84.0, 40.0)}
+    assert of_times(search={"warmup_epochs": 0})["search"] == (158.0, 98.0)
+    assert of_times(devices=2)["sample"] == (20.75, 7.0)
+    assert of_times(retrain={"baseline": False})["retrain"] == (36.0, 20.0)
+    assert of_times(retrain={"epochs": 0})["retrain"] == (32.0, 20.0)  # the full network only, for search's epochs
+    # Further, without gates 3 + 3 x 4 epochs of 4 steps and four networks, and twice 2 gated epochs of 10 steps.
+    assert of_times(retrain={"controls": True})["retrain"] == (84 + 60 + 80 + 80 + 2 * 98, 40 + 80 + 2 * 98)
+    # Nothing is fine-tuned then: 3 epochs of the full network, 3 of the one to be pruned, two searches.
+    assert of_times(retrain={"controls": True, "epochs": 0})["retrain"] == (32 + 32 + 80 + 196, 40 + 196)
+
+
+def test_a_first_step_as_fast_as_the_others_traced_nothing():
+    assert checks.Measured(1.0, 1.5, 0).tracing == 0
+
+
+def test_ranking_is_timed_candidate_by_candidate(monkeypatch):
+    clock = [0.0]
+    taken = iter([5.0, 3.0, 1.0, 4.0, 1.5, 3.5, 2.0])  # the first to trace; then each twice
+    asked = []
+
+    class Engine:
+        def __init__(self):
+            clock[0] += 20.0
+
+        def evaluate(self, candidates):
+            asked.append(list(candidates))
+            clock[0] += next(taken)
+            yield from ()
+
+    monkeypatch.setattr(checks, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    # Medians: 3.5 of 3, 4 and 3.5; 1.5 of 1, 1.5 and 2.
+    assert checks.measure_ranking(Engine, ["a", "b", "c", "d", "e"]) == checks.Ranked(20 + 5 - 3.5, 2.0, 1.5)
+    assert asked == [["a"], ["b"], ["b"], ["c"], ["c"], ["d"], ["d"]]  # 15 s are enough
 
 
 def _counted(function, calls):

@@ -38,6 +38,26 @@ def test_layer_latency_is_the_median_less_the_calls_shared_out_to_channels_and_e
     assert next(clock, None) is None
 
 
+def test_networks_are_timed_in_turns_so_that_a_busy_moment_is_all_networks(monkeypatch):
+    # In each round three passes of one network, then three of the other; in the second the machine is busy.
+    rounds = [
+        ((1.0, 2.0, 3.0), (9.0, 4.0, 5.0)),
+        ((8.0, 8.0, 7.0), (20.0, 15.0, 15.0)),
+        ((3.0, 3.0, 1.0), (6.0, 6.0, 8.0)),
+    ]
+    ticks = [0.0]
+    for durations in rounds:
+        for duration in (duration for turn in durations for duration in turn):
+            ticks += [ticks[-1], ticks[-1] + duration]
+    clock = iter(ticks[1:])
+    monkeypatch.setattr(latencies, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    models = [keras.Sequential([keras.Input((4,)), keras.layers.Dense(units)]) for units in (2, 3)]
+    seconds, spread = latencies.compared(models, rounds=3, repeats=3)
+    # Medians of the turns: 2, 8, 3 and 5, 15, 6.
+    assert seconds == [3.0, 6.0] and spread == 4.0
+    assert next(clock, None) is None
+
+
 def test_layers_are_timed_alone_on_their_own_inputs(monkeypatch):
     shapes = {}
     supernet = network()

@@ -372,7 +372,7 @@ def test_what_the_report_reads(finished, drawn, name):
             patch.setattr(workdir.Workdir, "read", lambda self, name, stage: self.path / name)
             (work.path / name).write_bytes(b"\n".join([data, *lines[1:]]))
             if name == workdir.RESULTS and answer(work.read_json, name, "report", SHAPES[name]) is not None:
-                report.print_table(work, rich.console.Console(file=io.StringIO(), width=116))
+                report.print_table(work, config.Config(), rich.console.Console(file=io.StringIO(), width=116))
             page = answer(report.html, work, config.Config())
             assert page is None or page.startswith("<!doctype html>")
 

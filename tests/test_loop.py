@@ -1,8 +1,11 @@
 """One step of the loop against Keras's own, in parts, in 16 bits, and under XLA."""
 
+import io
+
 import keras
 import numpy as np
 import pytest
+import rich.console
 import tensorflow as tf
 
 import tfnas
@@ -125,6 +128,20 @@ def test_a_gradient_too_large_for_float16_skips_the_step_and_halves_the_scale():
     for one, other in zip(before, weights(model), strict=True):
         np.testing.assert_array_equal(one, other)
     assert float(model.optimizer.dynamic_scale) == pytest.approx(1e30 / 8)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_terminal_says_that_the_step_is_being_built_and_a_file_does_not(tmp_path, monkeypatch, terminal):
+    stream = io.StringIO()
+    monkeypatch.setattr(loop, "console", rich.console.Console(file=stream, width=116, force_terminal=terminal))
+    model = supernet()
+    loop.train(
+        loop.Step(model), model, batches, 12, 1, 3, Checkpoints(Workdir(tmp_path), "checkpoints", "key"), "search"
+    )
+    said = stream.getvalue()
+    before, told, after = said.partition("search    building the step, once")
+    assert bool(told) == terminal and "epoch 1/1" in (after if terminal else said) and "epoch" not in before * terminal
+    assert ("minutes for a large network" in said) == terminal
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):

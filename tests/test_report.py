@@ -6,6 +6,7 @@ import html.parser
 import io
 import json
 import re
+import shutil
 
 import pytest
 import rich.console
@@ -104,6 +105,7 @@ def made(
     predictive=None,
     front=None,
     alter=lambda ranking: None,
+    spread=None,
 ):
     """A working directory as the stages before report leave it."""
     work = workdir.Workdir(path)
@@ -134,7 +136,10 @@ def made(
         workdir.ARCHITECTURE: posterior.sample(1, seed=0)[0].to_json(),
         workdir.CUT_ARCHITECTURE: "",
         workdir.SUBNET: "",
-        workdir.RESULTS: json.dumps({**MEASURED, "chosen": rows[-1]["name"], "rows": list(rows)}),
+        workdir.RESULTS: json.dumps(
+            {**MEASURED, "chosen": rows[-1]["name"], "rows": list(rows)}
+            | ({"latency_spread": spread} if spread else {})
+        ),
         workdir.EVALUATION: json.dumps({"blessed": True, "checks": []}),
         workdir.EXPORT_RESULTS: json.dumps(EXPORTED),
     }
@@ -156,9 +161,9 @@ def left(work, front):
     return workdir.digest(work.write_json(workdir.FRONT, {"resource": "multiply_adds", "rows": front}))
 
 
-def table(work):
+def table(work, config=CONFIG):
     stream = io.StringIO()
-    report.print_table(work, rich.console.Console(file=stream, width=116))
+    report.print_table(work, config, rich.console.Console(file=stream, width=116))
     return stream.getvalue()
 
 
@@ -199,13 +204,39 @@ def test_table_shows_what_retrain_measured(tmp_path):
     assert "of the first 2 candidates" in lines[4]
 
 
+def test_table_says_why_candidates_may_be_larger_than_asked_for(tmp_path):
+    def said(config):
+        return " ".join(table(made(tmp_path, config=config), config).split())
+
+    why = "those that are larger in all than was asked for cannot win."
+    assert "candidates of a kind, mean sizes of all. The posterior's are drawn by" in said(CONFIG) and why in said(
+        CONFIG
+    )
+    # Where nothing was asked of search, or sample draws at a budget of its own, none is excluded.
+    for sections in (
+        {"search": config_lib.Search(recipe="paper", ell2=50.0)},
+        {"sample": dataclasses.replace(CONFIG.sample, multiply_adds=0.5)},
+    ):
+        other = dataclasses.replace(CONFIG, **sections).check()
+        shutil.rmtree(tmp_path)
+        assert said(other).endswith("candidates of a kind, mean sizes of all.")
+
+
+@pytest.mark.parametrize("spread, warned", [(None, False), (2.0, False), (2.46, True)])
+def test_latencies_of_a_busy_machine_are_told(tmp_path, spread, warned):
+    work = made(tmp_path, spread=spread)
+    words = "The machine was busy when latencies were measured: a network's differ by up to 2.5 x between rounds."
+    assert (words in table(work)) == warned
+    assert (words in html.unescape(report.html(work, CONFIG))) == warned
+
+
 def test_table_without_the_full_network(tmp_path):
     assert re.search(r"retrained .* 1\.00 ms\s*$", table(made(tmp_path, rows=(MEAN, FOUND))), re.MULTILINE)
 
 
 def test_table_needs_retrain(tmp_path):
     with pytest.raises(UserError, match="report needs retrain's retrain/results.json"):
-        report.print_table(workdir.Workdir(tmp_path))
+        report.print_table(workdir.Workdir(tmp_path), CONFIG)
 
 
 def test_page_answers_the_six_questions_in_order(tmp_path):

@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfnas import data
+from tfnas.architecture import Architecture
+from tfnas.config import Config
+from tfnas.engine import Engine
 from tfnas.errors import UserError
 from tfnas.loop import Batches, Step, distributed
 from tfnas.workdir import Workdir
@@ -28,7 +32,7 @@ class Measured:
     """What steps of training cost.
 
     Attributes:
-        first_seconds: of the first step, tracing included.
+        first_seconds: of the first step, tracing and compiling included.
         seconds: of each after that, input pipeline included; the median.
         memory_bytes: most that was in use at a time: on a GPU, or by this process on a CPU.
     """
@@ -36,6 +40,34 @@ class Measured:
     first_seconds: float
     seconds: float
     memory_bytes: int
+
+    @property
+    def tracing(self) -> float:
+        """Seconds that the first step took longer than the others: what is done once for each training."""
+        return max(0.0, self.first_seconds - self.seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """What evaluating candidates costs.
+
+    Attributes:
+        tracing: seconds of tracing and compiling, once for all of them.
+        candidate_seconds: of each candidate, for what does not depend on the number of validation images.
+        batch_seconds: of each candidate, for one batch of validation images.
+    """
+
+    tracing: float
+    candidate_seconds: float
+    batch_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Time:
+    """About what a stage takes: `seconds` in all, of which `tracing` are for tracing and compiling."""
+
+    seconds: float
+    tracing: float
 
 
 def room(work: Workdir, model: keras.Model, kept: int) -> tuple[int, int]:
@@ -101,6 +133,80 @@ def measure(step: Step, batches: Batches) -> Measured:
             "rate is too high: try a smaller --config.search.learning_rate"
         )
     return Measured(times[0], float(np.median(times[1:] or times)), _peak_memory())
+
+
+def measure_ranking(make: Callable[[], Engine], candidates: Sequence[Architecture]) -> Ranked:
+    """Evaluates candidates on one batch, and times it.
+
+    Args:
+        make: the engine, of one batch of examples.
+        candidates: at least two, no two alike; the first is evaluated to trace and compile.
+    """
+    start = time.monotonic()
+    engine = make()
+    list(engine.evaluate(candidates[:1]))
+    begun = time.monotonic()
+    first: list[float] = []
+    again: list[float] = []
+    for candidate in candidates[1:]:
+        # By itself, so that it shares nothing with another; the second time its statistics are there.
+        for seconds in (first, again):
+            before = time.monotonic()
+            list(engine.evaluate([candidate]))
+            seconds.append(time.monotonic() - before)
+        if time.monotonic() - begun > _TIMED_SECONDS:
+            break
+    one, other = float(np.median(first)), float(np.median(again))
+    return Ranked(max(0.0, begun - start - one), max(0.0, one - other), other)
+
+
+def num_candidates(config: Config) -> int:
+    """How many candidates sample ranks: the posterior's, also at every budget, and the random ones of two kinds."""
+    settings = config.sample
+    return settings.num_candidates * (1 + len(settings.budgets)) + 2 * settings.num_random
+
+
+def times(
+    config: Config, sizes: Mapping[str, int], gated: Measured, plain: Measured, ranked: Ranked, devices: int = 1
+) -> dict[str, Time]:
+    """About what the stages take that train or rank, by name, if every network is as large as the full one.
+
+    Every candidate is counted on all validation images, though a race drops most of them earlier, and a warm-up's
+    steps as search's, though they are no longer.
+
+    Args:
+        config: the run's.
+        sizes: number of examples by split.
+        gated: steps of search.
+        plain: steps of the full network, without gates.
+        ranked: what a candidate costs.
+        devices: which evaluate candidates side by side.
+    """
+    search, retrain = config.search, config.retrain
+    steps, plain_steps = (sizes["train"] // part.batch_size for part in (search, retrain))
+    batches = -(-sizes["validation"] // config.sample.batch_size)
+    evaluating = num_candidates(config) * (ranked.candidate_seconds + batches * ranked.batch_seconds) / devices
+    # One network found, and the full one.
+    networks, epochs = int(retrain.epochs > 0), retrain.epochs
+    if retrain.baseline:
+        networks, epochs = networks + 1, epochs + search.epochs + retrain.epochs
+    searches = 0
+    if retrain.controls:
+        # Under a fixed drop probability, along single paths, and by magnitude, each trained further. The first two
+        # begin with search's warm-up, which is there.
+        searches = 2
+        networks, epochs = networks + 1 + 3 * (retrain.epochs > 0), epochs + search.epochs + 3 * retrain.epochs
+    tracing = {
+        "search": gated.tracing + (plain.tracing if search.warmup_epochs else 0.0),
+        "sample": ranked.tracing,
+        "retrain": networks * plain.tracing + searches * gated.tracing,
+    }
+    computing = {
+        "search": search.epochs * steps * gated.seconds,
+        "sample": evaluating,
+        "retrain": epochs * plain_steps * plain.seconds + searches * search.gated_epochs * steps * gated.seconds,
+    }
+    return {stage: Time(computing[stage] + tracing[stage], tracing[stage]) for stage in computing}
 
 
 def memory_bytes() -> int | None:

@@ -103,7 +103,7 @@ def fixed_drop(
     adjust = recalibration.apply if recalibration else _unchanged
     arms = _best(config, splits, work, supernet, candidates, scores, title, adjust=adjust)
     first = candidates[: config.sample.num_tested]
-    prices = [cost(graph, candidate) for candidate in first]
+    prices = [cost(graph, candidate) for candidate in candidates]
     row = {
         "name": f"{title}, mean of {len(first):,}",
         "validation_accuracy": float(np.mean([score.accuracy for score in scores[: len(first)]])),

@@ -184,7 +184,7 @@ class Task:
 
     def say_end(self, page: str, model: str) -> None:
         """Prints the comparison, and where the report and the exported model are, or why there is none."""
-        report.print_table(Workdir(self.path))
+        report.print_table(Workdir(self.path), self.config)
         print(f"report    {page}")
         if model:
             print(f"model     {model}     (SavedModel; how to serve it: docs/serving.md)")

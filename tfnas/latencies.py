@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -17,8 +17,25 @@ from tfnas.supernet import Supernet
 
 def latency(model: keras.Model, batch_size: int = 1, repeats: int = 200) -> float:
     """Median seconds of one compiled forward pass on `batch_size` images of zeros, on this machine."""
-    image = [tf.zeros((batch_size, *i.shape[1:]), i.dtype) for i in model.inputs]
-    return _median_seconds(lambda x: model(x, training=False), image if len(image) > 1 else image[0], repeats)
+    return statistics.median(_seconds(_warm_pass(model, batch_size), repeats))
+
+
+def compared(models: Sequence[keras.Model], rounds: int = 10, repeats: int = 20) -> tuple[list[float], float]:
+    """Latencies of networks on one image, measured in turns, so that a busy moment of the machine is all networks'.
+
+    Args:
+        models: the networks.
+        rounds: in each, every network has its turn.
+        repeats: passes in a turn.
+
+    Returns:
+        For each network the median over the rounds of its turns' median seconds; and how many times the longest of
+        these medians is the shortest of the same network, at most: about 1 on a machine that does nothing else.
+    """
+    passes = [_warm_pass(model, 1) for model in models]
+    turns = [[statistics.median(_seconds(call, repeats)) for call in passes] for _ in range(rounds)]
+    by_model = list(zip(*turns, strict=True))
+    return [statistics.median(times) for times in by_model], max(max(times) / min(times) for times in by_model)
 
 
 def layer_latencies(supernet: Supernet, batch_size: int = 16, repeats: int = 20) -> dict[str, float]:
@@ -58,13 +75,28 @@ def layer_latencies(supernet: Supernet, batch_size: int = 16, repeats: int = 20)
 
 
 def _median_seconds(call: Callable[[Any], Any], inputs: Any, repeats: int) -> float:
-    """Of the compiled `call` on `inputs`, after five passes to warm up."""
+    """Of the compiled `call` on `inputs`."""
+    return statistics.median(_seconds(_warm(call, inputs), repeats))
+
+
+def _warm_pass(model: keras.Model, batch_size: int) -> Callable[[], Any]:
+    """A compiled forward pass on images of zeros."""
+    image = [tf.zeros((batch_size, *i.shape[1:]), i.dtype) for i in model.inputs]
+    return _warm(lambda x: model(x, training=False), image if len(image) > 1 else image[0])
+
+
+def _warm(call: Callable[[Any], Any], inputs: Any) -> Callable[[], Any]:
+    """The compiled `call` on `inputs`, after five passes to warm up."""
     compiled = tf.function(call)
     for _ in range(5):
         compiled(inputs)
+    return lambda: compiled(inputs)
+
+
+def _seconds(call: Callable[[], Any], repeats: int) -> list[float]:
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        keras.tree.map_structure(np.asarray, compiled(inputs))  # waits for the result
+        keras.tree.map_structure(np.asarray, call())  # waits for the result
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return seconds

@@ -303,7 +303,10 @@ class _Progress:
             rich.progress.TextColumn("{task.fields[figures]}"),
         )
         self._progress = rich.progress.Progress(*columns, console=console)
-        self._task = self._progress.add_task("", total=epochs * steps_per_epoch, figures="")
+        # Shown on a terminal until the first step is taken; a file is given the last state only.
+        self._task = self._progress.add_task(
+            f"{title:9s} building the step, once", total=epochs * steps_per_epoch, figures="minutes for a large network"
+        )
         self._start = 0.0
 
     def __enter__(self) -> _Progress:

@@ -139,7 +139,7 @@ def _run(arguments: Sequence[str]) -> None:
             continue
         _run_stage(stage, config, work)
     if arguments[0] == "run" and _is_chief():
-        _say_end(work)
+        _say_end(work, config)
 
 
 def _tune(config: config_lib.Config, work: workdir.Workdir) -> None:
@@ -195,10 +195,10 @@ def _load(name: str, package: str = "tfnas.stages") -> Any:
     return importlib.import_module(f"{package}.{name}")
 
 
-def _say_end(work: workdir.Workdir) -> None:
+def _say_end(work: workdir.Workdir, config: config_lib.Config) -> None:
     from tfnas import report, results
 
-    report.print_table(work)
+    report.print_table(work, config)
     print(f"report    {work.path / workdir.REPORT}")
     if _blessed(work):
         exported = work.read_json(workdir.EXPORT_RESULTS, "run", results.EXPORTED)

@@ -16,7 +16,7 @@ from tfnas import config as config_lib
 from tfnas import results as results_lib
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
-from tfnas.posterior import Posterior
+from tfnas.posterior import PRICES, Posterior
 from tfnas.reading import list_of, mapping_of, number, record, whole
 from tfnas.workdir import Workdir
 
@@ -44,6 +44,8 @@ _NOTES = (
     ),
     ("deterministic", "Deterministic candidate: every channel whose drop probability is below 1/2, as learned."),
 )
+
+_BUSY = 2.0  # how many times a network's latencies may differ between rounds without a word of it
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1a1a1a; --faint: #555; --line: #ddd; --box: #f5f5f5;
@@ -80,8 +82,13 @@ _EPOCH = record(
 )
 
 
-def print_table(work: Workdir, console: rich.console.Console = terminal.console) -> None:
+def print_table(work: Workdir, config: config_lib.Config, console: rich.console.Console = terminal.console) -> None:
     """Prints the comparison that retrain left, one network a line, the one chosen in bold.
+
+    Args:
+        work: the run's folder.
+        config: the run's.
+        console: where it is printed.
 
     Raises:
         UserError: if retrain has not run.
@@ -93,7 +100,8 @@ def print_table(work: Workdir, console: rich.console.Console = terminal.console)
     for row, cells in _cells(results["rows"]):
         table.add_row(*cells, style="bold" if row["name"] == results["chosen"] else None)
     console.print(table)
-    console.print(_means_note(results["rows"]), style="dim")
+    for note in _notes(results, config):
+        console.print(note, style="dim")
 
 
 def html(work: Workdir, config: config_lib.Config) -> str:
@@ -111,7 +119,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     candidates = work.read_lines(workdir.CANDIDATES, "report", chance.CANDIDATE)
     _check_one_run(posterior, architecture, history, ranking, candidates)
     sections = (
-        ("What did I get, and what did it cost?", _what(results, work.manifest())),
+        ("What did I get, and what did it cost?", _what(results, work.manifest(), config)),
         ("Is it better than chance, and than pruning?", chance.section(candidates, ranking) + _pruning(results)),
         ("What does the network look like now, and why?", _look(architecture, posterior, history)),
         ("What would a smaller or larger budget give?", _sizes(posterior, _front(work))),
@@ -176,7 +184,7 @@ def _check_one_run(
         raise UserError(f"report: {workdir.CANDIDATES} has no candidate of the kind '{min(missing)}': {_SEVERAL}")
 
 
-def _what(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+def _what(results: Mapping[str, Any], manifest: Mapping[str, Any], config: config_lib.Config) -> str:
     rows = results["rows"]
     chosen = results_lib.chosen(results)
     lead = f"A network of {chosen['parameters']:,.0f} parameters with {100 * chosen['test_accuracy']:.1f} % on test"
@@ -188,7 +196,10 @@ def _what(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
             f"same total number of epochs, the full one reaches {100 * full['test_accuracy']:.1f} %"
         )
     cells = [(row["name"] == results["chosen"], values) for row, values in _cells(rows)]
-    notes = (_means_note(rows), *(note for start, note in _NOTES if any(r["name"].startswith(start) for r in rows)))
+    notes = (
+        *_notes(results, config),
+        *(note for start, note in _NOTES if any(r["name"].startswith(start) for r in rows)),
+    )
     return (
         f'<p class="lead">{figures.text(lead)}.</p>{figures.table(_HEADINGS, cells, "numbers")}'
         f'<p class="note">{figures.text(" ".join(notes))}</p>{_cost(manifest)}'
@@ -243,9 +254,25 @@ def _pruning(results: Mapping[str, Any]) -> str:
     return f'<p class="lead">{figures.text(words)}</p>'
 
 
-def _means_note(rows: Sequence[Mapping[str, Any]]) -> str:
-    tested = max(row.get("num_tested", 0) for row in rows)
-    return f"Test is read only after every choice is made; means are of the first {tested} candidates of a kind."
+def _notes(results: Mapping[str, Any], config: config_lib.Config) -> Iterable[str]:
+    """What the table does not say of its columns."""
+    tested = max(row.get("num_tested", 0) for row in results["rows"])
+    means = (
+        f"Test is read only after every choice is made; means are of the first {tested} candidates of a kind, mean "
+        "sizes of all."
+    )
+    if config.search.target and not any(getattr(config.sample, resource) for resource in PRICES):
+        means += (
+            " The posterior's are drawn by the size of their gated layers alone: those that are larger in all than was "
+            "asked for cannot win."
+        )
+    yield means
+    spread = results.get("latency_spread", 1.0)
+    if spread > _BUSY:
+        yield (
+            f"The machine was busy when latencies were measured: a network's differ by up to {spread:.1f} x between "
+            "rounds."
+        )
 
 
 def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Mapping[str, Any]]) -> str:

@@ -18,7 +18,13 @@ _MEASURES: dict[str, Shape] = {
 }
 _ROW = record({"num_tested": whole(), **{name: optional(shape) for name, shape in _MEASURES.items()}}, name=text_of())
 _SIZE = record(parameters=whole(1), multiply_adds=whole(1))
-_KEYS = record(chosen=text_of(), full=_SIZE, confusion=list_of(list_of(whole()), 1), rows=list_of(_ROW, 1))
+_KEYS = record(
+    {"latency_spread": number(1, MOST)},  # how many times one network's latencies differ between rounds, at most
+    chosen=text_of(),
+    full=_SIZE,
+    confusion=list_of(list_of(whole()), 1),
+    rows=list_of(_ROW, 1),
+)
 _CHOSEN = record(
     validation_accuracy=number(0, 1), test_accuracy=number(0, 1), parameters=whole(), multiply_adds=whole()
 )

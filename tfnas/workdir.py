@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -303,6 +304,10 @@ class Workdir:
                 for name, recorded in record["outputs"].items()
             )
         )
+
+    def up_to_date(self, config: tfnas.config.Config) -> list[str]:
+        """The stages, from the first on, that a run skips: those after one that runs again may read other files."""
+        return list(itertools.takewhile(lambda stage: self.is_current(stage, config), STAGES))
 
     def run_stage(self, stage: str, config: tfnas.config.Config, body: Callable[[], Iterable[str] | None]) -> bool:
         """Runs `body` unless the stage is up to date, then records its outputs and those that `body` returns.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,7 +12,13 @@ import tensorflow as tf
 
 from tfnas import checks, conversion, data, distribution, loop, optimizers, training, workdir
 from tfnas.config import Config
+from tfnas.costs import cost
+from tfnas.engine import Engine
 from tfnas.errors import unwrapped
+from tfnas.supernet import Supernet
+
+_CANDIDATES = 4  # that are timed, after one that is not
+_KEPT = 0.95  # share of the gated weights that they keep
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -22,8 +28,9 @@ def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         `data`, what messages call it; `sizes`, number of examples by split ('test' only where it is known unread);
-        `image_shape`, (H, W, C); `classes`, names; `parameters` and `gated_layers` of the super-network; `seconds`,
-        about what search and retraining will take.
+        `image_shape`, (H, W, C); `classes`, names; `parameters`, trainable, and `gated_layers` of the super-network;
+        `up_to_date`, names of the stages that a run would skip; `seconds`, about what those of search, sample and
+        retrain will take that it would not.
 
     Raises:
         UserError: for bad settings, data, files or devices, too little room or memory, or a loss that is not finite.
@@ -43,40 +50,37 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     search, retrain = config.search, config.retrain
     plain = training.network(config, splits)
     supernet = training.gated(config, splits, plain)
-    _say("supernet", f"{supernet.count_params():,} parameters, {len(supernet.gated_layers)} gated layers")
+    parameters = cost(supernet.graph).parameters
+    _say("supernet", f"{parameters:,} parameters, {len(supernet.gated_layers)} gated layers")
     needed, free = checks.room(work, supernet, config.training.checkpoints_kept)
     _say("folder", f"{work.path}: writable, {_bytes(free)} free, about {_bytes(needed)} needed")
+    done = work.up_to_date(config)
+    if done:
+        _say("", f"up to date there, will not run again, and not counted in all: {', '.join(done)}")
 
     steps = splits.sizes["train"] // search.batch_size
     training.compile_gated(config, supernet, optimizers.search(config, max(1, steps)))
-    gated_seconds = _measured("search", config, splits, supernet, search.batch_size)
-    searching = search.epochs * steps * gated_seconds  # a warm-up's are no longer
-    _say("", f"{search.epochs:,} epochs of {steps:,} steps: about {_duration(searching)}")
-
+    gated = _measured("search", config, splits, supernet, search.batch_size)
     rate = optimizers.Cosine(retrain.baseline_learning_rate, 1).schedule(1000)
     training.compile_plain(config, plain, rate, retrain.weight_decay)
-    plain_seconds = _measured("retrain", config, splits, plain, retrain.batch_size)
-    plain_steps = splits.sizes["train"] // retrain.batch_size
-    epochs = retrain.epochs + (search.epochs + retrain.epochs) * retrain.baseline
-    retraining = epochs * plain_steps * plain_seconds
-    if retrain.controls:
-        # Under a fixed drop probability, along single paths, and by magnitude, each trained further.
-        retraining += 2 * searching + (search.epochs + 3 * retrain.epochs) * plain_steps * plain_seconds
-    _say("", f"with all that it is compared with: about {_duration(retraining)}, if what is found is no smaller")
-    _say("in all", f"about {_duration(searching + retraining)}, and the ranking of {config.sample.num_candidates:,}")
+    gateless = _measured("retrain", config, splits, plain, retrain.batch_size)
+    ranked = _measured_ranking(config, splits, supernet)  # last, so that its memory is not counted as training's
+    times = checks.times(config, splits.sizes, gated, gateless, ranked, _devices(config))
+    _say_times(config, splits, times, done)
     return {
         "data": config.data.title,
         "sizes": splits.sizes,
         "image_shape": list(splits.image_shape),
         "classes": list(splits.label_names),
-        "parameters": supernet.count_params(),
+        "parameters": parameters,
         "gated_layers": len(supernet.gated_layers),
-        "seconds": round(searching + retraining, 1),
+        "up_to_date": done,
+        "seconds": round(sum(time.seconds for stage, time in times.items() if stage not in done), 1),
     }
 
 
-def _measured(title: str, config: Config, splits: data.Splits, model: keras.Model, batch_size: int) -> float:
-    """Seconds of one step, as the run will take it."""
+def _measured(title: str, config: Config, splits: data.Splits, model: keras.Model, batch_size: int) -> checks.Measured:
+    """Steps as the run will take them."""
     settings = config.training
 
     def batches(first_step: int, share: data.Share) -> tf.data.Dataset:
@@ -91,10 +95,49 @@ def _measured(title: str, config: Config, splits: data.Splits, model: keras.Mode
     of = f" of {_bytes(total)}" if total else " of the GPU's"
     speed = f"a batch of {batch_size}: {1000 * found.seconds:,.0f} ms, {batch_size / found.seconds:,.0f} images/s"
     memory = f"up to {_bytes(found.memory_bytes)}{of} in use"
-    _say(title, f"{speed}; the first took {found.first_seconds:.1f} s; {memory}")
+    _say(title, f"{speed}; {_once(found.tracing)}; {memory}")
     if _may_compile(settings.jit_compile):
         _compare(measured, settings.jit_compile, found)
-    return found.seconds
+    return found
+
+
+def _measured_ranking(config: Config, splits: data.Splits, supernet: Supernet) -> checks.Ranked:
+    """Candidates as sample will evaluate them, each nearly the whole network."""
+    posterior, size = supernet.posterior(), config.sample.batch_size
+    posterior = posterior.tilt(parameters=_KEPT * posterior.total_cost("parameters"))
+    one_batch = data.evaluation_batches(splits.validation.take(size), config.data, size)
+    recalibration = training.recalibration(config, splits, supernet)
+    found = checks.measure_ranking(
+        lambda: Engine(supernet, one_batch, size, config.seed, recalibration=recalibration),
+        posterior.sample(1 + _CANDIDATES, config.seed),
+    )
+    size = min(size, splits.sizes["validation"])
+    seconds = found.candidate_seconds + found.batch_seconds
+    _say("sample", f"a candidate on {size} images: {1000 * seconds:,.0f} ms; {_once(found.tracing)}")
+    return found
+
+
+def _devices(config: Config) -> int:
+    """How many of them, in all processes, evaluate candidates side by side."""
+    strategy = distribution.ranking_strategy(config.distribution)
+    return distribution.cluster().count * (len(strategy.extended.worker_devices) if strategy else 1)
+
+
+def _say_times(config: Config, splits: data.Splits, times: Mapping[str, checks.Time], done: Sequence[str]) -> None:
+    """What the stages that are not done will take, one a line, and together."""
+    search = config.search
+    steps = splits.sizes["train"] // search.batch_size
+    work = {
+        "search": f"{search.epochs:,} epochs of {steps:,} steps",
+        "sample": f"{checks.num_candidates(config):,} candidates on {splits.sizes['validation']:,} images, if none "
+        "leaves the race",
+        "retrain": "all that is trained, as if it were as large as the full network",
+    }
+    left = {stage: time for stage, time in times.items() if stage not in done}
+    for stage, time in left.items():
+        _say(stage, f"{_shown(time)}: {work[stage]}")
+    together = checks.Time(sum(time.seconds for time in left.values()), sum(time.tracing for time in left.values()))
+    _say("in all", f"{_shown(together)}; left out: the test images, evaluate, export and report")
 
 
 def _may_compile(jit_compile: bool) -> bool:
@@ -108,6 +151,14 @@ def _compare(measured: Callable[[bool], checks.Measured], jit_compile: bool, fou
     ratio = other.seconds / found.seconds
     setting = str(not jit_compile).lower()
     _say("", f"with training.jit_compile={setting} {ratio:.2f} x the time" + (": set it" if ratio < 0.97 else ""))
+
+
+def _shown(time: checks.Time) -> str:
+    return f"about {_duration(time.seconds)}, tracing and compiling {_duration(time.tracing)} of it"
+
+
+def _once(seconds: float) -> str:
+    return f"tracing and compiling, once: {seconds:.1f} s"
 
 
 def _say(title: str, text: str) -> None:

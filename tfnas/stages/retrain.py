@@ -18,6 +18,7 @@ from tfnas import (
     controls,
     data,
     distribution,
+    latencies,
     optimizers,
     ranking,
     reading,
@@ -32,7 +33,6 @@ from tfnas.config import Config
 from tfnas.controls import Arm, Means
 from tfnas.costs import cost
 from tfnas.errors import naming
-from tfnas.latencies import latency
 from tfnas.recalibration import Recalibration
 from tfnas.subnets import adapt, describe, subnet
 from tfnas.supernet import Supernet
@@ -118,10 +118,14 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     text = describe(architecture, training.builder_name(config), layout, **arguments)
     work.write(workdir.CUT_ARCHITECTURE, lambda file: file.write_text(text))
     work.write(workdir.SUBNET, _without_optimizer(chosen.model).save)
-    rows = [_row(arm, splits, config) for arm in (*others, *found)]
+    compared = (*others, *found)
+    seconds, spread = latencies.compared([arm.model for arm in compared])
+    rows = [
+        {**_row(arm, splits, config), "latency_seconds": taken} for arm, taken in zip(compared, seconds, strict=True)
+    ]
     # Only now is the test split read, for networks that are all fixed.
     sources.check_test(config.data, work.path / "tensorflow_datasets")
-    for row, arm in zip(rows, (*others, *found), strict=False):
+    for row, arm in zip(rows, compared, strict=True):
         matrix = _confusion(arm.model, splits.test, config)
         row["test_accuracy"] = float(np.trace(matrix) / matrix.sum())
         if arm is chosen:
@@ -135,6 +139,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
             "chosen": chosen.name,
             "full": {"parameters": whole.parameters, "multiply_adds": whole.multiply_adds},
             "confusion": confusion,
+            "latency_spread": spread,
             "rows": sorted(rows, key=_place),
         },
     )
@@ -191,7 +196,6 @@ def _row(arm: Arm, splits: data.Splits, config: Config) -> dict[str, Any]:
         "parameters": arm.cost.parameters,
         "multiply_adds": arm.cost.multiply_adds,
         "file_bytes": size,
-        "latency_seconds": latency(arm.model),
     }
 
 

@@ -16,7 +16,7 @@ def get_config():
             search=Search(
                 recipe="paper", epochs=40, batch_size=50, learning_rate=0.1, ell2=20.0, gate_learning_rate=10.0
             ),
-            sample=Sample(num_candidates=500, num_random=100),
+            sample=Sample(num_candidates=200, num_random=60),
             retrain=Retrain(epochs=40, batch_size=50, learning_rate=0.1, weight_decay=5e-4),
         )
     )

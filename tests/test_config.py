@@ -20,7 +20,11 @@ CONFIGS = [
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_file_is_valid(name):
-    assert isinstance(load_config(name), config.Config)
+    if name == "my_model":
+        with pytest.raises(UserError, match="data.folder"):  # which the user has to give
+            load_config(name)
+    else:
+        assert isinstance(load_config(name), config.Config)
 
 
 # epochs, batch, learning rate, schedule, ell2, candidates, test error in % as published: method.md, 5 and 6.

@@ -28,7 +28,7 @@ def get_config():
             search=Search(
                 recipe="paper", epochs=16, batch_size=100, learning_rate=0.1, ell2=250.0, gate_learning_rate=5.0
             ),
-            sample=Sample(num_candidates=200, num_random=50),
+            sample=Sample(num_candidates=120, num_random=40),
             retrain=Retrain(epochs=24, batch_size=100, learning_rate=0.1, weight_decay=5e-4),
             tune=Tune(ell2=(50.0, 100.0, 175.0, 250.0)),
         )

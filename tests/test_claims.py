@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -109,9 +110,20 @@ def test_every_published_figure_that_is_not_tested_says_why():
     assert [v.claim for v in by_status[HOLDS]] == [
         "SupNet-M has 26.2 M parameters",
         "The published posterior of DenseNet-121 keeps 6.6 M weights",
+        "The published ranking's best is as far above its mean as the best of 1,500 normal draws",
     ]
     assert len(by_status[UNTESTED]) == 4 and all(v.numbers for v in by_status[UNTESTED])
     assert Verdict("SupNet-E has 4.6 M parameters", FAILS, "26.20 M counted") in by_status[FAILS]
+
+
+def test_the_published_best_is_compared_with_that_of_normal_draws(rng):
+    from benchmarks.claims import anchors
+
+    best = rng.normal(size=(4000, 1500)).max(1)
+    numbers = anchors._spread().numbers
+    above, low, high = (float(number) for number in re.findall(r"\d\.\d\d", numbers)[:3])
+    assert above == pytest.approx(0.17 / 0.06, abs=0.006)
+    assert np.quantile(best, [0.025, 0.975]) == pytest.approx([low, high], abs=0.05)
 
 
 def test_other_settings_and_another_recipe_are_refused(tmp_path):

@@ -3,7 +3,6 @@
 import base64
 import concurrent.futures
 import json
-import pathlib
 import re
 import shutil
 import signal
@@ -19,7 +18,7 @@ import pytest
 from conftest import ROOT, load_config
 from sklearn.datasets import load_digits
 
-from tfnas import model_folder, server
+from tfnas import server
 from tfnas.errors import UserError
 
 NAMES = tuple(f"digit {i}" for i in range(10))
@@ -412,7 +411,7 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path, exported, monkeypat
             server._serve()
     with pytest.raises(UserError, match="^base_path: '.*/nowhere' is not there$"):
         served.Model("digits", tmp_path / "nowhere")
-    version(tmp_path / "damaged" / "1")
+    (tmp_path / "damaged" / "1").mkdir(parents=True)
     (tmp_path / "damaged" / "1" / "saved_model.pb").write_text("not a model")
     with pytest.raises(UserError, match="damaged/1: a SavedModel expected. Received: OSError: .Cannot parse file"):
         served.Model("digits", tmp_path / "damaged")
@@ -428,50 +427,9 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path, exported, monkeypat
     assert grpc  # only what was refused was started
 
 
-def version(folder):
-    """Makes what is taken for a version as long as it is not loaded."""
-    folder.mkdir(parents=True)
-    (folder / "saved_model.pb").touch()
-
-
-def test_a_path_without_a_version_is_told_with_the_way_on(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    version(tmp_path / "run/export/digits/1")
-    version(tmp_path / "run/export/digits/12")
-    version(tmp_path / "two/b/1")
-    version(tmp_path / "two/a/3")
-    version(tmp_path / "small_model")
-    for other in ("run/export/digits/13.part", "run/search/checkpoints/7", "none"):
-        (tmp_path / other).mkdir(parents=True)
-    assert model_folder.newest("run/export/digits", "F") == pathlib.Path("run/export/digits/12")
-    for path, words in [
-        ("run/export/digitz", "'run/export/digitz' is not there"),
-        ("small_model/saved_model.pb", "'small_model/saved_model.pb' is no folder"),
-        (
-            "run/export/digits/1/",
-            "'run/export/digits/1' is itself a version: give the folder above it, 'run/export/digits'",
-        ),
-        ("run/export", "'run/export' holds no version, but 'digits' does: give 'run/export/digits'"),
-        ("run", "'run' holds no version, but 'export/digits' does: give 'run/export/digits'"),
-        ("two", "'two' holds no version, but 'a' does: give 'two/a'"),
-        ("run/search/checkpoints", "'run/search/checkpoints/7' is no SavedModel: it has no file 'saved_model.pb'"),
-        ("none", "'none' holds no version, a numbered folder with a SavedModel, such as tfnas export writes"),
-        (
-            "small_model",
-            "'small_model' is a SavedModel without a version: move its files into a folder in it, 'small_model/1'",
-        ),
-    ]:
-        with pytest.raises(UserError) as raised:
-            model_folder.newest(path, "--model_base_path")
-        assert str(raised.value) == f"--model_base_path: {words}"
-    monkeypatch.chdir(tmp_path / "run/export/digits/1")
-    with pytest.raises(UserError, match=r"'\.' is itself a version: give the folder above it, '\.\.'$"):
-        model_folder.newest(".", "F")
-    assert model_folder.newest("..", "F") == pathlib.Path("../12")
-
-
 def test_paths_and_ports_are_looked_at_before_tensorflow_is_loaded(tmp_path):
-    version(tmp_path / "digits" / "1")
+    (tmp_path / "digits" / "1").mkdir(parents=True)
+    (tmp_path / "digits" / "1" / "saved_model.pb").touch()
     nowhere = tmp_path / "digitz"
     file = tmp_path / "models.config"
     file.write_text(f'model_config_list {{ config {{ name: "a" base_path: "{nowhere}" }} }}')

@@ -95,6 +95,7 @@ _MODULES = {
     "pipelines.run": _pipeline,
     "benchmarks.contest": _module,
     "benchmarks.claims": _module,
+    "benchmarks.faults": _module,
     "benchmarks.ranking_worth": _module,
 }
 

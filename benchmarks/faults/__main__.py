@@ -1,0 +1,75 @@
+"""The command. See `benchmarks.faults`."""
+
+import concurrent.futures
+import contextlib
+import pathlib
+import tempfile
+import time
+
+from absl import app, flags, logging
+
+from benchmarks.faults.damage import damage
+from benchmarks.faults.disk import disk, in_namespace
+from benchmarks.faults.kills import kills
+from benchmarks.faults.reference import Reference, differences
+
+_PARTS = flags.DEFINE_list("parts", ["kills", "disk", "damage"], "Which of the three.")
+_KILLS = flags.DEFINE_integer("kills", 50, "Runs that are killed.")
+_SIZES = flags.DEFINE_integer("sizes", 4, "Sizes of the disk on which each stage runs out of space.")
+_DAMAGE = flags.DEFINE_integer("damage", 200, "Files that are damaged.")
+_PARALLEL = flags.DEFINE_integer("parallel", 2, "Runs side by side.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of moments, sizes and damages.")
+
+
+def _undisturbed(folder, parallel):
+    """One of several runs side by side, how many others there are, and how many of them equal it.
+
+    As many as later, so that moments and sizes are drawn from wall times like theirs.
+    """
+    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+        titles = ["reference", *(f"again-{i}" for i in range(1, parallel))]
+        reference, *others = pool.map(lambda title: Reference(folder, title), titles)
+    return reference, len(others), sum(not differences(other.evidence, reference.evidence) for other in others)
+
+
+def main(_):
+    """Prints what happens as it happens and, at the end, a Markdown table of counts and seconds."""
+    logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
+    parts, parallel, seed = set(_PARTS.value), _PARALLEL.value, _SEED.value
+    skipped = in_namespace() if "disk" in parts else ""
+    if skipped:
+        parts.remove("disk")
+    rows, seconds = [], {}
+
+    @contextlib.contextmanager
+    def timed(part):
+        begin = time.monotonic()
+        yield
+        seconds[part] = time.monotonic() - begin
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        if parts & {"kills", "disk"}:
+            with timed("undisturbed"):
+                reference, others, equal = _undisturbed(folder, parallel)
+            rows.append(("undisturbed, again", others, equal))
+        if "kills" in parts:
+            with timed("kills"):
+                rows += kills(folder, reference, _KILLS.value, parallel, seed)
+        if "disk" in parts:
+            with timed("disk"):
+                rows += disk(folder, reference, _SIZES.value, parallel, seed)
+        if "damage" in parts:
+            with timed("damage"):
+                rows += damage(folder, _DAMAGE.value, seed)
+    print("\n| case | number | as expected |\n|---|---|---|")
+    for title, number, good in rows:
+        print(f"| {title} | {number} | {good} |")
+    if skipped:
+        print(f"\ndisk: skipped, because nothing can be mounted here ({skipped}).")
+    print("\nSeconds: " + ", ".join(f"{part} {value:.0f}" for part, value in seconds.items()), end="")
+    print(f"; in all {sum(seconds.values()):.0f}.")
+
+
+if __name__ == "__main__":
+    app.run(main)

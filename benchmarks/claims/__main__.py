@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ from ml_collections import config_flags
 
 from benchmarks import records
 from benchmarks.claims import anchors, guided, priors, retraining, sampling
-from benchmarks.claims.claim import Claim, Verdict
+from benchmarks.claims.claim import Claim, markdown
 from benchmarks.claims.study import Study
 from tfnas import functions, workdir
 from tfnas.config import from_config_dict
@@ -91,29 +92,28 @@ def _draw(draw: Any, name: str, file: pathlib.Path) -> None:
 
 
 def summary(folder: pathlib.Path) -> str:
-    """A line for each claim of every study in FOLDER/STUDY."""
+    """A line for each claim, with what every study in FOLDER/STUDY says of it."""
     lines = [
         "# The paper's claims, as measured here",
-        "One line a claim: it holds if the mean difference over the seeds is above zero with its whole 95 % t "
-        "interval. Each link leads to the table, its command, the commit and the raw numbers. A star marks what the "
-        "paper does not claim. How searching compares with narrowing by hand and with pruning: "
-        "[contest.md](contest.md).",
+        "One line a claim. It holds in a study if the mean difference over the seeds is above zero with its whole 95 % "
+        "t interval; where the interval spans zero it does not, and neither is the opposite shown. Each verdict links "
+        "to its table, the command, the commit, the seeds and the raw numbers. A star marks what the paper does not "
+        "claim. How searching compares with narrowing by hand and with pruning: [contest.md](contest.md).",
     ]
-    for study in sorted(path for path in folder.iterdir() if path.is_dir()):
-        rows: list[str] = []
-        for name, claim in CLAIMS.items():
-            if (study / f"{name}.json").exists():
-                _, found = _kept(name, study)
-                link = f"[{claim.title.partition(':')[0]}]({folder.name}/{study.name}/{name}.md)"
-                link += " *" * claim.beyond
-                rows += [_line(link, verdict) for verdict in claim.report(found).verdicts]
-        if rows:
-            lines += [f"## {study.name}", "| table | claim | here | numbers |\n|---|---|---|---|\n" + "\n".join(rows)]
+    studies = sorted(path for path in folder.iterdir() if path.is_dir())
+    for title, seeded in (("Claims on networks that are trained here", True), ("Figures that need no training", False)):
+        cells: dict[tuple[str, str], dict[str, str]] = {}  # by table and claim, then by study
+        for (name, claim), study in itertools.product(CLAIMS.items(), studies):
+            if claim.seeded == seeded and (study / f"{name}.json").exists():
+                table = claim.title.partition(":")[0] + " *" * claim.beyond
+                for verdict in claim.report(_kept(name, study)[1]).verdicts:
+                    link = f"[{verdict.status}]({folder.name}/{study.name}/{name}.md)"
+                    cells.setdefault((table, verdict.claim), {})[study.name] = f"{link}: {verdict.numbers}"
+        if cells:
+            columns = sorted({study for row in cells.values() for study in row})
+            rows = [(*key, *(row.get(study, "-") for study in columns)) for key, row in cells.items()]
+            lines += [f"## {title}", markdown(("table", "claim", *columns), rows).rstrip()]
     return "\n\n".join(lines) + "\n"
-
-
-def _line(link: str, verdict: Verdict) -> str:
-    return f"| {link} | {verdict.claim} | {verdict.status} | {verdict.numbers} |"
 
 
 def _summarise(folder: pathlib.Path) -> None:

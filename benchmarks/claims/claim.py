@@ -21,7 +21,7 @@ class Verdict:
     """One line on a claim.
 
     Attributes:
-        claim: a sentence.
+        claim: a sentence, the same in every study.
         status: HOLDS, FAILS or UNTESTED.
         numbers: what was seen.
     """
@@ -77,11 +77,10 @@ def decided(claim: str, gains: Sequence[float], unit: str = "points", form: str 
         form: of their figures.
     """
     mean, low, high = records.interval(gains)
-    numbers = f"{records.interval_cell(mean, low, high, form)} {unit}, {len(gains)} seeds"
+    numbers = f"{records.interval_cell(mean, low, high, form)} {unit}"
     if low > 0:
         return Verdict(claim, HOLDS, numbers)
-    opposite = "the opposite does" if high < 0 else "not told from no difference"
-    return Verdict(claim, FAILS, f"{numbers}: {opposite}")
+    return Verdict(claim, FAILS, numbers + ", the opposite does" * bool(high < 0))
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -56,7 +56,7 @@ def _report_ell2(found: Records) -> Report:
     steps = [np.mean(sizes[b]) < np.mean(sizes[a]) for a, b in zip(values, values[1:], strict=False)]
     monotone = sum(all(a > b for a, b in zip(s, s[1:], strict=False)) for s in zip(*sizes.values(), strict=True))
     shrinks = decided(
-        f"The largest ell2 ({high}) keeps fewer parameters than the smallest ({low})",
+        "The largest ell2 keeps fewer parameters than the smallest",
         [100 * (a - b) / a for a, b in zip(sizes[low], sizes[high], strict=True)],
         "% of the smallest's",
     )
@@ -67,7 +67,7 @@ def _report_ell2(found: Records) -> Report:
     )
     middle = max(values[1:-1], key=lambda v: np.mean(tests[v])) if len(values) > 2 else low
     best = decided(
-        f"A middle ell2 has the smallest error (the best of them, {middle}, against the better end)",
+        "A middle ell2 has the smallest error (the best of them against the better end)",
         points(tests[middle], np.maximum(tests[low], tests[high])),
     )
 

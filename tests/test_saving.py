@@ -1,11 +1,14 @@
 """A `.keras` file is data: whatever it holds, no code in it or named by it is run."""
 
 import json
+import subprocess
+import sys
 import zipfile
 
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from test_fuzz import damaged, fuzz
 
@@ -49,6 +52,26 @@ def refused(path, kind=keras.Model, message="cannot be loaded as a Keras model")
         saving.load(path, kind)
     told = str(caught.value)
     assert told.startswith(f"{path}: {message}") and told.isprintable() and len(told) < 700
+
+
+def test_a_search_is_taken_up_from_python_in_a_fresh_process(tmp_path):
+    supernet = tfnas.gate(network(), ell2=1, num_examples=10)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    supernet.compile(tfnas.GatedSGD(0.1, momentum=0.9), loss=loss)
+    supernet.save(tmp_path / "supernet.keras")
+    program = (
+        "import sys, tfnas\n"
+        "found = tfnas.load(sys.argv[1])\n"
+        "print(type(found).__name__, type(found.optimizer).__name__, found.posterior().total_parameters())"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "supernet.keras")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"Supernet GatedSGD {supernet.posterior().total_parameters()}\n"
+    network().save(tmp_path / "plain.keras")
+    with pytest.raises(UserError, match="plain.keras: .*Supernet"):
+        tfnas.load(tmp_path / "plain.keras")
+    with pytest.raises(UserError, match="nowhere.keras"):
+        tfnas.load(str(tmp_path / "nowhere.keras"))
 
 
 def test_what_was_saved_is_loaded(plain, rng):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tfnas.supernet import Reprice as Reprice
     from tfnas.supernet import Supernet as Supernet
     from tfnas.supernet import gate as gate
+    from tfnas.supernet import load as load
 
 _HOMES = {
     "Architecture": "architecture",
@@ -41,6 +42,7 @@ _HOMES = {
     "gate": "supernet",
     "latency": "latencies",
     "layer_latencies": "latencies",
+    "load": "supernet",
     "rank": "ranking",
     "sample": "candidates",
     "subnet": "subnets",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import os
+import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +15,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import elbo
+from tfnas import (
+    elbo,
+    optimizers,  # noqa: F401  whose class a supernet's file may name
+    saving,
+)
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph, Node, is_gateable
 from tfnas.config import FIRST_GATES
@@ -443,6 +449,18 @@ class Supernet(keras.Model):
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         target = config["target"] and Target(**config["target"])
         return cls(**{**config, "network": network, "target": target})
+
+
+def load(path: str | os.PathLike[str]) -> Supernet:
+    """The supernet that a search wrote, as WORKDIR/search/supernet.keras, or that `save` did; compiled as it was.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: naming the file, if it is missing, damaged, unsafe, or holds no supernet.
+    """
+    return saving.load(pathlib.Path(path), Supernet)
 
 
 class Reprice(keras.callbacks.Callback):

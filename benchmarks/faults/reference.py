@@ -114,7 +114,7 @@ def predictions(path):
 
 def weights(path):
     """Every weight of a .keras file, as bytes."""
-    return [weight.tobytes() for weight in keras.models.load_model(path).get_weights()]
+    return [weight.tobytes() for weight in keras.models.load_model(path, compile=False).get_weights()]
 
 
 def results(path):

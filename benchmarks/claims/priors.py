@@ -132,8 +132,8 @@ def _measure_correlated(study: Study, seed: int) -> dict[str, Any]:
 
 def _report_correlated(found: Records) -> Report:
     names = {
-        "correlated": "correlated, (1 - p) |m|^2",
-        "constant": "constant, |m|^2",
+        "correlated": "correlated, (1 - p) m^2",
+        "constant": "constant, m^2",
         "tilted": "constant, tilted to the correlated one's size",
     }
     rows = [

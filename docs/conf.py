@@ -15,7 +15,8 @@ myst_heading_anchors = 3
 # A link or a reference that leads nowhere is a warning, and a warning is an error.
 nitpicky = True
 # Other projects' types in signatures: their documentation is not fetched when the site is built.
-nitpick_ignore_regex = [("py:.*", r"(absl|collections|keras|ml_collections|np|numpy|os|pathlib|rich|tf|tensorflow)\b.*")]
+_OTHERS = r"(absl|collections|keras|ml_collections|np|numpy|os|pathlib|rich|tf|tensorflow)\b.*"
+nitpick_ignore_regex = [("py:.*", _OTHERS)]
 
 # Docstrings are Google's in form, and write code between single backticks, as Markdown does.
 napoleon_numpy_docstring = False

@@ -1,3 +1,7 @@
+import errno
+import multiprocessing
+import os
+
 import numpy as np
 import pytest
 
@@ -93,3 +97,100 @@ def test_shards_are_read_and_left_as_they_are(tmp_path):
         kept.append(A, 5, np.ones(2, np.float32), np.ones(2, bool))
         assert kept.read(A, 7)[0].tolist() == pytest.approx([0, 1 / 7, 2 / 7, 3 / 7, 4 / 7, 1, 1])
     assert shard.read_bytes() == cut
+
+
+def written_by_itself(path, barrier, writer, count):
+    """Appends `count` evaluations of an architecture of its own; the process id is one that all have."""
+    os.getpid = lambda: 7
+    with Evaluations(path, "run") as kept:
+        barrier.wait()
+        for i in range(count):
+            # Lines of up to 40 kB: longer than a pipe's, a page's and a stream's buffer.
+            size = 1 + 1000 * (i % 8)
+            kept.append(
+                digest_of(writer), kept.known(digest_of(writer)), np.full(size, writer, "f4"), np.ones(size, bool)
+            )
+            assert (kept.read(digest_of(writer), kept.known(digest_of(writer)))[0] == writer).all()
+
+
+def digest_of(writer):
+    return f"{writer:064x}"
+
+
+def test_what_several_processes_append_to_one_file_is_whole(tmp_path):
+    path, writers, count = tmp_path / "e.jsonl", 6, 40
+    # Begun by a process that was killed in the middle of its last line.
+    write(path)
+    with open(path, "ab") as file:
+        file.write(b"0000 a line cut sho")
+    spawned = multiprocessing.get_context("spawn")
+    barrier = spawned.Barrier(writers)
+    processes = [spawned.Process(target=written_by_itself, args=(path, barrier, i, count)) for i in range(writers)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * writers
+    assert path.read_bytes().count(b"\n") == 1 + 3 + writers * count
+    with Evaluations(path, "run") as kept:  # which refuses a line that is not as it was written
+        for i in range(writers):
+            known = sum(1 + 1000 * (j % 8) for j in range(count))
+            assert kept.known(digest_of(i)) == known and (kept.read(digest_of(i), known)[0] == i).all()
+        assert kept.known(A) == 9
+
+
+def test_a_line_that_another_process_left_unfinished_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / "e.jsonl"
+    with Evaluations(path, "run") as kept:
+        kept.append(A, 0, np.zeros(2, np.float32), np.ones(2, bool))
+        with open(path, "ab") as file:
+            file.write(b"0000 killed in the midd")
+        kept.append(A, 2, np.ones(2, np.float32), np.ones(2, bool))
+        assert kept.read(A, 4)[0].tolist() == [0, 0, 1, 1]
+    with Evaluations(path, "run") as kept:
+        assert kept.known(A) == 4
+
+
+def test_who_still_appends_to_another_runs_file_keeps_that_to_itself(tmp_path):
+    path = tmp_path / "e.jsonl"
+    with Evaluations(path, "old") as old:
+        old.append(A, 0, np.zeros(2, np.float32), np.ones(2, bool))
+        write(path, "run")
+        old.append(A, 2, np.ones(2, np.float32), np.ones(2, bool))
+        assert old.read(A, 4)[0].tolist() == [0, 0, 1, 1]
+    with Evaluations(path, "run") as kept:
+        assert (kept.known(A), kept.known(B)) == (9, 3)
+    assert [file.name for file in tmp_path.iterdir()] == ["e.jsonl"]
+
+
+def test_a_file_system_without_locks_is_written_too(tmp_path, monkeypatch):
+    def none(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    path = tmp_path / "e.jsonl"
+    write(path)
+    with open(path, "ab") as file:
+        file.write(b"0000 cut")
+    write(path, entries=[(B, 3, 2)])
+    with Evaluations(path, "run") as kept:
+        assert (kept.known(A), kept.known(B)) == (9, 5)
+
+
+def test_a_full_disk_leaves_the_lines_before(tmp_path, monkeypatch):
+    path = tmp_path / "e.jsonl"
+    write(path)
+    before, real = path.read_bytes(), os.write
+    room = [30]
+
+    def full(file, data):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken, room[0] = room[0], 0
+        return real(file, data[:taken])
+
+    with Evaluations(path, "run") as kept:
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            kept.append(A, 9, np.ones(2, np.float32), np.ones(2, bool))
+    assert path.read_bytes() == before

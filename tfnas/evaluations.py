@@ -2,24 +2,29 @@
 
 What is in the file is never computed again: a run that was killed, a shard of a run on another machine, and a run with
 more candidates or other budgets all go on from what they find. A line is a checksum and JSON; the first names what the
-evaluations depend on. No TensorFlow.
+evaluations depend on. Several processes may append to one file: each line is one write, while the file is locked. No
+TensorFlow.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import math
+import os
 import pathlib
+import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tfnas.errors import UserError
 from tfnas.reading import MOST, Shape, read, record, text_of, whole
+from tfnas.workdir import TEMPORARY
 
 _MOST_EXAMPLES = 2**31
 _EVALUATION = record(
@@ -31,8 +36,9 @@ class Evaluations:
     """By architecture, on the examples from the first on.
 
     Args:
-        path: of the file that is read and appended to. One that was begun with another `key` is begun again. A last
-            line cut short by a kill is dropped.
+        path: of the file that is read and appended to. One that was begun with another `key` is replaced by a new one:
+            a process that still appends to the old one keeps that to itself. A last line cut short by a kill is
+            dropped.
         key: names all that an evaluation depends on: the supernet, the data and their order.
         others: further files that are only read, for example those of shards.
 
@@ -43,22 +49,21 @@ class Evaluations:
     def __init__(self, path: pathlib.Path, key: str, others: Sequence[pathlib.Path] = ()):
         self.path = path
         self._files: list[Any] = []
-        # digest -> number of the first example that was not known before -> (file, offset)
-        self._places: dict[bytes, dict[int, tuple[int, int]]] = {}
+        # digest -> number of the first example that was not known before -> (file, offset, bytes of the line)
+        self._places: dict[bytes, dict[int, tuple[int, int, int]]] = {}
         self._known: dict[bytes, int] = {}
         with contextlib.ExitStack() as on_error:
             on_error.callback(self.__exit__)
             for other in others:
-                if self._open(other) != key:
+                self._files.append(open(other, "rb"))
+                if _key(self._files[-1], other) != key:
                     raise UserError(
                         f"{other}: holds evaluations of another run (another supernet, other data or another seed): "
                         "delete it, or put the shards of this run there"
                     )
                 self._index(other)
-            if not path.exists() or self._open(path, "r+b") != key:
-                path.write_text(_line({"key": key}))
-                self._open(path, "r+b")
-            self._index(path)
+            while not self._open_own(key):
+                pass
             on_error.pop_all()
         self._own = self._files[-1]
 
@@ -94,10 +99,10 @@ class Evaluations:
             "losses": base64.b64encode(losses.astype("<f4").tobytes()).decode(),
             "hits": base64.b64encode(np.packbits(hits).tobytes()).decode(),
         }
-        offset = self._own.seek(0, 2)
-        self._own.write(_line(record).encode())
-        self._own.flush()
-        self._note(record, len(self._files) - 1, offset)
+        line = _line(record).encode()
+        with _locked(self._own) as locked:
+            offset = _append(self._own.fileno(), line, locked)
+        self._note(record, len(self._files) - 1, offset, len(line))
 
     def read(self, digest: str, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Losses, float32, and hits, bool, of the examples [0, stop), which must be known; shape (stop,) each."""
@@ -105,9 +110,9 @@ class Evaluations:
         losses, hits = np.empty(stop, np.float32), np.empty(stop, bool)
         start = 0
         while start < stop:
-            file, offset = places[start]
-            self._files[file].seek(offset)
-            record = json.loads(self._files[file].readline()[9:])
+            file, offset, size = places[start]
+            # Not through the stream's buffer, which may be of before another process appended.
+            record = json.loads(os.pread(self._files[file].fileno(), size, offset)[9:])
             known = start - record["start"]
             count = min(record["count"] - known, stop - start)
             part = slice(known, known + count)
@@ -117,37 +122,117 @@ class Evaluations:
             start += count
         return losses, hits
 
-    def _open(self, path: pathlib.Path, mode: str = "rb") -> str | None:
-        """The key that a file was begun with; None if its first line is cut short or something else."""
-        self._files.append(open(path, mode))
-        first = self._files[-1].readline()
-        if not first.endswith(b"\n"):
-            return None
-        return _parsed(first, path, 1, record(key=text_of()))["key"]
+    def _open_own(self, key: str) -> bool:
+        """Opens the file that is appended to, begun with `key`; whether it is still the one that lies at `path`."""
+        # Unbuffered, so that a line is one write, at the file's end whoever else writes.
+        stream = open(self.path, "a+b", buffering=0)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(stream.close)
+            with _locked(stream):
+                if not _lies_at(stream, self.path):  # replaced between its opening and its lock
+                    return False
+                with open(self.path, "rb") as reader:
+                    found = _key(reader, self.path)
+                if found is not None and found != key:
+                    _replace(self.path, _line({"key": key}).encode())
+                    return False
+                if found is None:
+                    stream.truncate(0)
+                    _append(stream.fileno(), _line({"key": key}).encode(), True)
+                self._files.append(stream)
+                self._index(self.path, stream)
+            on_error.pop_all()
+        return True
 
-    def _index(self, path: pathlib.Path) -> None:
-        """Notes where every evaluation of the file that was opened last stands; drops a line cut short."""
-        file = self._files[-1]
-        number, offset = 1, file.tell()
-        for line in iter(file.readline, b""):
-            number += 1
-            if not line.endswith(b"\n"):
-                if file.writable():
-                    file.truncate(offset)
-                return
-            found = _parsed(line, path, number, _EVALUATION)
-            if not _is_whole(found):
-                raise UserError(f"{_altered(path, number)} (a digest, and a loss and a hit an example, are expected)")
-            self._note(found, len(self._files) - 1, offset)
-            offset += len(line)
+    def _index(self, path: pathlib.Path, own: Any = None) -> None:
+        """Notes where every evaluation of the file that was opened last stands; drops a line of `own` cut short."""
+        with open(path, "rb") as file:
+            offset = len(file.readline())
+            for number, line in enumerate(iter(file.readline, b""), 2):
+                if not line.endswith(b"\n"):
+                    if own:
+                        own.truncate(offset)
+                    return
+                found = _parsed(line, path, number, _EVALUATION)
+                if not _is_whole(found):
+                    raise UserError(
+                        f"{_altered(path, number)} (a digest, and a loss and a hit an example, are expected)"
+                    )
+                self._note(found, len(self._files) - 1, offset, len(line))
+                offset += len(line)
 
-    def _note(self, record: dict[str, Any], file: int, offset: int) -> None:
+    def _note(self, record: dict[str, Any], file: int, offset: int, size: int) -> None:
         digest = bytes.fromhex(record["digest"])
         known = self._known.get(digest, 0)
         # Files that several machines wrote may overlap.
         if record["start"] <= known < record["start"] + record["count"]:
-            self._places.setdefault(digest, {})[known] = (file, offset)
+            self._places.setdefault(digest, {})[known] = (file, offset, size)
             self._known[digest] = record["start"] + record["count"]
+
+
+def _key(file: Any, path: pathlib.Path) -> str | None:
+    """The key that a file was begun with; None if its first line is cut short or there is none."""
+    first = file.readline()
+    if not first.endswith(b"\n"):
+        return None
+    return _parsed(first, path, 1, record(key=text_of()))["key"]
+
+
+@contextlib.contextmanager
+def _locked(stream: Any) -> Iterator[bool]:
+    """While it lasts no other process writes to the file; False where the file system has no locks."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        fcntl.flock(stream, fcntl.LOCK_UN)
+
+
+def _append(file: int, line: bytes, alone: bool) -> int:
+    """Writes a line at the end, and returns where it begins; a disk that is full leaves the file as it was.
+
+    Args:
+        file: descriptor, opened to append.
+        line: ends with a newline.
+        alone: no other process writes meanwhile, so that what is cut short may be removed.
+    """
+    end = os.fstat(file).st_size
+    if alone and end and os.pread(file, 1, end - 1) != b"\n":
+        # Of a process that was killed while it wrote; this line must not become a part of that.
+        while end and os.pread(file, 1, end - 1) != b"\n":
+            end -= 1
+        os.ftruncate(file, end)
+    written = os.write(file, line)
+    # The descriptor now stands behind what it wrote, wherever other processes had moved the end to.
+    begin = os.lseek(file, 0, os.SEEK_CUR) - written
+    try:
+        while written < len(line):
+            written += os.write(file, line[written:])
+    except OSError:
+        if alone:
+            os.ftruncate(file, begin)
+        raise
+    return begin
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    aside = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}.{path.name}")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _lies_at(stream: Any, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ _FILE = pathlib.Path(__file__).parents[1] / "tests" / "data" / "pgnas_densenet12
 
 def published():
     """DenseNet-121 with gates, and the released posterior over them."""
-    supernet = tfnas.gate(supernets.densenet121(), ell2=100, num_examples=1.2e6)
+    supernet = tfnas.gate(supernets.densenet121(), ell2=200, num_examples=1.2e6)
     return supernet, tfnas.Posterior.from_reference(_FILE.read_text(), supernet.posterior())
 
 

@@ -2,8 +2,13 @@
 
     tfnas run --config=configs/cifar10_supnet_m.py --workdir=runs/supnet_m --config.data.data_dir=DIR
 
-1,800 epochs of 45,000 images: GPU days; never run in full by this project. The paper does not say which images it
-ranks on; here they are the last 5,000 of the training split, so N = 10 x 45,000. There is no retraining.
+1,800 epochs of 45,000 images: GPU days; never run in full by this project.
+
+50 is the paper's ell2; no released script passes one for this network. Those that were released (SupNet-E, EI and
+D-121) pass the paper's number to a weight term without eq. 15's factor 1/2. If this run did so too, 50 is half of what
+it used: that is inferred, not known. The released code trains on all 50,000 images and ranks on the test split; here
+candidates are ranked on the last 5,000 images of the training split, which are not trained on, so N = 10 x 45,000.
+There is no retraining.
 """
 
 from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict

@@ -3,8 +3,13 @@
     tfnas run --config=configs/imagenet_densenet121.py --workdir=runs/densenet121 --config.data.data_dir=DIR
 
 The 6.6 M are those kept of 6.86 M in the gated convolutions; the whole network has 7.98 M. 180 epochs of 1.23 M images:
-GPU days; never run in full by this project. The candidates are ranked on the last 50,000 images of the training split,
-so N = 1 x 1,231,167; ImageNet's validation split is the test split here. There is no retraining.
+GPU days; never run in full by this project.
+
+The paper gives ell2 = 100, and the released script passes just that to a weight term without eq. 15's factor 1/2: twice
+the weight term of eq. 15. So ell2 is 200 here. The released code searches from pretrained weights, trains on all of the
+training split, and ranks the candidates on the validation split, on which the error is then reported. Here the search
+starts from random weights; the candidates are ranked on the last 50,000 images of the training split, which are not
+trained on, so N = 1 x 1,231,167; and ImageNet's validation split is the test split. There is no retraining.
 """
 
 from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
@@ -33,7 +38,7 @@ def get_config():
                 schedule="steps",
                 learning_rate=0.1,
                 boundaries=(90.0, 140.0, 160.0),
-                ell2=100.0,
+                ell2=200.0,
                 example_multiplier=1.0,
             ),
             sample=Sample(num_candidates=1500, rank_by="accuracy", batch_size=250),

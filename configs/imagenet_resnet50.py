@@ -4,8 +4,14 @@
 
 Published beside it: ResNet-50 23.96 %, this full super-network 22.93 %. The super-network has 28.1 M parameters as the
 text describes it, where the paper's table says 44.0 M. 90 epochs of 1.23 M images: GPU days; never run in full by this
-project. The candidates are ranked on the last 50,000 images of the training split, so N = 1 x 1,231,167; ImageNet's
-validation split is the test split here. There is no retraining.
+project.
+
+80 is the paper's ell2; no released script passes one for this network. Those that were released (SupNet-E, EI and
+D-121) pass the paper's number to a weight term without eq. 15's factor 1/2. If this run did so too, 80 is half of what
+it used: that is inferred, not known. The released ImageNet code, of D-121, searches from pretrained weights and ranks
+on the validation split, on which the error is then reported. Here the search starts from random weights; the candidates
+are ranked on the last 50,000 images of the training split, which are not trained on, so N = 1 x 1,231,167; and
+ImageNet's validation split is the test split. There is no retraining.
 """
 
 from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict

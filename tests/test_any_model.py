@@ -100,7 +100,7 @@ def test_applications_are_cut_exactly(name, rng):
 # Every super-network of the paper, narrow and shallow.
 SUPERNETS = {
     "multi_branch_resnet": {"width": 4, "num_blocks": 2, "input_shape": (8, 8, 3), "stem_width": 4},
-    "enas": {"width": 4, "num_blocks": 1, "input_shape": (8, 8, 3)},
+    "enas": {"width": 4, "num_blocks": 1, "input_shape": (8, 8, 3), "drop_path": 0.4},
     "resnet50": {"width": 8, "num_blocks": 1, "input_shape": (32, 32, 3)},
     "densenet121": {"width": 4, "num_blocks": 2, "input_shape": (32, 32, 3)},
     "densenet121_3d": {"width": 4, "num_blocks": 2, "input_shape": (16, 32, 32, 3)},

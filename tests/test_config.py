@@ -32,10 +32,10 @@ RECIPES = {
     "cifar10_supnet_m": (1800, 128, 0.01, "cosine", 50.0, 1500, "2.20 %"),
     "cifar10_supnet_mi": (1800, 128, 0.01, "cosine", 150.0, 1500, "2.06 %"),
     "cifar100_supnet_mi": (1800, 128, 0.01, "cosine", 2500.0, 5000, "14.28 %"),
-    "cifar10_supnet_e": (630, 144, 0.05, "cosine_restarts", 0.1, 1500, "2.73 %"),
-    "cifar10_supnet_ei": (630, 144, 0.05, "cosine_restarts", 0.1, 1500, "2.56 %"),
+    "cifar10_supnet_e": (630, 144, 0.05, "cosine_restarts", 0.2, 1500, "2.73 %"),
+    "cifar10_supnet_ei": (630, 144, 0.05, "cosine_restarts", 0.2, 1500, "2.56 %"),
     "imagenet_resnet50": (90, 256, 0.1, "steps", 80.0, 1500, "22.73 %"),
-    "imagenet_densenet121": (180, 300, 0.1, "steps", 100.0, 1500, "24.8 / 7.5 %"),
+    "imagenet_densenet121": (180, 300, 0.1, "steps", 200.0, 1500, "24.8 / 7.5 %"),
 }
 
 
@@ -55,6 +55,9 @@ def test_published_runs_have_the_recipes_numbers(name):
     else:
         assert data.name in name.split("_") and search.example_multiplier == 10
         assert (data.pad_crop, data.flip, data.cutout) == (4, True, 16)
+    # Only the released ENAS code has one p for all of a concatenated input, and drop-path.
+    is_enas = made.supernet.name == "enas"
+    assert (search.by_source, made.supernet.drop_path) == ((False, 0.4) if is_enas else (True, 0))
     if schedule == "cosine_restarts":
         restarts = (search.minimum_learning_rate, search.restart_epochs, search.restart_multiplier)
         assert restarts == (1e-4, 10, 2.0)
@@ -128,6 +131,8 @@ def test_locked_dict_refuses_new_keys():
         ("supernet", "width", 7, "even number"),
         ("supernet", "width", -2, "at least 0"),
         ("supernet", "num_blocks", -1, "at least 0"),
+        ("supernet", "drop_path", 1.0, "a share in"),
+        ("supernet", "drop_path", 0.4, "left at 0: 'multi_branch_resnet' does not take it"),
         ("search", "prior", "flops", "'search.prior' must be one of 'uniform', 'parameters', 'multiply_adds'"),
         ("search", "guard", "maybe", "'search.guard' must be one of 'stop', 'warn', 'off'"),
         ("search", "schedule", "linear", "one of 'one_cosine', 'cosine', 'cosine_restarts', 'steps'"),

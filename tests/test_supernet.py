@@ -242,6 +242,8 @@ def test_groups_of_channels_never_span_two_sources():
     assert groups(group_size=2) == (2, 2, 1, 2, 1)
     assert groups(group_size=1) == (1,) * 8
     assert groups(group_size=100) == (5, 3)
+    assert groups(by_source=False) == (8,)
+    assert groups(by_source=False, group_size=3) == (3, 3, 2)
     searched_for_a_size = tfnas.gate(model, parameters=0.9, steps=9, num_examples=10)
     assert searched_for_a_size.gated_layers["conv"].group_sizes == (1,) * 8
     drops = {gates.channel_drop[0].round(4) for gates in searched_for_a_size.posterior().layers}

@@ -98,6 +98,25 @@ def test_enas_cells():
     assert model.get_layer("cell3_node3_x_sepconv2").strides == (1, 1)
 
 
+def test_enas_drops_paths_of_single_examples_in_training_only():
+    model = enas(width=4, num_blocks=1, num_classes=5, input_shape=(8, 8, 1), drop_path=0.4)
+    plain = enas(width=4, num_blocks=1, num_classes=5, input_shape=(8, 8, 1))
+    for layer in plain.layers:
+        layer.set_weights(model.get_layer(layer.name).get_weights())
+    image = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype("float32")
+    np.testing.assert_array_equal(model(image), plain(image))
+    paths = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    # Ten branches a cell, of which a normal cell has two identities, and a reduction one, a factorized reduction.
+    counts = [sum(layer.name.startswith(f"cell{i}_") for layer in paths) for i in range(1, 6)]
+    assert counts == [8, 9, 8, 9, 8]
+    first, last = (model.get_layer(f"cell{i}_node1_x_droppath") for i in (1, 5))
+    np.testing.assert_allclose([first.rate, last.rate], [0.4 / 5, 0.4])
+    dropped = np.asarray(last(np.ones((1000, 2, 2, 3)), training=True)).reshape(1000, -1)
+    np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.6], rtol=1e-6)
+    assert np.ptp(dropped, 1).max() == 0
+    assert abs((dropped[:, 0] == 0).mean() - 0.4) < 4 * np.sqrt(0.24 / 1000)
+
+
 def test_enas_factorized_reduction_sees_every_other_pixel_and_those_between():
     """Over an image that is its own pixel numbers, with kernels of ones."""
     model = enas(width=1, num_blocks=1, input_shape=(4, 4, 1))
@@ -253,6 +272,7 @@ def test_any_smaller_size():
         (multi_branch_resnet, {"input_shape": (8, 8)}),
         (enas, {"width": 0}),
         (enas, {"num_blocks": 0}),
+        (enas, {"drop_path": 1.0}),
         (enas, {"input_shape": (32, 30, 3)}),
         (enas, {"input_shape": (8, 8)}),
         (resnet50, {"width": 6}),

@@ -113,7 +113,7 @@ class Data:
 FIRST_GATES = {"target": (0.02, 1), "paper": (0.1, 0)}
 BUILDERS = {
     "multi_branch_resnet": ("width", "num_blocks", "stem_width"),
-    "enas": ("width", "num_blocks"),
+    "enas": ("width", "num_blocks", "drop_path"),
     "resnet50": ("width", "num_blocks"),
     "densenet121": ("width", "num_blocks"),
     "densenet121_3d": ("width", "num_blocks"),
@@ -135,11 +135,12 @@ class Supernet:
     width: int = 0  # channels of the first stage; of the DenseNets, the growth rate
     num_blocks: int = 0  # blocks, layers or cells in each stage
     stem_width: int = 0  # channels of the first convolution; of multi_branch_resnet only
+    drop_path: float = 0.0  # share of the examples for which training drops a path of the last cell; of enas only
     # 'package.module:function', called with (input_shape, num_classes), returns a keras.Model that gives logits; used
     # instead of `name`, with none of the numbers above.
     source: str = ""
 
-    def arguments(self) -> dict[str, int]:
+    def arguments(self) -> dict[str, float]:
         """What is given, so not 0, by the builder's names."""
         taken = () if self.source else BUILDERS[self.name]
         return {name: getattr(self, name) for name in taken if getattr(self, name)}
@@ -147,7 +148,8 @@ class Supernet:
     def check(self) -> None:
         """Raises UserError for the first value out of range, or one that this builder does not take."""
         values.one_of("supernet.name", self.name, tuple(BUILDERS))
-        for field in ("width", "num_blocks", "stem_width"):
+        values.require(0 <= self.drop_path < 1, "supernet.drop_path", self.drop_path, "a share in [0, 1)")
+        for field in ("width", "num_blocks", "stem_width", "drop_path"):
             value = getattr(self, field)
             values.at_least(f"supernet.{field}", value, 0)
             taken = field in BUILDERS[self.name] and not self.source
@@ -192,6 +194,7 @@ class Search:
     temperature: float = 0.2  # of the relaxed Bernoulli gates
     initial_drop: float = 0.0  # drop probability before the first step; 0: 'target' 0.02, 'paper' 0.1
     group_size: int = 0  # so many neighbouring channels share a gate's logit; 0: 'target' 1, 'paper' all of a source's
+    by_source: bool = True  # groups end where a source of a concatenated input ends; False: that input is one source
     gate_step: float = 0.05  # 'target': Adam's learning rate of the gates' logits
     gate_learning_rate: float = 1.0  # 'paper': as a multiple of the weights'; 3 to 10 helps runs of few epochs
     # 'paper': 'parameters' or 'multiply_adds' press each channel by its cost, 'constant' by nothing (see `tfnas.gate`)

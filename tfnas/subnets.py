@@ -22,15 +22,16 @@ from tfnas.config import BUILDERS
 from tfnas.errors import UserError, shown
 from tfnas.folding import Folding, weights_of
 from tfnas.kinds import TRANSPOSED
-from tfnas.reading import list_of, mapping_of, read, record, text_of, whole
+from tfnas.reading import list_of, mapping_of, number, read, record, text_of, whole
 from tfnas.supernet import Supernet, copy_weights
 
 _SIZE = whole(1, 100_000)  # of an argument: channels, blocks, pixels, classes
 _SIZES = list_of(_SIZE)
+_SHARE = number(0, 1)
 
 
 def _argument(value: Any, place: str) -> None:
-    (_SIZES if isinstance(value, list) else _SIZE)(value, place)
+    (_SIZES if isinstance(value, list) else _SHARE if isinstance(value, float) else _SIZE)(value, place)
 
 
 _DESCRIBED = record(

@@ -52,6 +52,7 @@ def gate(
     multiply_adds: float | None = None,
     steps: int = 0,
     group_size: int | None = None,
+    by_source: bool = True,
     temperature: float = 0.2,
     initial_drop: float | None = None,
     gate_learning_rate: float = 1.0,
@@ -66,7 +67,8 @@ def gate(
 
     Left alone are the stem (convolutions with no other before them: their input is the picture) and the classifier
     (convolutions and dense layers with no other after them). All channels of a convolution's input share a drop
-    probability in the paper, and where that input is a concatenation, those of one source; `group_size` says otherwise.
+    probability in the paper, and where that input is a concatenation, those of one source; `group_size` and `by_source`
+    say otherwise.
 
     The prior is the published one, of `ell2`, or prices the gates until the network is expected to have the size asked
     for: exactly one of `ell2`, `parameters` and `multiply_adds` is given.
@@ -81,6 +83,8 @@ def gate(
         steps: with one of these two, training steps by which to be there.
         group_size: at most so many neighbouring channels share a drop probability; 1: each channel has its own. 0: all
             of a source's do. None: 1 with a share, 0 with ell2, as in the paper.
+        by_source: where a layer's input is a concatenation, groups end where a source ends. False: it is taken as one
+            source, so that with a `group_size` of 0 the layer has one drop probability.
         temperature: of the relaxed gates, > 0.
         initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with a share, 0.1 with ell2.
         gate_learning_rate: the gates' learning rate as a multiple of the weights'. 1 is the paper's; a run of few
@@ -121,9 +125,10 @@ def gate(
             return node.layer
         layer = node.layer.__class__.from_config({**node.layer.get_config(), "name": node.name})
         if node.name in gated:
+            sizes = graph.group_sizes(node.name)
             layer = Gated(
                 layer,
-                group_sizes=_split(graph.group_sizes(node.name), group_size),
+                group_sizes=_split(sizes if by_source else (sum(sizes),), group_size),
                 temperature=temperature,
                 initial_drop=initial_drop,
                 # Distinct and stable noise for every layer, whatever the order of construction.

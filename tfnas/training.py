@@ -121,6 +121,7 @@ def gated(
         **settings.target,
         steps=steps,
         group_size=settings.group_size,
+        by_source=settings.by_source,
         prior=settings.prior,
         temperature=settings.temperature,
         initial_drop=settings.initial_drop if initial_drop is None else initial_drop,

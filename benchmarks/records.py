@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from scipy import stats
 
-from tfnas import data, training, workdir
+from tfnas import data, provenance, training, workdir
 from tfnas.config import Config
 from tfnas.errors import UserError
 
@@ -76,7 +76,7 @@ def commit() -> str | None:
 
 def machine() -> str:
     """Cores and versions."""
-    versions = workdir.versions()
+    versions = provenance.versions()
     names = ", ".join(f"{name} {versions[name.lower()]}" for name in ("Python", "TensorFlow", "Keras"))
     return f"{os.cpu_count()} cores ({platform.machine()}), {names}"
 

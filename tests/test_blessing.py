@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from test_report import CONFIG, FOUND, FULL, MEAN, Page, made
+from test_report import CONFIG, FOUND, FULL, MEAN, Page, ended, made
 
 from tfnas import blessing, report, workdir
 from tfnas.config import Evaluate
@@ -74,6 +74,7 @@ def test_the_stage_writes_what_export_and_report_read(tmp_path, capsys, asked, b
     evaluate.run(config, tmp_path)
     assert work.read_json(workdir.EVALUATION, "export", blessing.VERDICT)["blessed"] == blessed
     assert f"evaluate  {'blessed' if blessed else 'not blessed'}: a test accuracy of 97.75%" in capsys.readouterr().out
+    ended(work, "export", config)  # of this verdict
     page = report.html(work, config)
     assert ("serving_default" in page) == blessed and ("It was not exported" in page) != blessed
     Page(page)

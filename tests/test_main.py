@@ -48,8 +48,8 @@ DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
             1,
             "data.source: no module 'nowhere'",
         ),
-        (["sample", DIGITS, "--workdir=W"], 1, "sample needs search's search/supernet.keras"),
-        (["export", DIGITS, "--workdir=W"], 1, "export needs retrain's retrain/subnet.keras"),
+        (["sample", DIGITS, "--workdir=W"], 1, "sample needs search's results"),
+        (["export", DIGITS, "--workdir=W"], 1, "export needs search's results"),
         (["search", DIGITS, "--workdir=/dev/null/x"], 1, "workdir /dev/null/x: cannot be written"),
     ],
 )

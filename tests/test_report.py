@@ -145,15 +145,25 @@ def made(
     }
     for name, text in contents.items():
         work.file(name).write_text(text)
-    manifest = work.manifest()
-    for stage, spec in workdir.STAGES.items():
+    if front:
+        left(work, front)
+    for stage in workdir.STAGES:
         if stage != "report":
-            outputs = {name: workdir.digest(work.path / name) for name in spec.outputs}
-            if stage == "sample" and front:
-                outputs[workdir.FRONT] = left(work, front)
-            manifest["stages"][stage] = {"key": work.key(stage, config), "outputs": outputs}
-    work.write_sealed(workdir.MANIFEST, manifest)
+            ended(work, stage, config, *([workdir.FRONT] if stage == "sample" and front else []))
     return work
+
+
+def ended(work, stage, config=CONFIG, *further, **facts):
+    """Records that a stage ended now."""
+    manifest = work.manifest()
+    outputs = {name: workdir.digest(work.path / name) for name in (*workdir.STAGES[stage].outputs, *further)}
+    manifest["stages"][stage] = {
+        **work.dependencies(stage, config),
+        "outputs": outputs,
+        "versions": {"keras": "3.15.1"},
+        **facts,
+    }
+    work.write_sealed(workdir.MANIFEST, manifest)
 
 
 def left(work, front):
@@ -362,9 +372,8 @@ def test_report_is_out_of_date_when_the_front_changes(tmp_path):
     assert work.key("report", CONFIG) == without  # not recorded: of an earlier run
     keys = [without]
     for front in (FRONT, FRONT[:1]):
-        manifest = work.manifest()
-        manifest["stages"]["sample"]["outputs"][workdir.FRONT] = left(work, front)
-        work.write_sealed(workdir.MANIFEST, manifest)
+        left(work, front)
+        ended(work, "sample", CONFIG, workdir.FRONT)
         keys.append(work.key("report", CONFIG))
     assert len(set(keys)) == 3
 
@@ -455,10 +464,9 @@ def test_page_says_how_to_compare_with_pruning(tmp_path):
 
 def test_page_says_what_the_run_took(tmp_path):
     work = made(tmp_path)
-    manifest = work.manifest()
+    (tmp_path / workdir.REPORT).write_text("an earlier one")
     for stage, seconds in (("search", 51.8), ("retrain", 7300.0), ("evaluate", 0.0), ("report", 9.0)):
-        manifest["stages"].setdefault(stage, {"key": "", "outputs": {}})["seconds"] = seconds
-    work.write_sealed(workdir.MANIFEST, manifest)
+        ended(work, stage, CONFIG, seconds=seconds)
     text = report.html(work, CONFIG)
     assert "It took 2 h 3 min on the machine" in text and "search 52 s, retrain 2 h 2 min." in text
     assert "It took" not in report.html(made(tmp_path / "unknown"), CONFIG)
@@ -473,9 +481,7 @@ def test_page_says_which_layers_were_decided_early_and_which_are_open(tmp_path):
         for e, p in enumerate((0.1, 0.3, 0.9, 0.97, 0.99), start=1)
     ]
     work.file(workdir.HISTORY).write_text("".join(json.dumps(record) + "\n" for record in history))
-    manifest = work.manifest()
-    manifest["stages"]["search"]["outputs"][workdir.HISTORY] = workdir.digest(work.path / workdir.HISTORY)
-    work.write_sealed(workdir.MANIFEST, manifest)
+    ended(work, "search")
     text = report.html(work, CONFIG)
     assert "first quarter of the search: 1 of 2 layers; last: late (epoch 4)." in text
     assert "Most gates still open: late (1)." in text

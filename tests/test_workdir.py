@@ -1,23 +1,36 @@
 import errno
+import hashlib
+import importlib.metadata
 import json
+import multiprocessing
 import os
+import pathlib
+import re
+import shutil
+import stat
+import sys
 
 import pytest
 
-from tfnas import config, errors, workdir
+from tfnas import config, errors, provenance, workdir
 from tfnas.errors import UserError
 from tfnas.reading import mapping_of, number, record
 
 
 def finished_search(path):
+    return finished(path, "search", text="content")
+
+
+def finished(path, stage, settings=None, printed=None, text=None):
+    """A folder in which a stage has ended; with `printed`, pytest's capsys, whether it ran."""
     work = workdir.Workdir(path)
 
     def body():
-        for name in workdir.STAGES["search"].outputs:
-            work.write(name, lambda file: file.write_text("content"))
+        for name in workdir.STAGES[stage].outputs:
+            work.write(name, lambda file: file.write_text(text or f"of {stage}"))
 
-    work.run_stage("search", config.Config(), body)
-    return work
+    work.run_stage(stage, settings or config.Config(), body)
+    return "up to date" not in printed.readouterr().out if printed else work
 
 
 def test_write_is_atomic(tmp_path):
@@ -96,11 +109,127 @@ def test_truncated_manifest_is_refused(tmp_path):
         workdir.Workdir(tmp_path).manifest()
 
 
-def test_manifest_tells_versions_and_seed(tmp_path):
-    manifest = finished_search(tmp_path).manifest()
-    assert manifest["versions"]["keras"] == "3.15.1"
-    assert manifest["seed"] == 0
-    assert manifest["config"]["search"]["parameters"] == 0.5
+def test_each_stage_has_what_it_ran_with(tmp_path, monkeypatch):
+    work = finished(tmp_path, "search")
+    monkeypatch.setattr(provenance, "versions", lambda: {"keras": "4.0.0"})
+    other = config.Config(sample=config.Sample(num_candidates=7))
+    finished(tmp_path, "sample", other)
+    search, sample = (work.manifest()["stages"][stage] for stage in ("search", "sample"))
+    assert search["versions"]["keras"] == importlib.metadata.version("keras")
+    assert search["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert search["versions"]["tfnas"] and sample["versions"] == {"keras": "4.0.0"}
+    assert search["settings"]["seed"] == 0 and search["settings"]["search"]["parameters"] == 0.5
+    assert sample["settings"]["sample"]["num_candidates"] == 7 and "search" not in sample["settings"]
+    assert sample["inputs"] == {name: search["outputs"][name] for name in (workdir.SUPERNET, workdir.POSTERIOR)}
+    assert search["outputs"][workdir.POSTERIOR] == hashlib.sha256(b"of search").hexdigest()
+
+
+# What a user changes, and the stages that no longer fit then, in the order in which they are to be run again.
+CHANGES = [
+    (dict(sample=dict(rank_by="accuracy")), "sample.rank_by='loss', while this config has 'accuracy'", ["sample"]),
+    (dict(sample=dict(budgets=(0.5,))), "sample.budgets=[], while this config has [0.5]", ["sample"]),
+    (dict(sample=dict(recalibrate=10)), "sample.recalibrate=250, while this config has 10", ["sample", "retrain"]),
+    (dict(retrain=dict(layout="mask")), "retrain.layout='gather', while this config has 'mask'", ["retrain"]),
+    (dict(evaluate=dict(min_accuracy=0.5)), "evaluate.min_accuracy=0.0, while this config has 0.5", ["evaluate"]),
+]
+
+
+@pytest.mark.parametrize("change, difference, again", CHANGES)
+def test_what_an_earlier_stage_left_under_other_settings_is_not_used(tmp_path, capsys, change, difference, again):
+    for stage in workdir.STAGES:
+        finished(tmp_path, stage)
+    work = workdir.Workdir(tmp_path)
+    ((section, values),) = change.items()
+    kind = getattr(config, section.capitalize())
+    changed = config.Config(**{section: kind(**values)})
+    stages = list(workdir.STAGES)
+    for stage in stages[stages.index(again[0]) + 1 :]:
+        expected = (
+            f"{stage} needs {again[0]}'s results, and {tmp_path} has those of {difference}: run 'tfnas {again[0]}"
+        )
+        with pytest.raises(UserError, match=re.escape(expected)):
+            work.run_stage(stage, changed, lambda: pytest.fail("ran on another config's results"))
+    assert work.up_to_date(changed) == stages[: stages.index(again[0])]
+    # What `tfnas run` does. Files of the same content leave those up to date that do not depend on the setting itself.
+    capsys.readouterr()
+    ran = [stage for stage in stages if finished(tmp_path, stage, changed, capsys)]
+    assert ran == [*again, *(stage for stage in ("export", "report") if stage not in again)]
+    assert work.up_to_date(changed) == stages
+
+
+def test_results_of_another_file_of_an_earlier_stage_are_not_used(tmp_path):
+    for stage in ("search", "sample", "retrain"):
+        finished(tmp_path, stage)
+    work = finished(tmp_path, "sample", config.Config(sample=config.Sample(rank_by="accuracy")), text="another winner")
+    finished(tmp_path, "sample", text="another winner")  # ranked by loss again, on other evaluations
+    with pytest.raises(
+        UserError, match=r"evaluate needs retrain's results, and .* has those of another architecture.j"
+    ):
+        work.run_stage("evaluate", config.Config(), lambda: pytest.fail("ran"))
+
+
+def test_a_stage_asks_only_for_the_files_that_it_reads(tmp_path):
+    """A pipeline hands over retrain's results and the manifest, and evaluate runs on those."""
+    for stage in ("search", "sample", "retrain"):
+        finished(tmp_path / "whole", stage)
+    for name in (workdir.RESULTS, workdir.MANIFEST):
+        (tmp_path / "part" / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "part" / name)
+    assert finished(tmp_path / "part", "evaluate").is_current("evaluate", config.Config())
+    with pytest.raises(UserError, match="export needs retrain's retrain/subnet.keras, and .*/part has none"):
+        finished(tmp_path / "part", "export")
+
+
+def test_only_the_process_that_writes_claims_the_folder(tmp_path):
+    mine, other = config.Config(), config.Config(sample=config.Sample(num_candidates=7))
+    workdir.Workdir(tmp_path, writes=False).claim(mine)
+    assert not (tmp_path / workdir.MANIFEST).exists()
+    finished_search(tmp_path)
+    before = (tmp_path / workdir.MANIFEST).read_bytes()
+    workdir.Workdir(tmp_path, writes=False).claim(other)
+    assert (tmp_path / workdir.MANIFEST).read_bytes() == before
+    with pytest.raises(UserError, match="seed=0, and this config has 1"):
+        workdir.Workdir(tmp_path, writes=False).claim(config.Config(seed=1))
+
+
+def written_again_and_again(path, writer, count):
+    """Writes a file and reads it, as a process of an id that others have too."""
+    os.getpid = lambda: 7
+    work = workdir.Workdir(path)
+    for i in range(count):
+        work.write_sealed("a.json", {"writer": writer, "filler": "x" * 10_000 * (i % 5)})
+        work.read_sealed("a.json", record(writer=number()))  # whole, whoever wrote it
+
+
+def test_processes_of_one_id_write_one_file(tmp_path):
+    spawned = multiprocessing.get_context("spawn")
+    writers = [spawned.Process(target=written_again_and_again, args=(tmp_path, i, 100)) for i in range(6)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join(60)
+    assert [process.exitcode for process in writers] == [0] * 6
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_name_is_on_the_disk_too(tmp_path, monkeypatch):
+    """What is synced, in order: the content before the rename, then the folders that have a new name in them."""
+    synced, renamed, real = [], [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    monkeypatch.setattr(os, "replace", lambda *names: (renamed.append(list(synced)), real(*names)))
+    workdir.Workdir(tmp_path).write("a/b.txt", lambda file: file.write_text("x"))
+    ((temporary,),) = renamed
+    assert pathlib.Path(temporary).parent == tmp_path / "a"
+    assert synced[1:] == [str(tmp_path / "a"), str(tmp_path)]
+
+
+def test_a_folder_that_cannot_be_synced_is_written_too(tmp_path, monkeypatch):
+    def fsync(file):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert workdir.Workdir(tmp_path).write_json("a.json", 1).read_text() == "1\n"
 
 
 def test_what_a_killed_process_left_unfinished_is_removed(tmp_path):

@@ -25,10 +25,12 @@ class Cluster:
     Attributes:
         index: of this process among those that train, the chief first.
         count: of those that train.
+        name: the same in all of them, and in no other cluster; '' for one process.
     """
 
     index: int = 0
     count: int = 1
+    name: str = ""
 
     @property
     def is_chief(self) -> bool:
@@ -63,7 +65,8 @@ def cluster() -> Cluster:
     if kind not in training or not 0 <= index < counts[kind]:
         raise UserError(f"TF_CONFIG: its cluster has no task {index} of '{kind}'; it has {counts}")
     before = sum(counts[job] for job in training[: training.index(kind)])
-    return Cluster(before + index, sum(counts.values()))
+    count = sum(counts.values())
+    return Cluster(before + index, count, f"cluster {json.dumps(jobs, sort_keys=True)}" if count > 1 else "")
 
 
 @functools.cache
@@ -149,7 +152,7 @@ def run_stage(
             return body(config, work)  # type: ignore[return-value]
 
     with _workers_may_go():
-        if work.run_stage(stage, config, in_scope):
+        if work.run_stage(stage, config, in_scope, group=cluster().name):
             with contextlib.suppress(LostWorker), _workers_may_go():
                 wait_for_all(config.distribution)
                 return

@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tfnas import blessing, functions, report, terminal, workdir
+from tfnas import blessing, functions, provenance, report, terminal, workdir
 from tfnas import config as config_lib
 from tfnas import results as results_lib
 from tfnas.errors import UserError, ending_in_one_line
@@ -77,7 +77,7 @@ def version(config: config_lib.Config) -> str:
                 files.append(pathlib.Path(spec.origin))
     for file in files:
         sha.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return f"{workdir.versions()['tfnas']}+{sha.hexdigest()[:12]}"
+    return f"{provenance.versions()['tfnas']}+{sha.hexdigest()[:12]}"
 
 
 class Task:
@@ -153,7 +153,7 @@ class Task:
             "config_sha256": workdir.config_digest(self.config),
             "seed": self.config.seed,
             "code": self.version,
-            "versions": workdir.versions(),
+            "versions": provenance.versions(),
         }
 
     def describe(self, artifact: Any, facts: Mapping[str, Any] | None = None) -> None:

@@ -26,14 +26,14 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from tfnas import config as config_lib
-from tfnas import functions, terminal, workdir
+from tfnas import functions, provenance, terminal, workdir
 from tfnas.errors import UserError, ending_in_one_line, fail, shown
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
     A user's mistake, and a file that cannot be written, end with one line and exit code 1.
     """
     if _VERSION.value:
-        print(f"tfnas {workdir.versions()['tfnas']}")
+        print(f"tfnas {provenance.versions()['tfnas']}")
         return
     with ending_in_one_line(_WORKDIR.value or "--workdir"):
         _run(argv[1:])
@@ -117,7 +117,7 @@ def _run(arguments: Sequence[str]) -> None:
     # The user's own functions may stand beside the config file, or in it.
     functions.look_in(os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir)
     config = config_lib.from_config_dict(_CONFIG.value)
-    work = workdir.Workdir(_WORKDIR.value)
+    work = workdir.Workdir(_WORKDIR.value, writes=_is_chief())
     if arguments[0] in _BEFORE:
         _load(arguments[0]).run(config, work.path)
         return
@@ -130,16 +130,19 @@ def _run(arguments: Sequence[str]) -> None:
         _load("sample").run(config, work.path, _SHARD.value)
         return
     stages = list(workdir.STAGES) if arguments[0] == "run" else [arguments[0]]
-    work.claim(config)
-    if "export" in stages and config.export.formats:
-        _load("conversion", "tfnas").require(config.export.formats)
-    for stage in stages:
-        if arguments[0] == "run" and stage == "export" and not _blessed(work):
-            print("export    left out: the network is not what was asked for")
-            continue
-        _run_stage(stage, config, work)
-    if arguments[0] == "run" and _is_chief():
-        _say_end(work, config)
+    if not work.writes:  # of several processes only the chief does what needs no training
+        stages = [stage for stage in stages if stage in _DISTRIBUTED]
+    with work.hold(_group()):  # as a whole: nobody else works between two stages
+        work.claim(config)
+        if "export" in stages and config.export.formats:
+            _load("conversion", "tfnas").require(config.export.formats)
+        for stage in stages:
+            if arguments[0] == "run" and stage == "export" and not _blessed(work):
+                print("export    left out: the network is not what was asked for")
+                continue
+            _run_stage(stage, config, work)
+        if arguments[0] == "run" and work.writes:
+            _say_end(work, config)
 
 
 def _tune(config: config_lib.Config, work: workdir.Workdir) -> None:
@@ -163,15 +166,11 @@ def _typed(value: Any) -> str:
 
 def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> None:
     # Asked here first, because importing a stage loads TensorFlow, which takes longer than saying 'up to date'.
-    for name in workdir.STAGES[stage].inputs:
-        work.read(name, stage)
+    work.check_upstream(stage, config)
     if work.is_current(stage, config):
         print(f"{stage:9s} up to date")
         return
-    loaded = _load(stage)
-    # Of several processes only the chief does what needs no training.
-    if stage in _DISTRIBUTED or _is_chief():
-        loaded.run(config, work.path)
+    _load(stage).run(config, work.path)
 
 
 def _blessed(work: workdir.Workdir) -> bool:
@@ -181,11 +180,21 @@ def _blessed(work: workdir.Workdir) -> bool:
 
 
 def _is_chief() -> bool:
+    return _in_cluster(True, lambda cluster: cluster.is_chief)
+
+
+def _group() -> str:
+    """Of the processes that may work in the folder beside this one."""
+    return _in_cluster("", lambda cluster: cluster.name)
+
+
+def _in_cluster(alone: Any, asked: Callable[[Any], Any]) -> Any:
     if "TF_CONFIG" not in os.environ:  # there is no other process, and no need to load what would look for them
-        return True
+        return alone
+    terminal.load_tensorflow()
     from tfnas import distribution
 
-    return distribution.cluster().is_chief
+    return asked(distribution.cluster())
 
 
 def _load(name: str, package: str = "tfnas.stages") -> Any:

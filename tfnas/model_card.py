@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfnas import provenance, statistics, workdir
 from tfnas import results as results_lib
-from tfnas import statistics, workdir
 from tfnas.architecture import Architecture
 from tfnas.config import Config
 from tfnas.posterior import Posterior
@@ -30,7 +30,7 @@ def card(
     architecture: Architecture,
     reloaded: Mapping[str, Any],
     signatures: Sequence[str],
-    versions: Mapping[str, str],
+    versions: Mapping[str, Mapping[str, str]],
     saved_model: pathlib.Path,
     inputs: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def card(
         architecture: that was cut out.
         reloaded: `largest_difference`, `correct` and `total` of the SavedModel in a process of its own.
         signatures: that the SavedModel has.
-        versions: by package.
+        versions: by stage, in the order of the run, and package.
         saved_model: folder, whose files' digests are taken.
         inputs: digests of the files that it was made from.
     """
@@ -98,10 +98,10 @@ def card(
         "reloaded": dict(reloaded),
         "signatures": list(signatures),
         "intended_use": _uses(config, label_names),
-        "limits": _limits(config, chosen, confusion, label_names),
+        "limits": _limits(config, chosen, confusion, label_names, versions),
         "seed": config.seed,
         "config_sha256": workdir.config_digest(config),
-        "versions": dict(versions),
+        "versions": {stage: dict(found) for stage, found in versions.items()},
         "sha256": {
             "saved_model": {
                 file.relative_to(saved_model).as_posix(): workdir.digest(file)
@@ -175,7 +175,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         f"| architecture | `{network['architecture']}` |",
         f"| config | `{card['config_sha256']}` |",
         f"| seed | {card['seed']} |",
-        *(f"| {package} | {version} |" for package, version in card["versions"].items()),
+        *(f"| {package} | {version} |" for package, version in provenance.by_package(card["versions"]).items()),
         *(
             f"| sha256 of {_plain(file)} | `{sha}` |"
             for files in card["sha256"].values()
@@ -205,7 +205,11 @@ def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
 
 
 def _limits(
-    config: Config, chosen: Mapping[str, Any], confusion: Sequence[Sequence[int]], label_names: Sequence[str]
+    config: Config,
+    chosen: Mapping[str, Any],
+    confusion: Sequence[Sequence[int]],
+    label_names: Sequence[str],
+    versions: Mapping[str, Mapping[str, str]],
 ) -> list[str]:
     told = [
         f"It was measured on the test split of {config.data.title} only. How it does on images from elsewhere, on "
@@ -228,6 +232,8 @@ def _limits(
             "under its own weights, not retrained: its mean is not the served network's answer, and its accuracy was "
             "not measured on test."
         )
+    if different := provenance.differences(versions):
+        told.append(f"It was made in stages that ran with different versions: {different}.")
     return told
 
 

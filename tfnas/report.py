@@ -11,7 +11,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from tfnas import blessing, chance, figures, front, terminal, workdir
+from tfnas import blessing, chance, figures, front, provenance, terminal, workdir
 from tfnas import config as config_lib
 from tfnas import results as results_lib
 from tfnas.architecture import Architecture
@@ -122,8 +122,8 @@ def html(work: Workdir, config: config_lib.Config) -> str:
         ("What did I get, and what did it cost?", _what(results, work.manifest(), config)),
         ("Is it better than chance, and than pruning?", chance.section(candidates, ranking) + _pruning(results)),
         ("What does the network look like now, and why?", _look(architecture, posterior, history)),
-        ("What would a smaller or larger budget give?", _sizes(posterior, _front(work))),
-        ("How do I serve it?", _serve(work, verdict)),
+        ("What would a smaller or larger budget give?", _sizes(posterior, _front(work, config))),
+        ("How do I serve it?", _serve(work, verdict, config)),
         ("How do I repeat it?", _repeat(work, config)),
     )
     title = f"tfnas: {config.data.title}"
@@ -387,9 +387,9 @@ def _undecided(posterior: Posterior) -> str:
     return f"<p>{words}</p>{figures.table(('layer', 'group', 'drop probability'), rows, 'numbers')}"
 
 
-def _front(work: Workdir) -> Mapping[str, Any] | None:
+def _front(work: Workdir, config: config_lib.Config) -> Mapping[str, Any] | None:
     """What sample measured at its budgets; None if it had none, whatever an earlier run of it left."""
-    return work.read_json(workdir.FRONT, "report", front.shape) if work.has(workdir.FRONT) else None
+    return work.read_json(workdir.FRONT, "report", front.shape) if work.has(workdir.FRONT, config) else None
 
 
 def _sizes(posterior: Posterior, measured: Mapping[str, Any] | None) -> str:
@@ -442,11 +442,11 @@ def _what_if(learned: str, posterior: Posterior) -> str:
     )
 
 
-def _serve(work: Workdir, verdict: Mapping[str, Any]) -> str:
+def _serve(work: Workdir, verdict: Mapping[str, Any], config: config_lib.Config) -> str:
     told = figures.text(blessing.reasons(verdict))
     if not verdict["blessed"]:
         return f"<p>It was not exported, as it is not what was asked for: {told}.</p>"
-    if not work.has(workdir.EXPORT_RESULTS):
+    if not work.has(workdir.EXPORT_RESULTS, config):
         return f"<p>It has not been exported yet, and may be: {told}.</p>"
     exported = work.read_json(workdir.EXPORT_RESULTS, "report", results_lib.EXPORTED)
     code = (
@@ -469,22 +469,27 @@ def _serve(work: Workdir, verdict: Mapping[str, Any]) -> str:
 
 
 def _repeat(work: Workdir, config: config_lib.Config) -> str:
-    manifest = work.manifest()
+    # What `tune` would try is no part of a run.
+    config = dataclasses.replace(config, tune=config_lib.Tune())
+    stages = work.manifest()["stages"]
+    ran_with = {stage: stages[stage]["versions"] for stage in workdir.STAGES if stage in stages and stage != "report"}
     settings = [
         (False, [f"{section}.{key}" if isinstance(values, dict) else section, str(value)])
         for section, values in config_lib.to_dict(config).items()
         for key, value in (values.items() if isinstance(values, dict) else [("", values)])
     ]
-    versions = [(False, [name, version]) for name, version in manifest["versions"].items()]
+    versions = [(False, [name, version]) for name, version in provenance.by_package(ran_with).items()]
     own = config.data.source or config.supernet.source
+    different = provenance.differences(ran_with)
     return (
         "<p>Save this as <code>again.py</code>: it has every setting that is not its default, and the seed, "
-        f"{manifest['seed']}."
+        f"{config.seed}."
         + (" Your own functions, which it names, are looked for in its folder and in the current one." * bool(own))
         + f"</p><pre>{figures.text(config_file(config))}</pre>"
         "<pre>tfnas run --config=again.py --workdir=runs/again</pre>"
         "<p>With the versions below, on a machine like this one, and if the images are the same, its figures are, but "
         "for the latencies.</p>"
+        + (f"<p>The stages ran with different versions: {figures.text(different)}.</p>" if different else "")
         + figures.table(("package", "version"), versions)
         + figures.details("Every setting", figures.table(("setting", "value"), settings))
     )

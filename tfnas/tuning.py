@@ -116,7 +116,13 @@ def run(config: Config, path: str | os.PathLike[str]) -> Trial:
     for name, values in tuned.items():
         for value in values:
             _with(config, {name: value}, config.search.epochs).check()  # before hours are spent on others
-    tuning = _Tuning(config, Workdir(pathlib.Path(path) / FOLDER))
+    work = Workdir(pathlib.Path(path) / FOLDER)
+    with work.hold():
+        return _tuned(config, work)
+
+
+def _tuned(config: Config, work: Workdir) -> Trial:
+    tuning = _Tuning(config, work)
     with tempfile.TemporaryDirectory() as nowhere, warnings.catch_warnings():
         # The Gaussian process says so whenever a length scale ends at its bound, as of a setting without influence.
         warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)

@@ -1,8 +1,18 @@
 """The files of one run: names, atomic writing, and a manifest that knows what is whole and up to date.
 
-The manifest (`manifest.json`) records, for every finished stage, a key (digest of the settings it depends on and of
-its input files) and the digest of each output. A stage whose key and outputs still match is skipped; an input that no
-longer has the digest its writer recorded is refused.
+The manifest (`manifest.json`) is JSON with its own digest, `sha256`:
+
+- `config`: the settings of the last command that worked in the folder, by which another search is refused.
+- `stages`: for every finished stage
+    - `settings`, that it depends on, as it ran with them;
+    - `inputs`, files of earlier stages that it read, with the digests that their writers had recorded;
+    - `outputs`, files that it wrote, each with its digest;
+    - `versions`, of Python, this project and the packages that it ran with;
+    - `seconds` that it took.
+
+A stage that has these settings, and whose inputs and outputs are as recorded, is skipped. A stage is refused while one
+before it did not run with the settings of this config, or on other files than lie there now; and so is an input that no
+longer has the digest its writer recorded.
 """
 
 from __future__ import annotations
@@ -11,22 +21,22 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
 import pathlib
-import platform
 import shutil
 import tempfile
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tfnas.config
+from tfnas import holding, provenance
 from tfnas.errors import UserError, shown, unwrapped
-from tfnas.reading import Shape, mapping_of, optional, read, record, text_of, whole
+from tfnas.reading import Shape, mapping_of, number, optional, read, record, text_of
 
 MANIFEST = "manifest.json"
 CHECKPOINTS = "search/checkpoints"
@@ -56,10 +66,16 @@ def _settings(value: Any, place: str) -> None:
 
 
 _MANIFEST = record(
-    versions=mapping_of(text_of()),
-    seed=whole(),
     config=optional(mapping_of(_settings)),
-    stages=mapping_of(record(key=text_of(), outputs=mapping_of(text_of()))),
+    stages=mapping_of(
+        record(
+            {"seconds": number(0)},
+            settings=mapping_of(_settings),
+            inputs=mapping_of(text_of()),
+            outputs=mapping_of(text_of()),
+            versions=mapping_of(text_of()),
+        )
+    ),
 )
 
 
@@ -68,24 +84,34 @@ class Stage:
     """What a stage depends on and what it writes.
 
     Attributes:
-        sections: settings that change its result.
+        settings: that change its result: whole sections, or 'section.name'.
         inputs: files of earlier stages.
         outputs: files it writes, besides those it names when it ends.
-        optional: files that earlier stages name when they end with some settings, and it then reads too.
+        optional: files of earlier stages that it reads where they are of the same settings.
+        sometimes: files that it writes with some settings only, and then names when it ends.
     """
 
-    sections: tuple[str, ...]
+    settings: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    sometimes: tuple[str, ...] = ()
 
 
+# Of sample's settings, those by which retrain measures and recalibrates networks. The others it knows by what sample
+# wrote.
+_MEASURED = ("sample.batch_size", "sample.num_random", "sample.num_tested", "sample.recalibrate")
 # In the order of the run.
 STAGES = {
     "search": Stage(("data", "supernet", "search", "training", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),
-    "sample": Stage(("data", "sample", "seed"), (SUPERNET, POSTERIOR), (CANDIDATES, RANKING, ARCHITECTURE)),
+    "sample": Stage(
+        ("data", "sample", "seed"),
+        (SUPERNET, POSTERIOR),
+        (CANDIDATES, RANKING, ARCHITECTURE),
+        sometimes=(FRONT, FRONT_PLOT),
+    ),
     "retrain": Stage(
-        ("data", "supernet", "search", "retrain", "training", "seed"),
+        ("data", "supernet", "search", "retrain", "training", "seed", *_MEASURED),
         (SUPERNET, RANKING, ARCHITECTURE),
         (CUT_ARCHITECTURE, SUBNET, RESULTS),
     ),
@@ -103,11 +129,13 @@ STAGES = {
         (FRONT, EXPORT_RESULTS),
     ),
 }
+_WRITERS = {name: stage for stage, spec in STAGES.items() for name in (*spec.outputs, *spec.sometimes)}
 WITHOUT_TENSORFLOW = ("evaluate", "report")  # stages that need not wait for its import
 # What a search is: with another value of any of these, the results in a working directory are another run's.
 # Where the data lies is not part of it, nor what is made of a search that leads nowhere, nor how fast and how safely it
-# is run: a run may be continued on other devices (`distribution` is in no stage's sections).
-_NEUTRAL = (
+# is run: a run may be continued on other devices.
+NEUTRAL = (
+    "distribution",
     "data.data_dir",
     "search.guard",
     "training.jit_compile",
@@ -177,13 +205,15 @@ class Workdir:
             with tempfile.TemporaryDirectory() as folder:
                 writer(pathlib.Path(folder) / target.name)
             return target
-        # The suffix stays, because Keras chooses a format by it.
-        temporary = target.with_name(f"{TEMPORARY}{os.getpid()}.{target.name}")
+        # A name that nobody else has, not even a process of the same id in another container. The suffix stays, because
+        # Keras chooses a format by it.
+        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}.{target.name}")
         try:
             writer(temporary)
-            with open(temporary, "rb") as stream:
-                os.fsync(stream.fileno())
+            sync(temporary)
             os.replace(temporary, target)
+            for parent in [parent for parent in target.parents if parent.is_relative_to(self.path)]:
+                sync(parent)  # else a power cut may take the name back, or that of a folder made for it
         except OSError as error:
             # A stream's error has no name, and nobody knows the temporary one.
             if error.errno is not None and error.filename in (None, str(temporary)):
@@ -221,18 +251,14 @@ class Workdir:
     def read(self, name: str, stage: str) -> pathlib.Path:
         """Path of a file that `stage` needs, known to be what its writer left. Raises UserError otherwise."""
         path = self.path / name
-        recorded_by = {stage: record["outputs"] for stage, record in self.manifest()["stages"].items()}
-        writer = next(s for s, spec in STAGES.items() if name in (*spec.outputs, *recorded_by.get(s, ())))
-        recorded = recorded_by.get(writer, {}).get(name)
+        writer = _WRITERS[name]
+        recorded = _recorded(self.manifest()["stages"], [name]).get(name)
         if recorded is None or not path.exists():
-            raise UserError(
-                f"{stage} needs {writer}'s {name}, and {self.path} has none: "
-                f"run 'tfnas {writer} --config=... --workdir={self.path}' first"
-            )
+            raise UserError(f"{stage} needs {writer}'s {name}, and {self.path} has none: {self._command(writer)} first")
         if digest(path) != recorded:
             raise UserError(
                 f"{path}: truncated or changed since {writer} wrote it (sha256 {digest(path)[:12]}, expected "
-                f"{recorded[:12]}): run 'tfnas {writer} --config=... --workdir={self.path}' to make it again"
+                f"{recorded[:12]}): {self._command(writer)} to make it again"
             )
         return path
 
@@ -247,9 +273,12 @@ class Workdir:
         lines = path.read_bytes().splitlines()
         return [read(line, shape, f"{path}: line {i} was altered") for i, line in enumerate(lines, 1)]
 
-    def has(self, name: str) -> bool:
-        """Whether a stage recorded a file when it last ended; if not, one of that name is an earlier run's."""
-        return any(name in record["outputs"] for record in self.manifest()["stages"].values())
+    def has(self, name: str, config: tfnas.config.Config) -> bool:
+        """Whether a stage recorded a file when it last ended, with these settings; else it is an earlier run's."""
+        writer = _WRITERS[name]
+        if self._stale((*_before(writer), writer), config):
+            return False
+        return bool(_recorded(self.manifest()["stages"], [name]))
 
     def manifest(self) -> dict[str, Any]:
         """What is known of this folder; empty for a new one."""
@@ -267,95 +296,157 @@ class Workdir:
         return manifest
 
     def claim(self, config: tfnas.config.Config) -> None:
-        """Makes this folder `config`'s. Raises UserError if it holds another search's results, or part of them."""
+        """Makes this folder `config`'s; only the process that writes. Raises UserError as `check_search`."""
+        self.check_search(config)
+        manifest, mine = self.manifest(), _as_json(tfnas.config.to_dict(config.check()))
+        if self.writes and manifest["config"] != mine:
+            self.write_sealed(MANIFEST, {**manifest, "config": mine})
+
+    def check_search(self, config: tfnas.config.Config) -> None:
+        """Raises UserError if this folder holds another search's results, or part of them."""
         manifest = self.manifest()
-        mine = json.loads(json.dumps(tfnas.config.to_dict(config.check())))
-        held = manifest["config"]
+        held, ours = manifest["config"], settings(config, STAGES["search"].settings)
         # Before anything is there, a mistake in the settings may be mended.
         begun = manifest["stages"] or any((self.path / CHECKPOINTS).glob("*.npz"))
-        if held is not None and begun:
-            for section in STAGES["search"].sections:
-                for key, theirs, ours in _differences(section, held.get(section), mine[section]):
-                    if key in _NEUTRAL:
-                        continue
-                    raise UserError(
-                        f"workdir {self.path}: holds a search with {key}={shown(theirs)}, and this config has "
-                        f"{shown(ours)}: use another --workdir, or delete this one"
-                    )
-        if held != mine:
-            self.write_sealed(MANIFEST, {**manifest, "config": mine, "versions": versions(), "seed": config.seed})
+        if held is None or not begun:
+            return
+        for section, values in ours.items():
+            for key, theirs, mine in _differences(section, held.get(section), _as_json(values)):
+                if key in NEUTRAL:
+                    continue
+                raise UserError(
+                    f"workdir {self.path}: holds a search with {key}={shown(theirs)}, and this config has "
+                    f"{shown(mine)}: use another --workdir, or delete this one"
+                )
+
+    def dependencies(self, stage: str, config: tfnas.config.Config) -> dict[str, Any]:
+        """`settings` and `inputs` that `stage` has with this config, as the manifest records them when it ends."""
+        return {
+            "settings": _as_json(settings(config, STAGES[stage].settings)),
+            "inputs": _recorded(self.manifest()["stages"], self._read_by(stage, config)),
+        }
 
     def key(self, stage: str, config: tfnas.config.Config) -> str:
-        """Digest of what a stage depends on: its settings and the contents of its input files."""
-        material = {
-            "settings": settings(config, STAGES[stage].sections),
-            "inputs": {name: digest(self.path / name) for name in self._read_by(stage) if (self.path / name).exists()},
-        }
-        return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+        """Digest of what a stage depends on."""
+        return _seal(self.dependencies(stage, config))
+
+    def check_upstream(self, stage: str, config: tfnas.config.Config) -> None:
+        """Raises UserError unless all that `stage` builds on was made with this config and is as it was left.
+
+        The files themselves are asked for only where the stage reads them: others may be on another machine.
+        """
+        self.check_search(config)
+        if stale := self._stale(_before(stage), config):
+            writer, why = stale
+            raise UserError(f"{stage} needs {writer}'s results, and {self.path} {why}: {self._command(writer)} first")
+        for name in self._read_by(stage, config):
+            self.read(name, stage)
 
     def is_current(self, stage: str, config: tfnas.config.Config) -> bool:
         """Whether `stage` ended with these settings and inputs, and all that it wrote is still as it left it."""
-        record = self.manifest()["stages"].get(stage)
-        return (
-            record is not None
-            and record["key"] == self.key(stage, config)
-            and all(
-                (self.path / name).exists() and digest(self.path / name) == recorded
-                for name, recorded in record["outputs"].items()
-            )
+        return self._stale((stage,), config) is None and all(
+            (self.path / name).exists() and digest(self.path / name) == recorded
+            for name, recorded in self.manifest()["stages"][stage]["outputs"].items()
         )
 
     def up_to_date(self, config: tfnas.config.Config) -> list[str]:
         """The stages, from the first on, that a run skips: those after one that runs again may read other files."""
         return list(itertools.takewhile(lambda stage: self.is_current(stage, config), STAGES))
 
-    def run_stage(self, stage: str, config: tfnas.config.Config, body: Callable[[], Iterable[str] | None]) -> bool:
+    def hold(self, group: str = "") -> contextlib.AbstractContextManager[None]:
+        """Keeps other processes out while it lasts, but for those of `group`. Raises UserError as `holding.held`."""
+        return holding.held(self.path, group)
+
+    def run_stage(
+        self, stage: str, config: tfnas.config.Config, body: Callable[[], Iterable[str] | None], group: str = ""
+    ) -> bool:
         """Runs `body` unless the stage is up to date, then records its outputs and those that `body` returns.
+
+        Args:
+            stage: its name.
+            config: the settings.
+            body: does the work.
+            group: of the processes that do so together; '' for one that is to be alone in the folder.
 
         Returns:
             Whether it ran.
 
         Raises:
-            UserError: if this folder is another search's, or an input is missing or not what its writer left.
+            UserError: if another process works in this folder, or it is another search's, or as `check_upstream`.
         """
-        self.claim(config)
-        for name in self._read_by(stage):
-            self.read(name, stage)
-        if self.is_current(stage, config):
-            print(f"{stage:9s} up to date")
-            return False
-        key = self.key(stage, config)
-        start = time.monotonic()
-        with unwrapped():
-            further = body() or ()
-        if not self.writes:
+        with self.hold(group):
+            self.claim(config)
+            self.check_upstream(stage, config)
+            if self.is_current(stage, config):
+                print(f"{stage:9s} up to date")
+                return False
+            depends = self.dependencies(stage, config)
+            start = time.monotonic()
+            with unwrapped():
+                further = body() or ()
+            if self.writes:
+                manifest = self.manifest()
+                manifest["stages"][stage] = {
+                    **depends,
+                    "outputs": {name: digest(self.path / name) for name in (*STAGES[stage].outputs, *further)},
+                    "versions": provenance.versions(),
+                    "seconds": round(time.monotonic() - start, 1),
+                }
+                self.write_sealed(MANIFEST, manifest)
             return True
-        manifest = self.manifest()
-        manifest["stages"][stage] = {
-            "key": key,
-            "outputs": {name: digest(self.path / name) for name in (*STAGES[stage].outputs, *further)},
-            "seconds": round(time.monotonic() - start, 1),
-        }
-        self.write_sealed(MANIFEST, manifest)
-        return True
 
-    def _read_by(self, stage: str) -> list[str]:
+    def _read_by(self, stage: str, config: tfnas.config.Config) -> list[str]:
         spec = STAGES[stage]
-        return [*spec.inputs, *(name for name in spec.optional if self.has(name))]
+        return [*spec.inputs, *(name for name in spec.optional if self.has(name, config))]
+
+    def _stale(self, names: Iterable[str], config: tfnas.config.Config) -> tuple[str, str] | None:
+        """The first of some stages that did not run with these settings and inputs, and what there is; or None."""
+        stages = self.manifest()["stages"]
+        for stage in names:
+            if stage not in stages:
+                return stage, "has none"
+            ours = self.dependencies(stage, config)
+            for name, theirs, mine in _differences("", stages[stage]["settings"], ours["settings"]):
+                return stage, f"has those of {name}={shown(theirs)}, while this config has {shown(mine)}"
+            for name, _, _ in _differences("", stages[stage]["inputs"], ours["inputs"]):
+                return stage, f"has those of another {name}"
+        return None
+
+    def _command(self, stage: str) -> str:
+        return f"run 'tfnas {stage} --config=... --workdir={self.path}'"
 
 
-def settings(config: tfnas.config.Config, sections: Iterable[str]) -> dict[str, Any]:
-    """Those of some sections that change a result."""
+def _recorded(stages: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Digests of files as their writers recorded them, of those that did."""
+    outputs = {name: stages.get(_WRITERS[name], {"outputs": {}})["outputs"] for name in names}
+    return {name: found[name] for name, found in outputs.items() if name in found}
+
+
+def _before(stage: str) -> list[str]:
+    """All stages that one builds on, in the order of the run."""
+    direct = {_WRITERS[name] for name in STAGES[stage].inputs}
+    every = direct.union(*map(_before, direct))
+    return [other for other in STAGES if other in every]
+
+
+def settings(config: tfnas.config.Config, names: Iterable[str]) -> dict[str, Any]:
+    """Settings that change a result, by section: of the whole sections named, and those named 'section.name'."""
     values = tfnas.config.to_dict(config.check())
-    for name in _NEUTRAL:
-        section, key = name.split(".")
-        values[section].pop(key)
-    return {name: values[name] for name in sections}
+    found: dict[str, Any] = {}
+    for name in names:
+        section, _, key = name.partition(".")
+        if key:
+            found.setdefault(section, {})[key] = values[section][key]
+        elif isinstance(values[section], Mapping):
+            found[section] = {k: v for k, v in values[section].items() if f"{section}.{k}" not in NEUTRAL}
+        else:
+            found[section] = values[section]
+    return found
 
 
 def config_digest(config: tfnas.config.Config) -> str:
     """Hex SHA-256 of every setting that changes a result of a run."""
-    return _seal(settings(config, STAGES["report"].sections))
+    return _seal(settings(config, STAGES["report"].settings))
 
 
 def digest(path: pathlib.Path) -> str:
@@ -376,25 +467,30 @@ def digest(path: pathlib.Path) -> str:
     return sha.hexdigest()
 
 
+def sync(path: pathlib.Path) -> None:
+    """Brings a file's contents, or the names in a folder, to the disk; a folder only where its file system can."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(file)
+
+
+def _as_json(value: Any) -> Any:
+    """With lists for tuples, as it is read back."""
+    return json.loads(json.dumps(value))
+
+
 def _seal(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = ("tfnas", "tensorflow", "keras", "tensorflow-probability", "tensorflow-datasets", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
 
 
 def _differences(key: str, theirs: Any, mine: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
         for name in sorted(set(theirs) | set(mine)):
-            yield from _differences(f"{key}.{name}", theirs.get(name), mine.get(name))
+            yield from _differences(f"{key}.{name}" if key else name, theirs.get(name), mine.get(name))
     elif theirs != mine:
         yield key, theirs, mine

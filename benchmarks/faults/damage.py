@@ -70,7 +70,7 @@ def damage(folder, number, seed):
 def _read(stage, recorded):
     """Patterns of the files whose damage the stage is to notice."""
     needs = workdir.STAGES[stage]
-    data = [f"{_DATA}/*"] if "data" in needs.sections and stage != "report" else []
+    data = [f"{_DATA}/*"] if "data" in needs.settings and stage != "report" else []
     also = [*_ALSO_READ.get(stage, []), *data, *recorded[stage]["outputs"]]
     return [workdir.MANIFEST, *needs.inputs, *needs.optional, *also]
 

@@ -18,6 +18,7 @@ from tfnas import (
     conversion,
     data,
     model_card,
+    provenance,
     reading,
     reloading,
     saving,
@@ -104,7 +105,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
             architecture=architecture,
             reloaded=found,
             signatures=signatures.names(splits, ensemble),
-            versions=work.manifest()["versions"],
+            versions={**_versions(work), "export": provenance.versions()},
             saved_model=saved,
             inputs={file: workdir.digest(work.path / file) for file in workdir.STAGES["export"].inputs},
         )
@@ -139,6 +140,12 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     }
     work.write_json(workdir.EXPORT_RESULTS, described)
     return [described["saved_model"], *beside, *(f"{base}/{name}" for name in config.export.formats)]
+
+
+def _versions(work: workdir.Workdir) -> dict[str, dict[str, str]]:
+    """What the stages before this one ran with."""
+    before = list(workdir.STAGES)[: list(workdir.STAGES).index("export")]
+    return {stage: entry["versions"] for stage, entry in work.manifest()["stages"].items() if stage in before}
 
 
 def _check_fits(model: keras.Model, splits: data.Splits, path: pathlib.Path) -> None:

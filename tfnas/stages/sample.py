@@ -32,7 +32,6 @@ from tfnas import (
     training,
     workdir,
 )
-from tfnas import config as config_lib
 from tfnas.architecture import Architecture, Packed
 from tfnas.candidates import Sized
 from tfnas.config import Config
@@ -44,6 +43,7 @@ from tfnas.ranking import Field, Ranking, Score, summary
 from tfnas.supernet import Supernet, Target
 
 POSTERIOR = "posterior"
+SHARDS = "shards of sample"  # that are evaluated side by side, perhaps in one working directory
 KINDS = (POSTERIOR, baselines.EVEN, baselines.ALLOCATED)
 _CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 1_500, 2_000, 5_000, 10_000)  # numbers of candidates
 
@@ -126,10 +126,8 @@ def run(config: Config, path: str | os.PathLike[str], shard: str = "") -> None:
     config = config.check()
     work = workdir.Workdir(path)
     part = Shard.parse(shard)
-    work.claim(config)
-    for name in workdir.STAGES["sample"].inputs:
-        work.read(name, "sample")
-    with unwrapped():
+    with work.hold(SHARDS), unwrapped():
+        work.check_upstream("sample", config)
         _Sampling(config, work).evaluate(part)
 
 
@@ -349,12 +347,9 @@ class _Sampling:
 
     def _evaluations(self, name: str, others: Sequence[pathlib.Path] = ()) -> Evaluations:
         """The store, whose key is all that an evaluation depends on: neither how many are ranked, nor how."""
-        settings = config_lib.to_dict(self.config)
-        settings["data"].pop("data_dir")
         material = {
             "supernet": workdir.digest(self.work.path / workdir.SUPERNET),
-            "data": settings["data"],
-            "seed": self.config.seed,
+            **workdir.settings(self.config, ("data", "seed")),
             "batch_size": self.settings.batch_size,
             "recalibrate": self.settings.recalibrate,
         }

@@ -1,0 +1,111 @@
+"""What every stage reads of the settings, recorded while it runs, against the table of what it depends on."""
+
+import dataclasses
+
+import pytest
+from conftest import ROOT, load_config
+
+from tfnas import config as config_lib
+from tfnas import workdir
+from tfnas.config import Config
+
+SECTIONS = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+
+
+class Recorder:
+    """Notes, by stage, each setting that is read while the stage's body runs, as 'section.name'."""
+
+    def __init__(self, patch):
+        self.reads = {}
+        self._now = None
+        for section, kind in SECTIONS.items():
+            if dataclasses.is_dataclass(kind):
+                self._watch(patch, kind, f"{section}.", {field.name for field in dataclasses.fields(kind)})
+        self._watch(patch, Config, "", {name for name, kind in SECTIONS.items() if not dataclasses.is_dataclass(kind)})
+        run_stage, settings = workdir.Workdir.run_stage, workdir.settings
+
+        def recorded(work, stage, config, body, *more, **options):
+            def watched():
+                self._now = self.reads.setdefault(stage, set())
+                try:
+                    return body()
+                finally:
+                    self._now = None
+
+            return run_stage(work, stage, config, watched, *more, **options)
+
+        def asked(config, names):
+            # It reads all of them, and gives out those of these names.
+            now, self._now = self._now, None
+            try:
+                found = settings(config, names)
+            finally:
+                self._now = now
+            if now is not None:
+                now.update(*map(expanded, names))
+            return found
+
+        patch.setattr(workdir.Workdir, "run_stage", recorded)
+        patch.setattr(workdir, "settings", asked)
+
+    def _watch(self, patch, kind, prefix, names):
+        untouched = vars(kind())
+
+        def get(instance, name):
+            value = object.__getattribute__(instance, name)
+            # One that was left at, or put back to, its defaults says nothing of what the user set.
+            mine = kind is not config_lib.Tune or object.__getattribute__(instance, "__dict__") != untouched
+            if self._now is not None and name in names and mine:
+                self._now.add(prefix + name)
+            return value
+
+        patch.setattr(kind, "__getattribute__", get, raising=False)
+
+
+def expanded(name):
+    kind = SECTIONS[name.partition(".")[0]]
+    if "." in name or not dataclasses.is_dataclass(kind):
+        return {name}
+    return {f"{name}.{field.name}" for field in dataclasses.fields(kind)}
+
+
+def test_the_table_names_settings_that_there_are():
+    for stage, spec in workdir.STAGES.items():
+        for name in spec.settings:
+            assert name in SECTIONS or name in config_lib.known_keys(), stage
+    assert {*workdir.NEUTRAL} <= {*config_lib.known_keys()}
+
+
+@pytest.mark.slow
+def test_every_setting_that_a_stage_reads_is_one_that_it_depends_on(tmp_path, monkeypatch, digits_folder):
+    from tfnas.stages import evaluate, export, report, retrain, sample, search
+
+    monkeypatch.syspath_prepend(ROOT / "tests")
+    tiny = load_config("tiny", "tests")
+    changed = {
+        "data": {"data_dir": str(digits_folder), "pad_crop": 1},
+        "search": {"epochs": 2},
+        "sample": {"num_candidates": 8, "num_random": 3, "num_tested": 2, "budgets": (0.6,), "ensemble": 2},
+        "retrain": {"epochs": 1, "controls": True},
+        "evaluate": {"max_accuracy_loss": 1.0 - 1e-6},
+        "export": {"uncertainty": 2},
+        "tune": {"ell2": (20.0, 80.0)},
+    }
+    sections = {name: dataclasses.replace(getattr(tiny, name), **values) for name, values in changed.items()}
+    config = dataclasses.replace(tiny, **sections).check()
+    with monkeypatch.context() as patch:
+        recorder = Recorder(patch)
+        for stage in (search, sample, retrain, evaluate, export, report):
+            stage.run(config, tmp_path)
+    reads = recorder.reads
+    assert list(reads) == list(workdir.STAGES)
+    for stage, names in reads.items():
+        depends = set().union(*map(expanded, workdir.STAGES[stage].settings))
+        assert names - depends - {*workdir.NEUTRAL} == set(), stage
+    # What is named one by one is named because it is read; and the recorder sees what surely is.
+    assert {name for name in reads["retrain"] if name.startswith("sample.")} == {
+        name for name in workdir.STAGES["retrain"].settings if name.startswith("sample.")
+    }
+    assert {"search.temperature", "data.pad_crop", "seed", "distribution"} <= reads["search"]
+    assert {"sample.racing", "sample.budgets"} <= reads["sample"] and "retrain.layout" in reads["retrain"]
+    assert {"evaluate.max_accuracy_loss"} <= reads["evaluate"] and "export.uncertainty" in reads["export"]

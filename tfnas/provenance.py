@@ -1,0 +1,46 @@
+"""What the stages of a run ran with: versions of Python, this project and packages. No TensorFlow."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+
+_PACKAGES = ("tfnas", "tensorflow", "keras", "tensorflow-probability", "tensorflow-datasets", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, as they are in this process."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def by_package(stages: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """For each package its version, or the versions that different stages ran with, as 'search 3.14.0; sample 3.15.1'.
+
+    Args:
+        stages: versions by package, by stage, in the order of the run.
+    """
+    found = {}
+    for package in dict.fromkeys(package for of_one in stages.values() for package in of_one):
+        by_version: dict[str, list[str]] = {}
+        for stage, of_one in stages.items():
+            by_version.setdefault(of_one.get(package, "not recorded"), []).append(stage)
+        told = [f"{', '.join(names)} {version}" for version, names in by_version.items()]
+        found[package] = "; ".join(told) if len(told) > 1 else next(iter(by_version))
+    return found
+
+
+def differences(stages: Mapping[str, Mapping[str, str]]) -> str:
+    """What `by_package` says of packages whose versions differ between stages, in one line; '' if none do."""
+    found = by_package(stages)
+    return "; ".join(
+        f"{package} ({found[package]})"
+        for package in found
+        if len({of_one.get(package) for of_one in stages.values()}) > 1
+    )

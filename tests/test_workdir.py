@@ -298,3 +298,38 @@ def test_sealed_files_are_read_as_written_or_refused(tmp_path):
         file.write_text(content)
         with pytest.raises(UserError, match="a.json: truncated or altered"):
             work.read_sealed("a.json", shape)
+
+
+def test_of_several_processes_the_first_one_s_file_stays(tmp_path, monkeypatch):
+    work = workdir.Workdir(tmp_path)
+
+    def beaten(path):
+        workdir.Workdir(tmp_path).write("a.txt", lambda file: file.write_text("first"), replace=False)
+        path.write_text("second")
+
+    assert work.write("a.txt", beaten, replace=False).read_text() == "first"
+    assert work.write("a.txt", lambda file: file.write_text("third")).read_text() == "third"
+
+    def none(*names):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", none)  # as on a bucket that is mounted as a folder
+    assert work.write("b.txt", lambda file: file.write_text("alone"), replace=False).read_text() == "alone"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+def test_a_stage_that_was_interrupted_has_all_versions_it_ran_with(tmp_path, monkeypatch):
+    def attempt(keras, body):
+        monkeypatch.setattr(provenance, "versions", lambda: {"python": "3.11.2", "keras": keras})
+        workdir.Workdir(tmp_path).run_stage("search", config.Config(), body)
+
+    def killed():
+        raise KeyboardInterrupt
+
+    for keras in ("3.14.0", "3.14.0", "3.15.1"):
+        with pytest.raises(KeyboardInterrupt):
+            attempt(keras, killed)
+    monkeypatch.setattr(provenance, "versions", lambda: {"python": "3.11.2", "keras": "3.15.1"})
+    manifest = finished_search(tmp_path).manifest()
+    assert manifest["stages"]["search"]["versions"] == {"python": "3.11.2", "keras": "3.14.0, then 3.15.1"}
+    assert "begun" not in manifest

@@ -15,16 +15,15 @@ import json
 import math
 import os
 import pathlib
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tfnas import atomic
 from tfnas.errors import UserError
 from tfnas.reading import MOST, Shape, read, record, text_of, whole
-from tfnas.workdir import TEMPORARY
 
 _MOST_EXAMPLES = 2**31
 _EVALUATION = record(
@@ -134,7 +133,7 @@ class Evaluations:
                 with open(self.path, "rb") as reader:
                     found = _key(reader, self.path)
                 if found is not None and found != key:
-                    _replace(self.path, _line({"key": key}).encode())
+                    atomic.write(self.path, lambda file: file.write_text(_line({"key": key})), self.path.parent)
                     return False
                 if found is None:
                     stream.truncate(0)
@@ -217,15 +216,6 @@ def _append(file: int, line: bytes, alone: bool) -> int:
             os.ftruncate(file, begin)
         raise
     return begin
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    aside = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}.{path.name}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _lies_at(stream: Any, path: pathlib.Path) -> bool:

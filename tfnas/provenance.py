@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 
 _PACKAGES = ("tfnas", "tensorflow", "keras", "tensorflow-probability", "tensorflow-datasets", "numpy")
+_THEN = ", then "
 
 
 def versions() -> dict[str, str]:
@@ -17,6 +18,20 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
+    return found
+
+
+def then(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Versions of a stage that was interrupted under some and goes on under others, as '3.14.0, then 3.15.1'.
+
+    Args:
+        before: by package, perhaps of several attempts.
+        now: by package.
+    """
+    found = dict(now)
+    for package, earlier in before.items():
+        last = now.get(package, "not recorded")
+        found[package] = earlier if earlier.split(_THEN)[-1] == last else f"{earlier}{_THEN}{last}"
     return found
 
 

@@ -9,6 +9,7 @@ The manifest (`manifest.json`) is JSON with its own digest, `sha256`:
     - `outputs`, files that it wrote, each with its digest;
     - `versions`, of Python, this project and the packages that it ran with;
     - `seconds` that it took.
+- `begun`: the `stage` that runs or was interrupted, its `key`, and the `versions` that it has run with so far.
 
 A stage that has these settings, and whose inputs and outputs are as recorded, is skipped. A stage is refused while one
 before it did not run with the settings of this config, or on other files than lie there now; and so is an input that no
@@ -28,13 +29,12 @@ import pathlib
 import shutil
 import tempfile
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tfnas.config
-from tfnas import holding, provenance
+from tfnas import atomic, holding, provenance
 from tfnas.errors import UserError, shown, unwrapped
 from tfnas.reading import Shape, mapping_of, number, optional, read, record, text_of
 
@@ -66,6 +66,7 @@ def _settings(value: Any, place: str) -> None:
 
 
 _MANIFEST = record(
+    {"begun": record(stage=text_of(), key=text_of(), versions=mapping_of(text_of()))},
     config=optional(mapping_of(_settings)),
     stages=mapping_of(
         record(
@@ -142,7 +143,7 @@ NEUTRAL = (
     "training.checkpoint_minutes",
     "training.checkpoints_kept",
 )
-TEMPORARY = ".tfnas-"  # how the name begins of what is not whole yet
+TEMPORARY = atomic.TEMPORARY
 _UNFINISHED = (f"{TEMPORARY}*", *(f"{stage}/**/{TEMPORARY}*" for stage in STAGES), "tensorflow_datasets/*/incomplete.*")
 
 
@@ -194,8 +195,10 @@ class Workdir:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def write(self, name: str, writer: Callable[[pathlib.Path], object]) -> pathlib.Path:
+    def write(self, name: str, writer: Callable[[pathlib.Path], object], replace: bool = True) -> pathlib.Path:
         """Lets `writer` fill a temporary file beside `name`, then renames it: readers see the old or the new, whole.
+
+        Without `replace`, a file that is there by then stays: of several processes the first one's.
 
         Raises OSError, naming `name`, for a disk that is full or cannot be written; the old file stays.
         """
@@ -205,22 +208,7 @@ class Workdir:
             with tempfile.TemporaryDirectory() as folder:
                 writer(pathlib.Path(folder) / target.name)
             return target
-        # A name that nobody else has, not even a process of the same id in another container. The suffix stays, because
-        # Keras chooses a format by it.
-        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}.{target.name}")
-        try:
-            writer(temporary)
-            sync(temporary)
-            os.replace(temporary, target)
-            for parent in [parent for parent in target.parents if parent.is_relative_to(self.path)]:
-                sync(parent)  # else a power cut may take the name back, or that of a folder made for it
-        except OSError as error:
-            # A stream's error has no name, and nobody knows the temporary one.
-            if error.errno is not None and error.filename in (None, str(temporary)):
-                error.filename, error.filename2 = str(target), None
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic.write(target, writer, self.path, replace)
         return target
 
     def remove(self, path: pathlib.Path) -> None:
@@ -228,13 +216,13 @@ class Workdir:
         if self.writes:
             path.unlink(missing_ok=True)
 
-    def write_json(self, name: str, value: Any) -> pathlib.Path:
-        """Atomically writes `value` as JSON; keys keep their order."""
-        return self.write(name, lambda path: path.write_text(json.dumps(value, indent=1) + "\n"))
+    def write_json(self, name: str, value: Any, replace: bool = True) -> pathlib.Path:
+        """Writes `value` as JSON, as `write` does; keys keep their order."""
+        return self.write(name, lambda path: path.write_text(json.dumps(value, indent=1) + "\n"), replace)
 
-    def write_sealed(self, name: str, value: Mapping[str, Any]) -> pathlib.Path:
+    def write_sealed(self, name: str, value: Mapping[str, Any], replace: bool = True) -> pathlib.Path:
         """Writes `value` as JSON with its digest: of files that no manifest has the digest of."""
-        return self.write_json(name, {**value, "sha256": _seal(value)})
+        return self.write_json(name, {**value, "sha256": _seal(value)}, replace)
 
     def read_sealed(self, name: str, shape: Shape) -> dict[str, Any]:
         """What `write_sealed` wrote, of a shape. Raises UserError if that was truncated or altered since."""
@@ -381,19 +369,32 @@ class Workdir:
                 print(f"{stage:9s} up to date")
                 return False
             depends = self.dependencies(stage, config)
+            ran_with = self._begin(stage, _seal(depends))
             start = time.monotonic()
             with unwrapped():
                 further = body() or ()
             if self.writes:
                 manifest = self.manifest()
+                manifest.pop("begun", None)
                 manifest["stages"][stage] = {
                     **depends,
                     "outputs": {name: digest(self.path / name) for name in (*STAGES[stage].outputs, *further)},
-                    "versions": provenance.versions(),
+                    "versions": ran_with,
                     "seconds": round(time.monotonic() - start, 1),
                 }
                 self.write_sealed(MANIFEST, manifest)
             return True
+
+    def _begin(self, stage: str, key: str) -> dict[str, str]:
+        """Notes that a stage runs; returns the versions it runs with, after those of attempts that were interrupted."""
+        manifest, now = self.manifest(), provenance.versions()
+        before = manifest.get("begun", {})
+        if (before.get("stage"), before.get("key")) == (stage, key):
+            now = provenance.then(before["versions"], now)
+        begun = {"stage": stage, "key": key, "versions": now}
+        if self.writes and before != begun:
+            self.write_sealed(MANIFEST, {**manifest, "begun": begun})
+        return now
 
     def _read_by(self, stage: str, config: tfnas.config.Config) -> list[str]:
         spec = STAGES[stage]
@@ -465,18 +466,6 @@ def digest(path: pathlib.Path) -> str:
             for block in iter(lambda: stream.read(1 << 20), b""):
                 sha.update(block)
     return sha.hexdigest()
-
-
-def sync(path: pathlib.Path) -> None:
-    """Brings a file's contents, or the names in a folder, to the disk; a folder only where its file system can."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(file)
 
 
 def _as_json(value: Any) -> Any:

@@ -357,10 +357,12 @@ class _Sampling:
         return Evaluations(self.work.file(name), key, others)
 
     def _latencies(self) -> dict[str, float]:
-        """Seconds per channel of every gated layer, measured once in a working directory."""
+        """Seconds per channel of every gated layer, measured once in a working directory, whoever is the first."""
         file = self.work.path / workdir.LATENCIES
-        if not file.exists():
-            self.work.write_sealed(workdir.LATENCIES, {"seconds": latencies.layer_latencies(self.supernet)})
+        with distribution.chief_first(self.config.distribution):
+            if not file.exists():
+                measured = {"seconds": latencies.layer_latencies(self.supernet)}
+                self.work.write_sealed(workdir.LATENCIES, measured, replace=False)
         shape = reading.record(seconds=reading.mapping_of(reading.number(0)))
         return self.work.read_sealed(workdir.LATENCIES, shape)["seconds"]
 

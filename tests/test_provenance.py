@@ -1,0 +1,81 @@
+import dataclasses
+import html
+import importlib.metadata
+import json
+import platform
+
+from test_report import CONFIG, ended, made
+
+from tfnas import model_card, provenance, report, workdir
+from tfnas.architecture import Architecture
+from tfnas.config import Tune
+from tfnas.posterior import Posterior
+
+OLD, NEW = ({"python": "3.11.2", "keras": keras} for keras in ("3.14.0", "3.15.1"))
+MIXED = {"search": OLD, "sample": OLD, "retrain": NEW}
+
+
+def test_versions_are_those_of_this_process():
+    found = provenance.versions()
+    assert found["python"] == platform.python_version()
+    for package in ("tfnas", "tensorflow", "keras", "numpy"):
+        assert found[package] == importlib.metadata.version(package)
+
+
+def test_versions_are_told_by_package():
+    assert provenance.by_package({"search": OLD, "sample": OLD}) == OLD
+    assert provenance.by_package(MIXED) == {"python": "3.11.2", "keras": "search, sample 3.14.0; retrain 3.15.1"}
+    assert provenance.differences(MIXED) == "keras (search, sample 3.14.0; retrain 3.15.1)"
+    assert provenance.differences({"search": OLD, "sample": OLD}) == provenance.differences({}) == ""
+    assert provenance.by_package({"search": OLD, "retrain": {**OLD, "numpy": "2.4.6"}})["numpy"] == (
+        "search not recorded; retrain 2.4.6"
+    )
+
+
+def card(path, versions):
+    """Of the run that `made` leaves."""
+    work = made(path)
+    results = json.loads((path / workdir.RESULTS).read_text())
+    return model_card.card(
+        CONFIG,
+        name="digits",
+        image_shape=(8, 8, 1),
+        label_names=[str(i) for i in range(len(results["confusion"]))],
+        sizes={"train": 10, "validation": 10},
+        results=results,
+        verdict={"blessed": True, "checks": []},
+        posterior=Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes()),
+        architecture=Architecture.from_json((work.path / workdir.ARCHITECTURE).read_bytes()),
+        reloaded={"largest_difference": 1e-6, "correct": 1, "total": 2},
+        signatures=["serving_default"],
+        versions=versions,
+        saved_model=path,
+        inputs={},
+    )
+
+
+def test_the_card_says_where_stages_ran_with_different_versions(tmp_path):
+    mixed, alike = (
+        card(tmp_path / name, of) for name, of in (("mixed", MIXED), ("alike", {"search": OLD, "export": OLD}))
+    )
+    assert mixed["versions"] == MIXED
+    told = "ran with different versions: keras (search, sample 3.14.0; retrain 3.15.1)"
+    assert any(told in limit for limit in mixed["limits"]) and told in model_card.markdown(mixed)
+    assert "| keras | search, sample 3.14.0; retrain 3.15.1 |" in model_card.markdown(mixed)
+    assert not any("different versions" in limit for limit in alike["limits"])
+    assert "| keras | 3.14.0 |" in model_card.markdown(alike)
+
+
+def test_the_report_says_where_stages_ran_with_different_versions(tmp_path):
+    work = made(tmp_path)
+    text = report.html(work, CONFIG)
+    assert "different versions" not in text and "<td>3.15.1</td>" in text
+    ended(work, "search", versions={"keras": "3.14.0"})
+    told = "search 3.14.0; sample, retrain, evaluate, export 3.15.1"
+    assert html.unescape(report.html(work, CONFIG)).count(told) == 2  # in a sentence, and in the table
+
+
+def test_the_report_repeats_a_run_without_what_tune_would_try(tmp_path):
+    tuned = dataclasses.replace(CONFIG, tune=Tune(learning_rate=(0.123, 0.2)))
+    text = report.html(made(tmp_path), tuned)
+    assert "again.py" in text and "0.123" not in text

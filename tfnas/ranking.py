@@ -16,7 +16,7 @@ from tfnas.architecture import Architecture
 from tfnas.engine import Engine
 from tfnas.errors import UserError
 from tfnas.evaluations import Evaluations
-from tfnas.racing import Outcome, looks, race
+from tfnas.racing import LARGEST_LOSS, Outcome, looks, race
 from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet
 
@@ -222,7 +222,8 @@ class Field:
 
     def race(self, confidence: float | None, tolerance: float, excluded: Collection[int] = ()) -> Ranking:
         """Races all candidates; `excluded` ones cannot win. Raises UserError if a setting is out of its range."""
-        outcome = race(self, len(self.candidates), self.num_examples, confidence, tolerance, excluded)
+        largest = LARGEST_LOSS if self.by == "loss" else 1.0
+        outcome = race(self, len(self.candidates), self.num_examples, confidence, tolerance, excluded, largest)
         scores = [self.score(i, seen) for i, seen in enumerate(outcome.num_examples)]
         return Ranking(self.candidates, scores, self.by, outcome, self.fresh(outcome.winner))
 

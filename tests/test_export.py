@@ -5,6 +5,9 @@ import dataclasses
 import hashlib
 import io
 import json
+import resource
+import struct
+import zlib
 
 import keras
 import numpy as np
@@ -154,11 +157,12 @@ def test_images_of_another_shape_are_refused_inside_the_signature(fixed, resized
 def test_bytes_that_are_no_such_image_are_refused_inside_the_signature(fixed, resized, rng):
     image = rng.integers(0, 256, (12, 10, 3), np.uint8)
     good, large = encoded(image, "PNG"), encoded(np.zeros((5, 9, 3), np.uint8), "PNG")
-    other = "image_bytes: PNG or JPEG or GIF or BMP files expected. Received another, of number and length:"
+    other = "image_bytes: PNG or JPEG or BMP files expected. Received another, of number and length:"
     cases = [
         ([], "image_bytes: one or more files expected. Received:] [0]"),
         ([good, b"hello"], f"{other}] [1] [5]"),
         ([b""], f"{other}] [0] [0]"),
+        ([encoded(image, "GIF")], f"{other}] [0] [{len(encoded(image, 'GIF'))}]"),
         ([good[:60]], "Invalid PNG data, size 60"),
     ]
     for served in (fixed[1], resized[1]):
@@ -171,6 +175,81 @@ def test_bytes_that_are_no_such_image_are_refused_inside_the_signature(fixed, re
     message = "image_bytes: images of 12 x 10 pixels expected. Received, of number and size:] [1] [5 9]"
     assert message in str(error.value)
     assert resized[1]["serve_bytes"](image_bytes=tf.constant([good, large]))["scores"].shape == (2, 5)
+
+
+def claimed(height, width, form):
+    """A short file whose header claims a size; made by hand, since no encoder would."""
+    if form == "PNG":
+        header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+        chunks = [header, b"IDAT" + zlib.compress(bytes(99)), b"IEND"]
+        packed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    if form == "JPEG":
+        whole = encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")
+        place = whole.index(b"\xff\xc0") + 5  # of the height in the frame's header, the width behind it
+        return whole[:place] + struct.pack(">HH", height, width) + whole[place + 4 :]
+    whole = encoded(np.zeros((8, 8, 3), np.uint8), "BMP")
+    return whole[:18] + struct.pack("<ii", width, -height) + whole[26:]
+
+
+@pytest.mark.parametrize(
+    "form, height, width",
+    [
+        ("PNG", 30_000, 30_000),
+        ("PNG", 22_000, 22_000),  # which TensorFlow itself decodes
+        ("PNG", 2**31 - 1, 1),
+        ("PNG", 2**32 - 1, 2**32 - 1),
+        ("PNG", 0, 5),
+        ("JPEG", 60_000, 60_000),
+        ("BMP", 30_000, 30_000),
+    ],
+)
+def test_a_size_is_refused_by_the_header(fixed, resized, cut, form, height, width, monkeypatch):
+    """Before any pixel of it takes memory: of 1.4 GB at the least, nothing is allocated."""
+    file = claimed(height, width, form)
+    for served in (fixed[1], resized[1], cut):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(tf.errors.InvalidArgumentError) as error:
+            served["serve_bytes"](image_bytes=tf.constant([file]))
+        assert "pixels expected" in str(error.value) and "Received, of number and size:" in str(error.value)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """Signatures that scale the shorter side and cut out the centre; at most 10,000 pixels."""
+    model, chosen = network((12, 12, 3)), dataclasses.replace(DATA, image_size=12, random_resized_crop=True)
+    splits = data.Splits(None, None, None, {}, (12, 12, 3), NAMES)
+    path = tmp_path_factory.mktemp("cut") / "model"
+    signatures.write(model, splits, config.Config(data=chosen, export=config.Export(max_pixels=10_000)), path)
+    return tf.saved_model.load(str(path)).signatures
+
+
+@pytest.mark.parametrize(
+    "shape, fits",
+    # 12 / 0.875 squared, times the ratio of the sides: 10,000 is reached at a ratio of 53.2.
+    [
+        ((100, 100), True),
+        ((100, 101), False),
+        ((2, 106), True),
+        ((106, 2), True),
+        ((2, 107), False),
+        ((1, 9000), False),
+    ],
+)
+def test_pixels_are_limited_as_sent_and_as_scaled(cut, shape, fits):
+    image = np.zeros((*shape, 3), np.uint8)
+    for form in ("PNG", "JPEG", "BMP"):
+        ask = lambda: cut["serve_bytes"](image_bytes=tf.constant([encoded(image, form)]))  # noqa: E731, B023
+        for answer, title in (
+            (ask, "image_bytes: images of"),
+            (lambda: cut["serving_default"](image=image[None]), "image:"),
+        ):
+            if fits:
+                assert answer()["scores"].shape == (1, 5)
+            else:
+                with pytest.raises(tf.errors.InvalidArgumentError, match=f"{title} at most 10000 pixels expected"):
+                    answer()
 
 
 def test_images_of_two_channels_come_in_no_file(tmp_path):

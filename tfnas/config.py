@@ -437,12 +437,16 @@ class Export:
     # Also answer how unsure the search is: by the average of this many of sample's best candidates, under the search's
     # weights, as the signature serve_uncertainty. 0: no such signature. Makes the SavedModel as many networks larger.
     uncertainty: int = 0
+    # Images of more pixels are refused by their header, before anything is decoded: in a request, a file of a few
+    # kilobytes may stand for gigabytes. Where data.image_size is not set, only the data's own size is taken.
+    max_pixels: int = 25_000_000
     formats: tuple[str, ...] = ()  # of FORMATS, beside the SavedModel (docs/formats.md); need 'tfnas[formats]'
     calibration: int = 256  # training images from which '_int8' takes the ranges of values
 
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
         values.at_least("export.version", self.version, 1)
+        values.at_least("export.max_pixels", self.max_pixels, 1)
         values.require(
             self.uncertainty == 0 or self.uncertainty > 1, "export.uncertainty", self.uncertainty, "0, or 2 or more"
         )

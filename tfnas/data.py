@@ -251,6 +251,11 @@ def resize(image: tf.Tensor, size: int) -> tf.Tensor:
     return tf.cast(tf.round(resized), tf.uint8)
 
 
+def scaled_pixels(height: tf.Tensor, width: tf.Tensor, size: int) -> tf.Tensor:
+    """About how many pixels `prepare` scales an image to before it cuts out its centre; float32, like both sizes."""
+    return (size / _CENTRE) ** 2 * tf.maximum(height, width) / tf.minimum(height, width)
+
+
 def _centre(images: tf.Tensor, size: int) -> tf.Tensor:
     """The shorter side brought to size / 0.875, then the middle size x size."""
     extent = tf.shape(images)[-3:-1]

@@ -13,13 +13,14 @@ from tfnas.config import Config
 
 DEFAULT, BYTES, UNCERTAINTY = "serving_default", "serve_bytes", "serve_uncertainty"
 _MOST_NAMED = 5  # classes that are answered by name
-# By format, how its files begin, and the numbers of channels that TensorFlow decodes them to.
+# By format, how its files begin, and the numbers of channels that TensorFlow decodes them to. Not GIF, of which
+# TensorFlow decodes all frames to take one, each of a size of its own, so that no header says how much it will take.
 _FORMATS = {
     "PNG": (b"\x89PNG\r\n\x1a\n", (1, 3, 4)),
     "JPEG": (b"\xff\xd8\xff", (1, 3)),
-    "GIF": (b"GIF8", (3,)),
     "BMP": (b"BM", (3, 4)),
 }
+_HEADER = 32  # bytes that a PNG or BMP file's width and height are among
 
 
 def write(
@@ -33,8 +34,8 @@ def write(
 
     - `serving_default`: `image` uint8 (N, H, W, C), raw pixels. Where `data.image_size` is set, H and W are any, and
       resizing is inside; else they are the data's.
-    - `serve_bytes`: `image_bytes` string (N,), each a file of one of the `formats`, of a GIF its first frame, decoded
-      as the data set's were. Where `data.image_size` is set they may differ in size. Data whose number of channels no
+    - `serve_bytes`: `image_bytes` string (N,), each a file of one of the `formats`, decoded as the data set's were, one
+      after the other, and only if its header says that it is of a size that is taken. Where `data.image_size` is set they may differ in size. Data whose number of channels no
       file has, such as 2, has no such signature.
     - `serve_uncertainty`, with an `ensemble`: `image` as above.
 
@@ -44,8 +45,8 @@ def write(
     it, its `entropy` float32 (N,) in nats, and `disagreement` float32 (N,), the share of members whose most probable
     class is not the mean's.
 
-    An empty batch, images of another size than the data's, and bytes that are no image are answered by an
-    InvalidArgumentError that says what is expected and what was received.
+    An empty batch, images of another size than the data's, or of more pixels than `export.max_pixels`, and bytes that
+    are no image are answered by an InvalidArgumentError that says what is expected and what was received.
 
     Args:
         model: from standardised float32 images (N, H, W, C) to logits (N, classes).
@@ -130,7 +131,11 @@ def _checked(image: tf.Tensor, splits: data.Splits, config: Config) -> tf.Tensor
     wanted = tf.stack([1 if size is None else size for size in (None, *shape)])
     exact = [False, *(size is not None for size in shape)]
     fits = (tf.size(received) == 4) & tf.reduce_all(tf.where(exact, four == wanted, four >= wanted))
-    with tf.control_dependencies([_check(fits, text, received)]):
+    checks = [_check(fits, text, received)]
+    if config.data.image_size:
+        text = f"image: at most {config.export.max_pixels} pixels expected, {_SCALED}. Received, of height and width:"
+        checks.append(_check(~fits | _is_small(four[1:3], config), text, four[1:3]))
+    with tf.control_dependencies(checks):
         # Not `ensure_shape`, from which TensorFlow concludes that the check above always holds, and leaves it out.
         return tf.reshape(image, [four[i] if size is None else size for i, size in enumerate((None, *shape))])
 
@@ -149,18 +154,57 @@ def _decoded(files: tf.Tensor, splits: data.Splits, config: Config) -> tf.Tensor
         known = tf.reduce_any([begins(file, name) for name in taken])
         text = f"image_bytes: {' or '.join(taken)} files expected. Received another, of number and length:"
         with tf.control_dependencies([_check(known, text, number, tf.strings.length(file))]):
-            pixels = sources.decode(tf.identity(file), channels)
+            file = tf.identity(file)
+        size = _size_in_header(file, begins(file, "PNG"), begins(file, "JPEG"))
         if config.data.image_size:
-            return data.prepare(pixels, config.data)
-        text = f"image_bytes: images of {height} x {width} pixels expected. Received, of number and size:"
-        size = tf.shape(pixels)[:2]
-        with tf.control_dependencies([_check(tf.reduce_all(size == [height, width]), text, number, size)]):
-            return tf.reshape(pixels, splits.image_shape)
+            text = f"image_bytes: images of at most {config.export.max_pixels} pixels expected, {_SCALED}."
+            fits = _is_small(size, config)
+        else:
+            text = f"image_bytes: images of {height} x {width} pixels expected."
+            fits = tf.reduce_all(size == [height, width])
+        with tf.control_dependencies([_check(fits, f"{text} Received, of number and size:", number, size)]):
+            pixels = sources.decode(tf.identity(file), channels)
+        return data.prepare(pixels, config.data) if config.data.image_size else tf.reshape(pixels, splits.image_shape)
 
     count = tf.size(files)
     with tf.control_dependencies([_check(count > 0, "image_bytes: one or more files expected. Received:", count)]):
         numbered = (tf.range(count), tf.identity(files))
-    return tf.map_fn(image, numbered, fn_output_signature=tf.TensorSpec(splits.image_shape, tf.uint8))
+    # One at a time: of several that are decoded together, each may be as large as is allowed.
+    spec = tf.TensorSpec(splits.image_shape, tf.uint8)
+    return tf.map_fn(image, numbered, fn_output_signature=spec, parallel_iterations=1)
+
+
+_SCALED = "as sent and as scaled"  # what the limit of pixels holds for
+
+
+def _is_small(size: tf.Tensor, config: Config) -> tf.Tensor:
+    """Whether an image of `size`, int32 (height, width), has at least one pixel and at most `export.max_pixels`.
+
+    Neither before nor after the scaling that `data.prepare` does before it cuts out the centre: an image of one row
+    becomes as many times larger as it is long.
+    """
+    height, width = tf.unstack(tf.cast(size, tf.float32), 2)
+    most = float(config.export.max_pixels)
+    fits = (height >= 1) & (width >= 1) & (height * width <= most)
+    if config.data.random_resized_crop:
+        fits &= data.scaled_pixels(height, width, config.data.image_size) <= most
+    return fits
+
+
+def _size_in_header(file: tf.Tensor, is_png: tf.Tensor, is_jpeg: tf.Tensor) -> tf.Tensor:
+    """int32 (height, width) by the header of a PNG, JPEG or else BMP file; of one that ends in it, anything."""
+    head = tf.strings.join([tf.strings.substr(file, 0, _HEADER), tf.constant(b"\0" * _HEADER)])
+
+    def png() -> tf.Tensor:  # width and height of the chunk IHDR, which is the first
+        return tf.io.decode_raw(tf.strings.substr(head, 16, 8), tf.int32, little_endian=False)[::-1]
+
+    def jpeg() -> tf.Tensor:
+        return tf.image.extract_jpeg_shape(file)[:2]
+
+    def bmp() -> tf.Tensor:  # of BITMAPINFOHEADER; a negative height is that of an image from the top down
+        return tf.abs(tf.io.decode_raw(tf.strings.substr(head, 18, 8), tf.int32)[::-1])
+
+    return tf.ensure_shape(tf.cond(is_png, png, lambda: tf.cond(is_jpeg, jpeg, bmp)), (2,))
 
 
 def _check(condition: tf.Tensor, text: str, *values: tf.Tensor) -> tf.Operation:

@@ -226,30 +226,22 @@ def cut(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "shape, fits",
+    "height, width, fits",
     # 12 / 0.875 squared, times the ratio of the sides: 10,000 is reached at a ratio of 53.2.
-    [
-        ((100, 100), True),
-        ((100, 101), False),
-        ((2, 106), True),
-        ((106, 2), True),
-        ((2, 107), False),
-        ((1, 9000), False),
-    ],
+    [(100, 100, True), (100, 101, False), (2, 106, True), (106, 2, True), (2, 107, False), (1, 9000, False)],
 )
-def test_pixels_are_limited_as_sent_and_as_scaled(cut, shape, fits):
-    image = np.zeros((*shape, 3), np.uint8)
-    for form in ("PNG", "JPEG", "BMP"):
-        ask = lambda: cut["serve_bytes"](image_bytes=tf.constant([encoded(image, form)]))  # noqa: E731, B023
-        for answer, title in (
-            (ask, "image_bytes: images of"),
-            (lambda: cut["serving_default"](image=image[None]), "image:"),
-        ):
-            if fits:
-                assert answer()["scores"].shape == (1, 5)
-            else:
-                with pytest.raises(tf.errors.InvalidArgumentError, match=f"{title} at most 10000 pixels expected"):
-                    answer()
+def test_pixels_are_limited_as_sent_and_as_scaled(cut, height, width, fits):
+    image = np.zeros((height, width, 3), np.uint8)
+    requests = [
+        ("serve_bytes", {"image_bytes": tf.constant([encoded(image, form)])}, "image_bytes: images of")
+        for form in ("PNG", "JPEG", "BMP")
+    ]
+    for name, sent, title in (*requests, ("serving_default", {"image": tf.constant(image[None])}, "image:")):
+        if fits:
+            assert cut[name](**sent)["scores"].shape == (1, 5)
+        else:
+            with pytest.raises(tf.errors.InvalidArgumentError, match=f"{title} at most 10000 pixels expected"):
+                cut[name](**sent)
 
 
 def test_images_of_two_channels_come_in_no_file(tmp_path):

@@ -2,7 +2,10 @@
 
 import base64
 import concurrent.futures
+import contextlib
+import http.client
 import json
+import pathlib
 import re
 import shutil
 import signal
@@ -22,6 +25,7 @@ from tfnas import server
 from tfnas.errors import UserError
 
 NAMES = tuple(f"digit {i}" for i in range(10))
+MAX_BYTES, MAX_IMAGES = 1_000_000, 20
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ class Running:
         from tensorflow_serving.apis import prediction_service_pb2_grpc
 
         command = [sys.executable, "-m", "tfnas.server", f"--model_base_path={exported}", "--model_name=digits"]
-        command += ["--port=0", "--rest_api_port=0"]
+        command += ["--port=0", "--rest_api_port=0", f"--max_request_bytes={MAX_BYTES}", f"--max_images={MAX_IMAGES}"]
         self.errors = errors
         with errors.open("w") as file:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True)
@@ -315,7 +319,7 @@ def test_grpc_refuses_what_does_not_fit_and_lives_on(running, weights):
         (
             ({"image": message(uint8, 2**40, 8, 8, 1, int_val=[1])},),
             "INVALID_ARGUMENT",
-            r"shape \(1099511627776, .* bytes",
+            "image: at most 20 in a request expected. Received: 1099511627776",
         ),
         (({"image": tensor_pb2.TensorProto()},), "INVALID_ARGUMENT", shape),
         (({},), "INVALID_ARGUMENT", "'image' expected. Received: none"),
@@ -341,6 +345,11 @@ def test_grpc_refuses_what_does_not_fit_and_lives_on(running, weights):
     with pytest.raises(grpc.RpcError) as raised:
         running.stub.Classify(_classification(), timeout=60)
     assert raised.value.code().name == "UNIMPLEMENTED" and "Predict" in raised.value.details()
+    from tfnas import served
+
+    with pytest.raises(served.Refused, match=r"Received: shape \(1, 1048576, 1048576, 1\) in \d+ bytes"):
+        one_for_all = message(uint8, 1, 2**20, 2**20, 1, int_val=[1])
+        served.from_message("image", tf.TensorSpec((None, None, None, 1), tf.uint8), one_for_all)
     # One value may stand for all, as tf.make_tensor_proto writes it.
     zeros = running.grpc({"image": tf.make_tensor_proto(0, tf.uint8, (2, 8, 8, 1))})
     assert_message(zeros, softmax(np.zeros((2, 8, 8, 1)), weights))
@@ -351,6 +360,60 @@ def _classification():
     from tensorflow_serving.apis import classification_pb2
 
     return classification_pb2.ClassificationRequest()
+
+
+def test_large_requests_are_refused_before_they_take_memory(running, weights):
+    import grpc
+
+    def peak():  # of the server's memory, in bytes
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status_file.read_text())[1])
+
+    status_file = pathlib.Path(f"/proc/{running.process.pid}/status")
+    body = b'{"instances": [' + b" " * (MAX_BYTES - 14 - 2) + b"]}"
+    assert len(body) == MAX_BYTES + 1
+    status, answer = running.rest(body[:-3] + body[-2:])
+    assert status == 400 and "instances: a list of at least one expected" in answer["error"]
+    for path in ("/v1/models/digits:predict", "/v2/models/digits/infer"):
+        status, answer = running.rest(body, path)
+        words = f"body: at most {MAX_BYTES} bytes expected (--max_request_bytes). Received: {len(body)}"
+        assert (status, answer) == (413, {"error": words})
+    before = peak()
+    # In pieces, with no length said before; 30 MB is thrown away, and of 300 MB the connection is closed.
+    host, port = running.url.removeprefix("http://").split(":")
+    for megabytes in (30, 300):
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        with contextlib.suppress(OSError) if megabytes > 32 else contextlib.nullcontext():
+            pieces = (b" " * 10**6 for _ in range(megabytes))
+            connection.request("POST", "/v1/models/digits:predict", pieces, encode_chunked=True)
+            answer = connection.getresponse()
+            said = json.load(answer)["error"]
+            assert answer.status == 413 and said.endswith("Received: 30000000" if megabytes == 30 else "or more")
+        connection.close()
+    for arguments, code, said in [
+        (({"image": images(3, 20_000)},), "RESOURCE_EXHAUSTED", rf"larger than max \(\d+ vs. {MAX_BYTES}\)"),
+        (({"image": images(3, MAX_IMAGES + 1)},), "INVALID_ARGUMENT", "image: at most 20 in a request .* Received: 21"),
+        (({"image_bytes": [b""] * 21}, "serve_bytes"), "INVALID_ARGUMENT", "image_bytes: at most 20 in a request"),
+    ]:
+        with pytest.raises(grpc.RpcError) as raised:
+            running.grpc(*arguments)
+        assert raised.value.code().name == code and re.search(said, raised.value.details()), raised.value
+    # Zeros, packed into a thousandth.
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest()
+    request.inputs["image"].tensor_content = bytes(300_000_000)
+    with pytest.raises(grpc.RpcError) as raised:
+        running.stub.Predict(request, timeout=60, compression=grpc.Compression.Gzip)
+    assert raised.value.code().name == "UNIMPLEMENTED", raised.value
+    for rows, name in ((images(3, 21).tolist(), "image"), ([{"b64": ""}] * 21, "image_bytes")):
+        body = {"instances": rows, "signature_name": "serve_bytes" if name == "image_bytes" else ""}
+        status, answer = running.rest(body)
+        words = f"{name}: at most 20 in a request expected. Received: 21"
+        assert (status, answer) == (400, {"error": words})
+    assert peak() - before < 100_000_000
+    pixels = images(5, MAX_IMAGES)
+    assert_rows(running.rest({"instances": pixels.tolist()}), softmax(pixels, weights))
+    assert_message(running.grpc({"image": pixels}), softmax(pixels, weights))
 
 
 def test_documented_clients_work(running, weights, tmp_path, monkeypatch, capsys):
@@ -410,20 +473,20 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path, exported, monkeypat
         with pytest.raises(UserError, match="the package 'grpc' expected. Received: none; pip install 'tfnas"):
             server._serve()
     with pytest.raises(UserError, match="^base_path: '.*/nowhere' is not there$"):
-        served.Model("digits", tmp_path / "nowhere")
+        served.Model("digits", tmp_path / "nowhere", 9)
     (tmp_path / "damaged" / "1").mkdir(parents=True)
     (tmp_path / "damaged" / "1" / "saved_model.pb").write_text("not a model")
     with pytest.raises(UserError, match="damaged/1: a SavedModel expected. Received: OSError: .Cannot parse file"):
-        served.Model("digits", tmp_path / "damaged")
+        served.Model("digits", tmp_path / "damaged", 9)
     shutil.copytree(exported / "3", tmp_path / "copy" / "1")
     (tmp_path / "copy" / "1" / "assets.extra" / "tf_serving_warmup_requests").write_bytes(100 * b"damaged")
     with pytest.raises(UserError, match="tf_serving_warmup_requests: requests that fit the model expected"):
-        served.Model("digits", tmp_path / "copy")
+        served.Model("digits", tmp_path / "copy", 9)
     with server.listen("--rest_api_port", "127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         words = f"^--port={port}: in use at 127.0.0.1 by another process; give another, or 0 for any free one$"
         with pytest.raises(UserError, match=words):
-            server.start_grpc(served.Models([]), "127.0.0.1", port)
+            server.start_grpc(served.Models([]), "127.0.0.1", port, 9)
     assert grpc  # only what was refused was started
 
 

@@ -43,8 +43,13 @@ class Model:
         signature_defs: the SignatureDefs by name, as the SavedModel has them.
     """
 
-    def __init__(self, name: str, base_path: str | os.PathLike[str]) -> None:
+    def __init__(self, name: str, base_path: str | os.PathLike[str], max_images: int) -> None:
         """Loads it, and answers the warm-up requests that lie in it.
+
+        Args:
+            name: in requests.
+            base_path: folder of the model, with one for each version.
+            max_images: that a request may have: computing with one takes many times the memory of its pixels.
 
         Raises:
             UserError: if `base_path` has no version, or the newest is no SavedModel.
@@ -52,6 +57,7 @@ class Model:
         path = model_folder.newest(base_path, "base_path")
         self.name = name
         self.version = int(path.name)
+        self.max_images = max_images
         try:
             self._loaded = tf.saved_model.load(path)
             stored = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
@@ -94,6 +100,9 @@ class Model:
         if not set(outputs) <= set(signature.structured_outputs):
             known = _listed(signature.structured_outputs)
             raise Refused(f"output_filter: of {known} expected. Received: {_listed(outputs)}")
+        for name, spec in specs.items():
+            if spec.shape.rank and spec.shape[0] is None and (number := _rows(inputs[name])) > self.max_images:
+                raise Refused(f"{name}: at most {self.max_images} in a request expected. Received: {number}")
         tensors = {name: tensor(name, spec, inputs[name]) for name, spec in specs.items()}
         try:
             answer = {name: value.numpy() for name, value in signature(**tensors).items()}
@@ -110,7 +119,8 @@ class Model:
         try:
             for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
                 request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
-                self.predict(request.model_spec.signature_name, dict(request.inputs), from_message)
+                if all(_rows(value) <= self.max_images for value in request.inputs.values()):
+                    self.predict(request.model_spec.signature_name, dict(request.inputs), from_message)
         except Exception as error:  # a damaged file, or requests of another model
             raise UserError(f"{file}: requests that fit the model expected. Received: {plain(error)}") from error
 
@@ -219,6 +229,14 @@ def _columns(rows: Any) -> Any:
     if not all(named) or any(row.keys() != rows[0].keys() for row in rows):
         raise Refused("instances: the same inputs by name in each expected. Received: different ones")
     return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _rows(value: Any) -> int:
+    """Entries along the first axis of an input's value, lists or a TensorProto; 0 if it has no axis."""
+    if isinstance(value, list):
+        return len(value)
+    sizes = value.tensor_shape.dim if hasattr(value, "tensor_shape") else ()
+    return sizes[0].size if sizes else 0
 
 
 def _strings(name: str, spec: Any, value: Any, depth: int = 0) -> Any:

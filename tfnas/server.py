@@ -39,6 +39,13 @@ _CONFIG_FILE = flags.DEFINE_string(
 )
 _PORT = flags.DEFINE_integer("port", 8500, "Port of gRPC; 0 takes a free one.", 0, 65535)
 _REST_PORT = flags.DEFINE_integer("rest_api_port", 8501, "Port of REST; 0 takes a free one.", 0, 65535)
+_MAX_BYTES = flags.DEFINE_integer(
+    "max_request_bytes",
+    32 << 20,
+    "Bytes of a request: of its body in REST, of its message in gRPC. More is refused.",
+    1,
+)
+_MAX_IMAGES = flags.DEFINE_integer("max_images", 256, "Images, or other inputs, of a request; more are refused.", 1)
 _ADDRESS = flags.DEFINE_string("address", "127.0.0.1", "What is listened at; 0.0.0.0 is all the machine's addresses.")
 
 _PROGRAM = "tfnas.server"
@@ -46,8 +53,14 @@ _GRACE = 10  # seconds that requests under way have to end
 _HTTP = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429}
 
 
-def start_grpc(models: served.Models, address: str, port: int) -> tuple[Any, int]:
+def start_grpc(models: served.Models, address: str, port: int, max_bytes: int) -> tuple[Any, int]:
     """A grpc.Server that answers PredictionService's Predict and GetModelMetadata, started, and its port.
+
+    Args:
+        models: that it serves.
+        address: of this machine.
+        port: 0 is any that is free.
+        max_bytes: of a request's message; a larger one is refused with RESOURCE_EXHAUSTED, unread.
 
     Raises:
         UserError: if the port cannot be had.
@@ -92,7 +105,13 @@ def start_grpc(models: served.Models, address: str, port: int) -> tuple[Any, int
 
         Regress = MultiInference = Classify
 
-    options = [("grpc.so_reuseport", 0), *((f"grpc.max_{way}_message_length", -1) for way in ("send", "receive"))]
+    options = [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", max_bytes),
+        # No compression: the limit would hold for a message as it is sent, whatever it is unpacked to.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+    ]
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(thread_name_prefix="grpc"), options=options)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), server)
     try:
@@ -140,8 +159,59 @@ def _check_ports() -> None:
     listen("--port", address, port).close()
 
 
-def rest_server(models: served.Models) -> Any:
-    """A kserve RESTServer that answers TensorFlow Serving's predict, status and metadata; it listens when it is run."""
+class _Bounded:
+    """An ASGI application behind which no request's body is larger than `max_bytes`; a larger one is answered by 413.
+
+    A body of no declared length, sent in pieces, is counted as it comes.
+    """
+
+    _DRAINED = 32  # x max_bytes of a refused body are taken and thrown away: many clients read no answer before
+
+    def __init__(self, app: Any, max_bytes: int) -> None:
+        self._app = app
+        self._max = max_bytes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        declared = int(length) if length.isdigit() else 0
+        pieces: list[bytes] = []
+        size, more = 0, True
+        while more and size <= self._DRAINED * self._max:
+            message = await receive()
+            if message["type"] != "http.request":  # the client has gone
+                return
+            piece, more = message.get("body", b""), message.get("more_body", False)
+            size += len(piece)
+            if max(size, declared) > self._max:
+                pieces.clear()
+            else:
+                pieces.append(piece)
+        if max(size, declared) > self._max:
+            from starlette.responses import JSONResponse
+
+            received = f"{max(size, declared)}{' or more' * more}"
+            error = f"body: at most {self._max} bytes expected (--max_request_bytes). Received: {received}"
+            await JSONResponse({"error": error}, 413)(scope, receive, send)
+            return
+        waiting = [{"type": "http.request", "body": b"".join(pieces), "more_body": False}]
+        pieces.clear()
+
+        async def replayed() -> Any:
+            return waiting.pop() if waiting else await receive()
+
+        await self._app(scope, replayed, send)
+
+
+def rest_server(models: served.Models, max_bytes: int) -> Any:
+    """A kserve RESTServer that answers TensorFlow Serving's predict, status and metadata; it listens when it is run.
+
+    Args:
+        models: that it serves.
+        max_bytes: of a request's body.
+    """
     arguments, sys.argv = sys.argv, sys.argv[:1]  # kserve parses the command line when it is imported
     try:
         import kserve.model_server
@@ -215,6 +285,7 @@ def rest_server(models: served.Models) -> Any:
         return starlette.responses.JSONResponse({"error": message}, error.status_code)
 
     http = kserve.model_server.app
+    http.add_middleware(_Bounded, max_bytes=max_bytes)
     http.add_exception_handler(served.Refused, refuse)
     http.add_exception_handler(starlette.exceptions.HTTPException, no_route)
     # Before kserve's own, which they stand in for.
@@ -261,13 +332,14 @@ def _serve() -> None:
     # A mistake is told by now: TensorFlow and the models take seconds to load.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a request that is refused is no warning
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # nor is it an error
     terminal.load_tensorflow()
     from tfnas import served
 
-    models = served.Models(served.Model(name, folder) for name, folder in folders.items())
+    models = served.Models(served.Model(name, folder, _MAX_IMAGES.value) for name, folder in folders.items())
     listening = listen("--rest_api_port", _ADDRESS.value, _REST_PORT.value)
-    rest = rest_server(models)
-    rpc, port = start_grpc(models, _ADDRESS.value, _PORT.value)
+    rest = rest_server(models, _MAX_BYTES.value)
+    rpc, port = start_grpc(models, _ADDRESS.value, _PORT.value, _MAX_BYTES.value)
     names = ", ".join(f"{model.name} version {model.version}" for model in models.by_name.values())
     rest_port = listening.getsockname()[1]
     print(f"ready: {names}; REST http://{_ADDRESS.value}:{rest_port}, gRPC {_ADDRESS.value}:{port}", flush=True)

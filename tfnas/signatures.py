@@ -35,8 +35,8 @@ def write(
     - `serving_default`: `image` uint8 (N, H, W, C), raw pixels. Where `data.image_size` is set, H and W are any, and
       resizing is inside; else they are the data's.
     - `serve_bytes`: `image_bytes` string (N,), each a file of one of the `formats`, decoded as the data set's were, one
-      after the other, and only if its header says that it is of a size that is taken. Where `data.image_size` is set they may differ in size. Data whose number of channels no
-      file has, such as 2, has no such signature.
+      after the other, and only if its header says that it is of a size that is taken. Where `data.image_size` is set
+      they may differ in size. Data whose number of channels no file has, such as 2, has no such signature.
     - `serve_uncertainty`, with an `ensemble`: `image` as above.
 
     The first two answer `probabilities` float32 (N, classes), in the order of the labels, and of the k = min(5,

@@ -31,7 +31,7 @@ from ml_collections import config_flags
 from pipelines import nas_pipeline
 from pipelines.options import Options
 from tfnas import config as config_lib
-from tfnas import functions, handover, terminal, workdir
+from tfnas import functions, handover, holding, terminal, workdir
 from tfnas import main as command_line
 from tfnas.errors import UserError, ending_in_one_line
 
@@ -143,10 +143,8 @@ def run_locally(options: Options, arguments: dict[str, Any], folder: str) -> Non
     said is in `pipeline.log`, what the stages say on the terminal too.
 
     Raises:
-        UserError: with the stage's own message, if one fails.
+        UserError: with the stage's own message, if one fails; if another process runs one in this folder.
     """
-    from kfp import local
-
     place = pathlib.Path(folder).absolute()
     if (place / workdir.MANIFEST).exists():
         raise UserError(f"--workdir: {place} holds a run of 'tfnas run': use another, or delete it")
@@ -155,11 +153,18 @@ def run_locally(options: Options, arguments: dict[str, Any], folder: str) -> Non
         log = open(place / _LOG, "a", encoding="utf-8")
     except OSError as error:
         raise UserError(f"workdir {place}: cannot be written ({error.strerror})") from None
+    with log, holding.held(place):
+        _run_in(place, log, options, arguments)
+
+
+def _run_in(place: pathlib.Path, log: TextIO, options: Options, arguments: dict[str, Any]) -> None:
+    from kfp import local
+
     _let_tasks_import()
     # Its last lines are needed, and a task from the cache says nothing.
     options = dataclasses.replace(options, uncached=(*options.uncached, "report"))
     screen = _Screen(sys.stdout, log)
-    with log, tempfile.TemporaryDirectory() as workspace, _kept_as_it_was(screen):
+    with tempfile.TemporaryDirectory() as workspace, _kept_as_it_was(screen):
         # Of images that are no Python's, and of machines' sizes, both of which say nothing here.
         warnings.simplefilter("ignore")
         local.init(

@@ -10,9 +10,10 @@ import numpy as np
 import processes
 import pytest
 import tensorflow as tf
+from absl.testing import flagsaver
 from conftest import TINY, lines
 
-from tfnas import config, distribution, workdir
+from tfnas import config, distribution, main, workdir
 from tfnas.errors import LostWorker, UserError
 
 # A network without normalisation, so that the mean over the global batch is all that replicas must agree on.
@@ -199,6 +200,28 @@ def test_a_process_knows_its_place(monkeypatch, cluster, task, expected):
     monkeypatch.setenv("TF_CONFIG", json.dumps(value))
     found = distribution.cluster()
     assert (found.index, found.count) == expected and found.is_chief == (expected[0] == 0)
+    # All of a cluster hold a folder by one name, which no other cluster has.
+    others = {"cluster": cluster, "task": {"type": list(cluster)[-1], "index": 0}} if cluster else value
+    monkeypatch.setenv("TF_CONFIG", json.dumps(others))
+    assert distribution.cluster().name == found.name and bool(found.name) == (expected[1] > 1)
+    monkeypatch.setenv("TF_CONFIG", json.dumps(others).replace(":1", ":2"))
+    assert distribution.cluster().name != found.name or not found.name
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections' reading of a config file
+@pytest.mark.parametrize("index", [0, 1])
+def test_only_the_chief_claims_a_folder_and_does_what_needs_no_training(monkeypatch, tmp_path, index):
+    value = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": index}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(value))
+    ran = []
+    monkeypatch.setattr(main, "_run_stage", lambda stage, config, work: ran.append(stage))
+    monkeypatch.setattr(main, "_blessed", lambda work: True)
+    monkeypatch.setattr(main, "_say_end", lambda work, config: ran.append("end"))
+    with flagsaver.as_parsed(config=str(processes.ROOT / "configs" / "digits.py"), workdir=str(tmp_path), shard=""):
+        main._run(["run"])
+    stages = list(workdir.STAGES)
+    assert ran == ([*stages, "end"] if index == 0 else ["search", "sample", "retrain"])
+    assert (tmp_path / workdir.MANIFEST).exists() == (index == 0)
 
 
 @pytest.mark.parametrize(

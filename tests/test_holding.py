@@ -15,6 +15,7 @@ import time
 import pytest
 from conftest import ROOT, tfnas_script
 
+from tfnas import config as config_lib
 from tfnas import holding, workdir
 from tfnas.errors import UserError
 
@@ -189,3 +190,36 @@ def test_a_second_run_is_told_who_works_there(tmp_path):
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"tfnas: workdir {tmp_path}: process {process.pid} on ") and "--workdir" in line
         assert workdir.Workdir(tmp_path).manifest() == {"config": None, "stages": {}}
+
+
+def test_shards_share_a_folder_and_a_whole_sample_does_not(tmp_path):
+    from tfnas.stages import sample
+
+    config = config_lib.Config()
+    with holder(tmp_path, sample.SHARDS):
+        with pytest.raises(UserError, match="sample needs search's results"):  # it was let in
+            sample.run(config, tmp_path, "1/2")
+        with pytest.raises(UserError, match="works in it since"):
+            sample.run(config, tmp_path)
+    with holder(tmp_path), pytest.raises(UserError, match="works in it since"):
+        sample.run(config, tmp_path, "1/2")
+
+
+def test_one_that_reads_and_one_that_tunes(tmp_path):
+    """Tune has a folder of its own in the working directory, and each of its trials too."""
+    from tfnas import tuning
+
+    tuned = config_lib.Config(tune=config_lib.Tune(learning_rate=(0.1, 0.2)))
+    (tmp_path / tuning.FOLDER).mkdir()
+    with holder(tmp_path / tuning.FOLDER), pytest.raises(UserError, match="tune: process .* works in it since"):
+        tuning.run(tuned, tmp_path)
+    with holder(tmp_path):
+        assert workdir.Workdir(tmp_path).manifest()["stages"] == {}
+
+
+def test_two_pipelines_of_one_folder(tmp_path):
+    from pipelines import run
+    from pipelines.options import Options
+
+    with holder(tmp_path), pytest.raises(UserError, match="works in it since"):
+        run.run_locally(Options(), {}, str(tmp_path))

@@ -94,7 +94,7 @@ def _naive(supernet, candidates, batches):
 
 
 def _ranked(supernet, batches, candidates, confidence, recalibration=None):
-    """(seconds, ranking, losses and hits of each candidate) of one ranking from nothing, tracing included."""
+    """(seconds, ranking, each candidate's losses and accuracies) of one ranking from nothing, tracing included."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         engine = Engine(supernet, batches, _BATCH, seed=0, recalibration=recalibration)
@@ -104,7 +104,7 @@ def _ranked(supernet, batches, candidates, confidence, recalibration=None):
             if confidence is not None:
                 return seconds, ranking, None
             found = [kept.read(candidate.digest(), engine.num_examples) for candidate in candidates]
-    return seconds, ranking, [np.stack(part) for part in zip(*found, strict=True)]
+    return seconds, ranking, [np.stack([figures[name] for figures in found]) for name in ("loss", "accuracy")]
 
 
 def _peak_flops():
@@ -177,13 +177,13 @@ def main(_):
     memory.append(_megabytes())
     recalibration = training.recalibration(config, splits, supernet)
     settled_seconds, settled, _ = _ranked(supernet, batches, candidates, 0.95, recalibration)
-    full_seconds, ranking, (losses, hits) = _ranked(supernet, batches, candidates, None)
+    full_seconds, ranking, (losses, correct) = _ranked(supernet, batches, candidates, None)
     memory.append(_megabytes())
     after = _naive(supernet, some, batches)
     num_examples = losses.shape[1]
     naive_seconds = count * statistics.mean(seconds for seconds, _ in [*before, *after])
     differ = sum(
-        round(accuracy * num_examples) != hits[i].sum()
+        round(accuracy * num_examples) != correct[i].sum()
         for i, (_, accuracy) in zip(range(0, count, every), before, strict=True)
     )
     limit_seconds = count * num_examples * 2 * kept / peak

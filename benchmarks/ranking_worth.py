@@ -108,7 +108,7 @@ def _measured(config, splits, supernet, pools):
         found[pool] = []
         for i, architecture in enumerate(architectures):
             title = f"{pool}, {i + 1} of {len(architectures)}"
-            scores = [dataclasses.asdict(evaluate(architecture)) for evaluate in evaluators]
+            scores = [evaluate(architecture).record() for evaluate in evaluators]
             for c in configs:
                 scores += _retrained(c, splits, supernet, architecture, title, batches, images)
             record = {"parameters": cost(supernet.graph, architecture).parameters}

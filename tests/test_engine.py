@@ -40,14 +40,14 @@ def test_count_of_correct_examples_is_plain_evaluations_for_50_candidates(rng):
     engine = Engine(supernet, batches, batch_size=128)
     candidates = [*supernet.posterior().sample(25, seed=0), *with_dropped_operations(supernet, rng, 25)]
     losses = {i: [] for i in range(50)}
-    hits = {i: [] for i in range(50)}
+    correct = {i: [] for i in range(50)}
     for e in engine.evaluate(candidates):
-        losses[e.number].append(e.losses)
-        hits[e.number].append(e.hits)
+        losses[e.number].append(e.figures["loss"])
+        correct[e.number].append(e.figures["accuracy"])
     for i, candidate in enumerate(candidates):
         supernet.set_architecture(candidate)
         loss, accuracy = supernet.evaluate(images, labels, batch_size=100, verbose=0)
-        assert np.concatenate(hits[i]).sum() == round(accuracy * 300)
+        assert np.concatenate(correct[i]).sum() == round(accuracy * 300)
         assert np.concatenate(losses[i]).mean() == pytest.approx(loss, rel=1e-4)
 
 
@@ -128,7 +128,7 @@ def test_common_beginnings_are_computed_once_and_results_do_not_depend_on_compan
     num_segments = len(compiled)
     assert num_segments == 4 and calls == [*range(num_segments), num_segments - 1]
     for i, candidate in enumerate((one, other, one)):
-        np.testing.assert_array_equal(together[i].losses, next(engine.evaluate([candidate])).losses)
+        np.testing.assert_array_equal(together[i].figures["loss"], next(engine.evaluate([candidate])).figures["loss"])
 
 
 def test_nothing_is_traced_after_the_engine_is_made(rng, monkeypatch):
@@ -153,8 +153,9 @@ def test_parts_of_the_examples_in_a_seeded_order(rng):
     expected = np.asarray(supernet(images[order[10:31]], training=False))
     np.testing.assert_allclose(engine.outputs(candidate, 10, 31), expected, rtol=1e-3, atol=1e-4)
     parts = list(engine.evaluate([candidate], 10, 31))
-    assert [e.start for e in parts] == [10, 17, 24] and sum(len(e.losses) for e in parts) == 21
-    np.testing.assert_array_equal(np.concatenate([e.hits for e in parts]), expected.argmax(1) == labels[order[10:31]])
+    assert [e.start for e in parts] == [10, 17, 24] and sum(len(e.figures["loss"]) for e in parts) == 21
+    accuracy = np.concatenate([e.figures["accuracy"] for e in parts])
+    np.testing.assert_array_equal(accuracy, expected.argmax(1) == labels[order[10:31]])
 
 
 def test_what_cannot_be_evaluated_is_refused(rng):

@@ -30,7 +30,6 @@ from tfnas import (
 )
 from tfnas.architecture import MOST_CHANNELS, Architecture
 from tfnas.channels import Graph
-from tfnas.engine import Engine
 from tfnas.errors import UserError
 from tfnas.evaluations import Evaluations, _line
 from tfnas.posterior import LayerGates, Posterior
@@ -222,24 +221,19 @@ def _own_activation(x):
     return keras.layers.Conv2D(3, 1, activation=mine, name="k")(x)
 
 
-def test_a_supernet_of_two_outputs_is_not_ranked():
-    supernet = gated(outputs=2)
-    supernet.compile(loss=["mse", "mse"])
-    told("rank: a supernet with one input and one output expected. Received: 1 and 2", Engine, supernet, [])
-
-
 def test_an_evaluation_that_is_whole_but_none(tmp_path):
     file = tmp_path / "e.jsonl"
     with Evaluations(file, "run") as kept:
-        kept.append("a" * 64, 0, np.ones(3, np.float32), np.ones(3, bool))
+        kept.append("a" * 64, 0, {"loss": np.ones(3, np.float32)})
     head, line = file.read_text().splitlines()
     record = json.loads(line.partition(" ")[2])
-    file.write_text(f"{head}\n{_line({**record, 'digest': 'no digest'})}")
-    told(
-        "e.jsonl: line 2 was altered, delete the file to rank again (a digest, and a loss and a hit an example, are "
-        "expected)",
-        lambda: Evaluations(file, "run").__enter__(),
-    )
+    for wrong in ({"digest": "no digest"}, {"figures": {"loss": "AAAA"}}, {"figures": {"loss": "no base64"}}):
+        file.write_text(f"{head}\n{_line({**record, **wrong})}")
+        told(
+            "e.jsonl: line 2 was altered, delete the file to rank again (a digest, and figures of each example, are "
+            "expected)",
+            lambda: Evaluations(file, "run").__enter__(),
+        )
 
 
 def test_a_loss_that_is_not_finite_is_told_by_check():
@@ -439,7 +433,6 @@ def test_a_constant_where_the_size_is_not_known():
     x = keras.layers.Conv2D(4, 3, padding="same", bias_initializer="ones", name="stem")(image)
     x = keras.layers.Conv2D(4, 3, padding="same", bias_initializer="ones", name="a")(x)
     x = keras.layers.Conv2D(4, 3, padding="same", name="b")(x)
-    x = keras.layers.Concatenate()([x, keras.layers.Conv2D(4, 1, name="other")(image)])
     logits = keras.layers.Dense(2, name="head")(keras.layers.GlobalAveragePooling2D()(x))
     supernet = tfnas.gate(keras.Model(image, logits), ell2=1.0, num_examples=10)
     masks = {"a": np.zeros(4, bool), "b": np.ones(4, bool)}

@@ -11,11 +11,15 @@ from tfnas.evaluations import Evaluations
 A, B = "a" * 64, "b" * 64
 
 
+def figures(losses):
+    return {"loss": losses, "accuracy": (losses > 0.6).astype(np.float32), "share": 1 - losses}
+
+
 def write(path, key="run", entries=((A, 0, 5), (B, 0, 3), (A, 5, 4))):
     with Evaluations(path, key) as kept:
         for digest, start, count in entries:
             losses = np.arange(start, start + count, dtype=np.float32) / 7
-            kept.append(digest, start, losses, losses > 0.6)
+            kept.append(digest, start, figures(losses))
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -23,10 +27,12 @@ def test_what_was_written_is_read_back(tmp_path):
     write(path)
     with Evaluations(path, "run") as kept:
         assert (kept.known(A), kept.known(B), kept.known("c" * 64), kept.count) == (9, 3, 0, 3)
-        losses, hits = kept.read(A, 7)
-        np.testing.assert_array_equal(losses, np.arange(7, dtype=np.float32) / 7)
-        np.testing.assert_array_equal(hits, np.arange(7) / 7 > 0.6)
-        assert losses.dtype == np.float32 and hits.dtype == bool
+        found = kept.read(A, 7)
+        expected = figures(np.arange(7, dtype=np.float32) / 7)
+        assert list(found) == list(expected)
+        for name, values in found.items():
+            np.testing.assert_array_equal(values, expected[name])
+            assert values.dtype == np.float32
 
 
 def test_a_line_cut_short_is_dropped_wherever_it_is_cut(tmp_path):
@@ -38,7 +44,7 @@ def test_a_line_cut_short_is_dropped_wherever_it_is_cut(tmp_path):
         path.write_bytes(whole[:end])
         with Evaluations(path, "run") as kept:
             assert kept.known(A) == 5
-            kept.append(A, 5, np.arange(5, 9, dtype=np.float32) / 7, np.arange(5, 9) / 7 > 0.6)
+            kept.append(A, 5, figures(np.arange(5, 9, dtype=np.float32) / 7))
         assert path.read_bytes() == whole
 
 
@@ -81,9 +87,8 @@ def test_files_that_overlap_are_read_as_one(tmp_path):
             write(file, entries=entries)
         with Evaluations(path, "run", [shard]) as kept:
             assert kept.known(A) == 9
-            losses, hits = kept.read(A, 9)
-            np.testing.assert_array_equal(losses, np.arange(9, dtype=np.float32) / 7)
-            np.testing.assert_array_equal(hits, np.arange(9) / 7 > 0.6)
+            for name, values in figures(np.arange(9, dtype=np.float32) / 7).items():
+                np.testing.assert_array_equal(kept.read(A, 9)[name], values)
 
 
 def test_shards_are_read_and_left_as_they_are(tmp_path):
@@ -94,8 +99,8 @@ def test_shards_are_read_and_left_as_they_are(tmp_path):
     shard.write_bytes(cut)
     with Evaluations(path, "run", [shard]) as kept:
         assert (kept.known(A), kept.known(B)) == (5, 3)
-        kept.append(A, 5, np.ones(2, np.float32), np.ones(2, bool))
-        assert kept.read(A, 7)[0].tolist() == pytest.approx([0, 1 / 7, 2 / 7, 3 / 7, 4 / 7, 1, 1])
+        kept.append(A, 5, figures(np.ones(2, np.float32)))
+        assert kept.read(A, 7)["loss"].tolist() == pytest.approx([0, 1 / 7, 2 / 7, 3 / 7, 4 / 7, 1, 1])
     assert shard.read_bytes() == cut
 
 
@@ -107,10 +112,9 @@ def written_by_itself(path, barrier, writer, count):
         for i in range(count):
             # Lines of up to 40 kB: longer than a pipe's, a page's and a stream's buffer.
             size = 1 + 1000 * (i % 8)
-            kept.append(
-                digest_of(writer), kept.known(digest_of(writer)), np.full(size, writer, "f4"), np.ones(size, bool)
-            )
-            assert (kept.read(digest_of(writer), kept.known(digest_of(writer)))[0] == writer).all()
+            kept.append(digest_of(writer), kept.known(digest_of(writer)), {"loss": np.full(size, writer + 0.5, "f4")})
+            found = kept.read(digest_of(writer), kept.known(digest_of(writer)))
+            assert (found["loss"] == writer + 0.5).all()
 
 
 def digest_of(writer):
@@ -135,18 +139,18 @@ def test_what_several_processes_append_to_one_file_is_whole(tmp_path):
     with Evaluations(path, "run") as kept:  # which refuses a line that is not as it was written
         for i in range(writers):
             known = sum(1 + 1000 * (j % 8) for j in range(count))
-            assert kept.known(digest_of(i)) == known and (kept.read(digest_of(i), known)[0] == i).all()
+            assert kept.known(digest_of(i)) == known and (kept.read(digest_of(i), known)["loss"] == i + 0.5).all()
         assert kept.known(A) == 9
 
 
 def test_a_line_that_another_process_left_unfinished_does_not_spoil_the_next(tmp_path):
     path = tmp_path / "e.jsonl"
     with Evaluations(path, "run") as kept:
-        kept.append(A, 0, np.zeros(2, np.float32), np.ones(2, bool))
+        kept.append(A, 0, figures(np.zeros(2, np.float32)))
         with open(path, "ab") as file:
             file.write(b"0000 killed in the midd")
-        kept.append(A, 2, np.ones(2, np.float32), np.ones(2, bool))
-        assert kept.read(A, 4)[0].tolist() == [0, 0, 1, 1]
+        kept.append(A, 2, figures(np.ones(2, np.float32)))
+        assert kept.read(A, 4)["loss"].tolist() == [0, 0, 1, 1]
     with Evaluations(path, "run") as kept:
         assert kept.known(A) == 4
 
@@ -154,10 +158,10 @@ def test_a_line_that_another_process_left_unfinished_does_not_spoil_the_next(tmp
 def test_who_still_appends_to_another_runs_file_keeps_that_to_itself(tmp_path):
     path = tmp_path / "e.jsonl"
     with Evaluations(path, "old") as old:
-        old.append(A, 0, np.zeros(2, np.float32), np.ones(2, bool))
+        old.append(A, 0, figures(np.zeros(2, np.float32)))
         write(path, "run")
-        old.append(A, 2, np.ones(2, np.float32), np.ones(2, bool))
-        assert old.read(A, 4)[0].tolist() == [0, 0, 1, 1]
+        old.append(A, 2, figures(np.ones(2, np.float32)))
+        assert old.read(A, 4)["loss"].tolist() == [0, 0, 1, 1]
     with Evaluations(path, "run") as kept:
         assert (kept.known(A), kept.known(B)) == (9, 3)
     assert [file.name for file in tmp_path.iterdir()] == ["e.jsonl"]
@@ -192,5 +196,5 @@ def test_a_full_disk_leaves_the_lines_before(tmp_path, monkeypatch):
     with Evaluations(path, "run") as kept:
         monkeypatch.setattr(os, "write", full)
         with pytest.raises(OSError, match="No space left"):
-            kept.append(A, 9, np.ones(2, np.float32), np.ones(2, bool))
+            kept.append(A, 9, figures(np.ones(2, np.float32)))
     assert path.read_bytes() == before

@@ -296,8 +296,8 @@ def test_evaluations(lines, tmp_path, data):
     def everything():
         with evaluations.Evaluations(path, "run") as kept:
             for digest, known in list(kept._known.items()):
-                losses, hits = kept.read(digest.hex(), known)
-                assert losses.shape == hits.shape == (known,) and known > 0
+                found = kept.read(digest.hex(), known)
+                assert {values.shape for values in found.values()} == {(known,)} and known > 0
             return True
 
     answer(everything)

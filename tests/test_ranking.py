@@ -123,9 +123,11 @@ engine = Engine(supernet, validation, 20, strategy=strategy)
 used = set()
 device = tf.device
 tf.device = lambda name: (used.add(name), device(name))[1]
-found = sorted((e.number, e.start, e.losses.tolist()) for e in engine.evaluate(candidates))
+def losses(engine):
+    return sorted((e.number, e.start, e.figures["loss"].tolist()) for e in engine.evaluate(candidates))
+found = losses(engine)
 assert len(used) == 2 and len(found) == 21, used
-one = sorted((e.number, e.start, e.losses.tolist()) for e in Engine(supernet, validation, 20).evaluate(candidates))
+one = losses(Engine(supernet, validation, 20))
 assert found == one
 print("equal")
 """

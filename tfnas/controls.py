@@ -226,7 +226,7 @@ def _best(
     adjust: Callable[[Architecture], None] = _unchanged,
 ) -> list[Arm]:
     """The candidate of the highest accuracy that has a path to the output, cut out; nothing if none has."""
-    for i in sorted(range(len(scores)), key=lambda i: (-scores[i].accuracy, i)):
+    for i in sorted(range(len(scores)), key=lambda i: (-(scores[i].accuracy or 0.0), i)):
         if supernet.graph.flow(candidates[i]).reaches_outputs():
             adjust(candidates[i])
             name = f"{title}, best of {count or len(candidates):,}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,10 +22,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import program
+from tfnas import inputs, program
 from tfnas.architecture import Architecture
-from tfnas.errors import UserError, naming
 from tfnas.folding import Folding, Weights, weights_of
+from tfnas.losses import Criterion
 from tfnas.program import Fed, Unit
 from tfnas.recalibration import Recalibration, with_statistics
 from tfnas.supernet import Supernet
@@ -42,70 +41,61 @@ class Evaluation:
     Attributes:
         number: of the architecture among those that were asked for.
         start: number of the first example.
-        losses: float32, one an example.
-        hits: whether it was classified correctly, bool, one an example.
-        outputs: of the network, float32, shape (examples, classes).
+        figures: what `Criterion` finds of each example, by name, such as 'loss'; float32, shape (examples,).
+        outputs: of the network, in the model's structure, float32, shape (examples, ...) each.
     """
 
     number: int
     start: int
-    losses: np.ndarray
-    hits: np.ndarray
-    outputs: np.ndarray
+    figures: dict[str, np.ndarray]
+    outputs: Any
 
 
 class Engine:
     """Evaluates architectures of one supernet on one set of examples.
 
     Args:
-        supernet: compiled with the loss to rank by; one input and one output. Its weights are those of now. Computed
-            in float32, whatever its policy.
-        examples: batches of (inputs, integer labels). Read once and kept in a temporary file, so in memory as far as
-            there is room for it.
+        supernet: compiled with the loss to rank by. Its weights are those of now. Computed in float32, whatever its
+            policy.
+        examples: inputs, labels and perhaps sample weights, of any kind that `tfnas.inputs.read` takes. Read once.
         batch_size: examples that are computed at a time.
         seed: of the random order in which the examples are numbered; None keeps theirs.
         strategy: a `tf.distribute` strategy, whose devices then evaluate different candidates side by side. None: one.
         recalibration: gives every candidate normalisation statistics of its own; None: the supernet's.
 
+    Attributes:
+        names: of the figures that are found of each example (see `Criterion`).
+
     Raises:
-        UserError: if the supernet is not compiled, or there are no examples.
+        UserError: if the supernet is not compiled, there are no examples, or they do not fit the model or the loss.
     """
 
     def __init__(
         self,
         supernet: Supernet,
-        examples: tf.data.Dataset,
+        examples: Any,
         batch_size: int = 250,
         seed: int | None = None,
         strategy: tf.distribute.Strategy | None = None,
         recalibration: Recalibration | None = None,
     ):
-        if not getattr(supernet, "compiled", False):
-            raise UserError(
-                "rank: a supernet compiled with its loss expected. Received: one that is not; call "
-                "supernet.compile(loss=...) first"
-            )
         self.graph = supernet.graph
-        if len(self.graph.inputs) != 1 or len(self.graph.outputs) != 1:
-            raise UserError(
-                "rank: a supernet with one input and one output expected. "
-                f"Received: {len(self.graph.inputs)} and {len(self.graph.outputs)}"
-            )
         self.batch_size = batch_size
-        self._inputs, self._labels = _kept(examples)
+        self._structure = supernet.network.output
+        self._examples = inputs.read(examples, supernet.network, "rank")
         self._order = np.arange(self.num_examples)
         if seed is not None:
             self._order = np.random.default_rng(seed).permutation(self.num_examples)
-        loss = keras.losses.get(supernet.loss)
-        self._loss = loss.call if isinstance(loss, keras.losses.Loss) else loss
+        self._criterion = Criterion(supernet, self._examples)
+        self.names = self._criterion.names
         self._devices: Sequence[str | None] = (None,) if strategy is None else strategy.extended.worker_devices
-        self._weights: Weights = weights_of(self.graph)
+        self._weights: Weights = keras.tree.map_structure(np.float32, weights_of(self.graph))
         self._statistics = None
         if recalibration is not None:
             # A race comes back to its candidates at every look.
             size = sum(values["moving_mean"].nbytes * 2 for values in self._weights.values() if "moving_mean" in values)
             self._statistics = functools.lru_cache(int(_STATISTICS_BYTES / max(size, 1)) + 1)(recalibration.statistics)
-        self._segments = program.segments(self.graph, self._inputs[:1])
+        self._segments = program.segments(self.graph, self._examples.take(slice(0, 1)).inputs)
         # What ends a segment is computed whole, so that whether it can be shared does not depend on what follows.
         self._ends = [segment[-1].last for segment in self._segments[:-1]]
         self._programs = [self._program(segment) for segment in self._segments]
@@ -114,7 +104,7 @@ class Engine:
     @property
     def num_examples(self) -> int:
         """Examples in all."""
-        return len(self._labels)
+        return len(self._examples)
 
     def evaluate(
         self, architectures: Sequence[Architecture], start: int = 0, stop: int | None = None
@@ -143,13 +133,14 @@ class Engine:
                 for done in pool.map(lambda evaluations: list(evaluations), work):
                     yield from done
 
-    def labels(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The labels of the examples from number `start` to `stop`."""
-        return self._labels[self._order[start:stop]]
+    def labels(self, start: int = 0, stop: int | None = None) -> Any:
+        """The labels of the examples from number `start` to `stop`, in the structure that they were given in."""
+        return self._examples.take(self._order[start:stop]).labels
 
-    def outputs(self, architecture: Architecture, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The network's outputs under one architecture, float32, shape (stop - start, classes)."""
-        return np.concatenate([e.outputs for e in self.evaluate([architecture], start, stop)])
+    def outputs(self, architecture: Architecture, start: int = 0, stop: int | None = None) -> Any:
+        """The network's outputs under one architecture, in its structure, float32, shape (stop - start, ...) each."""
+        parts = [e.outputs for e in self.evaluate([architecture], start, stop)]
+        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
     def _on_device(
         self, device: str | None, chosen: Sequence[tuple[int, Architecture]], start: int, stop: int
@@ -157,9 +148,9 @@ class Engine:
         candidates = [_Candidate(self, architecture) for _, architecture in chosen]
         for first in range(start, stop, self.batch_size):
             last = min(first + self.batch_size, stop)
-            labels = tf.convert_to_tensor(self.labels(first, last))
+            given, truth = self._tensors(self._examples.take(self._order[first:last]))
             keys: list[bytes] = []  # of what was computed last, segment by segment
-            results: list[Any] = [tf.convert_to_tensor(self._inputs[self._order[first:last]])]
+            results: list[Any] = [given]
             for (number, _), candidate in zip(chosen, candidates, strict=True):
                 common = 0
                 while common < len(keys) and keys[common] == candidate.keys[common]:
@@ -167,33 +158,41 @@ class Engine:
                 del results[common + 1 :]
                 with tf.device(device):
                     for j in range(common, len(self._segments)):
-                        results.append(self._programs[j](results[-1], labels, candidate.feed(j)))
+                        results.append(self._programs[j](results[-1], truth, candidate.feed(j)))
                 keys = candidate.keys
-                losses, hits, outputs = (np.asarray(result) for result in results[-1])
-                yield Evaluation(number, first, losses, hits, outputs)
+                figures, outputs = keras.tree.map_structure(np.asarray, results[-1])
+                yield Evaluation(number, first, figures, keras.tree.pack_sequence_as(self._structure, outputs))
 
     def _program(self, segment: Sequence[Unit]) -> Any:
         """One segment, traced here and never again."""
 
-        def run(tensor: tf.Tensor, labels: tf.Tensor, fed: dict[str, Fed]) -> Any:
-            values = {segment[0].node.inputs[0]: tensor}
+        first, last = segment is self._segments[0], segment is self._segments[-1]
+        starts = self.graph.inputs if first else segment[0].reads[:1]
+
+        def run(tensors: list[tf.Tensor], truth: dict[str, Any], fed: dict[str, Fed]) -> Any:
+            values = dict(zip(starts, tensors, strict=True))
             for unit in segment:
                 values[unit.last] = unit(values, fed[unit.name])
-            result = values[segment[-1].last]
-            if segment is not self._segments[-1]:
-                return result
-            outputs = tf.cast(result, tf.float32)
-            hits = tf.cast(tf.argmax(outputs, -1), tf.int64) == tf.cast(labels, tf.int64)
-            return self._loss(labels, outputs), hits, outputs
+            if not last:
+                return [values[segment[-1].last]]
+            outputs = [tf.cast(values[program.OUTPUT - k], tf.float32) for k in range(len(self.graph.outputs))]
+            return self._criterion(outputs, truth["labels"], truth.get("weights")), outputs
 
-        first = segment[0].node.inputs[0]
-        if first in self.graph.inputs:
-            tensor = tf.TensorSpec((None, *self._inputs.shape[1:]), self._inputs.dtype)
-        else:
-            tensor = tf.TensorSpec((None, *segment[0].source_shape, None))
-        labels = tf.TensorSpec((None, *self._labels.shape[1:]), self._labels.dtype)
+        tensors, truth = keras.tree.map_structure(
+            lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), self._tensors(self._examples.take(slice(0, 1)))
+        )
+        if not first:
+            tensors = [tf.TensorSpec((None, *segment[0].source_shape, None))]
         fed = {unit.name: unit.signature() for unit in segment}
-        return tf.function(run).get_concrete_function(tensor, labels, fed)
+        return tf.function(run).get_concrete_function(tensors, truth, fed)
+
+    @staticmethod
+    def _tensors(examples: inputs.Examples) -> tuple[list[tf.Tensor], dict[str, Any]]:
+        """What the programs are given of examples: inputs; labels and weights."""
+        truth = {"labels": examples.labels, "weights": examples.weights}
+        return keras.tree.map_structure(
+            tf.convert_to_tensor, (examples.inputs, {key: part for key, part in truth.items() if part is not None})
+        )
 
 
 class _Candidate:
@@ -234,21 +233,3 @@ def _masks(architecture: Architecture) -> bytes:
 
 def _kernel_bytes(weights: Weights) -> int:
     return sum(array.nbytes for variables in weights.values() for array in variables.values())
-
-
-def _kept(examples: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """All inputs and labels, as arrays in unnamed temporary files."""
-    with naming(tempfile.gettempdir()), tempfile.TemporaryFile() as inputs, tempfile.TemporaryFile() as labels:
-        count, arrays = 0, []
-        for pair in examples:
-            arrays = [np.asarray(part) for part in pair]
-            count += len(arrays[1])
-            for file, array in zip((inputs, labels), arrays, strict=True):
-                file.write(np.ascontiguousarray(array).data)
-        if not count:
-            raise UserError("rank: at least one batch of validation data expected. Received: none")
-        kept = []
-        for file, array in zip((inputs, labels), arrays, strict=True):
-            file.flush()
-            kept.append(np.memmap(file, array.dtype, "r", shape=(count, *array.shape[1:])))
-        return kept[0], kept[1]

@@ -1,4 +1,4 @@
-"""Losses and hits of architectures on numbered examples, in a file that grows by one line an evaluation.
+"""Losses and accuracies of architectures on numbered examples, in a file that grows by one line an evaluation.
 
 What is in the file is never computed again: a run that was killed, a shard of a run on another machine, and a run with
 more candidates or other budgets all go on from what they find. A line is a checksum and JSON; the first names what the
@@ -23,11 +23,14 @@ import numpy as np
 
 from tfnas import atomic
 from tfnas.errors import UserError
-from tfnas.reading import MOST, Shape, read, record, text_of, whole
+from tfnas.reading import MOST, Shape, mapping_of, read, record, text_of, whole
 
 _MOST_EXAMPLES = 2**31
 _EVALUATION = record(
-    digest=text_of(), start=whole(0, MOST), count=whole(1, _MOST_EXAMPLES), losses=text_of(), hits=text_of()
+    digest=text_of(),
+    start=whole(0, MOST),
+    count=whole(1, _MOST_EXAMPLES),
+    figures=mapping_of(text_of(), 1),
 )
 
 
@@ -82,31 +85,29 @@ class Evaluations:
         """On how many examples from the first on an architecture was evaluated, without a gap."""
         return self._known.get(bytes.fromhex(digest), 0)
 
-    def append(self, digest: str, start: int, losses: np.ndarray, hits: np.ndarray) -> None:
+    def append(self, digest: str, start: int, figures: Mapping[str, np.ndarray]) -> None:
         """Writes an evaluation through to the file.
 
         Args:
             digest: of the architecture.
             start: number of the first example.
-            losses: float32, shape (n,).
-            hits: bool, shape (n,).
+            figures: of each example, by name, such as 'loss' and 'accuracy'; float32, shape (n,) each.
         """
         record = {
             "digest": digest,
             "start": start,
-            "count": len(losses),
-            "losses": base64.b64encode(losses.astype("<f4").tobytes()).decode(),
-            "hits": base64.b64encode(np.packbits(hits).tobytes()).decode(),
+            "count": len(next(iter(figures.values()))),
+            "figures": {name: _encoded(values) for name, values in figures.items()},
         }
         line = _line(record).encode()
         with _locked(self._own) as locked:
             offset = _append(self._own.fileno(), line, locked)
         self._note(record, len(self._files) - 1, offset, len(line))
 
-    def read(self, digest: str, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Losses, float32, and hits, bool, of the examples [0, stop), which must be known; shape (stop,) each."""
+    def read(self, digest: str, stop: int) -> dict[str, np.ndarray]:
+        """Figures of the examples [0, stop), which must be known, by name; float32, shape (stop,) each."""
         places = self._places.get(bytes.fromhex(digest), {})
-        losses, hits = np.empty(stop, np.float32), np.empty(stop, bool)
+        figures: dict[str, list[np.ndarray]] = {}
         start = 0
         while start < stop:
             file, offset, size = places[start]
@@ -114,12 +115,10 @@ class Evaluations:
             record = json.loads(os.pread(self._files[file].fileno(), size, offset)[9:])
             known = start - record["start"]
             count = min(record["count"] - known, stop - start)
-            part = slice(known, known + count)
-            losses[start : start + count] = np.frombuffer(base64.b64decode(record["losses"]), "<f4")[part]
-            packed = np.frombuffer(base64.b64decode(record["hits"]), np.uint8)
-            hits[start : start + count] = np.unpackbits(packed)[part]
+            for name, text in record["figures"].items():
+                figures.setdefault(name, []).append(_decoded(text, record["count"])[known : known + count])
             start += count
-        return losses, hits
+        return {name: np.concatenate(parts) for name, parts in figures.items()}
 
     def _open_own(self, key: str) -> bool:
         """Opens the file that is appended to, begun with `key`; whether it is still the one that lies at `path`."""
@@ -154,9 +153,7 @@ class Evaluations:
                     return
                 found = _parsed(line, path, number, _EVALUATION)
                 if not _is_whole(found):
-                    raise UserError(
-                        f"{_altered(path, number)} (a digest, and a loss and a hit an example, are expected)"
-                    )
+                    raise UserError(f"{_altered(path, number)} (a digest, and figures of each example, are expected)")
                 self._note(found, len(self._files) - 1, offset, len(line))
                 offset += len(line)
 
@@ -241,11 +238,27 @@ def _altered(path: pathlib.Path, number: int) -> str:
     return f"{path}: line {number} was altered, delete the file to rank again"
 
 
+def _encoded(values: np.ndarray) -> str:
+    """Base64 of float32, or of bits where all values are 0 or 1, as of most accuracies."""
+    bits = values.astype(bool)
+    packed = np.packbits(bits) if np.array_equal(bits, values) else values.astype("<f4")
+    return base64.b64encode(packed.tobytes()).decode()
+
+
+def _decoded(text: str, count: int) -> np.ndarray:
+    """The values, float32, shape (count,)."""
+    packed = base64.b64decode(text, validate=True)
+    if len(packed) == 4 * count:
+        return np.frombuffer(packed, "<f4")
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(np.float32)
+
+
 def _is_whole(evaluation: Mapping[str, Any]) -> bool:
-    """Whether the digest is one, and there are a loss and a hit for each example."""
+    """Whether the digest is one, and there is a figure of each example."""
+    count = evaluation["count"]
     try:
         bytes.fromhex(evaluation["digest"])
-        losses, hits = (base64.b64decode(evaluation[name], validate=True) for name in ("losses", "hits"))
+        sizes = [len(base64.b64decode(text, validate=True)) for text in evaluation["figures"].values()]
     except ValueError:
         return False
-    return len(losses) == 4 * evaluation["count"] and len(hits) == math.ceil(evaluation["count"] / 8)
+    return all(size in (4 * count, math.ceil(count / 8)) for size in sizes)

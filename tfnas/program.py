@@ -18,29 +18,30 @@ from tfnas.folding import Folding
 from tfnas.kinds import TRANSPOSED
 
 Fed = dict[str, Any]  # what one unit is given for one candidate
-OUTPUT = -1  # the number of the unit that writes the output's constants out
+OUTPUT = -1  # number of what the unit makes that writes the first output's constants out; the next one's is one less
 
 
-def segments(graph: Graph, example: np.ndarray) -> list[list[Unit]]:
+def segments(graph: Graph, example: Sequence[np.ndarray]) -> list[list[Unit]]:
     """All steps in order, cut where one tensor is all that flows on.
 
     Args:
-        graph: of a supernet with one input and one output.
-        example: an input of the shape that all will have, shape (1, ..., channels).
+        graph: of a supernet.
+        example: one array for each of its inputs, of the shape that all will have, shape (1, ..., channels).
 
     Returns:
-        Lists of units. The first is what comes before any gate; each of the others begins with the gates it has, and
-        reads nothing but the output of the one before.
+        Lists of units. The first is what comes before any gate, and reads the inputs; each of the others begins with
+        the gates it has, and reads nothing but the output of the one before. The last ends with the model's outputs.
     """
     return _segments(graph, _units(graph, _shapes(graph, example)))
 
 
-def _shapes(graph: Graph, example: np.ndarray) -> list[tuple[int, ...]]:
+def _shapes(graph: Graph, example: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
     """Spatial shape of every node's output, from an example (the model's own may leave the image's size open)."""
+    given = dict(zip(graph.inputs, example, strict=True))
     values: list[tf.Tensor] = []
-    for node in graph.nodes:
+    for i, node in enumerate(graph.nodes):
         tensors = [values[j] for j in node.inputs]
-        values.append(tf.convert_to_tensor(example) if node.kind == "input" else node.call(node.inner, tensors))
+        values.append(tf.convert_to_tensor(given[i]) if i in given else node.call(node.inner, tensors))
     return [tuple(value.shape[1:-1]) for value in values]
 
 
@@ -69,16 +70,17 @@ def _units(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> list[Unit]:
         activation = follower(i if norm is None else norm, "pointwise")
         taken |= {j for j in (norm, activation) if j is not None}
         units.append(_Kernel(graph, i, shapes, norm, activation))
-    return [*units, _Output(graph, graph.outputs[0], shapes)]
+    return [*units, *(_Output(graph, i, shapes, number) for number, i in enumerate(graph.outputs))]
 
 
 def _segments(graph: Graph, units: Sequence[Unit]) -> list[list[Unit]]:
     """Units between tensors that everything flows through; each segment but the first begins with the gates it has."""
+    steps, outputs = units[: -len(graph.outputs)], units[-len(graph.outputs) :]
     chunks: list[list[Unit]] = [[]]
-    for u, unit in enumerate(units[:-1]):
+    for u, unit in enumerate(steps):
         chunks[-1].append(unit)
-        made = {earlier.last for earlier in units[: u + 1]} | set(graph.inputs)
-        read = {i for later in units[u + 1 : -1] for i in later.node.inputs}
+        made = {earlier.last for earlier in steps[: u + 1]} | set(graph.inputs)
+        read = {i for later in (*steps[u + 1 :], *outputs) for i in later.reads}
         if read & made == {unit.last}:
             chunks.append([])
     segments = [[*chunks[0]]]
@@ -86,7 +88,7 @@ def _segments(graph: Graph, units: Sequence[Unit]) -> list[list[Unit]]:
         if any(unit.node.gated for unit in chunk):
             segments.append([])
         segments[-1].extend(chunk)
-    segments[-1].append(units[-1])
+    segments[-1].extend(outputs)
     return segments
 
 
@@ -117,6 +119,11 @@ class Unit:
         self.shape = shapes[i]
         self.source_shape = shapes[self.node.inputs[0]]
         self.edges = [_Edge(self.source(j)) for j in range(len(self.node.inputs))]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Numbers of the nodes whose outputs it takes."""
+        return self.node.inputs
 
     def source(self, j: int) -> Node:
         """The node that it reads as its input number j."""
@@ -386,10 +393,6 @@ def _filtered(node: Node, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 class _Merge(Unit):
     """Add, Multiply, ...; a source that is all constant is joined as its constants, without a tensor of its own."""
 
-    def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]]):
-        super().__init__(graph, i, shapes)
-        self.broadcasts = any(shapes[j] != self.shape for j in self.node.inputs)
-
     def wanted(self, flow: Flow, j: int) -> np.ndarray:
         return flow.held(self.i) if self.source(j).num_channels == self.node.num_channels else np.arange(1)
 
@@ -401,11 +404,7 @@ class _Merge(Unit):
             total = self.edges[0](given[0], fed["edge0"])
             for j, x in enumerate(given[1:], 1):
                 total = self._joined(join, total, x, fed[f"edge{j}"], j)
-            total = total / len(given) if self.node.merge == "average" else total
-            if not self.broadcasts:
-                return total
-            # A source that is all constant brings no tensor, and so not its size either.
-            return tf.broadcast_to(total, (tf.shape(total)[0], *self.shape, tf.shape(total)[-1]))
+            return total / len(given) if self.node.merge == "average" else total
 
         return tf.cond(fed["exists"], compute, lambda: tf.zeros((tf.shape(given[0])[0], *self.shape, 0)))
 
@@ -452,19 +451,26 @@ class _Whole(Unit):
 
 
 class _Output(Unit):
-    """The model's output with all its channels, those that are constant included."""
+    """One of the model's outputs with all its channels, those that are constant included."""
 
-    def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]]):
-        super().__init__(graph, i, shapes)
-        self.last, self.name = OUTPUT, "output"
+    def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]], number: int):
+        self.graph, self.i, self.node, self.shape = graph, i, graph.nodes[i], shapes[i]
+        self.last = OUTPUT - number
+        self.name = f"output/{number}"  # no layer's: Keras allows none with a slash
         self.edges = [_Edge(self.node)]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.i,)
 
     def feed(self, flow: Flow, folding: Folding) -> Fed:
         wanted = np.arange(self.node.num_channels)
         return {"exists": np.array(True), "edge0": self.edges[0].feed(flow, folding, self.i, wanted)}
 
     def __call__(self, values: Mapping[int, tf.Tensor], fed: Fed) -> tf.Tensor:
-        return self.edges[0](values[self.i], fed["edge0"])
+        output = self.edges[0](values[self.i], fed["edge0"])
+        # Keras finds out by the shape what 'accuracy' means.
+        return tf.ensure_shape(output, (None, *self.shape, self.node.num_channels))
 
 
 # Kinds with a rule of their own; any other is computed whole.

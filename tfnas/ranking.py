@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,11 +18,12 @@ from tfnas.architecture import Architecture
 from tfnas.engine import Engine
 from tfnas.errors import UserError
 from tfnas.evaluations import Evaluations
+from tfnas.losses import ACCURACY, LOSS, TOP5_ACCURACY
 from tfnas.racing import LARGEST_LOSS, Outcome, looks, race
 from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet
 
-CRITERIA = ("loss", "accuracy")
+CRITERIA = (LOSS, ACCURACY)
 _MOST_SHOWN = 10  # candidates in a notebook's table
 
 
@@ -29,19 +32,30 @@ class Score:
     """Of one candidate on held-out examples.
 
     Attributes:
-        loss: mean, nats for a cross-entropy.
-        accuracy: in [0, 1].
+        loss: mean of the compiled loss (see `tfnas.losses`), nats for a cross-entropy.
+        accuracy: share of correct positions (examples, or for example their pixels), in [0, 1]; None unless exactly one
+            output is a classification.
         num_examples: how many there were.
+        top5_accuracy: share whose label is among the five most probable classes; None with at most 20 classes.
+        accuracies: of each output, where several are classifications, by the figures' names in `Criterion`.
     """
 
     loss: float
-    accuracy: float
+    accuracy: float | None
     num_examples: int
+    top5_accuracy: float | None = None
+    accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, losses: np.ndarray, hits: np.ndarray) -> Score:
-        """From every example's loss and whether it was classified correctly."""
-        return cls(float(np.mean(losses, dtype=np.float64)), float(np.mean(hits)), len(hits))
+    def of(cls, figures: Mapping[str, np.ndarray]) -> Score:
+        """From what `Criterion` finds of every example."""
+        means = {name: float(np.mean(values, dtype=np.float64)) for name, values in figures.items()}
+        loss, accuracy, top5 = means.pop(LOSS), means.pop(ACCURACY, None), means.pop(TOP5_ACCURACY, None)
+        return cls(loss, accuracy, len(figures[LOSS]), top5, means)
+
+    def record(self) -> dict[str, Any]:
+        """As a file has it: without what there is not."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None and value != {}}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -65,9 +79,12 @@ class Ranking:
 
     def __repr__(self) -> str:
         best = self.scores[self.outcome.winner]
+        figures = [f"loss {best.loss:.4g}"]
+        figures += [] if best.accuracy is None else [f"accuracy {best.accuracy:.1%}"]
+        figures += [] if best.top5_accuracy is None else [f"top-5 {best.top5_accuracy:.1%}"]
         return (
-            f"<Ranking of {len(self.candidates):,} candidates by {self.by}: number {self.outcome.winner} is best, loss "
-            f"{best.loss:.4g}, accuracy {best.accuracy:.1%}; {len(self.outcome.ties):,} tie with it; "
+            f"<Ranking of {len(self.candidates):,} candidates by {self.by}: number {self.outcome.winner} is best, "
+            f"{', '.join(figures)}; {len(self.outcome.ties):,} tie with it; "
             f"{self.outcome.saved:.0%} of the evaluations saved>"
         )
 
@@ -77,8 +94,9 @@ class Ranking:
         if self.fresh:
             lead += (
                 f" On {self.fresh.num_examples:,} fresh examples the winner has loss {self.fresh.loss:.3f}, accuracy "
-                f"{100 * self.fresh.accuracy:.1f} %."
+                f"{_percent(self.fresh.accuracy)}."
             )
+        has_top5 = self.scores[outcome.winner].top5_accuracy is not None
         place = dict.fromkeys(outcome.ties, "ties") | {outcome.winner: "wins"}
         rows = [
             (
@@ -86,7 +104,8 @@ class Ranking:
                 [
                     f"{i}",
                     f"{self.scores[i].loss:.3f}",
-                    f"{100 * self.scores[i].accuracy:.1f} %",
+                    _percent(self.scores[i].accuracy),
+                    *([_percent(self.scores[i].top5_accuracy)] if has_top5 else []),
                     f"{self.scores[i].num_examples:,}",
                     f"{self.candidates[i].kept:,} of {self.candidates[i].total:,}",
                     place.get(i, "-"),
@@ -94,13 +113,19 @@ class Ranking:
             )
             for i in self.order[:_MOST_SHOWN]
         ]
-        headings = ("candidate", "loss", "accuracy", "examples", "channels", "race")
+        headings = ("candidate", "loss", "accuracy", *(["top-5"] if has_top5 else []), "examples", "channels", "race")
+        accuracies = [100 * score.accuracy for score in self.scores if score.accuracy is not None]
+        shown, label = (accuracies, "accuracy, %") if accuracies else ([s.loss for s in self.scores], "loss")
+        finite = [value for value in shown if math.isfinite(value)]
 
         def histogram(axes: Any) -> None:
-            axes.hist([100 * score.accuracy for score in self.scores], 40, color=figures.BLUE)
-            axes.set(xlabel="accuracy, %", ylabel="candidates")
+            axes.hist(finite, 40, color=figures.BLUE)
+            axes.set(xlabel=label, ylabel="candidates")
 
-        caption = "Candidates by accuracy, each on the examples that it was evaluated on before it was out of the race"
+        caption = (
+            f"Candidates by {label.partition(',')[0]}, each on the examples that it was evaluated on before it was out "
+            "of the race"
+        )
         return f"<p>{lead}</p>" + figures.table(headings, rows, "numbers") + figures.plot(histogram, (8, 2.8), caption)
 
     @property
@@ -114,10 +139,14 @@ class Ranking:
         return self.candidates[self.outcome.winner]
 
 
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
 def rank(
     supernet: Supernet,
     candidates: Sequence[Architecture],
-    validation: tf.data.Dataset,
+    validation: Any,
     *,
     by: str = "loss",
     racing: float | None = 0.95,
@@ -134,8 +163,10 @@ def rank(
         supernet: trained and compiled; not changed.
         candidates: architectures, for example from `posterior.sample`. One that drops every path to the output is
             evaluated a little and never wins.
-        validation: batches of (inputs, integer labels), never the test split.
-        by: 'loss', by far the more reliable, or 'accuracy', the paper's.
+        validation: never the test split: a tuple (inputs, labels) or (inputs, labels, sample weights) of arrays, or of
+            structures of arrays as the model has them; or a `tf.data.Dataset` of such tuples, batched or not, a
+            `keras.utils.PyDataset`, or a generator that ends.
+        by: 'loss', by far the more reliable, or 'accuracy', the paper's, where exactly one output is a classification.
         racing: confidence that the winner is within `tolerance` of the best, see `tfnas.racing`; None evaluates every
             candidate in full.
         tolerance: in standard errors of a candidate's mean over the race's examples.
@@ -147,8 +178,8 @@ def rank(
             that is cut out. None: the supernet's.
 
     Raises:
-        UserError: if there is no candidate that reaches the output, no example, a setting is out of its range, or the
-            supernet is not compiled.
+        UserError: if there is no candidate that reaches the output, no example, the examples do not fit the model or
+            its loss, a setting is out of its range, or the supernet is not compiled.
     """
     if not candidates:
         raise UserError("rank: at least one candidate expected. Received: none")
@@ -187,6 +218,11 @@ class Field:
     ):
         if by not in CRITERIA:
             raise UserError(f"rank: by must be 'loss' or 'accuracy'. Received: {by!r}")
+        if by not in engine.names:
+            raise UserError(
+                "rank: by='accuracy' needs exactly one output with a compiled accuracy or a cross-entropy. Received: a "
+                f"supernet that gives {', '.join(engine.names)}; rank by='loss', or compile with metrics=['accuracy']"
+            )
         if not 0 <= holdout < 1:
             raise UserError(f"rank: holdout must be a share of the examples in [0, 1). Received: {holdout}")
         self.engine = engine
@@ -207,18 +243,18 @@ class Field:
             numbers = list(chosen.values())
             done = 0
             for e in self.engine.evaluate(_Some(self.candidates, numbers), start, stop):
-                self._evaluations.append(self._digests[numbers[e.number]], e.start, e.losses, e.hits)
-                done += len(e.losses)
+                self._evaluations.append(self._digests[numbers[e.number]], e.start, e.figures)
+                done += len(e.figures[LOSS])
                 self.progress(len(candidates), start + done // len(numbers))
 
     def read(self, candidate: int, stop: int) -> np.ndarray:
-        """What is raced by, lower is better: losses, or errors of 0 and 1."""
-        losses, hits = self._evaluations.read(self._digests[candidate], stop)
-        return losses if self.by == "loss" else 1.0 - hits
+        """What is raced by, lower is better: losses, or errors in [0, 1]."""
+        figures = self._evaluations.read(self._digests[candidate], stop)
+        return figures[LOSS] if self.by == LOSS else 1.0 - figures[ACCURACY]
 
     def score(self, candidate: int, stop: int) -> Score:
         """Of a candidate on its first `stop` examples."""
-        return Score.of(*self._evaluations.read(self._digests[candidate], stop))
+        return Score.of(self._evaluations.read(self._digests[candidate], stop))
 
     def race(self, confidence: float | None, tolerance: float, excluded: Collection[int] = ()) -> Ranking:
         """Races all candidates; `excluded` ones cannot win. Raises UserError if a setting is out of its range."""
@@ -231,8 +267,7 @@ class Field:
         """A candidate's score on the examples held out; None if there are none."""
         if self.num_examples == self.engine.num_examples:
             return None
-        parts = list(self.engine.evaluate([self.candidates[candidate]], self.num_examples))
-        return Score.of(np.concatenate([e.losses for e in parts]), np.concatenate([e.hits for e in parts]))
+        return _score(self.engine, self.candidates[candidate], self.num_examples)
 
     def first_look(self) -> int:
         """Examples that every candidate is evaluated on in a race."""
@@ -257,26 +292,31 @@ class Evaluator:
 
     Args:
         supernet: compiled with the loss to rank by.
-        validation: batches of (inputs, integer labels).
+        validation: as for `rank`.
         recalibration: gives every architecture normalisation statistics of its own; None: the supernet's.
 
     Raises:
         UserError: if the supernet is not compiled or there are no examples.
     """
 
-    def __init__(self, supernet: Supernet, validation: tf.data.Dataset, recalibration: Recalibration | None = None):
+    def __init__(self, supernet: Supernet, validation: Any, recalibration: Recalibration | None = None):
         self._engine = Engine(supernet, validation, recalibration=recalibration)
 
     def __call__(self, architecture: Architecture) -> Score:
         """The architecture's mean loss and accuracy over all examples."""
-        parts = list(self._engine.evaluate([architecture]))
-        return Score.of(np.concatenate([e.losses for e in parts]), np.concatenate([e.hits for e in parts]))
+        return _score(self._engine, architecture, 0)
+
+
+def _score(engine: Engine, architecture: Architecture, start: int) -> Score:
+    """On the examples from number `start` on."""
+    parts = [e.figures for e in engine.evaluate([architecture], start)]
+    return Score.of(keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts))
 
 
 def summary(scores: Iterable[Score]) -> dict[str, Any]:
     """Mean and deviation over candidates of accuracy and loss."""
     scores = list(scores)
-    accuracy = np.array([s.accuracy for s in scores])
+    accuracy = np.array([s.accuracy for s in scores], np.float64)
     loss = np.array([s.loss for s in scores])
     return {
         "mean_accuracy": float(accuracy.mean()),

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfnas import inputs
 from tfnas.architecture import Architecture
 from tfnas.folding import Weights
 from tfnas.supernet import Supernet
@@ -73,12 +74,18 @@ class Recalibration:
 
     Args:
         supernet: its weights at the time of a call are used.
-        images: one batch of training images, as training sees them, shape (batch, ..., channels).
+        images: one batch of training images, as training sees them, shape (batch, ..., channels); with several inputs,
+            arrays in the structure that the model's inputs have. Or a data set or an iterator of such batches, whose
+            first is taken, see `tfnas.inputs.one_batch`.
+
+    Raises:
+        UserError: if the images do not fit the model.
     """
 
     def __init__(self, supernet: Supernet, images: Any):
         self._supernet = supernet
-        self._images = tf.convert_to_tensor(images)
+        given = inputs.one_batch(images, supernet.network, "Recalibration")
+        self._inputs = dict(zip(supernet.graph.inputs, given, strict=True))
         self._program = tf.function(self._moments)
 
     def statistics(self, architecture: Architecture) -> Statistics:
@@ -97,19 +104,19 @@ class Recalibration:
     def _moments(self, masks: Mapping[str, tf.Tensor]) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
         values: list[tf.Tensor] = []
         found = {}
-        for node in self._supernet.graph.nodes:
-            inputs = [values[i] for i in node.inputs]
+        for number, node in enumerate(self._supernet.graph.nodes):
+            tensors = [values[i] for i in node.inputs]
             if node.gated:
-                inputs = [inputs[0] * masks[node.name]]
-            if node.kind == "input":
-                values.append(tf.cast(self._images, tf.float32))
+                tensors = [tensors[0] * masks[node.name]]
+            if number in self._inputs:
+                values.append(self._inputs[number])
             elif node.kind == "norm":
-                (x,), layer = inputs, node.inner
+                (x,), layer = tensors, node.inner
                 mean, variance = tf.nn.moments(x, list(range(len(x.shape) - 1)))
                 found[node.name] = (mean, variance)
                 scale = tf.convert_to_tensor(layer.gamma) if layer.scale else None
                 offset = tf.convert_to_tensor(layer.beta) if layer.center else None
                 values.append(tf.nn.batch_normalization(x, mean, variance, offset, scale, layer.epsilon))
             else:
-                values.append(tf.cast(node.call(node.inner, inputs), tf.float32))
+                values.append(tf.cast(node.call(node.inner, tensors), tf.float32))
         return found

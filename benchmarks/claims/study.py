@@ -205,8 +205,8 @@ class Study:
             losses = np.empty((len(distinct), engine.num_examples), np.float32)
             hits = np.empty(losses.shape, bool)
             for e in engine.evaluate(list(distinct.values())):
-                part = slice(e.start, e.start + len(e.losses))
-                losses[e.number, part], hits[e.number, part] = e.losses, e.hits
+                part = slice(e.start, e.start + len(e.figures["loss"]))
+                losses[e.number, part], hits[e.number, part] = e.figures["loss"], e.figures["accuracy"]
             prefix = "test_" if split == "test" else ""
             arrays |= {f"{prefix}losses": losses[place], f"{prefix}hits": hits[place]}
         return arrays

@@ -165,7 +165,7 @@ def _means_on_test(groups: Sequence[Means], splits: data.Splits, config: Config)
     evaluate = ranking.Evaluator(groups[0].supernet, batches, groups[0].recalibration)
     rows = []
     for group in groups:
-        tested = [evaluate(candidate).accuracy for candidate in group.first]
+        tested = [evaluate(candidate).accuracy or 0.0 for candidate in group.first]
         rows.append({**group.row, "test_accuracy": sum(tested) / len(tested), "num_tested": len(tested)})
     return rows
 

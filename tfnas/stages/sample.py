@@ -276,7 +276,7 @@ class _Sampling:
             field.fill(every, field.first_look())
             scores = [field.score(i, field.first_look()) for i in every]
         records = [
-            {"kind": contest.kind, "number": number, **facts, **dataclasses.asdict(score)}
+            {"kind": contest.kind, "number": number, **facts, **score.record()}
             for number, facts, score in zip(contest.numbers, contest.facts, scores, strict=True)
         ]
         group = {
@@ -296,7 +296,7 @@ class _Sampling:
             group |= {
                 "best": records[outcome.winner],
                 "architecture": json.loads(ranking.best.to_json()),
-                "fresh": ranking.fresh and dataclasses.asdict(ranking.fresh),
+                "fresh": ranking.fresh and ranking.fresh.record(),
                 "ties": [contest.numbers[i] for i in outcome.ties],
                 "evaluations": outcome.evaluations,
                 "saved": outcome.saved,
@@ -421,4 +421,4 @@ def _curve(ranking: Ranking) -> list[dict[str, float]]:
     place = np.empty(len(ranking.order))
     place[ranking.order] = np.arange(len(ranking.order))
     counts = [count for count in _CURVE if count < len(place)] + [len(place)]
-    return statistics.best_of(place, [score.accuracy for score in ranking.scores], counts)
+    return statistics.best_of(place, [score.accuracy or 0.0 for score in ranking.scores], counts)

@@ -1,5 +1,6 @@
 """Any Keras model: gated, cut exactly at every severity, and priced as built, keras.applications' models among them."""
 
+import itertools
 import math
 
 import keras
@@ -14,6 +15,7 @@ from tfnas import supernets
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.costs import cost
+from tfnas.engine import Engine
 from tfnas.errors import UserError
 from tfnas.subnets import adapt, subnet
 from tfnas.supernets import multi_branch_resnet
@@ -200,6 +202,62 @@ def test_one_dimension_and_three(rng):
         for _ in range(3):
             for architecture in candidates(supernet, rng):
                 check_exact(supernet, architecture, data)
+
+
+# Others are among the random models' merges.
+@pytest.mark.parametrize("merge", ("Add", "Multiply"))
+def test_a_map_that_has_become_constant_keeps_its_size(merge, rng):
+    """Beside one position, beside one channel, and as the other operand."""
+    image = keras.Input((6, 6, 3))
+    x = keras.layers.Conv2D(4, 1, name="stem")(image)
+    heads = []
+    for i, (swapped, bias) in enumerate(itertools.product((False, True), repeat=2)):
+        y = keras.layers.Conv2D(5, 3, padding="same", use_bias=bias, name=f"map{i}")(x)
+        one = keras.layers.Conv2D(5, 1, name=f"one{i}")(keras.layers.GlobalMaxPooling2D(keepdims=True)(x))
+        plane = keras.layers.Conv2D(1, 1, name=f"plane{i}")(x)
+        for other in (one, plane):
+            both = getattr(keras.layers, merge)()([y, other][:: -1 if swapped else 1])
+            heads.append(keras.layers.Conv2D(2, 3, padding="same")(both))
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.Concatenate()(heads))))
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    supernet.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = rng.normal(size=(3, 6, 6, 3)).astype("float32")
+    data = tf.data.Dataset.from_tensors((x, np.zeros(3, np.int64)))
+    whole = {name: np.ones(layer.mask.shape[0], bool) for name, layer in supernet.gated_layers.items()}
+    maps = [name for name in whole if name.startswith("map")]
+    some = {name: rng.random(whole[name].size) < 0.5 for name in whole if name.startswith("conv2d")}
+    for dropped in ({name: ~whole[name] for name in maps}, {name: ~whole[name] for name in maps[::2]} | some):
+        architecture = Architecture({**whole, **dropped})
+        for layout in ("gather", "mask"):
+            check_exact(supernet, architecture, x, layout=layout)
+        supernet.set_architecture(architecture)
+        np.testing.assert_allclose(Engine(supernet, data).outputs(architecture), supernet(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_constant_map_of_unknown_size_is_refused(rng):
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 1, name="stem")(image)
+    one = keras.layers.Conv2D(4, 1, name="one")(keras.layers.GlobalMaxPooling2D(keepdims=True)(x))
+    x = keras.layers.Add()([keras.layers.Conv2D(4, 1, name="map")(x), one])
+    supernet = tfnas.gate(keras.Model(image, keras.layers.Conv2D(2, 1)(x)), ell2=1, num_examples=10)
+    with pytest.raises(UserError, match="leaves a constant where the spatial size is not known"):
+        subnet(supernet, Architecture({"one": np.ones(4, bool), "map": np.zeros(4, bool)}))
+
+
+def test_a_layer_that_is_dead_stays_dead_when_others_are_widened(rng):
+    """It keeps one channel, which has become constant; what its neighbours read of the same tensor is not for it."""
+    image = keras.Input((6, 6, 3))
+    x = keras.layers.Conv2D(4, 1, name="stem")(image)
+    x = keras.layers.Concatenate()([x, keras.layers.Conv2D(4, 1, name="gone")(x)])
+    heads = [keras.layers.Conv2D(3, 1, name=name)(x) for name in ("dead", "alive")]
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Concatenate()(heads))
+    supernet = tfnas.gate(keras.Model(image, keras.layers.Dense(2)(x)), ell2=1, num_examples=10)
+    keep = {"gone": np.zeros(4, bool), "dead": np.arange(8) == 5, "alive": np.arange(8) < 3}
+    for options in ({"layout": "shared"}, {"channel_multiple": 4}):
+        wide = adapt(supernet, Architecture(keep), **options)
+        np.testing.assert_array_equal(wide["dead"], keep["dead"])
+        assert not supernet.graph.flow(wide).works(supernet.graph.index["dead"])
 
 
 def test_several_inputs_and_outputs_nested_models_and_names(tmp_path, rng):

@@ -64,6 +64,97 @@ def test_padding_makes_a_constant_vary_with_position():
     assert not named(graph, flow.explicit, "valid").any()
 
 
+def constant_stem(rest, **dropped):
+    """A stem, and behind it a convolution that is dropped whole; then `rest`. Its flow."""
+
+    def build(x):
+        x = keras.layers.Conv2D(3, 1, name="stem")(x)
+        return rest(keras.layers.BatchNormalization()(keras.layers.Conv2D(3, 1, name="gone")(x)))
+
+    graph = graph_of(build)
+    return graph, graph.flow({"gone": np.zeros(3, bool), **dropped})
+
+
+L = keras.layers
+# What is left when all that they read is a constant: whether it must be computed. It depends on the input in no case.
+ON_CONSTANTS = {
+    "a padded kernel": (lambda x: L.Conv2D(4, 3, padding="same")(x), True),
+    "a kernel inside": (lambda x: L.Conv2D(4, 3)(x), False),
+    "a padded depthwise": (lambda x: L.DepthwiseConv2D(3, padding="same")(x), True),
+    "a padded separable": (lambda x: L.SeparableConv2D(4, 3, padding="same")(x), True),
+    "a transposed": (lambda x: L.Conv2DTranspose(4, 3)(x), True),
+    "padding": (lambda x: L.ZeroPadding2D()(x), True),
+    "opaque": (lambda x: L.LayerNormalization()(x), True),
+    "a sum": (lambda x: L.Add()([x, L.Conv2D(3, 3, padding="same")(x)]), True),
+    "a product": (lambda x: x * L.Conv2D(3, 3, padding="same")(x), True),
+    "a concatenation": (lambda x: L.Concatenate()([x, L.Conv2D(3, 3, padding="same")(x)]), True),
+    "several in a row": (
+        lambda x: L.Flatten()(L.MaxPooling2D()(L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, padding="same")(x))))),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_CONSTANTS)
+def test_what_is_made_of_constants_depends_on_nothing(name):
+    rest, explicit = ON_CONSTANTS[name]
+    graph, flow = constant_stem(rest)
+    (out,) = graph.outputs
+    assert flow.explicit[out].any() == explicit
+    assert not flow.depends[out].any() and not flow.reaches_outputs()
+    assert graph.flow({}).reaches_outputs()
+
+
+def test_every_output_must_depend_on_one_input():
+    a, b = keras.Input((4, 4, 2)), keras.Input((4, 4, 2))
+    left, right = (keras.layers.Conv2D(2, 1, name=name)(x) for name, x in (("left", a), ("right", b)))
+    graph = Graph(keras.Model([a, b], [keras.layers.Add()([left, right]), keras.layers.Conv2D(2, 1, name="top")(left)]))
+    none = np.zeros(2, bool)
+    assert graph.flow({"right": none}).reaches_outputs()  # the sum depends on one input still
+    assert not graph.flow({"left": none}).reaches_outputs()  # nothing is left for the other output
+    assert not graph.flow({"top": none}).reaches_outputs()
+
+
+def test_ones_in_the_shape_of_the_input_do_not_depend_on_it():
+    def build(x):
+        return keras.layers.Conv2D(2, 1)(keras.ops.concatenate([keras.ops.ones_like(x), keras.ops.zeros_like(x)], -1))
+
+    assert not graph_of(build).flow({}).reaches_outputs()
+
+
+def test_who_works_on_anything():
+    """A branch of three in a row and one beside it; what each is left with when another has gone."""
+
+    def build(x):
+        x = keras.layers.Conv2D(4, 1, name="stem")(x)
+        a = keras.layers.Conv2D(4, 1, name="a1")(x)
+        a = keras.layers.Conv2D(4, 3, padding="same", name="a2")(keras.layers.BatchNormalization(name="norm")(a))
+        a = keras.layers.Conv2D(4, 1, use_bias=False, name="a3")(keras.layers.ReLU(name="relu")(a))
+        b = keras.layers.DepthwiseConv2D(3, padding="same", name="b")(x)
+        return keras.layers.Conv2D(2, 1, name="out")(keras.layers.Concatenate(name="both")([a, b]))
+
+    graph = graph_of(build)
+
+    def working(**dropped):
+        flow = graph.flow({name: np.zeros(graph.nodes[graph.index[name]].num_channels, bool) for name in dropped})
+        names = ("a1", "norm", "a2", "relu", "a3", "b")
+        return [name for name in names if flow.works(graph.index[name])], flow
+
+    assert working()[0] == ["a1", "norm", "a2", "relu", "a3", "b"]
+    # Its constants reach a border, so that a2 and a3 make a map, of the position alone.
+    alive, flow = working(a1=True)
+    assert alive == ["a2", "relu", "a3", "b"]
+    assert flow.reads(graph.index["a2"]).sum() == 0 and flow.reads(graph.index["a3"]).sum() == 4
+    assert working(a2=True)[0] == ["b"]  # nobody reads what comes before, and what comes after is constant
+    assert working(a3=True)[0] == ["b"]
+    assert working(a1=True, a2=True)[0] == ["b"]
+    assert working(b=True)[0] == ["a1", "norm", "a2", "relu", "a3"]
+    # Kept, but by a layer that nobody reads: of the last one's inputs only b's are.
+    flow = graph.flow({"out": np.arange(8) >= 4})
+    assert [flow.works(graph.index[name]) for name in ("a1", "a2", "a3", "b")] == [False, False, False, True]
+    assert not flow.reads(graph.index["a1"]).any() and flow.reads(graph.index["out"]).sum() == 4
+
+
 class Mine(keras.layers.Conv2D):
     """Looks like a convolution, and may be anything."""
 

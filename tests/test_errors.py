@@ -433,6 +433,7 @@ def test_a_constant_where_the_size_is_not_known():
     x = keras.layers.Conv2D(4, 3, padding="same", bias_initializer="ones", name="stem")(image)
     x = keras.layers.Conv2D(4, 3, padding="same", bias_initializer="ones", name="a")(x)
     x = keras.layers.Conv2D(4, 3, padding="same", name="b")(x)
+    x = keras.layers.Concatenate()([x, keras.layers.Conv2D(4, 1, name="other")(image)])
     logits = keras.layers.Dense(2, name="head")(keras.layers.GlobalAveragePooling2D()(x))
     supernet = tfnas.gate(keras.Model(image, logits), ell2=1.0, num_examples=10)
     masks = {"a": np.zeros(4, bool), "b": np.ones(4, bool)}

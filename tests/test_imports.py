@@ -29,6 +29,7 @@ ORDER = [
     "channels",
     "gates",
     "costs",
+    "reach",
     "elbo",
     "optimizers",
     "supernet",

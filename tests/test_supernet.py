@@ -322,7 +322,7 @@ def test_targets_that_cannot_be_are_refused():
     x = keras.layers.GlobalAveragePooling2D(name="mean")(keras.layers.Add(name="add")([x, y]))
     model = keras.Model(image, keras.layers.Dense(3, use_bias=False, name="end")(x))
     # Without a and b 4 + 12 of 48 weights are left.
-    with pytest.raises(UserError, match="parameters must be above 0.333, the share of what has no gate. Received: 0.3"):
+    with pytest.raises(UserError, match="parameters=0.3 is out of reach: .* has 33.3% of the parameters, .* 'end'"):
         made(model, parameters=0.3, steps=5)
 
 

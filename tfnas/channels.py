@@ -1,9 +1,12 @@
 """How channels flow through a Keras graph: the one place that reads a model's structure.
 
-Under an architecture a channel of a tensor is *explicit* when it depends on the model's input or on the position, and
-otherwise *constant*: it has one value everywhere (every input channel of the convolution that made it is dropped), and
-that value may be known to be *zero* without a look at the weights. A channel is *live* when some kept channel
-downstream reads it. A subnet computes what is explicit and live; constants are folded into what follows.
+Under an architecture a channel of a tensor *depends* on the model's input if some path of kept channels leads to it.
+It is *explicit* when it has to be computed: because it depends on the input, because it varies with the position (a
+padded kernel on a constant), or because the layer that makes it is not cut. Otherwise it is *constant*: it has one
+value everywhere, for every input, and that value may be known to be *zero* without a look at the weights. A channel is
+*live* when it is explicit and some kept channel downstream reads it. A subnet computes what is live, and folds
+constants into what follows; it is a network only if its outputs depend on the input, and a layer is in it only if it
+*works*: if some of its output is live.
 
 What a layer does is of one kind (`kinds`); each kind has one rule here, and one in each of `costs`, `folding`,
 `subnets` and `program`.
@@ -23,6 +26,7 @@ import numpy as np
 from tfnas.errors import UserError
 from tfnas.kinds import (
     CHOICES,
+    CONSTANT_OPERATIONS,
     CUT_KINDS,
     DEPTHWISE,
     KERNELS,
@@ -281,34 +285,31 @@ class Graph:
                 )
         if layout == "shared":
             keep = self.shared(keep)
-        explicit, zero = self._states(keep)
+        states = self._states(keep)
+        depends, explicit, zero = ([getattr(x, name) for x in states] for name in ("depends", "explicit", "zero"))
         live = self._live(keep, explicit, layout == "mask", read)
-        return Flow(self, explicit, zero, live, dict(keep), layout == "mask")
+        return Flow(self, depends, explicit, zero, live, dict(keep), layout == "mask")
 
     def shared(self, keep: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`keep` widened until all readers of a tensor keep the same of its channels, so that nothing is gathered."""
         widened = {name: np.array(mask) for name, mask in keep.items()}
         while True:
-            explicit, _ = self._states(widened)
-            live = self._live(widened, explicit, linked=True)
+            flow = self.flow(widened, "mask")
             before = sum(int(mask.sum()) for mask in widened.values())
             for name, mask in widened.items():
-                if mask.any():  # an operation that was dropped stays dropped
-                    mask |= live[self.nodes[self.index[name]].inputs[0]]
+                i = self.index[name]
+                if flow.works(i):  # a layer that is not in the subnet stays out of it
+                    mask |= flow.live[self.nodes[i].inputs[0]]
             if sum(int(mask.sum()) for mask in widened.values()) == before:
                 return widened
 
-    def _states(self, keep: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """For every node, which of its channels are explicit and which are known to be zero; bool, shape (C,)."""
-        explicit: list[np.ndarray] = []
-        zero: list[np.ndarray] = []
+    def _states(self, keep: Mapping[str, np.ndarray]) -> list[_State]:
+        """What every node's channels are, by node number."""
+        found: list[_State] = []
         for node in self.nodes:
-            e, z = _STATES[node.kind](
-                node, [explicit[i] for i in node.inputs], [zero[i] for i in node.inputs], keep.get(node.name)
-            )
-            explicit.append(e)
-            zero.append(z & ~e)
-        return explicit, zero
+            state = _STATES[node.kind](node, [found[i] for i in node.inputs], keep.get(node.name, np.True_))
+            found.append(dataclasses.replace(state, zero=state.zero & ~state.explicit))
+        return found
 
     def _live(
         self,
@@ -363,7 +364,8 @@ class Flow:
 
     Attributes:
         graph: whose nodes these are.
-        explicit: bool, shape (C,), which output channels depend on the model's input or on the position.
+        depends: bool, shape (C,), which output channels depend on the model's input; a part of the explicit ones.
+        explicit: bool, shape (C,), which output channels have to be computed.
         zero: bool, shape (C,), which of the others are zero whatever the weights.
         live: bool, shape (C,), which of the explicit ones are read; only these exist in the subnet.
         keep: the architecture's masks by layer name.
@@ -371,6 +373,7 @@ class Flow:
     """
 
     graph: Graph
+    depends: list[np.ndarray]
     explicit: list[np.ndarray]
     zero: list[np.ndarray]
     live: list[np.ndarray]
@@ -414,15 +417,38 @@ class Flow:
             return np.flatnonzero(np.tile(read, node.num_channels // width))
         return np.flatnonzero(self.live[i])
 
+    def works(self, i: int) -> bool:
+        """Whether the subnet has node `i`: whether anything of its output must be computed, and is read.
+
+        A gated layer may keep channels and yet do no work, because those channels have become constant or because
+        nothing reads its output any more. This is the one answer to the question; cost and cut agree with it.
+        """
+        return bool(self.live[i].any())
+
+    def reads(self, i: int) -> np.ndarray:
+        """Input channels that a layer keeps and that the subnet computes for it, bool, shape (K,).
+
+        None if the layer does not work. A padded kernel that is left with constants alone works without any.
+        """
+        source = self.graph.nodes[i].inputs[0]
+        return self.kept(self.graph.nodes[i]) & self.live[source] & self.works(i)
+
     def reaches_outputs(self) -> bool:
-        """Whether every output still depends on the input."""
-        return all(self.explicit[i].any() for i in self.graph.outputs)
+        """Whether every output still depends on the input: on one of them at least, where there are several."""
+        return all(self.depends[i].any() for i in self.graph.outputs)
 
 
 # Kinds whose output channels are their input's, one by one.
 _LINKED = frozenset(("norm", "scale", "pointwise", "spatial", "padding", "reshape", "flatten", "merge", "concat"))
 
-_State = tuple[np.ndarray, np.ndarray]
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What one node's channels are, bool, shape (C,) each; for the names see `Flow`."""
+
+    depends: np.ndarray
+    explicit: np.ndarray
+    zero: np.ndarray
 
 
 def _joined(node: Node, sources: Sequence[np.ndarray]) -> Any:
@@ -434,53 +460,61 @@ def _joined(node: Node, sources: Sequence[np.ndarray]) -> Any:
     return np.any([np.broadcast_to(s, node.num_channels) for s in sources], axis=0)
 
 
-def _input_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
-    return np.ones(node.num_channels, bool), np.zeros(node.num_channels, bool)
+def _everywhere(node: Node, depends: Any, explicit: Any, zero: Any) -> _State:
+    """The same for all channels of a node's output."""
+    return _State(*(np.full(node.num_channels, bool(value)) for value in (depends, explicit, zero)))
 
 
-def _kernel_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
-    kept = np.ones_like(e[0]) if kept is None else kept
-    constants = bool((kept & ~e[0] & ~z[0]).any())
-    explicit = bool((kept & e[0]).any()) or (node.pads and constants)
-    zero = not constants and node.zero_to_zero
-    return np.full(node.num_channels, explicit), np.full(node.num_channels, zero)
+def _input_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
+    return _everywhere(node, True, True, False)
 
 
-def _depthwise_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
-    kept = np.ones_like(e[0]) if kept is None else kept
-    constants = kept & ~e[0] & ~z[0]
-    explicit = (kept & e[0]) | (constants & node.pads)
+def _kernel_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
+    (x,) = sources
+    constants = (kept & ~x.explicit & ~x.zero).any()
+    explicit = (kept & x.explicit).any() or (node.pads and constants)
+    return _everywhere(node, (kept & x.depends).any(), explicit, not constants and node.zero_to_zero)
+
+
+def _depthwise_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
+    (x,) = sources
+    constants = kept & ~x.explicit & ~x.zero
+    explicit = (kept & x.explicit) | (constants & node.pads)
     zero = ~constants & node.zero_to_zero
-    return np.repeat(explicit, node.multiplier), np.repeat(zero, node.multiplier)
+    return _State(*(np.repeat(channels, node.multiplier) for channels in (kept & x.depends, explicit, zero)))
 
 
-def _channelwise_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
-    kept = np.ones_like(e[0]) if kept is None else kept
-    return e[0] & kept, (z[0] | ~kept) & node.zero_to_zero
+def _channelwise_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
+    (x,) = sources
+    return _State(x.depends & kept, x.explicit & kept, (x.zero | ~kept) & node.zero_to_zero)
 
 
-def _padding_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
-    return ~z[0], z[0]
+def _padding_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
+    (x,) = sources
+    return _State(x.depends, ~x.zero, x.zero)
 
 
-def _joined_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
-    return _joined(node, e), ~_joined(node, [~s for s in z])
+def _joined_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
+    depends, explicit = (_joined(node, [getattr(x, name) for x in sources]) for name in ("depends", "explicit"))
+    return _State(depends, explicit, ~_joined(node, [~x.zero for x in sources]))
 
 
-def _merge_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
-    e, z = ([np.broadcast_to(s, node.num_channels) for s in states] for states in (e, z))
-    if node.merge == "multiply":
-        zero = functools.reduce(np.logical_or, z)
-        return functools.reduce(np.logical_or, e) & ~zero, zero
-    zero = functools.reduce(np.logical_and, z) & (node.merge != "divide")
-    return functools.reduce(np.logical_or, e), zero
+def _merge_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
+    state = _joined_state(node, sources, kept)
+    if node.merge == "divide":
+        return dataclasses.replace(state, zero=np.zeros_like(state.zero))
+    if node.merge != "multiply":
+        return state
+    zero = _joined(node, [x.zero for x in sources])  # whatever the other factors are
+    return _State(state.depends & ~zero, state.explicit & ~zero, zero)
 
 
-def _opaque_state(node: Node, e: Any, z: Any, kept: Any) -> _State:
-    return np.full(node.num_channels, True), np.full(node.num_channels, False)
+def _opaque_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
+    depends = any(x.depends.any() for x in sources) and type(node.inner).__name__ not in CONSTANT_OPERATIONS
+    return _everywhere(node, depends, True, False)
 
 
-_STATES: dict[str, Callable[[Node, Any, Any, Any], _State]] = {
+_STATES: dict[str, Callable[[Node, Sequence[_State], Any], _State]] = {
     "input": _input_state,
     "kernel": _kernel_state,
     "separable": _kernel_state,

@@ -37,14 +37,24 @@ def cost(graph: Graph, keep: Mapping[str, np.ndarray] | None = None, layout: str
     Raises:
         UserError: if the network has no fixed image size, or a layer whose multiply-adds are not known.
     """
+    costs = by_node(graph, keep, layout).values()
+    return Cost(sum(part.parameters for part in costs), sum(part.multiply_adds for part in costs))
+
+
+def by_node(graph: Graph, keep: Mapping[str, np.ndarray] | None = None, layout: str = "gather") -> dict[str, Cost]:
+    """What each node has of that cost, by its name; those that do not work (`Flow.works`) have none.
+
+    Args and Raises as of `cost`.
+    """
     flow = graph.flow(keep or {}, layout)
-    costs = [_COSTS[node.kind](node, flow, int(flow.live[i].sum())) for i, node in enumerate(graph.nodes)]
-    return Cost(sum(parameters for parameters, _ in costs), sum(multiply_adds for _, multiply_adds in costs))
+    return {
+        node.name: Cost(*_COSTS[node.kind](node, flow, int(flow.live[i].sum()))) if flow.works(i) else Cost(0, 0)
+        for i, node in enumerate(graph.nodes)
+    }
 
 
+# Each of a node that works, `channels` of whose output are live.
 def _kernel(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
-    if not channels:
-        return 0, 0
     inputs, constants = flow.kernel_inputs(node)
     as_channel, as_bias = constants and node.pads, constants and not node.pads
     size = math.prod(getattr(node.inner, "kernel_size", ()))
@@ -53,16 +63,12 @@ def _kernel(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
 
 
 def _separable(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
-    if not channels:
-        return 0, 0
     inputs = int(flow.kernel_inputs(node)[0].sum()) * node.multiplier
     weights = inputs * math.prod(node.inner.kernel_size) + inputs * channels
     return weights + (channels if node.inner.use_bias else 0), weights * _positions(node, flow)
 
 
 def _depthwise(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
-    if not channels:
-        return 0, 0
     # All outputs of an input channel that is there are computed, also where only one of them is read.
     outputs = int(flow.depthwise_inputs(node).sum()) * node.multiplier
     weights = outputs * math.prod(node.inner.kernel_size)
@@ -79,7 +85,7 @@ def _scale(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
 
 def _opaque(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
     inner = node.inner
-    if not channels or not isinstance(inner, keras.Layer):
+    if not isinstance(inner, keras.Layer):
         return 0, 0
     parameters = sum(math.prod(v.shape) for v in inner.trainable_variables)
     if not hasattr(inner, "kernel_size"):

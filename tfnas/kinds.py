@@ -102,6 +102,8 @@ _POINTWISE_OPERATIONS = frozenset(
 )
 # What `subnets` builds with, so that a subnet can be gated in its turn.
 _OPAQUE_OPERATIONS = frozenset("Take GetItem OnesLike ZerosLike Cast Reshape Tile".split())
+# Of these, what looks at nothing but its input's shape.
+CONSTANT_OPERATIONS = frozenset(("OnesLike", "ZerosLike"))
 # Activations that look at one number at a time; anything else (softmax, a user's own function) may mix channels.
 _ACTIVATIONS = frozenset(
     "linear relu relu6 leaky_relu elu selu celu gelu silu swish mish sigmoid hard_sigmoid hard_silu hard_swish "

@@ -393,6 +393,10 @@ def _filtered(node: Node, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 class _Merge(Unit):
     """Add, Multiply, ...; a source that is all constant is joined as its constants, without a tensor of its own."""
 
+    def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]]):
+        super().__init__(graph, i, shapes)
+        self.broadcasts = any(shapes[j] != self.shape for j in self.node.inputs)
+
     def wanted(self, flow: Flow, j: int) -> np.ndarray:
         return flow.held(self.i) if self.source(j).num_channels == self.node.num_channels else np.arange(1)
 
@@ -404,7 +408,11 @@ class _Merge(Unit):
             total = self.edges[0](given[0], fed["edge0"])
             for j, x in enumerate(given[1:], 1):
                 total = self._joined(join, total, x, fed[f"edge{j}"], j)
-            return total / len(given) if self.node.merge == "average" else total
+            total = total / len(given) if self.node.merge == "average" else total
+            if not self.broadcasts:
+                return total
+            # A source that is all constant brings no tensor, and so not its size either.
+            return tf.broadcast_to(total, (tf.shape(total)[0], *self.shape, tf.shape(total)[-1]))
 
         return tf.cond(fed["exists"], compute, lambda: tf.zeros((tf.shape(given[0])[0], *self.shape, 0)))
 

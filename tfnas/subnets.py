@@ -113,9 +113,10 @@ def adapt(
         before = sum(int(mask.sum()) for mask in keep.values())
         if layout == "shared":
             keep = graph.shared(keep)
+        flow = graph.flow(keep)
         for name, mask in keep.items():
             missing = min(-int(mask.sum()) % channel_multiple, int((~mask).sum()))
-            if mask.any() and missing:
+            if flow.works(graph.index[name]) and missing:
                 mask[np.argsort(np.where(mask, -np.inf, norms[name]), kind="stable")[-missing:]] = True
         if sum(int(mask.sum()) for mask in keep.values()) == before:
             return Architecture(keep)
@@ -193,7 +194,7 @@ class _Cutter:
 
     def cut(self, name: str) -> keras.Model:
         for i in self.graph.outputs:
-            if not self.flow.explicit[i].any():
+            if not self.flow.depends[i].any():
                 raise UserError(
                     f"architecture: it drops every path to the output '{self.graph.nodes[i].name}', so there is no "
                     "network to cut out; choose another candidate"
@@ -313,7 +314,9 @@ class _Cutter:
             if np.isin(channels if s.constants.size == node.num_channels else [0], s.channels).any()
         ]
         output = self._layer(node, tensors, []) if len(tensors) > 1 else tensors[0]
-        return self._operation(keras.ops.add, output, offset.astype("float32")) if offset.any() else output
+        if offset.any():
+            output = self._operation(keras.ops.add, output, offset.astype("float32"))
+        return self._spread(output, (*node.spatial, int(channels.size)))
 
     def _concat(self, i: int, node: Node, *sources: _Value) -> Any:
         starts = np.cumsum([0] + [s.constants.size for s in sources])
@@ -347,16 +350,27 @@ class _Cutter:
         tensor = self._operation(keras.ops.take, tensor, position, axis=-1)
         return self._operation(keras.ops.add, tensor, np.where(explicit, 0.0, constants).astype("float32"))
 
+    def _spread(self, tensor: Any, sizes: tuple[int | None, ...]) -> Any:
+        """A sum, repeated along the axes of which only addends that are gone had more than one element."""
+        repeats = tuple(size if have == 1 else 1 for have, size in zip(tensor.shape[1:], sizes, strict=True))
+        if None in repeats:
+            raise _unknown_size()
+        return self._operation(keras.ops.tile, tensor, (1, *repeats)) if set(repeats) != {1} else tensor
+
     def _ones(self, spatial: tuple[int | None, ...]) -> Any:
         """Ones of shape (batch, *spatial, 1), for the batch at hand."""
         if None in spatial:
-            raise UserError(
-                "subnet: a dropped operation leaves a constant where the spatial size is not known: give the model's "
-                "input a fixed size"
-            )
+            raise _unknown_size()
         image = self.values[self.graph.inputs[0]].tensor
         corner = (slice(None), *[slice(0, 1)] * (len(image.shape) - 1))
         one = self._operation(lambda x: x[corner], image)
         one = self._operation(keras.ops.ones_like, self._operation(keras.ops.cast, one, "float32"))
         one = self._operation(keras.ops.reshape, one, (-1, *[1] * (len(spatial) + 1)))
         return self._operation(keras.ops.tile, one, (1, *spatial, 1))
+
+
+def _unknown_size() -> UserError:
+    return UserError(
+        "subnet: a dropped operation leaves a constant where the spatial size is not known: give the model's input a "
+        "fixed size"
+    )

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tfnas import (
     elbo,
     optimizers,  # noqa: F401  whose class a supernet's file may name
+    reach,
     saving,
 )
 from tfnas.architecture import Architecture
@@ -107,7 +108,7 @@ def gate(
     Raises:
         UserError: naming the layer that the graph cannot follow or that cannot be gated; a pattern that matches
             nothing; no layer to gate; an unknown prior, or 'multiply_adds' where the input has no fixed size; a share
-            below what has no gate; not exactly one of ell2, parameters and multiply_adds.
+            that no network has which these gates leave; not exactly one of ell2, parameters and multiply_adds.
         ValueError: for a number out of range.
     """
     target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps)
@@ -117,7 +118,11 @@ def gate(
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
     graph = Graph(model)
-    gated = _chosen(graph, gate_dense, gate_pooling, _patterns(include), _patterns(exclude))
+    include, exclude = _patterns(include), _patterns(exclude)
+    gated = _chosen(graph, gate_dense, gate_pooling, include, exclude)
+    if target:
+        others = {} if include else _more(graph, gate_dense, gate_pooling, exclude)
+        reach.check(graph, gated, target.resource, target.share, others)
     layers: dict[str, keras.Layer] = {}
 
     def make(node: Node) -> Any:
@@ -217,6 +222,17 @@ def _chosen(
             "gate_dense=True or include='NAME' gates more"
         )
     return chosen
+
+
+def _more(graph: Graph, gate_dense: bool, gate_pooling: bool, exclude: tuple[str, ...]) -> dict[str, set[str]]:
+    """Names of what would be gated with other options, by the words that say which."""
+    options = {
+        "gate_dense=True": (True, gate_pooling),
+        "gate_pooling=True": (gate_dense, True),
+        "gate_dense=True and gate_pooling=True": (True, True),
+    }
+    now = (gate_dense, gate_pooling)
+    return {words: _chosen(graph, *option, (), exclude) for words, option in options.items() if option != now}
 
 
 @keras.saving.register_keras_serializable("tfnas")
@@ -325,13 +341,6 @@ class Supernet(keras.Model):
 
     def _set_prices(self, target: Target) -> None:
         """The state that the price is steered by, for a network that is whole."""
-        nothing = {name: np.zeros(sum(layer.group_sizes), bool) for name, layer in self.gated_layers.items()}
-        least = getattr(cost(self.graph, nothing), target.resource) / getattr(cost(self.graph), target.resource)
-        if target.share <= least:
-            raise UserError(
-                f"gate: {target.resource} must be above {least:.3f}, the share of what has no gate. "
-                f"Received: {target.share}"
-            )
         # Updated within a replica, where all replicas hold the same value.
         options = {"trainable": False, "autocast": False, "aggregation": "only_first_replica", "initializer": "zeros"}
         numbers = {"dtype": "float32", **options}

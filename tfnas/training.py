@@ -208,12 +208,13 @@ def warmed_up(config: config_lib.Config, splits: data.Splits, work: Workdir) -> 
         work: where the checkpoints are kept.
 
     Raises:
-        UserError: as `network` and `loop.train`.
+        UserError: as `network`, `gated` and `loop.train`.
     """
     set_seed(config.seed)
     model = network(config, splits)
     settings = config.search
     if settings.warmup_epochs:
+        gated(config, splits, model)  # so that what it refuses is refused now, not after the warm-up
         rate = optimizers.search(config, splits.sizes["train"] // settings.batch_size)
         compile_plain(config, model, rate, settings.weight_decay)
         # Not the order again in which the gated epochs see the images: the seed is shifted.

@@ -1,0 +1,147 @@
+"""Random models under random masks: dependence, cost, cut, engine and files agree with the supernet under the mask.
+
+`make test` takes the first few models; all 300 take
+
+    TFNAS_RANDOM_MODELS=300 .venv/bin/python -m pytest -n2 tests/test_random_models.py
+"""
+
+import math
+import os
+
+import keras
+import numpy as np
+import pytest
+import random_models
+import tensorflow as tf
+from conftest import random_weights
+
+import tfnas
+from tfnas.costs import cost
+from tfnas.engine import Engine
+from tfnas.errors import UserError
+from tfnas.folding import Folding, weights_of
+from tfnas.kinds import CUT_KINDS
+from tfnas.recalibration import Recalibration
+from tfnas.subnets import adapt, subnet
+
+NUM_MODELS = int(os.environ.get("TFNAS_RANDOM_MODELS", "8"))
+NUM_MASKS = 6
+
+
+def values(supernet, images):
+    """Output of every node of the supernet's network under its masks, as Keras computes it."""
+    found = []
+    given = dict(zip(supernet.graph.inputs, images, strict=True))
+    for i, node in enumerate(supernet.graph.nodes):
+        tensors = [found[j] for j in node.inputs]
+        found.append(tf.convert_to_tensor(given[i]) if node.kind == "input" else node.call(node.layer, tensors))
+    return [np.asarray(value, np.float64) for value in found]
+
+
+def check_states(supernet, flow, computed, smooth):
+    """What the graph says of every channel is so: the same for every input, the same everywhere, zero."""
+    constants = Folding(flow, weights_of(supernet.graph)).constants
+    for i, (node, value) in enumerate(zip(supernet.graph.nodes, computed, strict=True)):
+        near = 1e-5 * max(1.0, np.abs(value).max())
+        spread = np.ptp(value, axis=0).reshape(-1, node.num_channels).max(0)  # over the inputs
+        assert (spread[~flow.depends[i]] <= near).all(), f"'{node.name}' depends on the input"
+        assert not (flow.depends[i] & ~flow.explicit[i]).any(), node.name
+        constant = ~flow.explicit[i]
+        np.testing.assert_allclose(
+            value[..., constant], np.broadcast_to(constants[i][constant], value[..., constant].shape), 1e-4, near
+        )
+        assert not value[..., flow.zero[i]].any(), node.name
+        if smooth and i in supernet.graph.outputs and flow.depends[i].any():
+            assert (spread[flow.depends[i]] > 0).any(), f"'{node.name}' is the same for every input"
+
+
+def check_cut(supernet, architecture, layout, images, expected):
+    """The subnet equals the supernet under the mask, costs what was counted, and has the layers that work."""
+    graph = supernet.graph
+    cut = subnet(supernet, architecture, layout=layout)
+    if layout == "shared":
+        architecture = adapt(supernet, architecture, layout=layout)
+        supernet.set_architecture(architecture)
+        expected = keras.tree.flatten(supernet(images))
+    got = keras.tree.flatten(cut(images))
+    for g, e in zip(got, expected, strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-3, atol=1e-4 * max(1e-3, np.abs(e).max()))
+    layout = "gather" if layout == "shared" else layout
+    counted = cost(graph, architecture, layout)
+    assert (counted.parameters, counted.multiply_adds) == built_cost(cut)
+    flow = graph.flow(architecture, layout)
+    layers = {layer.name: layer for layer in cut.layers}
+    for i, node in enumerate(graph.nodes):
+        if node.kind in (*CUT_KINDS, "norm", "pointwise", "spatial", "opaque") and isinstance(node.inner, keras.Layer):
+            assert flow.works(i) == (node.name in layers), node.name
+        if node.kind == "kernel" and flow.works(i) and layout == "gather":
+            given = layers[node.name].input.shape[-1]
+            assert given - int(flow.reads(i).sum()) in ((0, 1) if node.pads else (0,)), node.name
+    return cut
+
+
+def built_cost(model):
+    """Parameters and multiply-adds from the built layers' own weights and shapes, not from costs.py."""
+    multiply_adds = 0
+    for layer in model.layers:
+        kernels = [getattr(layer, name, None) for name in ("kernel", "depthwise_kernel", "pointwise_kernel")]
+        weights = sum(math.prod(kernel.shape) for kernel in kernels if kernel is not None)
+        transposed = "Transpose" in type(layer).__name__
+        multiply_adds += (
+            weights * math.prod((layer.input if transposed else layer.output).shape[1:-1]) if weights else 0
+        )
+    return sum(math.prod(v.shape) for v in model.trainable_variables), multiply_adds
+
+
+@pytest.mark.parametrize("seed", range(NUM_MODELS))
+def test_everything_agrees(seed, tmp_path):
+    builder, rng = random_models.Builder(seed), np.random.default_rng(seed)
+    model = builder.model()
+    random_weights(model, rng)
+    supernet = tfnas.gate(
+        model, ell2=1, num_examples=10, gate_dense=True, gate_pooling=seed % 2 == 0, exclude=builder.ungateable
+    )
+    images = [rng.normal(size=(4, *i.shape[1:])).astype("float32") for i in model.inputs]
+    given = images if len(images) > 1 else images[0]
+    for g, e in zip(keras.tree.flatten(supernet(given)), keras.tree.flatten(model(given)), strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())
+    assert cost(supernet.graph).parameters == sum(math.prod(v.shape) for v in model.trainable_variables)
+    supernet.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    engine, recalibration = None, None
+    if len(model.inputs) == len(model.outputs) == 1:
+        batches = tf.data.Dataset.from_tensors((images[0], np.zeros(4, np.int64)))
+        engine = Engine(supernet, batches, batch_size=3)
+        if seed % 3 == 0:
+            recalibration = Recalibration(supernet, images[0])
+            recalibrated = Engine(supernet, batches, batch_size=3, recalibration=recalibration)
+    cut = None
+    for architecture in random_models.masks(supernet, NUM_MASKS, rng):
+        supernet.set_architecture(architecture)
+        flow = supernet.graph.flow(architecture)
+        computed = values(supernet, images)
+        check_states(supernet, flow, computed, builder.smooth)
+        expected = [computed[j] for j in supernet.graph.outputs]
+        if engine:
+            largest = np.abs(expected[0]).max()
+            np.testing.assert_allclose(engine.outputs(architecture), expected[0], 1e-3, 1e-4 * max(1e-3, largest))
+        if flow.reaches_outputs():
+            for layout in ("gather", "mask", "shared"):
+                cut = check_cut(supernet, architecture, layout, given, expected)
+        else:
+            with pytest.raises(UserError, match="drops every path to the output"):
+                subnet(supernet, architecture)
+    if cut is not None:
+        cut.save(tmp_path / "cut.keras")
+        again = keras.models.load_model(tmp_path / "cut.keras")
+        for g, e in zip(keras.tree.flatten(again(given)), keras.tree.flatten(cut(given)), strict=True):
+            np.testing.assert_array_equal(g, e)
+    supernet.save(tmp_path / "supernet.keras")
+    again = tfnas.load(tmp_path / "supernet.keras")
+    for g, e in zip(keras.tree.flatten(again(given)), keras.tree.flatten(supernet(given)), strict=True):
+        np.testing.assert_array_equal(g, e)
+    if recalibration:
+        supernet.set_architecture(architecture)
+        recalibration.apply(architecture)
+        expected = np.asarray(supernet(given))
+        largest = max(1e-3, np.abs(expected).max())
+        np.testing.assert_allclose(recalibrated.outputs(architecture), expected, 1e-3, 1e-4 * largest)

@@ -24,7 +24,7 @@ from tfnas.kinds import CUT_KINDS
 from tfnas.recalibration import Recalibration
 from tfnas.subnets import adapt, subnet
 
-NUM_MODELS = int(os.environ.get("TFNAS_RANDOM_MODELS", "8"))
+NUM_MODELS = int(os.environ.get("TFNAS_RANDOM_MODELS", "4"))
 NUM_MASKS = 6
 
 

@@ -219,7 +219,7 @@ def _last_stage(target: str) -> Callable[[Run], Found]:
             # One layer after another takes a further channel: in larger steps the size would not be met.
             first = np.arange(channels[name]) + (place + 0.5) / len(last)
             thresholds[name] = first / channels[name]
-        architecture = baselines.of_size(supernet.graph, thresholds, run.targets[target])
+        architecture = baselines.of_size(thresholds, run.targets[target], baselines.counted(supernet.graph))
         return _found(supernet, architecture, run.trained(subnet(supernet, architecture)))
 
     return make

@@ -9,6 +9,7 @@ from tfnas.baselines import (
     ALLOCATED,
     EVEN,
     choice_blocks,
+    counted,
     even_drop,
     magnitude_candidate,
     random_candidate,
@@ -34,16 +35,21 @@ FULL = cost(GRAPH).parameters
 
 @pytest.mark.parametrize("kind", [EVEN, ALLOCATED])
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.8])
-def test_size_is_matched_from_above_within_one_channel(kind, share):
-    for i in range(5):
-        candidate = random_candidate(POSTERIOR, GRAPH, int(share * FULL), kind, seed=0, i=i)
-        size = cost(GRAPH, candidate).parameters
-        # One more channel kept can revive a whole convolution, at most 3 x 3 x 32 x 32 weights and its neighbours'.
-        assert share * FULL <= size <= share * FULL + 0.25 * FULL
-    sizes = [
-        cost(GRAPH, random_candidate(POSTERIOR, GRAPH, int(share * FULL), kind, 0, i)).parameters for i in range(30)
-    ]
-    assert np.median(sizes) <= 1.05 * share * FULL
+@pytest.mark.parametrize("resource", ["parameters", "multiply_adds"])
+def test_a_random_candidate_is_within_its_size_and_near_it(kind, share, resource):
+    most = share * getattr(cost(GRAPH), resource)
+    drawn = [random_candidate(POSTERIOR, GRAPH, most, kind, 0, i, counted(GRAPH, resource)) for i in range(15)]
+    sizes = [getattr(cost(GRAPH, candidate), resource) for candidate in drawn]
+    assert max(sizes) <= most and np.median(sizes) >= 0.85 * most
+
+
+def test_a_random_candidate_is_within_the_posteriors_own_count():
+    def price(architecture):
+        return sum(int(architecture[g.name].sum()) * g.parameters_per_channel for g in POSTERIOR.layers)
+
+    most = 0.3 * POSTERIOR.total_parameters()
+    prices = [price(random_candidate(POSTERIOR, GRAPH, most, EVEN, 0, i, price)) for i in range(5)]
+    assert all(most - 1 < p <= most for p in prices)  # each channel costs 1
 
 
 def test_draws_depend_on_seed_kind_and_number():
@@ -101,11 +107,10 @@ def test_magnitude_keeps_the_largest_of_all_layers(rng):
     kept = np.concatenate([scores[name][mask] for name, mask in candidate.items()])
     dropped = np.concatenate([scores[name][~mask] for name, mask in candidate.items()])
     assert dropped.size and kept.min() > dropped.max()
-    size = cost(GRAPH, candidate).parameters
-    assert FULL // 3 <= size
-    # One channel less, the smallest of those kept, and it is too small: no nearer size at or above is in reach.
-    less = Architecture({name: scores[name] > kept.min() for name in candidate})
-    assert less.kept == candidate.kept - 1 and cost(GRAPH, less).parameters < FULL // 3
+    assert cost(GRAPH, candidate).parameters <= FULL // 3
+    # One channel more, the largest of those dropped, and it is too large.
+    more = Architecture({name: scores[name] >= dropped.max() for name in candidate})
+    assert more.kept == candidate.kept + 1 and cost(GRAPH, more).parameters > FULL // 3
 
 
 def test_magnitude_never_drops_what_has_no_score(rng):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tfnas
+from tfnas.candidates import Sized
 from tfnas.errors import FailedSearch
 
 
@@ -31,6 +32,31 @@ def test_candidates_have_the_size_asked_for_whatever_the_search_arrived_at(rng):
     assert max(sizes) <= 0.4 * trainable(model)
     assert min(sizes) >= 0.97 * sizes[0] and sizes[0] > 0.39 * trainable(model)
     assert candidates == tfnas.sample(supernet, 40, seed=3)
+
+
+def test_fewer_than_asked_for_are_told_with_the_reason(rng, capsys):
+    _, supernet = searched(rng, parameters=0.4, steps=100)
+    candidates = tfnas.sample(supernet, 40, seed=3)
+    printed = " ".join(capsys.readouterr().out.split())
+    size = Sized.of(supernet.posterior(), supernet.graph, supernet.target)
+    sizes = [tfnas.cost(supernet.graph, size.draw(i, 3)).parameters for i in range(40)]
+    larger = sum(s > 0.4 * tfnas.cost(supernet.graph).parameters for s in sizes)
+    smaller = sum(s < 0.97 * sizes[0] for s in sizes)
+    assert len(candidates) == 40 - larger - smaller < 40
+    assert f"sample: {len(candidates)} of 40 candidates can be compared; left out: " in printed
+    for count, words in ((larger, "larger than was asked for"), (smaller, "more than 3% smaller")):
+        assert (f"{count} {words}" in printed) == (count > 0)
+    assert "different" not in printed  # they all are
+
+
+def test_equal_candidates_are_told(rng, capsys):
+    _, supernet = searched(rng, ell2=50.0)
+    tfnas.sample(supernet, 5, seed=1)
+    assert capsys.readouterr().out == ""
+    for layer in supernet.gated_layers.values():
+        layer.drop_logit.assign(np.full(layer.drop_logit.shape, -30.0))
+    tfnas.sample(supernet, 5, seed=1)
+    assert "sample: 5 of 5 candidates can be compared, 1 of them different" in capsys.readouterr().out
 
 
 def test_without_a_size_they_are_the_posteriors_own(rng):

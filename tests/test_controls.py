@@ -109,10 +109,10 @@ def test_magnitude_pruning_by_hand():
     supernet = tfnas.gate(model, ell2=1, num_examples=10)
     scores = {name: controls.mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
     # From 46, dropping the smallest first: 41 (a 0), 36 (a 2), 30 (b 0), 26 (a 1).
-    for wanted, a, b in ((46, 4, 4), (37, 3, 4), (36, 2, 4), (28, 2, 3), (30, 2, 3), (26, 1, 3)):
+    for wanted, a, b in ((46, 4, 4), (45, 3, 4), (40, 2, 4), (36, 2, 4), (35, 2, 3), (30, 2, 3), (29, 1, 3)):
         pruned = baselines.magnitude_candidate(supernet.graph, scores, wanted)
         assert (pruned["a"].sum(), pruned["b"].sum()) == (a, b)
-    pruned = baselines.magnitude_candidate(supernet.graph, scores, 28)
+    pruned = baselines.magnitude_candidate(supernet.graph, scores, 33)
     assert pruned["a"].tolist() == [False, True, False, True] and pruned["b"].tolist() == [False, True, True, True]
     assert tfnas.subnet(supernet, pruned).count_params() == 30
 
@@ -174,7 +174,7 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
     for row in rows:
         assert 0 < row["test_accuracy"] <= 1
         if row["name"].startswith(("fixed drop", "magnitude")):
-            assert found <= row["parameters"] <= 1.1 * found
+            assert 0.9 * found <= row["parameters"] <= found
     assert {row["num_tested"] for row in rows if "mean of" in row["name"]} == {2}
 
     class Killed(Exception):

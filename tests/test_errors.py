@@ -347,7 +347,7 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
     holding(workdir.RANKING, {"kinds": {"posterior": {"leaders": [{}]}}})
     many = load_config("digits").__class__(export=config.Export(uncertainty=3), sample=config.Sample())
     told(
-        "export.uncertainty: at most the 1 candidates that reach the output. Received: 3",
+        "export.uncertainty: at most the 1 candidates that may win. Received: 3",
         export._ensemble,
         many,
         work,

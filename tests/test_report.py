@@ -87,6 +87,9 @@ def group(best, mean):
         "best": best,
         # 0.85, 0.75, 0.65 are 17, 15, 13 of 20.
         "fresh": {"loss": best["loss"] + 0.125, "accuracy": mean - 0.05, "num_examples": 20},
+        "able": 3,
+        "distinct": 3,
+        "left_out": "",
         "ties": [1],
         "evaluations": 160,
         "saved": 1 / 3,
@@ -94,6 +97,19 @@ def group(best, mean):
             {"count": count, "mean": mean + gain, "low": mean + gain - 0.01, "high": mean + gain + 0.01}
             for count, gain in ((1, 0.0), (2, 0.016), (3, 0.02))
         ],
+    }
+
+
+def compared(only_found, only_other, p_value, accuracy=0.9, other=0.1):
+    """What ranking.json says of 3 candidates of the posterior's and of another kind on 100 fresh examples."""
+    return {
+        "count": 3,
+        "num_examples": 100,
+        "accuracy": accuracy,
+        "other_accuracy": other,
+        "only_found": only_found,
+        "only_other": only_other,
+        "p_value": p_value,
     }
 
 
@@ -125,7 +141,7 @@ def made(
         for i in range(3)
     ]
     kinds = {kind: group(records[3 * k], 0.9 - 0.1 * k) for k, kind in enumerate(KINDS)}
-    ranking = {"rank_by": "loss", "kinds": kinds, "predictive": predictive or {}}
+    ranking = {"rank_by": "loss", "kinds": kinds, "comparisons": {}, "predictive": predictive or {}}
     alter(ranking)
     contents = {
         workdir.SUPERNET: "",
@@ -267,7 +283,7 @@ def test_page_has_every_plot_and_loads_nothing(tmp_path):
     assert page.labels == [
         "Histogram of validation accuracy by kind of candidate, each on the 40 to 80 examples it was evaluated on",
         "Validation accuracy against parameters, every candidate on the 40 to 80 examples it was evaluated on",
-        "Validation accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
+        "Fresh accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
         "posterior's alone",
         "Share of input channels kept in every gated operation",
         "Mean drop probability of every layer's gates over the search",
@@ -298,18 +314,19 @@ def test_page_tells_how_each_kind_was_raced(tmp_path):
     second = (KINDS[1], "3", "80.0 ± 1.0 %", "67 %", "1.250", "80.0 %", "1.375", "75.0 % (53.1 to 88.8)", "1")
     assert row(text, *first) and row(text, *second)
     assert "on 80 examples" in text and "on 20 fresh ones" in text and "the best of many is partly the luckiest" in text
-    assert "accuracies of the first 2 candidates" in text
+    assert "accuracies of the first 2 candidates that were drawn" in text
     assert "the best of 2 is within half a point of the best of all 3" in text  # 91.6 of 92.0 %; the best of 1 has 90.0
 
 
 def test_page_of_candidates_evaluated_in_full_without_fresh_examples(tmp_path):
     def alter(ranking):
         for found in ranking["kinds"].values():
-            found |= {"saved": 0.0, "fresh": None, "ties": []}
+            found |= {"saved": 0.0, "fresh": None, "ties": [], "best_of": []}
 
     text = report.html(made(tmp_path, alter=alter), CONFIG)
     assert row(text, "posterior", "3", "90.0 ± 1.0 %", "all", "0.250", "90.0 %", "-", "-", "0")
     assert "No examples were kept from the race" in text and "fresh ones" not in text
+    assert "How many samples" not in text
 
 
 def test_page_of_a_kind_without_a_winner(tmp_path):
@@ -328,9 +345,9 @@ def test_page_of_a_kind_without_a_winner(tmp_path):
 
 
 def test_page_measures_probabilities_where_the_run_did(tmp_path):
-    measured = {"accuracy": [0.95, 0.9, 0.975], "nll": [0.125, 0.064, 250.0], "ece": [0.04, 0.03, 0.08]}
+    measured = {"accuracy": [0.95, 0.9, 0.975], "nll": [0.125, 0.064, 250.0], "ece": 0.04}
     text = report.html(made(tmp_path / "a", predictive={"ensemble of the 5 best": measured}), CONFIG)
-    assert row(text, "ensemble of the 5 best", "95.0 % (90.0 to 97.5)", "0.125 (0.064 to 250)", "4.0 % (3.0 to 8.0)")
+    assert row(text, "ensemble of the 5 best", "95.0 % (90.0 to 97.5)", "0.125 (0.064 to 250)", "4.0 %")
     assert "On the 20 fresh examples" in text and "Monte-Carlo" in text
     assert "Monte-Carlo" not in report.html(made(tmp_path / "b"), CONFIG)
 
@@ -431,30 +448,48 @@ def test_page_refuses_an_altered_file(tmp_path):
 
 
 def test_page_says_whether_it_is_better_than_chance(tmp_path):
-    # On 20 fresh examples 17, 15 and 13 are right: Wilson's intervals overlap.
-    text = report.html(made(tmp_path / "a"), CONFIG)
-    assert f"Not told apart from chance, from &#x27;{KINDS[1]}&#x27; and &#x27;{KINDS[2]}&#x27;" in text
+    def page(name, *pairs):
+        def alter(ranking):
+            ranking["comparisons"] = dict(zip(KINDS[1:], (compared(*pair) for pair in pairs), strict=False))
 
+        return html.unescape(report.html(made(tmp_path / name, alter=alter), CONFIG))
+
+    text = page("a", (80, 0, 1e-24), (9, 1, 0.0215))
+    assert "Better than chance: before retraining, on the same 100 fresh examples, of 3 candidates of either" in text
+    assert "the posterior's best has 90.0 % (82.6 to 94.5)" in text
+    assert f"the best {KINDS[1]} 10.0 % (5.5 to 17.4): 80 are right by the former alone, 0 by the latter" in text
+    assert "(McNemar's test: p < 0.001)" in text and "p = 0.021" in text
+    # One kind that it is not told apart from is enough, and so is one that is better.
+    assert f"Not told apart from chance, from '{KINDS[2]}', by" in page("b", (80, 0, 1e-24), (8, 2, 0.109))
+    assert f"from '{KINDS[1]}' and '{KINDS[2]}', by" in page("c", (1, 9, 0.0215), (8, 2, 0.109))
+    assert "better than chance: " not in page("d").lower()  # no examples were kept from the race
+
+
+def test_page_says_why_there_are_fewer_candidates_than_asked_for(tmp_path):
     def alter(ranking):
-        for kind, group in ranking["kinds"].items():
-            group["fresh"] = {"loss": 1.0, "accuracy": 0.9 if kind == "posterior" else 0.1, "num_examples": 100}
+        ranking["kinds"]["posterior"] |= {
+            "able": 1,
+            "left_out": "1 of 3 candidates can be compared; left out: 2 larger",
+        }
 
-    text = report.html(made(tmp_path / "b", alter=alter), CONFIG)
-    assert "Better than chance: before retraining, and on 100 fresh examples, the network found has 90.0 %" in text
-    assert f"the best of 3 {KINDS[1]}, 10.0 % (5.5 to 17.4)" in text  # Wilson's interval of 10 of 100
+    assert "posterior: 1 of 3 candidates can be compared; left out: 2 larger." in report.html(
+        made(tmp_path, alter=alter), CONFIG
+    )
 
 
 @pytest.mark.parametrize(
-    ("right", "verdict"), [(0.5, "Better than"), (0.9625, "Not told apart from"), (1.0, "Not told apart from")]
+    ("pair", "verdict"),
+    [((9, 1, 0.0215), "Better than"), ((8, 2, 0.109), "Not told apart from"), ((1, 9, 0.0215), "Worse than")],
 )
-def test_page_says_whether_it_is_better_than_pruning(tmp_path, right, verdict):
-    pruned = {**FULL, "name": "magnitude pruning, fine-tuned", "test_accuracy": right, "parameters": 4_990}
-    text = report.html(made(tmp_path / "a", rows=(pruned, FOUND)), CONFIG)
+def test_page_says_whether_it_is_better_than_pruning(tmp_path, pair, verdict):
+    paired = dict(zip(("only_found", "only_other", "p_value"), pair, strict=True))
+    pruned = {**FULL, "name": "magnitude pruning, fine-tuned", "parameters": 4_990, "paired": paired}
+    # The one that is better on validation is compared, not the one that is better on test.
+    other = {**pruned, "name": "magnitude pruning", "validation_accuracy": 0.5, "test_accuracy": 1.0}
+    text = report.html(made(tmp_path, rows=(other, pruned, FOUND)), CONFIG)
     # The confusion has 80 test images.
-    assert f"{verdict} pruning" in text and "on all 80 test examples" in text and "with 4,990 (in brackets" in text
-    poor = {**FOUND, "test_accuracy": 0.5}
-    if right == 1:
-        assert "Worse than pruning" in report.html(made(tmp_path / "b", rows=(pruned, poor)), CONFIG)
+    assert f"{verdict} pruning" in text and "on the same 80 test examples, the network found has 97.8 % (" in text
+    assert re.search(r"magnitude pruning, fine-tuned 98\.5 % \([\d.]+ to [\d.]+\) with 4,990 \(in brackets", text)
 
 
 def test_page_says_how_to_compare_with_pruning(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from tfnas.errors import UserError
-from tfnas.statistics import best_of, calibration_error, kendall_tau, predictive, proportion_interval
+from tfnas.statistics import best_of, calibration_error, kendall_tau, mcnemar, predictive, proportion_interval
 
 
 def best_of_all_subsets(scores, measured, count):
@@ -90,23 +90,39 @@ def test_calibration_error_of_labels_drawn_from_the_probabilities_vanishes(rng):
     assert calibration_error(probabilities, labels) < 0.005
 
 
+def wilson(correct, total, level):
+    z, p = stats.norm.ppf((1 + level) / 2), correct / total
+    middle, half = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return (middle - half) / (1 + z * z / total), (middle + half) / (1 + z * z / total)
+
+
 def test_predictive_agrees_with_the_closed_forms(rng):
     probabilities = rng.dirichlet([2, 1, 1], size=500)
     labels = rng.choice(3, 500, p=[0.6, 0.2, 0.2])
     found = predictive(probabilities, labels, repeats=2000, level=0.9)
     assert set(found) == {"accuracy", "nll", "ece"}
     hits, surprise = probabilities.argmax(1) == labels, -np.log(probabilities[np.arange(500), labels])
-    for name, each in (("accuracy", hits), ("nll", surprise)):
-        value, low, high = found[name]
-        half = stats.norm.ppf(0.95) * each.std() / math.sqrt(500)  # the bootstrap of a mean is nearly normal
-        assert value == pytest.approx(each.mean())
-        assert (low, high) == pytest.approx((value - half, value + half), abs=0.15 * half)
-    value, low, high = found["ece"]
-    assert value == pytest.approx(calibration_error(probabilities, labels))
-    drawn = [rng.choice(500, 500) for _ in range(1000)]
-    errors = [calibration_error(probabilities[i], labels[i]) for i in drawn]
-    assert (low, high) == pytest.approx(np.percentile(errors, [5, 95]), abs=0.01)
+    assert found["accuracy"] == pytest.approx((hits.mean(), *wilson(hits.sum(), 500, 0.9)))
+    value, low, high = found["nll"]
+    half = stats.norm.ppf(0.95) * surprise.std() / math.sqrt(500)  # the bootstrap of a mean is nearly normal
+    assert value == pytest.approx(surprise.mean())
+    assert (low, high) == pytest.approx((value - half, value + half), abs=0.15 * half)
+    assert found["ece"] == pytest.approx(calibration_error(probabilities, labels))
     assert found == predictive(probabilities, labels, repeats=2000, level=0.9)
+
+
+def test_an_accuracy_of_all_has_an_interval():
+    """Where the bootstrap's would be a point."""
+    accuracy = predictive([[0.9, 0.1]] * 20, [0] * 20, repeats=2)["accuracy"]
+    assert accuracy == pytest.approx((1, 1 / (1 + stats.norm.ppf(0.975) ** 2 / 20), 1))
+
+
+def test_mcnemars_test_is_the_binomial_of_those_that_differ():
+    assert mcnemar(0, 0).p_value == 1 and mcnemar(4, 4).p_value == 1
+    for first, second in ((10, 2), (2, 10), (0, 6), (7, 5)):
+        tail = sum(math.comb(first + second, k) for k in range(min(first, second) + 1)) / 2 ** (first + second)
+        assert mcnemar(first, second).p_value == pytest.approx(2 * tail)
+        assert (mcnemar(first, second).first, mcnemar(first, second).second) == (first, second)
 
 
 def test_a_probability_that_underflowed_has_a_finite_likelihood():
@@ -114,10 +130,7 @@ def test_a_probability_that_underflowed_has_a_finite_likelihood():
 
 
 def test_wilsons_interval_against_its_formula():
-    z, p, n = stats.norm.ppf(0.95), 0.9, 50
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    found = proportion_interval(45, 50, level=0.9)
-    assert found == pytest.approx(((middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)))
+    assert proportion_interval(45, 50, level=0.9) == pytest.approx(wilson(45, 50, 0.9))
     assert proportion_interval(0, 10)[0] == 0 and proportion_interval(10, 10)[1] == 1
 
 
@@ -145,6 +158,7 @@ def test_wilsons_interval_against_its_formula():
         (lambda: calibration_error([[0.5, 0.5]], [0], bins=0), "calibration_error: bins .* Received: 0"),
         (lambda: predictive([[0.5, 0.5]], [2]), "predictive: labels"),
         (lambda: predictive([[0.5, 0.5]], [1], level=0), "predictive: level"),
+        (lambda: mcnemar(-1, 2), "mcnemar: .* Received: -1 and 2"),
         (lambda: proportion_interval(3, 2), "proportion_interval: .* Received: 3 of 2"),
         (lambda: proportion_interval(-1, 2), "proportion_interval: .* Received: -1 of 2"),
         (lambda: proportion_interval(0, 0), "proportion_interval: .* Received: 0 of 0"),

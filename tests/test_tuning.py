@@ -46,6 +46,7 @@ class Stages:
         self.raises = {}  # by ell2: what the search raises, once it has begun
         self.spread = (1.0,)  # sizes of the candidates; the first wins, in the race a little better than in truth
         self.fresh = True
+        self.measured = []  # numbers of the candidates that were measured after their race
 
     def search(self, config, path):
         work = workdir.Workdir(path)
@@ -67,8 +68,9 @@ class Stages:
             candidates = [
                 {
                     "kind": "posterior",
+                    "number": i,
                     "parameters": round(FULL * kept_of(config.search) * size),
-                    "connected": True,
+                    "able": True,
                     "loss": score["loss"] * (0.9 + 0.1 * i),
                     "accuracy": score["accuracy"],
                     "num_examples": 320 - i,
@@ -76,7 +78,7 @@ class Stages:
                 for i, size in enumerate(self.spread)
             ]
             # Cut off, or of another kind: neither is ever the best, however small.
-            others = [{**candidates[0], "parameters": 1, "connected": False}]
+            others = [{**candidates[0], "parameters": 1, "able": False}]
             others.append({**candidates[0], "parameters": 1, "kind": "random"})
             lines = "".join(json.dumps(candidate) + "\n" for candidate in candidates + others)
             work.write(workdir.CANDIDATES, lambda file: file.write_text(lines))
@@ -87,12 +89,17 @@ class Stages:
 
         work.run_stage("sample", config, body)
 
+    def measure(self, config, path, number):
+        self.measured.append(number)
+        return {"loss": loss_of(config.search) + number / 100, "accuracy": 0.5, "num_examples": 80}
+
 
 @pytest.fixture
 def stages(monkeypatch):
     made = Stages()
     monkeypatch.setattr(tuning.search, "run", made.search)
     monkeypatch.setattr(tuning.sample, "run", made.sample)
+    monkeypatch.setattr(tuning.sample, "measure", made.measure)
     monkeypatch.setattr(tuning, "_full_parameters", lambda config, work: FULL)
     monkeypatch.setattr(tuning.keras.backend, "clear_session", lambda: None)  # it takes a second
     return made
@@ -271,8 +278,15 @@ def test_within_the_budget_a_smaller_candidate_than_the_winner_may_be_the_best(s
     best = tuning.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
     # Of 50 %: neither is 45 % within 40 %, and of 35 % and 37.5 % the former was raced longer.
     assert best.values == {"ell2": 50.0} and best.found["parameters"] == 3500
-    assert not best.found["fresh"] and best.found["num_examples"] == 318
-    assert best.found["loss"] == pytest.approx(0.1 * 1.1)
+    # Scored on the fresh examples, as every trial's winner is, and not by what it had in its race: 0.09 x 1.1.
+    assert stages.measured == [2] and best.found["fresh"] and best.found["num_examples"] == 80
+    assert best.found["loss"] == pytest.approx(0.1 + 0.02)
+    tuning.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
+    assert stages.measured == [2]  # once
+    file = tmp_path / "tune" / best.folder / "within_budget.json"
+    file.write_text("{}")
+    with pytest.raises(UserError, match=r"within_budget.json: altered: delete it \('number' must be there"):
+        tuning.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
 
 
 def test_without_fresh_examples_the_races_count(stages, tmp_path):

@@ -23,16 +23,25 @@ _SINGLE_PATH = 3  # its place among the kinds in a draw's seed, after those two
 _PASSED = frozenset(("norm", "scale", "pointwise", "spatial", "padding"))
 
 
-def random_candidate(posterior: Posterior, graph: Graph, parameters: int, kind: str, seed: int, i: int) -> Architecture:
-    """Random candidate number `i` with the nearest size to `parameters` at or above it.
+def random_candidate(
+    posterior: Posterior,
+    graph: Graph,
+    most: float,
+    kind: str,
+    seed: int,
+    i: int,
+    price: Callable[[Architecture], float] | None = None,
+) -> Architecture:
+    """Random candidate number `i`, as large as it may be.
 
     Args:
         posterior: gives the gated layers; its probabilities are not used.
         graph: of the supernet.
-        parameters: trainable parameters of the subnet wanted.
+        most: what it may cost.
         kind: EVEN: every channel alike. ALLOCATED: every source of a layer's input first draws a keep rate, U(0, 1).
         seed: of the whole set of candidates.
         i: number of the candidate; the draw is a function of (seed, kind, i) alone.
+        price: what an architecture costs, more with every channel; None: the subnet's parameters.
     """
     rng = np.random.default_rng([seed, (EVEN, ALLOCATED).index(kind) + 1, i])
     thresholds = {}  # a channel is kept once the shift exceeds its threshold
@@ -42,33 +51,41 @@ def random_candidate(posterior: Posterior, graph: Graph, parameters: int, kind: 
         preference = np.repeat(np.log(rate) - np.log1p(-rate), sources)
         thresholds[gates.name] = rng.logistic(size=gates.num_channels) - preference
 
-    return of_size(graph, thresholds, parameters)
+    return of_size(thresholds, most, price or counted(graph))
 
 
-def magnitude_candidate(graph: Graph, scores: Mapping[str, np.ndarray], parameters: int) -> Architecture:
-    """The channels of the largest scores over all layers, of the nearest size to `parameters` at or above it.
+def magnitude_candidate(
+    graph: Graph, scores: Mapping[str, np.ndarray], most: float, resource: str = "parameters"
+) -> Architecture:
+    """The channels of the largest scores over all layers, as many as there may be.
 
     Args:
         graph: of the supernet.
         scores: by gated layer, one number per input channel, shape (K,); infinite: kept at every size.
-        parameters: trainable parameters of the subnet wanted.
+        most: what the subnet may cost.
+        resource: 'parameters' or 'multiply_adds', counted exactly.
     """
-    return of_size(graph, {name: -np.asarray(score, np.float64) for name, score in scores.items()}, parameters)
+    thresholds = {name: -np.asarray(score, np.float64) for name, score in scores.items()}
+    return of_size(thresholds, most, counted(graph, resource))
 
 
-def of_size(graph: Graph, thresholds: Mapping[str, np.ndarray], parameters: int) -> Architecture:
-    """The architecture of the lowest common level that has `parameters` or more; all channels if none has.
+def counted(graph: Graph, resource: str = "parameters") -> Callable[[Architecture], float]:
+    """What a supernet's subnet costs, counted exactly, in 'parameters' or 'multiply_adds', as a function of it."""
+    return lambda architecture: getattr(cost(graph, architecture), resource)
+
+
+def of_size(thresholds: Mapping[str, np.ndarray], most: float, price: Callable[[Architecture], float]) -> Architecture:
+    """The architecture of the highest common level that costs at most `most`; of the lowest one if none does.
 
     Args:
-        graph: of the supernet.
-        thresholds: by gated layer, float64, shape (K,): a channel is kept once the level exceeds its threshold.
-        parameters: trainable parameters of the subnet wanted.
+        thresholds: by gated layer, float64, shape (K,): a channel is kept from that level on.
+        most: what it may cost.
+        price: what an architecture costs, more with every channel.
     """
-
-    levels = np.sort(np.concatenate(list(thresholds.values())))
-    # Nothing at all is too small, all is the largest there is.
-    first = _bisected(-1, len(levels) - 1, lambda i: cost(graph, _up_to(thresholds, levels[i])).parameters < parameters)
-    return _up_to(thresholds, levels[first])
+    # Below the lowest threshold nothing is kept, but for what is kept at every level.
+    levels = np.concatenate([[-np.inf], np.unique(np.concatenate(list(thresholds.values())))])
+    over = _bisected(0, len(levels), lambda i: price(_up_to(thresholds, levels[i])) <= most)
+    return _up_to(thresholds, levels[over - 1])
 
 
 def within(posterior: Posterior, graph: Graph, resource: str, most: float) -> Architecture:
@@ -89,8 +106,7 @@ def within(posterior: Posterior, graph: Graph, resource: str, most: float) -> Ar
     ranks[np.lexsort((places, drops))] = np.arange(len(drops))
     ends = np.cumsum([g.num_channels for g in posterior.layers])[:-1]
     thresholds = dict(zip((g.name for g in posterior.layers), np.split(ranks, ends), strict=True))
-    last = _bisected(-1, len(drops), lambda i: getattr(cost(graph, _up_to(thresholds, float(i))), resource) <= most)
-    return _up_to(thresholds, last - 1.0)
+    return of_size(thresholds, most, counted(graph, resource))
 
 
 def _up_to(thresholds: Mapping[str, np.ndarray], level: float) -> Architecture:

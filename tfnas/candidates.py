@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+from collections.abc import Iterable, Mapping
 
-from tfnas import baselines
+from tfnas import baselines, terminal
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
 from tfnas.costs import cost
@@ -12,6 +14,7 @@ from tfnas.errors import FailedSearch
 from tfnas.posterior import Posterior
 from tfnas.supernet import Supernet, Target
 
+NO_PATH, LARGER, SMALLER = "no path to the output", "larger", "smaller"  # why a candidate cannot win
 _NEAR = 0.03  # candidates that are smaller than the most probable one by more than this share are of another size
 
 
@@ -60,21 +63,51 @@ class Sized:
         """Candidate number `i`, a function of (seed, i) alone. Some are not of this size: `fits` tells."""
         return self.posterior.sample(1, seed, first=i, limit={self.resource: self.limit})[0] if i else self.first
 
-    def fits(self, price: float) -> bool:
-        """Whether a candidate of this cost, counted exactly, is of this size."""
-        return self.least <= price <= self.most
+    def misfit(self, price: float) -> str | None:
+        """LARGER or SMALLER, if a candidate of this cost, counted exactly, is not of this size."""
+        if price > self.most:
+            return LARGER
+        return SMALLER if price < self.least else None
+
+
+def shortfall(misfits: Iterable[str | None], distinct: int) -> str:
+    """Why fewer candidates can be compared than were asked for, as a sentence; '' if all can, and differ.
+
+    Args:
+        misfits: of each candidate, why it cannot win, or None.
+        distinct: how many different ones there are among those that can.
+    """
+    counts = collections.Counter(misfits)
+    able, asked = counts[None], counts.total()
+    told = [f"{counts[why]:,} {words}" for why, words in _MISFITS.items() if counts[why]]
+    if able == asked and distinct == able:
+        return ""
+    words = f"{able:,} of {asked:,} candidates can be compared"
+    if distinct < able:
+        words += f", {distinct:,} of them different"
+    return words + (f"; left out: {', '.join(told)}" if told else "")
+
+
+_MISFITS: Mapping[str, str] = {
+    NO_PATH: "without a path to the output",
+    LARGER: "larger than was asked for",
+    SMALLER: f"more than {_NEAR:.0%} smaller than the most probable network of that size",
+}
 
 
 def sample(supernet: Supernet, num_candidates: int, seed: int) -> list[Architecture]:
     """Candidates for `rank`: of the size that `gate` was asked for; without one, the posterior's as they are drawn.
 
     Of a size, they have at most the share of the parameters, or multiply-adds, that `gate` was given, counted exactly,
-    and are at most 3 % smaller than the first, which is the most probable network of that size. So they can be compared
-    with each other; and the size is met even where the search's own expectation has not arrived at it.
+    and are at most 3 % smaller than the first, which is the most probable network of that size and no sample of the
+    posterior. So they can be compared with each other; and the size is met even where the search's own expectation has
+    not arrived at it.
+
+    If fewer are returned than were asked for, or some are equal, a warning on the terminal says how many and why.
 
     Args:
         supernet: after its training.
-        num_candidates: how many to draw. Those of another size are left out, so that fewer may be returned.
+        num_candidates: how many to draw. Those of another size are left out, and without a size none is.
         seed: non-negative integer.
 
     Raises:
@@ -82,13 +115,24 @@ def sample(supernet: Supernet, num_candidates: int, seed: int) -> list[Architect
     """
     posterior, graph, target = supernet.posterior(), supernet.graph, supernet.target
     if not target:
-        return posterior.sample(num_candidates, seed)
-    size = Sized.of(posterior, graph, target)
-    found = [size.draw(i, seed) for i in range(num_candidates if size.limit else 0)]
-    found = [c for c in found if graph.flow(c).reaches_outputs() and size.fits(getattr(cost(graph, c), size.resource))]
-    if not found:
-        raise FailedSearch(
-            f"sample: no candidate of at most {target.share:.1%} of the {target.resource} has a path to the output: "
-            f"gate with a larger share of the {target.resource}"
-        )
+        found = posterior.sample(num_candidates, seed)
+        misfits: list[str | None] = [None] * len(found)
+    else:
+        size = Sized.of(posterior, graph, target)
+        drawn = [size.draw(i, seed) for i in range(num_candidates if size.limit else 0)]
+        misfits = [_misfit(graph, size, candidate) for candidate in drawn]
+        found = [candidate for candidate, misfit in zip(drawn, misfits, strict=True) if misfit is None]
+        if not found:
+            raise FailedSearch(
+                f"sample: no candidate of at most {target.share:.1%} of the {target.resource} has a path to the "
+                f"output: gate with a larger share of the {target.resource}"
+            )
+    if told := shortfall(misfits, len({candidate.digest() for candidate in found})):
+        terminal.warn(f"sample: {told}")
     return found
+
+
+def _misfit(graph: Graph, size: Sized, candidate: Architecture) -> str | None:
+    if not graph.flow(candidate).reaches_outputs():
+        return NO_PATH
+    return size.misfit(getattr(cost(graph, candidate), size.resource))

@@ -23,6 +23,7 @@ _HEADINGS = (
     "accuracy, fresh",
     "ties",
 )
+SIGNIFICANT = 0.05  # p-value below which one network is called better than another
 _CLOSE = 0.005  # of accuracy: as good as the best of all
 
 
@@ -45,18 +46,25 @@ _GROUP = record(
     mean_accuracy=_NEARLY_SHARE,
     std_accuracy=_SHARE,
     num_measured=whole(1),
+    able=whole(),
+    distinct=whole(),
+    left_out=text_of(),
     best=optional(record(loss=loss(), accuracy=_SHARE, num_examples=whole(1), parameters=whole())),
 )
 _RACED = record(  # what a group has besides, if there is a best one
     fresh=optional(SCORE),
     saved=_NEARLY_SHARE,
     ties=list_of(whole()),
-    best_of=list_of(record(count=whole(1), **dict.fromkeys(("mean", "low", "high"), _NEARLY_SHARE)), 1),
+    best_of=list_of(record(count=whole(1), **dict.fromkeys(("mean", "low", "high"), _NEARLY_SHARE))),
 )
+_PAIRED = {"only_found": whole(), "only_other": whole(), "p_value": _NEARLY_SHARE}
+PAIRED = record(**_PAIRED)  # the network found and another, on the same examples
+_COMPARISON = record(count=whole(1), num_examples=whole(1), accuracy=_SHARE, other_accuracy=_SHARE, **_PAIRED)
 _RANKING = record(
     rank_by=text_of("loss", "accuracy"),
     kinds=mapping_of(_GROUP, 1),
-    predictive=mapping_of(record(accuracy=_three(_NEARLY_SHARE), nll=_three(loss()), ece=_three(_NEARLY_SHARE))),
+    comparisons=mapping_of(_COMPARISON),
+    predictive=mapping_of(record(accuracy=_three(_NEARLY_SHARE), nll=_three(loss()), ece=_NEARLY_SHARE)),
 )
 
 
@@ -82,7 +90,8 @@ def section(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any])
     by_kind = {kind: [c for c in candidates if c["kind"] == kind] for kind in kinds}
     colours = dict(zip(kinds, _COLOURS, strict=True))
     return (
-        _answer(kinds)
+        _answer(ranking["comparisons"])
+        + _short(kinds)
         + _races(ranking)
         + figures.side_by_side(_histogram(by_kind, colours), _scatter(by_kind, colours, kinds[_POSTERIOR]["best"]))
         + _curves(kinds, colours)
@@ -90,27 +99,48 @@ def section(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any])
     )
 
 
-def _answer(kinds: Mapping[str, Mapping[str, Any]]) -> str:
-    """Whether the winner is better than the best random candidates, by the intervals on the fresh examples."""
-    found = kinds[_POSTERIOR]["fresh"]
-    others = {kind: group for kind, group in kinds.items() if kind != _POSTERIOR and group["best"]}
-    if not found or not others or not all(group["fresh"] for group in others.values()):
+def _answer(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether the posterior's best is better than the best of as many random candidates, by McNemar's test."""
+    if not comparisons:
         return ""
-    low = _interval(found)[0]
-    above = [kind for kind, group in others.items() if low > _interval(group["fresh"])[1]]
-    if len(above) == len(others):
+    level = [kind for kind, c in comparisons.items() if c["only_found"] <= c["only_other"] or not significant(c)]
+    if not level:
         verdict = "Better than chance"
     else:
-        level = " and ".join(f"'{kind}'" for kind in others if kind not in above)
-        verdict = f"Not told apart from chance, from {level}, by so few examples"
-    compared = ", ".join(
-        f"the best of {group['count']:,} {kind}, {_accuracy(group['fresh'])}" for kind, group in others.items()
+        verdict = f"Not told apart from chance, from {' and '.join(map(repr, level))}, by so few examples"
+    compared = "; ".join(
+        f"of {c['count']:,} candidates of either kind, the posterior's best has "
+        f"{with_interval(c['accuracy'], c['num_examples'])}, the best {kind} "
+        f"{with_interval(c['other_accuracy'], c['num_examples'])}: {discordant(c)}"
+        for kind, c in comparisons.items()
     )
-    words = (
-        f"{verdict}: before retraining, and on {found['num_examples']:,} fresh examples, the network found has "
-        f"{_accuracy(found)}; {compared}."
+    examples = next(iter(comparisons.values()))["num_examples"]
+    return lead(f"{verdict}: before retraining, on the same {examples:,} fresh examples, {compared}.")
+
+
+def significant(comparison: Mapping[str, Any]) -> bool:
+    """Whether two networks differ by McNemar's test."""
+    return comparison["p_value"] < SIGNIFICANT
+
+
+def discordant(comparison: Mapping[str, Any]) -> str:
+    """What McNemar's test is of, and what it says."""
+    p = comparison["p_value"]
+    return (
+        f"{comparison['only_found']:,} are right by the former alone, {comparison['only_other']:,} by the latter alone "
+        f"(McNemar's test: p {f'= {p:.3f}' if p >= 0.001 else '< 0.001'})"
     )
+
+
+def lead(words: str) -> str:
+    """A paragraph that stands out."""
     return f'<p class="lead">{figures.text(words)}</p>'
+
+
+def _short(kinds: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which kinds have fewer candidates to compare than were asked for, and why."""
+    short = [f"{kind}: {group['left_out']}." for kind, group in kinds.items() if group["left_out"]]
+    return f'<p class="note">{figures.text(" ".join(short))}</p>' if short else ""
 
 
 def _races(ranking: Mapping[str, Any]) -> str:
@@ -129,13 +159,14 @@ def _races(ranking: Mapping[str, Any]) -> str:
             "it on again: sample.holdout is 0."
         )
     notes = (
-        f"Mean: mean and deviation of the accuracies of the first {found['num_measured']:,} candidates, on all of the "
-        "race's examples. Evaluated: share of all evaluations that were made; the race spared those of "
+        f"Mean: mean and deviation of the accuracies of the first {found['num_measured']:,} candidates that were drawn "
+        "(where a size was asked for, the most probable network of that size races too, but is no sample), on all of "
+        "the race's examples. Evaluated: share of all evaluations that were made; the race spared those of "
         "candidates that could not win any more. Ties: candidates that a paired t-test does not find worse than the "
         "winner; the smallest or fastest of them may do as well. Of the posterior's candidates, the one of the best "
-        f"{ranking['rank_by']} wins; of random ones, the one of the best accuracy. Each random candidate has the "
-        "parameters of one posterior candidate and the same weights: spread evenly, every channel is dropped alike; "
-        "allocated per layer, every layer first draws a keep rate of its own."
+        f"{ranking['rank_by']} wins; of random ones, the one of the best accuracy. Each random candidate is at most as "
+        "large as one posterior candidate, in what the size is asked for, and has the same weights: spread evenly, "
+        "every channel is dropped alike; allocated per layer, every layer first draws a keep rate of its own."
     )
     rows = [(kind == _POSTERIOR, _row(kind, group)) for kind, group in kinds.items()]
     return (
@@ -172,10 +203,6 @@ def interval(accuracy: float, num_examples: int) -> tuple[float, float]:
     from tfnas.statistics import proportion_interval
 
     return proportion_interval(round(accuracy * num_examples), num_examples)
-
-
-def _interval(score: Mapping[str, Any]) -> tuple[float, float]:
-    return interval(score["accuracy"], score["num_examples"])
 
 
 def _loss(value: float) -> str:
@@ -232,6 +259,8 @@ def _scatter(
 
 def _curves(kinds: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> str:
     curves = {kind: group["best_of"] for kind, group in kinds.items() if group["best"]}
+    if not all(curves.values()):  # no examples were kept from the race
+        return ""
 
     def draw(figure: Any) -> None:
         from matplotlib.ticker import NullFormatter
@@ -253,7 +282,7 @@ def _curves(kinds: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) 
         figures.legend(figure, figure.axes[0])
 
     caption = (
-        "Validation accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
+        "Fresh accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
         "posterior's alone"
     )
     *fewer, last = curves[_POSTERIOR]
@@ -267,8 +296,9 @@ def _curves(kinds: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) 
             else f"More than {fewer[-1]['count']:,}: half a point is still gained up to all {last['count']:,}."
         )
     words += (
-        " The accuracies are those of the race, so the more candidates, the more they are flattered; and the "
-        "intervals, over candidates, say little at the right end, where all depends on the one best."
+        " The candidates are chosen by the race and measured on the fresh examples, so that many are not flattered "
+        "by having been chosen; of many, some are measured for those around them in the race's order. The intervals, "
+        "over candidates, say little at the right end, where all depends on the one best."
     )
     return f"<p>{figures.text(words)}</p>{figures.drawing(draw, (figures.WIDTH, 3), caption)}"
 
@@ -283,11 +313,13 @@ def _predictive(ranking: Mapping[str, Any]) -> str:
         f"How good are its probabilities? On {where}: the network found; the ensemble that averages the probabilities "
         "of the best candidates; and the average of as many posterior samples, unranked, which is the Monte-Carlo "
         "predictive distribution. NLL and expected calibration error: the smaller, the better. In brackets: 95 % "
-        "bootstrap intervals over the examples; that of the calibration error lies high."
+        "intervals over the examples, Wilson's of the accuracy and the bootstrap's of the NLL. The calibration error "
+        "has none, and grows with noise: compare it on the same examples only."
     )
     rows = []
     for name, values in measured.items():
         nll = "{} ({} to {})".format(*map(_loss, values["nll"]))
-        rows.append((False, [name, _percent(*values["accuracy"]), nll, _percent(*values["ece"])]))
+        ece = f"{100 * values['ece']:.1f} %"
+        rows.append((False, [name, _percent(*values["accuracy"]), nll, ece]))
     headings = ("prediction", "accuracy", "NLL, nats", "calibration error")
     return f"<p>{figures.text(words)}</p>{figures.table(headings, rows, 'numbers')}"

@@ -59,7 +59,7 @@ class Means:
 
 
 def train(
-    config: Config, splits: data.Splits, work: Workdir, posterior: Posterior, found: Architecture, parameters: int
+    config: Config, splits: data.Splits, work: Workdir, posterior: Posterior, found: Architecture, price: Cost
 ) -> tuple[list[Arm], list[Means]]:
     """Trains all controls, from their checkpoints where there are some; reads the training and validation splits.
 
@@ -69,7 +69,8 @@ def train(
         work: where the checkpoints are kept.
         posterior: gives the gated layers; its probabilities are not used.
         found: the architecture found.
-        parameters: trainable parameters of its network, which the controls are matched to.
+        price: what its network costs: controls that are drawn or pruned to its size cost no more, in the resource that
+            the search was given a share of, else in parameters.
 
     Returns:
         The networks, without those that have no path to the output, and the means of those that were drawn.
@@ -77,25 +78,27 @@ def train(
     Raises:
         UserError: for a loss that is no longer finite, or a checkpoint that cannot be read.
     """
-    arms, means = fixed_drop(config, splits, work, baselines.even_drop(posterior, found), parameters)
+    arms, means = fixed_drop(config, splits, work, baselines.even_drop(posterior, found), price)
     arms += single_path(config, splits, work)
-    arms += magnitude_pruning(config, splits, work, parameters)
+    arms += magnitude_pruning(config, splits, work, price)
     return arms, means
 
 
 def fixed_drop(
-    config: Config, splits: data.Splits, work: Workdir, drop: float, parameters: int
+    config: Config, splits: data.Splits, work: Workdir, drop: float, price: Cost
 ) -> tuple[list[Arm], list[Means]]:
-    """The best of random candidates of `parameters` in a supernet trained under one fixed drop probability, `drop`.
+    """The best of random candidates that cost at most `price`, in a supernet trained under one fixed drop probability.
 
-    Other arguments as for `train`.
+    `drop` is that probability. Other arguments as for `train`.
     """
     supernet = freeze(_at_start(config, splits, work, drop))
     title = "fixed drop"
     _fit(config, splits, work, supernet, title)
     posterior, graph = supernet.posterior(), supernet.graph
+    resource = _resource(supernet)
+    most, counted = getattr(price, resource), baselines.counted(graph, resource)
     candidates = [
-        baselines.random_candidate(posterior, graph, parameters, baselines.EVEN, config.seed, i)
+        baselines.random_candidate(posterior, graph, most, baselines.EVEN, config.seed, i, counted)
         for i in range(config.sample.num_random)
     ]
     recalibration = training.recalibration(config, splits, supernet)
@@ -133,8 +136,8 @@ def single_path(config: Config, splits: data.Splits, work: Workdir) -> list[Arm]
     return _best(config, splits, work, supernet, paths, scores, title, count, recalibration.apply)
 
 
-def magnitude_pruning(config: Config, splits: data.Splits, work: Workdir, parameters: int) -> list[Arm]:
-    """The full network, trained without gates, less the input channels of the smallest weights.
+def magnitude_pruning(config: Config, splits: data.Splits, work: Workdir, price: Cost) -> list[Arm]:
+    """The full network, trained without gates, less the input channels of the smallest weights, until it costs `price`.
 
     Arguments as for `train`.
     """
@@ -144,12 +147,18 @@ def magnitude_pruning(config: Config, splits: data.Splits, work: Workdir, parame
     training.fit_plain(config, splits, work, full, config.search.epochs, optimizers.plain_search(config), title)
     supernet = training.gated(config, splits, full)
     scores = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
-    pruned = baselines.magnitude_candidate(supernet.graph, scores, parameters)
+    resource = _resource(supernet)
+    pruned = baselines.magnitude_candidate(supernet.graph, scores, getattr(price, resource), resource)
     if not supernet.graph.flow(pruned).reaches_outputs():
         return []
     if recalibration := training.recalibration(config, splits, supernet):
         recalibration.apply(pruned)
     return _cut(config, splits, work, supernet, pruned, title, title)
+
+
+def _resource(supernet: Supernet) -> str:
+    """What networks of equal size are equal in."""
+    return supernet.target.resource if supernet.target else "parameters"
 
 
 def freeze(supernet: Supernet) -> Supernet:

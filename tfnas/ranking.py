@@ -258,7 +258,10 @@ class Field:
 
     def race(self, confidence: float | None, tolerance: float, excluded: Collection[int] = ()) -> Ranking:
         """Races all candidates; `excluded` ones cannot win. Raises UserError if a setting is out of its range."""
-        largest = LARGEST_LOSS if self.by == "loss" else 1.0
+        if self.by == ACCURACY:
+            largest = 1.0
+        else:  # where there is an accuracy, the loss is a cross-entropy; of another loss nothing is known beforehand
+            largest = LARGEST_LOSS if any(name.endswith(ACCURACY) for name in self.engine.names) else 0.0
         outcome = race(self, len(self.candidates), self.num_examples, confidence, tolerance, excluded, largest)
         scores = [self.score(i, seen) for i, seen in enumerate(outcome.num_examples)]
         return Ranking(self.candidates, scores, self.by, outcome, self.fresh(outcome.winner))

@@ -230,7 +230,9 @@ def _duration(seconds: float) -> str:
 def _pruning(results: Mapping[str, Any]) -> str:
     """The network found against magnitude pruning, if that was trained; else how to have it trained."""
     pruned = [
-        row for row in results["rows"] if row["name"].startswith("magnitude pruning") and row.get("test_accuracy")
+        row
+        for row in results["rows"]
+        if row["name"].startswith("magnitude pruning") and row.get("validation_accuracy") and row.get("paired")
     ]
     if not pruned:
         return (
@@ -239,19 +241,19 @@ def _pruning(results: Mapping[str, Any]) -> str:
             "as long as three more searches.</p>"
         )
     tested = sum(map(sum, results["confusion"]))
-    mine, best = results_lib.chosen(results), max(pruned, key=lambda row: row["test_accuracy"])
-    (low, high), (other_low, other_high) = (chance.interval(row["test_accuracy"], tested) for row in (mine, best))
+    # By validation: chosen by the test split, the best of several would be flattered there.
+    mine, best = results_lib.chosen(results), max(pruned, key=lambda row: row["validation_accuracy"])
+    paired = best["paired"]
     verdict = "Not told apart from pruning, by so few examples"
-    if low > other_high:
-        verdict = "Better than pruning"
-    elif high < other_low:
-        verdict = "Worse than pruning"
+    if chance.significant(paired):
+        better = paired["only_found"] > paired["only_other"]
+        verdict = "Better than pruning" if better else "Worse than pruning"
     shown = [chance.with_interval(row["test_accuracy"], tested) for row in (mine, best)]
-    words = (
-        f"{verdict}: on all {tested:,} test examples, the network found has {shown[0]} with {mine['parameters']:,.0f} "
-        f"parameters, {best['name']} {shown[1]} with {best['parameters']:,.0f} (in brackets: 95 % intervals)."
+    return chance.lead(
+        f"{verdict}: on the same {tested:,} test examples, the network found has {shown[0]} with "
+        f"{mine['parameters']:,.0f} parameters, {best['name']} {shown[1]} with {best['parameters']:,.0f} (in brackets: "
+        f"95 % intervals); {chance.discordant(paired)}."
     )
-    return f'<p class="lead">{figures.text(words)}</p>'
 
 
 def _notes(results: Mapping[str, Any], config: config_lib.Config) -> Iterable[str]:

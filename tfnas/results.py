@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tfnas.chance import PAIRED
 from tfnas.config import FORMATS
 from tfnas.reading import MOST, Shape, expect, list_of, number, optional, record, text_of, whole
 
@@ -16,7 +17,10 @@ _MEASURES: dict[str, Shape] = {
     "file_bytes": number(0, MOST),
     "latency_seconds": number(0, 1e9),
 }
-_ROW = record({"num_tested": whole(), **{name: optional(shape) for name, shape in _MEASURES.items()}}, name=text_of())
+_ROW = record(
+    {"num_tested": whole(), "paired": PAIRED, **{name: optional(shape) for name, shape in _MEASURES.items()}},
+    name=text_of(),
+)
 _SIZE = record(parameters=whole(1), multiply_adds=whole(1))
 _KEYS = record(
     {"latency_spread": number(1, MOST)},  # how many times one network's latencies differ between rounds, at most

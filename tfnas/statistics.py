@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -141,11 +143,13 @@ def predictive(
     repeats: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> dict[str, tuple[float, float, float]]:
-    """Accuracy, negative log-likelihood and calibration error (15 bins), each with its interval.
+) -> dict[str, Any]:
+    """Accuracy and negative log-likelihood, each with its interval, and the calibration error (15 bins).
 
-    The intervals are the percentile bootstrap's over examples. That of the calibration error lies high, because its
-    samples repeat examples, and an error of absolute differences grows with noise.
+    The accuracy's interval is Wilson's, the likelihood's the percentile bootstrap's over examples. The calibration
+    error has none: it is a sum of absolute differences, which noise makes larger. Of 79 examples of a perfectly
+    calibrated prediction it is 0.04 to 0.08, the bootstrap's samples are higher still, and its intervals, corrected for
+    that or not, contained the truth in 0 to 95 % of 300 simulated data sets. So compare it on the same examples only.
 
     Args:
         probabilities: shape (n, classes), rows that add up to 1.
@@ -155,28 +159,22 @@ def predictive(
         seed: of the bootstrap.
 
     Returns:
-        'accuracy' in [0, 1], 'nll' in nats per example, 'ece' in [0, 1]: (value, low, high) each.
+        'accuracy' in [0, 1] and 'nll' in nats per example, (value, low, high) each; 'ece', a number in [0, 1].
 
     Raises:
         UserError: if an argument is out of its range.
     """
     probabilities, labels = _predictions("predictive", probabilities, labels)
     _check_bootstrap("predictive", repeats, level)
-    bins = 15
     size = len(labels)
-    bin_of, gap = _binned(probabilities, labels, bins)
-    hits = (probabilities.argmax(1) == labels).astype(np.float64)
+    correct = int((probabilities.argmax(1) == labels).sum())
     surprise = -np.log(np.maximum(probabilities[np.arange(size), labels], _LEAST_PROBABILITY))
-
-    def measures(drawn: np.ndarray) -> list[float]:
-        return [hits[drawn].mean(), surprise[drawn].mean(), _calibration_error(bin_of[drawn], gap[drawn], bins)]
-
     rng = np.random.default_rng(seed)
-    samples = np.array([measures(rng.integers(size, size=size)) for _ in range(repeats)])
-    triples = zip(measures(np.arange(size)), *_interval(samples, level), strict=True)
+    low, high = _interval(np.array([surprise[rng.integers(size, size=size)].mean() for _ in range(repeats)]), level)
     return {
-        name: (float(value), float(low), float(high))
-        for name, (value, low, high) in zip(("accuracy", "nll", "ece"), triples, strict=True)
+        "accuracy": (correct / size, *proportion_interval(correct, size, level)),
+        "nll": (float(surprise.mean()), float(low), float(high)),
+        "ece": calibration_error(probabilities, labels),
     }
 
 
@@ -207,6 +205,41 @@ def proportion_interval(correct: int, total: int, level: float = 0.95) -> tuple[
     _check_level("proportion_interval", level)
     interval = stats.binomtest(int(correct), int(total)).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Two classifiers on the same examples.
+
+    Attributes:
+        first: examples that only the first has right.
+        second: examples that only the second has right.
+        p_value: of McNemar's exact test.
+    """
+
+    first: int
+    second: int
+    p_value: float
+
+
+def mcnemar(first: int, second: int) -> Paired:
+    """McNemar's exact test (1947) that two classifiers are right equally often, two-sided.
+
+    Where they agree, an example says nothing about which is better; of those where they do not, half would go to
+    either, were they equally good: p is the binomial probability of a split at least as uneven.
+
+    Args:
+        first: examples that only the first has right.
+        second: examples that only the second has right.
+
+    Raises:
+        UserError: if one of them is negative.
+    """
+    if min(first, second) < 0:
+        raise UserError(f"mcnemar: numbers of examples expected. Received: {first} and {second}")
+    differ = first + second
+    p = float(stats.binomtest(int(first), int(differ)).pvalue) if differ else 1.0
+    return Paired(int(first), int(second), p)
 
 
 def _interval(samples: np.ndarray, level: float) -> np.ndarray:

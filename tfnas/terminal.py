@@ -18,6 +18,11 @@ if not console.is_terminal:
     console = rich.console.Console(width=116)  # a log file has no width; the table needs this one
 
 
+def warn(message: str) -> None:
+    """Prints a warning."""
+    console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
 class _Help(flags.BooleanFlag):
     """A help flag that ends with exit code 0. absl's own ends with 1, as if it were a mistake to ask."""
 

@@ -36,6 +36,8 @@ COMPLETE, TOO_LARGE, FAILED = "complete", "over budget", "failed"
 _MOST_TICKS = 6  # of an axis that has one at every value
 _FAILURE = "failure.json"  # in a trial's folder
 _FAILURE_SHAPE = record(message=text_of())
+_WITHIN = "within_budget.json"  # in a trial's folder: the score of its best candidate within the budget
+_WITHIN_SHAPE = record(number=whole(), ranking=text_of(), score=chance.SCORE)
 _KIND = sample.POSTERIOR
 _RANKING = record(
     kinds=record(
@@ -52,8 +54,9 @@ _RANKING = record(
 )
 _CANDIDATE = record(
     kind=text_of(),
+    number=whole(),
     parameters=whole(),
-    connected=reading.flag(),
+    able=reading.flag(),
     loss=loss(),
     accuracy=number(0, 1),
     num_examples=whole(1),
@@ -256,32 +259,35 @@ class _Tuning:
         work.remove(failure)
         ranked = work.read_json(workdir.RANKING, "tune", _RANKING)["kinds"][_KIND]
         candidates = work.read_lines(workdir.CANDIDATES, "tune", _CANDIDATE)
-        best, score, message = self._best_candidate(ranked, [c for c in candidates if c["kind"] == _KIND])
+        best, message = self._best_candidate(ranked, [c for c in candidates if c["kind"] == _KIND])
+        score = best if ranked["fresh"] is None else ranked["fresh"]
+        if best is not ranked["best"]:
+            score = self._measured(config, work, best["number"])
         found = {
             "parameters": best["parameters"],
             **{name: score[name] for name in ("loss", "accuracy", "num_examples")},
-            "fresh": score is ranked["fresh"],
+            "fresh": ranked["fresh"] is not None,
             **{name: ranked[name] for name in ("mean_loss", "mean_accuracy", "mean_parameters")},
         }
         return Trial(folder, values, epochs, TOO_LARGE if message else COMPLETE, message, found)
 
     def _best_candidate(
         self, ranked: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]
-    ) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
-        """The best within the budget, its score and ''; or the best of all, its score and why it is none."""
+    ) -> tuple[Mapping[str, Any], str]:
+        """The best that may win and is within the budget, and ''; or the best of all, and why it is not within it."""
         most = self.config.tune.budget * self.full_parameters
         winner = ranked["best"]
         if winner["parameters"] <= most:
-            return winner, ranked["fresh"] or winner, ""
-        connected = [c for c in candidates if c["connected"]]
-        within = [c for c in connected if c["parameters"] <= most]
+            return winner, ""
+        able = [c for c in candidates if c["able"]]
+        within = [c for c in able if c["parameters"] <= most]
         if not within:
-            smallest = min(c["parameters"] for c in connected) / self.full_parameters
+            smallest = min(c["parameters"] for c in able) / self.full_parameters
             message = (
                 f"no candidate has at most {100 * self.config.tune.budget:g} % of the full network's parameters, the "
                 f"smallest has {100 * smallest:.1f} %"
             )
-            return winner, ranked["fresh"] or winner, message
+            return winner, message
 
         def rank(candidate: Mapping[str, Any]) -> tuple[float, float]:
             by_loss = self.config.sample.rank_by == "loss"
@@ -289,8 +295,24 @@ class _Tuning:
             # First those that the race kept longest: whoever leaves it is worse than some that stay.
             return -candidate["num_examples"], math.inf if math.isnan(value) else value
 
-        best = min(within, key=rank)
-        return best, best, ""
+        return min(within, key=rank), ""
+
+    @staticmethod
+    def _measured(config: Config, work: Workdir, number: int) -> Mapping[str, Any]:
+        """The score of a candidate that did not win, on the examples that winners are scored on.
+
+        What it has from its race is neither on the fresh examples, nor on as many.
+        """
+        key = {"number": number, "ranking": workdir.digest(work.path / workdir.RANKING)}
+        file = work.path / _WITHIN
+        if file.exists():
+            kept = reading.read(file.read_bytes(), _WITHIN_SHAPE, f"{file}: altered: delete it")
+            if {name: kept[name] for name in key} == key:
+                return kept["score"]
+        keras.backend.clear_session()
+        score = sample.measure(config, work.path, number)
+        work.write_json(_WITHIN, {**key, "score": score})
+        return score
 
     def _best(self) -> Trial | None:
         def rank(trial: Trial) -> tuple[float, int]:

@@ -162,9 +162,7 @@ def _ensemble(config: Config, work: workdir.Workdir, splits: data.Splits) -> lis
         return []
     leaders = work.read_json(workdir.RANKING, "export", _RANKING)["kinds"]["posterior"]["leaders"]
     if len(leaders) < count:
-        raise UserError(
-            f"export.uncertainty: at most the {len(leaders)} candidates that reach the output. Received: {count}"
-        )
+        raise UserError(f"export.uncertainty: at most the {len(leaders)} candidates that may win. Received: {count}")
     supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
     recalibration = training.recalibration(config, splits, supernet)
     members = []

@@ -24,6 +24,7 @@ from tfnas import (
     reading,
     saving,
     sources,
+    statistics,
     training,
     workdir,
 )
@@ -107,7 +108,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         others.append(Arm("deterministic candidate", cut(mode), cost(supernet.graph, mode)))
     means = [_means(supernet, kind, group, recalibration) for kind, group in kinds.items()]
     if settings.controls:
-        arms, drawn = controls.train(config, splits, work, posterior, architecture, price.parameters)
+        arms, drawn = controls.train(config, splits, work, posterior, architecture, price)
         others += arms
         means += drawn
 
@@ -125,11 +126,12 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     ]
     # Only now is the test split read, for networks that are all fixed.
     sources.check_test(config.data, work.path / "tensorflow_datasets")
+    labels, best = _classified(chosen.model, splits.test, config)
     for row, arm in zip(rows, compared, strict=True):
-        matrix = _confusion(arm.model, splits.test, config)
-        row["test_accuracy"] = float(np.trace(matrix) / matrix.sum())
-        if arm is chosen:
-            confusion = matrix.tolist()
+        classes = best if arm is chosen else _classified(arm.model, splits.test, config)[1]
+        row["test_accuracy"] = float(np.mean(classes == labels))
+        row["paired"] = _paired(best == labels, classes == labels)
+    confusion = _matrix(labels, best, chosen.model.output_shape[-1]).tolist()
     for _, groups in itertools.groupby(means, key=lambda group: id(group.supernet)):
         rows += _means_on_test(list(groups), splits, config)
     whole = cost(supernet.graph)
@@ -200,16 +202,30 @@ def _row(arm: Arm, splits: data.Splits, config: Config) -> dict[str, Any]:
 
 
 def _accuracy(model: keras.Model, dataset: Any, config: Config) -> float:
-    matrix = _confusion(model, dataset, config)
-    return float(np.trace(matrix) / matrix.sum())
+    labels, classes = _classified(model, dataset, config)
+    return float(np.mean(classes == labels))
 
 
-def _confusion(model: keras.Model, dataset: Any, config: Config) -> np.ndarray:
+def _classified(model: keras.Model, dataset: Any, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Every example's label and most probable class."""
+    labels, classes = [], []
+    for images, batch in data.evaluation_batches(dataset, config.data, config.sample.batch_size):
+        labels.append(batch.numpy())
+        classes.append(np.argmax(model(images, training=False), -1))
+    return np.concatenate(labels), np.concatenate(classes)
+
+
+def _matrix(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     """Number of examples by label (rows) and most probable class (columns)."""
-    matrix = np.zeros((model.output_shape[-1],) * 2, np.int64)
-    for images, labels in data.evaluation_batches(dataset, config.data, config.sample.batch_size):
-        np.add.at(matrix, (labels.numpy(), np.argmax(model(images, training=False), -1)), 1)
+    matrix = np.zeros((count, count), np.int64)
+    np.add.at(matrix, (labels, classes), 1)
     return matrix
+
+
+def _paired(found: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """McNemar's test of the network found against another, on the same examples."""
+    paired = statistics.mcnemar(int((found & ~other).sum()), int((other & ~found).sum()))
+    return {"only_found": paired.first, "only_other": paired.second, "p_value": paired.p_value}
 
 
 def _without_optimizer(model: keras.Model) -> keras.Model:

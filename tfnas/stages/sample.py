@@ -6,12 +6,14 @@ With budgets, the posterior is tilted to each of them and sampled and raced agai
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,11 +35,12 @@ from tfnas import (
     workdir,
 )
 from tfnas.architecture import Architecture, Packed
-from tfnas.candidates import Sized
+from tfnas.candidates import NO_PATH, Sized, shortfall
 from tfnas.config import Config
 from tfnas.engine import Engine
 from tfnas.errors import FailedSearch, UserError, naming, unwrapped
 from tfnas.evaluations import Evaluations
+from tfnas.losses import ACCURACY
 from tfnas.posterior import PRICES, Posterior
 from tfnas.ranking import Field, Ranking, Score, summary
 from tfnas.supernet import Supernet, Target
@@ -45,6 +48,7 @@ from tfnas.supernet import Supernet, Target
 POSTERIOR = "posterior"
 SHARDS = "shards of sample"  # that are evaluated side by side, perhaps in one working directory
 KINDS = (POSTERIOR, baselines.EVEN, baselines.ALLOCATED)
+_POINTS = 120  # of ranks, evenly on a logarithmic scale, at which the winners' accuracies are measured for the curve
 _CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 1_500, 2_000, 5_000, 10_000)  # numbers of candidates
 
 
@@ -94,13 +98,42 @@ class _Contest:
     size: Sized | None = None
 
     @property
+    def misfits(self) -> list[str | None]:
+        """Of each, why it may not win: of another size, or without a path to the output; None if it may."""
+        return [
+            (self.size.misfit(facts[self.size.resource]) if self.size else None) if facts["connected"] else NO_PATH
+            for facts in self.facts
+        ]
+
+    @property
     def excluded(self) -> list[int]:
-        """Those that may not win: of another size, or without a path to the output, so that there is nothing to cut."""
+        """Those that may not win."""
+        return [i for i, misfit in enumerate(self.misfits) if misfit]
 
-        def fits(facts: dict[str, Any]) -> bool:
-            return facts["connected"] and (self.size is None or self.size.fits(facts[self.size.resource]))
+    def able(self, order: Sequence[int]) -> list[int]:
+        """Those of `order` that may win."""
+        misfits = self.misfits
+        return [i for i in order if not misfits[i]]
 
-        return [i for i, facts in enumerate(self.facts) if not fits(facts)]
+    @property
+    def drawn(self) -> list[int]:
+        """Those that were drawn: all but the most probable network, which is the first of a size; if it is all, it."""
+        return [i for i, number in enumerate(self.numbers) if number or not self.size] or [0]
+
+    @property
+    def distinct(self) -> int:
+        """How many different ones there are among those that may win."""
+        return len({self.facts[i]["digest"] for i in self.able(range(len(self.facts)))})
+
+    def first(self, count: int) -> _Contest:
+        """The first `count` of those that may win, as a contest of their own."""
+        chosen = self.able(range(len(self.facts)))[:count]
+        return dataclasses.replace(
+            self,
+            numbers=[self.numbers[i] for i in chosen],
+            candidates=[self.candidates[i] for i in chosen],
+            facts=[self.facts[i] for i in chosen],
+        )
 
     @property
     def can_race(self) -> bool:
@@ -129,6 +162,18 @@ def run(config: Config, path: str | os.PathLike[str], shard: str = "") -> None:
     with work.hold(SHARDS), unwrapped():
         work.check_upstream("sample", config)
         _Sampling(config, work).evaluate(part)
+
+
+def measure(config: Config, path: str | os.PathLike[str], number: int) -> dict[str, Any]:
+    """The score of a posterior's candidate on the fresh examples, as the winner's; on the race's if none are kept.
+
+    Args:
+        config: of the run in `path`, after its sample.
+        path: the working directory.
+        number: of the candidate.
+    """
+    with unwrapped():
+        return _Sampling(config.check(), workdir.Workdir(path)).measure(number)
 
 
 def _sample(config: Config, work: workdir.Workdir) -> Iterable[str]:
@@ -172,12 +217,25 @@ class _Sampling:
                     self._race(contest, evaluations)
         print(f"sample    shard {shard.index} of {shard.count}: {self.work.path / shard.file}")
 
+    def measure(self, number: int) -> dict[str, Any]:
+        """A candidate's score on the fresh examples; on the race's if none are kept from it."""
+        contest = next(self._contests(Shard(1, 1)))
+        with tempfile.TemporaryDirectory() as folder:
+            with Evaluations(pathlib.Path(folder) / "one.jsonl", "one") as evaluations:
+                field = Field(self.engine, evaluations, [contest.candidates[number]], contest.by, self.settings.holdout)
+                score = field.fresh(0)
+                if score is None:
+                    field.fill([0], field.num_examples)
+                    score = field.score(0, field.num_examples)
+        return score.record()
+
     def rank(self) -> Iterable[str]:
         """Ranks all candidates and writes what was found; returns the files written besides the stage's own."""
         shards = sorted((self.work.path / workdir.SHARDS).glob("*.jsonl"))
         groups: dict[str, Any] = {}
         rows: list[dict[str, Any]] = []
         records: list[dict[str, Any]] = []
+        comparisons: dict[str, Any] = {}
         kept = workdir.EVALUATIONS
         with naming(self.work.path / kept), self._evaluations(kept, shards) as evaluations:
             if evaluations.count:
@@ -190,11 +248,13 @@ class _Sampling:
                 if contest.posterior is not None:
                     rows.append(_row(contest.posterior, contest.share, self.settings.resource, group))
                 if contest.kind == POSTERIOR and ranking is not None:
-                    winner, predictive = ranking.best, self._predictive(ranking)
+                    found, winner, predictive = contest, ranking.best, self._predictive(contest, ranking)
+                elif contest.posterior is None and ranking and ranking.fresh:
+                    comparisons[contest.kind] = self._compared(found, contest, evaluations)
         lines = "".join(json.dumps(record) + "\n" for record in records)
         self.work.write(workdir.CANDIDATES, lambda file: file.write_text(lines))
-        found = {"rank_by": self.settings.rank_by, "kinds": groups, "predictive": predictive}
-        self.work.write_json(workdir.RANKING, found)
+        sampled = {"rank_by": self.settings.rank_by, "kinds": groups}
+        self.work.write_json(workdir.RANKING, {**sampled, "comparisons": comparisons, "predictive": predictive})
         text = winner.to_json()
         self.work.write(workdir.ARCHITECTURE, lambda file: file.write_text(text))
         if not self.settings.budgets:
@@ -203,17 +263,19 @@ class _Sampling:
         return (workdir.FRONT, workdir.FRONT_PLOT)
 
     def _contests(self, shard: Shard) -> Iterator[_Contest]:
-        """Kind by kind; the random candidates have the sizes of the posterior's."""
+        """Kind by kind; each random candidate has at most the size of one that was found, in the same resource."""
         mine = range(shard.index - 1, self.settings.num_candidates, shard.count)
         budget = {resource: share for resource in PRICES if (share := getattr(self.settings, resource))}
         target = None if budget else self.supernet.target
         drawn = self._within(target, mine) if target else self._drawn(POSTERIOR, budget, None, mine)
         yield drawn
-        sizes = dict(zip(mine, (facts["parameters"] for facts in drawn.facts), strict=True))
+        price, sizes = self._sizes(drawn, next(iter(budget), None))
         for kind in (baselines.EVEN, baselines.ALLOCATED):
             numbers = [i for i in mine if i < self.settings.num_random]
             made = Packed(
-                baselines.random_candidate(self.posterior, self.supernet.graph, sizes[i], kind, self.config.seed, i)
+                baselines.random_candidate(
+                    self.posterior, self.supernet.graph, sizes[i], kind, self.config.seed, i, price
+                )
                 for i in numbers
             )
             # The best random one is chosen by what the table shows, whatever ranks the posterior's: their losses are
@@ -223,6 +285,24 @@ class _Sampling:
         for share in self.settings.budgets:
             kind = f"posterior at {100 * share:g} % of the {resource.replace('_', '-')}"
             yield self._drawn(kind, {resource: share}, share, mine)
+
+    def _sizes(
+        self, drawn: _Contest, budget: str | None
+    ) -> tuple[Callable[[Architecture], float], Mapping[int, float]]:
+        """What random candidates are sized by, and what each may cost, by number: what was found of that number costs.
+
+        Where that one is of another size than it should be, what the most probable network of the size costs.
+        """
+        graph, size = self.supernet.graph, drawn.size
+        price = baselines.counted(graph, size.resource if size else "parameters")
+        if budget:  # which is counted otherwise
+            price = functools.partial(self.posterior.cost_of, resource=budget)
+        instead = price(size.first) if size else 0.0
+        misfits = drawn.misfits if size else [None] * len(drawn.numbers)
+        return price, {
+            number: instead if misfit else price(architecture)
+            for number, architecture, misfit in zip(drawn.numbers, drawn.candidates, misfits, strict=True)
+        }
 
     def _drawn(self, kind: str, budget: Mapping[str, float], share: float | None, numbers: Sequence[int]) -> _Contest:
         posterior, limit = self.posterior, None
@@ -268,7 +348,7 @@ class _Sampling:
         field = self._field(contest, evaluations)
         every = range(len(contest.candidates))
         # In full, as the winner is, whatever became of them in the race: what the others are like.
-        first = every[: self.settings.num_tested]
+        first = contest.drawn[: self.settings.num_tested]
         field.fill(first, field.num_examples)
         if ranking:
             scores = ranking.scores
@@ -276,20 +356,27 @@ class _Sampling:
             field.fill(every, field.first_look())
             scores = [field.score(i, field.first_look()) for i in every]
         records = [
-            {"kind": contest.kind, "number": number, **facts, **score.record()}
-            for number, facts, score in zip(contest.numbers, contest.facts, scores, strict=True)
+            {"kind": contest.kind, "number": number, **facts, "able": misfit is None, **score.record()}
+            for number, facts, misfit, score in zip(
+                contest.numbers, contest.facts, contest.misfits, scores, strict=True
+            )
         ]
         group = {
             **summary([field.score(i, field.num_examples) for i in first]),
             "num_measured": len(first),
             "num_examples": field.num_examples,
             "count": len(records),
-            "mean_parameters": sum(r["parameters"] for r in records) / len(records),
-            "mean_multiply_adds": sum(r["multiply_adds"] for r in records) / len(records),
+            "able": len(records) - len(contest.excluded),
+            "distinct": contest.distinct,
+            "left_out": shortfall(contest.misfits, contest.distinct),
+            **{
+                f"mean_{resource}": float(np.mean([records[i][resource] for i in contest.drawn]))
+                for resource in ("parameters", "multiply_adds")
+            },
             "best": None,
             "architecture": None,
             # To be measured on test.
-            "first": [json.loads(a.to_json()) for a in contest.candidates[: len(first)]],
+            "first": [json.loads(contest.candidates[i].to_json()) for i in first],
         }
         if ranking:
             outcome = ranking.outcome
@@ -300,11 +387,11 @@ class _Sampling:
                 "ties": [contest.numbers[i] for i in outcome.ties],
                 "evaluations": outcome.evaluations,
                 "saved": outcome.saved,
-                "best_of": _curve(ranking),
+                "best_of": self._curve(contest, ranking),
             }
             if contest.kind == POSTERIOR:
                 # In the race's order, for an ensemble of them.
-                best = [i for i in ranking.order if contest.facts[i]["connected"]][: len(first)]
+                best = contest.able(ranking.order)[: self.settings.num_tested]
                 group["leaders"] = [json.loads(contest.candidates[i].to_json()) for i in best]
             self._say(contest, ranking)
         return group, records, ranking
@@ -316,10 +403,12 @@ class _Sampling:
         outcome, fresh = ranking.outcome, ranking.fresh
         again = f", {shown(fresh)} on {fresh.num_examples:,} fresh images" if fresh else ""
         print(
-            f"sample    {contest.kind}: best of {len(contest.candidates):,} has {contest.by} "
+            f"sample    {contest.kind}: best of {len(contest.candidates) - len(contest.excluded):,} has {contest.by} "
             f"{shown(ranking.scores[outcome.winner])}{again}; {len(outcome.ties):,} tie; "
             f"{1 - outcome.saved:.0%} evaluated"
         )
+        if told := shortfall(contest.misfits, contest.distinct):
+            terminal.warn(f"sample    {contest.kind}: {told}")
 
     def _race(self, contest: _Contest, evaluations: Evaluations) -> Ranking:
         columns = (
@@ -366,10 +455,53 @@ class _Sampling:
         shape = reading.record(seconds=reading.mapping_of(reading.number(0)))
         return self.work.read_sealed(workdir.LATENCIES, shape)["seconds"]
 
-    def _predictive(self, ranking: Ranking) -> dict[str, Any]:
+    def _compared(self, found: _Contest, other: _Contest, evaluations: Evaluations) -> dict[str, Any]:
+        """The best of equally many candidates of two kinds, on the same fresh examples (McNemar's test)."""
+        count = min(len(contest.candidates) - len(contest.excluded) for contest in (found, other))
+        fields = [self._field(contest.first(count), evaluations) for contest in (found, other)]
+        racing, tolerance = self.settings.racing or None, self.settings.tolerance
+        winners = [field.race(racing, tolerance).best for field in fields]
+        correct = self._correct(winners, fields[0].num_examples)
+        ours, theirs = correct
+        paired = statistics.mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()))
+        return {
+            "count": count,
+            "num_examples": len(ours),
+            "accuracy": float(ours.mean()),
+            "other_accuracy": float(theirs.mean()),
+            "only_found": paired.first,
+            "only_other": paired.second,
+            "p_value": paired.p_value,
+        }
+
+    def _correct(self, architectures: Sequence[Architecture], start: int) -> np.ndarray:
+        """Which of the examples from number `start` on each has right: bool, shape (architectures, examples)."""
+        correct = np.empty((len(architectures), self.engine.num_examples - start), bool)
+        for e in self.engine.evaluate(architectures, start):
+            found = e.figures[ACCURACY] == 1
+            correct[e.number, e.start - start : e.start - start + len(found)] = found
+        return correct
+
+    def _curve(self, contest: _Contest, ranking: Ranking) -> list[dict[str, float]]:
+        """Fresh accuracy of the best among fewer candidates, by the race's order (Table 6's question); [] without any.
+
+        The race's own examples would flatter the best of many by what made it the best. Of many candidates some ranks
+        are measured, each for those around it too, so that a race is not followed by an evaluation of all.
+        """
+        if not ranking.fresh:
+            return []
+        order = contest.able(ranking.order)
+        ranks = np.unique(np.geomspace(1, len(order), _POINTS).round().astype(int)) - 1
+        start = ranking.scores[order[0]].num_examples
+        accuracy = self._correct([contest.candidates[order[rank]] for rank in ranks], start).mean(1)
+        nearest = np.searchsorted((ranks[1:] + ranks[:-1]) / 2, np.arange(len(order)))
+        counts = [count for count in _CURVE if count < len(order)] + [len(order)]
+        return statistics.best_of(np.arange(len(order)), accuracy[nearest], counts)
+
+    def _predictive(self, contest: _Contest, ranking: Ranking) -> dict[str, Any]:
         """The found network, an ensemble of the best and the posterior's average, on examples the race did not use."""
-        count = min(self.settings.ensemble, len(ranking.candidates))
-        if not count:
+        best, samples = (which[: self.settings.ensemble] for which in (contest.able(ranking.order), contest.drawn))
+        if not self.settings.ensemble:
             return {}
         start = ranking.scores[ranking.order[0]].num_examples if ranking.fresh else 0
         labels = self.engine.labels(start)
@@ -379,9 +511,9 @@ class _Sampling:
             return statistics.predictive(np.mean(outputs, axis=0), labels)
 
         return {
-            "found network": average(ranking.order[:1]),
-            f"ensemble of the {count:,} best": average(ranking.order[:count]),
-            f"average of {count:,} posterior samples": average(range(count)),
+            "found network": average(best[:1]),
+            f"ensemble of the {len(best):,} best": average(best),
+            f"average of {len(samples):,} posterior samples": average(samples),
         }
 
     def _all_cut_off(self, kind: str, share: float | None) -> FailedSearch:
@@ -414,11 +546,3 @@ def _row(posterior: Posterior, share: float | None, resource: str, group: dict[s
         "fresh": group["fresh"],
         "architecture": group["architecture"],
     }
-
-
-def _curve(ranking: Ranking) -> list[dict[str, float]]:
-    """Accuracy of the winner among fewer candidates, as they stand in the race's order (Table 6's question)."""
-    place = np.empty(len(ranking.order))
-    place[ranking.order] = np.arange(len(ranking.order))
-    counts = [count for count in _CURVE if count < len(place)] + [len(place)]
-    return statistics.best_of(place, [score.accuracy or 0.0 for score in ranking.scores], counts)

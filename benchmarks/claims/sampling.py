@@ -237,11 +237,11 @@ def _measure_ensembles(study: Study, seed: int) -> dict[str, Any]:
 
         predictions = {"single": order[:1], "best": order[:_ENSEMBLE], "samples": range(_ENSEMBLE)}
         found[kind] = {
-            name: {
-                measure: value
-                for measure, (value, *_) in statistics.predictive(average(numbers), labels, repeats=1).items()
-            }
-            for name, numbers in predictions.items()
+            name: {measure: float(np.ravel(value)[0]) for measure, value in of_all.items()}
+            for name, of_all in (
+                (name, statistics.predictive(average(numbers), labels, repeats=1))
+                for name, numbers in predictions.items()
+            )
         }
     return found
 

@@ -14,15 +14,18 @@ What a layer does is of one kind (`kinds`); each kind has one rule here, and one
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfnas.calls import Call
 from tfnas.errors import UserError
 from tfnas.kinds import (
     CHOICES,
@@ -54,7 +57,7 @@ class Node:
         num_channels: size of the last axis of its output.
         spatial: the axes between batch and channels; () for a vector.
         zero_to_zero: whether zeros as input, without bias, give zeros (through activation or function).
-        replay: calls an operation again on other tensors; a layer is called by `call`.
+        called: how it was called; `call` calls it so again.
         merge: for a merge, 'add', 'multiply', ...
     """
 
@@ -65,7 +68,7 @@ class Node:
     num_channels: int
     spatial: tuple[int | None, ...]
     zero_to_zero: bool
-    replay: Callable[[Sequence[Any]], Any]
+    called: Call
     merge: str = ""
 
     @property
@@ -100,11 +103,15 @@ class Node:
             return int(inner.depth_multiplier)
         return int(inner.filters // inner.groups)
 
-    def call(self, layer: Any, tensors: Sequence[Any]) -> Any:
-        """Calls `layer`, a stand-in for this node's, on tensors that stand in for its inputs."""
-        if not isinstance(layer, keras.Layer):
-            return self.replay(tensors)
-        return layer(list(tensors) if len(tensors) > 1 else tensors[0])
+    def call(self, layer: Any, tensors: Sequence[Any], training: bool | None = None) -> Any:
+        """Calls `layer`, a stand-in for this node's, on tensors that stand in for its inputs, as it was called.
+
+        Args:
+            layer: of this node, or made for it.
+            tensors: one for each input; fewer for a sum that has lost addends.
+            training: what the model is called with, which comes before what the layer was called with. None: nothing.
+        """
+        return self.called.again(layer, tensors, training)
 
 
 class Graph:
@@ -127,12 +134,15 @@ class Graph:
         self.nodes: list[Node] = []
         self._names: set[str] = set()
         self._called: dict[int, str] = {}  # id of a layer with weights -> its node
-        index = self._add(self.model, "", {})
+        index = self._add(self.model, "", {}, None)
         self.inputs = tuple(index[id(tensor)] for tensor in self.model.inputs)
         self.outputs = tuple(index[id(tensor)] for tensor in self.model.outputs)
 
-    def _add(self, model: Any, prefix: str, index: dict[int, int]) -> dict[int, int]:
-        """Adds a (nested) model's nodes; `index` maps its inputs' ids to nodes, and on return all its tensors'."""
+    def _add(self, model: Any, prefix: str, index: dict[int, int], training: bool | None) -> dict[int, int]:
+        """Adds a (nested) model's nodes; `index` maps its inputs' ids to nodes, and on return all its tensors'.
+
+        `training` is what it was called with.
+        """
         for depth in sorted(model._nodes_by_depth, reverse=True):
             for call in model._nodes_by_depth[depth]:
                 operation = call.operation
@@ -145,7 +155,8 @@ class Graph:
                     if id(operation) in self._called:
                         raise _called_twice(prefix + operation.name)
                     self._called[id(operation)] = prefix + operation.name
-                    made = self._add(inner, f"{prefix}{operation.name}_", given)
+                    named = Call(call, prefix + operation.name, training)
+                    made = self._add(inner, f"{prefix}{operation.name}_", given, named.training)
                     for outer, tensor in zip(call.output_tensors, inner.outputs, strict=True):
                         index[id(outer)] = made[id(tensor)]
                     continue
@@ -155,10 +166,10 @@ class Graph:
                         "replace the layer, or put it before or behind the model"
                     )
                 index[id(call.output_tensors[0])] = len(self.nodes)
-                self.nodes.append(self._node(operation, call, prefix, sources))
+                self.nodes.append(self._node(operation, call, prefix, sources, training))
         return index
 
-    def _node(self, operation: Any, call: Any, prefix: str, sources: tuple[int, ...]) -> Node:
+    def _node(self, operation: Any, call: Any, prefix: str, sources: tuple[int, ...], training: bool | None) -> Node:
         name = prefix + operation.name
         if getattr(operation, "weights", None):
             if id(operation) in self._called:
@@ -170,14 +181,8 @@ class Graph:
             count += 1
         self._names.add(name)
         output = call.output_tensors[0]
-        kind = kind_of(operation, name, call)
-
-        def replay(tensors: Sequence[Any]) -> Any:
-            arguments, keywords = call.arguments.fill_in(
-                {id(old): new for old, new in zip(call.input_tensors, tensors, strict=True)}
-            )
-            return operation(*arguments, **keywords)
-
+        called = Call(call, name, training)
+        kind = kind_of(operation, name, call, called)
         return Node(
             name=name,
             kind=kind,
@@ -185,8 +190,8 @@ class Graph:
             inputs=sources,
             num_channels=output.shape[-1],
             spatial=tuple(output.shape[1:-1]),
-            zero_to_zero=zero_to_zero(operation, kind, replay),
-            replay=replay,
+            zero_to_zero=zero_to_zero(operation, kind, called),
+            called=called,
             merge=MERGES[type(operation).__name__] if kind == "merge" else "",
         )
 
@@ -212,11 +217,12 @@ class Graph:
             made = {id(old): tensors[i] for old, i in zip(flat, numbers, strict=True)}
             return keras.tree.map_structure(lambda old: made[id(old)], nested)
 
-        return keras.Model(
-            structure(self.model._inputs_struct, self.model.inputs, self.inputs),
-            structure(self.model._outputs_struct, self.model.outputs, self.outputs),
-            name=name,
-        )
+        with deep():
+            return keras.Model(
+                structure(self.model._inputs_struct, self.model.inputs, self.inputs),
+                structure(self.model._outputs_struct, self.model.outputs, self.outputs),
+                name=name,
+            )
 
     @functools.cached_property
     def index(self) -> dict[str, int]:
@@ -532,6 +538,20 @@ _STATES: dict[str, Callable[[Node, Sequence[_State], Any], _State]] = {
 }
 
 
+@contextlib.contextmanager
+def deep() -> Iterator[None]:
+    """While it lasts, Keras may follow graphs thousands of layers deep, which it does with one call a layer."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, _DEEPEST))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+_DEEPEST = 100_000
+
+
 def is_gateable(node: Node) -> bool:
     """Whether `Gated` may wrap this node's layer."""
     return node.kind in CUT_KINDS or isinstance(node.inner, CHOICES)
@@ -542,6 +562,11 @@ def _has_kernel(node: Node) -> bool:
 
 
 def _functional(model: Any) -> Any:
+    if any(base.__module__.split(".")[0] == "tf_keras" for base in type(model).__mro__):
+        raise UserError(
+            f"model '{model.name}': a model of tf_keras (Keras 2), and one of Keras 3 is needed: build it again with "
+            "Keras 3's layers (import keras), and take its weights: new.set_weights(old.get_weights())"
+        )
     if isinstance(model, keras.Sequential):
         if model._functional is None:
             raise UserError(

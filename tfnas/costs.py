@@ -18,7 +18,8 @@ class Cost:
     """Of one forward pass of one example.
 
     Attributes:
-        parameters: trainable ones: kernels, biases, scales and offsets; not the moving statistics.
+        parameters: kernels, biases, scales and offsets, of frozen layers too; not the moving statistics. So all that
+            would be trained if nothing were frozen.
         multiply_adds: of convolutions and dense layers.
     """
 
@@ -87,7 +88,7 @@ def _opaque(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
     inner = node.inner
     if not isinstance(inner, keras.Layer):
         return 0, 0
-    parameters = sum(math.prod(v.shape) for v in inner.trainable_variables)
+    parameters = sum(math.prod(v.shape) for v in inner._trainable_variables)  # frozen or not
     if not hasattr(inner, "kernel_size"):
         return parameters, 0
     return parameters, math.prod(inner.kernel.shape) * _positions(node, flow)

@@ -89,7 +89,7 @@ class Engine:
         self._criterion = Criterion(supernet, self._examples)
         self.names = self._criterion.names
         self._devices: Sequence[str | None] = (None,) if strategy is None else strategy.extended.worker_devices
-        self._weights: Weights = keras.tree.map_structure(np.float32, weights_of(self.graph))
+        self._weights: Weights = weights_of(self.graph, np.float32)
         self._statistics = None
         if recalibration is not None:
             # A race comes back to its candidates at every look.

@@ -31,12 +31,19 @@ _VARIABLES = (
 )
 
 
-def weights_of(graph: Graph) -> Weights:
-    """Values of every layer's kernels, biases and normalisation, by node and by the variable's Keras name."""
+def weights_of(graph: Graph, most: Any = np.float64) -> Weights:
+    """Values of every layer's kernels, biases and normalisation, by node and by the variable's Keras name.
+
+    In float32, or in float64 where a variable and `most` are so.
+    """
     found = {}
     for node in graph.nodes:
         variables = {name: getattr(node.inner, name, None) for name in _VARIABLES}
-        found[node.name] = {name: np.asarray(v) for name, v in variables.items() if hasattr(v, "assign")}
+        found[node.name] = {
+            name: np.asarray(v).astype(most if v.dtype == "float64" else np.float32)
+            for name, v in variables.items()
+            if hasattr(v, "assign")
+        }
     return found
 
 
@@ -45,11 +52,11 @@ class Kernel:
     """A convolution's or dense layer's weights under an architecture.
 
     Attributes:
-        weights: of the channels it is given and computes, float32, shape (*spatial, inputs, outputs); the last two axes
+        weights: of the channels it is given and computes, shape (*spatial, inputs, outputs); the last two axes
             are in this order for a transposed convolution too.
-        border: what constants contribute to each position of the kernel, float32, shape (*spatial, 1, outputs), where
+        border: what constants contribute to each position of the kernel, shape (*spatial, 1, outputs), where
             it pads and so sees an edge; None where nothing is contributed.
-        bias: float32, shape (outputs,); constants of a kernel that does not pad included.
+        bias: shape (outputs,); constants of a kernel that does not pad included.
     """
 
     weights: np.ndarray
@@ -70,20 +77,23 @@ class Folding:
         weights: of `weights_of`, for `flow.graph`.
 
     Attributes:
-        constants: for each node the value of every channel that is constant, float32, shape (C,); elsewhere 0.
+        constants: for each node the value of every channel that is constant, shape (C,); elsewhere 0.
+        dtype: of the constants: float64 if any of the weights is so, else float32.
     """
 
     def __init__(self, flow: Flow, weights: Weights):
         self.flow = flow
         self.weights = weights
+        arrays = [array for values in weights.values() for array in values.values()]
+        self.dtype = np.result_type(np.float32, *{array.dtype for array in arrays})
         self.constants: list[np.ndarray] = []
         for i, node in enumerate(flow.graph.nodes):
             explicit = flow.explicit[i]
             if explicit.all():
-                self.constants.append(np.zeros(node.num_channels, np.float32))
+                self.constants.append(np.zeros(node.num_channels, self.dtype))
                 continue
             values = _CONSTANTS[node.kind](self, node, [self.constants[j] for j in node.inputs])
-            self.constants.append(np.where(explicit, 0.0, np.asarray(values, np.float32)))
+            self.constants.append(np.where(explicit, 0.0, np.asarray(values, self.dtype)))
 
     def kernel(self, i: int) -> Kernel:
         """Of a node of kind 'kernel' that computes something."""
@@ -104,7 +114,7 @@ class Folding:
         return Kernel(weights, None, bias + folded.reshape(-1, outputs.size).sum(0))
 
     def affine(self, node: Node) -> tuple[np.ndarray, np.ndarray]:
-        """Factor and offset that a normalisation is at inference, float32, shape (C,) each."""
+        """Factor and offset that a normalisation is at inference, shape (C,) each."""
         values = self.weights[node.name]
         scale = values.get("gamma", np.float32(1)) / np.sqrt(values["moving_variance"] + node.inner.epsilon)
         return scale, values.get("beta", np.float32(0)) - values["moving_mean"] * scale
@@ -200,4 +210,4 @@ def _kernel_of(node: Node, weights: Weights) -> np.ndarray:
 
 
 def _activated(node: Node, constants: np.ndarray) -> np.ndarray:
-    return np.asarray(node.inner.activation(constants[None].astype("float32")))[0]
+    return np.asarray(node.inner.activation(constants[None]))[0]

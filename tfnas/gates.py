@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +14,22 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfnas.kinds import SEPARABLE, TRANSPOSED, channel_kernels
+
+_hard: contextvars.ContextVar[bool] = contextvars.ContextVar("hard", default=False)
+
+
+@contextlib.contextmanager
+def hard_gates() -> Iterator[None]:
+    """While it lasts no gate is relaxed, whatever Keras says of training.
+
+    A model that Keras calls without `training` takes what a layer in it was called with (dropout that is always on) for
+    all the layers behind it as well.
+    """
+    token = _hard.set(True)
+    try:
+        yield
+    finally:
+        _hard.reset(token)
 
 
 @keras.saving.register_keras_serializable("tfnas")
@@ -160,7 +178,7 @@ class Gated(keras.layers.Wrapper):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The inner layer's output for the gated input."""
-        if training:
+        if training and not _hard.get():
             gate = self.relaxed_gates(tf.shape(inputs)[0])  # [B, K]
             gate = tf.reshape(gate, [-1, *[1] * (len(inputs.shape) - 2), inputs.shape[-1]])  # [B, 1, ..., K]
         else:

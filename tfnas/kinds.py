@@ -12,7 +12,7 @@ any architecture):
     scale      one factor per channel
     pointwise  a function of each number by itself
     spatial    pooling, cropping, upsampling, dropout: a constant channel stays what it is
-    padding    zeros round the border: a constant channel does not stay constant unless it is zero
+    padding    zeros round the border, or dropout that is always on: a constant channel stays so only if it is zero
     reshape    other spatial axes, the same channels
     flatten    spatial axes and channels become one axis
     merge      Add, Multiply, ... of tensors, channel by channel
@@ -23,12 +23,13 @@ any architecture):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfnas.calls import Call
 from tfnas.errors import UserError
 
 KERNELS = (
@@ -53,8 +54,16 @@ POOLING = (
 CHOICES = (*POOLING, keras.layers.Identity)
 # Kinds whose layer has a kernel that can be cut.
 CUT_KINDS = frozenset(("kernel", "separable", "depthwise"))
+_RANDOM = (
+    keras.layers.Dropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+    keras.layers.GaussianNoise,
+)
 _SPATIAL = (
     *POOLING,
+    *_RANDOM,
     keras.layers.GlobalAveragePooling1D,
     keras.layers.GlobalAveragePooling2D,
     keras.layers.GlobalAveragePooling3D,
@@ -67,11 +76,6 @@ _SPATIAL = (
     keras.layers.UpSampling1D,
     keras.layers.UpSampling2D,
     keras.layers.UpSampling3D,
-    keras.layers.Dropout,
-    keras.layers.SpatialDropout1D,
-    keras.layers.SpatialDropout2D,
-    keras.layers.SpatialDropout3D,
-    keras.layers.GaussianNoise,
     keras.layers.Identity,
 )
 _PADDING = (keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D, keras.layers.ZeroPadding3D)
@@ -112,13 +116,14 @@ _ACTIVATIONS = frozenset(
 )
 
 
-def kind_of(layer: Any, name: str, call: Any) -> str:
+def kind_of(layer: Any, name: str, call: Any, called: Call) -> str:
     """The kind of a layer or operation, with or without a gate round it.
 
     Args:
         layer: built.
         name: for messages.
         call: Keras's record of the call, with its input and output tensors.
+        called: the same with its arguments checked.
 
     Raises:
         UserError: naming the layer and what to do, if no kind fits.
@@ -136,6 +141,8 @@ def kind_of(layer: Any, name: str, call: Any) -> str:
         raise UserError(f"layer '{name}': data_format must be 'channels_last'. Received: {inner.data_format!r}")
     if isinstance(inner, keras.layers.InputLayer):
         return "input"
+    if called.masked:
+        return "opaque"
     if isinstance(inner, SEPARABLE):
         return _checked(inner, name, "separable")
     if isinstance(inner, DEPTHWISE):
@@ -148,6 +155,12 @@ def kind_of(layer: Any, name: str, call: Any) -> str:
     if isinstance(inner, keras.layers.BatchNormalization):
         if inner.axis not in (-1, len(output.shape) - 1):
             raise UserError(f"layer '{name}': axis must be the channels' (-1). Received: {inner.axis}")
+        if called.training:
+            raise UserError(
+                f"layer '{name}': a BatchNormalization called with training=True makes what an example gives depend on "
+                "the other examples of its batch, at inference too, so that no architecture has one result: leave the "
+                "argument out"
+            )
         return "norm"
     if type(inner).__name__ == "LayerScale" and type(inner).__module__.startswith("keras."):
         return "scale"
@@ -155,6 +168,8 @@ def kind_of(layer: Any, name: str, call: Any) -> str:
         if not isinstance(inner, keras.layers.Activation):
             return "pointwise"
         return _checked(inner, name, "pointwise") if is_pointwise(inner.activation) else _checked(inner, name, "opaque")
+    if isinstance(inner, _RANDOM) and called.training:
+        return "opaque" if isinstance(inner, keras.layers.GaussianNoise) else "padding"
     if isinstance(inner, _SPATIAL):
         return "spatial"
     if isinstance(inner, _PADDING):
@@ -176,6 +191,11 @@ def kind_of(layer: Any, name: str, call: Any) -> str:
             return "pointwise"
         if type(inner).__name__ in _OPAQUE_OPERATIONS and not isinstance(inner, keras.Layer):
             return "opaque"
+    if isinstance(inner, keras.layers.TFSMLayer):
+        raise UserError(
+            f"layer '{name}': a TFSMLayer, which holds a SavedModel: its operations are fixed and cannot be cut. Gate "
+            "the Keras model that it was made from, from its .keras or .h5 file"
+        )
     what = "a Lambda" if isinstance(inner, keras.layers.Lambda) else type(inner).__name__
     raise UserError(
         f"layer '{name}': {what} is not supported, because how channels pass through it is not known: replace it by "
@@ -210,13 +230,13 @@ def _merge_kind(name: str, call: Any) -> str:
     return "merge"
 
 
-def zero_to_zero(operation: Any, kind: str, replay: Callable[[Sequence[Any]], Any]) -> bool:
-    """Whether zeros as input give zeros, whatever the weights; `replay` calls an operation that is no layer."""
+def zero_to_zero(operation: Any, kind: str, called: Call) -> bool:
+    """Whether zeros as input give zeros, whatever the weights."""
     inner = operation.layer if is_gate(operation) else operation
     if kind in CUT_KINDS:
         return not inner.use_bias and is_pointwise(inner.activation) and _at_zero(inner.activation)
     if kind == "pointwise":
-        return _at_zero(lambda x: inner(x) if isinstance(inner, keras.Layer) else replay([x]))
+        return _at_zero(lambda x: called.again(inner, [x]))
     return kind not in ("norm", "opaque", "input")
 
 

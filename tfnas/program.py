@@ -41,7 +41,7 @@ def _shapes(graph: Graph, example: Sequence[np.ndarray]) -> list[tuple[int, ...]
     values: list[tf.Tensor] = []
     for i, node in enumerate(graph.nodes):
         tensors = [values[j] for j in node.inputs]
-        values.append(tf.convert_to_tensor(given[i]) if i in given else node.call(node.inner, tensors))
+        values.append(tf.convert_to_tensor(given[i]) if i in given else _called(node, tensors))
     return [tuple(value.shape[1:-1]) for value in values]
 
 
@@ -317,13 +317,15 @@ class _Kernel(Unit):
         inner = self.node.inner
         if isinstance(inner, keras.layers.Dense):
             return tf.matmul(x, kernel) if len(x.shape) == 2 else tf.tensordot(x, kernel, 1)
+        if len(inner.strides) == 2:
+            return tf.nn.conv2d(x, kernel, inner.strides, inner.padding.upper(), dilations=inner.dilation_rate)
+        if max(inner.dilation_rate) > 1:
+            return _dilated(inner, x, self.source_shape, lambda x: tf.nn.convolution(x, kernel, 1, "VALID"))
         padding = inner.padding
         if padding == "causal":
-            x = tf.pad(x, [[0, 0], [inner.dilation_rate[0] * (inner.kernel_size[0] - 1), 0], [0, 0]])
+            x = tf.pad(x, [[0, 0], [inner.kernel_size[0] - 1, 0], [0, 0]])
             padding = "valid"
-        if len(inner.strides) == 2:
-            return tf.nn.conv2d(x, kernel, inner.strides, padding.upper(), dilations=inner.dilation_rate)
-        return tf.nn.convolution(x, kernel, inner.strides, padding.upper(), dilations=inner.dilation_rate)
+        return tf.nn.convolution(x, kernel, inner.strides, padding.upper())
 
     def _finished(self, y: tf.Tensor) -> tf.Tensor:
         y = self.node.inner.activation(y)
@@ -346,7 +348,8 @@ class _Depthwise(Unit):
         return {"kernel": values["kernel"][..., self.wanted(flow, 0), :], "bias": bias[flow.held(self.i)]}
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
-        return self.node.inner.activation(tf.nn.bias_add(_filtered(self.node, tensors[0], fed["kernel"]), fed["bias"]))
+        filtered = _filtered(self.node.inner, tensors[0], fed["kernel"], self.source_shape)
+        return self.node.inner.activation(tf.nn.bias_add(filtered, fed["bias"]))
 
 
 class _Separable(Unit):
@@ -372,22 +375,46 @@ class _Separable(Unit):
         }
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
-        middle = _filtered(self.node, tensors[0], fed["depthwise"])
+        middle = _filtered(self.node.inner, tensors[0], fed["depthwise"], self.source_shape)
         return self.node.inner.activation(
             tf.nn.bias_add(tf.nn.convolution(middle, fed["pointwise"], 1, "VALID"), fed["bias"])
         )
 
 
 def _called(node: Node, tensors: list[tf.Tensor]) -> tf.Tensor:
-    # A layer with a policy of mixed precision computes, and answers, in another type.
-    return tf.cast(node.call(node.inner, tensors), tf.float32)
+    # At inference, as `evaluate` and `predict` call the model, whatever the layer was called with. A layer with a
+    # policy of mixed precision computes, and answers, in another type.
+    return tf.cast(node.call(node.inner, tensors, training=False), tf.float32)
 
 
-def _filtered(node: Node, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    inner = node.inner
-    return tf.nn.depthwise_conv2d(
-        x, kernel, (1, *inner.strides, 1), inner.padding.upper(), dilations=inner.dilation_rate
-    )
+def _filtered(inner: Any, x: tf.Tensor, kernel: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """The depthwise step of a layer, on channels of this spatial shape."""
+    if max(inner.dilation_rate) > 1:
+        return _dilated(inner, x, shape, lambda x: tf.nn.depthwise_conv2d(x, kernel, (1, 1, 1, 1), "VALID"))
+    return tf.nn.depthwise_conv2d(x, kernel, (1, *inner.strides, 1), inner.padding.upper())
+
+
+def _dilated(inner: Any, x: tf.Tensor, shape: tuple[int, ...], convolve: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """A layer's dilated convolution, as `convolve`, which is not dilated, on every d-th position by itself.
+
+    TensorFlow's own wants to know the number of channels when it is traced, but in two dimensions.
+
+    Args:
+        inner: the layer, with strides of 1.
+        x: shape (batch, *shape, channels).
+        shape: the spatial axes.
+        convolve: without padding.
+    """
+    paddings, crops = [], []
+    for length, size, rate in zip(shape, inner.kernel_size, inner.dilation_rate, strict=True):
+        reach = rate * (size - 1)
+        padded = 0 if inner.padding == "valid" else reach
+        before = reach if inner.padding == "causal" else padded // 2
+        fill = -(length + padded) % rate  # until the rate divides the length
+        paddings.append((before, padded - before + fill))
+        crops.append((0, fill))
+    parts = tf.space_to_batch(x, inner.dilation_rate, paddings)
+    return tf.batch_to_space(convolve(parts), inner.dilation_rate, crops)
 
 
 class _Merge(Unit):

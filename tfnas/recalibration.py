@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfnas import inputs
 from tfnas.architecture import Architecture
+from tfnas.channels import Graph, Node
 from tfnas.folding import Weights
 from tfnas.supernet import Supernet
 
@@ -52,23 +53,38 @@ def settle(model: keras.Model, images: Any) -> None:
         model: changed in place, but for frozen normalisations.
         images: of training, as training sees them, shape (batch, ..., channels).
     """
-    momenta = {layer: layer.momentum for layer in _norms(model)}
+    moving = set(_norms(model))
+    momenta = {layer: layer.momentum for layer in _all_norms(model)}
     try:
         for layer in momenta:
-            layer.momentum = 0.0  # the next call's statistics replace the moving ones
+            # The next call's statistics replace the moving ones; or, where Keras would move what was called with
+            # training=False as well, change nothing.
+            layer.momentum = 0.0 if layer in moving else 1.0
         model(images, training=True)
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum
 
 
+def is_frozen(node: Node) -> bool:
+    """Whether a normalisation keeps its statistics: not trainable, or called with training=False."""
+    return not node.inner.trainable or node.called.training is False
+
+
 def _norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    layers = model._flatten_layers()
-    return [x for x in layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
+    """Those that are not frozen."""
+    return [node.inner for node in Graph(model).nodes if node.kind == "norm" and not is_frozen(node)]
+
+
+def _all_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
 
 
 class Recalibration:
     """Takes statistics of images in a supernet under any architecture.
+
+    Normalisations that are frozen keep theirs: those that are not trainable, and those that were called with
+    training=False, by themselves or in a nested model.
 
     After `apply(architecture)` inference under that architecture, and a subnet cut for it, have them.
 
@@ -89,7 +105,7 @@ class Recalibration:
         self._program = tf.function(self._moments)
 
     def statistics(self, architecture: Architecture) -> Statistics:
-        """Mean and variance of every normalisation's inputs, by node, float32, shape (C,) each."""
+        """Mean and variance of every normalisation's inputs, by node, float32, shape (C,) each; not of frozen ones."""
         masks = {name: tf.constant(mask, tf.float32) for name, mask in architecture.items()}
         return {name: (mean.numpy(), variance.numpy()) for name, (mean, variance) in self._program(masks).items()}
 
@@ -110,13 +126,13 @@ class Recalibration:
                 tensors = [tensors[0] * masks[node.name]]
             if number in self._inputs:
                 values.append(self._inputs[number])
-            elif node.kind == "norm":
+            elif node.kind == "norm" and not is_frozen(node):
                 (x,), layer = tensors, node.inner
                 mean, variance = tf.nn.moments(x, list(range(len(x.shape) - 1)))
                 found[node.name] = (mean, variance)
-                scale = tf.convert_to_tensor(layer.gamma) if layer.scale else None
-                offset = tf.convert_to_tensor(layer.beta) if layer.center else None
+                scale = tf.cast(tf.convert_to_tensor(layer.gamma), tf.float32) if layer.scale else None
+                offset = tf.cast(tf.convert_to_tensor(layer.beta), tf.float32) if layer.center else None
                 values.append(tf.nn.batch_normalization(x, mean, variance, offset, scale, layer.epsilon))
             else:
-                values.append(tf.cast(node.call(node.inner, tensors), tf.float32))
+                values.append(tf.cast(node.call(node.inner, tensors, training=False), tf.float32))
         return found

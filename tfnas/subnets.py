@@ -46,14 +46,16 @@ class _Value:
     Attributes:
         tensor: KerasTensor with the channels `channels` in that order; None if there are none.
         channels: indices into the supernet's channels, ascending.
-        constants: value of every channel that is constant, float32, shape (C,); elsewhere 0.
+        constants: value of every channel that is constant, shape (C,); elsewhere 0.
         spatial: the axes between batch and channels.
+        dtype: of the supernet's tensor.
     """
 
     tensor: Any
     channels: np.ndarray
     constants: np.ndarray
     spatial: tuple[int | None, ...]
+    dtype: str
 
 
 def subnet(
@@ -77,8 +79,9 @@ def subnet(
         name: of the model returned.
 
     Returns:
-        A functional model made of Keras's own layers and operations, same inputs and outputs as the supernet's network.
-        Its outputs are the supernet's under `architecture`, or under `adapt`'s where that widens it.
+        A functional model made of Keras's own layers and operations, same inputs and outputs as the supernet's network;
+        one more than 800 layers deep is made of nested models, so that plain Keras can load it. Its outputs are the
+        supernet's under `architecture`, or under `adapt`'s where that widens it.
 
     Raises:
         UserError: if the architecture is not one of this supernet, or drops every path to an output.
@@ -183,7 +186,20 @@ def builder(name: str, key: str) -> Callable[..., keras.Model]:
 _RULES = dict.fromkeys(("norm", "scale", "pointwise", "spatial", "padding", "reshape"), "channelwise")
 
 
+# Keras follows a graph by one call a layer, and Python's limit is 1,000 calls; the rest is for who loads the model.
+_DEEPEST = 800
+
+
 class _Cutter:
+    """Builds the subnet node by node, in parts where it would be too deep for Keras otherwise.
+
+    Attributes:
+        values: of the nodes cut so far, in the part in which they were made.
+        first: number of the first node of the part that is being built.
+        given: the inputs of that part, by the number of the node whose tensor each stands for.
+        outer: tensors between the parts, by node number; empty as long as there is one part, which is the model.
+    """
+
     def __init__(self, graph: Graph, flow: Flow):
         self.graph = graph
         self.flow = flow
@@ -191,6 +207,11 @@ class _Cutter:
         self.weights: list[tuple[Any, list[np.ndarray]]] = []  # set once the model, and so every layer, is built
         self.values: list[_Value] = []
         self.num_operations = 0
+        self.first = 0
+        self.given: dict[int, Any] = {}
+        self.outer: dict[int, Any] = {}
+        self.num_parts = 0
+        self._depths: dict[int, int] = {}
 
     def cut(self, name: str) -> keras.Model:
         for i in self.graph.outputs:
@@ -201,17 +222,61 @@ class _Cutter:
                 )
         for i, node in enumerate(self.graph.nodes):
             held = self.flow.held(i)
-            sources = [self.values[j] for j in node.inputs]
+            sources = [self._value(j) for j in node.inputs]
             tensor = getattr(self, f"_{_RULES.get(node.kind, node.kind)}")(i, node, *sources) if held.size else None
-            self.values.append(_Value(tensor, held, self.folding.constants[i], node.spatial))
-        ends = {i: self.values[i].tensor for i in self.graph.inputs}
+            self.values.append(_Value(tensor, held, self.folding.constants[i], node.spatial, node.called.dtype))
+            if tensor is not None and self._depth(tensor) > _DEEPEST:
+                self._close()
+        if self.num_parts:
+            self._close()
+        ends = {i: self._value(i).tensor for i in self.graph.inputs}
         ends |= {
-            i: self._gather(self.values[i], np.arange(self.graph.nodes[i].num_channels)) for i in self.graph.outputs
+            i: self._gather(self._value(i), np.arange(self.graph.nodes[i].num_channels)) for i in self.graph.outputs
         }
         model = self.graph.model_of(ends, name)
         for layer, weights in self.weights:
             copy_weights(layer, weights)
         return model
+
+    def _value(self, j: int) -> _Value:
+        """What node `j` gave, in the part that is being built."""
+        value = self.values[j]
+        if not self.num_parts or value.tensor is None or (j >= self.first and j not in self.outer):
+            return value
+        if self.first == len(self.graph.nodes):  # all parts are there, and what is built joins them
+            return dataclasses.replace(value, tensor=self.outer[j])
+        if j not in self.given:
+            tensor = self.outer[j]
+            name = self.graph.nodes[j].name
+            self.given[j] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
+        return dataclasses.replace(value, tensor=self.given[j])
+
+    def _close(self) -> None:
+        """Makes a nested model of what was built since the last."""
+        end = len(self.values)
+        if not self.num_parts:
+            for j in (j for j in self.graph.inputs if j < end):
+                self.given[j] = self.values[j].tensor
+                self.outer[j] = self._input(j, self.graph.nodes[j])
+        later = {*self.graph.outputs, *(j for node in self.graph.nodes[end:] for j in node.inputs)}
+        made = [j for j in range(self.first, end) if j in later and j not in self.outer]
+        made = [j for j in made if self.values[j].tensor is not None]
+        self.num_parts += 1
+        self.first = end
+        if made:
+            part = keras.Model(
+                list(self.given.values()), [self.values[j].tensor for j in made], name=f"part_{self.num_parts}"
+            )
+            self.outer |= zip(made, keras.tree.flatten(part([self.outer[j] for j in self.given])), strict=True)
+        self.given = {}
+
+    def _depth(self, tensor: Any) -> int:
+        """Number of layers and operations on the longest way to a tensor from the inputs of its part."""
+        operation, number, _ = tensor._keras_history
+        call = operation._inbound_nodes[number]
+        if id(call) not in self._depths:
+            self._depths[id(call)] = 1 + max((self._depth(source) for source in call.input_tensors), default=-1)
+        return self._depths[id(call)]
 
     def _layer(self, node: Node, tensors: Sequence[Any], weights: Sequence[np.ndarray], **changes: Any) -> Any:
         """The output of a copy of a node's layer, with other settings and weights, on these tensors."""
@@ -236,7 +301,10 @@ class _Cutter:
         return np.flatnonzero(self.flow.live[i])
 
     def _input(self, i: int, node: Node) -> Any:
-        return keras.Input(batch_shape=node.layer.batch_shape, dtype=node.layer.dtype, name=node.name)
+        tensor = keras.Input(batch_shape=node.layer.batch_shape, dtype=node.layer.dtype, name=node.name)
+        if self.num_parts:
+            self.outer[i] = tensor
+        return tensor
 
     def _kernel(self, i: int, node: Node, source: _Value) -> Any:
         kernel = self.folding.kernel(i)
@@ -246,7 +314,7 @@ class _Cutter:
             tensors.append(self._gather(source, np.flatnonzero(inputs)))
             kernels.append(kernel.weights)
         if kernel.border is not None:
-            tensors.append(self._ones(source.spatial))
+            tensors.append(self._ones(source.spatial, source.dtype))
             kernels.append(kernel.border)
         tensor = self._operation(keras.ops.concatenate, tensors, axis=-1) if len(tensors) > 1 else tensors[0]
         joined = np.concatenate(kernels, axis=-2)
@@ -315,8 +383,8 @@ class _Cutter:
         ]
         output = self._layer(node, tensors, []) if len(tensors) > 1 else tensors[0]
         if offset.any():
-            output = self._operation(keras.ops.add, output, offset.astype("float32"))
-        return self._spread(output, (*node.spatial, int(channels.size)))
+            output = self._operation(keras.ops.add, output, offset.astype(self.folding.dtype))
+        return self._spread(self._as(node.called.dtype, output), (*node.spatial, int(channels.size)))
 
     def _concat(self, i: int, node: Node, *sources: _Value) -> Any:
         starts = np.cumsum([0] + [s.constants.size for s in sources])
@@ -326,7 +394,7 @@ class _Cutter:
             wanted = channels[(channels >= start) & (channels < start + source.constants.size)] - start
             if wanted.size:
                 tensors.append(self._gather(source, wanted))
-        return keras.layers.Concatenate(name=node.name)(tensors) if len(tensors) > 1 else tensors[0]
+        return self._layer(node, tensors, []) if len(tensors) > 1 else tensors[0]
 
     def _opaque(self, i: int, node: Node, *sources: _Value) -> Any:
         tensors = [self._gather(s, np.arange(s.constants.size)) for s in sources]
@@ -337,9 +405,10 @@ class _Cutter:
         if np.array_equal(wanted, value.channels):
             return value.tensor
         explicit = np.isin(wanted, value.channels)
-        constants = value.constants[wanted].astype("float32")
+        constants = value.constants[wanted]
         if not explicit.any():
-            return self._operation(keras.ops.multiply, self._ones(value.spatial), constants)
+            ones = self._ones(value.spatial, value.dtype)
+            return self._as(value.dtype, self._operation(keras.ops.multiply, ones, constants))
         position = np.searchsorted(value.channels, wanted).astype("int32")
         if explicit.all():
             return self._operation(keras.ops.take, value.tensor, position, axis=-1)
@@ -348,7 +417,8 @@ class _Cutter:
         tensor = self._operation(keras.ops.concatenate, [value.tensor, zero], axis=-1)
         position = np.where(explicit, position, value.channels.size).astype("int32")
         tensor = self._operation(keras.ops.take, tensor, position, axis=-1)
-        return self._operation(keras.ops.add, tensor, np.where(explicit, 0.0, constants).astype("float32"))
+        constants = np.where(explicit, 0.0, constants).astype(self.folding.dtype)
+        return self._as(value.dtype, self._operation(keras.ops.add, tensor, constants))
 
     def _spread(self, tensor: Any, sizes: tuple[int | None, ...]) -> Any:
         """A sum, repeated along the axes of which only addends that are gone had more than one element."""
@@ -357,14 +427,18 @@ class _Cutter:
             raise _unknown_size()
         return self._operation(keras.ops.tile, tensor, (1, *repeats)) if set(repeats) != {1} else tensor
 
-    def _ones(self, spatial: tuple[int | None, ...]) -> Any:
+    def _as(self, dtype: str, tensor: Any) -> Any:
+        """`tensor`, which constants of more bits may have made one of more bits, as one of `dtype` again."""
+        return tensor if tensor.dtype == dtype else self._operation(keras.ops.cast, tensor, dtype)
+
+    def _ones(self, spatial: tuple[int | None, ...], dtype: str) -> Any:
         """Ones of shape (batch, *spatial, 1), for the batch at hand."""
         if None in spatial:
             raise _unknown_size()
-        image = self.values[self.graph.inputs[0]].tensor
+        image = self._value(self.graph.inputs[0]).tensor
         corner = (slice(None), *[slice(0, 1)] * (len(image.shape) - 1))
         one = self._operation(lambda x: x[corner], image)
-        one = self._operation(keras.ops.ones_like, self._operation(keras.ops.cast, one, "float32"))
+        one = self._operation(keras.ops.ones_like, self._operation(keras.ops.cast, one, dtype))
         one = self._operation(keras.ops.reshape, one, (-1, *[1] * (len(spatial) + 1)))
         return self._operation(keras.ops.tile, one, (1, *spatial, 1))
 

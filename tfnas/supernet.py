@@ -22,11 +22,11 @@ from tfnas import (
     saving,
 )
 from tfnas.architecture import Architecture
-from tfnas.channels import Graph, Node, is_gateable
+from tfnas.channels import Graph, Node, deep, is_gateable
 from tfnas.config import FIRST_GATES
 from tfnas.costs import cost
 from tfnas.errors import UserError
-from tfnas.gates import Gated
+from tfnas.gates import Gated, hard_gates
 from tfnas.kinds import CHOICES, CUT_KINDS
 from tfnas.posterior import RESOURCES, LayerGates, Posterior
 from tfnas.terminal import console
@@ -139,6 +139,7 @@ def gate(
                 # Distinct and stable noise for every layer, whatever the order of construction.
                 seed=zlib.crc32(f"{seed}/{node.name}".encode()) % 2**31,
                 name=node.name,
+                dtype=layer.dtype_policy,
             )
         layers[node.name] = layer
         return layer
@@ -264,7 +265,8 @@ class Supernet(keras.Model):
         if prior not in PRIORS:
             raise UserError(f"gate: prior must be one of {', '.join(map(repr, PRIORS))}. Received: {prior!r}")
         # Not the global policy: under a mixed one the regulariser's kernels would be rounded before they are squared.
-        super().__init__(**{**kwargs, "dtype": "float32"})
+        # Nor are inputs cast to it: the network casts them, to float64 where it computes in that.
+        super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
         self.network = network
         self.ell2 = ell2
         self.num_examples = num_examples
@@ -284,11 +286,16 @@ class Supernet(keras.Model):
         """Names of the outputs, by which `compile` takes losses and metrics, as those of the model that was gated."""
         return self.network.output_names
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
-        """The network's output; in training, also adds the regulariser to the losses."""
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """The network's output; in training, also adds the regulariser to the losses.
+
+        As any Keras model it honours, where `training` is None, what its layers were called with.
+        """
         if training:
             self.add_loss(self.regulariser())
-        return self.network(inputs, training=training)
+            return self.network(inputs, training=True)
+        with hard_gates():
+            return self.network(inputs, training=training)
 
     def regulariser(self) -> tf.Tensor:
         """What the ELBO adds to the mean negative log likelihood, float32 scalar."""
@@ -465,7 +472,8 @@ class Supernet(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Supernet:
         """Inverse of `get_config`."""
-        network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
+        with deep():
+            network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         target = config["target"] and Target(**config["target"])
         return cls(**{**config, "network": network, "target": target})
 

@@ -1,0 +1,149 @@
+"""What a layer was called with in a model is kept: in the supernet, in a subnet, and in their files."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import random_weights
+
+import tfnas
+from tfnas.engine import Engine
+from tfnas.errors import UserError
+from tfnas.subnets import subnet
+
+layers = keras.layers
+
+
+def half(supernet):
+    """An architecture that keeps every other channel."""
+    return tfnas.Architecture({name: np.arange(g.mask.shape[0]) % 2 == 0 for name, g in supernet.gated_layers.items()})
+
+
+def reloaded(model, folder):
+    model.save(folder / "model.keras")
+    return keras.models.load_model(folder / "model.keras")
+
+
+def everything(model, folder):
+    """A model, its supernet, a subnet, and what their files hold."""
+    supernet = tfnas.gate(model, ell2=1, num_examples=64)
+    cut = subnet(supernet, half(supernet))
+    return (
+        model,
+        supernet,
+        cut,
+        reloaded(supernet, folder),
+        reloaded(cut, folder),
+        tfnas.gate(cut, ell2=1, num_examples=64),
+    )
+
+
+def head(x):
+    return layers.Dense(2, name="classifier")(layers.GlobalAveragePooling2D()(x))
+
+
+@pytest.mark.parametrize("where", ["layer", "nested", "in a nested model", "noise"])
+def test_noise_that_is_always_on_stays_so(where, tmp_path):
+    """In a plain call, as in Keras; `predict` and `evaluate` say training=False, which comes first."""
+    image = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, name="a")(layers.Conv2D(8, 1, name="stem")(image))
+    if where == "layer":
+        x = layers.Dropout(0.5, name="dropout")(x, training=True)
+    elif where == "noise":
+        x = layers.GaussianNoise(0.5, name="dropout")(x, training=True)
+    else:
+        own = {"training": True} if where == "in a nested model" else {}
+        inner = keras.Input((4, 4, 8))
+        block = keras.Model(inner, layers.SpatialDropout2D(0.5, name="dropout")(inner, **own), name="block")
+        x = block(x, **({} if own else {"training": True}))
+    model = keras.Model(image, head(layers.Conv2D(8, 1, name="b")(x)))
+    images = np.ones((64, 6, 6, 3), "f4")
+    for network in everything(model, tmp_path):
+        assert np.std(network(images), axis=0).max() > 0.01
+        assert np.std(network(images, training=False), axis=0).max() < 1e-5
+
+
+def test_gates_behind_dropout_that_is_always_on_are_not_relaxed():
+    """Keras hands a layer's own `training` on to all layers behind it."""
+    image = keras.Input((6, 6, 3))
+    x = layers.Dropout(1e-7)(layers.Conv2D(8, 1, name="stem")(image), training=True)
+    model = keras.Model(image, head(layers.Conv2D(8, 3, name="a")(layers.Conv2D(8, 1, name="b")(x))))
+    supernet = tfnas.gate(model, ell2=1, num_examples=64, initial_drop=0.5)
+    images = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype("f4")
+    np.testing.assert_allclose(supernet(images), model(images), rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(supernet(images, training=True)) - model(images)).max() > 0.01
+
+
+def test_statistics_of_one_called_with_training_false_are_as_keras_has_them(tmp_path, rng):
+    """A plain call leaves them; one in training moves them in any functional model of Keras 3."""
+    image = keras.Input((6, 6, 3))
+    x = layers.BatchNormalization(name="bn")(layers.Conv2D(8, 1, name="stem")(image), training=False)
+    model = keras.Model(image, head(layers.Conv2D(8, 3, name="a")(layers.ReLU()(x))))
+    images = rng.normal(2, 3, (16, 6, 6, 3)).astype("f4")
+    models = everything(model, tmp_path)
+    for training in (None, True):
+        moved = []
+        for network in models:
+            (norm,) = (layer for layer in network._flatten_layers() if layer.name == "bn")
+            network(images, training=training)
+            moved.append(norm.moving_mean.numpy())
+        for others in moved[1:]:
+            channels = others.size  # the subnet has half of them
+            np.testing.assert_allclose(others, moved[0][:: 8 // channels], rtol=1e-4, atol=1e-6)
+        assert bool(np.any(moved[0])) == bool(training)
+
+
+def test_masks_by_hand_are_passed_on(tmp_path, rng):
+    series, mask = keras.Input((6, 3), name="series"), keras.Input((6,), dtype="bool", name="mask")
+    x = layers.Conv1D(8, 3, padding="same", name="a")(layers.Conv1D(8, 1, name="stem")(series))
+    pooled = [layers.GlobalAveragePooling1D(name="by_keyword")(x, mask=mask)]
+    pooled.append(layers.GlobalAveragePooling1D(name="by_position")(x, mask))
+    x = layers.Concatenate()(pooled)
+    model = keras.Model([series, mask], layers.Dense(2, name="classifier")(layers.Dense(4, name="b")(x)))
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=64, gate_dense=True)
+    data = [rng.normal(size=(4, 6, 3)).astype("f4"), rng.random((4, 6)) < 0.5]
+    np.testing.assert_allclose(supernet(data), model(data), rtol=1e-5, atol=1e-6)
+    architecture = half(supernet)
+    cut = reloaded(subnet(supernet, architecture), tmp_path)
+    supernet.set_architecture(architecture)
+    np.testing.assert_allclose(cut(data), supernet(data), rtol=1e-4, atol=1e-5)
+    other = [data[0], ~data[1]]
+    np.testing.assert_allclose(cut(other), supernet(other), rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(cut(other)) - cut(data)).max() > 1e-3
+
+
+def test_what_cannot_be_followed_is_refused_by_name():
+    image, mask = keras.Input((6, 3)), keras.Input((6,), dtype="bool")
+    stem = layers.Conv1D(8, 1)(layers.Conv1D(8, 1)(image))
+
+    def gate(x, inputs=image):
+        return tfnas.gate(keras.Model(inputs, x), ell2=1, num_examples=64)
+
+    with pytest.raises(UserError, match="layer 'bn': a BatchNormalization called with training=True"):
+        gate(layers.BatchNormalization(name="bn")(stem, training=True))
+    inner = keras.Input((6, 8))
+    block = keras.Model(inner, layers.BatchNormalization(name="bn")(inner), name="block")
+    with pytest.raises(UserError, match="layer 'block_bn': a BatchNormalization called with training=True"):
+        gate(block(stem, training=True))
+    with pytest.raises(UserError, match="layer 'bn': called with mask"):
+        gate(layers.BatchNormalization(name="bn")(stem, mask=mask), [image, mask])
+    with pytest.raises(UserError, match="layer 'dropout': called with training=1; True, False or nothing expected"):
+        gate(layers.Dropout(0.5, name="dropout")(stem, training=1))
+
+
+def test_the_engine_evaluates_as_evaluate_does(rng):
+    """With training=False, so without noise that a plain call would have."""
+    image = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, name="a")(layers.Conv2D(8, 1, name="stem")(image))
+    model = keras.Model(image, head(layers.Dropout(0.5)(x, training=True)))
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=64)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    supernet.compile(keras.optimizers.SGD(0.01), loss=loss)
+    images, labels = rng.normal(size=(16, 6, 6, 3)).astype("f4"), rng.integers(0, 2, 16)
+    engine = Engine(supernet, tf.data.Dataset.from_tensors((images, labels)))
+    supernet.set_architecture(half(supernet))
+    np.testing.assert_allclose(
+        engine.outputs(half(supernet)), supernet.predict(images, verbose=0), rtol=1e-4, atol=1e-5
+    )

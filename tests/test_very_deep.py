@@ -1,0 +1,97 @@
+"""Networks as deep as Keras can build, and deeper: gated, cut, saved, and loaded by plain Keras."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import tfnas
+from tfnas.channels import Graph
+from tfnas.costs import cost
+from tfnas.subnets import subnet
+
+layers = keras.layers
+
+
+def residual(x, blocks):
+    for _ in range(blocks):
+        x = layers.Add()([layers.ReLU()(layers.Conv2D(4, 1, kernel_initializer="he_normal")(x)), x])
+        x = layers.Rescaling(0.5)(x) if blocks < 100 else x
+    return x
+
+
+def deep_model():
+    """874 layers, 870 of them in a row."""
+    image = keras.Input((4, 4, 3), name="image")
+    x = residual(layers.Conv2D(4, 1)(image), 290)
+    return keras.Model(image, layers.Dense(2, name="classifier")(layers.GlobalAveragePooling2D()(x)))
+
+
+def nested_deeply():
+    """Two nested models, each flat enough for Keras, of more than a thousand layers together."""
+    image = keras.Input((4, 4, 3), name="image")
+    x = layers.Conv2D(4, 1)(image)
+    for name in ("first", "second"):
+        inner = keras.Input((4, 4, 4))
+        x = keras.Model(inner, residual(inner, 180), name=name)(x)
+    return keras.Model(image, layers.Dense(2, name="classifier")(layers.GlobalAveragePooling2D()(x)))
+
+
+def parameters(model):
+    return sum(v.numpy().size for v in model.trainable_variables)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [deep_model, nested_deeply])
+def test_very_deep_models(build, tmp_path, rng):
+    model = build()
+    limit = sys.getrecursionlimit()
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    images = rng.normal(size=(2, 4, 4, 3)).astype("f4")
+    np.testing.assert_allclose(supernet(images), model(images), rtol=1e-4)
+    architecture = tfnas.Architecture({n: rng.random(g.mask.shape[0]) > 0.5 for n, g in supernet.gated_layers.items()})
+    supernet.set_architecture(architecture)
+    expected = np.asarray(supernet(images))
+    for layout in ("gather", "mask"):
+        cut = subnet(supernet, architecture, layout=layout)
+        np.testing.assert_allclose(cut(images), expected, rtol=1e-3)
+        assert cost(supernet.graph, architecture, layout).parameters == parameters(cut)
+    cut = subnet(supernet, architecture)
+    assert {layer.name for layer in cut.layers} >= {"part_1", "part_2"}
+    cut.save(tmp_path / "cut.keras")
+    supernet.save(tmp_path / "supernet.keras")
+    assert sys.getrecursionlimit() == limit
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "cut.keras")(images), cut(images))
+    np.testing.assert_array_equal(tfnas.load(tmp_path / "supernet.keras")(images), expected)
+    assert sys.getrecursionlimit() == limit
+
+
+def test_a_subnet_in_parts_is_the_same_network(monkeypatch, tmp_path, rng):
+    """Parts begin and end anywhere: between branches, before an input that is late, at an output that is early."""
+    image, late = keras.Input((6, 6, 3), name="image"), keras.Input((6, 6, 2), name="late")
+    a = layers.Conv2D(6, 1, name="stem")(image)
+    b = layers.BatchNormalization(name="bn")(layers.Conv2D(6, 3, padding="same", name="b")(a))
+    c = layers.Conv2D(6, 3, padding="same", name="c")(layers.ReLU()(b))
+    early = layers.Dense(2, name="early")(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 1, name="side")(a)))
+    x = layers.Concatenate()([layers.Add()([a, b, c]), layers.Conv2D(3, 1, name="late_stem")(late)])
+    for i in range(6):
+        x = layers.ReLU()(layers.Conv2D(5, 3, padding="same", name=f"d{i}")(x))
+    model = keras.Model([image, late], [layers.Dense(3, name="last")(layers.GlobalAveragePooling2D()(x)), early])
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    data = [rng.normal(size=(2, 6, 6, n)).astype("f4") for n in (3, 2)]
+    for dropped in ((), ("b", "c")):
+        keep = {n: (rng.random(g.mask.shape[0]) > 0.4) & (n not in dropped) for n, g in supernet.gated_layers.items()}
+        architecture = tfnas.Architecture(keep)
+        monkeypatch.setattr("tfnas.subnets._DEEPEST", 800)
+        flat = subnet(supernet, architecture)
+        for deepest in (2, 5, 9):
+            monkeypatch.setattr("tfnas.subnets._DEEPEST", deepest)
+            cut = subnet(supernet, architecture)
+            assert sum(isinstance(layer, keras.Model) for layer in cut.layers) > 1
+            for one, other in zip(cut(data), flat(data), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+            cut.save(tmp_path / "cut.keras")
+            for one, other in zip(keras.models.load_model(tmp_path / "cut.keras")(data), flat(data), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+            assert parameters(cut) == parameters(flat) == cost(Graph(cut)).parameters

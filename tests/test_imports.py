@@ -25,6 +25,7 @@ ORDER = [
     "saving",
     "sources",
     "data",
+    "calls",
     "kinds",
     "channels",
     "gates",

@@ -38,7 +38,7 @@ def weights_of(graph: Graph, most: Any = np.float64) -> Weights:
     """
     found = {}
     for node in graph.nodes:
-        variables = {name: getattr(node.inner, name, None) for name in _VARIABLES}
+        variables: dict[str, Any] = {name: getattr(node.inner, name, None) for name in _VARIABLES}
         found[node.name] = {
             name: np.asarray(v).astype(most if v.dtype == "float64" else np.float32)
             for name, v in variables.items()

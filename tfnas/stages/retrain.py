@@ -29,7 +29,7 @@ from tfnas import (
     workdir,
 )
 from tfnas.architecture import Architecture
-from tfnas.channels import Graph
+from tfnas.channels import Graph, deep
 from tfnas.config import Config
 from tfnas.controls import Arm, Means
 from tfnas.costs import cost
@@ -229,7 +229,8 @@ def _paired(found: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 
 def _without_optimizer(model: keras.Model) -> keras.Model:
-    return keras.Model(model.input, model.outputs[0], name=model.name)
+    with deep():
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
 
 
 def _check_exact(

@@ -156,3 +156,16 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         match="checkpoint after step 3: .* arrays of this network's shapes expected. Received: .* another --workdir",
     ):
         loop.train(loop.Step(other), other, batches, 12, 1, 3, checkpoints, "search")
+
+
+def test_labels_in_a_column_count_as_labels_in_a_row():
+    images, labels = next(iter(batches()))
+    model = network()
+    model.compile(keras.optimizers.SGD(0.0), loss=training.classification_loss(), metrics=["accuracy"])
+    model.optimizer.build(model.trainable_variables)
+    loss, accuracy = model.evaluate(images, labels, verbose=0)
+    for shape in ((12,), (12, 1)):
+        step = loop.Step(model)
+        totals = step(iter(tf.data.Dataset.from_tensors((images, tf.reshape(labels, shape)))), step.totals(), 0)
+        assert np.asarray(totals)[:2] == pytest.approx([loss, 12 * accuracy], rel=1e-5)
+    assert 0 < accuracy < 1

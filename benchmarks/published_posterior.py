@@ -26,19 +26,18 @@ def published():
 def main(_):
     """Prints the table."""
     supernet, posterior = published()
-    sources = {g.name: np.cumsum(g.group_sizes)[:-1] for g in posterior.layers}
     full = tfnas.cost(supernet.graph)
     rows: dict[str, list[float]] = {}
     for architecture in posterior.sample(flags.FLAGS.samples, seed=0):
         price = tfnas.cost(supernet.graph, architecture)
-        operations = [part.any() for name, mask in architecture.items() for part in np.split(mask, sources[name])]
+        channels, operations = supernet.graph.flow(architecture).shares_read(architecture)
         kernels = sum(int(architecture[g.name].sum()) * g.parameters_per_channel for g in posterior.layers)
         for name, value in {
             "weights kept in the gated convolutions, M": kernels / 1e6,
             "parameters of the subnet, M": price.parameters / 1e6,
             "multiply-adds of the subnet, M": price.multiply_adds / 1e6,
-            "share of gated channels dropped": 1 - architecture.kept / architecture.total,
-            "share of operations dropped (all channels of one source in one convolution)": 1 - np.mean(operations),
+            "share of gated channels dropped": 1 - channels,
+            "share of operations dropped (all channels of one source in one convolution)": 1 - operations,
         }.items():
             rows.setdefault(name, []).append(value)
     print(

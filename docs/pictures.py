@@ -20,7 +20,7 @@ _ROOT = _DOCS.parent
 FROM_REPORT = {
     "digits_candidates.svg": "every candidate on the",
     "digits_posterior.svg": "Mean drop probability",
-    "digits_architecture.svg": "Share of input channels kept",
+    "digits_architecture.svg": "Share of its input channels",
     "digits_course.svg": "Loss and expected share",
 }
 

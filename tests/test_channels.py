@@ -153,6 +153,7 @@ def test_who_works_on_anything():
     flow = graph.flow({"out": np.arange(8) >= 4})
     assert [flow.works(graph.index[name]) for name in ("a1", "a2", "a3", "b")] == [False, False, False, True]
     assert not flow.reads(graph.index["a1"]).any() and flow.reads(graph.index["out"]).sum() == 4
+    assert flow.reads_of(["a1", "b", "out"]) == {"a1": None, "b": 4, "out": 4}
 
 
 class Mine(keras.layers.Conv2D):

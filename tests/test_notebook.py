@@ -49,8 +49,8 @@ def test_posterior_has_a_bar_for_each_layer():
 
 def test_architecture_draws_what_is_kept():
     page = ARCHITECTURE._repr_html_()
-    assert "3 of 6 channels kept in 2 gated layers; 1 of them removed" in page
-    assert {"first<conv>", "gone", "3 of 4", "removed"} <= set(drawing(page))
+    assert "3 of 6 channels kept in 2 gated layers; 1 keep none" in page
+    assert {"first<conv>", "gone", "3 of 4", "0 of 2"} <= set(drawing(page))
 
 
 def test_ranking_is_a_table_and_a_histogram():

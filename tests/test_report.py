@@ -141,7 +141,9 @@ def made(
         for i in range(3)
     ]
     kinds = {kind: group(records[3 * k], 0.9 - 0.1 * k) for k, kind in enumerate(KINDS)}
-    ranking = {"rank_by": "loss", "kinds": kinds, "comparisons": {}, "predictive": predictive or {}}
+    winner = posterior.sample(1, seed=0)[0]
+    reads = {name: int(mask.sum()) or None for name, mask in winner.items()}
+    ranking = {"rank_by": "loss", "reads": reads, "kinds": kinds, "comparisons": {}, "predictive": predictive or {}}
     alter(ranking)
     contents = {
         workdir.SUPERNET: "",
@@ -149,7 +151,7 @@ def made(
         workdir.POSTERIOR: posterior.to_json(),
         workdir.CANDIDATES: "".join(json.dumps(record) + "\n" for record in records),
         workdir.RANKING: json.dumps(ranking),
-        workdir.ARCHITECTURE: posterior.sample(1, seed=0)[0].to_json(),
+        workdir.ARCHITECTURE: winner.to_json(),
         workdir.CUT_ARCHITECTURE: "",
         workdir.SUBNET: "",
         workdir.RESULTS: json.dumps(
@@ -285,7 +287,7 @@ def test_page_has_every_plot_and_loads_nothing(tmp_path):
         "Validation accuracy against parameters, every candidate on the 40 to 80 examples it was evaluated on",
         "Fresh accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
         "posterior's alone",
-        "Share of input channels kept in every gated operation",
+        "Share of its input channels that every gated operation reads in the network found",
         "Mean drop probability of every layer's gates over the search",
         "Loss and expected share of weights kept over the search",
     ]
@@ -342,6 +344,21 @@ def test_page_of_a_kind_without_a_winner(tmp_path):
     assert not Page(text).open
     assert row(text, KINDS[1], "3", "80.0 ± 1.0 %", "-", "-", "-", "-", "-", "-")
     assert "half a point" not in text  # a single candidate has no curve to read that from
+
+
+def test_page_shows_a_layer_as_removed_that_keeps_channels_and_does_no_work(tmp_path):
+    """Whatever its mask keeps: what ranking.json says that it reads is what the network has."""
+
+    def dead(ranking):
+        ranking["reads"] = {name: None for name in ranking["reads"]}
+
+    page = report.html(made(tmp_path, alter=dead), CONFIG)
+    names = [gates.name for gates in POSTERIOR.layers]
+    assert f"{len(names)} of {len(names)} operations are removed" in page
+    assert page.count(">removed</text>") == len(names)
+    work = made(tmp_path / "other", alter=lambda ranking: ranking["reads"].pop(names[0]))
+    with pytest.raises(UserError, match="the layers of sample/ranking.json are not those of architecture.json"):
+        report.html(work, CONFIG)
 
 
 def test_page_measures_probabilities_where_the_run_did(tmp_path):

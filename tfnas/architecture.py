@@ -66,10 +66,9 @@ class Architecture(Mapping[str, np.ndarray]):
 
     def _repr_html_(self) -> str:
         shares = [float(mask.mean()) for mask in self.values()]
-        words = [f"{mask.sum()} of {mask.size}" if mask.any() else "removed" for mask in self.values()]
-        lead = (
-            f"{self.kept} of {self.total} channels kept in {len(self)} gated layers; {shares.count(0)} of them removed."
-        )
+        # Which layers are then removed only the graph can tell: `tfnas.channels.Flow.works`.
+        words = [f"{mask.sum()} of {mask.size}" for mask in self.values()]
+        lead = f"{self.kept} of {self.total} channels kept in {len(self)} gated layers; {shares.count(0)} keep none."
         return f"<p>{lead}</p>" + figures.bars(
             list(self), shares, words, "input channels kept, %", "Share of input channels that an architecture keeps"
         )

@@ -62,6 +62,7 @@ PAIRED = record(**_PAIRED)  # the network found and another, on the same example
 _COMPARISON = record(count=whole(1), num_examples=whole(1), accuracy=_SHARE, other_accuracy=_SHARE, **_PAIRED)
 _RANKING = record(
     rank_by=text_of("loss", "accuracy"),
+    reads=mapping_of(optional(whole())),  # input channels of each gated layer of the winner; null: it is not there
     kinds=mapping_of(_GROUP, 1),
     comparisons=mapping_of(_COMPARISON),
     predictive=mapping_of(record(accuracy=_three(_NEARLY_SHARE), nll=_three(loss()), ece=_NEARLY_SHARE)),

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -438,6 +438,21 @@ class Flow:
         """
         source = self.graph.nodes[i].inputs[0]
         return self.kept(self.graph.nodes[i]) & self.live[source] & self.works(i)
+
+    def reads_of(self, names: Iterable[str]) -> dict[str, int | None]:
+        """How many input channels each of these layers reads, for pictures; None for one that does not work."""
+        numbers = {name: self.graph.index[name] for name in names}
+        return {name: int(self.reads(i).sum()) if self.works(i) else None for name, i in numbers.items()}
+
+    def shares_read(self, names: Iterable[str]) -> tuple[float, float]:
+        """The share of these layers' input channels that are read, and of their operations that do any work.
+
+        An operation is all that one source of a layer's input gives it, as the paper's Table 7 counts them.
+        """
+        channels = [self.reads(self.graph.index[name]) for name in names]
+        ends = [np.cumsum(self.graph.group_sizes(name))[:-1] for name in names]
+        operations = [part.any() for mask, end in zip(channels, ends, strict=True) for part in np.split(mask, end)]
+        return float(np.concatenate(channels).mean()), float(np.mean(operations))
 
     def reaches_outputs(self) -> bool:
         """Whether every output still depends on the input: on one of them at least, where there are several."""

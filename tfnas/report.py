@@ -121,7 +121,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     sections = (
         ("What did I get, and what did it cost?", _what(results, work.manifest(), config)),
         ("Is it better than chance, and than pruning?", chance.section(candidates, ranking) + _pruning(results)),
-        ("What does the network look like now, and why?", _look(architecture, posterior, history)),
+        ("What does the network look like now, and why?", _look(architecture, ranking["reads"], posterior, history)),
         ("What would a smaller or larger budget give?", _sizes(posterior, _front(work, config))),
         ("How do I serve it?", _serve(work, verdict, config)),
         ("How do I repeat it?", _repeat(work, config)),
@@ -179,6 +179,8 @@ def _check_one_run(
         raise UserError(
             f"report: the layers of {workdir.HISTORY} are not those of {workdir.POSTERIOR} in every epoch: {_SEVERAL}"
         )
+    if set(ranking["reads"]) != set(architecture):
+        raise UserError(f"report: the layers of {workdir.RANKING} are not those of {workdir.ARCHITECTURE}: {_SEVERAL}")
     missing = set(ranking["kinds"]) - {candidate["kind"] for candidate in candidates}
     if missing:
         raise UserError(f"report: {workdir.CANDIDATES} has no candidate of the kind '{min(missing)}': {_SEVERAL}")
@@ -277,10 +279,15 @@ def _notes(results: Mapping[str, Any], config: config_lib.Config) -> Iterable[st
         )
 
 
-def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Mapping[str, Any]]) -> str:
+def _look(
+    architecture: Architecture,
+    reads: Mapping[str, int | None],
+    posterior: Posterior,
+    history: Sequence[Mapping[str, Any]],
+) -> str:
     names = list(architecture)
-    shares = [float(architecture[name].mean()) for name in names]
-    words = [f"{mask.sum()} of {mask.size}" if mask.any() else "removed" for mask in architecture.values()]
+    shares = [(reads[name] or 0) / architecture[name].size for name in names]
+    words = ["removed" if reads[n] is None else f"{reads[n]} of {architecture[n].size}" for n in names]
     ends = [i for i, (name, after) in enumerate(zip(names, names[1:], strict=False)) if _block(name) != _block(after)]
     sources = [
         (f"{name}{f'[{i}]' if len(p) > 1 else ''}", name, i)
@@ -314,10 +321,11 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
 
     decided, total = posterior.decided()
     still_open = "the other one is" if total - decided == 1 else f"the other {total - decided} are"
-    removed = [name for name, share in zip(names, shares, strict=True) if not share]
+    removed = [name for name in names if reads[name] is None]
     return (
         f"<p>{architecture.kept} of {architecture.total} gated channels are kept; "
-        f"{len(removed)} of {len(names)} operations are removed. {decided} of {total} gates are decided "
+        f"{len(removed)} of {len(names)} operations are removed, those included that keep channels of which nothing is "
+        f"left, or that nobody reads. {decided} of {total} gates are decided "
         f"(p below 0.05 or above 0.95); {still_open} open, so the candidates differ there.</p>"
         + _settled(architecture, posterior, history)
         + figures.side_by_side(
@@ -325,8 +333,8 @@ def _look(architecture: Architecture, posterior: Posterior, history: Sequence[Ma
                 names,
                 shares,
                 words,
-                "input channels kept, %",
-                "Share of input channels kept in every gated operation",
+                "input channels read, %",
+                "Share of its input channels that every gated operation reads in the network found",
                 ends,
             ),
             figures.plot(

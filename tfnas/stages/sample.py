@@ -253,7 +253,8 @@ class _Sampling:
                     comparisons[contest.kind] = self._compared(found, contest, evaluations)
         lines = "".join(json.dumps(record) + "\n" for record in records)
         self.work.write(workdir.CANDIDATES, lambda file: file.write_text(lines))
-        sampled = {"rank_by": self.settings.rank_by, "kinds": groups}
+        reads = self.supernet.graph.flow(winner).reads_of(winner)
+        sampled = {"rank_by": self.settings.rank_by, "reads": reads, "kinds": groups}
         self.work.write_json(workdir.RANKING, {**sampled, "comparisons": comparisons, "predictive": predictive})
         text = winner.to_json()
         self.work.write(workdir.ARCHITECTURE, lambda file: file.write_text(text))

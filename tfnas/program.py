@@ -140,7 +140,7 @@ class Unit:
 
     def feed(self, flow: Flow, folding: Folding) -> Fed:
         """For one candidate; what does not exist is fed with nothing."""
-        exists = bool(flow.held(self.i).size)
+        exists = flow.works(self.i)
         if not exists:
             return {**_nothing(self.signature()), "exists": np.array(False)}
         edges = {

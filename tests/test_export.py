@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import resource
+import shutil
 import struct
 import zlib
 
@@ -446,3 +447,86 @@ def test_no_version_is_left_of_what_does_not_pass(exported):
         "model_card.json",
         "model_card.md",
     ]
+
+
+class Killed(BaseException):
+    """What a SIGKILL leaves behind: nothing is cleaned up after it."""
+
+
+STEPS = "signatures.write warmup.write reloading.check conversion.convert model_card.card model_card.markdown".split()
+
+
+@pytest.mark.slow
+def test_a_failure_at_any_step_leaves_the_served_version_as_it_was(exported, tmp_path, monkeypatch):
+    """Each step fails, and each is killed; then the same export ends well. The steps' content is the run's number."""
+    path = tmp_path / "run"
+    shutil.copytree(exported[0], path)
+    folder = path / "export" / "digits"
+    for name in ("3", "onnx"):  # short ones; onnx is of an earlier export with another setting
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir()
+        (folder / name / "saved_model.pb").write_text("before")
+    settings = dataclasses.replace(exported[1], export=config.Export(version=3, formats=("litert",)))
+    steps, fails_at, error = [], 0, Killed
+
+    def step(name, work):
+        def stepped(*arguments, **named):
+            steps.append(name)
+            if len(steps) == fails_at:
+                if name == "atomic.replace":  # cut off before the change, which is one system call
+                    raise error(28, "no space")
+                with contextlib.suppress(Exception):
+                    work(*arguments, **named)
+                raise error("in the middle of it")
+            return work(*arguments, **named)
+
+        return stepped
+
+    def saved_model(model, splits, config, target, ensemble):
+        (target / "assets.extra").mkdir(parents=True)
+        (target / "saved_model.pb").write_text("after")
+
+    def converted(model, splits, config, formats, target):
+        (target / "litert").mkdir()
+        (target / "litert" / "model.tflite").write_text("after")
+        return []
+
+    correct = {"correct": 1, "total": 1, "largest_difference": 0.0}
+    replacements = {
+        "signatures.write": saved_model,
+        "warmup.write": lambda *_: None,
+        "reloading.check": lambda *_: correct,
+        "conversion.convert": converted,
+        "model_card.card": lambda *_, **named: {"files": str(sorted(f.name for f in named["saved_model"].rglob("*")))},
+        "model_card.markdown": lambda card: "after",
+        "atomic.replace": export.atomic.replace,
+    }
+    for name, work in replacements.items():
+        module, function = name.split(".")
+        monkeypatch.setattr(getattr(export, module), function, step(name, work))
+    number_of_steps = 13  # the first six, and seven moves: LiteRT's, model.keras, four texts and the version
+    served = workdir.digest(folder / "3")
+    names = {file.name for file in folder.iterdir()}
+    for fails_at in range(1, number_of_steps + 1):
+        for error in (OSError, Killed):
+            steps.clear()
+            with monkeypatch.context() as patched:
+                if error is Killed:
+                    patched.setattr(export.shutil, "rmtree", lambda *_, **__: None)
+                with pytest.raises(error):
+                    export.run(settings, path)
+            assert len(steps) == fails_at
+            assert workdir.digest(folder / "3") == served and (folder / "3" / "saved_model.pb").read_text() == "before"
+            visible = {file.name for file in folder.iterdir() if not file.name.startswith(workdir.TEMPORARY)}
+            assert visible - {"litert"} == names  # nothing half made under any name
+            for file in visible & {"litert"}:
+                assert [f.name for f in (folder / file).iterdir()] == ["model.tflite"]
+            keras.models.load_model(folder / "model.keras")
+            assert error is Killed or visible == {file.name for file in folder.iterdir()}
+            assert not workdir.Workdir(path).is_current("export", settings.check())
+    steps, fails_at = [], 0
+    export.run(settings, path)
+    assert steps == [*STEPS, *["atomic.replace"] * 7] and len(steps) == number_of_steps
+    assert (folder / "3" / "saved_model.pb").read_text() == "after"
+    assert {file.name for file in folder.iterdir()} == names - {"onnx"} | {"litert"}
+    assert workdir.Workdir(path).is_current("export", settings.check())

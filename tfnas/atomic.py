@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import pathlib
 import uuid
 from collections.abc import Callable
 
 TEMPORARY = ".tfnas-"  # how the name begins of what is not whole yet
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
 def write(
@@ -41,6 +44,46 @@ def write(
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves a finished file or folder to where it is looked for: there is the old or the new there, whole.
+
+    An old folder is `source` afterwards. Where the file system cannot exchange two folders (NFS), there is none at
+    `target` for an instant; all local ones of Linux can.
+
+    Args:
+        source: on the file system of `target`.
+        target: a file or folder like it, or nothing.
+
+    Raises:
+        OSError: if it cannot be moved; the old one stays.
+    """
+    for path in [*source.rglob("*"), source] if source.is_dir() else [source]:
+        sync(path)
+    if not target.is_dir():
+        os.replace(source, target)
+    elif not _exchanged(source, target):
+        before = source.with_name(f"{source.name}.before")
+        os.rename(target, before)
+        try:
+            os.rename(source, target)
+        except BaseException:
+            os.rename(before, target)
+            raise
+        os.rename(before, source)
+    sync(target.parent)
+
+
+def _exchanged(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Whether two folders have each the other's name now, with no moment between; not every system can."""
+    exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if exchange is None:
+        return False
+    done = exchange(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+    if not done and (number := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        raise OSError(number, os.strerror(number), os.fspath(other))
+    return done
 
 
 def sync(path: pathlib.Path) -> None:

@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import os
 import pathlib
-import shutil
 import sys
 import tempfile
 import warnings
@@ -23,8 +22,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfnas import data, terminal, workdir
-from tfnas.config import FORMATS, Config
+from tfnas import data, terminal
+from tfnas.config import Config
 from tfnas.errors import UserError, shown
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -64,17 +63,16 @@ def require(formats: Sequence[str]) -> None:
 def convert(
     model: keras.Model, splits: data.Splits, config: Config, formats: Sequence[str], folder: pathlib.Path
 ) -> list[dict[str, Any]]:
-    """Writes `model` to `folder/FORMAT/model.*` in each format, all of them or, if one fails, none.
+    """Writes `model` to `folder/FORMAT/model.*` in each format. What is there if one fails is to be thrown away.
 
-    Folders of formats not among `formats` are removed: they are of an earlier export. The test split is read once,
-    after all is converted, and not at all if there is nothing to score.
+    The test split is read once, after all is converted, and not at all if there is nothing to score.
 
     Args:
         model: from standardised float32 images (N, H, W, C) to logits (N, classes); not changed.
         splits: the training images calibrate 8 bits, a validation batch compares, the test images score.
         config: says how pixels are standardised, and how many images calibrate.
         formats: names of `config.FORMATS`.
-        folder: of the export, `export/NAME`; it exists.
+        folder: empty, for what is not whole yet.
 
     Returns:
         For each format, in the order of `formats`: 'format'; 'file', relative to `folder`; 'bytes', of all its files;
@@ -87,52 +85,38 @@ def convert(
     """
     require(formats)
     if not formats:
-        _replace(folder, folder, ())
         return []
-    aside = pathlib.Path(tempfile.mkdtemp(prefix=f"{workdir.TEMPORARY}formats-", dir=folder))
-    try:
-        network = _Network(model, splits, config)
-        images, _ = next(iter(splits.validation.batch(_BATCH)))
-        expected = network.probabilities(images)
-        if any(name.endswith("_int8") for name in formats):
-            network.calibrate()
-        predictors, differences = {}, {}
-        for name in formats:
-            predictors[name], answer = _written(network, name, aside, images.numpy())
-            differences[name] = float(np.abs(answer - expected).max())
-            if not name.endswith("_int8") and not differences[name] <= _TOLERANCE:
-                raise RuntimeError(
-                    f"export: the network as '{name}' differs by {differences[name]:.1e}, at most {_TOLERANCE} expected"
-                )
-        accuracies = _accuracies(network, splits, predictors)
-        records = []
-        for name in formats:
-            record = {
-                "format": name,
-                "file": f"{name}/{_FILES[name]}",
-                "bytes": sum(file.stat().st_size for file in (aside / name).iterdir()),
-                "test_accuracy": accuracies[name],
-                "test_accuracy_change": 100 * (accuracies[name] - accuracies["keras"]),
-                "largest_difference": differences[name],
-            }
-            records.append(record)
-        _replace(folder, aside, formats)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    network = _Network(model, splits, config)
+    images, _ = next(iter(splits.validation.batch(_BATCH)))
+    expected = network.probabilities(images)
+    if any(name.endswith("_int8") for name in formats):
+        network.calibrate()
+    predictors, differences = {}, {}
+    for name in formats:
+        predictors[name], answer = _written(network, name, folder, images.numpy())
+        differences[name] = float(np.abs(answer - expected).max())
+        if not name.endswith("_int8") and not differences[name] <= _TOLERANCE:
+            raise RuntimeError(
+                f"export: the network as '{name}' differs by {differences[name]:.1e}, at most {_TOLERANCE} expected"
+            )
+    accuracies = _accuracies(network, splits, predictors)
+    records = [
+        {
+            "format": name,
+            "file": f"{name}/{_FILES[name]}",
+            "bytes": sum(file.stat().st_size for file in (folder / name).iterdir()),
+            "test_accuracy": accuracies[name],
+            "test_accuracy_change": 100 * (accuracies[name] - accuracies["keras"]),
+            "largest_difference": differences[name],
+        }
+        for name in formats
+    ]
     for record in records:
         terminal.console.print(
             f"export    {record['format']}: {record['bytes']:,} bytes, test accuracy {record['test_accuracy']:.2%} "
             f"({record['test_accuracy_change']:+.2f}), probabilities equal to {record['largest_difference']:.0e}"
         )
     return records
-
-
-def _replace(folder: pathlib.Path, aside: pathlib.Path, formats: Sequence[str]) -> None:
-    for name in FORMATS:
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
-    for name in formats:
-        os.replace(aside / name, folder / name)
 
 
 def load(name: str, file: str | os.PathLike[str]) -> Predict:
@@ -213,9 +197,9 @@ class _Network:
         self.calibration = np.stack([*images.as_numpy_iterator()])
 
 
-def _written(network: _Network, name: str, aside: pathlib.Path, images: np.ndarray) -> tuple[Predict, np.ndarray]:
-    """Writes one format into `aside`; returns its function, and that function's answer to `images`."""
-    file = aside / name / _FILES[name]
+def _written(network: _Network, name: str, folder: pathlib.Path, images: np.ndarray) -> tuple[Predict, np.ndarray]:
+    """Writes one format into `folder`; returns its function, and that function's answer to `images`."""
+    file = folder / name / _FILES[name]
     file.parent.mkdir()
     writers: dict[str, Callable[[_Network, pathlib.Path], None]] = {
         "litert": _write_litert,

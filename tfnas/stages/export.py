@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pathlib
@@ -14,6 +13,7 @@ import keras
 import numpy as np
 
 from tfnas import (
+    atomic,
     blessing,
     conversion,
     data,
@@ -31,12 +31,13 @@ from tfnas import (
 )
 from tfnas import results as results_lib
 from tfnas.architecture import Architecture
-from tfnas.config import Config
+from tfnas.config import FORMATS, Config
 from tfnas.errors import UserError
 from tfnas.posterior import Posterior
 from tfnas.subnets import subnet
 from tfnas.supernet import Supernet
 
+_KERAS = "model.keras"
 _WARMUP = 8  # validation images that are kept for warm-up requests
 _ANY = reading.mapping_of(lambda value, place: None)  # what `Architecture` reads for itself
 _RANKING = reading.record(kinds=reading.record(posterior=reading.record(leaders=reading.list_of(_ANY, 1))))
@@ -45,8 +46,8 @@ _RANKING = reading.record(kinds=reading.record(posterior=reading.record(leaders=
 def run(config: Config, path: str | os.PathLike[str]) -> None:
     """Exports the network that retrain left in `path` to `export/NAME/VERSION`.
 
-    A fresh process reloads it first, and scores it on the test split once more: unless it answers as the network does,
-    no version is left.
+    A fresh process reloads it first, and scores it on the test split once more. Unless it answers as the network does,
+    and every other format is written, the version that was there before stays as it is, and no other is left.
 
     Raises:
         UserError: for bad settings or files, if retrain has not run, or the SavedModel answers otherwise.
@@ -83,16 +84,23 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     base = f"export/{name}"
     target = work.file(f"{base}/{config.export.version}")
 
-    # Built aside and moved in whole: a server that watches the folder never sees half a model.
+    # All of it is written aside, and all is checked, before any of it is moved to where servers and users look. What
+    # is served comes last: until then the version before it stays.
     aside = pathlib.Path(tempfile.mkdtemp(prefix=f"{workdir.TEMPORARY}export-", dir=target.parent))
     try:
-        saved = aside / "model"
+        saved = aside / target.name
         signatures.write(model, splits, config, saved, ensemble)
         images = np.stack([image for image, _ in splits.validation.take(_WARMUP).as_numpy_iterator()])
         warmup.write(images, name, saved, bool(ensemble))
         sources.check_test(config.data, folder)
         correct, total = int(confusion.trace()), int(confusion.sum())
         found = reloading.check(model, source, splits, config, saved, correct, total, ensemble)
+        same = "equal" if found["correct"] == correct else f"{found['correct'] / total:.2%}, as good as equal"
+        difference = f"{found['largest_difference']:.0e}"
+        terminal.console.print(
+            f"export    reloaded without tfnas: probabilities equal to {difference}, test accuracy {same}"
+        )
+        formats = conversion.convert(model, splits, config, config.export.formats, aside)
         card = model_card.card(
             config,
             name=name,
@@ -110,36 +118,31 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
             inputs={file: workdir.digest(work.path / file) for file in workdir.STAGES["export"].inputs},
         )
         cards = {model_card.JSON: json.dumps(card, indent=1) + "\n", model_card.MARKDOWN: model_card.markdown(card)}
+        texts = {"architecture.json": text, "labels.txt": "".join(f"{name}\n" for name in splits.label_names), **cards}
+        model.save(aside / _KERAS)
+        for file, content in texts.items():
+            (aside / file).write_text(content)
         for file, content in cards.items():
             (saved / "assets.extra" / file).write_text(content)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(saved, target)
+        beside = [_KERAS, *texts]
+        for file in (*config.export.formats, *beside, target.name):
+            atomic.replace(aside / file, target.parent / file)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    same = "equal" if found["correct"] == correct else f"{found['correct'] / total:.2%}, as good as equal"
-    difference = f"{found['largest_difference']:.0e}"
-    terminal.console.print(
-        f"export    reloaded without tfnas: probabilities equal to {difference}, test accuracy {same}"
-    )
-    formats = conversion.convert(model, splits, config, config.export.formats, target.parent)
+    for other in {*FORMATS} - {*config.export.formats}:  # of an earlier export
+        shutil.rmtree(target.parent / other, ignore_errors=True)
 
-    texts = {"architecture.json": text, "labels.txt": "".join(f"{name}\n" for name in splits.label_names), **cards}
-    beside = [f"{base}/{file}" for file in ("model.keras", *texts)]
-    work.write(beside[0], model.save)
-    for file, content in texts.items():
-        work.write(f"{base}/{file}", functools.partial(pathlib.Path.write_text, data=content))
     described: dict[str, Any] = {
         "saved_model": str(target.relative_to(work.path)),
         "card": f"{base}/{model_card.MARKDOWN}",
         "largest_difference": found["largest_difference"],
         "test_accuracy": correct / total,  # as retrain measured it
         "served_test_accuracy": found["correct"] / total,
-        "files": beside,
+        "files": [f"{base}/{file}" for file in beside],
         "formats": [{**record, "file": f"{base}/{record['file']}"} for record in formats],
     }
     work.write_json(workdir.EXPORT_RESULTS, described)
-    return [described["saved_model"], *beside, *(f"{base}/{name}" for name in config.export.formats)]
+    return [described["saved_model"], *described["files"], *(f"{base}/{name}" for name in config.export.formats)]
 
 
 def _versions(work: workdir.Workdir) -> dict[str, dict[str, str]]:

@@ -154,6 +154,16 @@ def tiny(shape=(4, 4, 2)):
     return keras.Model(image, keras.layers.Dense(3, name="classifier")(keras.layers.Flatten()(image)))
 
 
+def test_what_formats_are_compared_with_is_computed_on_the_cpu_in_full_precision(rng):
+    network = conversion._Network(tiny(), splits_of((4, 4, 2), rng)[0], SETTINGS)
+    operations = network._exact.get_concrete_function().graph.get_operations()
+    (product,) = [operation for operation in operations if operation.type == "MatMul"]
+    assert product.device.endswith("CPU:0")
+    network._exact = lambda pixels: tf.constant(tf.config.experimental.tensor_float_32_execution_enabled())
+    assert not network.probabilities(np.zeros((1, 4, 4, 2), np.uint8))
+    assert tf.config.experimental.tensor_float_32_execution_enabled()
+
+
 def test_calibration_sees_training_images_of_the_networks_size(rng):
     # Of larger images, sorted by class as a folder's are: the value of every pixel says which image it is.
     images = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], (200, 6, 5, 2))

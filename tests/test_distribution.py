@@ -16,6 +16,20 @@ from conftest import TINY, lines
 from tfnas import config, distribution, main, workdir
 from tfnas.errors import LostWorker, UserError
 
+
+@pytest.mark.parametrize("before", [True, False])
+def test_full_precision_lasts_as_long_as_it_should(before):
+    asked = tf.config.experimental.tensor_float_32_execution_enabled
+    tf.config.experimental.enable_tensor_float_32_execution(before)
+    try:
+        with pytest.raises(InterruptedError), distribution.full_precision():
+            assert not asked()
+            raise InterruptedError
+        assert asked() == before
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(True)
+
+
 # A network without normalisation, so that the mean over the global batch is all that replicas must agree on.
 TRAIN = """
 import sys

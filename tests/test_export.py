@@ -275,9 +275,14 @@ def cropped(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_gate_lets_out_what_answers_as_the_network_does(cropped):
+def test_gate_lets_out_what_answers_as_the_network_does(cropped, monkeypatch):
     *arguments, correct = cropped
+    environments, popen = [], reloading.subprocess.Popen
+    monkeypatch.setattr(
+        reloading.subprocess, "Popen", lambda *a, env, **k: environments.append(env) or popen(*a, env=env, **k)
+    )
     found = reloading.check(*arguments, correct, 80)
+    assert environments[0]["CUDA_VISIBLE_DEVICES"] == "-1"  # this process may hold all of a GPU's memory
     assert found["largest_difference"] < 1e-5 and (found["correct"], found["total"]) == (correct, 80)
 
 
@@ -291,6 +296,26 @@ def test_gate_refuses_another_network_and_what_cannot_be_reloaded(cropped, tmp_p
     arguments[3] = tmp_path
     with pytest.raises(RuntimeError, match=r"could not be used in a fresh process:\n(.|\n)*SavedModel file does not"):
         reloading.check(cropped[0], *arguments, correct, 80)
+
+
+def test_gate_compares_on_the_cpu_in_full_precision(cropped, monkeypatch):
+    """TF32 rounds to 10 bits, and a GPU sums in another order; neither can be had here, but what is asked for."""
+    softmax, seen, devices = tf.nn.softmax, [], []
+
+    def seeing(logits):
+        seen.append(tf.config.experimental.tensor_float_32_execution_enabled())
+        devices.append(logits.device)
+        return softmax(logits)
+
+    def ask(signature, images):
+        raise InterruptedError
+
+    monkeypatch.setattr(reloading.tf.nn, "softmax", seeing)
+    monkeypatch.setattr(reloading, "_fresh_process", lambda path: contextlib.nullcontext(ask))
+    with pytest.raises(InterruptedError):
+        reloading.check(*cropped, 80)
+    assert seen == [False] and tf.config.experimental.tensor_float_32_execution_enabled()
+    assert devices[0].endswith("CPU:0")
 
 
 def test_gate_refuses_another_number_of_correct_answers(cropped, monkeypatch):
@@ -404,7 +429,7 @@ def test_card_says_what_was_measured(exported):
     np.testing.assert_allclose([test["low"], test["high"]], bounds, rtol=1e-9)
     assert card["data"]["sizes"] == {"train": 1000, "validation": 397, "test": 400}
     assert card["network"]["parameters"] == row["parameters"] < card["network"]["full"]["parameters"]
-    assert card["versions"]["tensorflow"] == tf.__version__
+    assert card["versions"]["export"]["tensorflow"] == tf.__version__
     for file, digest in card["sha256"]["saved_model"].items():
         assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
     assert {"saved_model.pb", warmup.FILE} < set(card["sha256"]["saved_model"])

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from tfnas import config, data, sources, training
 from tfnas.errors import UserError, unwrapped
@@ -102,11 +103,60 @@ def test_jpegs_are_decoded_as_tensorflow_does(tmp_path, rng):
     np.testing.assert_array_equal(arrays(splits.train)[0][0], tf.io.decode_jpeg(content))
 
 
-def test_channels_are_the_first_images(tmp_path, rng):
-    for i in range(4):  # with transparency, which is dropped
-        write_png(tmp_path / "d" / "c" / f"{i}.png", pixels(rng, channels=4))
+def picture(path, rng, mode="RGB", **options):
+    image = Image.fromarray(pixels(rng, 16, 16)).convert("I;16" if mode == "I;16" else mode)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+GREY = [("L", "png"), ("LA", "png"), ("I;16", "png"), ("1", "png"), ("L", "jpg")]
+COLOURED = [("RGB", "png"), ("RGBA", "png"), ("P", "png"), ("RGB", "jpg"), ("CMYK", "jpg")]
+
+
+@pytest.mark.parametrize("mode, ending", GREY + COLOURED)
+def test_a_header_says_what_is_grey(tmp_path, rng, mode, ending):
+    files = {"plain": {}}
+    if ending == "jpg":
+        files |= {"progressive": {"progressive": True}, "long": {"exif": b"Exif\0\0" + bytes(65_000)}}
+    for name, options in files.items():
+        picture(tmp_path / f"{name}.{ending}", rng, mode, **options)
+        content = (tmp_path / f"{name}.{ending}").read_bytes()
+        if mode != "CMYK":  # which TensorFlow decodes only if it is told to what
+            decoded = tf.io.decode_image(content, expand_animations=False).shape[-1]
+            assert ((mode, ending) in GREY) == (decoded < 3)
+        assert folders._is_grey(str(tmp_path / f"{name}.{ending}")) == ((mode, ending) in GREY)
+        for end in (0, 1, 3, 20, 25, 30, len(content) // 2):
+            (tmp_path / "cut").write_bytes(content[:end])
+            folders._is_grey(str(tmp_path / "cut"))  # no error: it is told when it is decoded
+
+
+@pytest.mark.parametrize("position", [0, 50, 74, 99])
+@pytest.mark.parametrize("image_size", [0, 8])
+def test_one_image_in_colour_makes_a_folder_colour(tmp_path, rng, position, image_size):
+    """Wherever it stands in train or validation, after however many grey ones; test is not looked at."""
+    for i in range(100):
+        picture(tmp_path / "d" / "c" / f"{i}.jpg", rng, "L")
+    coloured = pathlib.Path(folders._files(tmp_path / "d")["train"][position][0])
+    picture(coloured, rng, "RGB")
+    chosen = settings(tmp_path / "d", image_size=image_size)
+    source = sources.load(chosen, tmp_path)
+    channels = 1 if position == 99 else 3
+    assert source.image_shape[-1] == channels
+    split, place = {0: ("train", 0), 50: ("validation", 50), 74: ("validation", 50), 99: ("test", 75)}[position]
+    image = arrays(source.splits[split])[0][position - place]
+    np.testing.assert_array_equal(image, tf.io.decode_jpeg(coloured.read_bytes(), channels=channels))
+    others = arrays(source.splits["train"])[0][1:]
+    assert {image.shape[-1] for image in others} == {channels} and all(np.ptp(image, -1).max() == 0 for image in others)
+
+
+def test_a_folder_has_the_channels_asked_for(tmp_path, rng):
+    for i in range(4):
+        picture(tmp_path / "d" / "c" / f"{i}.png", rng, "L" if i % 2 else "RGBA")
     chosen = settings(tmp_path / "d", train="train[:2]", validation="train[2:3]", test="train[3:]")
-    assert data.load(chosen, tmp_path).image_shape == (4, 5, 3)
+    for channels, expected in ((0, 3), (1, 1), (3, 3)):
+        source = sources.load(dataclasses.replace(chosen, channels=channels), tmp_path)
+        assert source.image_shape == (16, 16, expected)
+        assert {image.shape for image, _ in source.splits["test"]} == {(16, 16, expected)}
 
 
 def test_different_sizes_need_an_image_size(tmp_path, rng, capfd):

@@ -44,6 +44,9 @@ class Data:
     train: str = "train[:1000]"  # TFDS split expressions; they must not overlap
     validation: str = "train[1000:]"  # ranks the candidates
     test: str = "test"  # read at the very end: by retrain's last evaluation, and by export's check of the SavedModel
+    channels: int = (
+        0  # of `folder`: 1 (grey) or 3 (colour); 0: colour, unless all images of train and validation are grey
+    )
     image_size: int = 0  # resize to a square of this many pixels; 0 keeps the data set's size
     mean: tuple[float, ...] = (0.5,)  # per channel (or one for all), of pixels scaled to [0, 1]
     std: tuple[float, ...] = (0.25,)
@@ -71,6 +74,8 @@ class Data:
     def check(self) -> None:
         """Raises UserError for the first value out of range."""
         self._check_origin()
+        expected = "1, 3, or 0 to have it found" if self.folder else "left at 0: only data.folder has images of either"
+        values.require(self.channels in ((0, 1, 3) if self.folder else (0,)), "data.channels", self.channels, expected)
         values.at_least("data.image_size", self.image_size, 0)
         values.require(
             self.image_size > 0 or not self.random_resized_crop,

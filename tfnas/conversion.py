@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfnas import data, terminal
+from tfnas import data, distribution, terminal
 from tfnas.config import Config
 from tfnas.errors import UserError, shown
 
@@ -155,9 +155,12 @@ class _Network:
             return tf.nn.softmax(model(data.standardise(image, config.data), training=False))
 
         pixels = tf.TensorSpec((None, *splits.image_shape), tf.float32)
-        self._exact = tf.function(
-            lambda pixels: tf.nn.softmax(model(pixels, training=False)), input_signature=[pixels], autograph=False
-        )
+
+        def exact(pixels: tf.Tensor) -> tf.Tensor:
+            with tf.device("CPU:0"):  # as the runtimes that are compared with it
+                return tf.nn.softmax(model(pixels, training=False))
+
+        self._exact = tf.function(exact, input_signature=[pixels], autograph=False)
         with terminal.errors_expected():
             constant = convert_variables_to_constants_v2(
                 tf.function(serve, input_signature=[spec], autograph=False).get_concrete_function()
@@ -168,8 +171,9 @@ class _Network:
         )
 
     def probabilities(self, images: tf.Tensor) -> np.ndarray:
-        """What the Keras model itself makes of a batch."""
-        return self._exact(data.standardise(images, self.config.data)).numpy()
+        """What the Keras model itself makes of a batch, on the CPU."""
+        with distribution.full_precision():
+            return self._exact(data.standardise(images, self.config.data)).numpy()
 
     @functools.cached_property
     def onnx(self) -> Any:

@@ -117,6 +117,20 @@ def ranking_strategy(name: str) -> tf.distribute.Strategy | None:
     return made if mirrored and len(made.extended.worker_devices) > 1 else None
 
 
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """While it lasts, float32 is multiplied as float32: GPUs otherwise round to TF32, 10 bits after the first.
+
+    For comparisons, whose tolerances are those of float32, and for what they compare with.
+    """
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
 def describe(strategy: tf.distribute.Strategy) -> str:
     """For a message, such as '2 x GPU' or '8 x GPU in 4 processes'."""
     kind = "TPU core"

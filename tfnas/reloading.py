@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import data, signatures, sources
+from tfnas import data, distribution, signatures, sources
 from tfnas.config import Config
 from tfnas.errors import UserError
 
@@ -27,6 +27,7 @@ _BATCH = 64  # test images that are sent at a time
 _NEAR_TIE = 1e-3  # between the two largest probabilities: another device's rounding may decide which is the largest
 _PER_DIFFERENCE = 10_000  # test images, for every begun number of which one near-tie may fall otherwise
 
+_WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
 # Neither keras nor tfnas can be imported by the process that reloads: a SavedModel must stand alone.
 _RELOAD = """
 import io
@@ -34,6 +35,7 @@ import sys
 sys.modules["keras"] = sys.modules["tfnas"] = sys.modules["tensorflow_probability"] = None
 import numpy as np
 import tensorflow as tf
+tf.config.set_visible_devices([], "GPU")
 signatures = tf.saved_model.load(sys.argv[1]).signatures
 while size := int.from_bytes(sys.stdin.buffer.read(8), "little"):
     with np.load(io.BytesIO(sys.stdin.buffer.read(size)), allow_pickle=False) as sent:
@@ -71,10 +73,10 @@ def check(
 ) -> dict[str, Any]:
     """Holds a SavedModel, in a process without keras and tfnas, against the network and what was measured of it.
 
-    Every signature must answer a batch of validation images as `model` does here, or the average of `ensemble`; and
-    `serving_default` must classify as many test images correctly as the network did when it was evaluated, but for one
-    near-tie in every 10,000, because that may have been on another device. Images are sent through pipes, as they lie,
-    of their own sizes: no disk is needed.
+    Both compute on the CPU. Every signature must answer a batch of validation images as `model` does here, or the
+    average of `ensemble`; and `serving_default` must classify as many test images correctly as the network did when it
+    was evaluated, but for one near-tie in every 10,000, because that may have been on another device. Images are sent
+    through pipes, as they lie, of their own sizes: no disk is needed.
 
     Args:
         model: from standardised images to logits.
@@ -98,7 +100,8 @@ def check(
     ((pixels, _),) = data.evaluation_batches(splits.validation.take(_COMPARED), config.data, _COMPARED)
 
     def probabilities(network: keras.Model) -> np.ndarray:
-        return tf.nn.softmax(network(pixels, training=False)).numpy()
+        with distribution.full_precision(), tf.device("CPU:0"):  # as there: the tolerance leaves no room for another
+            return tf.nn.softmax(network(pixels, training=False)).numpy()
 
     expected = dict.fromkeys(signatures.names(splits), probabilities(model))
     if ensemble:
@@ -159,7 +162,8 @@ def _check_names(signature: str, probabilities: np.ndarray, names: list[str], sp
 def _fresh_process(path: str | os.PathLike[str]) -> Iterator[_Ask]:
     """A function of a signature's name and images that a process of its own answers: probabilities, first names."""
     command = [sys.executable, "-c", _RELOAD, os.fspath(path)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # This process holds the GPU's memory, so that one computes without.
+    environment = {**os.environ, **_WITHOUT_GPU, "TF_CPP_MIN_LOG_LEVEL": "3"}
     told: collections.deque[bytes] = collections.deque(maxlen=30)
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as process:

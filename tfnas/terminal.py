@@ -45,7 +45,7 @@ def define_help() -> None:
 
 
 def load_tensorflow() -> Any:
-    """Imports TensorFlow and finds its devices; returns the module.
+    """Imports TensorFlow and finds its devices; returns the module. Of a GPU's memory it then takes what it needs.
 
     TensorFlow's C++ code greets on standard error with some ten lines that no log level silences. They are held back,
     and shown after all if the import fails, or if there is an NVIDIA device that TensorFlow could not use.
@@ -58,6 +58,10 @@ def load_tensorflow() -> Any:
         usable = False
         try:
             tensorflow = importlib.import_module("tensorflow")
+            for gpu in tensorflow.config.list_physical_devices("GPU"):
+                # Else all of it is taken at once, and no other process on this machine finds any.
+                with contextlib.suppress(RuntimeError, ValueError):  # whoever has begun to use it has decided
+                    tensorflow.config.experimental.set_memory_growth(gpu, True)
             # Of several processes, a strategy must be made before the devices are.
             kind = "physical" if "TF_CONFIG" in os.environ else "logical"
             devices = getattr(tensorflow.config, f"list_{kind}_devices")("GPU")

@@ -23,8 +23,9 @@ def from_folder(config: config_lib.Data) -> Source:
     """Image files in one folder per class, which may themselves be in one folder per split.
 
     A split's order is that of a digest of each file's place under the folder: the same on every machine and file
-    system, and unrelated to the classes, so that 'train[:80%]' has about 80 % of each. Channels, and the size where no
-    image_size is set, are those of the first training image.
+    system, and unrelated to the classes, so that 'train[:80%]' has about 80 % of each. The size, where no image_size is
+    set, is that of the first training image. Images are in colour unless those of train and validation are all grey, or
+    as `channels` says: each is decoded to that.
 
     Files of train and validation are looked at for being whole images of one size; those of test when they are read.
     """
@@ -36,10 +37,11 @@ def from_folder(config: config_lib.Data) -> Source:
     )
     parts = parts_of(config, infos)
     chosen = {split: [file for name, a, b in parts[split] for file in files[name][a:b]] for split in SPLITS}
-    first = chosen["train"][0][0]
+    seen = [path for path, _ in chosen["train"] + chosen["validation"]]
+    channels = config.channels or (1 if all(map(_is_grey, seen)) else 3)
+    first = seen[0]
     with terminal.errors_expected():
-        height, width, channels = _decoded(first, 0).shape
-    channels = 1 if channels < 3 else 3  # without transparency
+        height, width, _ = _decoded(first, channels).shape
     shape = (None, None, channels) if config.image_size else (height, width, channels)
 
     def read(path: str | bytes) -> np.ndarray:
@@ -55,7 +57,7 @@ def from_folder(config: config_lib.Data) -> Source:
     # Before anything is trained, so that the message is not lost in what TensorFlow says of a pipeline that fails. All
     # that is learned without decoding is whether a file ends where it should; sizes are compared by decoding.
     with terminal.errors_expected():
-        for path, _ in chosen["train"] + chosen["validation"]:
+        for path in seen:
             if not config.image_size or not _looks_whole(path):
                 read(path)
 
@@ -127,6 +129,23 @@ def _looks_whole(path: str) -> bool:
         end = stream.read()
     jpeg = begin.startswith(b"\xff\xd8") and end.endswith(b"\xff\xd9")
     return jpeg or (begin == b"\x89PNG\r\n\x1a\n" and end[4:8] == b"IEND")
+
+
+def _is_grey(path: str) -> bool:
+    """Whether a file's header says that it has one channel, besides transparency; False too where none is found."""
+    with open(path, "rb") as stream:
+        if (begin := stream.read(26)).startswith(b"\x89PNG\r\n\x1a\n"):
+            return begin[25:] in (b"\0", b"\4")  # colour types: grey, and grey with transparency
+        # JPEG: segments of a marker and a length; that of the frame has the number of channels behind both sizes.
+        stream.seek(2)
+        while begin.startswith(b"\xff\xd8") and len(head := stream.read(4)) == 4 and head[0] == 0xFF:
+            if head[1] == 0xFF:  # filled up before the marker
+                stream.seek(-3, os.SEEK_CUR)
+            elif 0xC0 <= head[1] <= 0xCF and head[1] not in (0xC4, 0xC8, 0xCC):
+                return stream.read(6)[5:] == b"\1"
+            else:
+                stream.seek(int.from_bytes(head[2:], "big") - 2, os.SEEK_CUR)
+    return False
 
 
 def _decoded(path: str, channels: int) -> np.ndarray:

@@ -209,9 +209,10 @@ def _accuracy(model: keras.Model, dataset: Any, config: Config) -> float:
 def _classified(model: keras.Model, dataset: Any, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Every example's label and most probable class."""
     labels, classes = [], []
-    for images, batch in data.evaluation_batches(dataset, config.data, config.sample.batch_size):
-        labels.append(batch.numpy())
-        classes.append(np.argmax(model(images, training=False), -1))
+    with distribution.full_precision():  # export compares
+        for images, batch in data.evaluation_batches(dataset, config.data, config.sample.batch_size):
+            labels.append(batch.numpy())
+            classes.append(np.argmax(model(images, training=False), -1))
     return np.concatenate(labels), np.concatenate(classes)
 
 
@@ -239,7 +240,8 @@ def _check_exact(
     """A last check on real images that what was cut is what was ranked."""
     images, _ = next(iter(data.evaluation_batches(splits.validation, config.data, 16)))
     supernet.set_architecture(architecture)
-    expected = np.asarray(supernet(images, training=False))
-    error = np.abs(np.asarray(model(images, training=False)) - expected).max() / max(np.abs(expected).max(), 1e-6)
+    with distribution.full_precision():
+        expected, got = (np.asarray(network(images, training=False)) for network in (supernet, model))
+    error = np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-6)
     if not error <= _TOLERANCE:
         raise AssertionError(f"subnet differs from its supernet by {error:.1e}, at most {_TOLERANCE:.0e} expected")

@@ -1,6 +1,7 @@
 """Other formats of an exported network: the same probabilities in their own runtimes, whole or not at all."""
 
 import dataclasses
+import re
 
 import keras
 import numpy as np
@@ -58,12 +59,14 @@ def converted(tmp_path_factory):
     splits, parts = splits_of((8, 8, 2), rng)
     folder = tmp_path_factory.mktemp("export")
     (folder / "1").mkdir()
-    return folder, conversion.convert(model, splits, SETTINGS, config.FORMATS, folder), model, parts
+    with conversion.terminal.console.capture() as printed:
+        records = conversion.convert(model, splits, SETTINGS, config.FORMATS, folder)
+    return folder, records, model, parts, " ".join(printed.get().split())
 
 
 @pytest.mark.parametrize("name", config.FORMATS)
 def test_any_batch_of_raw_pixels_is_answered_as_the_keras_model_does(converted, name):
-    folder, records, model, parts = converted
+    folder, records, model, parts, _ = converted
     (record,) = [r for r in records if r["format"] == name]
     predict = conversion.load(name, folder / record["file"])
     images, _ = parts["test"]
@@ -78,7 +81,7 @@ def test_any_batch_of_raw_pixels_is_answered_as_the_keras_model_does(converted, 
 
 
 def test_records_are_what_an_independent_count_finds(converted):
-    folder, records, model, parts = converted
+    folder, records, model, parts, _ = converted
     assert [record["format"] for record in records] == list(config.FORMATS)
     results.CONVERTED(records, "")
     images, labels = parts["test"]
@@ -96,6 +99,21 @@ def test_records_are_what_an_independent_count_finds(converted):
         files = [*(folder / record["format"]).iterdir()]
         assert record["bytes"] == sum(len(file.read_bytes()) for file in files)
         assert len(files) == (2 if record["format"] == "openvino" else 1)
+
+
+def test_what_was_compared_is_said_of_each_format(converted):
+    folder, records, model, parts, printed = converted
+    images = parts["validation"][0]
+    expected = golden(model, images)
+    for record in records:
+        got = conversion.load(record["format"], folder / record["file"])(images)
+        alike = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
+        match = re.search(
+            rf"export {record['format']}: [^;]*; of 9 validation images' probabilities the largest difference from the "
+            rf"Keras model's is (\S+), and {alike} are classified as by it",
+            printed,
+        )
+        assert match and float(match[1]) == pytest.approx(np.abs(got - expected).max(), rel=0.06, abs=1e-6), printed
 
 
 def test_eight_bits_are_smaller(converted):
@@ -128,7 +146,7 @@ def test_openvino_reports_nothing_home(converted):
 
 
 def test_openvino_reads_what_onnx_quantised(converted):
-    folder, _, model, parts = converted
+    folder, _, model, parts, _ = converted
     images = parts["test"][0][:5]
     got = conversion.load("openvino", folder / "onnx_int8" / "model.onnx")(images)
     np.testing.assert_allclose(got, golden(model, images), atol=0.1)

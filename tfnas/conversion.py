@@ -91,10 +91,11 @@ def convert(
     expected = network.probabilities(images)
     if any(name.endswith("_int8") for name in formats):
         network.calibrate()
-    predictors, differences = {}, {}
+    predictors, differences, alike = {}, {}, {}
     for name in formats:
         predictors[name], answer = _written(network, name, folder, images.numpy())
         differences[name] = float(np.abs(answer - expected).max())
+        alike[name] = int(np.sum(answer.argmax(-1) == expected.argmax(-1)))
         if not name.endswith("_int8") and not differences[name] <= _TOLERANCE:
             raise RuntimeError(
                 f"export: the network as '{name}' differs by {differences[name]:.1e}, at most {_TOLERANCE} expected"
@@ -114,7 +115,9 @@ def convert(
     for record in records:
         terminal.console.print(
             f"export    {record['format']}: {record['bytes']:,} bytes, test accuracy {record['test_accuracy']:.2%} "
-            f"({record['test_accuracy_change']:+.2f}), probabilities equal to {record['largest_difference']:.0e}"
+            f"({record['test_accuracy_change']:+.2f} points); of {len(expected)} validation images' probabilities the "
+            f"largest difference from the Keras model's is {record['largest_difference']:.0e}, and "
+            f"{alike[record['format']]} are classified as by it"
         )
     return records
 

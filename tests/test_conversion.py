@@ -109,8 +109,8 @@ def test_what_was_compared_is_said_of_each_format(converted):
         got = conversion.load(record["format"], folder / record["file"])(images)
         alike = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
         match = re.search(
-            rf"export {record['format']}: [^;]*; of 9 validation images' probabilities the largest difference from the "
-            rf"Keras model's is (\S+), and {alike} are classified as by it",
+            rf"export {record['format']}: [^;]*; {alike} of 9 validation images classified as the Keras model does, "
+            r"their probabilities at most (\S+) from its",
             printed,
         )
         assert match and float(match[1]) == pytest.approx(np.abs(got - expected).max(), rel=0.06, abs=1e-6), printed

@@ -115,9 +115,9 @@ def convert(
     for record in records:
         terminal.console.print(
             f"export    {record['format']}: {record['bytes']:,} bytes, test accuracy {record['test_accuracy']:.2%} "
-            f"({record['test_accuracy_change']:+.2f} points); of {len(expected)} validation images' probabilities the "
-            f"largest difference from the Keras model's is {record['largest_difference']:.0e}, and "
-            f"{alike[record['format']]} are classified as by it"
+            f"({record['test_accuracy_change']:+.2f} points); {alike[record['format']]} of {len(expected)} validation "
+            f"images classified as the Keras model does, their probabilities at most "
+            f"{record['largest_difference']:.1e} from its"
         )
     return records
 

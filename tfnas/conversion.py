@@ -112,11 +112,11 @@ def convert(
         }
         for name in formats
     ]
-    for record in records:
+    for name, record in zip(formats, records, strict=True):
         terminal.console.print(
-            f"export    {record['format']}: {record['bytes']:,} bytes, test accuracy {record['test_accuracy']:.2%} "
-            f"({record['test_accuracy_change']:+.2f} points); {alike[record['format']]} of {len(expected)} validation "
-            f"images classified as the Keras model does, their probabilities at most "
+            f"export    {name}: {record['bytes']:,} bytes, test accuracy {record['test_accuracy']:.2%} "
+            f"({record['test_accuracy_change']:+.2f} points); {alike[name]} of {len(expected)} validation images "
+            "classified as the Keras model does, their probabilities at most "
             f"{record['largest_difference']:.1e} from its"
         )
     return records

@@ -128,7 +128,9 @@ class Run:
     def trained(self, model: keras.Model, epochs: int = 0) -> keras.Model:
         """`model`, trained in place for the first epochs of the budget, or for all of it if no number is given."""
         with self.timed("train"):
-            training.fit_plain(self.config, self.splits, self.work, model, epochs or self.epochs, self.cosine, "train")
+            training.fit_plain(
+                self.config, self.splits, self.work, model, epochs or self.epochs, self.cosine.schedule, "train"
+            )
         return model
 
     def trained_on(
@@ -147,7 +149,7 @@ class Run:
         config = dataclasses.replace(self.config, seed=self.config.seed + _SECOND_ORDER)
         epochs = cosine.epochs - cosine.first
         with self.timed("train"):
-            training.fit_plain(config, self.splits, self.work, model, epochs, cosine, "train on")
+            training.fit_plain(config, self.splits, self.work, model, epochs, cosine.schedule, "train on")
         return _found(supernet, architecture, model, **facts)
 
     def cut(self, supernet: Supernet, architecture: Architecture) -> keras.Model:

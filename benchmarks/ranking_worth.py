@@ -90,7 +90,7 @@ def _retrained(config, splits, supernet, architecture, title, batches, images):
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, recalibrate=0))  # settled below
     with tempfile.TemporaryDirectory() as folder:  # of its own, as its checkpoint is
         work = workdir.Workdir(folder)
-        training.fit_plain(config, splits, work, model, _EPOCHS.value, cosine, title)
+        training.fit_plain(config, splits, work, model, _EPOCHS.value, cosine.schedule, title)
     found = [model.evaluate(batches, verbose=0, return_dict=True)]
     settle(model, images)
     found.append(model.evaluate(batches, verbose=0, return_dict=True))

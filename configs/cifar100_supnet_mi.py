@@ -32,6 +32,6 @@ def get_config():
             supernet=Supernet(width=160, num_blocks=4, stem_width=16),
             search=Search(recipe="paper", epochs=1800, batch_size=128, learning_rate=0.01, ell2=2500.0),
             sample=Sample(num_candidates=5000, rank_by="accuracy"),
-            retrain=Retrain(epochs=0, baseline=True, baseline_learning_rate=0.01),
+            retrain=Retrain(epochs=0),
         )
     )

@@ -43,6 +43,6 @@ def get_config():
                 by_source=False,
             ),
             sample=Sample(num_candidates=1500, rank_by="accuracy"),
-            retrain=Retrain(epochs=0, batch_size=144, baseline=True, baseline_learning_rate=0.05),
+            retrain=Retrain(epochs=0, batch_size=144),
         )
     )

@@ -44,6 +44,6 @@ def get_config():
                 example_multiplier=1.0,
             ),
             sample=Sample(num_candidates=1500, rank_by="accuracy", batch_size=250),
-            retrain=Retrain(epochs=0, batch_size=256, baseline=True, baseline_learning_rate=0.1),
+            retrain=Retrain(epochs=0, batch_size=256, weight_decay=1e-3),
         )
     )

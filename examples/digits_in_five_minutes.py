@@ -44,7 +44,7 @@ steps = EPOCHS * 1000 // 50
 supernet = tfnas.gate(big, parameters=0.25, steps=steps, num_examples=10_000)
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 rate = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=steps + RETRAIN_EPOCHS * 1000 // 50)
-optimizer = tfnas.GatedSGD(rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=5e-3)
 supernet.compile(optimizer, loss=loss, metrics=["accuracy"])
 supernet.fit(*train, batch_size=50, epochs=EPOCHS, verbose=2, callbacks=[tfnas.Reprice()])
 

@@ -2,8 +2,11 @@ import dataclasses
 import inspect
 
 import ml_collections
+import numpy as np
 import pytest
 from conftest import ROOT, load_config
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tfnas import config, supernets
 from tfnas.errors import UserError
@@ -85,8 +88,41 @@ def test_what_is_left_out_is_the_recipes():
     assert (search.target, search.ell2, search.warmup_epochs, search.gated_epochs) == ({}, 50, 0, 10)
     assert (search.schedule, search.weight_decay, search.initial_drop, search.group_size) == ("cosine", 0, 0.1, 0)
     given = {"warmup_epochs": 0, "weight_decay": 0.0, "initial_drop": 0.1, "group_size": 4, "schedule": "cosine"}
+    assert config.parse_value("search.group_size", "0") == 0  # is a meaning of its own, and not 'left out'
+    assert config.Config(search=config.Search(group_size=0)).check().search.group_size == 0
     search = config.Config(search=config.Search(multiply_adds=0.3, **given)).check().search
     assert search.target == {"multiply_adds": 0.3} and {name: getattr(search, name) for name in given} == given
+
+
+def test_the_weight_decay_is_the_customary_one():
+    """SGD of momentum 0.9 on a loss with 5e-4 / 2 ||w||^2, against the decoupled one, where nothing else moves w."""
+    coupled, decoupled, velocity = 1.0, 1.0, 0.0
+    for _ in range(2000):
+        velocity = 0.9 * velocity + 5e-4 * coupled
+        coupled -= 0.01 * velocity
+        decoupled -= 0.01 * config.Retrain().weight_decay * decoupled
+    assert np.log(decoupled) == pytest.approx(np.log(coupled), rel=0.02)
+
+
+@given(
+    epochs=st.integers(2, 300),
+    share=st.floats(0.01, 1.5),
+    warmup=st.integers(0, 100),
+    schedule=st.sampled_from(["one_cosine", "cosine", "cosine_restarts", "steps"]),
+)
+def test_a_search_in_other_epochs_is_the_same_in_proportion(epochs, share, warmup, schedule):
+    boundaries = (0.3 * epochs, 0.9 * epochs) if schedule == "steps" else ()
+    search = config.Search(
+        epochs=epochs, warmup_epochs=min(warmup, epochs - 1), schedule=schedule, boundaries=boundaries
+    )
+    made = config.Config(search=search).check()
+    number = max(1, round(share * epochs))
+    short = dataclasses.replace(made, search=made.search.shortened(number)).check().search
+    assert short.epochs == number and short.gated_epochs >= 1
+    assert abs(short.warmup_epochs - made.search.warmup_epochs * number / epochs) <= 1
+    assert abs(short.cosine_epochs - made.search.cosine_epochs * number / epochs) <= 0.5
+    assert short.boundaries == pytest.approx([0.3 * number, 0.9 * number] if boundaries else [])
+    assert made.search.shortened(epochs) == made.search
 
 
 def test_unknown_key_is_refused_by_name():
@@ -119,7 +155,7 @@ def test_locked_dict_refuses_new_keys():
         ("search", "warmup_epochs", 8, "'search.warmup_epochs' must be at least 0 and less than search.epochs, 8"),
         ("search", "cosine_epochs", 7, "'search.cosine_epochs' must be at least search.epochs, 8"),
         ("search", "weight_decay", -0.5, "'search.weight_decay' must be at least 0"),
-        ("search", "group_size", -1, "'search.group_size' must be at least 0"),
+        ("search", "group_size", -2, "'search.group_size' must be at least 0"),
         ("search", "ell2", "5", "'search.ell2' must be a number. Received: '5'"),
         ("search", "epochs", 1.5, "'search.epochs' must be a whole number. Received: 1.5"),
         ("search", "epochs", True, "must be a whole number"),

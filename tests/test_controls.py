@@ -35,7 +35,7 @@ def values(variables):
 
 
 def test_frozen_gates_do_not_move_while_weights_do(rng):
-    supernet = frozen(tiny.build((8, 8, 1), 3), initial_drop=0.37, gate_learning_rate=10)
+    supernet = frozen(tiny.build((8, 8, 1), 3), initial_drop=0.37)
     logits = [layer.drop_logit for layer in supernet.gated_layers.values()]
     kernels = [layer.layer.kernel for layer in supernet.gated_layers.values()]
     before, weights = values(logits), values(kernels)

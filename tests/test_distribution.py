@@ -42,7 +42,7 @@ if devices > 1:
 import tfnas
 from tfnas import distribution, loop, training
 from tfnas.checkpoints import Checkpoints
-from tfnas.supernet import repriced
+from tfnas.sizes import repriced
 from tfnas.workdir import Workdir
 
 rng = np.random.default_rng(0)
@@ -66,10 +66,11 @@ with strategy.scope():
     end = keras.layers.Dense(3, name="end")(keras.layers.GlobalAveragePooling2D(name="mean")(x))
     if recipe == "target":
         supernet = tfnas.gate(keras.Model(image, end), parameters=0.5, steps=6, group_size=1, num_examples=100)
-        optimizer = tfnas.GatedSGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+        optimizer = tfnas.GatedOptimizer(keras.optimizers.SGD(0.1, 0.9, nesterov=True, weight_decay=0.01))
     else:
-        supernet = tfnas.gate(keras.Model(image, end), ell2=10, num_examples=100, gate_learning_rate=5.0)
-        optimizer = keras.optimizers.SGD(0.1, 0.9, nesterov=True)
+        supernet = tfnas.gate(keras.Model(image, end), ell2=10, num_examples=100)
+        rate = keras.optimizers.schedules.CosineDecay(0.1, 20)
+        optimizer = tfnas.GatedOptimizer(keras.optimizers.AdamW(rate, weight_decay=0.01), gate_learning_rate=5.0)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     supernet.compile(optimizer, loss=training.classification_loss(), auto_scale_loss=False)

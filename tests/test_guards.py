@@ -139,22 +139,6 @@ def test_a_gate_that_moved_is_not_frozen(start, now, capsys):
     assert "frozen" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("p, told", [(0.02, True), (0.6, False)])
-def test_a_size_that_was_missed_is_told_after_the_last_epoch(p, told, capsys):
-    settings = Search(recipe="target", epochs=6, parameters=0.5).resolved(Retrain())
-    supernet = tfnas.gate(network(), parameters=0.5, steps=9, num_examples=100)
-    for layer in supernet.gated_layers.values():
-        layer.drop_logit.assign(np.full(8, np.log(p) - np.log1p(-p)))
-    guard = Guard(settings, supernet, seed=0)
-    for epoch in range(1, settings.gated_epochs + 1):
-        assert "asked" not in capsys.readouterr().out
-        guard.check(epoch)
-    printed = capsys.readouterr().out
-    # 0.98 of 3 x 8 channels, each with the 0.98 of the outputs that is left: about 96 % of the kernels.
-    words = "% of the parameters are expected to be left, 50% were asked for; the gates had too few steps"
-    assert (words in printed) == told and ("--config.search.gate_step=0.1" in printed) == told
-
-
 def test_the_collapsed_epoch_is_not_saved(tmp_path):
     training.set_seed(0)
     supernet, guard = made(epochs=4)

@@ -34,6 +34,7 @@ ORDER = [
     "elbo",
     "optimizers",
     "supernet",
+    "sizes",
     "supernets",
     "latencies",
     "folding",

@@ -25,8 +25,8 @@ def network():
 
 def supernet(rate=0.1, scaled=False, **options):
     training.set_seed(0)
-    made = tfnas.gate(network(), ell2=50, num_examples=100, gate_learning_rate=3.0, **options)
-    optimizer = keras.optimizers.SGD(rate, 0.9, nesterov=True)
+    made = tfnas.gate(network(), ell2=50, num_examples=100, **options)
+    optimizer = tfnas.GatedOptimizer(keras.optimizers.SGD(rate, 0.9, nesterov=True), gate_learning_rate=3.0)
     optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
     made.compile(optimizer, loss=training.classification_loss(), auto_scale_loss=False)
     made.optimizer.build(made.trainable_variables)
@@ -128,6 +128,41 @@ def test_a_gradient_too_large_for_float16_skips_the_step_and_halves_the_scale():
     for one, other in zip(before, weights(model), strict=True):
         np.testing.assert_array_equal(one, other)
     assert float(model.optimizer.dynamic_scale) == pytest.approx(1e30 / 8)
+
+
+ADAMW = keras.optimizers.AdamW, {"weight_decay": 0.1}
+LION = keras.optimizers.Lion, {"weight_decay": 0.3, "clipnorm": 1.0}
+
+
+@pytest.mark.parametrize(
+    "kind, arguments, options",
+    [
+        (keras.optimizers.SGD, {"momentum": 0.9, "weight_decay": 0.01}, {"parameters": 0.5, "steps": 6}),
+        (*ADAMW, {"parameters": 0.5, "steps": 6}),
+        (*ADAMW, {"ell2": 50}),
+        (*LION, {"ell2": 50}),
+    ],
+)
+def test_a_resumed_training_equals_one_that_was_not_interrupted(tmp_path, kind, arguments, options):
+    def trained(path, epochs):
+        training.set_seed(0)
+        model = tfnas.gate(network(), num_examples=100, **options)
+        optimizer = kind(keras.optimizers.schedules.CosineDecay(0.01, 10), **arguments)
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        model.compile(optimizer, training.classification_loss())
+        checkpoints = Checkpoints(Workdir(path), "checkpoints", "key")
+        history = loop.train(loop.Step(model), model, twice, 12, epochs, 3, checkpoints, "search")
+        return history, [np.array(v) for v in [*model.variables, *model.optimizer.variables]]
+
+    def twice(first_step, share):
+        return batches().repeat(2).skip(first_step)
+
+    history, whole = trained(tmp_path / "whole", 2)
+    trained(tmp_path / "cut", 1)
+    resumed, again = trained(tmp_path / "cut", 2)
+    assert resumed == history and len(whole) == len(again)
+    for one, other in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

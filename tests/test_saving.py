@@ -57,7 +57,7 @@ def refused(path, kind=keras.Model, message="cannot be loaded as a Keras model")
 def test_a_search_is_taken_up_from_python_in_a_fresh_process(tmp_path):
     supernet = tfnas.gate(network(), ell2=1, num_examples=10)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    supernet.compile(tfnas.GatedSGD(0.1, momentum=0.9), loss=loss)
+    supernet.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss=loss)
     supernet.save(tmp_path / "supernet.keras")
     program = (
         "import sys, tfnas\n"
@@ -66,7 +66,7 @@ def test_a_search_is_taken_up_from_python_in_a_fresh_process(tmp_path):
     )
     command = [sys.executable, "-c", program, str(tmp_path / "supernet.keras")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"Supernet GatedSGD {supernet.posterior().total_parameters()}\n"
+    assert done.stdout == f"Supernet GatedOptimizer {supernet.posterior().total_parameters()}\n"
     network().save(tmp_path / "plain.keras")
     with pytest.raises(UserError, match="plain.keras: .*Supernet"):
         tfnas.load(tmp_path / "plain.keras")

@@ -320,7 +320,7 @@ def test_a_training_of_few_steps_ends_with_statistics_taken_anew(tmp_path, capsy
     splits, work = data.load(settings.data, tmp_path), Workdir(tmp_path / "run")
     training.set_seed(0)
     model = training.network(settings, splits)
-    training.fit_plain(settings, splits, work, model, 2, optimizers.Cosine(1e-9, 2), "baseline")
+    training.fit_plain(settings, splits, work, model, 2, optimizers.Cosine(1e-9, 2).schedule, "baseline")
     images = training.calibration_images(settings, splits, 60)
     expected = np.asarray(model.get_layer("stem_conv")(images)).mean((0, 1, 2))
     found = np.asarray(model.get_layer("stem_bn").moving_mean)

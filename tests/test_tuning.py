@@ -43,16 +43,18 @@ class Stages:
 
     def __init__(self):
         self.calls = []
+        self.warmups = set()  # (epochs, epochs of the warm-up)
         self.raises = {}  # by ell2: what the search raises, once it has begun
         self.spread = (1.0,)  # sizes of the candidates; the first wins, in the race a little better than in truth
         self.fresh = True
         self.measured = []  # numbers of the candidates that were measured after their race
 
     def search(self, config, path):
-        work = workdir.Workdir(path)
+        config, work = config.check(), workdir.Workdir(path)  # as the stage itself does
 
         def body():
             self.calls.append((config.search.ell2, config.search.temperature, config.search.epochs))
+            self.warmups.add((config.search.epochs, config.search.warmup_epochs))
             if error := self.raises.get(config.search.ell2):
                 raise error
             for name in workdir.STAGES["search"].outputs:
@@ -172,6 +174,11 @@ def test_hyperband_gives_the_best_more_epochs(stages, tmp_path):
     )
     assert best.epochs == 9 and best.found["loss"] == min(loss_of(Search(recipe="paper", ell2=e)) for e in tried[9])
     assert len(stages.calls) == len(set(stages.calls)) == len(results(tmp_path)["trials"])
+
+
+def test_a_short_round_of_hyperband_has_a_short_warm_up(stages, tmp_path):
+    tuning.run(made(METHODS["hyperband"], warmup_epochs=4), tmp_path)
+    assert stages.warmups == {(9, 4), (3, 1), (1, 0)}
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from tfnas.gates import Gated as Gated
     from tfnas.latencies import latency as latency
     from tfnas.latencies import layer_latencies as layer_latencies
-    from tfnas.optimizers import GatedSGD as GatedSGD
+    from tfnas.optimizers import GatedOptimizer as GatedOptimizer
     from tfnas.posterior import Posterior as Posterior
     from tfnas.ranking import rank as rank
     from tfnas.recalibration import Recalibration as Recalibration
+    from tfnas.sizes import Reprice as Reprice
     from tfnas.subnets import adapt as adapt
     from tfnas.subnets import subnet as subnet
-    from tfnas.supernet import Reprice as Reprice
     from tfnas.supernet import Supernet as Supernet
     from tfnas.supernet import gate as gate
     from tfnas.supernet import load as load
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "architecture",
     "Gated": "gates",
-    "GatedSGD": "optimizers",
+    "GatedOptimizer": "optimizers",
     "Graph": "channels",
     "Posterior": "posterior",
     "Recalibration": "recalibration",
-    "Reprice": "supernet",
+    "Reprice": "sizes",
     "Supernet": "supernet",
     "adapt": "subnets",
     "cost": "costs",

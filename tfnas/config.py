@@ -198,7 +198,8 @@ class Search:
     example_multiplier: float = 10.0  # N = this x training images: examples distinct under augmentation
     temperature: float = 0.2  # of the relaxed Bernoulli gates
     initial_drop: float = 0.0  # drop probability before the first step; 0: 'target' 0.02, 'paper' 0.1
-    group_size: int = 0  # so many neighbouring channels share a gate's logit; 0: 'target' 1, 'paper' all of a source's
+    # So many neighbouring channels share a gate's logit; 0: all of a source's do. -1: 'target' 1, 'paper' 0.
+    group_size: int = -1
     by_source: bool = True  # groups end where a source of a concatenated input ends; False: that input is one source
     gate_step: float = 0.05  # 'target': Adam's learning rate of the gates' logits
     gate_learning_rate: float = 1.0  # 'paper': as a multiple of the weights'; 3 to 10 helps runs of few epochs
@@ -224,7 +225,7 @@ class Search:
 
     def resolved(self, retrain: Retrain) -> Search:
         """These settings, and where they leave it to the recipe, the recipe's values."""
-        unset = {"schedule": "", "warmup_epochs": -1, "weight_decay": -1.0, "initial_drop": 0.0, "group_size": 0}
+        unset = {"schedule": "", "warmup_epochs": -1, "weight_decay": -1.0, "initial_drop": 0.0, "group_size": -1}
         if self.recipe == "target":
             recipe = ("one_cosine", (self.epochs + 1) // 3, retrain.weight_decay, *FIRST_GATES["target"])
             further: dict[str, Any] = {} if self.target else {"parameters": 0.5}
@@ -237,6 +238,22 @@ class Search:
             # Said here, because search depends on it: with another number it is another search.
             further["cosine_epochs"] = self.epochs + max(0, retrain.epochs)
         return dataclasses.replace(self, **chosen, **further)
+
+    def shortened(self, epochs: int) -> Search:
+        """The same search in other epochs: all that is counted in epochs is in proportion.
+
+        Args:
+            epochs: at least 2 where there is a warm-up, which then leaves one of them to the gates.
+        """
+        scale = epochs / self.epochs
+        return dataclasses.replace(
+            self,
+            epochs=epochs,
+            warmup_epochs=min(round(scale * self.warmup_epochs), epochs - 1),
+            cosine_epochs=self.cosine_epochs and max(epochs, round(scale * self.cosine_epochs)),
+            restart_epochs=max(1, round(scale * self.restart_epochs)),
+            boundaries=tuple(scale * epoch for epoch in self.boundaries),
+        )
 
     def check(self) -> None:
         """Raises UserError for the first value out of range, of settings that are resolved."""
@@ -251,7 +268,7 @@ class Search:
         values.require(
             self.weight_decay >= 0, "search.weight_decay", self.weight_decay, "at least 0, or -1 for the recipe's"
         )
-        values.at_least("search.group_size", self.group_size, 0)
+        values.require(self.group_size >= 0, "search.group_size", self.group_size, "at least 0, or -1 for the recipe's")
         self._check_schedule()
         values.one_of("search.guard", self.guard, ("stop", "warn", "off"))
         values.require(0 <= self.momentum < 1, "search.momentum", self.momentum, "a number in [0, 1)")
@@ -366,23 +383,30 @@ class Retrain:
     """Further training of the network found; 0 epochs keeps the inherited weights."""
 
     epochs: int = 24
-    learning_rate: float = 0.1  # SGD with search's momentum, cosine to zero; not used with search.schedule 'one_cosine'
+    # Of SGD with search's momentum, from here as a cosine to zero; 0: search's. Not used with 'one_cosine'.
+    learning_rate: float = 0.0
     batch_size: int = 128
-    weight_decay: float = 5e-4  # decoupled, on kernels: kernel -= learning rate x weight_decay x kernel
+    # Decoupled, and of kernels alone: kernel -= learning rate x weight_decay x kernel. The customary penalty of 5e-4 on
+    # the loss shrinks kernels ten times as fast under a momentum of 0.9, by 5e-4 / (1 - 0.9): that is the 5e-3 here.
+    weight_decay: float = 5e-3
     layout: str = "gather"  # or 'mask' or 'shared': what readers of one tensor do who keep different channels of it
     channel_multiple: int = 1  # widen what every layer keeps to multiples of this many channels
-    baseline: bool = True  # also train the ungated full network, for search's epochs plus these
-    baseline_learning_rate: float = 0.1  # of that full network
+    # Also train the full network without gates, as search and then these settings train the one found: the same epochs,
+    # batches and learning rates.
+    baseline: bool = True
     # Also train what was chosen otherwise, in the same epochs: random and one-path gates, the full network pruned by
     # magnitude. Costs about three more searches, and as many retrainings.
     controls: bool = True
 
+    def resolved(self, search: Search) -> Retrain:
+        """These settings, and where they leave it to search, search's."""
+        return dataclasses.replace(self, learning_rate=self.learning_rate or search.learning_rate)
+
     def check(self) -> None:
-        """Raises UserError for the first value out of range."""
+        """Raises UserError for the first value out of range, of settings that are resolved."""
         values.at_least("retrain.epochs", self.epochs, 0)
         values.at_least("retrain.batch_size", self.batch_size, 1)
         values.positive("retrain.learning_rate", self.learning_rate)
-        values.positive("retrain.baseline_learning_rate", self.baseline_learning_rate)
         values.at_least("retrain.weight_decay", self.weight_decay, 0)
         values.one_of("retrain.layout", self.layout, ("gather", "mask", "shared"))
         values.at_least("retrain.channel_multiple", self.channel_multiple, 1)
@@ -535,7 +559,8 @@ class Config:
 
     def check(self) -> Config:
         """This config with its recipe's values; raises UserError for the first out of range, or two that do not fit."""
-        config = dataclasses.replace(self, search=self.search.resolved(self.retrain))
+        search, retrain = self.search.resolved(self.retrain), self.retrain.resolved(self.search)
+        config = dataclasses.replace(self, search=search, retrain=retrain)
         config._check()
         return config
 

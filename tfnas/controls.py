@@ -144,7 +144,7 @@ def magnitude_pruning(config: Config, splits: data.Splits, work: Workdir, price:
     training.set_seed(config.seed)
     full = training.network(config, splits)
     title = "magnitude pruning"
-    training.fit_plain(config, splits, work, full, config.search.epochs, optimizers.plain_search(config), title)
+    training.fit_as_search(config, splits, work, full, title)
     supernet = training.gated(config, splits, full)
     scores = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
     resource = _resource(supernet)
@@ -258,7 +258,7 @@ def _cut(
     if settings.epochs:
         tuned = Arm(f"{title}, fine-tuned", subnet(supernet, architecture), price)
         training.fit_plain(
-            config, splits, work, tuned.model, settings.epochs, optimizers.retraining(config), tuned.name
+            config, splits, work, tuned.model, settings.epochs, optimizers.retraining(config).schedule, tuned.name
         )
         arms.append(tuned)
     return arms

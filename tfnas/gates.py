@@ -92,13 +92,11 @@ class Gated(keras.layers.Wrapper):
                 f"Received: group_sizes={self.group_sizes}"
             )
         # autocast=False: under mixed precision the gate is drawn in float32, where it neither saturates nor overflows.
-        # aggregation: Supernet rescales the logits' step inside a replica, where all replicas hold the same value.
         self.drop_logit = self.add_weight(
             shape=(len(self.group_sizes),),
             initializer=keras.initializers.Constant(math.log(self.initial_drop) - math.log1p(-self.initial_drop)),
             dtype="float32",
             autocast=False,
-            aggregation="mean",
             name="drop_logit",
         )
         self.mask = self.add_weight(

@@ -9,7 +9,7 @@ import numpy as np
 from tfnas.config import Search
 from tfnas.errors import FailedSearch
 from tfnas.posterior import Posterior
-from tfnas.supernet import Supernet, missed
+from tfnas.supernet import Supernet
 from tfnas.terminal import console
 
 _SAMPLES = 20  # architectures drawn; one with a path to every output is enough
@@ -30,9 +30,6 @@ class Guard:
 
     Frozen: after a quarter of the epochs, at least 3, no p has moved from `initial_drop` by more than 1 % of it or of
     its complement. It never stops either.
-
-    Missed: after the last epoch the expected size is far above the one asked for. Nor does this stop: the network found
-    is cut down to that size.
 
     Args:
         settings: of the search.
@@ -79,10 +76,6 @@ class Guard:
             _warn(
                 f"search: no drop probability has moved by more than 1 % by epoch {epoch} (frozen). {self._too_small()}"
             )
-        elif epoch == self._settings.gated_epochs and (told := missed(self._supernet)):
-            step = self._settings.gate_step
-            options = f"a larger --config.search.epochs or --config.search.gate_step={2 * step:g}"
-            _warn(f"search: {told}. Usually {options} helps, in another --workdir")
 
     def _connected(self, posterior: Posterior) -> bool:
         samples = (posterior.sample(1, self._seed, first=i)[0] for i in range(_SAMPLES))  # the first mostly will do

@@ -103,8 +103,9 @@ class Step:
         optimizer = self._model.optimizer
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             gradients = _alike(gradients)
-        with self._model.stepping() if isinstance(self._model, Supernet) else contextlib.nullcontext():
-            optimizer.apply(gradients, variables)
+        optimizer.apply(gradients, variables)
+        if isinstance(self._model, Supernet):
+            self._model.steer()
         return figures
 
     def _part(self, inputs: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor | None], tf.Tensor]:

@@ -20,7 +20,7 @@ _FORMAT = 1
 RESOURCES = ("parameters", "multiply_adds")  # what a gate may be priced by, counted from shapes
 PRICES = (*RESOURCES, "latency")  # and what has to be measured first
 _ATTEMPTS = 1_000  # draws of one candidate under a limit
-_DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
+DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
 _MOST_SECONDS = 1e9  # of latency: what is beyond is no measurement
 _SHAPE = record(
     {"format": whole(_FORMAT, _FORMAT)},
@@ -280,7 +280,7 @@ class Posterior:
     def decided(self) -> tuple[int, int]:
         """(groups whose p is below 0.05 or above 0.95, all groups)."""
         p = np.concatenate([g.drop_probability for g in self.layers])
-        return int(((p < _DECIDED) | (p > 1 - _DECIDED)).sum()), p.size
+        return int(((p < DECIDED) | (p > 1 - DECIDED)).sum()), p.size
 
     def undecided(self, num: int | None = None) -> list[tuple[str, int, float]]:
         """The groups with 0.05 <= p <= 0.95, the most undecided (p nearest 1/2) first, equals in the layers' order.
@@ -292,7 +292,7 @@ class Posterior:
             (layer's name, number of the group in that layer, p) of each.
         """
         groups = [(g.name, i, p) for g in self.layers for i, p in enumerate(g.drop_probability)]
-        open_ones = [group for group in groups if _DECIDED <= group[2] <= 1 - _DECIDED]
+        open_ones = [group for group in groups if DECIDED <= group[2] <= 1 - DECIDED]
         # Rounded, so that 0.3 and 0.7 are equals, as in float64 they are not.
         return sorted(open_ones, key=lambda group: round(abs(group[2] - 0.5), 12))[:num]
 

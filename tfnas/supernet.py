@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import (
-    elbo,
-    optimizers,  # noqa: F401  whose class a supernet's file may name
-    reach,
-    saving,
-)
+from tfnas import elbo, optimizers, reach, saving
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph, Node, deep, is_gateable
 from tfnas.config import FIRST_GATES
@@ -28,11 +22,9 @@ from tfnas.costs import cost
 from tfnas.errors import UserError
 from tfnas.gates import Gated, hard_gates
 from tfnas.kinds import CHOICES, CUT_KINDS
-from tfnas.posterior import RESOURCES, LayerGates, Posterior
-from tfnas.terminal import console
+from tfnas.posterior import DECIDED, RESOURCES, LayerGates, Posterior
 
 PRIORS = ("uniform", *RESOURCES, "constant")
-_MISSED = 1.25  # an expected share of more than this multiple of the one asked for is worth a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +48,6 @@ def gate(
     by_source: bool = True,
     temperature: float = 0.2,
     initial_drop: float | None = None,
-    gate_learning_rate: float = 1.0,
     prior: str = "uniform",
     gate_dense: bool = False,
     gate_pooling: bool = False,
@@ -77,9 +68,10 @@ def gate(
     Args:
         model: functional or Sequential Keras model, channels last. Not changed. Nested models are taken apart.
         num_examples: N, training examples seen as distinct: about 10 x the data set under strong augmentation.
-        ell2: squared prior length scale, > 0; larger gives a smaller network.
+        ell2: squared prior length scale, > 0; larger gives a smaller network. A run of few epochs wants ten times the
+            paper's, or gates that learn faster (`GatedOptimizer`). Too much of either drops everything.
         parameters: share of the model's parameters to arrive at, in (0, 1). There is then no weight term: give the
-            optimizer a weight decay, and the gates steps of their own, as `optimizers.GatedSGD` does.
+            optimizer a weight decay.
         multiply_adds: or share of its multiply-adds.
         steps: with one of these two, training steps by which to be there.
         group_size: at most so many neighbouring channels share a drop probability; 1: each channel has its own. 0: all
@@ -88,8 +80,6 @@ def gate(
             source, so that with a `group_size` of 0 the layer has one drop probability.
         temperature: of the relaxed gates, > 0.
         initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with a share, 0.1 with ell2.
-        gate_learning_rate: the gates' learning rate as a multiple of the weights'. 1 is the paper's; a run of few
-            epochs wants 3 to 10, or an ell2 ten times larger. Too much of either drops everything.
         prior: 'uniform': ell2 is that of every weight. 'parameters' or 'multiply_adds': each layer's is ell2 times a
             factor, such that at initialisation a channel is pressed in proportion to the kernel weights, or to the
             multiply-adds, that it costs, and all channels together as hard as with 'uniform' (`elbo.cost_factors`).
@@ -149,7 +139,7 @@ def gate(
         if getattr(node.layer, "weights", None):
             twin = layers[node.name]
             copy_weights(twin.layer if isinstance(twin, Gated) else twin, node.layer.get_weights())
-    return Supernet(network, num_examples, ell2, target, gate_learning_rate=gate_learning_rate, prior=prior)
+    return Supernet(network, num_examples, ell2, target, prior=prior)
 
 
 def _target(ell2: float | None, shares: dict[str, float | None], steps: int) -> Target | None:
@@ -254,12 +244,10 @@ class Supernet(keras.Model):
         num_examples: float,
         ell2: float | None = None,
         target: Target | None = None,
-        gate_learning_rate: float = 1.0,
         prior: str = "uniform",
         **kwargs: Any,
     ):
-        numbers = {"ell2": ell2, "num_examples": num_examples, "gate_learning_rate": gate_learning_rate}
-        for name, value in numbers.items():
+        for name, value in (("ell2", ell2), ("num_examples", num_examples)):
             if value is not None and not value > 0:
                 raise ValueError(f"Supernet: {name} must be greater than 0. Received: {name}={value}")
         if prior not in PRIORS:
@@ -270,7 +258,6 @@ class Supernet(keras.Model):
         self.network = network
         self.ell2 = ell2
         self.num_examples = num_examples
-        self.gate_learning_rate = gate_learning_rate
         self.prior = prior
         self.graph = Graph(network)
         self.gated_layers = {n.name: n.layer for n in self.graph.nodes if isinstance(n.layer, Gated)}
@@ -378,35 +365,64 @@ class Supernet(keras.Model):
         positions = self.graph.positions(self.graph.nodes[self.graph.index[name]])
         return None if positions is None else self.gated_layers[name].parameters_per_channel() * positions
 
-    def compile(self, optimizer: Any = "sgd", **kwargs: Any) -> None:
-        """As `keras.Model.compile`; any weight decay of the optimizer spares the gates' logits."""
+    def compile(self, optimizer: Any = "sgd", loss: Any = None, *, auto_scale_loss: bool = True, **kwargs: Any) -> None:
+        """As `keras.Model.compile`, with any Keras optimizer, which never decays the gates' logits.
+
+        Args:
+            optimizer: of the weights, or its name; the gates are stepped as `optimizers.GatedOptimizer` says, with its
+                defaults unless it is one: by Adam where the search is steered to a size, else as the weights are.
+            loss: as for Keras.
+            auto_scale_loss: scale the loss if a layer computes in float16, as Keras does for a model of that policy.
+            kwargs: Keras's others.
+        """
         optimizer = keras.optimizers.get(optimizer)
-        if getattr(optimizer, "weight_decay", None):
-            optimizer.exclude_from_weight_decay(var_names=["drop_logit"])
-        super().compile(optimizer=optimizer, **kwargs)
+        if optimizer is not None:
+            optimizer = optimizers.gated(optimizer, **({} if self.target else {"gate_learning_rate": 1.0}))
+            scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+            # Keras would ask the supernet's own policy, which is float32 for the regularisers' sake.
+            if auto_scale_loss and not scaled and self._computes_in_float16():
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        super().compile(optimizer=optimizer, loss=loss, auto_scale_loss=False, **kwargs)
+        for made in (getattr(optimizer, "inner_optimizer", optimizer), optimizer):
+            if made is not None and not made.built:
+                made.build(self.trainable_variables)
+
+    def _computes_in_float16(self) -> bool:
+        return any(layer.compute_dtype == "float16" for layer in self.network._flatten_layers())
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a reloaded model as it was; needed because `compile` is overridden."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        self.compile(**keras.saving.deserialize_keras_object(config), auto_scale_loss=False)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step on the ELBO, as Keras's `fit` takes it."""
-        with self.stepping():
-            return super().train_step(data)
+        logs = super().train_step(data)
+        self.steer()
+        return {**logs, **self.progress()}
 
-    @contextlib.contextmanager
-    def stepping(self) -> Iterator[None]:
-        """What goes with the step that an optimizer takes meanwhile.
+    def progress(self) -> dict[str, tf.Tensor]:
+        """What `fit` shows of the gates, float32 scalars.
 
-        The step on the logits is stretched to `gate_learning_rate` times its length; stretching the step, not the
-        gradient, is a learning rate in the exact sense for every optimizer. With a target, the price is then steered.
+        `parameters` or `multiply_adds`, the resource of the target: `expected_share`; or with ell2, `kept`: the
+        expected share of the gated layers' kernel weights. `undecided`: how many gates have a drop probability from
+        0.05 to 0.95.
         """
-        logits = [layer.drop_logit for layer in self.gated_layers.values()] if self.gate_learning_rate != 1.0 else []
-        before = [tf.identity(tf.convert_to_tensor(logit)) for logit in logits]
-        yield
-        for logit, old in zip(logits, before, strict=True):
-            logit.assign(old + self.gate_learning_rate * (tf.convert_to_tensor(logit) - old))
+        layers = self.gated_layers.values()
+        p = tf.sigmoid(tf.concat([tf.convert_to_tensor(layer.drop_logit) for layer in layers], axis=0))
+        undecided = tf.reduce_sum(tf.cast((p >= DECIDED) & (p <= 1 - DECIDED), tf.float32))
+        if self.target:
+            return {self.target.resource: self.expected_share(), "undecided": undecided}
+        weights = [layer.parameters_per_channel() for layer in layers]
+        total = sum(w * sum(layer.group_sizes) for w, layer in zip(weights, layers, strict=True))
+        prices = [w / total for w in weights]
+        kept = elbo.expected_share([layer.channel_logits() for layer in layers], prices, 0.0)
+        return {"kept": kept, "undecided": undecided}
+
+    def steer(self) -> None:
+        """Moves the price towards the size asked for; to be called after every step of an optimizer.
+
+        `fit` does so. With ell2 there is no price, and nothing happens.
+        """
         if self.target:
             step, share = tf.convert_to_tensor(self.steps_taken) + 1, self.expected_share()
             aim = elbo.goal(self.target.share, step, self.target.steps)
@@ -465,7 +481,6 @@ class Supernet(keras.Model):
             "num_examples": self.num_examples,
             "ell2": self.ell2,
             "target": self.target and dataclasses.asdict(self.target),
-            "gate_learning_rate": self.gate_learning_rate,
             "prior": self.prior,
         }
 
@@ -488,40 +503,3 @@ def load(path: str | os.PathLike[str]) -> Supernet:
         UserError: naming the file, if it is missing, damaged, unsafe, or holds no supernet.
     """
     return saving.load(pathlib.Path(path), Supernet)
-
-
-class Reprice(keras.callbacks.Callback):
-    """Calls `Supernet.reprice` 40 times until the target is to be reached, and as often thereafter.
-
-    At the end of `fit` it prints a line if the gates have not come near the size asked for.
-
-    >>> supernet.fit(images, labels, callbacks=[tfnas.Reprice()])  # doctest: +SKIP
-    """
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Before some of the steps."""
-        repriced(self.model, int(self.model.steps_taken))
-
-    def on_train_end(self, logs: Any = None) -> None:
-        """After the last step of `fit`."""
-        if told := missed(self.model):
-            advice = "train longer, and say so to gate(steps=...), or with a larger GatedSGD(gate_learning_rate=...)"
-            console.print(f"gate: {told}: {advice}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-def missed(supernet: Supernet) -> str:
-    """How far the gates are from the size asked for, if that is far; else, and without a size, nothing."""
-    target = supernet.target
-    if not target or (share := float(supernet.expected_share())) <= _MISSED * target.share:
-        return ""
-    resource = target.resource.replace("_", "-")
-    return (
-        f"{share:.0%} of the {resource} are expected to be left, {target.share:.0%} were asked for; the gates had too "
-        "few steps, and what is cut down to that size is less well chosen"
-    )
-
-
-def repriced(supernet: Supernet, step: int) -> None:
-    """Calls `Supernet.reprice` before step number `step`, from 0, if it is one of those; without a target never."""
-    if supernet.target and step % max(1, supernet.target.steps // 40) == 0:
-        supernet.reprice()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -125,7 +126,6 @@ def gated(
         prior=settings.prior,
         temperature=settings.temperature,
         initial_drop=settings.initial_drop if initial_drop is None else initial_drop,
-        gate_learning_rate=settings.gate_learning_rate,
         gate_dense=settings.gate_dense,
         gate_pooling=settings.gate_pooling,
         include=_patterns(settings.include),
@@ -195,7 +195,9 @@ def fit_gated(
 
 def compile_gated(config: config_lib.Config, supernet: Supernet, rate: optimizers.Schedule) -> None:
     """Compiles a supernet for search, its learning rate by the schedule `rate`."""
-    optimizer = _scaled(config, optimizers.sgd(config.search, rate, config.search.weight_decay, gated=True))
+    settings = config.search
+    weights = optimizers.sgd(settings, rate, settings.weight_decay)
+    optimizer = _scaled(config, optimizers.gated(weights, **optimizers.gate_rates(settings)))
     supernet.compile(optimizer, loss=classification_loss(), metrics=["accuracy"], auto_scale_loss=False)
 
 
@@ -224,14 +226,27 @@ def warmed_up(config: config_lib.Config, splits: data.Splits, work: Workdir) -> 
     return model
 
 
+def fit_as_search(
+    config: config_lib.Config, splits: data.Splits, work: Workdir, model: keras.Model, title: str
+) -> None:
+    """`fit_plain` in search's place: for as many epochs, by its learning rates, on batches of its size.
+
+    The weight decay is retrain's: the published search has none, but its regulariser instead, which needs gates.
+    """
+    settings = config.search
+    rates = functools.partial(optimizers.search, config)
+    fit_plain(config, splits, work, model, settings.epochs, rates, title, settings.batch_size)
+
+
 def fit_plain(
     config: config_lib.Config,
     splits: data.Splits,
     work: Workdir,
     model: keras.Model,
     epochs: int,
-    cosine: optimizers.Cosine,
+    rates: Callable[[int], optimizers.Schedule],
     title: str,
+    batch_size: int = 0,
 ) -> None:
     """Compiles a network without gates and trains it as `config.retrain` says, from its newest checkpoint.
 
@@ -244,18 +259,19 @@ def fit_plain(
         work: where the checkpoints are kept.
         model: classifies these images; trained in place. Made in the strategy's scope, as all of this.
         epochs: in all.
-        cosine: the learning rate, of which these epochs may be a part.
-        title: what the progress line is called; names the checkpoints too, so unique in the stage.
+        rates: from the number of steps in an epoch to the learning rate by step.
+        title: what the progress line is called; names the checkpoints too, by its letters, so unique in the stage.
+        batch_size: 0: retrain's.
 
     Raises:
         UserError: as `loop.train`, or if the training images cannot be made into such batches.
     """
-    settings = config.retrain
-    steps = splits.sizes["train"] // settings.batch_size
-    compile_plain(config, model, cosine.schedule(steps), settings.weight_decay)
+    batch_size = batch_size or config.retrain.batch_size
+    steps = splits.sizes["train"] // batch_size
+    compile_plain(config, model, rates(steps), config.retrain.weight_decay)
     # Not search's order again: the seed is shifted.
     seed, key = config.seed + 1, work.key("retrain", config)
-    _fit(config, splits, work, model, epochs, settings.batch_size, seed, retrain_checkpoints(title), key, title, {})
+    _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {})
     number, left = config.sample.recalibrate, stale(model, epochs * steps)
     if number and left >= _STALE:
         print(

@@ -184,7 +184,9 @@ def _oracle(config: Config) -> keras_tuner.Oracle:
 
 
 def _with(config: Config, values: Mapping[str, Any], epochs: int) -> Config:
-    return dataclasses.replace(config, search=dataclasses.replace(config.search, epochs=epochs, **values))
+    """With these values, in these epochs: a short round of Hyperband's is the whole search in small."""
+    search = config.search.resolved(config.retrain).shortened(epochs)
+    return dataclasses.replace(config, search=dataclasses.replace(search, **values))
 
 
 class _Tuning:

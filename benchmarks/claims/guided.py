@@ -53,7 +53,7 @@ def _measure_table(study: Study, seed: int) -> dict[str, Any]:
     training.set_seed(seed)
     full = training.network(searched.config, study.splits)
     price = cost(searched.supernet.graph)
-    scores = study.trained(searched, full, study.epochs, settings.baseline_learning_rate, "full network")
+    scores = study.trained(searched, full, study.epochs, searched.config.search.learning_rate, "full network")
     rows["full"] = {
         "test": scores["test"]["accuracy"],
         "parameters": price.parameters,

@@ -24,8 +24,8 @@ def _measure_weights(study: Study, seed: int) -> dict[str, Any]:
     tests = {}
     for name, epochs, rate in (
         ("inherited", settings.epochs, settings.learning_rate),
-        ("scratch", study.epochs, settings.baseline_learning_rate),
-        ("scratch, short", settings.epochs, settings.baseline_learning_rate),
+        ("scratch", study.epochs, study.config.search.learning_rate),
+        ("scratch, short", settings.epochs, study.config.search.learning_rate),
     ):
         supernet = searched.supernet
         if name != "inherited":

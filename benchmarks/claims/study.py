@@ -235,7 +235,9 @@ class Study:
             title: names the checkpoints, so unique in that folder.
             settle: score it with normalisation statistics taken anew.
         """
-        training.fit_plain(searched.config, self.splits, searched.work, model, epochs, Cosine(rate, epochs), title)
+        training.fit_plain(
+            searched.config, self.splits, searched.work, model, epochs, Cosine(rate, epochs).schedule, title
+        )
         if settle:
             settle_statistics(model, training.calibration_images(self.config, self.splits, _RECALIBRATE))
         return records.scores(model, self.splits, self.config)

@@ -61,8 +61,7 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     steps = splits.sizes["train"] // search.batch_size
     training.compile_gated(config, supernet, optimizers.search(config, max(1, steps)))
     gated = _measured("search", config, splits, supernet, search.batch_size)
-    rate = optimizers.Cosine(retrain.baseline_learning_rate, 1).schedule(1000)
-    training.compile_plain(config, plain, rate, retrain.weight_decay)
+    training.compile_plain(config, plain, optimizers.search(config, max(1, steps)), retrain.weight_decay)
     gateless = _measured("retrain", config, splits, plain, retrain.batch_size)
     ranked = _measured_ranking(config, splits, supernet)  # last, so that its memory is not counted as training's
     times = checks.times(config, splits.sizes, gated, gateless, ranked, _devices(config))

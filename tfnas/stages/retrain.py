@@ -84,17 +84,17 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     price = cost(supernet.graph, architecture, layout)
     before = Arm("found network, before retraining", cut(architecture, layout), price)
     _check_exact(supernet, architecture, before.model, splits, config)
-    found = [before]
+    found, rates = [before], optimizers.retraining(config).schedule
     if settings.epochs:
         after = Arm("found network, retrained", cut(architecture, layout), price)
-        training.fit_plain(config, splits, work, after.model, settings.epochs, optimizers.retraining(config), "retrain")
+        training.fit_plain(config, splits, work, after.model, settings.epochs, rates, "retrain")
         found.append(after)
     others = []
     if settings.baseline:
         full = training.network(config, splits)
-        epochs = config.search.epochs + settings.epochs
-        cosine = optimizers.Cosine(settings.baseline_learning_rate, epochs)
-        training.fit_plain(config, splits, work, full, epochs, cosine, "baseline")
+        training.fit_as_search(config, splits, work, full, "baseline")
+        if settings.epochs:
+            training.fit_plain(config, splits, work, full, settings.epochs, rates, "baseline, retrained")
         others.append(Arm("full network, same total budget", full, cost(Graph(full))))
     for kind in _RANDOM:
         if kinds[kind]["architecture"] is None:  # not one of them had a path to the output

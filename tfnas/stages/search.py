@@ -12,7 +12,9 @@ from tfnas import distribution, training, workdir
 from tfnas.config import Config
 from tfnas.costs import cost
 from tfnas.guards import Guard
-from tfnas.supernet import Supernet, repriced
+from tfnas.sizes import reached, repriced
+from tfnas.supernet import Supernet
+from tfnas.terminal import console
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -59,6 +61,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         on_epoch=on_epoch,
     )
     write_history(history)  # the file may be of before an interruption
+    _say_size(supernet, config)
     work.write(workdir.SUPERNET, supernet.save)
     posterior = supernet.posterior().to_json()
     work.write(workdir.POSTERIOR, lambda file: file.write_text(posterior))
@@ -72,6 +75,17 @@ def _print_size(supernet: Supernet, config: Config) -> None:
         f"{full.parameters:,} parameters, {len(supernet.gated_layers)} gated layers, "
         f"{full.multiply_adds / 1e6:.2f} M multiply-adds"
     )
+
+
+def _say_size(supernet: Supernet, config: Config) -> None:
+    """What size was asked for, and what is reached; a warning where they differ."""
+    if size := reached(supernet):
+        advice, step = "", config.search.gate_step
+        if size.above:
+            options = f"a larger --config.search.epochs or --config.search.gate_step={2 * step:g}"
+            advice = f". Usually {options} helps, in another --workdir"
+        style = "yellow" if size.missed else None
+        console.print(f"search    {size}{advice}", style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _describe(supernet: Supernet) -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""What a search says of the size asked for, on a network whose parameters can be counted in the head."""
+
+import keras
+import numpy as np
+import pytest
+
+import tfnas
+from tfnas.sizes import reached
+
+
+def chain(**prior):
+    """Two gated convolutions after a stem, of 8 channels each, 1x1, without biases: 8 + 64 + 64 + 8 parameters."""
+    x = image = keras.Input((4, 4, 1))
+    for name in ("stem", "one", "two"):
+        x = keras.layers.Conv2D(8, 1, use_bias=False, name=name)(x)
+    end = keras.layers.Dense(1, use_bias=False)(keras.layers.GlobalAveragePooling2D()(x))
+    return tfnas.gate(keras.Model(image, end), num_examples=100, **prior)
+
+
+def drop(supernet, counts):
+    """Of each gated layer's 8 input channels so many are dropped for certain, the others kept."""
+    for layer, count in zip(supernet.gated_layers.values(), counts, strict=True):
+        layer.drop_logit.assign(np.where(np.arange(8) < count, 50.0, -50.0))
+
+
+# What is left of 144 parameters where layer 'one' reads a, and 'two' b of its 8 channels: a + a b + 8 b + 8.
+@pytest.mark.parametrize(
+    "share, a, b, what",
+    [
+        (0.5, 4, 4, "50.0% of the parameters were asked for, 41.7% are reached; what is made up to that size keeps"),
+        (0.4, 4, 4, "40.0% of the parameters were asked for, 41.7% are reached\n"),
+        (0.39, 4, 4, "39.0% of the parameters were asked for, 41.7% are reached; the gates had too few steps"),
+        (0.95, 7, 7, "95.0% of the parameters were asked for, 83.3% are reached; what is made up"),
+        (0.95, 8, 8, "95.0% of the parameters were asked for, 100.0% are reached; the gates had too few steps"),
+    ],
+)
+def test_what_was_asked_and_what_is_reached_is_said_in_one_line(capsys, share, a, b, what):
+    supernet = chain(parameters=share, steps=40)
+    drop(supernet, (8 - a, 8 - b))
+    left = a + a * b + 8 * b + 8
+    callback = tfnas.Reprice()
+    callback.set_model(supernet)
+    callback.on_train_end()
+    size, printed = reached(supernet), capsys.readouterr().out
+    assert size.share == pytest.approx(left / 144)
+    assert size.missed == (abs(left / 144 / share - 1) >= 0.05) and what in printed and printed.count("\n") == 1
+    assert ("gate_step" in printed) == size.above == (left / 144 >= 1.05 * share)
+
+
+def test_without_a_size_nothing_is_said():
+    assert reached(chain(ell2=1)) is None
+
+
+def test_fit_says_when_it_starts_that_it_has_too_few_steps(capsys, rng):
+    supernet = chain(parameters=0.5, steps=40)
+    supernet.compile("sgd", loss="mse")
+    x, y = rng.normal(size=(8, 4, 4, 1)), rng.normal(size=(8, 1))
+
+    class First(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.told = getattr(self, "told", capsys.readouterr().out)
+
+    for epochs, words in ((5, "fit takes 10 steps, of 40"), (20, "")):
+        first = First()
+        supernet.fit(x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=[tfnas.Reprice(), first])
+        assert words in first.told and bool(words) == bool(first.told)
+        capsys.readouterr()

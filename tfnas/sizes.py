@@ -1,0 +1,104 @@
+"""The size that a search is steered to: what a channel costs, counted anew on the way, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnas.costs import cost
+from tfnas.supernet import Supernet, Target
+from tfnas.terminal import console
+
+_MISSED = 0.05  # of the share asked for: a difference that is worth a warning
+_SAMPLES = 20  # of the posterior, by which its size is told
+
+
+class Reprice(keras.callbacks.Callback):
+    """Calls `Supernet.reprice` 40 times until the target is to be reached, and as often thereafter.
+
+    When `fit` starts it says so if it has fewer steps than `gate` was told of, and when it ends, what size was asked
+    for and what is reached: as a warning from 5 % on, above and below.
+
+    >>> supernet.fit(images, labels, callbacks=[tfnas.Reprice()])  # doctest: +SKIP
+    """
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Before the first step of `fit`."""
+        target, steps = self.model.target, self.params.get("steps")
+        if not (target and steps):
+            return
+        left, coming = target.steps - int(self.model.steps_taken), steps * self.params["epochs"]
+        if coming < left:
+            _say(
+                f"gate: fit takes {coming:,} steps, of {left:,} that are left of gate(steps={target.steps}): the gates "
+                f"will not be at the size asked for at its end. For this fit alone, gate with steps={coming}",
+                warns=True,
+            )
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Before some of the steps."""
+        repriced(self.model, int(self.model.steps_taken))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """After the last step of `fit`."""
+        if size := reached(self.model):
+            advice = ""
+            if size.above:
+                advice = ": train longer, and say so to gate(steps=...), or with a larger GatedOptimizer(gate_step=...)"
+            _say(f"gate: {size}{advice}", warns=size.missed)
+
+
+def _say(line: str, warns: bool) -> None:
+    console.print(line, style="yellow" if warns else None, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """The size that a search has come to, beside the one asked for.
+
+    Attributes:
+        target: what was asked for.
+        share: of the full network's cost that is left, as it is counted: the mean of 20 samples of the posterior.
+    """
+
+    target: Target
+    share: float
+
+    @property
+    def above(self) -> bool:
+        """Whether it is larger by 5 % or more of what was asked for."""
+        return self.share >= (1 + _MISSED) * self.target.share
+
+    @property
+    def missed(self) -> bool:
+        """Whether it is larger or smaller by that much."""
+        return self.above or self.share <= (1 - _MISSED) * self.target.share
+
+    def __str__(self) -> str:
+        """In one line."""
+        resource = self.target.resource.replace("_", "-")
+        line = f"{self.target.share:.1%} of the {resource} were asked for, {self.share:.1%} are reached"
+        if self.above:
+            return f"{line}; the gates had too few steps, and what is cut down to that size is less well chosen"
+        if self.missed:
+            return f"{line}; what is made up to that size keeps channels that the gates would drop"
+        return line
+
+
+def reached(supernet: Supernet) -> Reached | None:
+    """What the gates have come to; None without a size that was asked for."""
+    if not supernet.target:
+        return None
+    resource, graph = supernet.target.resource, supernet.graph
+    samples = supernet.posterior().sample(_SAMPLES, seed=0)
+    mean = np.mean([getattr(cost(graph, sample), resource) for sample in samples])
+    return Reached(supernet.target, float(mean / getattr(cost(graph), resource)))
+
+
+def repriced(supernet: Supernet, step: int) -> None:
+    """Calls `Supernet.reprice` before step number `step`, from 0, if it is one of those; without a target never."""
+    if supernet.target and step % max(1, supernet.target.steps // 40) == 0:
+        supernet.reprice()

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from test_report import CONFIG, FOUND, FULL, MEAN, Page, ended, made
+from test_report import CONFIG, FOUND, FULL, MEAN, MEASURED, Page, ended, made, table
 
 from tfnas import blessing, report, workdir
 from tfnas.config import Evaluate
@@ -15,6 +15,7 @@ RESULTS = {
     "chosen": FOUND["name"],
     "full": {"parameters": 20_000, "multiply_adds": 2_000_000},
     "rows": [FULL, MEAN, FOUND],
+    "confusion": MEASURED["confusion"],
 }
 
 
@@ -44,8 +45,43 @@ def test_each_threshold(setting, met, missed, said):
     assert blessing.reasons(verdict) == said
 
 
+# 80 test images of two classes, 40 of each. By Wilson 95 % intervals, 48 right of 80 are not told from the 40 of a
+# constant answer (49.0 to 70.0 %), 49 are (50.3 to 71.2 %); 10 points below the 97.75 % found is 87.75 %.
+@pytest.mark.parametrize(
+    "right, confusion, why",
+    [
+        (79, [[39, 1], [0, 40]], ""),
+        (71, [[39, 1], [0, 40]], ""),
+        (70, [[39, 1], [0, 40]], "its 87.5% on test is 10.2 points below the network found"),
+        (49, [[39, 1], [0, 40]], "is 36.5 points below"),
+        (48, [[39, 1], [0, 40]], "its 60.0% on test is not told from answering the most frequent class always (50.0%)"),
+        # Nine in ten images are of one class.
+        (72, [[71, 1], [0, 8]], "its 90.0% on test is not told from answering the most frequent class always (90.0%)"),
+    ],
+)
+def test_a_full_network_that_was_not_trained_blesses_nothing(tmp_path, capsys, right, confusion, why):
+    full = {**FULL, "test_accuracy": right / 80}
+    results = {**RESULTS, "rows": [full, FOUND], "confusion": confusion}
+    doubted = blessing.doubt(results)
+    assert why in doubted and bool(why) == bool(doubted)
+    by_full = blessing.judge(Evaluate(max_accuracy_loss=0.05), results)
+    assert by_full["blessed"] == (not why) and why in blessing.reasons(by_full)
+    assert blessing.judge(Evaluate(min_accuracy=0.9, max_parameters=0.3), results)["blessed"]
+    assert blessing.doubt({**results, "rows": [FOUND]}) == ""
+    if confusion == MEASURED["confusion"]:
+        work = made(tmp_path, rows=(full, FOUND))
+        page, shown = report.html(work, CONFIG), " ".join(table(work).split())
+        assert (why in page) and (why in shown) and ("Warning: the full network" in page) == bool(why)
+        manifest = work.manifest()
+        del manifest["stages"]["evaluate"]
+        work.write_sealed(workdir.MANIFEST, manifest)
+        evaluate.run(CONFIG, tmp_path)
+        printed = capsys.readouterr().out
+        assert ("nothing to compare with" in printed) == ("not blessed" in printed) == bool(why)
+
+
 def test_a_better_network_than_the_full_one():
-    results = {**RESULTS, "rows": [{**FULL, "test_accuracy": 0.9675}, FOUND]}
+    results = {**RESULTS, "rows": [{**FULL, "test_accuracy": 0.9675}, FOUND]}  # 1 point: no more than chance
     verdict = blessing.judge(Evaluate(max_accuracy_loss=0.0), results)
     said = "a test accuracy 1.00% above the full network's, at most 0.00% below asked"
     assert verdict["blessed"] and blessing.reasons(verdict) == said

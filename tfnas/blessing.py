@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from tfnas import results as results_lib
+from tfnas import statistics
 from tfnas.config import Evaluate
 from tfnas.errors import UserError
 from tfnas.reading import flag, list_of, number, record, text_of
 
+_FAR = 0.1  # of accuracy: no network is better than the whole of it by this much, if both were trained alike
 _ROUNDING = 1e-9  # of a difference of two shares of whole numbers
 # Of evaluation.json, as `tfnas.reading` has shapes.
 VERDICT = record(
@@ -18,13 +21,38 @@ VERDICT = record(
 )
 
 
+def doubt(results: Mapping[str, Any]) -> str:
+    """Why the full network is nothing to compare with, in one line; empty if it is, or if it was not trained.
+
+    Args:
+        results: of retrain, as for `judge`, with the test split's `confusion`.
+    """
+    full, labels = results_lib.full(results["rows"]), [sum(row) for row in results["confusion"]]
+    if full is None:
+        return ""
+    accuracy, total = full["test_accuracy"], sum(labels)
+    chance = max(labels) / total
+    low, _ = statistics.proportion_interval(round(accuracy * total), total, 0.95)
+    ahead = results_lib.chosen(results)["test_accuracy"] - accuracy
+    if low <= chance:
+        why = f"is not told from answering the most frequent class always ({chance:.1%})"
+    elif ahead > _FAR:
+        why = f"is {100 * ahead:.1f} points below the network found"
+    else:
+        return ""
+    return (
+        f"the full network is nothing to compare with: its {accuracy:.1%} on test {why}, so it was not trained as it "
+        "could be; try another search.learning_rate or more epochs"
+    )
+
+
 def judge(settings: Evaluate, results: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict on the network that retrain chose.
 
     Args:
         settings: the thresholds; those left at their defaults are not held against anything.
-        results: of retrain: `rows` of measured networks, the name `chosen` of one of them, and the `full` network's
-            parameters and multiply-adds.
+        results: of retrain: `rows` of measured networks, the name `chosen` of one of them, the `full` network's
+            parameters and multiply-adds, and the `confusion` of the one chosen.
 
     Returns:
         `blessed`, whether every threshold is met; `checks`, one record for each threshold that was set: the setting,
@@ -49,7 +77,10 @@ def judge(settings: Evaluate, results: Mapping[str, Any]) -> dict[str, Any]:
         loss = full["test_accuracy"] - accuracy
         side = "below" if loss > 0 else "above"
         says = f"a test accuracy {abs(loss):.2%} {side} the full network's, at most {most:.2%} below asked"
-        checks.append(_check("max_accuracy_loss", loss, most, most - loss, says))
+        margin = most - loss
+        if doubted := doubt(results):
+            margin, says = -math.inf, f"{says}, but {doubted}"
+        checks.append(_check("max_accuracy_loss", loss, most, margin, says))
     for name in ("parameters", "multiply_adds"):
         if (most := getattr(settings, f"max_{name}")) < 1:
             share = chosen[name] / results["full"][name]

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfnas import provenance, statistics, workdir
+from tfnas import blessing, provenance, statistics, workdir
 from tfnas import results as results_lib
 from tfnas.architecture import Architecture
 from tfnas.config import Config
@@ -98,7 +98,7 @@ def card(
         "reloaded": dict(reloaded),
         "signatures": list(signatures),
         "intended_use": _uses(config, label_names),
-        "limits": _limits(config, chosen, confusion, label_names, versions),
+        "limits": _limits(config, results, label_names, versions),
         "seed": config.seed,
         "config_sha256": workdir.config_digest(config),
         "versions": {stage: dict(found) for stage, found in versions.items()},
@@ -206,8 +206,7 @@ def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
 
 def _limits(
     config: Config,
-    chosen: Mapping[str, Any],
-    confusion: Sequence[Sequence[int]],
+    results: Mapping[str, Any],
     label_names: Sequence[str],
     versions: Mapping[str, Mapping[str, str]],
 ) -> list[str]:
@@ -218,8 +217,12 @@ def _limits(
         "finished SavedModel.",
         "The probabilities are the network's own; whether they are calibrated was not measured here.",
     ]
+    if doubted := blessing.doubt(results):
+        told.append(f"{doubted[0].upper()}{doubted[1:]}.")
     recall = {
-        name: row[i] / sum(row) for i, (name, row) in enumerate(zip(label_names, confusion, strict=True)) if sum(row)
+        name: row[i] / sum(row)
+        for i, (name, row) in enumerate(zip(label_names, results["confusion"], strict=True))
+        if sum(row)
     }
     worst = min(recall, key=lambda name: recall[name])
     told.append(

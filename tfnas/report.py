@@ -57,6 +57,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.7rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid var(--blue); }
 p { max-width: 52rem; overflow-wrap: break-word; } .lead { font-size: 1.15rem; } .wide { overflow-x: auto; }
+.warning { color: var(--red); }
 table { border-collapse: collapse; } td, th { padding: .3rem .7rem; text-align: left; vertical-align: top; }
 .numbers { font-size: .9rem; font-variant-numeric: tabular-nums; } .numbers :is(td, th) { padding: .3rem .5rem; }
 th { vertical-align: bottom; } .words td { overflow-wrap: anywhere; }
@@ -102,6 +103,8 @@ def print_table(work: Workdir, config: config_lib.Config, console: rich.console.
     console.print(table)
     for note in _notes(results, config):
         console.print(note, style="dim")
+    if doubted := blessing.doubt(results):
+        console.print(f"Warning: {doubted}.", style="yellow", highlight=False, markup=False)
 
 
 def html(work: Workdir, config: config_lib.Config) -> str:
@@ -197,13 +200,15 @@ def _what(results: Mapping[str, Any], manifest: Mapping[str, Any], config: confi
             f"{100 * chosen['multiply_adds'] / full['multiply_adds']:.0f} % of its multiply-adds. Trained for the "
             f"same total number of epochs, the full one reaches {100 * full['test_accuracy']:.1f} %"
         )
+    doubted = blessing.doubt(results)
+    warning = f'<p class="lead warning">Warning: {figures.text(doubted)}.</p>' if doubted else ""
     cells = [(row["name"] == results["chosen"], values) for row, values in _cells(rows)]
     notes = (
         *_notes(results, config),
         *(note for start, note in _NOTES if any(r["name"].startswith(start) for r in rows)),
     )
     return (
-        f'<p class="lead">{figures.text(lead)}.</p>{figures.table(_HEADINGS, cells, "numbers")}'
+        f'<p class="lead">{figures.text(lead)}.</p>{warning}{figures.table(_HEADINGS, cells, "numbers")}'
         f'<p class="note">{figures.text(" ".join(notes))}</p>{_cost(manifest)}'
     )
 

@@ -6,6 +6,7 @@ import os
 
 from tfnas import blessing, results, workdir
 from tfnas.config import Config
+from tfnas.terminal import console
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -19,7 +20,10 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _evaluate(config: Config, work: workdir.Workdir) -> None:
-    verdict = blessing.judge(config.evaluate, work.read_json(workdir.RESULTS, "evaluate", results.measured))
+    measured = work.read_json(workdir.RESULTS, "evaluate", results.measured)
+    verdict = blessing.judge(config.evaluate, measured)
     work.write_json(workdir.EVALUATION, verdict)
     begins = f"evaluate  {'blessed' if verdict['blessed'] else 'not blessed'}: "
     print(begins + f";\n{' ' * len(begins)}".join(blessing.told(verdict)))
+    if doubted := blessing.doubt(measured):
+        console.print(f"evaluate  {doubted}", style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -284,7 +284,7 @@ def _check_gated(optimizer: Any, gate_step: float | None, gate_learning_rate: fl
             raise UserError(f"GatedOptimizer: {key} must be greater than 0. Received: {value}")
 
 
-def gated(optimizer: Any, **rates: float) -> Any:
+def gated(optimizer: Any, **rates: Any) -> Any:
     """`optimizer` with one for the gates beside it, inside a `LossScaleOptimizer` if there is one.
 
     Args:

@@ -52,6 +52,6 @@ def get_config():
             search=Search(epochs=20, batch_size=50, learning_rate=0.1, parameters=0.5),  # change: the size you want
             sample=Sample(num_candidates=200, num_random=50),
             # change: controls=True also trains networks to compare with, which takes as long as three more searches
-            retrain=Retrain(epochs=40, batch_size=50, weight_decay=5e-4, controls=False),
+            retrain=Retrain(epochs=40, batch_size=50, controls=False),
         )
     )

@@ -63,6 +63,13 @@ GIVEN = {
         """,
     (
         "docs/your_model.md",
+        "from tfnas.sizes",
+    ): """
+        import keras, tensorflow as tf
+        train, loss = given.batches(0, 300), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        """,
+    (
+        "docs/your_model.md",
         "candidates = tfnas.sample",
     ): """
         import keras

@@ -1,9 +1,11 @@
 """The order of imports: a file imports only files above it, and stages never import each other."""
 
 import ast
+import tomllib
 
 from conftest import ROOT
 
+import tfnas
 from tfnas.workdir import WITHOUT_TENSORFLOW
 
 ORDER = [
@@ -132,3 +134,7 @@ def test_what_must_not_load_tensorflow_does_not_import_it():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(n.split(".")[0] in ("tensorflow", "keras", "tensorflow_probability") for n in names), name
+
+
+def test_the_package_tells_its_version():
+    assert tfnas.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

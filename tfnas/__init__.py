@@ -6,6 +6,7 @@ The public names load on first use, so that `import tfnas` alone does not load T
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "supernets":
         return importlib.import_module("tfnas.supernets")
+    if name == "__version__":
+        return importlib.metadata.version("tfnas")
     if name in _HOMES:
         return getattr(importlib.import_module(f"tfnas.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'tfnas' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, "supernets"])
+    return sorted([*_HOMES, "__version__", "supernets"])

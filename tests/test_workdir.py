@@ -79,8 +79,18 @@ def test_another_search_is_refused_but_later_settings_may_change(tmp_path):
     work = finished_search(tmp_path)
     with pytest.raises(UserError, match=r"holds a search with search.parameters=0.5, and this config has 0.3"):
         work.claim(config.Config(search=config.Search(parameters=0.3)))
-    with pytest.raises(UserError, match=r"holds a search with search.cosine_epochs=32, and this config has 38"):
+    # What was never set is not what is named.
+    keeps = r"made for retrain.epochs=24, and this config has 30: --config.search.cosine_epochs=32 keeps that search"
+    with pytest.raises(UserError, match=keeps):
         work.claim(config.Config(retrain=config.Retrain(epochs=30)))
+    with pytest.raises(UserError, match=r"for retrain.weight_decay=0.005, .* 0.1: --config.search.weight_decay=0.005"):
+        work.claim(config.Config(retrain=config.Retrain(weight_decay=0.1)))
+    kept = config.Config(search=config.Search(cosine_epochs=32), retrain=config.Retrain(epochs=30))
+    assert work.is_current("search", kept)
+    work.claim(kept)
+    work.claim(config.Config())
+    with pytest.raises(UserError, match=r"holds a search with search.cosine_epochs=32, and this config has 40"):
+        work.claim(config.Config(search=config.Search(cosine_epochs=40), retrain=config.Retrain(epochs=30)))
     # Said or left out, it is the same search.
     assert work.is_current("search", config.Config(search=config.Search(parameters=0.5, initial_drop=0.02)))
     with pytest.raises(UserError, match=r"seed=0, and this config has 1"):

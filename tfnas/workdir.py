@@ -302,6 +302,12 @@ class Workdir:
             for key, theirs, mine in _differences(section, held.get(section), _as_json(values)):
                 if key in NEUTRAL:
                     continue
+                if followed := _followed(key, held, _as_json(tfnas.config.to_dict(config.check()))):
+                    name, before, now = followed
+                    raise UserError(
+                        f"workdir {self.path}: holds a search made for {name}={shown(before)}, and this config has "
+                        f"{shown(now)}: --config.{key}={shown(theirs)} keeps that search, or use another --workdir"
+                    )
                 raise UserError(
                     f"workdir {self.path}: holds a search with {key}={shown(theirs)}, and this config has "
                     f"{shown(mine)}: use another --workdir, or delete this one"
@@ -483,3 +489,20 @@ def _differences(key: str, theirs: Any, mine: Any) -> Iterator[tuple[str, Any, A
             yield from _differences(f"{key}.{name}" if key else name, theirs.get(name), mine.get(name))
     elif theirs != mine:
         yield key, theirs, mine
+
+
+def _followed(key: str, held: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The setting of retrain's that search's `key` follows where it is left out, and its values in two configs.
+
+    None where `key` was set, in one of them, by itself.
+    """
+    both = (held, ours)
+    if key == "search.weight_decay":
+        name, follows = "weight_decay", [c["retrain"]["weight_decay"] for c in both]
+    elif key == "search.cosine_epochs":
+        name, follows = "epochs", [c["search"]["epochs"] + c["retrain"]["epochs"] for c in both]
+    else:
+        return None
+    if follows != [c["search"][key.partition(".")[2]] for c in both]:
+        return None
+    return f"retrain.{name}", held["retrain"][name], ours["retrain"][name]

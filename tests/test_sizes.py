@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import tfnas
+from tfnas.config import Config, Search
 from tfnas.sizes import reached
+from tfnas.stages import search
 
 
 def chain(**prior):
@@ -65,3 +67,14 @@ def test_fit_says_when_it_starts_that_it_has_too_few_steps(capsys, rng):
         supernet.fit(x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=[tfnas.Reprice(), first])
         assert words in first.told and bool(words) == bool(first.told)
         capsys.readouterr()
+
+
+def test_search_says_it_at_its_end_with_the_settings_that_help(capsys):
+    settings = Config(search=Search(parameters=0.39)).check()
+    for a, advice in ((4, "--config.search.epochs or --config.search.gate_step=0.1 helps"), (3, "")):
+        supernet = chain(parameters=0.39, steps=40)
+        drop(supernet, (8 - a, 4))
+        search._say_size(supernet, settings)
+        printed = capsys.readouterr().out
+        assert printed.startswith("search    39.0% of the parameters were asked for, ") and printed.count("\n") == 1
+        assert advice in printed and bool(advice) == ("gate_step" in printed)

@@ -85,17 +85,16 @@ def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, n
     inner.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     supernet = narrow(**options)
     five = tfnas.GatedOptimizer(inner, gate_learning_rate=5.0) if (name, options) == ("sgd", {}) else optimizer
-    supernet.compile(five, LOSS)
+    supernet.compile(five, LOSS, run_eagerly=True)  # for so few steps, tracing would take most of the time
     x, y = batch(rng)
-    losses = supernet.fit(x, y, epochs=15, verbose=0, shuffle=False).history["loss"]
-    assert losses[-1] < 0.75 * losses[0] or options  # whose price rises meanwhile
+    supernet.fit(x, y, epochs=3, verbose=0, shuffle=False)
     supernet.save(tmp_path / "s.keras")
     again = keras.models.load_model(tmp_path / "s.keras")
     assert again.posterior() == supernet.posterior()
     assert (again.ell2, again.num_examples, again.target) == (supernet.ell2, 1000, supernet.target)
     assert again.optimizer.get_config() == supernet.optimizer.get_config()
     for model in (supernet, again):
-        for _ in range(3):
+        for _ in range(2):
             model.train_on_batch(x, y)
     for one, other in zip(supernet.weights, again.weights, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -103,13 +102,12 @@ def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, n
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("options", [{}, TARGET], ids=["ell2", "target"])
-def test_xla_takes_the_same_steps(rng, options):
+def test_xla_takes_the_same_steps(rng):
     """Without noise, for which XLA has a generator of its own."""
     ends, (x, y) = [], batch(rng)
     for jit_compile in (False, True):
         keras.utils.set_random_seed(1)
-        supernet = without_noise(narrow(**options))
+        supernet = without_noise(narrow())
         rate = keras.optimizers.schedules.CosineDecay(0.01, 20)
         supernet.compile(keras.optimizers.AdamW(rate), LOSS, jit_compile=jit_compile)
         assert supernet.jit_compile == jit_compile
@@ -128,7 +126,7 @@ def test_the_loss_is_scaled_where_keras_scales_the_plain_models(tmp_path, rng, p
     keras.config.set_dtype_policy("float32")
     model.compile("sgd", loss="mse")
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == scaled
-    supernet.compile("sgd", LOSS)
+    supernet.compile("sgd", LOSS, run_eagerly=True)
     supernet.fit(*batch(rng), epochs=1, verbose=0)
     supernet.save(tmp_path / "s.keras")
     for made in (supernet, keras.models.load_model(tmp_path / "s.keras")):
@@ -331,7 +329,7 @@ def test_the_price_goes_on_after_a_reload(tmp_path, rng):
 def test_fit_shows_what_is_left_and_how_many_gates_are_undecided(rng, asked):
     options = {"ell2": 50, "group_size": 1} if asked == "ell2" else {"ell2": None, asked: 0.5, "steps": 4}
     supernet = narrow(initial_drop=0.05 + 1e-4, **options)
-    supernet.compile(tfnas.GatedOptimizer(keras.optimizers.SGD(0.1), gate_step=0.3), LOSS)
+    supernet.compile(tfnas.GatedOptimizer(keras.optimizers.SGD(0.1), gate_step=0.3), LOSS, run_eagerly=True)
     history = supernet.fit(*batch(rng), epochs=2, verbose=0).history
     p = np.concatenate([gates.channel_drop for gates in supernet.posterior().layers])
     assert history["undecided"][-1] == ((p >= 0.05) & (p <= 0.95)).sum() and 0 < history["undecided"][-1] < p.size

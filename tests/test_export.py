@@ -300,22 +300,28 @@ def test_gate_refuses_another_network_and_what_cannot_be_reloaded(cropped, tmp_p
 
 def test_gate_compares_on_the_cpu_in_full_precision(cropped, monkeypatch):
     """TF32 rounds to 10 bits, and a GPU sums in another order; neither can be had here, but what is asked for."""
-    softmax, seen, devices = tf.nn.softmax, [], []
+    softmax, device, seen, devices = tf.nn.softmax, tf.device, [], []
+
+    @contextlib.contextmanager
+    def on(name):
+        devices.append(name)
+        with device(name):
+            yield
+        devices.append("left")
 
     def seeing(logits):
-        seen.append(tf.config.experimental.tensor_float_32_execution_enabled())
-        devices.append(logits.device)
+        seen.append((tf.config.experimental.tensor_float_32_execution_enabled(), devices[-1]))
         return softmax(logits)
 
     def ask(signature, images):
         raise InterruptedError
 
+    monkeypatch.setattr(reloading.tf, "device", on)
     monkeypatch.setattr(reloading.tf.nn, "softmax", seeing)
     monkeypatch.setattr(reloading, "_fresh_process", lambda path: contextlib.nullcontext(ask))
     with pytest.raises(InterruptedError):
         reloading.check(*cropped, 80)
-    assert seen == [False] and tf.config.experimental.tensor_float_32_execution_enabled()
-    assert devices[0].endswith("CPU:0")
+    assert seen == [(False, "CPU:0")] and tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def test_gate_refuses_another_number_of_correct_answers(cropped, monkeypatch):

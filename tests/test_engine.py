@@ -111,6 +111,36 @@ def test_outputs_are_the_masked_supernets(name, rng):
         np.testing.assert_allclose(engine.outputs(candidate), expected, rtol=1e-3, atol=2e-4 * np.abs(expected).max())
 
 
+def test_outputs_of_several_inputs_are_the_masked_supernets(rng):
+    """The second input joins late, the first output leaves early, and a layer has the name of an output."""
+    early, late = keras.Input((8, 8, 2), name="early"), keras.Input((4, 4, 3), name="late")
+    x = keras.layers.Conv2D(6, 3, padding="same", activation="relu")(early)
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(6, 3, strides=2, padding="same")(x))
+    side = keras.layers.Dense(2, name="output")(keras.layers.GlobalAveragePooling2D()(x))
+    x = keras.layers.ReLU()(keras.layers.Conv2D(5, 3, padding="same")(x))
+    x = keras.layers.Concatenate()([x, keras.layers.Conv2D(4, 1)(late)])
+    x = keras.layers.Conv2D(7, 3, padding="same", activation="relu", name="joined")(x)
+    mean = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model({"late": late, "early": early}, [(side, x), keras.layers.Dense(3)(mean)])
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10, initial_drop=0.3)
+    supernet.compile(loss=[("mse", "mse"), "mse"])
+    given = {"early": rng.normal(size=(11, 8, 8, 2)), "late": rng.normal(size=(11, 4, 4, 3))}
+    labels = [(np.zeros((11, 2)), np.zeros((11, 4, 4, 7))), np.zeros((11, 3))]
+    engine = Engine(supernet, (given, labels), batch_size=8)
+    candidates = [*supernet.posterior().sample(3, seed=0), *with_dropped_operations(supernet, rng, 12)]
+    for candidate in candidates:
+        supernet.set_architecture(candidate)
+        expected = supernet(given, training=False)
+        outputs = engine.outputs(candidate)
+        keras.tree.assert_same_structure(outputs, keras.tree.map_structure(np.asarray, expected))
+        for mine, its in zip(keras.tree.flatten(outputs), keras.tree.flatten(expected), strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-3, atol=2e-4 * np.abs(its).max())
+        losses = np.concatenate([e.figures["loss"] for e in engine.evaluate([candidate])])
+        means = sum(np.square(its).reshape(11, -1).mean(1) for its in keras.tree.flatten(expected))
+        np.testing.assert_allclose(losses, means, rtol=1e-3)
+
+
 def test_common_beginnings_are_computed_once_and_results_do_not_depend_on_company(rng, monkeypatch):
     supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
     _, _, batches = examples(rng, 40, (8, 8, 1), 3)

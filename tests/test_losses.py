@@ -6,13 +6,17 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import random_weights
 from keras import layers, ops
 
 import tfnas
+from tfnas.config import Config, Data
+from tfnas.data import evaluation_batches
 from tfnas.engine import Engine
 from tfnas.errors import UserError
 from tfnas.losses import in_top5
+from tfnas.stages import retrain
 
 COUNT, CLASSES = 55, 5
 _RNG = np.random.default_rng(3)
@@ -271,6 +275,23 @@ def test_above_20_classes_there_is_a_top_5_accuracy(labels):
     best = ranking.scores[ranking.outcome.winner]
     assert (best.accuracy, best.top5_accuracy) == pytest.approx((accuracy, top5)) and top5 > accuracy
     assert f"top-5 {top5:.1%}" in repr(ranking) and ">top-5</th>" in ranking._repr_html_()
+
+
+def test_retrain_measures_what_keras_evaluates(rng):
+    images, labels = rng.integers(0, 256, (COUNT, 8, 8, 1)).astype("uint8"), rng.integers(0, 21, COUNT)
+    config = Config(data=Data(name="digits", mean=(0.3,), std=(0.4,)))
+    split = tf.data.Dataset.from_tensor_slices((images, labels))
+    for units in (21, 20):
+        image = keras.Input((8, 8, 1))
+        model = keras.Model(image, layers.Dense(units)(layers.Flatten()(image)))
+        found, classes, top5 = retrain._classified(model, split, config)
+        np.testing.assert_array_equal(found, labels)
+        if units == 20:
+            assert top5 is None
+            continue
+        model.compile(loss=sparse(), metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(5)])
+        _, accuracy, expected = model.evaluate(evaluation_batches(split, config.data, 16), verbose=0)
+        assert (np.mean(classes == labels), top5) == pytest.approx((accuracy, expected)) and top5 > accuracy
 
 
 def test_top_5_of_20_classes_is_left_out():

@@ -32,10 +32,11 @@ def test_versions_are_told_by_package():
     )
 
 
-def card(path, versions):
-    """Of the run that `made` leaves."""
+def card(path, versions, **row):
+    """Of the run that `made` leaves, whose rows have `row` too."""
     work = made(path)
     results = json.loads((path / workdir.RESULTS).read_text())
+    results["rows"] = [{**each, **row} for each in results["rows"]]
     return model_card.card(
         CONFIG,
         name="digits",
@@ -64,6 +65,12 @@ def test_the_card_says_where_stages_ran_with_different_versions(tmp_path):
     assert "| keras | search, sample 3.14.0; retrain 3.15.1 |" in model_card.markdown(mixed)
     assert not any("different versions" in limit for limit in alike["limits"])
     assert "| keras | 3.14.0 |" in model_card.markdown(alike)
+
+
+def test_the_card_has_the_top_5_accuracy_beside_the_accuracy(tmp_path):
+    without, found = card(tmp_path / "a", {}), card(tmp_path / "b", {}, test_top5_accuracy=0.9912)
+    assert found["metrics"]["test"]["top5_accuracy"] == 0.9912 and "(top-5 99.12%)" in model_card.markdown(found)
+    assert without["metrics"]["test"]["top5_accuracy"] is None and "top-5" not in model_card.markdown(without)
 
 
 def test_the_report_says_where_stages_ran_with_different_versions(tmp_path):

@@ -232,6 +232,16 @@ def test_table_shows_what_retrain_measured(tmp_path):
     assert "of the first 2 candidates" in lines[4]
 
 
+def test_top_5_has_a_column_where_it_was_measured(tmp_path):
+    work = made(tmp_path, rows=(FULL, MEAN, {**FOUND, "test_top5_accuracy": 0.9912}))
+    lines = table(work).splitlines()
+    assert lines[0].split()[2:5] == ["test", "top-5", "parameters"]
+    assert re.search(r"budget +99\.0 % +98\.5 % +- +20,000", lines[1])
+    assert re.search(r"retrained +98\.0 % +97\.8 % +99\.1 % +5,000", lines[3])
+    page = report.html(work, CONFIG)
+    assert ">top-5</th>" in page and "<td>99.1 %</td>" in page
+
+
 def test_table_says_why_candidates_may_be_larger_than_asked_for(tmp_path):
     def said(config):
         return " ".join(table(made(tmp_path, config=config), config).split())

@@ -188,12 +188,14 @@ def markdown(card: Mapping[str, Any]) -> str:
 def _measured(row: Mapping[str, Any], total: int) -> dict[str, Any]:
     correct = round(row["test_accuracy"] * total)
     low, high = statistics.proportion_interval(correct, total, _LEVEL)
-    return {"accuracy": row["test_accuracy"], "correct": correct, "total": total, "low": low, "high": high}
+    measured = {"accuracy": row["test_accuracy"], "correct": correct, "total": total, "low": low, "high": high}
+    return {**measured, "top5_accuracy": row.get("test_top5_accuracy")}
 
 
 def _row(title: str, measured: Mapping[str, Any]) -> str:
     interval = f"{measured['low']:.2%} to {measured['high']:.2%}"
-    return f"| {title} | {measured['accuracy']:.2%} | {interval} | {measured['total']:,} |"
+    top5 = "" if measured["top5_accuracy"] is None else f" (top-5 {measured['top5_accuracy']:.2%})"
+    return f"| {title} | {measured['accuracy']:.2%}{top5} | {interval} | {measured['total']:,} |"
 
 
 def _uses(config: Config, label_names: Sequence[str]) -> list[str]:

@@ -24,7 +24,6 @@ _MOST_UNDECIDED = 10  # gates listed
 _SETTLED = 0.05  # of a drop probability: what it may still move by
 _FEW = 3  # layers named in a sentence
 _SEVERAL = "they are of several runs; run the stages again, in another --workdir"
-_HEADINGS = ("network", "valid.", "test", "parameters", "mult-adds", "file", "latency")
 # What the networks are that the found one is compared with, by how their rows' names start.
 _NOTES = (
     (
@@ -96,7 +95,7 @@ def print_table(work: Workdir, config: config_lib.Config, console: rich.console.
     """
     results = work.read_json(workdir.RESULTS, "report", results_lib.measured)
     table = rich.table.Table(box=None, padding=(0, 1))
-    for i, heading in enumerate(_HEADINGS):
+    for i, heading in enumerate(_headings(results["rows"])):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
     for row, cells in _cells(results["rows"]):
         table.add_row(*cells, style="bold" if row["name"] == results["chosen"] else None)
@@ -139,6 +138,15 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     )
 
 
+def _has_top5(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row.get("test_top5_accuracy") is not None for row in rows)
+
+
+def _headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    top5 = ["top-5"] if _has_top5(rows) else []
+    return ["network", "valid.", "test", *top5, "parameters", "mult-adds", "file", "latency"]
+
+
 def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Mapping[str, Any], list[str]]]:
     full = results_lib.full(rows)
 
@@ -156,6 +164,7 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Mapping[str, Any
                 row["name"],
                 shown(row, "validation_accuracy", lambda v: f"{100 * v:.1f} %"),
                 shown(row, "test_accuracy", lambda v: f"{100 * v:.1f} %"),
+                *([shown(row, "test_top5_accuracy", lambda v: f"{100 * v:.1f} %")] if _has_top5(rows) else []),
                 shown(row, "parameters", lambda v: f"{v:,.0f}"),
                 shown(row, "multiply_adds", lambda v: f"{v / 1e6:,.2f} M"),
                 shown(row, "file_bytes", lambda v: f"{v / 1e3:,.0f} kB"),
@@ -208,7 +217,7 @@ def _what(results: Mapping[str, Any], manifest: Mapping[str, Any], config: confi
         *(note for start, note in _NOTES if any(r["name"].startswith(start) for r in rows)),
     )
     return (
-        f'<p class="lead">{figures.text(lead)}.</p>{warning}{figures.table(_HEADINGS, cells, "numbers")}'
+        f'<p class="lead">{figures.text(lead)}.</p>{warning}{figures.table(_headings(rows), cells, "numbers")}'
         f'<p class="note">{figures.text(" ".join(notes))}</p>{_cost(manifest)}'
     )
 

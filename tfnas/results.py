@@ -12,6 +12,7 @@ from tfnas.reading import MOST, Shape, expect, list_of, number, optional, record
 _MEASURES: dict[str, Shape] = {
     "validation_accuracy": number(0, 1),
     "test_accuracy": number(0, 1),
+    "test_top5_accuracy": number(0, 1),  # None with at most 20 classes
     "parameters": number(0, MOST),
     "multiply_adds": number(0, MOST),
     "file_bytes": number(0, MOST),

@@ -7,11 +7,12 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfnas import (
     baselines,
@@ -19,6 +20,7 @@ from tfnas import (
     data,
     distribution,
     latencies,
+    losses,
     optimizers,
     ranking,
     reading,
@@ -126,10 +128,13 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     ]
     # Only now is the test split read, for networks that are all fixed.
     sources.check_test(config.data, work.path / "tensorflow_datasets")
-    labels, best = _classified(chosen.model, splits.test, config)
+    labels, best, best_top5 = _classified(chosen.model, splits.test, config)
     for row, arm in zip(rows, compared, strict=True):
-        classes = best if arm is chosen else _classified(arm.model, splits.test, config)[1]
+        classes, top5 = best, best_top5
+        if arm is not chosen:
+            _, classes, top5 = _classified(arm.model, splits.test, config)
         row["test_accuracy"] = float(np.mean(classes == labels))
+        row["test_top5_accuracy"] = top5
         row["paired"] = _paired(best == labels, classes == labels)
     confusion = _matrix(labels, best, chosen.model.output_shape[-1]).tolist()
     for _, groups in itertools.groupby(means, key=lambda group: id(group.supernet)):
@@ -167,9 +172,18 @@ def _means_on_test(groups: Sequence[Means], splits: data.Splits, config: Config)
     evaluate = ranking.Evaluator(groups[0].supernet, batches, groups[0].recalibration)
     rows = []
     for group in groups:
-        tested = [evaluate(candidate).accuracy or 0.0 for candidate in group.first]
-        rows.append({**group.row, "test_accuracy": sum(tested) / len(tested), "num_tested": len(tested)})
+        tested = [evaluate(candidate) for candidate in group.first]
+        measured = {
+            "test_accuracy": _mean(score.accuracy for score in tested),
+            "test_top5_accuracy": _mean(score.top5_accuracy for score in tested),
+        }
+        rows.append({**group.row, **measured, "num_tested": len(tested)})
     return rows
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _place(row: dict[str, Any]) -> tuple[int, bool]:
@@ -202,18 +216,22 @@ def _row(arm: Arm, splits: data.Splits, config: Config) -> dict[str, Any]:
 
 
 def _accuracy(model: keras.Model, dataset: Any, config: Config) -> float:
-    labels, classes = _classified(model, dataset, config)
+    labels, classes, _ = _classified(model, dataset, config)
     return float(np.mean(classes == labels))
 
 
-def _classified(model: keras.Model, dataset: Any, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Every example's label and most probable class."""
+def _classified(model: keras.Model, dataset: Any, config: Config) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Every example's label and most probable class; and the top-5 accuracy, None with few classes."""
     labels, classes = [], []
+    among: list[np.ndarray] = []
     with distribution.full_precision():  # export compares
         for images, batch in data.evaluation_batches(dataset, config.data, config.sample.batch_size):
+            outputs = tf.cast(model(images, training=False), tf.float32)
             labels.append(batch.numpy())
-            classes.append(np.argmax(model(images, training=False), -1))
-    return np.concatenate(labels), np.concatenate(classes)
+            classes.append(np.argmax(outputs, -1))
+            if (top5 := losses.in_top5(batch, outputs)) is not None:
+                among.append(top5.numpy())
+    return np.concatenate(labels), np.concatenate(classes), float(np.concatenate(among).mean()) if among else None
 
 
 def _matrix(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:

@@ -399,7 +399,10 @@ class _Sampling:
 
     def _say(self, contest: _Contest, ranking: Ranking) -> None:
         def shown(score: Score) -> str:
-            return f"{score.loss:.3g}" if contest.by == "loss" else f"{score.accuracy:.1%}"
+            if contest.by == "loss":
+                return f"{score.loss:.3g}"
+            top5 = "" if score.top5_accuracy is None else f" (top-5 {score.top5_accuracy:.1%})"
+            return f"{score.accuracy:.1%}{top5}"
 
         outcome, fresh = ranking.outcome, ranking.fresh
         again = f", {shown(fresh)} on {fresh.num_examples:,} fresh images" if fresh else ""

@@ -175,7 +175,9 @@ def test_altered_evaluations_are_refused(killed):
     content = file.read_text()
     (killed[0] / workdir.RANKING).unlink(missing_ok=True)
     try:
-        file.write_text(content.replace('"losses": "', '"losses": "AAAA', 1))
+        altered = content.replace('"loss": "', '"loss": "AAAA', 1)
+        assert altered != content
+        file.write_text(altered)
         done = tfnas_command("sample", *SMALL, f"--workdir={killed[0]}")
         assert done.returncode == 1 and "was altered, delete the file" in done.stderr
     finally:

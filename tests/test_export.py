@@ -19,7 +19,7 @@ from conftest import load_config, random_weights
 from PIL import Image
 from scipy.special import softmax
 
-from tfnas import config, data, model_card, reloading, saving, signatures, sources, training, warmup, workdir
+from tfnas import atomic, config, data, model_card, reloading, saving, signatures, sources, training, warmup, workdir
 from tfnas.architecture import Architecture
 from tfnas.errors import UserError
 from tfnas.stages import evaluate, export, retrain, sample, search
@@ -548,7 +548,7 @@ def test_a_failure_at_any_step_leaves_the_served_version_as_it_was(exported, tmp
                     export.run(settings, path)
             assert len(steps) == fails_at
             assert workdir.digest(folder / "3") == served and (folder / "3" / "saved_model.pb").read_text() == "before"
-            visible = {file.name for file in folder.iterdir() if not file.name.startswith(workdir.TEMPORARY)}
+            visible = {file.name for file in folder.iterdir() if not file.name.startswith(atomic.TEMPORARY)}
             assert visible - {"litert"} == names  # nothing half made under any name
             for file in visible & {"litert"}:
                 assert [f.name for f in (folder / file).iterdir()] == ["model.tflite"]

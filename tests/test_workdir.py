@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tfnas import config, errors, provenance, workdir
+from tfnas import atomic, config, errors, provenance, workdir
 from tfnas.errors import UserError
 from tfnas.reading import mapping_of, number, record
 
@@ -244,9 +244,9 @@ def test_a_folder_that_cannot_be_synced_is_written_too(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_unfinished_is_removed(tmp_path):
     left = [
-        tmp_path / f"{workdir.TEMPORARY}7.posterior.json",
-        tmp_path / "search" / f"{workdir.TEMPORARY}7.supernet.keras",
-        tmp_path / "export" / "digits" / f"{workdir.TEMPORARY}export-x" / "model" / "saved_model.pb",
+        tmp_path / f"{atomic.TEMPORARY}7.posterior.json",
+        tmp_path / "search" / f"{atomic.TEMPORARY}7.supernet.keras",
+        tmp_path / "export" / "digits" / f"{atomic.TEMPORARY}export-x" / "model" / "saved_model.pb",
         tmp_path / "tensorflow_datasets" / "digits" / "incomplete.XYZ_1.0.0" / "digits-train.tfrecord",
     ]
     kept = [tmp_path / "notes.txt", tmp_path / "export" / "digits" / "labels.txt"]
@@ -262,7 +262,7 @@ def test_what_a_killed_process_left_unfinished_is_removed(tmp_path):
 
 def test_what_another_process_may_be_writing_stays(tmp_path):
     other = workdir.Workdir(tmp_path)  # holds the lock as another process would
-    unfinished = tmp_path / f"{workdir.TEMPORARY}7.posterior.json"
+    unfinished = tmp_path / f"{atomic.TEMPORARY}7.posterior.json"
     unfinished.write_text("half")
     workdir.Workdir(tmp_path)
     assert unfinished.exists()

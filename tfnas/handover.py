@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tfnas import blessing, functions, provenance, report, terminal, workdir
+from tfnas import atomic, blessing, functions, provenance, report, terminal, workdir
 from tfnas import config as config_lib
 from tfnas import results as results_lib
 from tfnas.errors import UserError, ending_in_one_line
@@ -231,7 +231,7 @@ def _working_directory(
 ) -> Iterator[pathlib.Path]:
     folders = [pathlib.Path(folder) for folder in inputs]
     if not scratch:
-        with tempfile.TemporaryDirectory(prefix=workdir.TEMPORARY) as temporary:
+        with tempfile.TemporaryDirectory(prefix=atomic.TEMPORARY) as temporary:
             _gather(folders, pathlib.Path(temporary))
             yield pathlib.Path(temporary)
         return

@@ -35,6 +35,7 @@ from typing import Any
 
 import tfnas.config
 from tfnas import atomic, holding, provenance
+from tfnas.atomic import TEMPORARY
 from tfnas.errors import UserError, shown, unwrapped
 from tfnas.reading import Shape, mapping_of, number, optional, read, record, text_of
 
@@ -143,7 +144,6 @@ NEUTRAL = (
     "training.checkpoint_minutes",
     "training.checkpoints_kept",
 )
-TEMPORARY = atomic.TEMPORARY
 _UNFINISHED = (f"{TEMPORARY}*", *(f"{stage}/**/{TEMPORARY}*" for stage in STAGES), "tensorflow_datasets/*/incomplete.*")
 
 

@@ -86,7 +86,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
 
     # All of it is written aside, and all is checked, before any of it is moved to where servers and users look. What
     # is served comes last: until then the version before it stays.
-    aside = pathlib.Path(tempfile.mkdtemp(prefix=f"{workdir.TEMPORARY}export-", dir=target.parent))
+    aside = pathlib.Path(tempfile.mkdtemp(prefix=f"{atomic.TEMPORARY}export-", dir=target.parent))
     try:
         saved = aside / target.name
         signatures.write(model, splits, config, saved, ensemble)

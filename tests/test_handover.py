@@ -147,3 +147,40 @@ def test_one_that_still_works_there_is_waited_for(tmp_path, capsys):
             assert released.is_set()
     release.join()
     assert f"waits for another process that works in {place}" in capsys.readouterr().out
+
+
+def test_a_run_travels_from_stage_to_stage(tmp_path, monkeypatch):
+    """In the order, with the parts of the config and with the folders of the pipeline's components."""
+    monkeypatch.setattr(handover.terminal, "load_tensorflow", lambda: None)
+    handed = {stage: tmp_path / stage for stage in STAGES}
+
+    def at_work(stage, parts, *inputs, names=None, check=lambda work, config: None):
+        with handover.task(stage, ALL[:parts], [handed[other] for other in inputs]) as task:
+            work = Workdir(task.path)
+            check(work, task.config)
+
+            def body():
+                for name in STAGES[stage].outputs:
+                    work.write(name, lambda path: path.write_text(f"of {stage}"))
+
+            assert work.run_stage(stage, task.config, body)
+            task.hand_over(handed[stage], names)
+            return work.manifest()["stages"]
+
+    def exported(there):
+        def check(work, config):
+            assert work.has(workdir.EXPORT_RESULTS, config) == there
+
+        return check
+
+    at_work("search", 1)
+    at_work("sample", 2, "search")
+    at_work("retrain", 3, "search", "sample")
+    at_work("evaluate", 4, "retrain")
+    before = ("search", "sample", "retrain", "evaluate")
+    # What export wrote besides goes elsewhere.
+    at_work("export", 5, *before, names=[workdir.EXPORT_RESULTS])
+    assert {*at_work("report", 5, *before, check=exported(False))} == {*before, "report"}
+    stages = at_work("report", 5, *before, "export", check=exported(True))
+    assert list(stages) == list(STAGES) and all(entry["versions"]["keras"] for entry in stages.values())
+    assert workdir.EXPORT_RESULTS in stages["report"]["inputs"]

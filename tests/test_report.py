@@ -570,3 +570,11 @@ def test_page_has_a_config_file_that_repeats_the_run(tmp_path):
 def test_two_budgets_may_find_one_network(tmp_path):
     twice = [FRONT[0], {**FRONT[0], "share": 0.4}, FRONT[1]]
     assert "40 %" in report.html(made(tmp_path, front=twice), CONFIG)
+
+
+def test_page_does_not_tell_of_an_export_of_other_settings(tmp_path):
+    work = made(tmp_path)
+    assert "serving_default" in report.html(work, CONFIG)
+    other = dataclasses.replace(CONFIG, export=dataclasses.replace(CONFIG.export, version=2))
+    text = report.html(work, other)
+    assert "It has not been exported yet" in text and "serving_default" not in text

@@ -282,7 +282,7 @@ def _notes(results: Mapping[str, Any], config: config_lib.Config) -> Iterable[st
     if config.search.target and not any(getattr(config.sample, resource) for resource in PRICES):
         means += (
             " The posterior's are drawn by the size of their gated layers alone: those that are larger in all than was "
-            "asked for cannot win."
+            "asked for cannot win. The most probable network of that size races with them, and is not in their means."
         )
     yield means
     spread = results.get("latency_spread", 1.0)

@@ -183,8 +183,8 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
     with monkeypatch.context() as patch:
         write = workdir.Workdir.write
 
-        def write_and_die(self, name, writer):
-            write(self, name, writer)
+        def write_and_die(self, name, *arguments, **options):
+            write(self, name, *arguments, **options)
             if name.startswith(training.retrain_checkpoints("single path")):
                 raise Killed
 

@@ -226,7 +226,8 @@ CLAIMS = {
         "Random is the paper's: a supernet trained under one fixed drop probability, the best of random candidates of "
         "at most the size that PGNAS found, by validation loss, and as many candidates as PGNAS has here. Candidates "
         "are evaluated with search's normalisation statistics, as in the paper, and in further rows with statistics of "
-        "their own from 250 training images. All networks that are trained on have search's and retraining's epochs in all, the full network too.",
+        "their own from 250 training images. All networks that are trained on have search's and retraining's epochs in "
+        "all, the full network too.",
         _measure_table,
         _report_table,
     ),

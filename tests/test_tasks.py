@@ -153,6 +153,37 @@ def test_two_inputs_and_two_outputs_of_every_structure(kind, rng):
     assert score.loss == pytest.approx(supernet.evaluate(given, labels, verbose=0, return_dict=True)["loss"], rel=1e-4)
 
 
+class Batches(keras.utils.PyDataset):
+    """Of 12 examples each."""
+
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    def __len__(self):
+        return -(-len(self.arrays[0]) // 12)
+
+    def __getitem__(self, i):
+        return tuple(array[12 * i : 12 * i + 12] for array in self.arrays)
+
+
+def test_data_of_every_kind_gives_the_same_ranking(rng):
+    supernet = gated(convolutional(pooled(3)), 30)
+    supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = rng.normal(size=(30, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 30)
+    candidates = supernet.posterior().sample(3, 0)
+    unbatched = tf.data.Dataset.from_tensor_slices((x, y))
+    expected = tfnas.rank(supernet, candidates, (x, y), recalibration=tfnas.Recalibration(supernet, x[:12])).scores
+    for make in (
+        lambda: unbatched,
+        lambda: unbatched.batch(12),
+        lambda: Batches(x, y),
+        lambda: iter(unbatched.batch(12)),
+    ):
+        recalibration = tfnas.Recalibration(supernet, make())
+        assert tfnas.rank(supernet, candidates, make(), recalibration=recalibration).scores == expected
+
+
 def f1(y, p):
     y = ops.squeeze(y, -1) if len(y.shape) > 1 else y
     return ops.mean(ops.cast(ops.equal(ops.argmax(p, -1), ops.cast(y, "int64")), "float32"))

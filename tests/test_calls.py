@@ -111,6 +111,10 @@ def test_masks_by_hand_are_passed_on(tmp_path, rng):
     other = [data[0], ~data[1]]
     np.testing.assert_allclose(cut(other), supernet(other), rtol=1e-4, atol=1e-5)
     assert np.abs(np.asarray(cut(other)) - cut(data)).max() > 1e-3
+    supernet.compile(keras.optimizers.SGD(0.01), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    labels = np.array([0, 1, 1, 0])
+    ranking = tfnas.rank(supernet, [architecture], (data, labels), holdout=0, racing=None)
+    assert ranking.scores[0].loss == pytest.approx(supernet.evaluate(data, labels, verbose=0), rel=1e-4)
 
 
 def test_what_cannot_be_followed_is_refused_by_name():
@@ -128,6 +132,9 @@ def test_what_cannot_be_followed_is_refused_by_name():
         gate(block(stem, training=True))
     with pytest.raises(UserError, match="layer 'bn': called with mask"):
         gate(layers.BatchNormalization(name="bn")(stem, mask=mask), [image, mask])
+    variable = keras.Input((None,), dtype="bool", name="variable")
+    with pytest.raises(UserError, match="layer 'variable': the last axis .* fixed size. Received: .None, None.; give"):
+        gate(layers.GlobalAveragePooling1D()(stem, mask=variable), [image, variable])
     with pytest.raises(UserError, match="layer 'dropout': called with training=1; True, False or nothing expected"):
         gate(layers.Dropout(0.5, name="dropout")(stem, training=1))
 

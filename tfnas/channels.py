@@ -181,6 +181,11 @@ class Graph:
             count += 1
         self._names.add(name)
         output = call.output_tensors[0]
+        if not output.shape or output.shape[-1] is None:
+            raise UserError(
+                f"layer '{name}': the last axis of its output, which holds the channels, must have a fixed size. "
+                f"Received: {tuple(output.shape)}; give the model's input one"
+            )
         called = Call(call, name, training)
         kind = kind_of(operation, name, call, called)
         return Node(

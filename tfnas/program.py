@@ -462,6 +462,13 @@ class _Concat(Unit):
 class _Whole(Unit):
     """A layer that is computed with all its channels, as the supernet does, and then cut to those that are read."""
 
+    def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]]):
+        super().__init__(graph, i, shapes)
+        # The model's inputs are there with all their channels, and may be no numbers to be gathered: a mask's.
+        for j, edge in enumerate(self.edges):
+            if edge.source.kind == "input":
+                self.edges[j] = _Direct(edge.source)
+
     def wanted(self, flow: Flow, j: int) -> np.ndarray:
         return np.arange(self.source(j).num_channels)
 

@@ -89,6 +89,8 @@ class Builder:
             return layer(x)
         if not self.smooth and self.rng.random() < 0.05:
             settings["activation"] = "softmax"
+        if self.rank == 1 and self.rng.random() < 0.2:
+            settings["padding"] = "causal"
         return self.layer("Conv")(filters or int(self.rng.integers(1, 5)), **settings)(x)
 
     def window(self, x, kernel=None, strides=None, padding=None, dilated=True):
@@ -104,19 +106,19 @@ class Builder:
             "use_bias": bool(self.rng.random() < 0.7),
             "activation": self.activation(),
         }
-        fits = 2 * (kernel - 1) < smallest and (self.rank == 2 or padding == "valid")
+        fits = 2 * (kernel - 1) < smallest
         if dilated and strides == 1 and fits and self.rng.random() < 0.2:
             settings["dilation_rate"] = 2
         return settings
 
     def depthwise(self, x):
         """A depthwise convolution."""
-        settings = self.window(x, dilated=False)
+        settings = self.window(x)
         return self.layer("DepthwiseConv")(depth_multiplier=int(self.rng.integers(1, 3)), **settings)(x)
 
     def separable(self, x):
         """A separable one."""
-        settings = self.window(x, dilated=False)
+        settings = self.window(x)
         filters, multiplier = int(self.rng.integers(1, 5)), int(self.rng.integers(1, 3))
         return self.layer("SeparableConv")(filters, depth_multiplier=multiplier, **settings)(x)
 
@@ -133,7 +135,8 @@ class Builder:
         """Batch normalisation, mostly behind a convolution of its own."""
         if self.rng.random() < 0.7:
             x = self.conv(x)
-        return L.BatchNormalization(scale=bool(self.rng.random() < 0.8), center=bool(self.rng.random() < 0.8))(x)
+        layer = L.BatchNormalization(scale=bool(self.rng.random() < 0.8), center=bool(self.rng.random() < 0.8))
+        return layer(x, training=False) if self.rng.random() < 0.2 else layer(x)
 
     def activated(self, x):
         """An activation, as a layer or an operation."""
@@ -168,9 +171,9 @@ class Builder:
         return L.Multiply()([x, self.squeezed(x, x.shape[-1], "sigmoid")])
 
     def attended(self, x):
-        """All channels times, or plus, one map."""
+        """All channels times, plus, or by one map."""
         one = self.layer("Conv")(1, 1, activation="sigmoid", use_bias=bool(self.rng.random() < 0.7))(x)
-        return x * one if self.rng.random() < 0.5 else x + one
+        return self.pick([lambda: x * one, lambda: x + one, lambda: x / (one + 0.5)])()
 
     def broadcast(self, x):
         """A map and one position, joined in either order."""

@@ -235,6 +235,20 @@ def test_a_map_that_has_become_constant_keeps_its_size(merge, rng):
         np.testing.assert_allclose(Engine(supernet, data).outputs(architecture), supernet(x), rtol=1e-4, atol=1e-4)
 
 
+def test_constants_are_written_out_before_a_second_input_is_read(rng):
+    late, early = keras.Input((6, 6, 1)), keras.Input((6, 6, 3))  # in the graph the deeper one comes first
+    x = keras.layers.Conv2D(4, 1, name="stem")(early)
+    gone = keras.layers.Conv2D(4, 1, name="gone")(x)
+    x = keras.layers.Concatenate()([keras.layers.Conv2D(3, 3, padding="same", name="border")(gone), x])
+    x = keras.layers.Conv2D(3, 1, name="last")(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Concatenate()([x, late]))
+    model = keras.Model([late, early], keras.layers.Dense(2)(x))
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    keep = {name: np.full(layer.mask.shape[0], name != "gone") for name, layer in supernet.gated_layers.items()}
+    check_exact(supernet, Architecture(keep), [rng.normal(size=(2, 6, 6, n)).astype("f4") for n in (1, 3)])
+
+
 def test_a_constant_map_of_unknown_size_is_refused(rng):
     image = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 1, name="stem")(image)

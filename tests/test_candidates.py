@@ -67,9 +67,12 @@ def test_without_a_size_they_are_the_posteriors_own(rng):
 def test_a_size_that_leaves_no_network_is_told():
     image = keras.Input((8, 8, 1))
     x = image
-    for _ in range(3):
-        x = keras.layers.Conv2D(8, 3, padding="same")(x)
+    for name in ("stem", "second", "third"):
+        x = keras.layers.Conv2D(8, 3, padding="same", name=name)(x)
     model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalMaxPooling2D()(x)))
-    words = "sample: no candidate of at most 2.0% of the parameters has a path to the output: gate with a larger share"
+    supernet = tfnas.gate(model, parameters=0.15, steps=100, num_examples=1000)
+    # All of the second's channels are more probable than any of the third's, and with one of those it is too large.
+    supernet.gated_layers["third"].drop_logit.assign(np.full(8, 5.0))
+    words = "sample: no candidate of at most 15.0% of the parameters has a path to the output: gate with a larger share"
     with pytest.raises(FailedSearch, match=words):
-        tfnas.sample(tfnas.gate(model, parameters=0.02, steps=100, num_examples=1000), 5, seed=1)
+        tfnas.sample(supernet, 5, seed=1)

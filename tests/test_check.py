@@ -178,3 +178,14 @@ def test_a_label_of_no_class_is_told(split, label):
     splits = data.Splits(**parts, sizes={"train": 3}, image_shape=(4, 4, 1), label_names=("a", "b", "c"))
     with pytest.raises(UserError, match=f"{split}: labels from 0 to 2 expected, one per class. Received: {label}"):
         checks.examples(splits)
+
+
+def test_a_share_out_of_reach_is_told_by_check_and_before_the_warm_up(small, tmp_path, monkeypatch):
+    settings = dataclasses.replace(small, search=dataclasses.replace(small.search, parameters=0.001)).check()
+    with pytest.raises(UserError, match="gate: parameters=0.001 is out of reach: the smallest network .* 'classifier'"):
+        check.run(settings, tmp_path)
+    assert settings.search.warmup_epochs > 0
+    monkeypatch.setattr(training, "_fit", lambda *arguments: pytest.fail("trained"))
+    splits = data.load(settings.data, tmp_path / "tensorflow_datasets")
+    with pytest.raises(UserError, match="is out of reach"):
+        training.warmed_up(settings, splits, Workdir(tmp_path))

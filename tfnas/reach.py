@@ -14,7 +14,7 @@ from tfnas.terminal import console
 
 Keep = dict[str, np.ndarray]
 _HOLDERS = 3  # layers without a gate that are named, the largest first
-_WORTH_NAMING = 0.01  # and what share of the full network such a layer has at least
+_WORTH_NAMING = 0.05  # and what share of the smallest network such a layer has at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,9 @@ def check(
     full = getattr(cost(graph), resource)
     shares = {name: getattr(part, resource) / full for name, part in by_node(graph, reach.keep).items()}
     holders = sorted((name for name in shares if name not in gated), key=lambda name: -shares[name])
-    held = [f"'{name}' ({shares[name]:.1%})" for name in holders[:_HOLDERS] if shares[name] >= _WORTH_NAMING]
+    held = [
+        f"'{name}' ({shares[name]:.1%})" for name in holders[:_HOLDERS] if shares[name] >= _WORTH_NAMING * reach.share
+    ]
     advice = next(
         (
             f"{words} brings it within reach"

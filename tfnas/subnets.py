@@ -221,9 +221,9 @@ class _Cutter:
                     "network to cut out; choose another candidate"
                 )
         for i, node in enumerate(self.graph.nodes):
-            held = self.flow.held(i)
+            held, exists = self.flow.held(i), node.kind == "input" or self.flow.works(i)
             sources = [self._value(j) for j in node.inputs]
-            tensor = getattr(self, f"_{_RULES.get(node.kind, node.kind)}")(i, node, *sources) if held.size else None
+            tensor = getattr(self, f"_{_RULES.get(node.kind, node.kind)}")(i, node, *sources) if exists else None
             self.values.append(_Value(tensor, held, self.folding.constants[i], node.spatial, node.called.dtype))
             if tensor is not None and self._depth(tensor) > _DEEPEST:
                 self._close()
@@ -435,7 +435,8 @@ class _Cutter:
         """Ones of shape (batch, *spatial, 1), for the batch at hand."""
         if None in spatial:
             raise _unknown_size()
-        image = self._value(self.graph.inputs[0]).tensor
+        # Of several inputs the one that comes first in the graph: the others may not be there yet.
+        image = self._value(min(self.graph.inputs)).tensor
         corner = (slice(None), *[slice(0, 1)] * (len(image.shape) - 1))
         one = self._operation(lambda x: x[corner], image)
         one = self._operation(keras.ops.ones_like, self._operation(keras.ops.cast, one, dtype))

@@ -301,7 +301,8 @@ def test_tf_config_of_the_training_operator(monkeypatch):
     for kind, index, place in (("chief", 0, 0), ("worker", 0, 1), ("worker", 2, 3)):
         task = {"cluster": cluster, "task": {"type": kind, "index": index}, "environment": "cloud"}
         monkeypatch.setenv("TF_CONFIG", json.dumps(task))
-        assert distribution.cluster() == distribution.Cluster(place, 4)
+        found = distribution.cluster()
+        assert (found.index, found.count) == (place, 4)
     for spec in replicas.values():
         (container,) = spec["template"]["spec"]["containers"]
         assert container["name"] == "tensorflow" and container["ports"][0]["name"] == "tfjob-port"

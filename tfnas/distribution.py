@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -66,7 +67,8 @@ def cluster() -> Cluster:
         raise UserError(f"TF_CONFIG: its cluster has no task {index} of '{kind}'; it has {counts}")
     before = sum(counts[job] for job in training[: training.index(kind)])
     count = sum(counts.values())
-    return Cluster(before + index, count, f"cluster {json.dumps(jobs, sort_keys=True)}" if count > 1 else "")
+    name = hashlib.sha256(json.dumps(jobs, sort_keys=True).encode()).hexdigest()[:16]
+    return Cluster(before + index, count, f"cluster {name}" if count > 1 else "")
 
 
 @functools.cache

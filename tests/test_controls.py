@@ -176,6 +176,13 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
         if row["name"].startswith(("fixed drop", "magnitude")):
             assert 0.9 * found <= row["parameters"] <= found
     assert {row["num_tested"] for row in rows if "mean of" in row["name"]} == {2}
+    results = json.loads((whole / workdir.RESULTS).read_text())
+    tested = sum(map(sum, results["confusion"]))
+    (chosen,) = (row for row in rows if row["name"] == results["chosen"])
+    for row in rows:  # whoever is right more often has more examples that it alone has right
+        if "mean of" not in row["name"]:
+            more = row["paired"]["only_found"] - row["paired"]["only_other"]
+            assert more == round(tested * (chosen["test_accuracy"] - row["test_accuracy"]))
 
     class Killed(Exception):
         pass

@@ -486,9 +486,10 @@ def test_page_says_whether_it_is_better_than_chance(tmp_path):
     assert "the posterior's best has 90.0 % (82.6 to 94.5)" in text
     assert f"the best {KINDS[1]} 10.0 % (5.5 to 17.4): 80 are right by the former alone, 0 by the latter" in text
     assert "(McNemar's test: p < 0.001)" in text and "p = 0.021" in text
-    # One kind that it is not told apart from is enough, and so is one that is better.
+    # One kind that it is not told apart from, or that is better, is enough.
     assert f"Not told apart from chance, from '{KINDS[2]}', by" in page("b", (80, 0, 1e-24), (8, 2, 0.109))
-    assert f"from '{KINDS[1]}' and '{KINDS[2]}', by" in page("c", (1, 9, 0.0215), (8, 2, 0.109))
+    assert f"from '{KINDS[1]}' and '{KINDS[2]}', by" in page("e", (2, 8, 0.109), (8, 2, 0.109))
+    assert f"Worse than chance, than '{KINDS[1]}': before" in page("c", (1, 9, 0.0215), (8, 2, 0.109))
     assert "better than chance: " not in page("d").lower()  # no examples were kept from the race
 
 

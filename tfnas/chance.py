@@ -104,11 +104,14 @@ def _answer(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
     """Whether the posterior's best is better than the best of as many random candidates, by McNemar's test."""
     if not comparisons:
         return ""
-    level = [kind for kind, c in comparisons.items() if c["only_found"] <= c["only_other"] or not significant(c)]
-    if not level:
-        verdict = "Better than chance"
-    else:
+    level = [kind for kind, c in comparisons.items() if not significant(c)]
+    worse = [kind for kind, c in comparisons.items() if significant(c) and c["only_found"] < c["only_other"]]
+    if worse:
+        verdict = f"Worse than chance, than {' and '.join(map(repr, worse))}"
+    elif level:
         verdict = f"Not told apart from chance, from {' and '.join(map(repr, level))}, by so few examples"
+    else:
+        verdict = "Better than chance"
     compared = "; ".join(
         f"of {c['count']:,} candidates of either kind, the posterior's best has "
         f"{with_interval(c['accuracy'], c['num_examples'])}, the best {kind} "

@@ -350,7 +350,7 @@ def exported(tmp_path_factory):
     settings = dataclasses.replace(
         whole,
         supernet=dataclasses.replace(whole.supernet, width=4, stem_width=4),
-        search=dataclasses.replace(whole.search, epochs=1, warmup_epochs=0, guard="off"),
+        search=config.Search(recipe="paper", epochs=1, batch_size=50, guard="off"),  # candidates of any size
         sample=dataclasses.replace(whole.sample, num_candidates=5, num_random=1, num_tested=3, recalibrate=100),
         retrain=dataclasses.replace(whole.retrain, epochs=0, controls=False),
         evaluate=config.Evaluate(min_accuracy=0.05),
@@ -464,6 +464,7 @@ def test_no_version_is_left_of_what_does_not_pass(exported):
         digest = workdir.digest(work.write_json(workdir.RESULTS, results))
         manifest = work.manifest()
         manifest["stages"]["retrain"]["outputs"][workdir.RESULTS] = digest
+        manifest["stages"]["evaluate"]["inputs"][workdir.RESULTS] = digest
         work.write_sealed(workdir.MANIFEST, manifest)
         with pytest.raises(UserError, match="of 400 test images correctly, and the network did"):
             export.run(other, path)

@@ -102,6 +102,7 @@ def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, n
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_xla_takes_the_same_steps(rng):
     """Without noise, for which XLA has a generator of its own."""
     ends, (x, y) = [], batch(rng)

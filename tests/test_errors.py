@@ -227,7 +227,12 @@ def test_an_evaluation_that_is_whole_but_none(tmp_path):
         kept.append("a" * 64, 0, {"loss": np.ones(3, np.float32)})
     head, line = file.read_text().splitlines()
     record = json.loads(line.partition(" ")[2])
-    for wrong in ({"digest": "no digest"}, {"figures": {"loss": "AAAA"}}, {"figures": {"loss": "no base64"}}):
+    for wrong in (
+        {"digest": "no digest"},
+        {"figures": {"loss": "AAAA"}},
+        {"figures": {"loss": "no base64"}},
+        {"figures": {"a": "4A=="}},
+    ):
         file.write_text(f"{head}\n{_line({**record, **wrong})}")
         told(
             "e.jsonl: line 2 was altered, delete the file to rank again (a digest, and figures of each example, are "

@@ -105,7 +105,7 @@ class Evaluations:
         self._note(record, len(self._files) - 1, offset, len(line))
 
     def read(self, digest: str, stop: int) -> dict[str, np.ndarray]:
-        """Figures of the examples [0, stop), which must be known, by name; float32, shape (stop,) each."""
+        """Figures that all examples in [0, stop) have, which must be known, by name; float32, shape (stop,) each."""
         places = self._places.get(bytes.fromhex(digest), {})
         figures: dict[str, list[np.ndarray]] = {}
         start = 0
@@ -118,7 +118,8 @@ class Evaluations:
             for name, text in record["figures"].items():
                 figures.setdefault(name, []).append(_decoded(text, record["count"])[known : known + count])
             start += count
-        return {name: np.concatenate(parts) for name, parts in figures.items()}
+        found = {name: np.concatenate(parts) for name, parts in figures.items()}
+        return {name: values for name, values in found.items() if len(values) == stop}
 
     def _open_own(self, key: str) -> bool:
         """Opens the file that is appended to, begun with `key`; whether it is still the one that lies at `path`."""
@@ -254,11 +255,11 @@ def _decoded(text: str, count: int) -> np.ndarray:
 
 
 def _is_whole(evaluation: Mapping[str, Any]) -> bool:
-    """Whether the digest is one, and there is a figure of each example."""
+    """Whether the digest is one, and there are a loss and other figures of each example."""
     count = evaluation["count"]
     try:
         bytes.fromhex(evaluation["digest"])
         sizes = [len(base64.b64decode(text, validate=True)) for text in evaluation["figures"].values()]
     except ValueError:
         return False
-    return all(size in (4 * count, math.ceil(count / 8)) for size in sizes)
+    return "loss" in evaluation["figures"] and all(size in (4 * count, math.ceil(count / 8)) for size in sizes)

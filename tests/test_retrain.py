@@ -28,5 +28,5 @@ def test_what_is_compared_is_computed_in_full_precision():
     settings = config.Config()
     retrain._check_exact(Network(), "found", Network(), types.SimpleNamespace(validation=validation), settings)
     found = retrain._classified(Network(), validation, settings)
-    np.testing.assert_array_equal(found, [labels, [0, 1, 1, 2]])
+    np.testing.assert_array_equal(found[:2], [labels, [0, 1, 1, 2]])
     assert seen == [False] * 3 and asked()

@@ -56,7 +56,8 @@ class Builder:
     def step(self, x, maps):
         """One more map, from `x` and perhaps others."""
         steps = [self.conv, self.conv, self.transposed, self.normalised, self.activated, self.pooled, self.passed]
-        steps += [self.excited, self.attended, self.broadcast, self.padded, self.resized, self.number]
+        steps += [self.excited, self.attended, self.padded, self.resized, self.number]
+        steps += [self.broadcast] * 3  # which few masks hit where it matters
         steps += [self.residual, self.nested, lambda x: self.joined(x, self.pick(maps)), self.opaque]
         if self.rank < 3:
             steps += [self.depthwise, self.separable]
@@ -177,9 +178,8 @@ class Builder:
 
     def broadcast(self, x):
         """A map and one position, joined in either order."""
-        if self.rng.random() < 0.7:
-            x = self.conv(x)
-        both = [x, self.squeezed(x, x.shape[-1], self.activation())]
+        y = self.conv(x)
+        both = [y, self.squeezed(x, y.shape[-1], self.activation())]  # neither from the other
         return self.merge()(both if self.rng.random() < 0.5 else both[::-1])
 
     def padded(self, x):
@@ -281,7 +281,8 @@ def masks(supernet, count, rng):
             if not keep[name].any() and rng.random() < 0.7:  # of one or two channels nothing is left too often
                 keep[name][rng.integers(sizes[name])] = True
         if i % 3 == 1:
-            keep[names[int(rng.integers(len(names)))]][:] = False
+            for name in rng.choice(names, min(3, len(names)), replace=False):
+                keep[name][:] = False
         elif i % 3 == 2:  # in the graph's order, so mostly of one branch
             first = int(rng.integers(len(names)))
             for name in names[first : first + int(rng.integers(1, 4))]:

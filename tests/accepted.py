@@ -96,6 +96,7 @@ _MODULES = {
     "benchmarks.contest": _module,
     "benchmarks.claims": _module,
     "benchmarks.faults": _module,
+    "benchmarks.racing_bounds": _module,
     "benchmarks.ranking_worth": _module,
 }
 

@@ -206,7 +206,7 @@ def test_two_arms_on_the_digits(tmp_path):
     results = mine.results("contest.py")
     narrowed, pruned = results["records"]
     assert narrowed["width"] == 2 and narrowed["off_target"] == 0
-    assert 0 <= pruned["off_target"] < 0.2
+    assert -0.2 < pruned["off_target"] <= 0  # at most what was asked for
     assert pruned["epochs"] == 5 and not pruned["resumed"]
     assert pruned["kept"]["stage1_block1_path1_conv1"] == 4 and pruned["kept"]["stage3_block1_path1_conv2"] < 16
     assert all(0 <= pruned[split]["accuracy"] <= 1 for split in ("validation", "train", "test"))

@@ -141,8 +141,9 @@ def describe(architecture: Architecture, builder: str, layout: str = "gather", *
 def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
     """The network that `describe`'s JSON says, with fresh weights.
 
-    Weights of a network that was cut may be set in it, but are not all of that: constants that dropped operations leave
-    (`tfnas.subnet`) are no weights. Its `.keras` file has both.
+    Weights of a network that was cut may be set in it, by their paths: constants that dropped operations leave
+    (`tfnas.subnet`) are operations, with which Keras may order the weights otherwise. They are not weights, and are
+    missing here; the `.keras` file of the network that was cut has both.
 
     The text is data, and names no code that is run: its super-network is one of `tfnas.supernets`. A function of the
     user's own is imported and called only if the caller names it too.

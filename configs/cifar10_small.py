@@ -25,6 +25,6 @@ def get_config():
             supernet=Supernet(width=8, num_blocks=1, stem_width=16),
             search=Search(epochs=12, batch_size=100, learning_rate=0.1, parameters=0.5),
             sample=Sample(num_candidates=200, num_random=50),
-            retrain=Retrain(epochs=28, batch_size=100, weight_decay=5e-4),
+            retrain=Retrain(epochs=28, batch_size=100),
         )
     )

@@ -17,7 +17,7 @@ def get_config():
             supernet=Supernet(width=8, num_blocks=1, stem_width=16),
             search=Search(epochs=30, batch_size=50, learning_rate=0.1, parameters=0.25),
             sample=Sample(num_candidates=500, num_random=100),
-            retrain=Retrain(epochs=50, batch_size=50, weight_decay=5e-4, controls=False),
+            retrain=Retrain(epochs=50, batch_size=50, controls=False),
             evaluate=Evaluate(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9),
         )
     )

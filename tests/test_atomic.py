@@ -1,8 +1,29 @@
 """Folders that change places: readers see the old or the new."""
 
-import pytest
+import os
+import signal
+import subprocess
+import sys
 
+import pytest
+from conftest import ROOT
+
+from tfnas import atomic, workdir
+
+# Is killed before it renames for the n-th time, on a file system that cannot exchange two folders.
+KILLED = """
+import os, pathlib, signal, sys
 from tfnas import atomic
+source, target, last = sys.argv[1:]
+rename, calls = os.rename, []
+def renamed(*names):
+    calls.append(names)
+    if len(calls) == int(last):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(*names)
+os.rename, atomic._exchanged = renamed, lambda one, other: False
+atomic.replace(pathlib.Path(source), pathlib.Path(target))
+"""
 
 
 def folder(path, content):
@@ -56,3 +77,28 @@ def test_the_old_one_stays_where_the_new_one_cannot_be_moved(tmp_path, monkeypat
     with pytest.raises(PermissionError):
         atomic.replace(new, old)
     assert (content(old), content(new)) == ("old", "new") and len(calls) == 3
+
+
+@pytest.mark.parametrize("last, served", [(1, "old"), (2, "old"), (3, "new")])
+def test_what_was_served_is_not_lost_with_a_process_killed_between_two_renames(tmp_path, last, served):
+    served_at = tmp_path / "export" / "digits"
+    new, old = folder(served_at / f"{atomic.TEMPORARY}export-x" / "1", "new"), folder(served_at / "1", "old")
+    arguments = [sys.executable, "-c", KILLED, str(new), str(old), str(last)]
+    killed = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert killed.returncode == -signal.SIGKILL
+    assert old.exists() == (last != 2)
+    workdir.Workdir(tmp_path)  # as any command begins
+    assert content(old) == served
+    assert [path.name for path in served_at.iterdir()] == ["1"]
+
+
+def test_a_folder_set_aside_is_no_obstacle_to_the_next(tmp_path):
+    """Where no locks are, nothing is tidied up before."""
+    before = folder(tmp_path / f"{atomic.SET_ASIDE}1", "old")
+    for there in (False, True):
+        if there:
+            folder(before, "oldest")
+        new = folder(tmp_path / f"aside{there}", "new")
+        atomic.replace(new, tmp_path / "1")
+        assert content(tmp_path / "1") == "new" and not before.exists()
+        assert content(new) == ("new" if there else "old")

@@ -6,10 +6,12 @@ import ctypes
 import errno
 import os
 import pathlib
+import shutil
 import uuid
 from collections.abc import Callable
 
 TEMPORARY = ".tfnas-"  # how the name begins of what is not whole yet
+SET_ASIDE = ".before-"  # and of a folder while another one takes its place
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
@@ -50,7 +52,8 @@ def replace(source: pathlib.Path, target: pathlib.Path) -> None:
     """Moves a finished file or folder to where it is looked for: there is the old or the new there, whole.
 
     An old folder is `source` afterwards. Where the file system cannot exchange two folders (NFS), there is none at
-    `target` for an instant; all local ones of Linux can.
+    `target` for an instant, and `restore` brings the old one back if the process is killed in it; all local ones of
+    Linux can.
 
     Args:
         source: on the file system of `target`.
@@ -61,11 +64,13 @@ def replace(source: pathlib.Path, target: pathlib.Path) -> None:
     """
     for path in [*source.rglob("*"), source] if source.is_dir() else [source]:
         sync(path)
+    before = target.with_name(f"{SET_ASIDE}{target.name}")
+    if before.is_dir():
+        restore(before)
     if not target.is_dir():
         os.replace(source, target)
     elif not _exchanged(source, target):
-        before = source.with_name(f"{source.name}.before")
-        os.rename(target, before)
+        os.rename(target, before)  # not into a folder of what is unfinished, which the next process deletes
         try:
             os.rename(source, target)
         except BaseException:
@@ -73,6 +78,19 @@ def replace(source: pathlib.Path, target: pathlib.Path) -> None:
             raise
         os.rename(before, source)
     sync(target.parent)
+
+
+def restore(before: pathlib.Path) -> None:
+    """Ends a `replace` that was killed: the folder set aside returns to its place, or goes if the new one is there.
+
+    Args:
+        before: a folder whose name begins with `SET_ASIDE`.
+    """
+    target = before.with_name(before.name.removeprefix(SET_ASIDE))
+    if target.exists():
+        shutil.rmtree(before)
+    else:
+        os.rename(before, target)
 
 
 def _exchanged(one: pathlib.Path, other: pathlib.Path) -> bool:

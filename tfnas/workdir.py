@@ -35,7 +35,7 @@ from typing import Any
 
 import tfnas.config
 from tfnas import atomic, holding, provenance
-from tfnas.atomic import TEMPORARY
+from tfnas.atomic import SET_ASIDE, TEMPORARY
 from tfnas.errors import UserError, shown, unwrapped
 from tfnas.reading import Shape, mapping_of, number, optional, read, record, text_of
 
@@ -145,13 +145,13 @@ NEUTRAL = (
     "training.checkpoints_kept",
 )
 _UNFINISHED = (f"{TEMPORARY}*", *(f"{stage}/**/{TEMPORARY}*" for stage in STAGES), "tensorflow_datasets/*/incomplete.*")
+_SET_ASIDE = f"export/**/{SET_ASIDE}*"
 
 
 class Workdir:
     """One run's folder, without what a killed process left unfinished in it.
 
     Raises UserError where it cannot be made or written.
-
 
     Args:
         path: the folder.
@@ -171,7 +171,10 @@ class Workdir:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Removes unfinished files, unless another process, a shard perhaps, may be writing them."""
+        """Removes unfinished files, unless another process, a shard perhaps, may be writing them.
+
+        A folder that was set aside for one that then did not take its place returns to it.
+        """
         folder = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, folder)
         # Every process holds the folder's lock, which the system gives back however it ends. Some file systems lock no
@@ -182,6 +185,8 @@ class Workdir:
             except BlockingIOError:
                 pass
             else:
+                for before in [*self.path.glob(_SET_ASIDE)]:
+                    atomic.restore(before)
                 for left in [path for pattern in _UNFINISHED for path in self.path.glob(pattern)]:
                     if left.is_dir():
                         shutil.rmtree(left)

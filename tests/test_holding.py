@@ -109,14 +109,28 @@ def test_a_group_works_side_by_side_and_keeps_others_out(tmp_path):
         assert [one["process"] for one in named] == [first.pid, second.pid]
         assert free(tmp_path, "shards") and not free(tmp_path) and not free(tmp_path, "another cluster")
         with (
-            pytest.raises(UserError, match=f"process {first.pid} on .* and .* more works in it"),
+            pytest.raises(UserError, match=f"process {first.pid} on [^ ]* and 1 more works in it"),
             holding.held(tmp_path),
         ):
             pass
         first.kill()
         first.wait()
         assert free(tmp_path, "shards") and not free(tmp_path)
+        # The one who is named is one who works there, not the first who ever did.
+        with pytest.raises(UserError, match=f"process {second.pid} on [^ ]* works in it"), holding.held(tmp_path):
+            pass
     assert free(tmp_path) and not list(tmp_path.iterdir())
+
+
+def test_a_process_of_another_machine_is_named_for_nobody_knows_whether_it_is_gone(tmp_path):
+    with holder(tmp_path, "shards"), holder(tmp_path, "shards"):
+        line, second = (tmp_path / holding.NAME).read_text().splitlines()
+        elsewhere = {**json.loads(line), "host": "node-3", "process": 2**22 + 1}  # more than any process's id here
+        gone = {**elsewhere, "host": socket.gethostname()}
+        more = [json.dumps(one) for one in (gone, elsewhere)]
+        (tmp_path / holding.NAME).write_text("\n".join([*more, line, second]) + "\n")
+        with pytest.raises(UserError, match="process 4194305 on node-3 and 2 more works in it"), holding.held(tmp_path):
+            pass
 
 
 def test_a_hold_within_a_hold_is_one(tmp_path):

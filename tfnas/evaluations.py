@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import json
 import math
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tfnas import atomic
+from tfnas import atomic, locks
 from tfnas.errors import UserError
 from tfnas.reading import MOST, Shape, mapping_of, read, record, text_of, whole
 
@@ -100,7 +99,7 @@ class Evaluations:
             "figures": {name: _encoded(values) for name, values in figures.items()},
         }
         line = _line(record).encode()
-        with _locked(self._own) as locked:
+        with locks.alone(self._own.fileno()) as locked:
             offset = _append(self._own.fileno(), line, locked)
         self._note(record, len(self._files) - 1, offset, len(line))
 
@@ -127,8 +126,8 @@ class Evaluations:
         stream = open(self.path, "a+b", buffering=0)
         with contextlib.ExitStack() as on_error:
             on_error.callback(stream.close)
-            with _locked(stream):
-                if not _lies_at(stream, self.path):  # replaced between its opening and its lock
+            with locks.alone(stream.fileno()):
+                if not locks.lies_at(stream.fileno(), self.path):  # replaced between its opening and its lock
                     return False
                 with open(self.path, "rb") as reader:
                     found = _key(reader, self.path)
@@ -175,20 +174,6 @@ def _key(file: Any, path: pathlib.Path) -> str | None:
     return _parsed(first, path, 1, record(key=text_of()))["key"]
 
 
-@contextlib.contextmanager
-def _locked(stream: Any) -> Iterator[bool]:
-    """While it lasts no other process writes to the file; False where the file system has no locks."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-    except OSError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        fcntl.flock(stream, fcntl.LOCK_UN)
-
-
 def _append(file: int, line: bytes, alone: bool) -> int:
     """Writes a line at the end, and returns where it begins; a disk that is full leaves the file as it was.
 
@@ -214,13 +199,6 @@ def _append(file: int, line: bytes, alone: bool) -> int:
             os.ftruncate(file, begin)
         raise
     return begin
-
-
-def _lies_at(stream: Any, path: pathlib.Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _line(record: dict[str, Any]) -> str:

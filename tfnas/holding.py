@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from tfnas import locks
 from tfnas.errors import UserError, shown
 from tfnas.reading import read, record, text_of, whole
 
@@ -101,7 +102,7 @@ class _Hold:
                 self._path.unlink(missing_ok=True)
                 return True
             # By now the file may have been deleted, with all that it was worth.
-            if not taken or not _lies_at(file, self._path):
+            if not taken or not locks.lies_at(file, self._path):
                 return False
             self._file = file
             closing.pop_all()
@@ -109,11 +110,11 @@ class _Hold:
 
     def _lock(self, file: int) -> bool:
         """Whether the file is locked, with this process written into it. Raises OSError where there are no locks."""
-        if _locked(file, fcntl.LOCK_EX):
+        if locks.taken(file, fcntl.LOCK_EX):
             os.ftruncate(file, 0)  # of holders that are gone
             self._write(file)
-            return not self._group or _locked(file, fcntl.LOCK_SH)
-        if not self._group or not _locked(file, fcntl.LOCK_SH):
+            return not self._group or locks.taken(file, fcntl.LOCK_SH)
+        if not self._group or not locks.taken(file, fcntl.LOCK_SH):
             return False
         if any(holder["group"] != self._group for holder in _holders(self._path)):
             return False
@@ -134,7 +135,9 @@ class _Hold:
 
     def _refusal(self) -> UserError:
         told = "another process works in it"
-        holders = _holders(self._path)
+        # While one of a group keeps the lock, the file also keeps the lines of those that have left or were killed.
+        by_process = {(one["host"], one["process"]): one for one in _holders(self._path) if not _is_gone(one)}
+        holders = [*by_process.values()]
         if holders:
             first = holders[0]
             more = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
@@ -145,20 +148,19 @@ class _Hold:
         return UserError(f"workdir {self._folder}: {told}; wait until that ends, or use another --workdir")
 
 
-def _locked(file: int, how: int) -> bool:
-    """Whether a lock was to be had at once."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
+def _is_gone(holder: dict[str, Any]) -> bool:
+    """Whether it was this process, or one of this machine that has ended; of another machine nobody knows."""
+    if holder["host"] != socket.gethostname():
         return False
-    return True
-
-
-def _lies_at(file: int, path: pathlib.Path) -> bool:
+    if holder["process"] == os.getpid():
+        return True
     try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
+        os.kill(holder["process"], 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass  # another user's
+    return False
 
 
 def _holders(path: pathlib.Path) -> list[dict[str, Any]]:

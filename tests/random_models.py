@@ -225,7 +225,7 @@ class Builder:
             else:
                 x, other = self.resampled(x, other)
         if self.rng.random() < 0.5:
-            return L.Concatenate()([x, other])
+            return L.Concatenate()(self.pick([[x, other], [x, other], [x, x], [x, x, other]]))
         if x.shape[-1] != other.shape[-1]:
             other = self.conv(other, kernel=1, strides=1, filters=x.shape[-1])
         elif x is other:

@@ -154,3 +154,34 @@ def test_the_engine_evaluates_as_evaluate_does(rng):
     np.testing.assert_allclose(
         engine.outputs(half(supernet)), supernet.predict(images, verbose=0), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("operation", ["concatenate", "concatenate with another", "add", "plus", "nested"])
+def test_a_tensor_that_one_call_reads_twice_may_be_cut_differently_for_each(operation, rng):
+    image = keras.Input((6, 6, 3))
+    h = layers.Conv2D(4, 1, activation="relu", name="stem")(image)
+    a = layers.Conv2D(4, 3, padding="same", name="a")(h)
+    first, second = keras.Input((6, 6, 4)), keras.Input((6, 6, 4))
+    x = {
+        "concatenate": lambda: layers.Concatenate()([a, a]),
+        "concatenate with another": lambda: layers.Concatenate()([a, a, h]),
+        "add": lambda: layers.Add()([a, a]),
+        "plus": lambda: a + a,
+        "nested": lambda: keras.Model([first, second], layers.Concatenate()([first, second]))([a, a]),
+    }[operation]()
+    model = keras.Model(image, head(layers.Conv2D(4, 3, name="b")(x)))
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, ell2=1, num_examples=64)
+    supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    images = rng.normal(size=(4, 6, 6, 3)).astype("f4")
+    engine = Engine(supernet, (images, np.zeros(4, int)))
+    sizes = {name: layer.mask.shape[0] for name, layer in supernet.gated_layers.items()}
+    assert sizes["b"] == x.shape[-1]
+    for drop in (0.2, 0.5, 0.5, 0.8):
+        architecture = tfnas.Architecture({name: rng.random(size) >= drop for name, size in sizes.items()})
+        if not supernet.graph.flow(architecture).reaches_outputs():
+            continue
+        supernet.set_architecture(architecture)
+        expected = np.asarray(supernet(images))
+        np.testing.assert_allclose(subnet(supernet, architecture)(images), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(engine.outputs(architecture), expected, rtol=1e-4, atol=1e-5)

@@ -61,10 +61,11 @@ class Call:
             tensors: in the order in which the call names its own; fewer for a sum that has lost addends.
             training: what the model is called with; None: nothing.
         """
-        inputs = self._record.input_tensors
-        if len(tensors) == len(inputs):
-            arguments, keywords = self._record.arguments.fill_in(
-                {id(old): new for old, new in zip(inputs, tensors, strict=True)}
+        if len(tensors) == len(self._record.input_tensors):
+            # By position: one tensor that is read twice may have two stand-ins.
+            stand_ins = iter(tensors)
+            arguments, keywords = self._record.arguments.convert(
+                lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else x
             )
         else:
             arguments, keywords = (list(tensors),), {}

@@ -218,14 +218,13 @@ class Graph:
     def model_of(self, tensors: Mapping[int, Any], name: str) -> keras.Model:
         """A model from tensors that stand in for the inputs' and outputs' nodes, by number; nested as this model's."""
 
-        def structure(nested: Any, flat: Sequence[Any], numbers: Sequence[int]) -> Any:
-            made = {id(old): tensors[i] for old, i in zip(flat, numbers, strict=True)}
-            return keras.tree.map_structure(lambda old: made[id(old)], nested)
+        def structure(nested: Any, numbers: Sequence[int]) -> Any:
+            return keras.tree.pack_sequence_as(nested, [tensors[i] for i in numbers])
 
         with deep():
             return keras.Model(
-                structure(self.model._inputs_struct, self.model.inputs, self.inputs),
-                structure(self.model._outputs_struct, self.model.outputs, self.outputs),
+                structure(self.model._inputs_struct, self.inputs),
+                structure(self.model._outputs_struct, self.outputs),
                 name=name,
             )
 
@@ -439,7 +438,7 @@ class Flow:
     def reads(self, i: int) -> np.ndarray:
         """Input channels that a layer keeps and that the subnet computes for it, bool, shape (K,).
 
-        None if the layer does not work. A padded kernel that is left with constants alone works without any.
+        None of them if the layer does not work; a padded kernel that is left with constants alone works without any.
         """
         source = self.graph.nodes[i].inputs[0]
         return self.kept(self.graph.nodes[i]) & self.live[source] & self.works(i)

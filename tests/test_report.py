@@ -339,6 +339,7 @@ def test_page_of_candidates_evaluated_in_full_without_fresh_examples(tmp_path):
     assert row(text, "posterior", "3", "90.0 ± 1.0 %", "all", "0.250", "90.0 %", "-", "-", "0")
     assert "No examples were kept from the race" in text and "fresh ones" not in text
     assert "How many samples" not in text
+    assert "It was not compared with chance: no examples were kept from the race to do it on (sample.holdout" in text
 
 
 def test_page_of_a_kind_without_a_winner(tmp_path):
@@ -455,6 +456,14 @@ def test_table_and_page_with_every_network_of_a_run(tmp_path):
     assert not any(note in report.html(made(tmp_path / "other"), CONFIG) for note in notes)
 
 
+def test_page_compares_with_no_full_network_that_was_not_trained(tmp_path):
+    words = "Trained for the same total number of epochs, the full one reaches"
+    assert f"{words} 98.5 %." in report.html(made(tmp_path / "a", rows=(FULL, MEAN, FOUND)), CONFIG)
+    untrained = {**FULL, "test_accuracy": 0.5}
+    text = report.html(made(tmp_path / "b", rows=(untrained, MEAN, FOUND)), CONFIG)
+    assert words not in text and "25 % of its multiply-adds.</p>" in text and "is nothing to compare with" in text
+
+
 def test_page_without_baseline_and_retraining(tmp_path):
     before = {**FOUND, "name": "found network, before retraining"}
     text = report.html(made(tmp_path, rows=(MEAN, before)), CONFIG)
@@ -490,7 +499,7 @@ def test_page_says_whether_it_is_better_than_chance(tmp_path):
     assert f"Not told apart from chance, from '{KINDS[2]}', by" in page("b", (80, 0, 1e-24), (8, 2, 0.109))
     assert f"from '{KINDS[1]}' and '{KINDS[2]}', by" in page("e", (2, 8, 0.109), (8, 2, 0.109))
     assert f"Worse than chance, than '{KINDS[1]}': before" in page("c", (1, 9, 0.0215), (8, 2, 0.109))
-    assert "better than chance: " not in page("d").lower()  # no examples were kept from the race
+    assert "It was not compared with chance: no random candidate reaches the output." in page("d")
 
 
 def test_page_says_why_there_are_fewer_candidates_than_asked_for(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from tfnas.errors import UserError
-from tfnas.statistics import best_of, calibration_error, kendall_tau, mcnemar, predictive, proportion_interval
+from tfnas.statistics import Paired, best_of, calibration_error, kendall_tau, predictive, proportion_interval
 
 
 def best_of_all_subsets(scores, measured, count):
@@ -118,11 +118,16 @@ def test_an_accuracy_of_all_has_an_interval():
 
 
 def test_mcnemars_test_is_the_binomial_of_those_that_differ():
-    assert mcnemar(0, 0).p_value == 1 and mcnemar(4, 4).p_value == 1
+    assert Paired(0, 0).p_value == 1 and Paired(4, 4).p_value == 1
     for first, second in ((10, 2), (2, 10), (0, 6), (7, 5)):
         tail = sum(math.comb(first + second, k) for k in range(min(first, second) + 1)) / 2 ** (first + second)
-        assert mcnemar(first, second).p_value == pytest.approx(2 * tail)
-        assert (mcnemar(first, second).first, mcnemar(first, second).second) == (first, second)
+        assert Paired(first, second).p_value == pytest.approx(2 * tail)
+
+
+def test_paired_counts_what_only_one_has_right():
+    found, other = np.array([1, 1, 1, 1, 1, 0, 0, 0], bool), np.array([1, 1, 0, 0, 0, 1, 0, 0], bool)
+    assert Paired.of(found, other) == Paired(only_found=3, only_other=1)
+    assert Paired.of(found, other).record() == {"only_found": 3, "only_other": 1, "p_value": pytest.approx(10 / 16)}
 
 
 def test_a_probability_that_underflowed_has_a_finite_likelihood():
@@ -158,7 +163,8 @@ def test_wilsons_interval_against_its_formula():
         (lambda: calibration_error([[0.5, 0.5]], [0], bins=0), "calibration_error: bins .* Received: 0"),
         (lambda: predictive([[0.5, 0.5]], [2]), "predictive: labels"),
         (lambda: predictive([[0.5, 0.5]], [1], level=0), "predictive: level"),
-        (lambda: mcnemar(-1, 2), "mcnemar: .* Received: -1 and 2"),
+        (lambda: Paired.of([True] * 2, [True] * 3), r"Paired: .* Received: bool \(2,\) and bool \(3,\)"),
+        (lambda: Paired.of([1, 0], [0, 1]), "Paired: .*, bool, .* Received: int64"),
         (lambda: proportion_interval(3, 2), "proportion_interval: .* Received: 3 of 2"),
         (lambda: proportion_interval(-1, 2), "proportion_interval: .* Received: -1 of 2"),
         (lambda: proportion_interval(0, 0), "proportion_interval: .* Received: 0 of 0"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfnas import figures
 from tfnas.reading import Shape, expect, list_of, loss, mapping_of, number, optional, record, text_of, whole
+from tfnas.results import PAIRED
 
 _POSTERIOR = "posterior"  # the kind that the found network is of
 _COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN)  # of the kinds of candidates, in the ranking's order
@@ -57,14 +58,19 @@ _RACED = record(  # what a group has besides, if there is a best one
     ties=list_of(whole()),
     best_of=list_of(record(count=whole(1), **dict.fromkeys(("mean", "low", "high"), _NEARLY_SHARE))),
 )
-_PAIRED = {"only_found": whole(), "only_other": whole(), "p_value": _NEARLY_SHARE}
-PAIRED = record(**_PAIRED)  # the network found and another, on the same examples
-_COMPARISON = record(count=whole(1), num_examples=whole(1), accuracy=_SHARE, other_accuracy=_SHARE, **_PAIRED)
+_COMPARED = record(count=whole(1), num_examples=whole(1), accuracy=_SHARE, other_accuracy=_SHARE)
+
+
+def _comparison(value: Any, place: str) -> None:
+    _COMPARED(value, place)
+    PAIRED(value, place)
+
+
 _RANKING = record(
     rank_by=text_of("loss", "accuracy"),
     reads=mapping_of(optional(whole())),  # input channels of each gated layer of the winner; null: it is not there
     kinds=mapping_of(_GROUP, 1),
-    comparisons=mapping_of(_COMPARISON),
+    comparisons=mapping_of(_comparison),
     predictive=mapping_of(record(accuracy=_three(_NEARLY_SHARE), nll=_three(loss()), ece=_NEARLY_SHARE)),
 )
 
@@ -91,7 +97,7 @@ def section(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any])
     by_kind = {kind: [c for c in candidates if c["kind"] == kind] for kind in kinds}
     colours = dict(zip(kinds, _COLOURS, strict=True))
     return (
-        _answer(ranking["comparisons"])
+        _answer(ranking["comparisons"], kinds[_POSTERIOR])
         + _short(kinds)
         + _races(ranking)
         + figures.side_by_side(_histogram(by_kind, colours), _scatter(by_kind, colours, kinds[_POSTERIOR]["best"]))
@@ -100,10 +106,18 @@ def section(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any])
     )
 
 
-def _answer(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
-    """Whether the posterior's best is better than the best of as many random candidates, by McNemar's test."""
+def _answer(comparisons: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) -> str:
+    """Whether the posterior's best is better than the best of as many random candidates, by McNemar's test.
+
+    Or why that is not known. `found` is what the ranking says of the posterior's candidates.
+    """
     if not comparisons:
-        return ""
+        why = (
+            "no random candidate reaches the output"
+            if found["fresh"]
+            else "no examples were kept from the race to do it on (sample.holdout is 0)"
+        )
+        return f"<p>{figures.text(f'It was not compared with chance: {why}.')}</p>"
     level = [kind for kind, c in comparisons.items() if not significant(c)]
     worse = [kind for kind, c in comparisons.items() if significant(c) and c["only_found"] < c["only_other"]]
     if worse:

@@ -206,10 +206,13 @@ def _what(results: Mapping[str, Any], manifest: Mapping[str, Any], config: confi
     if full:
         lead += (
             f": {100 * chosen['parameters'] / full['parameters']:.0f} % of the full network's parameters and "
-            f"{100 * chosen['multiply_adds'] / full['multiply_adds']:.0f} % of its multiply-adds. Trained for the "
-            f"same total number of epochs, the full one reaches {100 * full['test_accuracy']:.1f} %"
+            f"{100 * chosen['multiply_adds'] / full['multiply_adds']:.0f} % of its multiply-adds"
         )
     doubted = blessing.doubt(results)
+    if full and not doubted:
+        lead += (
+            f". Trained for the same total number of epochs, the full one reaches {100 * full['test_accuracy']:.1f} %"
+        )
     warning = f'<p class="lead warning">Warning: {figures.text(doubted)}.</p>' if doubted else ""
     cells = [(row["name"] == results["chosen"], values) for row, values in _cells(rows)]
     notes = (

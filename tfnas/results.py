@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tfnas.chance import PAIRED
 from tfnas.config import FORMATS
 from tfnas.reading import MOST, Shape, expect, list_of, number, optional, record, text_of, whole
 
@@ -18,6 +17,8 @@ _MEASURES: dict[str, Shape] = {
     "file_bytes": number(0, MOST),
     "latency_seconds": number(0, 1e9),
 }
+# Of McNemar's test, `statistics.Paired.record`: the network found and another, on the same examples.
+PAIRED = record(only_found=whole(), only_other=whole(), p_value=number(-1e-9, 1 + 1e-9))
 _ROW = record(
     {"num_tested": whole(), "paired": PAIRED, **{name: optional(shape) for name, shape in _MEASURES.items()}},
     name=text_of(),

@@ -209,37 +209,44 @@ def proportion_interval(correct: int, total: int, level: float = 0.95) -> tuple[
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Two classifiers on the same examples.
+    """The network found and another one, on the same examples.
 
     Attributes:
-        first: examples that only the first has right.
-        second: examples that only the second has right.
-        p_value: of McNemar's exact test.
+        only_found: examples that only the network found has right.
+        only_other: examples that only the other one has right.
     """
 
-    first: int
-    second: int
-    p_value: float
+    only_found: int
+    only_other: int
 
+    @classmethod
+    def of(cls, found: ArrayLike, other: ArrayLike) -> Paired:
+        """From which examples each has right: bool, shape (n,).
 
-def mcnemar(first: int, second: int) -> Paired:
-    """McNemar's exact test (1947) that two classifiers are right equally often, two-sided.
+        Raises:
+            UserError: if the arguments are not these.
+        """
+        found, other = np.asarray(found), np.asarray(other)
+        if found.ndim != 1 or found.shape != other.shape or {found.dtype, other.dtype} != {np.dtype(bool)}:
+            raise UserError(
+                "Paired: whether each of two networks has each example right expected, bool, shape (n,). "
+                f"Received: {found.dtype} {found.shape} and {other.dtype} {other.shape}"
+            )
+        return cls(int((found & ~other).sum()), int((other & ~found).sum()))
 
-    Where they agree, an example says nothing about which is better; of those where they do not, half would go to
-    either, were they equally good: p is the binomial probability of a split at least as uneven.
+    @property
+    def p_value(self) -> float:
+        """Of McNemar's exact test (1947) that the two are right equally often, two-sided.
 
-    Args:
-        first: examples that only the first has right.
-        second: examples that only the second has right.
+        Where they agree, an example says nothing about which is better; of those where they do not, half would go to
+        either, were they equally good: p is the binomial probability of a split at least as uneven.
+        """
+        differ = self.only_found + self.only_other
+        return float(stats.binomtest(self.only_found, differ).pvalue) if differ else 1.0
 
-    Raises:
-        UserError: if one of them is negative.
-    """
-    if min(first, second) < 0:
-        raise UserError(f"mcnemar: numbers of examples expected. Received: {first} and {second}")
-    differ = first + second
-    p = float(stats.binomtest(int(first), int(differ)).pvalue) if differ else 1.0
-    return Paired(int(first), int(second), p)
+    def record(self) -> dict[str, Any]:
+        """As a file has it."""
+        return {"only_found": self.only_found, "only_other": self.only_other, "p_value": self.p_value}
 
 
 def _interval(samples: np.ndarray, level: float) -> np.ndarray:

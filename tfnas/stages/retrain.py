@@ -135,7 +135,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
             _, classes, top5 = _classified(arm.model, splits.test, config)
         row["test_accuracy"] = float(np.mean(classes == labels))
         row["test_top5_accuracy"] = top5
-        row["paired"] = _paired(best == labels, classes == labels)
+        row["paired"] = statistics.Paired.of(best == labels, classes == labels).record()
     confusion = _matrix(labels, best, chosen.model.output_shape[-1]).tolist()
     for _, groups in itertools.groupby(means, key=lambda group: id(group.supernet)):
         rows += _means_on_test(list(groups), splits, config)
@@ -239,12 +239,6 @@ def _matrix(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     matrix = np.zeros((count, count), np.int64)
     np.add.at(matrix, (labels, classes), 1)
     return matrix
-
-
-def _paired(found: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """McNemar's test of the network found against another, on the same examples."""
-    paired = statistics.mcnemar(int((found & ~other).sum()), int((other & ~found).sum()))
-    return {"only_found": paired.first, "only_other": paired.second, "p_value": paired.p_value}
 
 
 def _without_optimizer(model: keras.Model) -> keras.Model:

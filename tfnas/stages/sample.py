@@ -465,17 +465,13 @@ class _Sampling:
         fields = [self._field(contest.first(count), evaluations) for contest in (found, other)]
         racing, tolerance = self.settings.racing or None, self.settings.tolerance
         winners = [field.race(racing, tolerance).best for field in fields]
-        correct = self._correct(winners, fields[0].num_examples)
-        ours, theirs = correct
-        paired = statistics.mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()))
+        ours, theirs = self._correct(winners, fields[0].num_examples)
         return {
             "count": count,
             "num_examples": len(ours),
             "accuracy": float(ours.mean()),
             "other_accuracy": float(theirs.mean()),
-            "only_found": paired.first,
-            "only_other": paired.second,
-            "p_value": paired.p_value,
+            **statistics.Paired.of(ours, theirs).record(),
         }
 
     def _correct(self, architectures: Sequence[Architecture], start: int) -> np.ndarray:

@@ -38,7 +38,7 @@ class Kind:
 
     Attributes:
         draw: a table, shape (candidates, examples), from a generator and these two numbers.
-        largest: what is known of one example's loss beforehand.
+        largest: what one example's loss is at the most, as far as a race is told.
         few: number of candidates where the kind is about few; 0: any.
     """
 

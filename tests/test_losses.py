@@ -300,6 +300,58 @@ def test_top_5_of_20_classes_is_left_out():
     np.testing.assert_array_equal(in_top5(np.array([0, 4, 5]), outputs), [1, 1, 0])
 
 
+BINARY_FOCAL = keras.losses.BinaryFocalCrossentropy
+
+
+class Doubled(keras.losses.SparseCategoricalCrossentropy):
+    def call(self, y_true, y_pred):
+        return 2 * super().call(y_true, y_pred)
+
+
+# Multiples of -log(1e-7), by hand; None: not known.
+@pytest.mark.parametrize(
+    "name, changed, largest",
+    [
+        ("sparse", {}, 1),
+        ("one-hot, smoothed, float64", {}, 1),
+        ("several labels", {}, 1),
+        ("pixels", {}, 1),
+        ("pixels", {"loss": sparse(reduction="sum")}, 16),
+        ("pixels, weighted", {}, 4),
+        ("pixels, weighted", {"loss": sparse(reduction="sum"), "loss_weights": [3.0]}, 16 * 4 * 3),
+        ("weighted", {}, 9),
+        ("weighted, by the sum of the weights", {}, 9 / WEIGHTS.mean()),
+        ("binary", {"loss": BINARY_FOCAL(apply_class_balancing=True)}, 1),
+        ("one-hot", {"loss": keras.losses.CategoricalFocalCrossentropy(alpha=[1, 2, 3, 4, 5])}, 5),
+        ("weighted", {"loss_weights": [-1.0]}, None),
+        ("sparse", {"loss": Doubled(from_logits=True)}, None),
+        ("a user's own loss, and accuracy", {}, None),
+        ("autoencoder", {}, None),
+        ("two outputs, a dictionary", {}, None),
+        ("two outputs, a list", {"loss": [sparse(), None]}, 0.7),
+    ],
+)
+def test_largest_loss_of_an_example_by_hand(name, changed, largest):
+    case = CASES[name]
+    supernet = supernet_of(case.heads)
+    supernet.compile(**{**case.compiled, **changed})
+    engine = Engine(supernet, (IMAGES, case.labels) if case.weights is None else (IMAGES, case.labels, case.weights))
+    assert engine.largest == (None if largest is None else pytest.approx(largest * 7 * np.log(10), rel=1e-5))
+
+
+def test_no_example_loses_more_than_the_largest_loss():
+    """By a network that says the opposite of the labels with all its weight."""
+    supernet = supernet_of(pixels(3, "softmax"))
+    labels, weights = np.ones_like(PIXELS), np.full(PIXELS.shape, 2.0, "float32")
+    loss = keras.losses.SparseCategoricalCrossentropy(reduction="sum")
+    supernet.compile(loss=loss, loss_weights=[3.0])
+    output = supernet.network.layers[-1]
+    output.set_weights([np.zeros_like(output.kernel), np.array([900.0, -900.0, 0.0])])
+    engine = Engine(supernet, (IMAGES, labels, weights))
+    (found,) = (e.figures["loss"] for e in engine.evaluate(supernet.posterior().sample(1, 0)) if e.start == 0)
+    np.testing.assert_allclose(found, engine.largest, rtol=1e-3)
+
+
 def test_what_the_loss_cannot_be_computed_from_is_refused():
     supernet = supernet_of(dense(CLASSES))
     with pytest.raises(UserError, match="rank: a supernet compiled with its loss expected"):

@@ -74,6 +74,35 @@ def test_racing_finds_the_winner_of_the_full_ranking_with_fewer_evaluations(supe
     assert raced.scores[17] == full.scores[17]
 
 
+def test_races_know_the_largest_loss_or_evaluate_in_full(supernet, rng, monkeypatch, capsys):
+    told = []
+    race = ranking.race
+
+    def noted(values, count, examples, confidence, tolerance, excluded, largest):
+        told.append((confidence, largest))
+        return race(values, count, examples, confidence, tolerance, excluded, largest)
+
+    monkeypatch.setattr(ranking, "race", noted)
+    candidates = supernet.posterior().sample(3, seed=0)
+    images, labels = rng.normal(size=(250, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 250)
+    weights = rng.uniform(1, 50, 250).astype("float32")
+    rank(supernet, candidates, (images, labels, weights))
+    rank(supernet, candidates, (images, labels, weights), by="accuracy")
+    assert told == [(0.95, pytest.approx(weights.max() * np.log(1e7), rel=1e-5)), (0.95, 1.0)]
+    assert capsys.readouterr().out == ""
+    told.clear()
+    supernet.compile(loss="mse")
+    targets = np.eye(3)[labels]
+    assert rank(supernet, candidates, (images, targets)).outcome.saved == 0
+    assert "rank: every candidate is evaluated in full" in " ".join(capsys.readouterr().out.split())
+    rank(supernet, candidates, (images, targets), racing=None)
+    rank(supernet, candidates, (images, targets), largest_loss=9.0)
+    assert [confidence for confidence, _ in told] == [None, None, 0.95] and told[-1] == (0.95, 9.0)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="race: largest must be the largest loss of one example"):
+        rank(supernet, candidates, (images, targets), largest_loss=-1.0)
+
+
 def test_a_candidate_without_a_path_never_wins(supernet, rng):
     some = supernet.posterior().sample(2, seed=0)
     none = Architecture({name: np.zeros_like(mask) for name, mask in some[0].items()})

@@ -65,6 +65,7 @@ class Engine:
 
     Attributes:
         names: of the figures that are found of each example (see `Criterion`).
+        largest: what the loss of an example is at the most; None if that is not known (see `Criterion`).
 
     Raises:
         UserError: if the supernet is not compiled, there are no examples, or they do not fit the model or the loss.
@@ -87,7 +88,7 @@ class Engine:
         if seed is not None:
             self._order = np.random.default_rng(seed).permutation(self.num_examples)
         self._criterion = Criterion(supernet, self._examples)
-        self.names = self._criterion.names
+        self.names, self.largest = self._criterion.names, self._criterion.largest
         self._devices: Sequence[str | None] = (None,) if strategy is None else strategy.extended.worker_devices
         self._weights: Weights = weights_of(self.graph, np.float32)
         self._statistics = None

@@ -11,6 +11,7 @@ layers is compiled with the same losses and metrics, each replaced by a stand-in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,10 @@ class Criterion:
     Attributes:
         names: of what is found of each example: 'loss'; 'accuracy' and, with more than 20 classes, 'top5_accuracy' if
             exactly one output has an accuracy; of several that have one, 'OUTPUT_accuracy' and 'OUTPUT_top5_accuracy'.
+        largest: what the loss of an example is at the most; None if that is not known, as for all but Keras's
+            cross-entropies. Of these a position loses -log(epsilon), 16.1 nats, where Keras clips probabilities, if its
+            labels are probabilities. From logits nothing is clipped: that no class has a probability below epsilon is
+            an assumption. Counts the largest sample weight, the loss weights and, of a sum, the positions.
 
     Raises:
         UserError: if the supernet is not compiled with a loss, or the loss cannot be computed from these labels.
@@ -66,18 +71,21 @@ class Criterion:
         self._structure = network.output
         self._output_names = _names(network)
         self._found: dict[int, dict[str, tf.Tensor]] = {}  # by a tensor of the outputs, while one is looked at
-        self._model = keras.Model()
-        self._model.output_names = network.output_names
 
         def metrics(given: Any) -> Any:
             return given and keras.tree.map_structure(lambda m: m and _Judge(m, self._note), given)
 
         divisor = _divisor(arguments["loss"], examples.weights)
-        self._model.compile(
-            loss=keras.tree.map_structure(
-                lambda loss: loss and _OfEachExample(loss, self._note, divisor), arguments["loss"]
-            ),
-            loss_weights=arguments["loss_weights"],
+
+        def model(stand_in: Callable[[Any], keras.losses.Loss], **others: Any) -> keras.Model:
+            model = keras.Model()
+            model.output_names = network.output_names
+            losses = keras.tree.map_structure(lambda loss: loss and stand_in(loss), arguments["loss"])
+            model.compile(loss=losses, loss_weights=arguments["loss_weights"], **others)
+            return model
+
+        self._model = model(
+            lambda loss: _OfEachExample(loss, self._note, divisor),
             metrics=metrics(arguments["metrics"]),
             weighted_metrics=metrics(arguments["weighted_metrics"]),
         )
@@ -93,6 +101,16 @@ class Criterion:
                 f"rank: labels that the compiled loss can be computed from expected. Received: of shape {shapes} for "
                 f"outputs of shape {[tuple(x.shape) for x in outputs]} ({plain(error)})"
             ) from None
+        weights = [w for w in keras.tree.flatten(examples.weights) if w is not None]
+        factors = [w for w in keras.tree.flatten(arguments["loss_weights"]) if w is not None]
+        self.largest: float | None = None
+        if min([*factors, *(w.min() for w in weights)], default=0) >= 0:  # below zero, a loss may lower the others' sum
+            most = max((float(w.max()) for w in weights), default=1.0)
+            # Keras itself adds up what the outputs' losses are at the most.
+            bounding = model(lambda loss: _Largest(loss, most, divisor))
+            structure = keras.tree.pack_sequence_as(self._structure, outputs)
+            largest = float(bounding.compute_loss(None, few.labels, structure, few.weights))
+            self.largest = largest if math.isfinite(largest) else None
 
     def __call__(self, outputs: list[tf.Tensor], labels: Any, weights: Any = None) -> dict[str, tf.Tensor]:
         """Figures of each example by name, float32, shape (B,) each; may be traced.
@@ -145,14 +163,12 @@ class _OfEachExample(keras.losses.Loss):
     """
 
     def __init__(self, loss: Any, note: Note, divisor: float | None):
-        super().__init__(name=getattr(loss, "name", None) or getattr(loss, "__name__", None) or str(loss))
+        super().__init__(name=_name(loss))
         self._loss, self._note, self._divisor = loss, note, divisor
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         resolved = compile_utils.get_loss(self._loss, y_true, y_pred)
-        loss = object.__new__(
-            type(resolved)
-        )  # a copy; Keras's own goes through JSON, which a user's class may not have
+        loss = object.__new__(type(resolved))  # a copy; Keras's goes through JSON, which a user's class may not have
         vars(loss).update(vars(resolved), reduction=None)
         if (judge := _CLASSIFYING.get(getattr(loss, "fn", None))) is not None:
             options = {}
@@ -175,6 +191,37 @@ class _OfEachExample(keras.losses.Loss):
         if resolved.reduction == "mean_with_sample_weight" and self._divisor is not None:
             return tf.reduce_sum(values, 1) / self._divisor
         return tf.reduce_mean(values, 1)
+
+
+class _Largest(keras.losses.Loss):
+    """Stands in for a compiled loss: what it is of an example at the most; infinite if that is not known.
+
+    Args:
+        loss: as `compile` takes it.
+        weight: the largest sample weight, at least 0.
+        divisor: as of `_OfEachExample`.
+    """
+
+    def __init__(self, loss: Any, weight: float, divisor: float | None):
+        super().__init__(name=_name(loss))
+        self._loss, self._weight, self._divisor = loss, weight, divisor
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> float:
+        loss = compile_utils.get_loss(self._loss, y_true, y_pred)
+        # A user's class may compute anything from the same function.
+        if getattr(loss, "fn", None) not in _CLASSIFYING or not type(loss).__module__.startswith("keras."):
+            return math.inf
+        largest = -math.log(keras.config.epsilon())
+        if (alpha := loss._fn_kwargs.get("alpha")) is not None:  # of a focal loss, whose other factor is at most 1
+            largest *= max(1.0, float(np.max(alpha)))
+        largest *= self._weight
+        shape = y_pred.shape[1:]
+        positions = math.prod(shape) // shape[loss._fn_kwargs.get("axis", -1)] if shape else 1
+        if loss.reduction == "sum":
+            return largest * positions
+        if loss.reduction == "mean_with_sample_weight" and self._divisor is not None:
+            return largest * positions / self._divisor
+        return largest
 
 
 class _Judge(keras.metrics.Metric):
@@ -208,6 +255,10 @@ def _accuracies(judge: Any, options: dict[str, Any], y_true: Any, y_pred: tf.Ten
             found[TOP5_ACCURACY] = top5
     count = tf.shape(y_pred)[0]
     return {name: tf.reduce_mean(tf.reshape(values, (count, -1)), 1) for name, values in found.items()}
+
+
+def _name(loss: Any) -> str:
+    return getattr(loss, "name", None) or getattr(loss, "__name__", None) or str(loss)
 
 
 def _aligned(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

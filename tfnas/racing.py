@@ -124,8 +124,8 @@ def race(
         confidence: of the guarantee, between 0 and 1; None evaluates everything in full.
         tolerance: in standard errors of a leader's mean over all n examples, at least 0.
         excluded: candidates that are evaluated up to the first look, so that their statistics exist, and cannot lead.
-        largest: what a candidate may lose on one example at the most, as far as that is known beforehand: 1 for errors;
-            0 if nothing is known, then only what was seen counts.
+        largest: what a candidate may lose on one example at the most, known beforehand: 1 for errors. The guarantee
+            holds only if no example costs more, or one that does is seen before anybody is dropped.
 
     Raises:
         UserError: if there is no candidate or example, an argument is out of its range, all candidates are excluded, or

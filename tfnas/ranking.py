@@ -13,13 +13,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import figures
+from tfnas import figures, terminal
 from tfnas.architecture import Architecture
 from tfnas.engine import Engine
 from tfnas.errors import UserError
 from tfnas.evaluations import Evaluations
 from tfnas.losses import ACCURACY, LOSS, TOP5_ACCURACY
-from tfnas.racing import LARGEST_LOSS, Outcome, looks, race
+from tfnas.racing import Outcome, looks, race
 from tfnas.recalibration import Recalibration
 from tfnas.supernet import Supernet
 
@@ -156,6 +156,7 @@ def rank(
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
     recalibration: Recalibration | None = None,
+    largest_loss: float | None = None,
 ) -> Ranking:
     """Races the candidates with the supernet's weights, and ranks them.
 
@@ -168,7 +169,8 @@ def rank(
             `keras.utils.PyDataset`, or a generator that ends.
         by: 'loss', by far the more reliable, or 'accuracy', the paper's, where exactly one output is a classification.
         racing: confidence that the winner is within `tolerance` of the best, see `tfnas.racing`; None evaluates every
-            candidate in full.
+            candidate in full. So does a race by a loss of which it is not known what it is of an example at the most,
+            with a line that says so: see `largest_loss`.
         tolerance: in standard errors of a candidate's mean over the race's examples.
         holdout: share of the examples, drawn at random, that the race does not see, to measure the winner on.
         batch_size: examples computed at a time.
@@ -176,6 +178,9 @@ def rank(
         strategy: whose devices evaluate candidates side by side.
         recalibration: gives every candidate normalisation statistics of its own; call its `apply(ranking.best)` before
             that is cut out. None: the supernet's.
+        largest_loss: what an example's loss is at the most, in the loss's unit, its weights included: the race's
+            confidence rests on it. None: what `tfnas.losses.Criterion.largest` knows, of Keras's cross-entropies alone;
+            from logits it assumes that no class has a probability below 1e-7.
 
     Raises:
         UserError: if there is no candidate that reaches the output, no example, the examples do not fit the model or
@@ -187,7 +192,7 @@ def rank(
     cut_off = [i for i, a in enumerate(candidates) if not supernet.graph.flow(a).reaches_outputs()]
     with tempfile.TemporaryDirectory() as folder, Evaluations(pathlib.Path(folder) / "rank.jsonl", "rank") as kept:
         field = Field(engine, kept, candidates, by, holdout)
-        return field.race(racing, tolerance, cut_off)
+        return field.race(racing, tolerance, cut_off, largest_loss)
 
 
 class Field:
@@ -256,12 +261,36 @@ class Field:
         """Of a candidate on its first `stop` examples."""
         return Score.of(self._evaluations.read(self._digests[candidate], stop))
 
-    def race(self, confidence: float | None, tolerance: float, excluded: Collection[int] = ()) -> Ranking:
-        """Races all candidates; `excluded` ones cannot win. Raises UserError if a setting is out of its range."""
+    def race(
+        self,
+        confidence: float | None,
+        tolerance: float,
+        excluded: Collection[int] = (),
+        largest_loss: float | None = None,
+    ) -> Ranking:
+        """Races all candidates; `excluded` ones cannot win.
+
+        By a loss that has no known bound nobody is dropped: whoever is ahead may have its one large loss still to come.
+
+        Args:
+            confidence: as `tfnas.racing.race` has it.
+            tolerance: likewise.
+            excluded: numbers of candidates.
+            largest_loss: of an example; None: the engine's.
+
+        Raises:
+            UserError: if a setting is out of its range.
+        """
+        largest = self.engine.largest if largest_loss is None else largest_loss
         if self.by == ACCURACY:
             largest = 1.0
-        else:  # where there is an accuracy, the loss is a cross-entropy; of another loss nothing is known beforehand
-            largest = LARGEST_LOSS if any(name.endswith(ACCURACY) for name in self.engine.names) else 0.0
+        if largest is None:
+            if confidence is not None:
+                terminal.warn(
+                    "rank: every candidate is evaluated in full, because it is not known what the compiled loss is of "
+                    "an example at the most: to race, give rank(..., largest_loss=)"
+                )
+            confidence, largest = None, 0.0
         outcome = race(self, len(self.candidates), self.num_examples, confidence, tolerance, excluded, largest)
         scores = [self.score(i, seen) for i, seen in enumerate(outcome.num_examples)]
         return Ranking(self.candidates, scores, self.by, outcome, self.fresh(outcome.winner))

@@ -216,7 +216,7 @@ def test_a_format_that_answers_otherwise_is_refused(tmp_path, rng, monkeypatch):
     splits, _ = splits_of((4, 4, 2), rng)
     load = conversion._load_litert
     monkeypatch.setattr(conversion, "_load_litert", lambda file: lambda images: load(file)(images) + np.float32(2e-4))
-    with pytest.raises(RuntimeError, match="'litert' differs by 2.0e-04, at most 0.0001 expected"):
+    with pytest.raises(UserError, match="'litert' differs by 2.0e-04 .*, at most 1e-04 expected; leave 'litert' out"):
         conversion.convert(tiny(), splits, SETTINGS, ("litert",), tmp_path)
 
 

@@ -3,9 +3,11 @@
 import types
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tfnas import config
+from tfnas.errors import UserError
 from tfnas.stages import retrain
 
 
@@ -30,3 +32,25 @@ def test_what_is_compared_is_computed_in_full_precision():
     found = retrain._classified(Network(), validation, settings)
     np.testing.assert_array_equal(found[:2], [labels, [0, 1, 1, 2]])
     assert seen == [False] * 3 and asked()
+
+
+@pytest.mark.parametrize("error, words", [(0.0, None), (1.9e-4, None), (2.1e-4, "1.[01]e-04"), (np.nan, "nan")])
+def test_a_network_that_computes_otherwise_than_what_was_ranked_is_not_retrained(error, words):
+    class Network:
+        def __init__(self, error):
+            self.outputs = np.float32([[-2.0, 1.0 + error]])  # the largest is 2
+
+        def __call__(self, images, training):
+            return self.outputs
+
+        def set_architecture(self, architecture):
+            pass
+
+    images, settings = np.zeros((1, 2, 2, 1), np.uint8), config.Config()
+    splits = types.SimpleNamespace(validation=tf.data.Dataset.from_tensor_slices((images, np.zeros(1, int))))
+    arguments = (Network(0.0), None, Network(error), splits, settings)
+    if words is None:
+        retrain._check_exact(*arguments)
+    else:
+        with pytest.raises(UserError, match=f"differs .* by {words} .*at most 1e-04 expected; .* report it"):
+            retrain._check_exact(*arguments)

@@ -80,8 +80,8 @@ def convert(
         above the Keras model's; 'largest_difference', of a probability on the validation batch from the Keras model's.
 
     Raises:
-        UserError: if a package is missing, or a converter or runtime refuses the network.
-        RuntimeError: if a float32 format's probabilities differ by more than 1e-4.
+        UserError: if a package is missing, a converter or runtime refuses the network, or a float32 format's
+            probabilities differ by more than 1e-4.
     """
     require(formats)
     if not formats:
@@ -97,8 +97,9 @@ def convert(
         differences[name] = float(np.abs(answer - expected).max())
         alike[name] = int(np.sum(answer.argmax(-1) == expected.argmax(-1)))
         if not name.endswith("_int8") and not differences[name] <= _TOLERANCE:
-            raise RuntimeError(
-                f"export: the network as '{name}' differs by {differences[name]:.1e}, at most {_TOLERANCE} expected"
+            raise UserError(
+                f"export.formats: the network as '{name}' differs by {differences[name]:.1e} in a probability, at most "
+                f"{_TOLERANCE:.0e} expected; leave '{name}' out, and please report it with your config"
             )
     accuracies = _accuracies(network, splits, predictors)
     records = [

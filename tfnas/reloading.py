@@ -145,7 +145,7 @@ def _difference(
     if not largest <= _TOLERANCE:
         raise UserError(
             f"export: {signature} of the reloaded SavedModel differs from the network by {largest:.1e}, at most "
-            f"{_TOLERANCE:.0e} expected"
+            f"{_TOLERANCE:.0e} expected; please report it with your config"
         )
     _check_names(signature, got, names, splits)
     return largest

@@ -35,7 +35,7 @@ from tfnas.channels import Graph, deep
 from tfnas.config import Config
 from tfnas.controls import Arm, Means
 from tfnas.costs import cost
-from tfnas.errors import naming
+from tfnas.errors import UserError, naming
 from tfnas.recalibration import Recalibration
 from tfnas.subnets import adapt, describe, subnet
 from tfnas.supernet import Supernet
@@ -60,7 +60,8 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     """Cuts, retrains and evaluates the architecture that sample left in `path`.
 
     Raises:
-        UserError: for bad settings or files, if sample has not run, or a loss that is no longer finite.
+        UserError: for bad settings or files, if sample has not run, for a loss that is no longer finite, or a network
+            that does not compute what was ranked.
     """
     distribution.run_stage("retrain", config, path, _retrain)
 
@@ -249,11 +250,14 @@ def _without_optimizer(model: keras.Model) -> keras.Model:
 def _check_exact(
     supernet: Supernet, architecture: Architecture, model: keras.Model, splits: data.Splits, config: Config
 ) -> None:
-    """A last check on real images that what was cut is what was ranked."""
+    """A last check on real images that what was cut is what was ranked. Raises UserError if it is not."""
     images, _ = next(iter(data.evaluation_batches(splits.validation, config.data, 16)))
     supernet.set_architecture(architecture)
     with distribution.full_precision():
         expected, got = (np.asarray(network(images, training=False)) for network in (supernet, model))
     error = np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-6)
     if not error <= _TOLERANCE:
-        raise AssertionError(f"subnet differs from its supernet by {error:.1e}, at most {_TOLERANCE:.0e} expected")
+        raise UserError(
+            f"retrain: the network cut out differs from the supernet it was ranked in by {error:.1e} of the largest "
+            f"output, at most {_TOLERANCE:.0e} expected; this is a fault of tfnas: please report it with your config"
+        )

@@ -1,6 +1,7 @@
 """Any optimizer with one for the gates beside it, against Keras's own two; what is decayed; learning rates."""
 
 import ast
+import contextlib
 import dataclasses
 
 import keras
@@ -159,6 +160,83 @@ def test_a_schedule_goes_on_while_the_weights_are_frozen():
 def test_optimizers_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(UserError, match=f"GatedOptimizer: .*{message}"):
         optimizers.GatedOptimizer(**{"weights_optimizer": "sgd", **arguments})
+
+
+class Constant(keras.optimizers.schedules.LearningRateSchedule):
+    """Without a get_config, which Keras needs only to save it."""
+
+    def __call__(self, step):
+        return 0.1
+
+
+class MySGD(keras.optimizers.SGD):
+    def __init__(self, learning_rate, secret, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self.secret = secret
+
+
+def local_schedule():
+    class Local(Constant):
+        def __init__(self, rate):
+            self.rate = rate
+
+        def get_config(self):
+            return {"rate": self.rate}
+
+    return Local(0.1)
+
+
+def local_class():
+    class Local(MySGD):
+        def get_config(self):
+            return {**super().get_config(), "secret": self.secret}
+
+    return Local(0.1, 2)
+
+
+# What Keras takes, and which of it a plain model can save.
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+@pytest.mark.parametrize(
+    "given, is_saved",
+    [
+        (lambda: keras.optimizers.SGD(lambda: 0.1), True),
+        (lambda: keras.optimizers.SGD(Constant()), False),
+        (lambda: keras.optimizers.SGD(local_schedule()), True),
+        (local_class, True),
+    ],
+    ids=["function", "no get_config", "local schedule", "local class"],
+)
+def test_rates_and_classes_that_keras_cannot_find_again_step_the_gates(tmp_path, rng, given, is_saved):
+    x, y = rng.normal(size=(4, 8, 8, 1)), np.zeros(4)
+    plain = tiny.build((8, 8, 1), 3)
+    gated = [tfnas.gate(plain, num_examples=100, **options) for options in ({"ell2": 1.0}, TARGET)]
+    for model in (plain, *gated):
+        model.compile(given(), loss=training.classification_loss())
+        model.train_on_batch(x, y)
+        with contextlib.nullcontext() if is_saved else pytest.raises(NotImplementedError):
+            model.save(tmp_path / "saved.keras")
+    ours, (*weights, logit) = variables(), variables()
+    optimizer = optimizers.GatedOptimizer(given(), gate_learning_rate=5.0)
+    stepped([(optimizer, ours), (keras.optimizers.SGD(0.1), weights), (keras.optimizers.SGD(0.5), [logit])], rng)
+    assert_equal(ours, [*weights, logit])
+
+
+def test_a_function_as_a_rate_is_reloaded_as_keras_does_it(tmp_path):
+    supernet = tfnas.gate(tiny.build((8, 8, 1), 3), num_examples=100, ell2=1.0)
+    with pytest.warns(UserWarning, match="lambda"):
+        supernet.compile(keras.optimizers.SGD(lambda: 0.1), loss="mse")
+        supernet.save(tmp_path / "saved.keras")
+    again = keras.saving.load_model(tmp_path / "saved.keras", safe_mode=False)
+    assert float(again.optimizer.learning_rate) == pytest.approx(0.1)
+
+
+def test_an_optimizer_that_cannot_be_copied_is_refused_in_one_line():
+    supernet = tfnas.gate(tiny.build((8, 8, 1), 3), num_examples=100, ell2=1.0)
+    optimizer = MySGD(0.1, 2)
+    with pytest.raises(UserError, match=r"GatedOptimizer: .*MySGD.*'secret'.*gate_step=0.05\)") as caught:
+        supernet.compile(optimizer, loss="mse")
+    assert "\n" not in str(caught.value) and float(optimizer.learning_rate) == pytest.approx(0.1)
+    supernet.compile(optimizers.GatedOptimizer(optimizer, gate_step=0.05), loss="mse")
 
 
 def decays(config, precision, gates):

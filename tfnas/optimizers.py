@@ -135,7 +135,8 @@ class GatedOptimizer(keras.optimizers.Optimizer):
         gates_optimizer: of the logits.
 
     Raises:
-        UserError: for both rates at once, one that is not above 0, or an optimizer that cannot be wrapped.
+        UserError: for both rates at once, one that is not above 0, an optimizer that cannot be wrapped, or with
+            `gate_learning_rate` one that cannot be made again from its `get_config()`.
     """
 
     def __init__(
@@ -166,7 +167,20 @@ class GatedOptimizer(keras.optimizers.Optimizer):
     def _copy(self, multiple: float) -> Any:
         """The weights' optimizer again, without its weight decay, at `multiple` times its present learning rate."""
         weights = self.weights_optimizer
-        made = type(weights).from_config({**weights.get_config(), "name": f"{weights.name}_gates"})
+        rate = weights._learning_rate
+        try:
+            # Keras takes rates that it cannot serialize, such as functions; the copy's is replaced anyway.
+            weights._learning_rate = 0.0
+            made = type(weights).from_config({**weights.get_config(), "name": f"{weights.name}_gates"})
+        except Exception as error:
+            name, why = type(weights).__name__, " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"GatedOptimizer: the gates need an optimizer of their own, and no second {name} can be made from the "
+                f"get_config() of weights_optimizer ({why}); define it for all arguments of {name}, or let Adam step "
+                f"the gates: GatedOptimizer(optimizer, gate_step={_GATE_STEP:g})"
+            ) from error
+        finally:
+            weights._learning_rate = rate
         made.exclude_from_weight_decay(var_names=[LOGIT])
         made.learning_rate = lambda: multiple * tf.convert_to_tensor(weights.learning_rate)
         return made

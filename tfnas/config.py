@@ -417,7 +417,8 @@ class Training:
     """How search and retraining are computed; `Config.distribution` says on what (docs/devices.md)."""
 
     # 'mixed_bfloat16' (TPUs, newer GPUs) or 'mixed_float16' (older GPUs; the loss is scaled): layers compute in 16
-    # bits, weights, gates and regularisers stay in 32.
+    # bits, weights, gates and regularisers stay in 32. So every layer of policy 'float32' does, also one that a model
+    # of your own sets to it by hand; a layer of another policy keeps it.
     precision: str = "float32"
     accumulate: int = 1  # cut each replica's batch into this many, one after another, where it does not fit the memory
     jit_compile: bool = False  # compile the step with XLA: slower on CPUs; a TPU always does. `tfnas check` measures it

@@ -297,6 +297,8 @@ def retrain_checkpoints(title: str) -> str:
 def precision(model: keras.Model, name: str) -> Iterator[None]:
     """While it lasts, layers of `model` that compute in float32 compute by the policy `name` instead.
 
+    Also those set to float32 by hand: a policy does not tell whether it was given or the global one.
+
     So whatever is built, saved, ranked or served is in float32. A supernet itself is left so too: its regularisers.
     """
     layers = [

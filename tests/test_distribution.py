@@ -42,7 +42,6 @@ if devices > 1:
 import tfnas
 from tfnas import distribution, loop, training
 from tfnas.checkpoints import Checkpoints
-from tfnas.sizes import repriced
 from tfnas.workdir import Workdir
 
 rng = np.random.default_rng(0)
@@ -78,7 +77,7 @@ with strategy.scope():
     noise = [part.numpy() for part in strategy.experimental_local_results(noise)]
     checkpoints = Checkpoints(Workdir(out), "checkpoints", "key")
     with training.precision(supernet, precision):
-        options = {"before_step": lambda step: repriced(supernet, step)}
+        options = {"before_step": supernet.reprice_if_due}
         history = loop.train(loop.Step(supernet), supernet, batches, 12, 2, 4, checkpoints, "search", **options)
 np.savez(
     out + "/end.npz",
@@ -137,6 +136,41 @@ def test_replicas_and_workers_train_as_one_device_on_the_same_global_batch(tmp_p
 def test_two_replicas_scale_their_loss_as_one_device(tmp_path):
     one, two = (trained(devices, "mixed_float16", tmp_path / str(devices))() for devices in (1, 2))
     assert_same(two, one, 1e-2)
+
+
+FIT = """
+import sys
+import numpy as np, keras, tensorflow as tf
+devices = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
+import tfnas
+counted = []
+with tf.distribute.MirroredStrategy().scope():
+    x = image = keras.Input((8, 8, 1))
+    for name in ("stem", "one"):
+        x = keras.layers.Conv2D(4, 3, name=name)(x)
+    end = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(x))
+    supernet = tfnas.gate(keras.Model(image, end), parameters=0.5, steps=80, num_examples=100)
+    supernet.compile("sgd", loss="mse")
+    reprice = supernet.reprice
+    supernet.reprice = lambda: (counted.append(int(tf.convert_to_tensor(supernet.steps_taken))), reprice())
+    images, labels = np.ones((16, 8, 8, 1), "float32"), np.zeros((16, 1), "float32")
+    supernet.fit(images, labels, batch_size=4, epochs=2, verbose=0, callbacks=[tfnas.Reprice()])
+np.savez(sys.argv[1] + "/end.npz", counted=counted, steps=int(tf.convert_to_tensor(supernet.steps_taken)))
+"""
+
+
+@pytest.mark.slow
+def test_fit_counts_anew_on_two_replicas(tmp_path):
+    log = tmp_path / "log"
+    process = processes.start(FIT, [tmp_path], log, log)
+    process.join(150)
+    told = log.read_text()
+    assert process.exitcode == 0, told[-3000:]
+    with np.load(tmp_path / "end.npz", allow_pickle=False) as end:
+        # 4 steps an epoch; 40 times in 80 steps are every other one.
+        assert end["steps"] == 8 and end["counted"].tolist() == [0, 2, 4, 6]
+    assert "fit takes 8 steps, of 80 that are left" in told and "50.0% of the parameters were asked for" in told
 
 
 def free_addresses(count):

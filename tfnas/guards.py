@@ -10,7 +10,7 @@ from tfnas.config import Search
 from tfnas.errors import FailedSearch
 from tfnas.posterior import Posterior
 from tfnas.supernet import Supernet
-from tfnas.terminal import console
+from tfnas.terminal import warn
 
 _SAMPLES = 20  # architectures drawn; one with a path to every output is enough
 _LEFT = 0.01  # below this expected share of the gated channels, nearly nothing is kept
@@ -73,7 +73,7 @@ class Guard:
         elif kept < _LEFT:
             self._tell(f"search: at epoch {epoch}, {dropped}; layers without gates still lead on. {self._too_much()}")
         if epoch == max(_FIRST_EPOCHS, math.ceil(self._settings.gated_epochs / 4)) and self._is_frozen(posterior):
-            _warn(
+            warn(
                 f"search: no drop probability has moved by more than 1 % by epoch {epoch} (frozen). {self._too_small()}"
             )
 
@@ -88,7 +88,7 @@ class Guard:
 
     def _tell(self, warning: str) -> None:
         if not self._told:
-            _warn(warning)
+            warn(warning)
         self._told = True
 
     def _too_much(self) -> str:
@@ -126,8 +126,3 @@ class Guard:
     def _advice(self, cause: str, options: dict[str, float]) -> str:
         flags = " or ".join(f"--config.search.{name}={value:g}" for name, value in options.items())
         return f"Usually {cause}; try {flags}, in another --workdir"
-
-
-def _warn(message: str) -> None:
-    # Unbroken, so that what to try can be copied from it.
-    console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)

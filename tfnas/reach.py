@@ -10,7 +10,7 @@ import numpy as np
 from tfnas.channels import Graph
 from tfnas.costs import by_node, cost
 from tfnas.errors import UserError
-from tfnas.terminal import console
+from tfnas.terminal import warn
 
 Keep = dict[str, np.ndarray]
 _HOLDERS = 3  # layers without a gate that are named, the largest first
@@ -114,13 +114,7 @@ def check(
     )
     if share < reach.least:
         raise UserError(f"gate: {resource}={share:g} is out of reach: {smallest}; {advice}")
-    console.print(
-        f"gate: {resource}={share:g} may be out of reach: {smallest}, of those found; {advice}",
-        style="yellow",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    warn(f"gate: {resource}={share:g} may be out of reach: {smallest}, of those found; {advice}")
 
 
 def _none(graph: Graph, name: str) -> np.ndarray:

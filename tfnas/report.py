@@ -103,7 +103,7 @@ def print_table(work: Workdir, config: config_lib.Config, console: rich.console.
     for note in _notes(results, config):
         console.print(note, style="dim")
     if doubted := blessing.doubt(results):
-        console.print(f"Warning: {doubted}.", style="yellow", highlight=False, markup=False)
+        terminal.warn(f"Warning: {doubted}.", to=console)
 
 
 def html(work: Workdir, config: config_lib.Config) -> str:

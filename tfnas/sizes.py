@@ -7,10 +7,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfnas.costs import cost
 from tfnas.supernet import Supernet, Target
-from tfnas.terminal import console
+from tfnas.terminal import say, warn
 
 _MISSED = 0.05  # of the share asked for: a difference that is worth a warning
 _SAMPLES = 20  # of the posterior, by which its size is told
@@ -30,29 +31,25 @@ class Reprice(keras.callbacks.Callback):
         target, steps = self.model.target, self.params.get("steps")
         if not (target and steps):
             return
-        left, coming = target.steps - int(self.model.steps_taken), steps * self.params["epochs"]
+        left, coming = target.steps - _steps_taken(self.model), steps * self.params["epochs"]
         if coming < left:
-            _say(
+            warn(
                 f"gate: fit takes {coming:,} steps, of {left:,} that are left of gate(steps={target.steps}): the gates "
-                f"will not be at the size asked for at its end. For this fit alone, gate with steps={coming}",
-                warns=True,
+                f"will not be at the size asked for at its end. For this fit alone, gate with steps={coming}"
             )
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Before some of the steps."""
-        repriced(self.model, int(self.model.steps_taken))
+        self.model.reprice_if_due(_steps_taken(self.model))
 
     def on_train_end(self, logs: Any = None) -> None:
         """After the last step of `fit`."""
-        if size := reached(self.model):
-            advice = ""
-            if size.above:
-                advice = ": train longer, and say so to gate(steps=...), or with a larger GatedOptimizer(gate_step=...)"
-            _say(f"gate: {size}{advice}", warns=size.missed)
+        advice = ": train longer, and say so to gate(steps=...), or with a larger GatedOptimizer(gate_step=...)"
+        tell(self.model, "gate: ", advice)
 
 
-def _say(line: str, warns: bool) -> None:
-    console.print(line, style="yellow" if warns else None, highlight=False, markup=False, soft_wrap=True)
+def _steps_taken(supernet: Supernet) -> int:
+    return int(tf.convert_to_tensor(supernet.steps_taken))  # of several replicas a variable is no number itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +95,17 @@ def reached(supernet: Supernet) -> Reached | None:
     return Reached(supernet.target, float(mean / getattr(cost(graph), resource)))
 
 
-def repriced(supernet: Supernet, step: int) -> None:
-    """Calls `Supernet.reprice` before step number `step`, from 0, if it is one of those; without a target never."""
-    if supernet.target and step % max(1, supernet.target.steps // 40) == 0:
-        supernet.reprice()
+def tell(supernet: Supernet, begins: str, advice: str) -> None:
+    """Prints what size was asked for and what is reached; a warning where they differ.
+
+    Args:
+        supernet: after its last step; without a size that was asked for, nothing is printed.
+        begins: what the line begins with.
+        advice: what it ends with if the size is above the one asked for.
+    """
+    if size := reached(supernet):
+        line = f"{begins}{size}{advice if size.above else ''}"
+        if size.missed:
+            warn(line)
+        else:
+            say(line)

@@ -333,6 +333,17 @@ class Supernet(keras.Model):
         # The average is to tell how the share moves, not how it is counted.
         self.average_share.assign(tf.convert_to_tensor(self.average_share) + self.expected_share() - before)
 
+    def reprice_if_due(self, step: int) -> None:
+        """Calls `reprice` 40 times until the target is to be reached, and as often thereafter; without one never.
+
+        `Reprice` does so in `fit`; in a training loop of your own it is to be called before every step.
+
+        Args:
+            step: number of the step that follows, from 0.
+        """
+        if self.target and step % max(1, self.target.steps // 40) == 0:
+            self.reprice()
+
     def _set_prices(self, target: Target) -> None:
         """The state that the price is steered by, for a network that is whole."""
         # Updated within a replica, where all replicas hold the same value.

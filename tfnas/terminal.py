@@ -18,9 +18,14 @@ if not console.is_terminal:
     console = rich.console.Console(width=116)  # a log file has no width; the table needs this one
 
 
-def warn(message: str) -> None:
+def say(message: str, style: str | None = None, to: rich.console.Console = console) -> None:
+    """Prints a line unbroken, so that commands can be copied from it."""
+    to.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def warn(message: str, to: rich.console.Console = console) -> None:
     """Prints a warning."""
-    console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    say(message, style="yellow", to=to)
 
 
 class _Help(flags.BooleanFlag):

@@ -6,7 +6,7 @@ import os
 
 from tfnas import blessing, results, workdir
 from tfnas.config import Config
-from tfnas.terminal import console
+from tfnas.terminal import warn
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -26,4 +26,4 @@ def _evaluate(config: Config, work: workdir.Workdir) -> None:
     begins = f"evaluate  {'blessed' if verdict['blessed'] else 'not blessed'}: "
     print(begins + f";\n{' ' * len(begins)}".join(blessing.told(verdict)))
     if doubted := blessing.doubt(measured):
-        console.print(f"evaluate  {doubted}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        warn(f"evaluate  {doubted}")

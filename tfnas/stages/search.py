@@ -8,13 +8,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfnas import distribution, training, workdir
+from tfnas import distribution, sizes, training, workdir
 from tfnas.config import Config
 from tfnas.costs import cost
 from tfnas.guards import Guard
-from tfnas.sizes import reached, repriced
 from tfnas.supernet import Supernet
-from tfnas.terminal import console
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -56,7 +54,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         key=work.key("search", config),
         title="search",
         describe=lambda: _describe(supernet),
-        before_step=lambda step: repriced(supernet, step),
+        before_step=supernet.reprice_if_due,
         check=guard.check,
         on_epoch=on_epoch,
     )
@@ -78,14 +76,8 @@ def _print_size(supernet: Supernet, config: Config) -> None:
 
 
 def _say_size(supernet: Supernet, config: Config) -> None:
-    """What size was asked for, and what is reached; a warning where they differ."""
-    if size := reached(supernet):
-        advice, step = "", config.search.gate_step
-        if size.above:
-            options = f"a larger --config.search.epochs or --config.search.gate_step={2 * step:g}"
-            advice = f". Usually {options} helps, in another --workdir"
-        style = "yellow" if size.missed else None
-        console.print(f"search    {size}{advice}", style=style, highlight=False, markup=False, soft_wrap=True)
+    options = f"a larger --config.search.epochs or --config.search.gate_step={2 * config.search.gate_step:g}"
+    sizes.tell(supernet, "search    ", f". Usually {options} helps, in another --workdir")
 
 
 def _describe(supernet: Supernet) -> dict[str, Any]:

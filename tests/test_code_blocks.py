@@ -63,7 +63,7 @@ GIVEN = {
         """,
     (
         "docs/your_model.md",
-        "from tfnas.sizes",
+        "optimizer = tfnas.GatedOptimizer",
     ): """
         import keras, tensorflow as tf
         train, loss = given.batches(0, 300), keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from conftest import load_config
 
-from tfnas import checks, config, data, loop, training
+from tfnas import checks, config, data, loop, reach, training
 from tfnas.errors import UserError
-from tfnas.stages import check
+from tfnas.stages import check, search
 from tfnas.workdir import STAGES, Workdir
 
 usage = collections.namedtuple("usage", "total used free")
@@ -186,6 +186,16 @@ def test_a_share_out_of_reach_is_told_by_check_and_before_the_warm_up(small, tmp
         check.run(settings, tmp_path)
     assert settings.search.warmup_epochs > 0
     monkeypatch.setattr(training, "_fit", lambda *arguments: pytest.fail("trained"))
-    splits = data.load(settings.data, tmp_path / "tensorflow_datasets")
     with pytest.raises(UserError, match="is out of reach"):
-        training.warmed_up(settings, splits, Workdir(tmp_path))
+        search.run(settings, tmp_path)
+
+
+def test_a_run_looks_once_if_the_size_is_within_reach(small, tmp_path, monkeypatch):
+    settings = dataclasses.replace(small, search=dataclasses.replace(small.search, parameters=0.5)).check()
+    looked = []
+    monkeypatch.setattr(reach, "check", lambda *arguments: looked.append(arguments))
+    monkeypatch.setattr(training, "_fit", lambda *arguments: None)
+    monkeypatch.setattr(training, "fit_gated", lambda *arguments, **options: [])
+    monkeypatch.setattr(search, "reached", lambda supernet: None)
+    search.run(settings, tmp_path)
+    assert len(looked) == 1

@@ -9,7 +9,7 @@ import pytest
 import tfnas
 from tfnas import reach
 from tfnas.channels import Graph
-from tfnas.costs import cost
+from tfnas.costs import cost, count
 from tfnas.errors import UserError
 
 L = keras.layers
@@ -113,3 +113,29 @@ def test_where_another_way_might_be_cheaper_it_is_a_warning(capsys):
         reach.check(graph, gated, "parameters", found.least * 0.99, {})
     reach.check(graph, gated, "parameters", found.share * 1.01, {})
     assert not capsys.readouterr().out
+
+
+def test_parameters_need_no_size_of_the_image():
+    def upscaler(size):
+        image = keras.Input((size, size, 1))
+        x = L.Conv2D(6, 5, padding="same", activation="relu", name="stem")(image)
+        x = L.Conv2D(5, 3, padding="same", activation="relu", name="a")(x)
+        return keras.Model(image, L.Conv2D(4, 3, padding="same", name="end")(x))
+
+    supernet = tfnas.gate(upscaler(None), parameters=0.7, steps=10, num_examples=100)
+    keep = {"a": np.array([1, 0, 1, 1, 0, 0], bool)}
+    # Three channels of the stem are left, of 25 weights and an offset.
+    expected = 3 * 26 + (3 * 9 + 1) * 5 + (5 * 9 + 1) * 4
+    assert count(supernet.graph, "parameters", keep) == expected
+    np.testing.assert_allclose(supernet.expected_share(), 1 - 0.02 * 6 * (26 + 45) / (156 + 275 + 184), rtol=1e-5)
+    with pytest.raises(UserError, match="cost: layer 'stem': a fixed spatial size expected"):
+        tfnas.gate(upscaler(None), multiply_adds=0.7, steps=10, num_examples=100)
+    tfnas.gate(upscaler(8), multiply_adds=0.7, steps=10, num_examples=100)
+
+
+def test_a_share_that_is_known_to_be_in_reach_is_not_checked_again(monkeypatch):
+    checked = []
+    monkeypatch.setattr(reach, "check", lambda *arguments: checked.append(arguments))
+    tfnas.gate(branches(), parameters=0.5, steps=10, num_examples=100)
+    tfnas.gate(branches(), parameters=0.5, steps=10, num_examples=100, check_share=False)
+    assert len(checked) == 1

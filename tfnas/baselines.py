@@ -12,7 +12,7 @@ import numpy as np
 
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
-from tfnas.costs import cost
+from tfnas.costs import count
 from tfnas.kinds import CUT_KINDS
 from tfnas.posterior import Posterior
 
@@ -71,7 +71,7 @@ def magnitude_candidate(
 
 def counted(graph: Graph, resource: str = "parameters") -> Callable[[Architecture], float]:
     """What a supernet's subnet costs, counted exactly, in 'parameters' or 'multiply_adds', as a function of it."""
-    return lambda architecture: getattr(cost(graph, architecture), resource)
+    return lambda architecture: count(graph, resource, architecture)
 
 
 def of_size(thresholds: Mapping[str, np.ndarray], most: float, price: Callable[[Architecture], float]) -> Architecture:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from tfnas import baselines, terminal
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph
-from tfnas.costs import cost
+from tfnas.costs import count
 from tfnas.errors import FailedSearch
 from tfnas.posterior import Posterior
 from tfnas.supernet import Supernet, Target
@@ -51,12 +51,12 @@ class Sized:
             target: a share of the cost of the whole network.
         """
         resource = target.resource
-        most = target.share * getattr(cost(graph), resource)
+        most = target.share * count(graph, resource)
         first = baselines.within(posterior, graph, resource, most)
         limit = posterior.cost_of(first, resource)
         if 0 < limit < posterior.total_cost(resource):
             posterior = posterior.tilt(**{resource: limit})
-        least = (1 - _NEAR) * getattr(cost(graph, first), resource)
+        least = (1 - _NEAR) * count(graph, resource, first)
         return cls(posterior, first, limit, resource, least, most)
 
     def draw(self, i: int, seed: int) -> Architecture:
@@ -135,4 +135,4 @@ def sample(supernet: Supernet, num_candidates: int, seed: int) -> list[Architect
 def _misfit(graph: Graph, size: Sized, candidate: Architecture) -> str | None:
     if not graph.flow(candidate).reaches_outputs():
         return NO_PATH
-    return size.misfit(getattr(cost(graph, candidate), size.resource))
+    return size.misfit(count(graph, size.resource, candidate))

@@ -38,42 +38,61 @@ def cost(graph: Graph, keep: Mapping[str, np.ndarray] | None = None, layout: str
     Raises:
         UserError: if the network has no fixed image size, or a layer whose multiply-adds are not known.
     """
-    costs = by_node(graph, keep, layout).values()
-    return Cost(sum(part.parameters for part in costs), sum(part.multiply_adds for part in costs))
-
-
-def by_node(graph: Graph, keep: Mapping[str, np.ndarray] | None = None, layout: str = "gather") -> dict[str, Cost]:
-    """What each node has of that cost, by its name; those that do not work (`Flow.works`) have none.
-
-    Args and Raises as of `cost`.
-    """
     flow = graph.flow(keep or {}, layout)
-    return {
-        node.name: Cost(*_COSTS[node.kind](node, flow, int(flow.live[i].sum()))) if flow.works(i) else Cost(0, 0)
-        for i, node in enumerate(graph.nodes)
-    }
+    return Cost(*(sum(_of(resource, flow).values()) for resource in ("parameters", "multiply_adds")))
 
 
-# Each of a node that works, `channels` of whose output are live.
+def count(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None = None) -> int:
+    """One part of `cost`: parameters are known also where the image has no fixed size.
+
+    Args:
+        graph: as of `cost`.
+        resource: 'parameters' or 'multiply_adds'.
+        keep: as of `cost`.
+
+    Raises:
+        UserError: as `cost`, with 'multiply_adds'.
+    """
+    return sum(by_node(graph, resource, keep).values())
+
+
+def by_node(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None = None) -> dict[str, int]:
+    """What each node has of that count, by its name; those that do not work (`Flow.works`) have none.
+
+    Args and Raises as of `count`.
+    """
+    return _of(resource, graph.flow(keep or {}))
+
+
+def _of(resource: str, flow: Flow) -> dict[str, int]:
+    counts = {}
+    for i, node in enumerate(flow.graph.nodes):
+        parameters, weights = _COSTS[node.kind](node, flow, int(flow.live[i].sum())) if flow.works(i) else (0, 0)
+        counts[node.name] = parameters if resource == "parameters" else weights and weights * _positions(node, flow)
+    return counts
+
+
+# Each of a node that works, `channels` of whose output are live: its parameters, and those of them that are
+# multiplied at every position.
 def _kernel(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
     inputs, constants = flow.kernel_inputs(node)
     as_channel, as_bias = constants and node.pads, constants and not node.pads
     size = math.prod(getattr(node.inner, "kernel_size", ()))
     weights = size * (int(inputs.sum()) + as_channel) * channels
-    return weights + (channels if node.inner.use_bias or as_bias else 0), weights * _positions(node, flow)
+    return weights + (channels if node.inner.use_bias or as_bias else 0), weights
 
 
 def _separable(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
     inputs = int(flow.kernel_inputs(node)[0].sum()) * node.multiplier
     weights = inputs * math.prod(node.inner.kernel_size) + inputs * channels
-    return weights + (channels if node.inner.use_bias else 0), weights * _positions(node, flow)
+    return weights + (channels if node.inner.use_bias else 0), weights
 
 
 def _depthwise(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
     # All outputs of an input channel that is there are computed, also where only one of them is read.
     outputs = int(flow.depthwise_inputs(node).sum()) * node.multiplier
     weights = outputs * math.prod(node.inner.kernel_size)
-    return weights + (outputs if node.inner.use_bias else 0), weights * _positions(node, flow)
+    return weights + (outputs if node.inner.use_bias else 0), weights
 
 
 def _norm(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
@@ -91,7 +110,7 @@ def _opaque(node: Node, flow: Flow, channels: int) -> tuple[int, int]:
     parameters = sum(math.prod(v.shape) for v in inner._trainable_variables)  # frozen or not
     if not hasattr(inner, "kernel_size"):
         return parameters, 0
-    return parameters, math.prod(inner.kernel.shape) * _positions(node, flow)
+    return parameters, math.prod(inner.kernel.shape)
 
 
 def _nothing(node: Node, flow: Flow, channels: int) -> tuple[int, int]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from tfnas.channels import Graph
-from tfnas.costs import by_node, cost
+from tfnas.channels import Flow, Graph
+from tfnas.costs import by_node, count
 from tfnas.errors import UserError
 from tfnas.terminal import warn
 
@@ -46,17 +46,18 @@ class Reach:
             enough: a network of this share ends the search.
 
         Raises:
-            UserError: as `costs.cost`.
+            UserError: as `costs.count`.
         """
-        full = getattr(cost(graph), resource)
+        full = count(graph, resource)
 
         def share(keep: Mapping[str, np.ndarray]) -> float:
-            return float(getattr(cost(graph, keep), resource) / full)
+            return count(graph, resource, keep) / full
 
         def connected(keep: Mapping[str, np.ndarray]) -> bool:
             return graph.flow(keep).reaches_outputs()
 
-        keep = {name: _first_of_sources(graph, name) for name in gated}
+        whole = graph.flow({})
+        keep = {name: _first_of_sources(whole, name) for name in gated}
         least, reached = 0.0, share(keep)
         for parts in (_layers, _channels):
             if reached <= enough:
@@ -64,12 +65,9 @@ class Reach:
             keep = _narrowed(keep, parts(keep), share, connected)
             reached = share(keep)
         # What every path goes through costs no less in any other network; what no gate can drop is there besides.
-        needed = {
-            name
-            for name, part in by_node(graph, keep).items()
-            if part.parameters and not connected({name: _none(graph, name)})
-        }
-        least = sum(getattr(part, resource) for name, part in by_node(graph, keep).items() if name in needed) / full
+        counts = by_node(graph, resource, keep)
+        needed = {name for name, part in counts.items() if part and not connected({name: _none(graph, name)})}
+        least = sum(counts[name] for name in needed) / full
         alone = share({name: mask if name in needed else _none(graph, name) for name, mask in keep.items()})
         return cls(keep, reached, min(reached, max(least, alone)))
 
@@ -94,8 +92,8 @@ def check(
     if reach.share <= share:
         return
     of = resource.replace("_", "-")
-    full = getattr(cost(graph), resource)
-    shares = {name: getattr(part, resource) / full for name, part in by_node(graph, reach.keep).items()}
+    full = count(graph, resource)
+    shares = {name: part / full for name, part in by_node(graph, resource, reach.keep).items()}
     holders = sorted((name for name in shares if name not in gated), key=lambda name: -shares[name])
     held = [
         f"'{name}' ({shares[name]:.1%})" for name in holders[:_HOLDERS] if shares[name] >= _WORTH_NAMING * reach.share
@@ -123,10 +121,10 @@ def _none(graph: Graph, name: str) -> np.ndarray:
     return np.zeros(graph.nodes[inputs[0]].num_channels, bool)
 
 
-def _first_of_sources(graph: Graph, name: str) -> np.ndarray:
+def _first_of_sources(flow: Flow, name: str) -> np.ndarray:
     """A mask of one channel of each source of a layer's input: the first that depends on the model's input."""
-    source = graph.nodes[graph.index[name]].inputs[0]
-    depends = graph.flow({}).depends[source]
+    graph = flow.graph
+    depends = flow.depends[graph.nodes[graph.index[name]].inputs[0]]
     keep = np.zeros_like(depends)
     start = 0
     for size in graph.group_sizes(name):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.costs import cost
+from tfnas.costs import count
 from tfnas.supernet import Supernet, Target
 from tfnas.terminal import say, warn
 
@@ -91,8 +91,8 @@ def reached(supernet: Supernet) -> Reached | None:
         return None
     resource, graph = supernet.target.resource, supernet.graph
     samples = supernet.posterior().sample(_SAMPLES, seed=0)
-    mean = np.mean([getattr(cost(graph, sample), resource) for sample in samples])
-    return Reached(supernet.target, float(mean / getattr(cost(graph), resource)))
+    mean = np.mean([count(graph, resource, sample) for sample in samples])
+    return Reached(supernet.target, float(mean / count(graph, resource)))
 
 
 def tell(supernet: Supernet, begins: str, advice: str) -> None:

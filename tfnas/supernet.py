@@ -18,7 +18,7 @@ from tfnas import elbo, optimizers, reach, saving
 from tfnas.architecture import Architecture
 from tfnas.channels import Graph, Node, deep, is_gateable
 from tfnas.config import FIRST_GATES
-from tfnas.costs import cost
+from tfnas.costs import count
 from tfnas.errors import UserError
 from tfnas.gates import Gated, hard_gates
 from tfnas.kinds import CHOICES, CUT_KINDS
@@ -54,6 +54,7 @@ def gate(
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     seed: int = 0,
+    check_share: bool = True,
 ) -> Supernet:
     """A super-network of `model`: its weights, and a gate on the input channels of every convolution it may narrow.
 
@@ -91,6 +92,8 @@ def gate(
         include: glob patterns of names; if given, exactly the layers that match are gated, whatever they are.
         exclude: glob patterns of names never gated.
         seed: of the gates' noise.
+        check_share: whether to look if these gates can leave a network of the share asked for, and to warn if that is
+            not sure. False: it is known already.
 
     Returns:
         A `Supernet`, ready for `compile` and `fit`.
@@ -110,7 +113,7 @@ def gate(
     graph = Graph(model)
     include, exclude = _patterns(include), _patterns(exclude)
     gated = _chosen(graph, gate_dense, gate_pooling, include, exclude)
-    if target:
+    if target and check_share:
         others = {} if include else _more(graph, gate_dense, gate_pooling, exclude)
         reach.check(graph, gated, target.resource, target.share, others)
     layers: dict[str, keras.Layer] = {}
@@ -311,10 +314,10 @@ class Supernet(keras.Model):
         network's plus these prices for what is kept of the others, minus for what may be dropped of its own.
         """
         resource = self.target.resource
-        full = getattr(cost(self.graph), resource)
+        full = count(self.graph, resource)
 
         def share(keep: dict[str, np.ndarray]) -> float:
-            return getattr(cost(self.graph, keep), resource) / full
+            return count(self.graph, resource, keep) / full
 
         drops = {g.name: g.channel_drop for g in self.posterior().layers}
         kept = {name: drop < 0.5 for name, drop in drops.items()}

@@ -100,7 +100,11 @@ def _check_network(model: Any, source: str, splits: data.Splits) -> None:
 
 
 def gated(
-    config: config_lib.Config, splits: data.Splits, model: keras.Model, initial_drop: float | None = None
+    config: config_lib.Config,
+    splits: data.Splits,
+    model: keras.Model,
+    initial_drop: float | None = None,
+    check_share: bool = False,
 ) -> Supernet:
     """`model` with search's gates.
 
@@ -109,9 +113,11 @@ def gated(
         splits: whose training images the prior is weighed against.
         model: as `network` makes it; its weights are copied.
         initial_drop: drop probability of every gate, in (0, 1); None: search's.
+        check_share: look if the size asked for is within the gates' reach; a run does so once, before the warm-up.
 
     Raises:
-        UserError: for a layer that cannot be gated, a pattern that matches none, or nothing to gate.
+        UserError: for a layer that cannot be gated, a pattern that matches none, nothing to gate, or a size out of
+            reach.
     """
     settings = config.search
     steps = max(1, settings.gated_epochs * (splits.sizes["train"] // settings.batch_size))
@@ -131,6 +137,7 @@ def gated(
         include=_patterns(settings.include),
         exclude=_patterns(settings.exclude),
         seed=config.seed,
+        check_share=check_share,
     )
 
 
@@ -210,13 +217,12 @@ def warmed_up(config: config_lib.Config, splits: data.Splits, work: Workdir) -> 
         work: where the checkpoints are kept.
 
     Raises:
-        UserError: as `network`, `gated` and `loop.train`.
+        UserError: as `network` and `loop.train`.
     """
     set_seed(config.seed)
     model = network(config, splits)
     settings = config.search
     if settings.warmup_epochs:
-        gated(config, splits, model)  # so that what it refuses is refused now, not after the warm-up
         rate = optimizers.search(config, splits.sizes["train"] // settings.batch_size)
         compile_plain(config, model, rate, settings.weight_decay)
         # Not the order again in which the gated epochs see the images: the seed is shifted.

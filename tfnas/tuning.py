@@ -399,7 +399,8 @@ def _full_parameters(config: Config, work: Workdir) -> int:
     with unwrapped(), distribution.strategy(config.distribution).scope():
         training.set_seed(config.seed)
         splits = training.load_data(config, work)
-        return costs.cost(training.gated(config, splits, training.network(config, splits)).graph).parameters
+        supernet = training.gated(config, splits, training.network(config, splits), check_share=True)
+        return costs.count(supernet.graph, "parameters")
 
 
 def _error(accuracy: float) -> float:

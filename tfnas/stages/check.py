@@ -49,7 +49,7 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     _say("data", f"{config.data.title}: {splits.summary()}")
     search, retrain = config.search, config.retrain
     plain = training.network(config, splits)
-    supernet = training.gated(config, splits, plain)
+    supernet = training.gated(config, splits, plain, check_share=True)
     parameters = cost(supernet.graph).parameters
     _say("supernet", f"{parameters:,} parameters, {len(supernet.gated_layers)} gated layers")
     needed, free = checks.room(work, supernet, config.training.checkpoints_kept)

@@ -30,6 +30,9 @@ def _search(config: Config, work: workdir.Workdir) -> None:
     print(f"{config.data.title}: {splits.summary()}")
     if tf.distribute.has_strategy():
         print(f"devices   {distribution.describe(tf.distribute.get_strategy())}")
+    training.set_seed(config.seed)
+    # What is refused is refused now, not after the warm-up.
+    training.gated(config, splits, training.network(config, splits), check_share=True)
     supernet = training.gated(config, splits, training.warmed_up(config, splits, work))
     _print_size(supernet, config)
     guard = Guard(config.search, supernet, config.seed)

@@ -103,11 +103,28 @@ def test_a_single_example_of_any_size_is_not_read_as_a_batch(arrays):
     np.testing.assert_array_equal(one_batch(data, model, "Recalibration")[0], arrays[0][:BATCH_SIZE])
 
 
-@pytest.mark.parametrize("kind", ["batched tf.data", "unbatched tf.data", "PyDataset", "generator"])
+@pytest.mark.parametrize(
+    "kind", ["arrays", "batched tf.data", "unbatched tf.data", "PyDataset", "generator", "list of batches"]
+)
 def test_the_first_batch_of_a_data_set(kind, arrays):
     (found,) = one_batch(KINDS[kind](*arrays[:2]), one_input(), "Recalibration")
-    size = {"batched tf.data": 64, "unbatched tf.data": BATCH_SIZE}.get(kind, 100)
+    size = {"arrays": COUNT, "batched tf.data": 64, "unbatched tf.data": BATCH_SIZE}.get(kind, 100)
     np.testing.assert_array_equal(found, arrays[0][:size])
+
+
+@pytest.mark.parametrize("structure", ["dict", "list", "tuple"])
+def test_labels_are_left_out_of_a_batch_of_several_inputs(structure, rng):
+    a, b = rng.normal(size=(20, 4, 4, 1)).astype("float32"), rng.integers(0, 9, (20, 3))
+    model, given = two_inputs(structure), {"dict": {"a": a, "b": b}, "list": [a, b], "tuple": (b, a)}[structure]
+    for data in ((given, b), (given, b, np.ones(20)), [(given, b), (given, b)]):
+        for tensor, array in zip(model.inputs, one_batch(data, model, "Recalibration"), strict=True):
+            np.testing.assert_array_equal(array, {"a": a, "b": b}[tensor.name])
+
+
+@pytest.mark.parametrize("make", [lambda x: (x,), lambda x: [x], lambda x: [x, x + 1], lambda x: tf.constant(x)])
+def test_a_batch_may_stand_alone_in_a_tuple_or_list(make, arrays):
+    (found,) = one_batch(make(arrays[0]), one_input(), "Recalibration")
+    np.testing.assert_array_equal(found, arrays[0])
 
 
 def wrong(x, y, w):
@@ -117,6 +134,7 @@ def wrong(x, y, w):
     return {
         "labels expected beside the inputs": (x,),
         "labels expected beside the inputs.*alone": tf.data.Dataset.from_tensors(x),
+        "labels expected.*alone, as the first batch of a list of batches: give a tuple": [x, y],
         "a tuple of arrays .*Received: ndarray": x,
         "a tuple of arrays .*Received: dict": {"image": x},
         "a tuple of arrays .*Received: int": 3,
@@ -144,3 +162,5 @@ def test_what_cannot_be_read_is_refused(arrays):
         one_batch(iter(()), one_input(), "Recalibration")
     with pytest.raises(UserError, match="Recalibration: inputs of shape"):
         one_batch(arrays[0], two_inputs("list"), "Recalibration")
+    with pytest.raises(UserError, match=r"Recalibration: inputs of shape \(None, 4, 4, 1\) .* \(5, 3, 3, 1\)"):
+        one_batch((np.zeros((5, 3, 3, 1)), np.zeros(5)), one_input(), "Recalibration")

@@ -67,8 +67,9 @@ def read(data: Any, model: keras.Model, caller: str) -> Examples:
         files: list[Any] = []
         for inputs, labels, weights in _batches(data, model, caller):
             if labels is None:
+                taken = ", as the first batch of a list of batches: give a tuple" if isinstance(data, list) else ""
                 raise UserError(
-                    f"{caller}: labels expected beside the inputs, as (inputs, labels). Received: inputs alone"
+                    f"{caller}: labels expected beside the inputs, as (inputs, labels). Received: inputs alone{taken}"
                 )
             batch = {"inputs": [x.numpy() for x in inputs], "labels": labels, "weights": weights}
             batch = _arrays({key: part for key, part in batch.items() if part is not None}, caller)
@@ -93,19 +94,29 @@ def one_batch(data: Any, model: keras.Model, caller: str) -> list[tf.Tensor]:
     """One batch of inputs, as a list in the order of `model.inputs`.
 
     Args:
-        data: arrays in the structure of the model's inputs; or a `tf.data.Dataset`, batched or not, a
-            `keras.utils.PyDataset` or an iterator, whose first batch is taken and whose labels are left out.
+        data: arrays in the structure of the model's inputs, or a tuple of them and labels, all of which are the batch;
+            or a `tf.data.Dataset`, batched or not, a `keras.utils.PyDataset`, or a list or other iterable of batches,
+            whose first is taken. Labels and sample weights are left out. A tuple or list of as many arrays as the model
+            has inputs is taken for the inputs.
         model: functional; whose inputs they are.
         caller: what the messages begin with.
 
     Raises:
         UserError: if there is no batch, or it does not fit the model.
     """
-    if not isinstance(data, tf.data.Dataset | keras.utils.PyDataset | Iterator):
+    several = isinstance(data, tuple | list) and 1 < len(model.inputs) == len(keras.tree.flatten(data))
+    if _is_batch(data) or several:
         return _fitting(model, caller)(data)
+    if isinstance(data, tuple) and data:
+        return _fitting(model, caller)(data[0])
     for inputs, _, _ in _batches(data, model, caller):
         return inputs
     raise UserError(f"{caller}: at least one batch of inputs expected. Received: none")
+
+
+def _is_batch(data: Any) -> bool:
+    """Whether this is no tuple, and nothing to be iterated over."""
+    return isinstance(data, dict | np.ndarray | tf.Tensor) or not isinstance(data, Iterable)
 
 
 def _batches(data: Any, model: keras.Model, caller: str) -> Iterator[tuple[list[tf.Tensor], Any, Any]]:
@@ -135,7 +146,7 @@ def _items(data: Any, model: keras.Model, caller: str) -> Iterable[Any]:
         if data.num_batches is None:
             raise UserError(f"{caller}: data that ends expected. Received: a PyDataset of infinitely many batches")
         return (data[i] for i in range(data.num_batches))
-    if isinstance(data, dict | np.ndarray | tf.Tensor) or not isinstance(data, Iterable):
+    if _is_batch(data):
         raise UserError(
             f"{caller}: a tuple of arrays (inputs, labels), or a data set of such batches, expected. "
             f"Received: {type(data).__name__}"

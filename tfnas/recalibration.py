@@ -91,8 +91,8 @@ class Recalibration:
     Args:
         supernet: its weights at the time of a call are used.
         images: one batch of training images, as training sees them, shape (batch, ..., channels); with several inputs,
-            arrays in the structure that the model's inputs have. Or a data set or an iterator of such batches, whose
-            first is taken, see `tfnas.inputs.one_batch`.
+            arrays in the structure that the model's inputs have. Or a tuple (images, labels), or a data set or other
+            iterable of such batches, whose first is taken; see `tfnas.inputs.one_batch`.
 
     Raises:
         UserError: if the images do not fit the model.

@@ -45,6 +45,16 @@ def seeded():
 
 
 @pytest.fixture
+def eager():
+    """Operations one by one: of so few steps, tracing a graph first would take nearly all of the time."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)
 

@@ -24,16 +24,6 @@ def test_cells_are_code_or_markdown():
             assert all(line.startswith("#") for line in text.split("\n") if line) == (kind == " [markdown]"), text
 
 
-@pytest.fixture
-def eager():
-    """Operations one by one: of so few steps, tracing a graph first would take nearly all of the time."""
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 # tf.data's own functions stay graphs.
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`:UserWarning")
 @pytest.mark.usefixtures("eager")

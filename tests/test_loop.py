@@ -130,14 +130,6 @@ def test_a_gradient_too_large_for_float16_skips_the_step_and_halves_the_scale():
     assert float(model.optimizer.dynamic_scale) == pytest.approx(1e30 / 8)
 
 
-@pytest.fixture
-def eager():
-    """Of so few steps, tracing a graph first would take nearly all of the time."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`:UserWarning")
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(

@@ -14,17 +14,21 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas import baselines, data, ranking, saving, training, workdir
-from tfnas.architecture import Architecture
-from tfnas.channels import Graph
+from tfnas.common.errors import UserError
 from tfnas.config import Config, Search
-from tfnas.controls import mean_magnitude
-from tfnas.costs import Cost, cost
-from tfnas.errors import UserError
-from tfnas.optimizers import Cosine
+from tfnas.cutting.subnets import subnet
+from tfnas.data import pipeline
+from tfnas.gating import saving
+from tfnas.gating.optimizers import Cosine
+from tfnas.gating.supernet import Supernet
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import Cost, cost
+from tfnas.ranking import ranking, reference_architectures
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Architecture
 from tfnas.stages import retrain, sample, search
-from tfnas.subnets import subnet
-from tfnas.supernet import Supernet
+from tfnas.training import networks
+from tfnas.training.trained_baselines import mean_magnitude
 
 _GATE_LEARNING_RATE = 5.0  # of the published search: runs of few epochs need more than 1
 _SCALE_PENALTY = 1e-3  # of 'bn-scale', the larger of the usual two: there are few steps to press in
@@ -76,7 +80,7 @@ class Run:
     """
 
     def __init__(
-        self, config: Config, splits: data.Splits, work: workdir.Workdir, folder: pathlib.Path, ell2: float
+        self, config: Config, splits: pipeline.Splits, work: workdir.Workdir, folder: pathlib.Path, ell2: float
     ) -> None:
         self.config, self.splits, self.work, self.folder, self.ell2 = config, splits, work, folder, ell2
         self.full = self.cost_at(config.supernet.width)
@@ -107,16 +111,16 @@ class Run:
 
     def cost_at(self, width: int) -> Cost:
         """Of the network of this width."""
-        return cost(Graph(training.network(_with_width(self.config, width), self.splits)))
+        return cost(Graph(networks.network(_with_width(self.config, width), self.splits)))
 
     def network(self, width: int = 0) -> keras.Model:
         """With new weights, the same whenever it is called; of the config's width if none is given."""
-        training.set_seed(self.config.seed)
-        return training.network(_with_width(self.config, width or self.config.supernet.width), self.splits)
+        networks.set_seed(self.config.seed)
+        return networks.network(_with_width(self.config, width or self.config.supernet.width), self.splits)
 
     def gated(self, model: keras.Model) -> Supernet:
         """`model` with a gate for every source of a layer's input, whose probabilities are not used."""
-        return training.gated(self.paper, self.splits, model)
+        return networks.gated(self.paper, self.splits, model)
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -128,7 +132,7 @@ class Run:
     def trained(self, model: keras.Model, epochs: int = 0) -> keras.Model:
         """`model`, trained in place for the first epochs of the budget, or for all of it if no number is given."""
         with self.timed("train"):
-            training.fit_plain(
+            networks.fit_plain(
                 self.config, self.splits, self.work, model, epochs or self.epochs, self.cosine.schedule, "train"
             )
         return model
@@ -149,23 +153,23 @@ class Run:
         config = dataclasses.replace(self.config, seed=self.config.seed + _SECOND_ORDER)
         epochs = cosine.epochs - cosine.first
         with self.timed("train"):
-            training.fit_plain(config, self.splits, self.work, model, epochs, cosine.schedule, "train on")
+            networks.fit_plain(config, self.splits, self.work, model, epochs, cosine.schedule, "train on")
         return _found(supernet, architecture, model, **facts)
 
     def cut(self, supernet: Supernet, architecture: Architecture) -> keras.Model:
         """The network that `architecture` keeps, with normalisation statistics of its own."""
         if not supernet.graph.flow(architecture).reaches_outputs():
             raise UserError("contest: what was chosen has no path to the output")
-        if recalibration := training.recalibration(self.config, self.splits, supernet):
+        if recalibration := networks.recalibration(self.config, self.splits, supernet):
             recalibration.apply(architecture)
         return subnet(supernet, architecture)
 
     def best(self, supernet: Supernet, candidates: Sequence[Architecture]) -> Architecture:
         """The candidate of the smallest validation loss with inherited weights and statistics of its own."""
         settings = self.config.sample
-        batches = data.evaluation_batches(self.splits.validation, self.config.data, settings.batch_size)
-        recalibration = training.recalibration(self.config, self.splits, supernet)
-        supernet.compile(loss=training.classification_loss())
+        batches = pipeline.evaluation_batches(self.splits.validation, self.config.data, settings.batch_size)
+        recalibration = networks.recalibration(self.config, self.splits, supernet)
+        supernet.compile(loss=networks.classification_loss())
         options: dict[str, Any] = {"racing": None, "holdout": 0.0, "batch_size": settings.batch_size}
         return ranking.rank(supernet, candidates, batches, recalibration=recalibration, **options).best
 
@@ -173,9 +177,9 @@ class Run:
         """The supernet after the published search, the best of its candidates of the size wanted, and facts."""
         config = dataclasses.replace(self.paper, search=dataclasses.replace(self.paper.search, epochs=epochs))
         with self.timed("train"):
-            supernet = training.gated(config, self.splits, self.network())
+            supernet = networks.gated(config, self.splits, self.network())
             key = self.work.key("search", config)
-            training.fit_gated(config, self.splits, self.work, supernet, workdir.CHECKPOINTS, key, "search")
+            networks.fit_gated(config, self.splits, self.work, supernet, workdir.CHECKPOINTS, key, "search")
         with self.timed("rank"):
             candidates = of_equal_size(supernet, self.targets["parameters"], self.config.seed)
             best = self.best(supernet, candidates)
@@ -221,7 +225,9 @@ def _last_stage(target: str) -> Callable[[Run], Found]:
             # One layer after another takes a further channel: in larger steps the size would not be met.
             first = np.arange(channels[name]) + (place + 0.5) / len(last)
             thresholds[name] = first / channels[name]
-        architecture = baselines.of_size(thresholds, run.targets[target], baselines.counted(supernet.graph))
+        architecture = reference_architectures.of_size(
+            thresholds, run.targets[target], reference_architectures.counted(supernet.graph)
+        )
         return _found(supernet, architecture, run.trained(subnet(supernet, architecture)))
 
     return make
@@ -230,7 +236,7 @@ def _last_stage(target: str) -> Callable[[Run], Found]:
 def _magnitude(run: Run) -> Found:
     supernet = run.gated(run.trained(run.network(), run.config.search.epochs))
     scores = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
-    pruned = baselines.magnitude_candidate(supernet.graph, scores, run.targets["parameters"])
+    pruned = reference_architectures.magnitude_candidate(supernet.graph, scores, run.targets["parameters"])
     return run.trained_on(supernet, pruned)
 
 
@@ -258,7 +264,7 @@ def _bn_scale(run: Run) -> Found:
         name: np.abs(np.asarray(scales[name].gamma)) if name in scales else np.full(sum(layer.group_sizes), np.inf)
         for name, layer in supernet.gated_layers.items()
     }
-    pruned = baselines.magnitude_candidate(supernet.graph, scores, run.targets["parameters"])
+    pruned = reference_architectures.magnitude_candidate(supernet.graph, scores, run.targets["parameters"])
     return run.trained_on(supernet, pruned, penalty=_SCALE_PENALTY, scales=sorted(scales))
 
 
@@ -267,7 +273,9 @@ def _random(run: Run) -> Found:
     posterior, graph, wanted = supernet.posterior(), supernet.graph, run.targets["parameters"]
     with run.timed("rank"):
         candidates = [
-            baselines.random_candidate(posterior, graph, wanted, baselines.ALLOCATED, run.config.seed, i)
+            reference_architectures.random_candidate(
+                posterior, graph, wanted, reference_architectures.ALLOCATED, run.config.seed, i
+            )
             for i in range(_RANDOM)
         ]
         best = run.best(supernet, candidates)

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 
-from tfnas import workdir
+from tfnas.runs import workdir
 
 
 def main() -> None:

@@ -55,9 +55,11 @@ from ml_collections import config_flags
 
 from benchmarks import records
 from benchmarks.arms import ARMS, NEAR, RESOURCES, Run
-from tfnas import data, functions, workdir
+from tfnas.common import user_functions
+from tfnas.common.errors import UserError, ending_in_one_line
 from tfnas.config import Config, from_config_dict
-from tfnas.errors import UserError, ending_in_one_line
+from tfnas.data import pipeline
+from tfnas.runs import workdir
 
 _POLL_SECONDS = 5.0
 
@@ -95,8 +97,8 @@ class Contest:
         self.settings = records.claim(self.work, "contest.json", config, "contest", ell2=ell2)
 
     @functools.cached_property
-    def _splits(self) -> data.Splits:
-        return data.load(self.config.data, self.work.path / "tensorflow_datasets")
+    def _splits(self) -> pipeline.Splits:
+        return pipeline.load(self.config.data, self.work.path / "tensorflow_datasets")
 
     def plan(self) -> list[tuple[str, float | None, int]]:
         """Arm, weight decay and seed of every run; without a decay where it is the one that the first seed chooses."""
@@ -298,7 +300,7 @@ def options(
 
 
 def _define_flags() -> None:
-    # Not at import: the command line's, `tfnas.main`'s, may be defined in the same process.
+    # Not at import: the command line's, `tfnas.cli`'s, may be defined in the same process.
     config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
     flags.DEFINE_string("workdir", None, "Of the contest.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of each arm a seed.")
@@ -319,7 +321,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def _run(given: Any) -> None:
-    functions.look_in(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
+    user_functions.look_in(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
     config = from_config_dict(given.config)
     others = json.loads(pathlib.Path(given.decays_from).read_text())["decays"] if given.decays_from else None
     decays = options(given.arms, [float(decay) for decay in given.decays], others)

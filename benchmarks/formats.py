@@ -18,7 +18,8 @@ import time
 
 import numpy as np
 
-from tfnas import terminal, workdir
+from tfnas.common import terminal
+from tfnas.runs import workdir
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=500)
     options = parser.parse_args()
     tf = terminal.load_tensorflow()
-    from tfnas import conversion
+    from tfnas.exporting import conversion
 
     exported = json.loads((options.workdir / workdir.EXPORT_RESULTS).read_text())
     served = tf.saved_model.load(str(options.workdir / exported["saved_model"])).signatures["serving_default"]

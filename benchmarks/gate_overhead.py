@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfnas
-from tfnas.gates import Gated
+from tfnas.gating.gates import Gated
 from tfnas.supernets import multi_branch_resnet
 
 _ROUNDS = flags.DEFINE_integer("rounds", 25, "How often each variant is stepped.")

@@ -13,7 +13,7 @@ The bounds, each Bonferroni over looks and candidates, and each with the finite-
 - imagined, known: the same, at least 16.1 nats (or 1 error).
 - clipped: Student's t and one imagined difference, of losses that are clipped at 4 nats.
 - Bernstein, seen and known: Maurer and Pontil 2009, theorem 4, with that range.
-- shipped: `tfnas.racing.race` as it is: a known range, and at least the median candidate's variance.
+- shipped: `tfnas.ranking.racing.race` as it is: a known range, and at least the median candidate's variance.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags
 from scipy import stats
 
-from tfnas import racing
+from tfnas.ranking import racing
 
 _CONFIDENCE, _TOLERANCE = 0.95, 0.5
 _CLIP = 4.0
@@ -152,7 +152,7 @@ def _left(size: int, total: int) -> float:
 
 
 def _racer(bound: Bound, known: bool, clip: float = math.inf) -> Callable[[np.ndarray, float], tuple[int, float]]:
-    """A race by another bound: a candidate that was ever the leader stays, as in `tfnas.racing.race`."""
+    """A race by another bound: a candidate that was ever the leader stays, as in `tfnas.ranking.racing.race`."""
 
     def run(table: np.ndarray, largest: float) -> tuple[int, float]:
         values, (candidates, examples) = np.minimum(table, clip), table.shape
@@ -175,7 +175,7 @@ def _racer(bound: Bound, known: bool, clip: float = math.inf) -> Callable[[np.nd
 
 
 class _Table:
-    """A table's values, for `tfnas.racing.race`."""
+    """A table's values, for `tfnas.ranking.racing.race`."""
 
     def __init__(self, values: np.ndarray):
         self._values = values
@@ -189,7 +189,7 @@ class _Table:
 
 
 def shipped(table: np.ndarray, largest: float) -> tuple[int, float]:
-    """The winner of `tfnas.racing.race`, and the share of evaluations that it made."""
+    """The winner of `tfnas.ranking.racing.race`, and the share of evaluations that it made."""
     outcome = racing.race(_Table(table), *table.shape, _CONFIDENCE, _TOLERANCE, largest=largest)
     return outcome.winner, 1 - outcome.saved
 

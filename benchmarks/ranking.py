@@ -28,13 +28,16 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-from tfnas import data, racing, training, workdir
-from tfnas.architecture import Packed
 from tfnas.config import Config, Data, Search, Supernet, from_config_dict, to_dict
-from tfnas.costs import cost
-from tfnas.engine import Engine
-from tfnas.evaluations import Evaluations
-from tfnas.ranking import Field
+from tfnas.data import pipeline
+from tfnas.graph.costs import cost
+from tfnas.ranking import racing
+from tfnas.ranking.engine import Engine
+from tfnas.ranking.evaluation_log import Evaluations
+from tfnas.ranking.ranking import Field
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Packed
+from tfnas.training import networks
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where cifar10 lies.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ranking", "Of the search.")
@@ -157,8 +160,8 @@ def main(_):
     config = from_config_dict(to_dict(_config()))
     work = workdir.Workdir(_WORKDIR.value)
     supernet = _searched(work, config)
-    splits = data.load(config.data, work.path / "tensorflow_datasets")
-    batches = data.evaluation_batches(splits.validation, config.data, _BATCH).cache()
+    splits = pipeline.load(config.data, work.path / "tensorflow_datasets")
+    batches = pipeline.evaluation_batches(splits.validation, config.data, _BATCH).cache()
     posterior = supernet.posterior()
     candidates = Packed(posterior.sample(_CANDIDATES.value, seed=0))
     count = len(candidates)
@@ -175,7 +178,7 @@ def main(_):
     memory.append(_megabytes())
     raced_seconds, raced, _ = _ranked(supernet, batches, candidates, 0.95)
     memory.append(_megabytes())
-    recalibration = training.recalibration(config, splits, supernet)
+    recalibration = networks.recalibration(config, splits, supernet)
     settled_seconds, settled, _ = _ranked(supernet, batches, candidates, 0.95, recalibration)
     full_seconds, ranking, (losses, correct) = _ranked(supernet, batches, candidates, None)
     memory.append(_megabytes())

@@ -30,16 +30,19 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from tfnas import data, functions, training, workdir
+from tfnas.common import user_functions
+from tfnas.common.errors import UserError
+from tfnas.common.statistics import kendall_tau
 from tfnas.config import from_config_dict
-from tfnas.costs import cost
-from tfnas.errors import UserError
-from tfnas.optimizers import Cosine
-from tfnas.ranking import Evaluator
-from tfnas.recalibration import Recalibration, settle
+from tfnas.cutting.subnets import subnet
+from tfnas.data import pipeline
+from tfnas.gating.optimizers import Cosine
+from tfnas.gating.recalibration import Recalibration, settle
+from tfnas.graph.costs import cost
+from tfnas.ranking.ranking import Evaluator
+from tfnas.runs import workdir
 from tfnas.stages import search
-from tfnas.statistics import kendall_tau
-from tfnas.subnets import subnet
+from tfnas.training import networks
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ranking_worth", "Of the search.")
@@ -84,13 +87,13 @@ def _pools(supernet, seed):
 
 def _retrained(config, splits, supernet, architecture, title, batches, images):
     """Loss and accuracy of the network cut out, after its training: as it is, and with the images' statistics."""
-    training.set_seed(config.seed)
+    networks.set_seed(config.seed)
     model = subnet(supernet, architecture)
     cosine = Cosine(config.retrain.learning_rate, _EPOCHS.value)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, recalibrate=0))  # settled below
     with tempfile.TemporaryDirectory() as folder:  # of its own, as its checkpoint is
         work = workdir.Workdir(folder)
-        training.fit_plain(config, splits, work, model, _EPOCHS.value, cosine.schedule, title)
+        networks.fit_plain(config, splits, work, model, _EPOCHS.value, cosine.schedule, title)
     found = [model.evaluate(batches, verbose=0, return_dict=True)]
     settle(model, images)
     found.append(model.evaluate(batches, verbose=0, return_dict=True))
@@ -99,8 +102,8 @@ def _retrained(config, splits, supernet, architecture, title, batches, images):
 
 def _measured(config, splits, supernet, pools):
     """For each pool one record a candidate: its parameters, and loss and accuracy with each kind of weights."""
-    batches = data.evaluation_batches(splits.validation, config.data, config.sample.batch_size)
-    images = training.calibration_images(config, splits, _RECALIBRATE.value)
+    batches = pipeline.evaluation_batches(splits.validation, config.data, config.sample.batch_size)
+    images = networks.calibration_images(config, splits, _RECALIBRATE.value)
     evaluators = [Evaluator(supernet, batches), Evaluator(supernet, batches, Recalibration(supernet, images))]
     configs = [config, dataclasses.replace(config, seed=config.seed + 1)]
     found = {}
@@ -138,13 +141,13 @@ def _rows(records):
 
 def main(_):
     """Prints a Markdown table and, as the last line, JSON."""
-    functions.look_in(os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir)
+    user_functions.look_in(os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir)
     config = from_config_dict(_CONFIG.value)
     work = workdir.Workdir(_WORKDIR.value)
     search.run(config, work.path)
-    splits = data.load(config.data, work.path / "tensorflow_datasets")
+    splits = pipeline.load(config.data, work.path / "tensorflow_datasets")
     supernet = keras.models.load_model(work.path / workdir.SUPERNET)
-    training.set_seed(config.seed)
+    networks.set_seed(config.seed)
     pools = _pools(supernet, config.seed)
     start = time.monotonic()
     found = _measured(config, splits, supernet, pools)

@@ -17,9 +17,11 @@ import keras
 import numpy as np
 from scipy import stats
 
-from tfnas import data, provenance, training, workdir
+from tfnas.common.errors import UserError
 from tfnas.config import Config
-from tfnas.errors import UserError
+from tfnas.data import pipeline
+from tfnas.runs import provenance, workdir
+from tfnas.training import networks
 
 _SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training", "tune")  # what a result may depend on
 SPLITS = ("validation", "train", "test")  # test is read last
@@ -29,13 +31,13 @@ _PLACES = ("--workdir=", "--config.data.data_dir=")
 
 
 def scores(
-    model: keras.Model, splits: data.Splits, config: Config, names: Sequence[str] = SPLITS
+    model: keras.Model, splits: pipeline.Splits, config: Config, names: Sequence[str] = SPLITS
 ) -> dict[str, dict[str, float]]:
     """Loss and accuracy on some of the splits, by the split's name, without augmentation."""
-    model.compile(loss=training.classification_loss(), metrics=["accuracy"])
+    model.compile(loss=networks.classification_loss(), metrics=["accuracy"])
     found = {}
     for name in names:
-        batches = data.evaluation_batches(getattr(splits, name), config.data, config.sample.batch_size)
+        batches = pipeline.evaluation_batches(getattr(splits, name), config.data, config.sample.batch_size)
         measured = model.evaluate(batches, verbose=0, return_dict=True)
         found[name] = {"loss": float(measured["loss"]), "accuracy": float(measured["accuracy"])}
     return found

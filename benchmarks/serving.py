@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/serving.py [--rounds=7] [--seconds=1.5] [--clients=2] [--layout=gather]
 
-All networks are exported and served by one process of `tfnas.server`; the clients run on the same machine, each with a
-connection of its own, and send the next request when the last is answered. In every round each network gets the same
-load once, in an order that turns, so that a drift of the machine's speed falls on all alike; ratios are of one round,
-and the table has their median and range. 'in process' calls the signature without any server, from one thread.
+All networks are exported and served by one process of `tfnas.serving.server`; the clients run on the same machine,
+each with a connection of its own, and send the next request when the last is answered. In every round each network
+gets the same load once, in an order that turns, so that a drift of the machine's speed falls on all alike; ratios are
+of one round, and the table has their median and range. 'in process' calls the signature without any server, from one
+thread.
 
 A subnet is sampled from the posterior of the untrained super-network, tilted to a share of its multiply-adds, and cut.
 Weights have no part in speed, so nothing is trained.
@@ -29,8 +30,10 @@ from absl import app, flags, logging
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 import tfnas
-from tfnas import config, data, signatures, supernets
-from tfnas.channels import Graph
+from tfnas import config, supernets
+from tfnas.data import pipeline
+from tfnas.exporting import savedmodel
+from tfnas.graph.channels import Graph
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each network gets the load.")
 _SECONDS = flags.DEFINE_float("seconds", 1.5, "How long, each time.")
@@ -68,8 +71,8 @@ def _export(network, folder):
     shape = tuple(network.input_shape[1:])
     nothing = tf.data.Dataset.range(0)
     labels = tuple(f"class {i}" for i in range(network.output_shape[-1]))
-    splits = data.Splits(nothing, nothing, nothing, {}, shape, labels)
-    signatures.write(network, splits, config.Config(), folder / "1")
+    splits = pipeline.Splits(nothing, nothing, nothing, {}, shape, labels)
+    savedmodel.write(network, splits, config.Config(), folder / "1")
 
 
 class _Rest:
@@ -159,7 +162,7 @@ def main(_):
                 networks[name] = (shown, cost)
             sizes.append((title, networks, rng.integers(0, 256, (number, *network.input_shape[1:]), np.uint8)))
         (folder / "models.config").write_text(f"model_config_list {{ {' '.join(lines)} }}")
-        command = [sys.executable, "-m", "tfnas.server", f"--model_config_file={folder / 'models.config'}"]
+        command = [sys.executable, "-m", "tfnas.serving.server", f"--model_config_file={folder / 'models.config'}"]
         server = subprocess.Popen([*command, "--port=0", "--rest_api_port=0"], stdout=subprocess.PIPE, text=True)
         try:
             ready = re.search(r"REST http://(\S+), gRPC (\S+)", server.stdout.readline())

@@ -20,8 +20,8 @@ from absl import app, flags
 
 import tfnas
 from tfnas import supernets
-from tfnas.architecture import Architecture
-from tfnas.channels import Graph
+from tfnas.graph.channels import Graph
+from tfnas.search_space.architecture import Architecture
 
 _MODELS = flags.DEFINE_list("models", ["M", "D-121", "MobileNetV2"], "Which super-networks.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images a step.")

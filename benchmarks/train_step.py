@@ -19,8 +19,10 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfnas
-from tfnas import config, data, loop
+from tfnas import config
+from tfnas.data import pipeline
 from tfnas.supernets import densenet121, multi_branch_resnet
+from tfnas.training import loop
 
 _ROUNDS = flags.DEFINE_integer("rounds", 12, "How often each variant is stepped.")
 _STEPS = flags.DEFINE_integer("steps", 2, "Steps in a round.")
@@ -118,7 +120,7 @@ def _pipeline():
     images = tf.data.Dataset.from_tensor_slices(
         (rng.integers(0, 256, (10_000, 32, 32, 3), np.uint8), rng.integers(0, 10, 10_000))
     )
-    splits = data.Splits(images, images, images, {"train": 10_000}, (32, 32, 3), tuple("abcdefghij"))
+    splits = pipeline.Splits(images, images, images, {"train": 10_000}, (32, 32, 3), tuple("abcdefghij"))
     augmented = dict(mean=(0.5,) * 3, std=(0.25,) * 3, pad_crop=4, flip=True, cutout=16)
     keras.utils.set_random_seed(1)
     print("\n| input pipeline | images/s |\n| --- | --- |")
@@ -127,12 +129,12 @@ def _pipeline():
         ("cached, standardised only", {**augmented, "pad_crop": 0, "flip": False, "cutout": 0}, True),
         ("read anew and shuffled in a window, augmented", augmented, False),
     ):
-        memory = data._MEMORY
-        data._MEMORY = memory if keep else 3_000_000
+        memory = pipeline._MEMORY
+        pipeline._MEMORY = memory if keep else 3_000_000
         try:
-            batches = iter(data.training_batches(splits, config.Data(**settings), 100, 4, 0))
+            batches = iter(pipeline.training_batches(splits, config.Data(**settings), 100, 4, 0))
         finally:
-            data._MEMORY = memory
+            pipeline._MEMORY = memory
         for _ in range(100):
             next(batches)
         start = time.perf_counter()

@@ -8,11 +8,13 @@ A run's pictures are its report's own.
 
 import argparse
 import ast
+import collections
+import graphlib
 import itertools
 import pathlib
 import re
 
-from tfnas import figures
+from tfnas.common import markup
 
 _DOCS = pathlib.Path(__file__).parent
 _ROOT = _DOCS.parent
@@ -34,41 +36,34 @@ def from_report(page: str) -> dict[str, str]:
     return pictures
 
 
-def areas(text: str) -> dict[str, list[str]]:
-    """The modules of each area, both in the order of the map in docs/architecture.md."""
-    (listing,) = re.findall(r"^tfnas/\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    found: dict[str, list[str]] = {}
-    for heading, module in re.findall(r"^  (?:# (.+)|(\w+)(?:\.py|/) .+)$", listing, re.MULTILINE):
-        if heading:
-            found[heading] = []
-        else:
-            found[list(found)[-1]].append(module)
-    return found
-
-
-def imported(module: str) -> set[str]:
-    """The modules of tfnas that a module, or a package's modules, import; itself not."""
-    place = _ROOT / "tfnas" / module
+def imported(folder: str) -> list[tuple[pathlib.Path, str]]:
+    """What the files of a folder of tfnas, or a file at its root, import of others: (file, folder), each once."""
+    place = _ROOT / "tfnas" / folder
     found = set()
-    for file in sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
+    for file in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module == "tfnas":
-                found |= {name.name for name in node.names}
+                found |= {(file, name.name) for name in node.names}
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tfnas."):
-                found.add(node.module.split(".")[1])
-            elif isinstance(node, ast.Import):
-                found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("tfnas.")}
-    return found - {module}
+                found.add((file, node.module.split(".")[1]))
+    return sorted((file, other) for file, other in found if other != folder)
+
+
+def folders() -> dict[str, list[str]]:
+    """The modules of each folder of tfnas, as its table of contents lists them; folders before those they import."""
+    package = _ROOT / "tfnas"
+    of = {"cli": ["cli.py"]}
+    for place in sorted(file.parent for file in package.glob("*/__init__.py")):
+        contents = ast.get_docstring(ast.parse((place / "__init__.py").read_text())) or ""
+        of[place.name] = re.findall(r"^(\w+)(?:\.py|/) ", contents, re.MULTILINE)
+    below = {folder: {other for _, other in imported(folder)} for folder in of}
+    below["cli"].add("tuning")  # which it loads by name, as it does the stages
+    return {folder: of[folder] for folder in reversed(list(graphlib.TopologicalSorter(below).static_order()))}
 
 
 def arrows(of: dict[str, list[str]]) -> dict[tuple[str, str], int]:
-    """How many pairs of modules stand behind each import of one area by another; implied ones are left out."""
-    home = {module: area for area, modules in of.items() for module in modules}
-    count: dict[tuple[str, str], int] = {}
-    for module, area in home.items():
-        for other in imported(module):
-            if home[other] != area:
-                count[area, home[other]] = count.get((area, home[other]), 0) + 1
+    """How many files stand behind each import of one folder by another; implied ones are left out."""
+    count = collections.Counter((folder, other) for folder in of for _, other in imported(folder))
     reached = set(count)
     for through, a, b in itertools.product(of, of, of):
         if (a, through) in reached and (through, b) in reached:
@@ -78,9 +73,9 @@ def arrows(of: dict[str, list[str]]) -> dict[tuple[str, str], int]:
 
 
 def imports() -> str:
-    """The areas in their order, and an arrow from each to those above that it imports."""
-    of = areas((_DOCS / "architecture.md").read_text())
-    height = {area: i for i, area in enumerate(of)}
+    """The folders from the top down, and an arrow from each to those below that it imports."""
+    of = folders()
+    height = {folder: i for i, folder in enumerate(of)}
 
     def draw(figure):
         from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -88,29 +83,29 @@ def imports() -> str:
         axes = figure.add_subplot()
         axes.set(xlim=(0, 9), ylim=(len(of) - 0.4, -0.6))
         axes.axis("off")
-        for area, modules in of.items():
-            y = height[area]
+        for folder, modules in of.items():
+            y = height[folder]
             axes.add_patch(
                 FancyBboxPatch((0.15, y - 0.33), 6.3, 0.66, boxstyle="round,pad=0.02", fc="#e8f2f8", ec="none")
             )
-            axes.text(0.3, y - 0.13, area, fontsize=10, fontweight="bold", va="center")
+            axes.text(0.3, y - 0.13, folder, fontsize=10, fontweight="bold", va="center")
             axes.text(0.3, y + 0.16, ", ".join(modules), fontsize=7.5, va="center", color="#444444")
-        for (area, other), number in sorted(arrows(of).items(), key=lambda item: height[item[0][0]]):
-            distance = height[area] - height[other]
+        for (folder, other), number in sorted(arrows(of).items(), key=lambda item: height[item[0][0]]):
+            distance = height[other] - height[folder]
             axes.add_patch(
                 FancyArrowPatch(
-                    (6.5, height[area] - 0.1),
-                    (6.5, height[other] + 0.1),
-                    connectionstyle=f"arc3,rad={0.7 if distance == 1 else 0.5}",
+                    (6.5, height[folder] + 0.1),
+                    (6.5, height[other] - 0.1),
+                    connectionstyle=f"arc3,rad={-0.7 if distance == 1 else -0.5}",
                     arrowstyle="->",
                     mutation_scale=9,
                     linewidth=0.8 + 0.15 * min(number, 10),
-                    color=figures.BLUE if distance == 1 else figures.ORANGE,
+                    color=markup.BLUE if distance == 1 else markup.ORANGE,
                 )
             )
 
-    caption = "Areas of tfnas, top down, and which imports which"
-    return re.sub(r"^<figure>|<figcaption>.*", "", figures.drawing(draw, (9, 0.62 * len(of)), caption), flags=re.DOTALL)
+    caption = "Folders of tfnas, top down, and which imports which"
+    return re.sub(r"^<figure>|<figcaption>.*", "", markup.drawing(draw, (9, 0.62 * len(of)), caption), flags=re.DOTALL)
 
 
 def main() -> None:

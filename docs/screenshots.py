@@ -30,7 +30,7 @@ COLOURS = 256  # so few keep the files small
 def record(workdir: pathlib.Path) -> None:
     """Runs the demo in a terminal of its own, and keeps in `workdir` what it wrote there."""
     os.environ |= {"COLUMNS": str(COLUMNS), "TERM": "xterm-256color"}
-    command = [sys.executable, "-m", "tfnas.main", "run", "--config=configs/digits.py", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "tfnas.cli", "run", "--config=configs/digits.py", f"--workdir={workdir}"]
     written = bytearray()
 
     def read(terminal: int) -> bytes:

@@ -1,8 +1,9 @@
 """One component a stage: makes the working directory, calls the stage's `run`, hands over what it left.
 
 The engine ships a function's source, and nothing else of this file, into the image's Python, where tfnas is installed:
-so a body imports what it needs, and all that is more than a call is in tfnas/handover.py. Every component takes the
-parts of the config that its stage depends on, and no later ones: a change of those makes it run again, and no other.
+so a body imports what it needs, and all that is more than a call is in tfnas/stages/handover.py. Every component
+takes the parts of the config that its stage depends on, and no later ones: a change of those makes it run again, and
+no other.
 """
 
 from typing import List, Optional  # noqa: UP035  kfp 2.17 knows artifacts' lists and options by these names
@@ -34,7 +35,7 @@ def check(
     """
     import json
 
-    from tfnas import handover
+    from tfnas.stages import handover
 
     with handover.task("check", [search_config, sample_config, retrain_config], version=version) as task:
         from tfnas.stages import check as stage
@@ -56,7 +57,7 @@ def search(search_config: str, version: str, scratch: str, run: Output[Model], m
         run: the trained super-network, its posterior and history.
         metrics: of the last epoch.
     """
-    from tfnas import handover
+    from tfnas.stages import handover
 
     with handover.task("search", [search_config], version=version, scratch=scratch) as task:
         from tfnas.stages import search as stage
@@ -88,7 +89,7 @@ def sample(
         searched: what search left.
         run: the evaluations.
     """
-    from tfnas import handover
+    from tfnas.stages import handover
 
     with handover.task(
         "sample", [search_config, sample_config], [searched.path], version=version, scratch=scratch, shard=shard
@@ -123,7 +124,7 @@ def select(
         run: every candidate's score, and the winner's architecture.
         metrics: of the winner, on the validation split.
     """
-    from tfnas import handover
+    from tfnas.stages import handover
 
     folders = [searched.path, *(shard.path for shard in shards)]
     with handover.task("sample", [search_config, sample_config], folders, version=version, scratch=scratch) as task:
@@ -166,7 +167,7 @@ def retrain(
     """
     import json
 
-    from tfnas import handover
+    from tfnas.stages import handover
 
     parts = [search_config, sample_config, retrain_config]
     folders = [searched.path, selected.path]
@@ -204,7 +205,7 @@ def evaluate(
         run: the verdict.
         metrics: what was held against the thresholds; blessed is 1 or 0.
     """
-    from tfnas import handover
+    from tfnas.stages import handover
 
     parts = [search_config, sample_config, retrain_config, evaluate_config]
     with handover.task("evaluate", parts, [retrained.path], version=version) as task:
@@ -248,7 +249,8 @@ def export(
         model: folder with the SavedModel's version, as TensorFlow Serving expects it.
         run: what was checked.
     """
-    from tfnas import handover, workdir
+    from tfnas.runs import workdir
+    from tfnas.stages import handover
 
     parts = [search_config, sample_config, retrain_config, evaluate_config, export_config]
     folders = [searched.path, selected.path, retrained.path, evaluated.path]
@@ -295,7 +297,7 @@ def report(
         model: the exported model, if there is one.
         exported: what export left, if it ran.
     """
-    from tfnas import handover
+    from tfnas.stages import handover
 
     parts = [search_config, sample_config, retrain_config, evaluate_config, export_config]
     folders = [searched.path, selected.path, retrained.path, evaluated.path]

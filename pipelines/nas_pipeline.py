@@ -11,9 +11,9 @@ from kfp.dsl.graph_component import GraphComponent
 
 from pipelines import components
 from pipelines.options import Options
-from tfnas import handover
+from tfnas.common.errors import UserError
 from tfnas.config import Config
-from tfnas.errors import UserError
+from tfnas.stages import handover
 
 NAME = "tfnas"
 _TRAINING = ("check", "search", "sample", "select", "retrain")  # and ranking: tasks that get the accelerators

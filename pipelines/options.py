@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from pipelines.components import IMAGE
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
 
 STAGES = ("check", "search", "sample", "select", "retrain", "evaluate", "export", "report")
 # What Vertex AI calls its accelerators (google.cloud.aiplatform_v1.AcceleratorType).

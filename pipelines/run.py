@@ -30,10 +30,12 @@ from ml_collections import config_flags
 
 from pipelines import nas_pipeline
 from pipelines.options import Options
+from tfnas import cli as command_line
 from tfnas import config as config_lib
-from tfnas import functions, handover, holding, terminal, workdir
-from tfnas import main as command_line
-from tfnas.errors import UserError, ending_in_one_line
+from tfnas.common import terminal, user_functions
+from tfnas.common.errors import UserError, ending_in_one_line
+from tfnas.runs import holding, workdir
+from tfnas.stages import handover
 
 _DEFAULTS = Options()
 _RUNNER = flags.DEFINE_enum("runner", None, ["local", "kubeflow", "vertex"], "Where the pipeline runs.")
@@ -116,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
 def _config() -> config_lib.Config:
     if flags.FLAGS.config is None:
         raise UserError("--config=FILE expected, for example --config=configs/digits.py. Received: none")
-    functions.look_in(_config_folder())
+    user_functions.look_in(_config_folder())
     return config_lib.from_config_dict(flags.FLAGS.config)
 
 

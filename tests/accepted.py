@@ -24,17 +24,17 @@ def _accept(*_, **__):
 
 
 def _tfnas(argv):
-    from tfnas import main
+    from tfnas import cli
 
     # `tfnas run` with other formats would look for their packages, which is work too.
     with (
-        mock.patch.object(main, "_load", _accept),
-        mock.patch.object(main, "_tune", _accept),
-        mock.patch.object(main, "_run_stage", _accept),
-        mock.patch("tfnas.workdir.Workdir.claim", lambda self, config: config.check()),
+        mock.patch.object(cli, "_load", _accept),
+        mock.patch.object(cli, "_tune", _accept),
+        mock.patch.object(cli, "_run_stage", _accept),
+        mock.patch("tfnas.runs.workdir.Workdir.claim", lambda self, config: config.check()),
     ):
         sys.argv = argv
-        main.cli()
+        cli.cli()
 
 
 def _pipeline(argv):
@@ -51,8 +51,8 @@ def _pipeline(argv):
 
 def _server(argv):
     sys.argv = argv
-    with mock.patch("tfnas.model_folder.newest", _accept):
-        runpy.run_module("tfnas.server", run_name="__main__")
+    with mock.patch("tfnas.serving.versions.newest", _accept):
+        runpy.run_module("tfnas.serving.server", run_name="__main__")
 
 
 def _script(argv, load=runpy.run_path):
@@ -91,7 +91,7 @@ def _module(argv):
 
 
 _MODULES = {
-    "tfnas.server": _server,
+    "tfnas.serving.server": _server,
     "pipelines.run": _pipeline,
     "benchmarks.contest": _module,
     "benchmarks.claims": _module,

@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 
-from tfnas.architecture import Architecture
+from tfnas.search_space.architecture import Architecture
 
 L = keras.layers
 # Whatever goes in, these let it through to the output: no dead zones. LayerNormalization, softmax and the larger of two

@@ -12,12 +12,12 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 import tfnas
 from tfnas import supernets
-from tfnas.architecture import Architecture
-from tfnas.channels import Graph
-from tfnas.costs import cost
-from tfnas.engine import Engine
-from tfnas.errors import UserError
-from tfnas.subnets import adapt, subnet
+from tfnas.common.errors import UserError
+from tfnas.cutting.subnets import adapt, subnet
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost
+from tfnas.ranking.engine import Engine
+from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
 
 # The smallest image each takes.

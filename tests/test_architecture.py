@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from tfnas.architecture import Architecture
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
+from tfnas.search_space.architecture import Architecture
 
 ONE = Architecture({"a": [True, False, True], "b": [False, False]})
 

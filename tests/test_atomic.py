@@ -8,7 +8,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from tfnas import atomic, workdir
+from tfnas.common import atomic
+from tfnas.runs import workdir
 
 # Is killed before it renames for the n-th time, on a file system that cannot exchange two folders.
 KILLED = """

@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from tfnas.architecture import Architecture
-from tfnas.baselines import (
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost
+from tfnas.layers.kinds import CUT_KINDS
+from tfnas.ranking.reference_architectures import (
     ALLOCATED,
     EVEN,
     choice_blocks,
@@ -16,10 +18,8 @@ from tfnas.baselines import (
     single_path,
     within,
 )
-from tfnas.channels import Graph
-from tfnas.costs import cost
-from tfnas.kinds import CUT_KINDS
-from tfnas.posterior import LayerGates, Posterior
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import LayerGates, Posterior
 from tfnas.supernets import densenet121, multi_branch_resnet, resnet50
 
 GRAPH = Graph(multi_branch_resnet(8, 1, 3, (8, 8, 1), stem_width=8))

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 from test_report import CONFIG, FOUND, FULL, MEAN, MEASURED, Page, ended, made, table
 
-from tfnas import blessing, report, workdir
+from tfnas.common.errors import UserError
 from tfnas.config import Evaluate
-from tfnas.errors import UserError
+from tfnas.reporting import acceptance, report
+from tfnas.runs import workdir
 from tfnas.stages import evaluate
 
 # Found: 97.75 % and a quarter of the full network's parameters and multiply-adds; full: 98.5 %.
@@ -20,8 +21,8 @@ RESULTS = {
 
 
 def test_nothing_asked_is_blessed():
-    verdict = blessing.judge(Evaluate(), RESULTS)
-    assert verdict == {"blessed": True, "checks": []} and blessing.reasons(verdict) == "no threshold is set"
+    verdict = acceptance.judge(Evaluate(), RESULTS)
+    assert verdict == {"blessed": True, "checks": []} and acceptance.reasons(verdict) == "no threshold is set"
 
 
 @pytest.mark.parametrize(
@@ -39,10 +40,10 @@ def test_nothing_asked_is_blessed():
     ],
 )
 def test_each_threshold(setting, met, missed, said):
-    assert blessing.judge(Evaluate(**{setting: met}), RESULTS)["blessed"]
-    verdict = blessing.judge(Evaluate(**{setting: missed}), RESULTS)
+    assert acceptance.judge(Evaluate(**{setting: met}), RESULTS)["blessed"]
+    verdict = acceptance.judge(Evaluate(**{setting: missed}), RESULTS)
     assert not verdict["blessed"] and [c["setting"] for c in verdict["checks"]] == [f"evaluate.{setting}"]
-    assert blessing.reasons(verdict) == said
+    assert acceptance.reasons(verdict) == said
 
 
 # 80 test images of two classes, 40 of each. By Wilson 95 % intervals, 48 right of 80 are not told from the 40 of a
@@ -62,12 +63,12 @@ def test_each_threshold(setting, met, missed, said):
 def test_a_full_network_that_was_not_trained_blesses_nothing(tmp_path, capsys, right, confusion, why):
     full = {**FULL, "test_accuracy": right / 80}
     results = {**RESULTS, "rows": [full, FOUND], "confusion": confusion}
-    doubted = blessing.doubt(results)
+    doubted = acceptance.doubt(results)
     assert why in doubted and bool(why) == bool(doubted)
-    by_full = blessing.judge(Evaluate(max_accuracy_loss=0.05), results)
-    assert by_full["blessed"] == (not why) and why in blessing.reasons(by_full)
-    assert blessing.judge(Evaluate(min_accuracy=0.9, max_parameters=0.3), results)["blessed"]
-    assert blessing.doubt({**results, "rows": [FOUND]}) == ""
+    by_full = acceptance.judge(Evaluate(max_accuracy_loss=0.05), results)
+    assert by_full["blessed"] == (not why) and why in acceptance.reasons(by_full)
+    assert acceptance.judge(Evaluate(min_accuracy=0.9, max_parameters=0.3), results)["blessed"]
+    assert acceptance.doubt({**results, "rows": [FOUND]}) == ""
     if confusion == MEASURED["confusion"]:
         work = made(tmp_path, rows=(full, FOUND))
         page, shown = report.html(work, CONFIG), " ".join(table(work).split())
@@ -82,22 +83,22 @@ def test_a_full_network_that_was_not_trained_blesses_nothing(tmp_path, capsys, r
 
 def test_a_better_network_than_the_full_one():
     results = {**RESULTS, "rows": [{**FULL, "test_accuracy": 0.9675}, FOUND]}  # 1 point: no more than chance
-    verdict = blessing.judge(Evaluate(max_accuracy_loss=0.0), results)
+    verdict = acceptance.judge(Evaluate(max_accuracy_loss=0.0), results)
     said = "a test accuracy 1.00% above the full network's, at most 0.00% below asked"
-    assert verdict["blessed"] and blessing.reasons(verdict) == said
+    assert verdict["blessed"] and acceptance.reasons(verdict) == said
 
 
 def test_only_what_failed_is_told_of_one_not_blessed():
-    verdict = blessing.judge(Evaluate(min_accuracy=0.5, max_parameters=0.1), RESULTS)
+    verdict = acceptance.judge(Evaluate(min_accuracy=0.5, max_parameters=0.1), RESULTS)
     assert [c["passed"] for c in verdict["checks"]] == [True, False]
-    assert "accuracy" not in blessing.reasons(verdict)
+    assert "accuracy" not in acceptance.reasons(verdict)
 
 
 def test_the_full_network_must_have_been_trained():
     results = {**RESULTS, "rows": [MEAN, FOUND]}
-    assert blessing.judge(Evaluate(max_parameters=0.3), results)["blessed"]
+    assert acceptance.judge(Evaluate(max_parameters=0.3), results)["blessed"]
     with pytest.raises(UserError, match="evaluate.max_accuracy_loss=0.1: .* Received: none; retrain with --config"):
-        blessing.judge(Evaluate(max_accuracy_loss=0.1), results)
+        acceptance.judge(Evaluate(max_accuracy_loss=0.1), results)
 
 
 @pytest.mark.parametrize("asked, blessed", [(0.9, True), (0.99, False)])
@@ -108,7 +109,7 @@ def test_the_stage_writes_what_export_and_report_read(tmp_path, capsys, asked, b
     del manifest["stages"]["evaluate"]
     work.write_sealed(workdir.MANIFEST, manifest)
     evaluate.run(config, tmp_path)
-    assert work.read_json(workdir.EVALUATION, "export", blessing.VERDICT)["blessed"] == blessed
+    assert work.read_json(workdir.EVALUATION, "export", acceptance.VERDICT)["blessed"] == blessed
     assert f"evaluate  {'blessed' if blessed else 'not blessed'}: a test accuracy of 97.75%" in capsys.readouterr().out
     ended(work, "export", config)  # of this verdict
     page = report.html(work, config)

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from test_report import CONFIG, FOUND, FRONT, FULL, MEAN, made
 
-from tfnas import report
-from tfnas.posterior import LayerGates, Posterior
+from tfnas.reporting import report
+from tfnas.search_space.posterior import LayerGates, Posterior
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Names as long as pretrained networks have them.

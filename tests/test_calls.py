@@ -7,9 +7,9 @@ import tensorflow as tf
 from conftest import random_weights
 
 import tfnas
-from tfnas.engine import Engine
-from tfnas.errors import UserError
-from tfnas.subnets import subnet
+from tfnas.common.errors import UserError
+from tfnas.cutting.subnets import subnet
+from tfnas.ranking.engine import Engine
 
 layers = keras.layers
 

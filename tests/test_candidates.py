@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import tfnas
-from tfnas.candidates import Sized
-from tfnas.errors import FailedSearch
+from tfnas.common.errors import FailedSearch
+from tfnas.ranking.candidates import Sized
 
 
 def trainable(model):

@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from tfnas.channels import Graph
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
+from tfnas.graph.channels import Graph
 
 
 def graph_of(build, shape=(8, 8, 3)):

@@ -9,10 +9,13 @@ import pytest
 import tensorflow as tf
 from conftest import load_config
 
-from tfnas import checks, config, data, loop, reach, training
-from tfnas.errors import UserError
+from tfnas import config
+from tfnas.common.errors import UserError
+from tfnas.data import pipeline
+from tfnas.graph import reach
+from tfnas.runs.workdir import STAGES, Workdir
 from tfnas.stages import check, search
-from tfnas.workdir import STAGES, Workdir
+from tfnas.training import loop, networks, preflight
 
 usage = collections.namedtuple("usage", "total used free")
 
@@ -37,7 +40,7 @@ def test_check_says_what_a_run_needs_and_leaves_the_folder_as_it_was(small, tmp_
     assert "30 epochs of 20 steps" in said and "up to date" not in said and found["up_to_date"] == []
     assert len(re.findall(r"tracing and compiling, once: [\d.]+ s", said)) == 3
     assert "a candidate on 250 images: " in said
-    network = training.network(small, data.load(small.data, tmp_path / "tensorflow_datasets"))
+    network = networks.network(small, pipeline.load(small.data, tmp_path / "tensorflow_datasets"))
     # As the run's table counts them: neither moving statistics nor what the gates are made of.
     parameters = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
     assert found["parameters"] == parameters and f"supernet  {parameters:,} parameters, " in said
@@ -54,7 +57,11 @@ def finish(work, stage, settings):
     work.run_stage(stage, settings, body)
 
 
-GATED, PLAIN, RANKED = checks.Measured(41.0, 1.0, 10**9), checks.Measured(10.5, 0.5, 10**9), checks.Ranked(7, 0.5, 0.25)
+GATED, PLAIN, RANKED = (
+    preflight.Measured(41.0, 1.0, 10**9),
+    preflight.Measured(10.5, 0.5, 10**9),
+    preflight.Ranked(7, 0.5, 0.25),
+)
 
 
 def test_the_total_has_tracing_and_ranking_and_leaves_out_what_is_up_to_date(
@@ -65,8 +72,8 @@ def test_the_total_has_tracing_and_ranking_and_leaves_out_what_is_up_to_date(
 
     def checked():
         measured = iter((GATED, PLAIN))
-        monkeypatch.setattr(checks, "measure", lambda step, batches: next(measured))
-        monkeypatch.setattr(checks, "measure_ranking", lambda make, candidates: RANKED)
+        monkeypatch.setattr(preflight, "measure", lambda step, batches: next(measured))
+        monkeypatch.setattr(preflight, "measure_ranking", lambda make, candidates: RANKED)
         found = check.run(small, tmp_path)
         return found, capsys.readouterr().out
 
@@ -105,8 +112,8 @@ def of_times(search=None, retrain=None, devices=1):
         sample=config.Sample(num_candidates=8, num_random=3, budgets=(0.5,), batch_size=20),
         retrain=config.Retrain(**{"epochs": 4, "batch_size": 25, "controls": False} | (retrain or {})),
     ).check()
-    gated, plain = checks.Measured(100.0, 2.0, 0), checks.Measured(21.0, 1.0, 0)
-    found = checks.times(settings, {"train": 105, "validation": 50}, gated, plain, RANKED, devices)
+    gated, plain = preflight.Measured(100.0, 2.0, 0), preflight.Measured(21.0, 1.0, 0)
+    found = preflight.times(settings, {"train": 105, "validation": 50}, gated, plain, RANKED, devices)
     return {stage: (time.seconds, time.tracing) for stage, time in found.items()}
 
 
@@ -125,7 +132,7 @@ def test_times_are_those_of_the_steps_and_of_tracing_each_network_once():
 
 
 def test_a_first_step_as_fast_as_the_others_traced_nothing():
-    assert checks.Measured(1.0, 1.5, 0).tracing == 0
+    assert preflight.Measured(1.0, 1.5, 0).tracing == 0
 
 
 def test_ranking_is_timed_candidate_by_candidate(monkeypatch):
@@ -142,9 +149,9 @@ def test_ranking_is_timed_candidate_by_candidate(monkeypatch):
             clock[0] += next(taken)
             yield from ()
 
-    monkeypatch.setattr(checks, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(preflight, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     # Medians: 3.5 of 3, 4 and 3.5; 1.5 of 1, 1.5 and 2.
-    assert checks.measure_ranking(Engine, ["a", "b", "c", "d", "e"]) == checks.Ranked(20 + 5 - 3.5, 2.0, 1.5)
+    assert preflight.measure_ranking(Engine, ["a", "b", "c", "d", "e"]) == preflight.Ranked(20 + 5 - 3.5, 2.0, 1.5)
     assert asked == [["a"], ["b"], ["b"], ["c"], ["c"], ["d"], ["d"]]  # 15 s are enough
 
 
@@ -162,10 +169,10 @@ def test_too_little_room_is_told_before_the_first_step(tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(100, use_bias=False)])
     work = Workdir(tmp_path)
     # 1,000 weights and as many of momentum, 4 bytes each; three checkpoints, one in writing, three models.
-    assert checks.room(work, model, 3)[0] == 2 * 1000 * 4 * 7
+    assert preflight.room(work, model, 3)[0] == 2 * 1000 * 4 * 7
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 2 * 1000 * 4 * 7 - 1))
     with pytest.raises(UserError, match=r"workdir .*: 0 MB free expected, for 3 checkpoints and the models"):
-        checks.room(work, model, 3)
+        preflight.room(work, model, 3)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -175,9 +182,9 @@ def test_a_label_of_no_class_is_told(split, label):
         return tf.data.Dataset.from_tensor_slices((np.zeros((3, 4, 4, 1), np.uint8), labels))
 
     parts = {name: of([0, 2, label if name == split else 1]) for name in ("train", "validation", "test")}
-    splits = data.Splits(**parts, sizes={"train": 3}, image_shape=(4, 4, 1), label_names=("a", "b", "c"))
+    splits = pipeline.Splits(**parts, sizes={"train": 3}, image_shape=(4, 4, 1), label_names=("a", "b", "c"))
     with pytest.raises(UserError, match=f"{split}: labels from 0 to 2 expected, one per class. Received: {label}"):
-        checks.examples(splits)
+        preflight.examples(splits)
 
 
 def test_a_share_out_of_reach_is_told_by_check_and_before_the_warm_up(small, tmp_path, monkeypatch):
@@ -185,7 +192,7 @@ def test_a_share_out_of_reach_is_told_by_check_and_before_the_warm_up(small, tmp
     with pytest.raises(UserError, match="gate: parameters=0.001 is out of reach: the smallest network .* 'classifier'"):
         check.run(settings, tmp_path)
     assert settings.search.warmup_epochs > 0
-    monkeypatch.setattr(training, "_fit", lambda *arguments: pytest.fail("trained"))
+    monkeypatch.setattr(networks, "_fit", lambda *arguments: pytest.fail("trained"))
     with pytest.raises(UserError, match="is out of reach"):
         search.run(settings, tmp_path)
 
@@ -194,8 +201,8 @@ def test_a_run_looks_once_if_the_size_is_within_reach(small, tmp_path, monkeypat
     settings = dataclasses.replace(small, search=dataclasses.replace(small.search, parameters=0.5)).check()
     looked = []
     monkeypatch.setattr(reach, "check", lambda *arguments: looked.append(arguments))
-    monkeypatch.setattr(training, "_fit", lambda *arguments: None)
-    monkeypatch.setattr(training, "fit_gated", lambda *arguments, **options: [])
+    monkeypatch.setattr(networks, "_fit", lambda *arguments: None)
+    monkeypatch.setattr(networks, "fit_gated", lambda *arguments, **options: [])
     monkeypatch.setattr(search.sizes, "tell", lambda *arguments: None)
     search.run(settings, tmp_path)
     assert len(looked) == 1

@@ -13,7 +13,7 @@ from benchmarks.claims import __main__ as command
 from benchmarks.claims import sampling
 from benchmarks.claims.claim import FAILS, HOLDS, UNTESTED, Claim, Report, Verdict, decided, markdown
 from benchmarks.claims.study import Pool, Study
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
 
 
 def test_a_claim_holds_if_its_whole_interval_is_above_zero(rng):
@@ -52,7 +52,7 @@ def test_the_winner_has_the_smallest_validation_loss():
 
 
 def test_a_replayed_race_finds_the_best_of_the_pool(rng):
-    from tfnas import racing
+    from tfnas.ranking import racing
 
     losses = rng.exponential(size=(30, 400)).astype(np.float32)
     losses[17] *= 0.5

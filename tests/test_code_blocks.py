@@ -208,12 +208,16 @@ def run(tmp_path_factory):
 def server(run):
     """Ports of REST and gRPC of the server that docs/serving.md starts, on the run's model."""
     (command,) = [
-        c for b in blocks("sh") if b.document == "docs/serving.md" for c in commands(b.text) if "tfnas.server" in c
+        c
+        for b in blocks("sh")
+        if b.document == "docs/serving.md"
+        for c in commands(b.text)
+        if "tfnas.serving.server" in c
     ]
     arguments = [*words(command)[3:], "--port=0", "--rest_api_port=0"]
     arguments = [a.replace("=runs/", f"={run}/runs/") for a in arguments]
     (run / "stdout").touch()
-    code = "import runpy; runpy.run_module('tfnas.server', run_name='__main__')"
+    code = "import runpy; runpy.run_module('tfnas.serving.server', run_name='__main__')"
     process = processes.start(code, arguments, run / "stdout", run / "stderr")
     deadline = time.monotonic() + 120
     while not (ready := re.search(r"ready: .*REST http://\S+:(\d+), gRPC \S+:(\d+)", (run / "stdout").read_text())):

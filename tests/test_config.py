@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfnas import config, supernets
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
 
 # These set data.random_resized_crop.
 IMAGENET = ("imagenet_densenet121", "imagenet_resnet50")

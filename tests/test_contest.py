@@ -8,7 +8,7 @@ from conftest import load_config
 from scipy import stats
 
 from benchmarks import arms, contest, records
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
 
 
 def record(arm, decay, seed, validation=0.5, test=0.5, loss=1.0, **more):
@@ -165,7 +165,7 @@ def test_table(tmp_path):
 
 
 def test_own_scales_are_those_that_one_layer_reads():
-    from tfnas.channels import Graph
+    from tfnas.graph.channels import Graph
     from tfnas.supernets.multi_branch_resnet import multi_branch_resnet
 
     graph = Graph(multi_branch_resnet(2, 2, input_shape=(8, 8, 1)))

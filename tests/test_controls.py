@@ -12,17 +12,20 @@ import tiny
 from conftest import load_config
 
 import tfnas
-from tfnas import baselines, controls, data, training, workdir
-from tfnas.architecture import Architecture
-from tfnas.gates import Gated
+from tfnas.data import pipeline
+from tfnas.gating.gates import Gated
+from tfnas.ranking import reference_architectures
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Architecture
 from tfnas.stages import retrain, sample, search
 from tfnas.supernets import multi_branch_resnet
+from tfnas.training import networks, trained_baselines
 
 BLOCKS = [[f"stage{stage}_block1_path{path}_conv2" for path in (1, 2)] for stage in (1, 2, 3)]
 
 
 def frozen(model, **arguments):
-    return controls.freeze(tfnas.gate(model, ell2=10, num_examples=100, **arguments))
+    return trained_baselines.freeze(tfnas.gate(model, ell2=10, num_examples=100, **arguments))
 
 
 def batches(rng, count):
@@ -40,7 +43,7 @@ def test_frozen_gates_do_not_move_while_weights_do(rng):
     kernels = [layer.layer.kernel for layer in supernet.gated_layers.values()]
     before, weights = values(logits), values(kernels)
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
-    supernet.compile(optimizer, loss=training.classification_loss())
+    supernet.compile(optimizer, loss=networks.classification_loss())
     supernet.fit(batches(rng, 3), shuffle=False, verbose=0)
     for old, new in zip(before, values(logits), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -55,7 +58,7 @@ def test_gates_during_a_step_are_exactly_its_path(rng):
     kernels = {name: layer.layer.kernel for name, layer in supernet.gated_layers.items()}
     seen = []
 
-    paths = controls.Paths(supernet, BLOCKS, seed=3)
+    paths = trained_baselines.Paths(supernet, BLOCKS, seed=3)
 
     class Watch(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
@@ -70,10 +73,10 @@ def test_gates_during_a_step_are_exactly_its_path(rng):
                 assert moved or not seen[-1][name].all()
                 assert not (moved and name in sum(BLOCKS, []) and not seen[-1][name].any())
 
-    supernet.compile(keras.optimizers.SGD(0.05), loss=training.classification_loss())
+    supernet.compile(keras.optimizers.SGD(0.05), loss=networks.classification_loss())
     supernet.fit(batches(rng, 4), callbacks=[Watch()], shuffle=False, verbose=0)
     for step, gates in enumerate(seen):
-        path = baselines.single_path(posterior, BLOCKS, 3, 20 + step)
+        path = reference_architectures.single_path(posterior, BLOCKS, 3, 20 + step)
         for name, drawn in gates.items():
             np.testing.assert_array_equal(drawn, np.tile(path[name].astype("float32"), (500, 1)))
     assert len({tuple(gates[block[0]][0, 0] for block in BLOCKS) for gates in seen}) > 1
@@ -83,16 +86,18 @@ def test_mean_magnitude_is_numpys(rng):
     convolution = Gated(keras.layers.Conv2D(3, (3, 5)))
     convolution.build((None, 8, 8, 4))
     np.testing.assert_allclose(
-        controls.mean_magnitude(convolution), np.abs(convolution.layer.kernel.numpy()).mean((0, 1, 3)), rtol=1e-6
+        trained_baselines.mean_magnitude(convolution),
+        np.abs(convolution.layer.kernel.numpy()).mean((0, 1, 3)),
+        rtol=1e-6,
     )
     separable = Gated(keras.layers.SeparableConv2D(5, 3))
     separable.build((None, 8, 8, 4))
     depthwise, pointwise = (np.abs(w) for w in separable.layer.get_weights()[:2])  # (3, 3, 4, 1), (1, 1, 4, 5)
     expected = (depthwise.sum((0, 1, 3)) + pointwise.sum((0, 1, 3))) / (9 + 5)
-    np.testing.assert_allclose(controls.mean_magnitude(separable), expected, rtol=1e-6)
+    np.testing.assert_allclose(trained_baselines.mean_magnitude(separable), expected, rtol=1e-6)
     pooling = Gated(keras.layers.AveragePooling2D(2))
     pooling.build((None, 8, 8, 2))
-    assert controls.mean_magnitude(pooling).tolist() == [np.inf, np.inf]
+    assert trained_baselines.mean_magnitude(pooling).tolist() == [np.inf, np.inf]
 
 
 def test_magnitude_pruning_by_hand():
@@ -107,12 +112,12 @@ def test_magnitude_pruning_by_hand():
         signs = [1, -1, 1, -1]
         model.get_layer(name).set_weights([np.multiply.outer(scale, signs).reshape(1, 1, 4, 4)])
     supernet = tfnas.gate(model, ell2=1, num_examples=10)
-    scores = {name: controls.mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
+    scores = {name: trained_baselines.mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
     # From 46, dropping the smallest first: 41 (a 0), 36 (a 2), 30 (b 0), 26 (a 1).
     for wanted, a, b in ((46, 4, 4), (45, 3, 4), (40, 2, 4), (36, 2, 4), (35, 2, 3), (30, 2, 3), (29, 1, 3)):
-        pruned = baselines.magnitude_candidate(supernet.graph, scores, wanted)
+        pruned = reference_architectures.magnitude_candidate(supernet.graph, scores, wanted)
         assert (pruned["a"].sum(), pruned["b"].sum()) == (a, b)
-    pruned = baselines.magnitude_candidate(supernet.graph, scores, 33)
+    pruned = reference_architectures.magnitude_candidate(supernet.graph, scores, 33)
     assert pruned["a"].tolist() == [False, True, False, True] and pruned["b"].tolist() == [False, True, True, True]
     assert tfnas.subnet(supernet, pruned).count_params() == 30
 
@@ -129,8 +134,8 @@ def tiny_config():
 
 def test_no_single_path_where_nothing_competes(digits_folder, monkeypatch):
     config = tiny_config()
-    monkeypatch.setattr(baselines, "choice_blocks", lambda graph, gated: [])
-    assert controls.single_path(config, data.load(config.data, digits_folder), None) == []
+    monkeypatch.setattr(reference_architectures, "choice_blocks", lambda graph, gated: [])
+    assert trained_baselines.single_path(config, pipeline.load(config.data, digits_folder), None) == []
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +197,7 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
 
         def write_and_die(self, name, *arguments, **options):
             write(self, name, *arguments, **options)
-            if name.startswith(training.retrain_checkpoints("single path")):
+            if name.startswith(networks.retrain_checkpoints("single path")):
                 raise Killed
 
         patch.setattr(workdir.Workdir, "write", write_and_die)

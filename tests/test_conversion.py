@@ -11,9 +11,12 @@ from conftest import random_weights
 from ml_collections.config_flags import tuple_parser
 
 import tfnas
-from tfnas import config, conversion, data, results
-from tfnas.architecture import Architecture
-from tfnas.errors import UserError
+from tfnas import config
+from tfnas.common.errors import UserError
+from tfnas.data import pipeline
+from tfnas.exporting import conversion
+from tfnas.reporting import results
+from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import densenet121, enas, multi_branch_resnet, resnet50
 
 MEAN, STD = (0.4, 0.5), (0.2, 0.3)
@@ -37,11 +40,11 @@ def cut(model, rng, keep=(0.0, 0.6, 1.0)):
 def splits_of(shape, rng, sizes=(30, 9, 70), classes=3):
     parts = {
         name: (rng.integers(0, 256, (size, *shape), np.uint8), rng.integers(0, classes, size))
-        for name, size in zip(data.SPLITS, sizes, strict=True)
+        for name, size in zip(pipeline.SPLITS, sizes, strict=True)
     }
     datasets = {name: tf.data.Dataset.from_tensor_slices(part) for name, part in parts.items()}
     sizes = {name: len(part[1]) for name, part in parts.items()}
-    return data.Splits(**datasets, sizes=sizes, image_shape=shape, label_names=tuple("abc"[:classes])), parts
+    return pipeline.Splits(**datasets, sizes=sizes, image_shape=shape, label_names=tuple("abc"[:classes])), parts
 
 
 def golden(model, images):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import tfnas
-from tfnas import latencies
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
+from tfnas.cutting import latencies
 
 
 def network(size=6, **arguments):

@@ -5,8 +5,10 @@ import pytest
 import sklearn.datasets
 import tensorflow as tf
 
-from tfnas import config, data, training
-from tfnas.errors import UserError
+from tfnas import config
+from tfnas.common.errors import UserError
+from tfnas.data import pipeline
+from tfnas.training import networks
 
 DIGITS = config.Data(name="digits", train="train[:1000]", validation="train[1000:]", test="test")
 
@@ -17,7 +19,7 @@ def arrays(dataset):
 
 
 def test_digits_are_scikit_learns_and_splits_disjoint(digits_folder):
-    splits = data.load(DIGITS, digits_folder)
+    splits = pipeline.load(DIGITS, digits_folder)
     assert splits.sizes == {"train": 1000, "validation": 397, "test": 400}
     assert splits.image_shape == (8, 8, 1) and splits.label_names == tuple("0123456789")
     ours = [arrays(part) for part in (splits.train, splits.validation, splits.test)]
@@ -46,48 +48,48 @@ def test_digits_are_scikit_learns_and_splits_disjoint(digits_folder):
 )
 def test_bad_splits_are_refused(digits_folder, change, message):
     with pytest.raises(UserError, match=message):
-        data.load(dataclasses.replace(DIGITS, **change), digits_folder)
+        pipeline.load(dataclasses.replace(DIGITS, **change), digits_folder)
 
 
 def test_unknown_and_absent_data_sets_are_refused(tmp_path):
     with pytest.raises(UserError, match="no TFDS data set 'cifar11'; did you mean 'cifar10'?"):
-        data.load(config.Data(name="cifar11"), tmp_path)
+        pipeline.load(config.Data(name="cifar11"), tmp_path)
     with pytest.raises(UserError, match="'mnist' is not prepared in .*: set --config.data.data_dir or TFDS_DATA_DIR"):
-        data.load(config.Data(name="mnist", data_dir=str(tmp_path)), tmp_path)
+        pipeline.load(config.Data(name="mnist", data_dir=str(tmp_path)), tmp_path)
 
 
 def test_standardise_by_hand():
     settings = config.Data(mean=(0.5, 0.25), std=(0.25, 0.5))
     image = tf.constant([[[0, 255], [51, 102]]], tf.uint8)
-    np.testing.assert_allclose(data.standardise(image, settings), [[[-2, 1.5], [-1.2, 0.3]]], rtol=1e-6)
+    np.testing.assert_allclose(pipeline.standardise(image, settings), [[[-2, 1.5], [-1.2, 0.3]]], rtol=1e-6)
 
 
 def test_resize_averages_areas():
     image = tf.constant(np.arange(16).reshape(4, 4, 1), tf.uint8)
     # (0 + 1 + 4 + 5) / 4 = 2.5 and so on; halves go to the even number.
-    np.testing.assert_array_equal(data.resize(image, 2)[..., 0], [[2, 4], [10, 12]])
+    np.testing.assert_array_equal(pipeline.resize(image, 2)[..., 0], [[2, 4], [10, 12]])
 
 
 def test_image_size_resizes(digits_folder):
-    splits = data.load(dataclasses.replace(DIGITS, image_size=4), digits_folder)
+    splits = pipeline.load(dataclasses.replace(DIGITS, image_size=4), digits_folder)
     assert splits.image_shape == (4, 4, 1)
     assert next(iter(splits.train))[0].shape == (4, 4, 1)
 
 
 def test_a_network_that_cannot_take_the_images_says_what_to_do(digits_folder):
     settings = config.Config(data=dataclasses.replace(DIGITS, image_size=7))
-    splits = data.load(settings.data, digits_folder)
+    splits = pipeline.load(settings.data, digits_folder)
     with pytest.raises(UserError, match=r"divisible by 4. Received: \(7, 7, 1\); .* set --config.data.image_size"):
-        training.network(settings, splits)
+        networks.network(settings, splits)
 
 
 def test_epochs_are_shuffled_complete_and_resume_exactly(digits_folder):
-    splits = data.load(DIGITS, digits_folder)
+    splits = pipeline.load(DIGITS, digits_folder)
 
     def epochs(first):
-        training.set_seed(0)
+        networks.set_seed(0)
         settings = dataclasses.replace(DIGITS, pad_crop=1, flip=True, cutout=3)
-        batches = data.training_batches(splits, settings, 100, epochs=3, seed=0, first_step=10 * first)
+        batches = pipeline.training_batches(splits, settings, 100, epochs=3, seed=0, first_step=10 * first)
         return list(batches.as_numpy_iterator())
 
     whole = epochs(0)
@@ -103,12 +105,12 @@ def test_epochs_are_shuffled_complete_and_resume_exactly(digits_folder):
 
 
 def test_augmentation_moves_flips_and_blanks(digits_folder):
-    splits = data.load(DIGITS, digits_folder)
+    splits = pipeline.load(DIGITS, digits_folder)
 
     def first_epoch(**options):
-        training.set_seed(0)
+        networks.set_seed(0)
         settings = dataclasses.replace(DIGITS, **options)
-        return next(data.training_batches(splits, settings, 1000, 1, 0).as_numpy_iterator())[0]
+        return next(pipeline.training_batches(splits, settings, 1000, 1, 0).as_numpy_iterator())[0]
 
     plain = first_epoch()
     flipped = first_epoch(flip=True)
@@ -124,28 +126,28 @@ def test_augmentation_moves_flips_and_blanks(digits_folder):
 
 
 def test_too_large_a_batch_is_refused(digits_folder):
-    splits = data.load(DIGITS, digits_folder)
+    splits = pipeline.load(DIGITS, digits_folder)
     with pytest.raises(UserError, match="at most the 1000 training images expected. Received: 1001"):
-        data.training_batches(splits, DIGITS, 1001, 1, 0)
+        pipeline.training_batches(splits, DIGITS, 1001, 1, 0)
 
 
 def test_real_cifar10(cifar10_folder, tmp_path):
     settings = config.Data(
         name="cifar10", data_dir=str(cifar10_folder), train="train[:100]", validation="train[45000:]", image_size=16
     )
-    splits = data.load(settings, tmp_path)
+    splits = pipeline.load(settings, tmp_path)
     assert splits.sizes == {"train": 100, "validation": 5000, "test": 10000}
     assert splits.image_shape == (16, 16, 3) and splits.label_names[3] == "cat"
-    images, labels = next(iter(data.evaluation_batches(splits.train, settings, 100)))
+    images, labels = next(iter(pipeline.evaluation_batches(splits.train, settings, 100)))
     assert images.shape == (100, 16, 16, 3) and images.dtype == tf.float32
     assert set(labels.numpy()) == set(range(10))
 
 
 def test_a_reader_that_stops_early_takes_nothing_from_the_next(digits_folder):
     for _ in range(10):
-        splits = data.load(DIGITS, digits_folder)
-        next(iter(data.evaluation_batches(splits.validation, DIGITS, 16)))
-        assert sum(len(labels) for _, labels in data.evaluation_batches(splits.validation, DIGITS, 500)) == 397
+        splits = pipeline.load(DIGITS, digits_folder)
+        next(iter(pipeline.evaluation_batches(splits.validation, DIGITS, 16)))
+        assert sum(len(labels) for _, labels in pipeline.evaluation_batches(splits.validation, DIGITS, 500)) == 397
 
 
 RANDOM_PARTS = dataclasses.replace(DIGITS, image_size=8, random_resized_crop=True)
@@ -162,15 +164,17 @@ def of_images(images):
         lambda: ((image, 0) for image in images),
         output_signature=(tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.int64)),
     )
-    return data.Splits(dataset, dataset, dataset, {"train": len(images), "validation": 1, "test": 1}, (8, 8, 3), ("a",))
+    return pipeline.Splits(
+        dataset, dataset, dataset, {"train": len(images), "validation": 1, "test": 1}, (8, 8, 3), ("a",)
+    )
 
 
 def test_random_parts_have_the_areas_and_aspects_that_are_usual(rng):
     height, width, count = 90, 120, 400
     settings = dataclasses.replace(RANDOM_PARTS, image_size=30, mean=(0.0,), std=(1 / 255,))
-    training.set_seed(0)
+    networks.set_seed(0)
     splits = of_images([place_image(height, width)] * count)
-    images = next(data.training_batches(splits, settings, count, 1, 0).as_numpy_iterator())[0]
+    images = next(pipeline.training_batches(splits, settings, count, 1, 0).as_numpy_iterator())[0]
     assert images.shape == (count, 30, 30, 3)
     # Over n output pixels a part of h rows runs through (n - 1) / n of its height, but for the half pixels at its ends.
     heights = (images[:, -1, 0, 0] - images[:, 0, 0, 0]) * 30 / 29
@@ -185,8 +189,8 @@ def test_random_parts_resume_exactly(rng):
     splits = of_images([rng.integers(0, 256, (9 + i, 12, 3), np.uint8) for i in range(20)])
 
     def epochs(first):
-        training.set_seed(0)
-        return list(data.training_batches(splits, RANDOM_PARTS, 5, 3, 0, 4 * first).as_numpy_iterator())
+        networks.set_seed(0)
+        return list(pipeline.training_batches(splits, RANDOM_PARTS, 5, 3, 0, 4 * first).as_numpy_iterator())
 
     whole, resumed = epochs(0), epochs(2)
     assert not np.array_equal(whole[0][0], whole[4][0])
@@ -195,12 +199,12 @@ def test_random_parts_resume_exactly(rng):
 
 
 def test_shares_of_all_processes_and_replicas_are_the_global_batches_from_any_step(digits_folder):
-    splits = data.load(DIGITS, digits_folder)
+    splits = pipeline.load(DIGITS, digits_folder)
     settings = dataclasses.replace(DIGITS, pad_crop=1, flip=True)
 
     def batches(first_step, *share):
-        training.set_seed(0)
-        made = data.training_batches(splits, settings, 120, 2, 0, first_step, data.Share(*share))
+        networks.set_seed(0)
+        made = pipeline.training_batches(splits, settings, 120, 2, 0, first_step, pipeline.Share(*share))
         return list(made.as_numpy_iterator())
 
     whole = batches(0)
@@ -215,16 +219,16 @@ def test_shares_of_all_processes_and_replicas_are_the_global_batches_from_any_st
 
 
 def test_a_batch_that_replicas_cannot_share_equally_is_refused(digits_folder):
-    splits = data.load(DIGITS, digits_folder)
+    splits = pipeline.load(DIGITS, digits_folder)
     with pytest.raises(UserError, match="batch_size: a multiple of the 8 replicas expected. Received: 100"):
-        data.training_batches(splits, DIGITS, 100, 1, 0, 0, data.Share(0, 2, 4))
+        pipeline.training_batches(splits, DIGITS, 100, 1, 0, 0, pipeline.Share(0, 2, 4))
 
 
 @pytest.mark.parametrize("height, width", [(64, 96), (96, 64), (200, 100), (17, 90), (5, 6)])
 def test_evaluation_takes_the_centre_of_the_whole(height, width):
     size = 28
     settings = dataclasses.replace(RANDOM_PARTS, image_size=size)
-    image = data.prepare(tf.constant(place_image(height, width)), settings).numpy().astype(float)
+    image = pipeline.prepare(tf.constant(place_image(height, width)), settings).numpy().astype(float)
     assert image.shape == (size, size, 3)
     step = min(height, width) * 0.875 / size  # of the original's pixels, between two of the result's
     middle = image[..., :2].mean((0, 1))
@@ -236,28 +240,29 @@ def test_evaluation_takes_the_centre_of_the_whole(height, width):
 def test_a_batch_is_prepared_as_its_images_are(rng):
     images = rng.integers(0, 256, (3, 20, 30, 3), np.uint8)
     for settings in (DIGITS, dataclasses.replace(DIGITS, image_size=8), RANDOM_PARTS):
-        one_by_one = [data.prepare(tf.constant(image), settings) for image in images]
-        np.testing.assert_array_equal(data.prepare(tf.constant(images), settings), one_by_one)
+        one_by_one = [pipeline.prepare(tf.constant(image), settings) for image in images]
+        np.testing.assert_array_equal(pipeline.prepare(tf.constant(images), settings), one_by_one)
 
 
 def test_with_random_parts_train_keeps_the_original_images(digits_folder):
-    splits = data.load(dataclasses.replace(RANDOM_PARTS, image_size=4), digits_folder)
+    splits = pipeline.load(dataclasses.replace(RANDOM_PARTS, image_size=4), digits_folder)
     assert splits.image_shape == (4, 4, 1)
     assert next(iter(splits.train))[0].shape == (8, 8, 1) and next(iter(splits.validation))[0].shape == (4, 4, 1)
 
 
 def test_large_data_is_shuffled_in_a_window_and_resumes_exactly(digits_folder, monkeypatch):
-    splits = data.load(DIGITS, digits_folder)
-    monkeypatch.setattr(data, "_MEMORY", 64 * 200)  # bytes: room for 200 of the 1,000 images
+    splits = pipeline.load(DIGITS, digits_folder)
+    monkeypatch.setattr(pipeline, "_MEMORY", 64 * 200)  # bytes: room for 200 of the 1,000 images
 
     def epochs(first):
-        training.set_seed(0)
-        batches = data.training_batches(splits, DIGITS, 100, epochs=3, seed=0, first_step=10 * first)
+        networks.set_seed(0)
+        batches = pipeline.training_batches(splits, DIGITS, 100, epochs=3, seed=0, first_step=10 * first)
         return [(x.reshape(100, -1), y) for x, y in batches.as_numpy_iterator()]
 
     whole = epochs(0)
     stored = {
-        image.tobytes(): i for i, image in enumerate(np.stack([data.standardise(i, DIGITS) for i, _ in splits.train]))
+        image.tobytes(): i
+        for i, image in enumerate(np.stack([pipeline.standardise(i, DIGITS) for i, _ in splits.train]))
     }
     assert len(stored) == 1000
     order = [stored[image.tobytes()] for x, _ in whole for image in x]
@@ -269,6 +274,6 @@ def test_large_data_is_shuffled_in_a_window_and_resumes_exactly(digits_folder, m
 
 
 def test_image_bytes_are_known_or_estimated(digits_folder, rng):
-    assert data._image_bytes(data.load(DIGITS, digits_folder)) == 64
+    assert pipeline._image_bytes(pipeline.load(DIGITS, digits_folder)) == 64
     splits = of_images([rng.integers(0, 256, (4 + 2 * (i % 2), 5, 3), np.uint8) for i in range(40)])
-    assert data._image_bytes(splits) == 75
+    assert pipeline._image_bytes(splits) == 75

@@ -13,8 +13,10 @@ import tensorflow as tf
 from absl.testing import flagsaver
 from conftest import TINY, lines
 
-from tfnas import config, distribution, main, workdir
-from tfnas.errors import LostWorker, UserError
+from tfnas import cli, config
+from tfnas.common.errors import LostWorker, UserError
+from tfnas.runs import workdir
+from tfnas.training import distribution
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -263,11 +265,11 @@ def test_only_the_chief_claims_a_folder_and_does_what_needs_no_training(monkeypa
     value = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": index}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(value))
     ran = []
-    monkeypatch.setattr(main, "_run_stage", lambda stage, config, work: ran.append(stage))
-    monkeypatch.setattr(main, "_blessed", lambda work: True)
-    monkeypatch.setattr(main, "_say_end", lambda work, config: ran.append("end"))
+    monkeypatch.setattr(cli, "_run_stage", lambda stage, config, work: ran.append(stage))
+    monkeypatch.setattr(cli, "_blessed", lambda work: True)
+    monkeypatch.setattr(cli, "_say_end", lambda work, config: ran.append("end"))
     with flagsaver.as_parsed(config=str(processes.ROOT / "configs" / "digits.py"), workdir=str(tmp_path), shard=""):
-        main._run(["run"])
+        cli._run(["run"])
     stages = list(workdir.STAGES)
     assert ran == ([*stages, "end"] if index == 0 else ["search", "sample", "retrain"])
     assert (tmp_path / workdir.MANIFEST).exists() == (index == 0)

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfnas
-from tfnas import elbo
+from tfnas.gating import elbo
 
 LOGITS = np.array([-2.0, 0.3, 4.0])
 

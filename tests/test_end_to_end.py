@@ -11,9 +11,10 @@ import tensorflow as tf
 from conftest import SAMPLED, SMALL, TINY, kill_when, lines, tfnas_command, tfnas_script, tfnas_stage
 
 import tfnas
-from tfnas import subnets, workdir
-from tfnas.architecture import Architecture
-from tfnas.posterior import Posterior
+from tfnas.cutting import subnets
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import Posterior
 
 pytestmark = pytest.mark.slow
 

@@ -16,25 +16,19 @@ from conftest import ROOT, load_config
 from test_report import CONFIG, made
 
 import tfnas
-from tfnas import (
-    checks,
-    config,
-    distribution,
-    errors,
-    loop,
-    main,
-    reading,
-    report,
-    sources,
-    workdir,
-)
-from tfnas.architecture import MOST_CHANNELS, Architecture
-from tfnas.channels import Graph
-from tfnas.errors import UserError
-from tfnas.evaluations import Evaluations, _line
-from tfnas.posterior import LayerGates, Posterior
-from tfnas.sources import prepared, returned
+from tfnas import cli, config
+from tfnas.common import errors, schema
+from tfnas.common.errors import UserError
+from tfnas.data import sources
+from tfnas.data.sources import prepared, returned
+from tfnas.graph.channels import Graph
+from tfnas.ranking.evaluation_log import Evaluations, _line
+from tfnas.reporting import report
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
+from tfnas.search_space.posterior import LayerGates, Posterior
 from tfnas.stages import export
+from tfnas.training import distribution, loop, preflight
 
 # Whose first argument is a message to a user. RuntimeError and AssertionError tell of faults of tfnas.
 TELLING = {"UserError", "FailedSearch", "Preempted", "LostWorker", "Refused", "ValueError", "fail"}
@@ -189,7 +183,7 @@ def test_a_config_file_that_fails_is_told_with_the_line(tmp_path, capsys, body, 
     # ml_collections loads it in a way that Python deprecates, of which a user is not told.
     with pytest.raises(SystemExit), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        main.parse_flags(["tfnas", "search", f"--config={file}", "--workdir=w"])
+        cli.parse_flags(["tfnas", "search", f"--config={file}", "--workdir=w"])
     words = words.replace("FILE", str(file))
     assert capsys.readouterr().err == f"tfnas: --config: the file could not be read: {words}\n"
 
@@ -251,7 +245,7 @@ def test_a_loss_that_is_not_finite_is_told_by_check():
         def __call__(self, batches, totals, number):
             return (float("nan"),)
 
-    told("check: a finite loss expected in the first ", checks.measure, Step(), lambda *_: _batches())
+    told("check: a finite loss expected in the first ", preflight.measure, Step(), lambda *_: _batches())
 
 
 def _batches():
@@ -362,7 +356,7 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
 
 def test_files_of_several_runs_are_not_reported_as_one(tmp_path):
     work = made(tmp_path)
-    read = work.read_json(workdir.RANKING, "report", reading.record())
+    read = work.read_json(workdir.RANKING, "report", schema.record())
     learned = Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes())
     mine = learned.sample(1, seed=0)[0]
     history = [json.loads(line) for line in (work.path / workdir.HISTORY).read_text().splitlines()]
@@ -447,17 +441,17 @@ def test_a_constant_where_the_size_is_not_known():
 
 
 def test_requests_that_name_no_input_or_a_label():
-    from tfnas import served
+    from tfnas.serving import servable
 
     spec = tf.TensorSpec((None, 2), tf.float32)
     signature = types.SimpleNamespace(structured_input_signature=((), {"a": spec, "b": spec}))
-    model = served.Model.__new__(served.Model)
-    model._loaded = types.SimpleNamespace(signatures={served.DEFAULT_SIGNATURE: signature})
+    model = servable.Model.__new__(servable.Model)
+    model._loaded = types.SimpleNamespace(signatures={servable.DEFAULT_SIGNATURE: signature})
     words = "inputs by name expected: 'a', 'b'. Received: values without names"
-    told(words, lambda: model.predict("", [[1, 2]], [], served.from_json), kind=served.Refused)
+    told(words, lambda: model.predict("", [[1, 2]], [], servable.from_json), kind=servable.Refused)
     labelled = types.SimpleNamespace(version_label="stable")
     words = "version_label: none is served, a version expected. Received: stable"
-    told(words, served.Models([]).wanted, labelled, kind=served.Refused)
+    told(words, servable.Models([]).wanted, labelled, kind=servable.Refused)
 
 
 def test_words_of_tensorflow_come_without_its_names_for_places():

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from tfnas.errors import UserError
-from tfnas.evaluations import Evaluations
+from tfnas.common.errors import UserError
+from tfnas.ranking.evaluation_log import Evaluations
 
 A, B = "a" * 64, "b" * 64
 

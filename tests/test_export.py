@@ -19,11 +19,18 @@ from conftest import load_config, random_weights
 from PIL import Image
 from scipy.special import softmax
 
-from tfnas import atomic, config, data, model_card, reloading, saving, signatures, sources, training, warmup, workdir
-from tfnas.architecture import Architecture
-from tfnas.errors import UserError
+from tfnas import config
+from tfnas.common import atomic
+from tfnas.common.errors import UserError
+from tfnas.data import pipeline, sources
+from tfnas.exporting import savedmodel, verification, warmup
+from tfnas.gating import saving
+from tfnas.gating.supernet import Supernet
+from tfnas.reporting import model_card
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Architecture
 from tfnas.stages import evaluate, export, retrain, sample, search
-from tfnas.supernet import Supernet
+from tfnas.training import networks
 
 DATA = config.Data(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 NAMES = tuple("abcdefg")
@@ -45,8 +52,8 @@ def network(shape):
 
 def written(path, model, chosen, ensemble=()):
     """The signatures of a SavedModel of `model`, for images as `chosen` says."""
-    splits = data.Splits(None, None, None, {}, model.input_shape[1:], NAMES)
-    signatures.write(model, splits, config.Config(data=chosen), path, ensemble)
+    splits = pipeline.Splits(None, None, None, {}, model.input_shape[1:], NAMES)
+    savedmodel.write(model, splits, config.Config(data=chosen), path, ensemble)
     return tf.saved_model.load(str(path)).signatures
 
 
@@ -220,9 +227,9 @@ def test_a_size_is_refused_by_the_header(fixed, resized, cut, form, height, widt
 def cut(tmp_path_factory):
     """Signatures that scale the shorter side and cut out the centre; at most 10,000 pixels."""
     model, chosen = network((12, 12, 3)), dataclasses.replace(DATA, image_size=12, random_resized_crop=True)
-    splits = data.Splits(None, None, None, {}, (12, 12, 3), NAMES)
+    splits = pipeline.Splits(None, None, None, {}, (12, 12, 3), NAMES)
     path = tmp_path_factory.mktemp("cut") / "model"
-    signatures.write(model, splits, config.Config(data=chosen, export=config.Export(max_pixels=10_000)), path)
+    savedmodel.write(model, splits, config.Config(data=chosen, export=config.Export(max_pixels=10_000)), path)
     return tf.saved_model.load(str(path)).signatures
 
 
@@ -266,9 +273,9 @@ def cropped(tmp_path_factory):
     parts = {"train": dataset(0, 0), "validation": dataset(0, 10), "test": dataset(10, 90)}
     source = sources.Source(parts, {"train": 0, "validation": 10, "test": 80}, (None, None, 3), NAMES)
     settings = config.Config(data=dataclasses.replace(DATA, image_size=12, random_resized_crop=True))
-    splits = data.from_source(source, settings.data)
+    splits = pipeline.from_source(source, settings.data)
     model, path = network((12, 12, 3)), tmp_path_factory.mktemp("cropped") / "model"
-    signatures.write(model, splits, settings, path)
+    savedmodel.write(model, splits, settings, path)
     prepared = [(image, label) for image, label in splits.test.as_numpy_iterator()]
     predicted = answers(model, [image for image, _ in prepared]).argmax(-1)
     return model, source, splits, settings, path, int(np.sum(predicted == [label for _, label in prepared]))
@@ -277,11 +284,11 @@ def cropped(tmp_path_factory):
 @pytest.mark.slow
 def test_gate_lets_out_what_answers_as_the_network_does(cropped, monkeypatch):
     *arguments, correct = cropped
-    environments, popen = [], reloading.subprocess.Popen
+    environments, popen = [], verification.subprocess.Popen
     monkeypatch.setattr(
-        reloading.subprocess, "Popen", lambda *a, env, **k: environments.append(env) or popen(*a, env=env, **k)
+        verification.subprocess, "Popen", lambda *a, env, **k: environments.append(env) or popen(*a, env=env, **k)
     )
-    found = reloading.check(*arguments, correct, 80)
+    found = verification.check(*arguments, correct, 80)
     assert environments[0]["CUDA_VISIBLE_DEVICES"] == "-1"  # this process may hold all of a GPU's memory
     assert found["largest_difference"] < 1e-5 and (found["correct"], found["total"]) == (correct, 80)
 
@@ -292,10 +299,10 @@ def test_gate_refuses_another_network_and_what_cannot_be_reloaded(cropped, tmp_p
     other = network((12, 12, 3))
     other.set_weights([weight + 0.1 for weight in other.get_weights()])
     with pytest.raises(UserError, match="serving_default of the reloaded SavedModel differs from the network by"):
-        reloading.check(other, *arguments, correct, 80)
+        verification.check(other, *arguments, correct, 80)
     arguments[3] = tmp_path
     with pytest.raises(RuntimeError, match=r"could not be used in a fresh process:\n(.|\n)*SavedModel file does not"):
-        reloading.check(cropped[0], *arguments, correct, 80)
+        verification.check(cropped[0], *arguments, correct, 80)
 
 
 def test_gate_compares_on_the_cpu_in_full_precision(cropped, monkeypatch):
@@ -316,11 +323,11 @@ def test_gate_compares_on_the_cpu_in_full_precision(cropped, monkeypatch):
     def ask(signature, images):
         raise InterruptedError
 
-    monkeypatch.setattr(reloading.tf, "device", on)
-    monkeypatch.setattr(reloading.tf.nn, "softmax", seeing)
-    monkeypatch.setattr(reloading, "_fresh_process", lambda path: contextlib.nullcontext(ask))
+    monkeypatch.setattr(verification.tf, "device", on)
+    monkeypatch.setattr(verification.tf.nn, "softmax", seeing)
+    monkeypatch.setattr(verification, "_fresh_process", lambda path: contextlib.nullcontext(ask))
     with pytest.raises(InterruptedError):
-        reloading.check(*cropped, 80)
+        verification.check(*cropped, 80)
     assert seen == [(False, "CPU:0")] and tf.config.experimental.tensor_float_32_execution_enabled()
 
 
@@ -328,18 +335,18 @@ def test_gate_refuses_another_number_of_correct_answers(cropped, monkeypatch):
     def ask(signature, images):  # as a model does that knows one class
         return np.eye(7)[[0] * len(images)], [NAMES[0]] * len(images)
 
-    monkeypatch.setattr(reloading, "_fresh_process", lambda path: contextlib.nullcontext(ask))
-    monkeypatch.setattr(reloading, "_difference", lambda *_: 0.0)
+    monkeypatch.setattr(verification, "_fresh_process", lambda path: contextlib.nullcontext(ask))
+    monkeypatch.setattr(verification, "_difference", lambda *_: 0.0)
     words = "of 80 test images correctly, and the network did 80 of 80 when retrain evaluated it: the same expected"
     with pytest.raises(UserError, match=words):
-        reloading.check(*cropped[:-1], 80, 80)
+        verification.check(*cropped[:-1], 80, 80)
 
 
 def test_gate_refuses_other_names(cropped):
     probabilities = np.eye(7)[[0, 3]]
-    reloading._check_names("s", probabilities, ["a", "d"], cropped[2])
+    verification._check_names("s", probabilities, ["a", "d"], cropped[2])
     with pytest.raises(UserError, match="s: the class 'd' expected. Received: 'b'"):
-        reloading._check_names("s", probabilities, ["a", "b"], cropped[2])
+        verification._check_names("s", probabilities, ["a", "b"], cropped[2])
 
 
 @pytest.fixture(scope="module")
@@ -402,17 +409,17 @@ def test_uncertainty_is_that_of_the_rankings_best(exported):
     path, settings = exported
     ranked = json.loads((path / workdir.RANKING).read_text())["kinds"]["posterior"]
     assert len(ranked["leaders"]) == 3 and ranked["leaders"][0] == ranked["architecture"]
-    training.set_seed(settings.seed)
-    splits = data.load(settings.data, path / "tensorflow_datasets")
+    networks.set_seed(settings.seed)
+    splits = pipeline.load(settings.data, path / "tensorflow_datasets")
     supernet = saving.load(path / workdir.SUPERNET, Supernet)
-    recalibration = training.recalibration(settings, splits, supernet)
+    recalibration = networks.recalibration(settings, splits, supernet)
     images = np.stack([image for image, _ in splits.validation.take(30).as_numpy_iterator()])
     expected = []
     for leader in ranked["leaders"][:2]:
         architecture = Architecture.from_json(json.dumps(leader))
         recalibration.apply(architecture)
         supernet.set_architecture(architecture)
-        pixels = data.standardise(images, settings.data)
+        pixels = pipeline.standardise(images, settings.data)
         expected.append(softmax(supernet(pixels, training=False).numpy(), axis=-1))
     served = tf.saved_model.load(str(path / "export/digits/3")).signatures["serve_uncertainty"]
     np.testing.assert_allclose(served(image=tf.constant(images))["mean"], np.mean(expected, axis=0), atol=1e-4)

@@ -7,11 +7,11 @@ import numpy as np
 from conftest import random_weights
 
 import tfnas
-from tfnas.channels import Graph
-from tfnas.costs import cost
-from tfnas.gates import Gated
-from tfnas.recalibration import Recalibration, settle
-from tfnas.subnets import subnet
+from tfnas.cutting.subnets import subnet
+from tfnas.gating.gates import Gated
+from tfnas.gating.recalibration import Recalibration, settle
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost
 
 layers = keras.layers
 

@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from tfnas import functions
-from tfnas.errors import UserError, unwrapped
+from tfnas.common import user_functions
+from tfnas.common.errors import UserError, unwrapped
 
 
 @pytest.fixture
@@ -21,29 +21,29 @@ def module(tmp_path, monkeypatch):
 
 def test_a_function_in_the_current_folder_is_found(module):
     module("found_in_current", "def double(x):\n    return 2 * x\n")
-    assert functions.resolve("data.source", "found_in_current:double")(4) == 8
+    assert user_functions.resolve("data.source", "found_in_current:double")(4) == 8
 
 
 def test_a_function_in_another_folder_is_found_once_told(module, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "found_elsewhere.py").write_text("def one():\n    return 1\n")
     with pytest.raises(UserError, match="no module 'found_elsewhere'"):
-        functions.resolve("data.source", "found_elsewhere:one")
-    functions.look_in(tmp_path / "elsewhere")
-    assert functions.resolve("data.source", "found_elsewhere:one")() == 1
+        user_functions.resolve("data.source", "found_elsewhere:one")
+    user_functions.look_in(tmp_path / "elsewhere")
+    assert user_functions.resolve("data.source", "found_elsewhere:one")() == 1
 
 
 def test_a_users_file_does_not_take_an_installed_modules_name(module):
     import json
 
     module("json", "raise RuntimeError('not this one')\n")
-    assert functions.resolve("data.source", "json:dumps") is json.dumps
+    assert user_functions.resolve("data.source", "json:dumps") is json.dumps
 
 
 @pytest.mark.parametrize("text", ["load", "a.b", "a:b:c", ":load", "a:", "a b:c", "a-b:c", "1a:b", "./a.py:load"])
 def test_what_is_no_such_name_is_refused(text):
     with pytest.raises(UserError, match="'data.source' must be 'package.module:function'. Received: "):
-        functions.check_name("data.source", text)
+        user_functions.check_name("data.source", text)
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,15 @@ def test_what_is_no_such_name_is_refused(text):
 def test_a_bad_module_is_one_line(module, name, code, message):
     module(name, code)
     with pytest.raises(UserError, match=f"^data.source: {message}") as caught:
-        functions.resolve("data.source", f"{name}:load")
+        user_functions.resolve("data.source", f"{name}:load")
     assert "\n" not in str(caught.value)
 
 
 def test_a_failing_function_tells_where(module):
     file = module("failing", "def load():\n    raise KeyError('x')\n")
-    load = functions.resolve("data.source", "failing:load")
+    load = user_functions.resolve("data.source", "failing:load")
     with pytest.raises(UserError, match=rf"data.source: 'failing:load' failed: KeyError: 'x' \({file}, line 2\)"):
-        functions.call("data.source", "failing:load", load)
+        user_functions.call("data.source", "failing:load", load)
 
 
 def test_a_mistake_found_inside_a_data_pipeline_comes_out_as_itself():

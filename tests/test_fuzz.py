@@ -25,10 +25,14 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from test_evaluations import write
 from test_report import FRONT, made
 
-from tfnas import blessing, chance, config, evaluations, figures, front, report, results, workdir
-from tfnas.architecture import Architecture
-from tfnas.errors import UserError
-from tfnas.posterior import LayerGates, Posterior
+from tfnas import config
+from tfnas.common import markup
+from tfnas.common.errors import UserError
+from tfnas.ranking import evaluation_log
+from tfnas.reporting import acceptance, candidates_section, pareto_front, report, results
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import LayerGates, Posterior
 
 # Not in the repository.
 set_hypothesis_home_dir(pathlib.Path(tempfile.gettempdir()) / "tfnas-hypothesis")
@@ -294,7 +298,7 @@ def test_evaluations(lines, tmp_path, data):
         path.write_bytes(b"\n".join([*lines[:i], signed(line), *lines[i + 1 :]]) + b"\n")
 
     def everything():
-        with evaluations.Evaluations(path, "run") as kept:
+        with evaluation_log.Evaluations(path, "run") as kept:
             for digest, known in list(kept._known.items()):
                 found = kept.read(digest.hex(), known)
                 assert {values.shape for values in found.values()} == {(known,)} and known > 0
@@ -337,11 +341,11 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(finished, tmp_path):
 
 SHAPES = {
     workdir.RESULTS: results.measured,
-    workdir.RANKING: chance.ranking_shape,
-    workdir.FRONT: front.shape,
-    workdir.EVALUATION: blessing.VERDICT,
+    workdir.RANKING: candidates_section.ranking_shape,
+    workdir.FRONT: pareto_front.shape,
+    workdir.EVALUATION: acceptance.VERDICT,
     workdir.EXPORT_RESULTS: results.EXPORTED,
-    workdir.CANDIDATES: chance.CANDIDATE,
+    workdir.CANDIDATES: candidates_section.CANDIDATE,
     workdir.HISTORY: report._EPOCH,
 }
 
@@ -353,9 +357,9 @@ def drawn(monkeypatch):
 
     def drawing(draw, size, caption):
         draw(Figure(figsize=size, layout="constrained"))
-        return figures.text(caption)
+        return markup.text(caption)
 
-    monkeypatch.setattr(figures, "drawing", drawing)
+    monkeypatch.setattr(markup, "drawing", drawing)
 
 
 @pytest.mark.parametrize("name", SHAPES)

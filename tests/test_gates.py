@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfnas.gates import Gated
+from tfnas.gating.gates import Gated
 
 
 def built(layer, channels, **arguments):

@@ -6,12 +6,12 @@ import pytest
 from test_training import batches
 
 import tfnas
-from tfnas import loop, training
-from tfnas.checkpoints import Checkpoints
+from tfnas.common.errors import UserError
 from tfnas.config import Retrain, Search
-from tfnas.errors import UserError
-from tfnas.guards import Guard
-from tfnas.workdir import Workdir
+from tfnas.runs.checkpoints import Checkpoints
+from tfnas.runs.workdir import Workdir
+from tfnas.training import loop, networks
+from tfnas.training.collapse_guard import Guard
 
 STOP = dict(recipe="paper", epochs=40, ell2=500.0, gate_learning_rate=10.0)
 
@@ -140,9 +140,9 @@ def test_a_gate_that_moved_is_not_frozen(start, now, capsys):
 
 
 def test_the_collapsed_epoch_is_not_saved(tmp_path):
-    training.set_seed(0)
+    networks.set_seed(0)
     supernet, guard = made(epochs=4)
-    supernet.compile(keras.optimizers.SGD(1e-4), loss=training.classification_loss(), metrics=["accuracy"])
+    supernet.compile(keras.optimizers.SGD(1e-4), loss=networks.classification_loss(), metrics=["accuracy"])
 
     def collapse(history):
         if len(history) == 2:

@@ -9,9 +9,10 @@ import pytest
 from conftest import load_config
 
 from tfnas import config as config_lib
-from tfnas import handover, workdir
-from tfnas.errors import UserError
-from tfnas.workdir import STAGES, Workdir
+from tfnas.common.errors import UserError
+from tfnas.runs import workdir
+from tfnas.runs.workdir import STAGES, Workdir
+from tfnas.stages import handover
 
 CONFIG = dataclasses.replace(load_config("digits"), tune=config_lib.Tune())  # which no stage depends on
 PARTS = handover.split(CONFIG)

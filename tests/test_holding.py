@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT, tfnas_script
 
 from tfnas import config as config_lib
-from tfnas import holding, workdir
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
+from tfnas.runs import holding, workdir
 
 # Holds a folder until its standard input is closed.
 HOLDER = """
@@ -221,12 +221,12 @@ def test_shards_share_a_folder_and_a_whole_sample_does_not(tmp_path):
 
 def test_one_that_reads_and_one_that_tunes(tmp_path):
     """Tune has a folder of its own in the working directory, and each of its trials too."""
-    from tfnas import tuning
+    from tfnas.tuning import tuner
 
     tuned = config_lib.Config(tune=config_lib.Tune(learning_rate=(0.1, 0.2)))
-    (tmp_path / tuning.FOLDER).mkdir()
-    with holder(tmp_path / tuning.FOLDER), pytest.raises(UserError, match="tune: process .* works in it since"):
-        tuning.run(tuned, tmp_path)
+    (tmp_path / tuner.FOLDER).mkdir()
+    with holder(tmp_path / tuner.FOLDER), pytest.raises(UserError, match="tune: process .* works in it since"):
+        tuner.run(tuned, tmp_path)
     with holder(tmp_path):
         assert workdir.Workdir(tmp_path).manifest()["stages"] == {}
 

@@ -1,141 +1,104 @@
-"""The order of imports: a file imports only files above it, and stages never import each other."""
+"""The order of imports: a folder imports only folders below it, a file only files that its folder lists above it."""
 
 import ast
+import re
 import tomllib
 
+import pytest
 from conftest import ROOT
 
 import tfnas
-from tfnas.workdir import WITHOUT_TENSORFLOW
+from tfnas.runs.workdir import WITHOUT_TENSORFLOW
 
-ORDER = [
-    "errors",
-    "terminal",
-    "functions",
-    "reading",
-    "values",
-    "config",
-    "atomic",
-    "locks",
-    "holding",
-    "provenance",
-    "workdir",
-    "distribution",
-    "checkpoints",
-    "figures",
-    "architecture",
-    "posterior",
-    "saving",
-    "sources",
-    "data",
-    "calls",
-    "kinds",
-    "channels",
-    "gates",
-    "costs",
-    "reach",
-    "elbo",
-    "optimizers",
-    "supernet",
-    "sizes",
-    "supernets",
-    "latencies",
-    "folding",
-    "subnets",
-    "baselines",
-    "candidates",
-    "inputs",
-    "losses",
-    "recalibration",
-    "program",
-    "engine",
-    "evaluations",
-    "racing",
-    "statistics",
-    "ranking",
-    "guards",
-    "loop",
-    "checks",
-    "training",
-    "controls",
-    "front",
-    "results",
-    "chance",
-    "blessing",
-    "report",
-    "model_card",
-    "signatures",
-    "warmup",
-    "reloading",
-    "conversion",
-    "handover",
-    "stages",
-    "tuning",
-    "main",
-    "model_folder",
-    "served",
-    "server",
-]
+PACKAGE = ROOT / "tfnas"
+# From the bottom up: what a folder may import.
+FOLDERS = """
+    common        -
+    supernets     -
+    config        common
+    runs          common config
+    serving       common
+    search_space  common
+    layers        common
+    graph         common layers
+    data          common config
+    gating        common config data graph layers search_space
+    cutting       common config gating graph layers search_space supernets
+    ranking       common data gating graph layers search_space
+    training      common config cutting data gating graph layers ranking runs search_space
+    reporting     common config runs search_space
+    exporting     common config data training
+    stages        common config cutting data exporting gating graph ranking reporting runs search_space training
+    tuning        common config data graph reporting runs stages training
+    cli           common config reporting runs training
+"""
+MAY_IMPORT = {line.split()[0]: set(line.split()[1:]) - {"-"} for line in FOLDERS.strip().splitlines()}
 
 
 def imported(path):
+    """The dotted names below tfnas that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "tfnas":
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tfnas."):
-            yield node.module.removeprefix("tfnas.")
+            yield from (f"{node.module.removeprefix('tfnas.')}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (a.name.removeprefix("tfnas.") for a in node.names if a.name.startswith("tfnas."))
 
 
-def test_files_import_only_files_above_them():
-    package = ROOT / "tfnas"
-    files = [path for path in package.rglob("*.py") if path != package / "__init__.py"]
-    assert len(files) > 20
-    for path in files:
-        place = path.relative_to(package).parts[0].removesuffix(".py")
-        for name in imported(path):
-            home = name.split(".")[0]
-            inside = place == home and home in ("sources", "supernets")
-            assert inside or ORDER.index(home) < ORDER.index(place), f"{path} imports tfnas.{name}"
+def files_of(folder):
+    """Python files of a folder of tfnas; of the command line its one."""
+    return sorted((PACKAGE / folder).rglob("*.py")) or [PACKAGE / f"{folder}.py"]
+
+
+def contents(folder):
+    """The files and folders of a folder, from the table of contents in its docstring: name -> what it has."""
+    text = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
+    return dict(re.findall(r"^(\w+)(?:\.py|/) +(.+)$", text, re.MULTILINE))
+
+
+def test_folders_import_only_folders_below_them():
+    below = set()
+    for folder, allowed in MAY_IMPORT.items():
+        assert allowed <= below, f"{folder} is listed below what it imports"
+        below.add(folder)
+        found = {name.split(".")[0] for path in files_of(folder) for name in imported(path)} - {folder}
+        assert found == allowed, folder
+    places = [*PACKAGE.glob("*.py"), *(file.parent for file in PACKAGE.glob("*/__init__.py"))]
+    assert below == {path.stem for path in places} - {"__init__"}
+
+
+@pytest.mark.parametrize("folder", [folder for folder in MAY_IMPORT if (PACKAGE / folder).is_dir()])
+def test_files_import_only_files_listed_above_them(folder):
+    listed = list(contents(folder))
+    here = {path.stem for path in (PACKAGE / folder).iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    assert set(listed) == here and len(listed) <= 12
+    for place, name in enumerate(listed):
+        for path in sorted((PACKAGE / folder / name).glob("*.py")) or [PACKAGE / folder / f"{name}.py"]:
+            for other in imported(path):
+                home, _, rest = other.partition(".")
+                if home == folder and (module := rest.split(".")[0]) != name:
+                    assert module in listed[:place], f"{path} imports tfnas.{other}"
+
+
+def test_stages_never_import_each_other():
+    for path in (PACKAGE / "stages").glob("*.py"):
+        assert not [name for name in imported(path) if name.startswith("stages.")]
 
 
 def test_what_must_not_load_tensorflow_does_not_import_it():
-    light = [
-        "errors",
-        "terminal",
-        "functions",
-        "reading",
-        "config",
-        "atomic",
-        "locks",
-        "holding",
-        "provenance",
-        "workdir",
-        "checkpoints",
-        "architecture",
-        "posterior",
-        "evaluations",
-        "racing",
-        "statistics",
-        "front",
-        "figures",
-        "results",
-        "chance",
-        "blessing",
-        "report",
-        "model_card",
-        "handover",
-        "main",
-        "model_folder",
-        *(f"stages/{stage}" for stage in WITHOUT_TENSORFLOW),
-        "__init__",
-    ]
-    for name in light:
-        for node in ast.walk(ast.parse((ROOT / "tfnas" / f"{name}.py").read_text())):
+    folders = ("common", "config", "runs", "search_space", "reporting")
+    light = [path for folder in folders for path in files_of(folder)]
+    light += [PACKAGE / f"ranking/{name}.py" for name in ("evaluation_log", "racing")]
+    light += [PACKAGE / f"stages/{name}.py" for name in (*WITHOUT_TENSORFLOW, "handover")]
+    light += [PACKAGE / "serving/versions.py", PACKAGE / "cli.py", PACKAGE / "__init__.py"]
+    for path in light:
+        if path.name == "terminal.py":  # starts TensorFlow, when asked to
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(n.split(".")[0] in ("tensorflow", "keras", "tensorflow_probability") for n in names), name
+            assert not any(n.split(".")[0] in ("tensorflow", "keras", "tensorflow_probability") for n in names), path
 
 
 def test_the_package_tells_its_version():

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfnas.errors import UserError
-from tfnas.inputs import BATCH_SIZE, one_batch, read
+from tfnas.common.errors import UserError
+from tfnas.data.inputs import BATCH_SIZE, one_batch, read
 
 COUNT = BATCH_SIZE + 7  # the last of the batches that are cut from arrays is partial
 

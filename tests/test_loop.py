@@ -9,10 +9,10 @@ import rich.console
 import tensorflow as tf
 
 import tfnas
-from tfnas import loop, training
-from tfnas.checkpoints import Checkpoints
-from tfnas.errors import UserError
-from tfnas.workdir import Workdir
+from tfnas.common.errors import UserError
+from tfnas.runs.checkpoints import Checkpoints
+from tfnas.runs.workdir import Workdir
+from tfnas.training import loop, networks
 
 
 def network():
@@ -24,11 +24,11 @@ def network():
 
 
 def supernet(rate=0.1, scaled=False, **options):
-    training.set_seed(0)
+    networks.set_seed(0)
     made = tfnas.gate(network(), ell2=50, num_examples=100, **options)
     optimizer = tfnas.GatedOptimizer(keras.optimizers.SGD(rate, 0.9, nesterov=True), gate_learning_rate=3.0)
     optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
-    made.compile(optimizer, loss=training.classification_loss(), auto_scale_loss=False)
+    made.compile(optimizer, loss=networks.classification_loss(), auto_scale_loss=False)
     made.optimizer.build(made.trainable_variables)
     return made
 
@@ -42,7 +42,7 @@ def batches(first_step=0, share=None):
 def steps(model, precision="float32", **options):
     """Takes three steps; returns the losses."""
     losses = []
-    with training.precision(model, precision):
+    with networks.precision(model, precision):
         step = loop.Step(model, **options)
         iterator = loop.distributed(step.strategy, batches, 0)
         for i in range(3):
@@ -111,7 +111,7 @@ def test_sixteen_bits_compute_layers_and_nothing_else(precision):
         np.testing.assert_allclose(one, other, rtol=0.1, atol=2e-2)
     # The regulariser itself keeps all its bits where the layers around it compute in 16.
     again = supernet()
-    with training.precision(again, precision):
+    with networks.precision(again, precision):
         added = []
         again.add_loss = added.append
         again(next(iter(batches()))[0], training=True)
@@ -142,11 +142,11 @@ def test_a_gradient_too_large_for_float16_skips_the_step_and_halves_the_scale():
 )
 def test_a_resumed_training_equals_one_that_was_not_interrupted(tmp_path, kind, arguments, options):
     def trained(path, epochs):
-        training.set_seed(0)
+        networks.set_seed(0)
         model = tfnas.gate(network(), num_examples=100, **options)
         optimizer = kind(keras.optimizers.schedules.CosineDecay(0.01, 10), **arguments)
         optimizer.exclude_from_weight_decay(var_names=["bias"])
-        model.compile(optimizer, training.classification_loss())
+        model.compile(optimizer, networks.classification_loss())
         checkpoints = Checkpoints(Workdir(path), "checkpoints", "key")
         history = loop.train(loop.Step(model), model, twice, 12, epochs, 3, checkpoints, "search")
         return history, [np.array(v) for v in [*model.variables, *model.optimizer.variables]]
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     loop.train(loop.Step(model), model, batches, 12, 1, 3, checkpoints, "search")
     x = image = keras.Input((8, 8, 1))
     other = keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
-    other.compile("sgd", loss=training.classification_loss())
+    other.compile("sgd", loss=networks.classification_loss())
     with pytest.raises(
         UserError,
         match="checkpoint after step 3: .* arrays of this network's shapes expected. Received: .* another --workdir",
@@ -193,7 +193,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 def test_labels_in_a_column_count_as_labels_in_a_row():
     images, labels = next(iter(batches()))
     model = network()
-    model.compile(keras.optimizers.SGD(0.0), loss=training.classification_loss(), metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(0.0), loss=networks.classification_loss(), metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
     loss, accuracy = model.evaluate(images, labels, verbose=0)
     for shape in ((12,), (12, 1)):

@@ -11,11 +11,11 @@ from conftest import random_weights
 from keras import layers, ops
 
 import tfnas
+from tfnas.common.errors import UserError
 from tfnas.config import Config, Data
-from tfnas.data import evaluation_batches
-from tfnas.engine import Engine
-from tfnas.errors import UserError
-from tfnas.losses import in_top5
+from tfnas.data.pipeline import evaluation_batches
+from tfnas.ranking.engine import Engine
+from tfnas.ranking.losses import in_top5
 from tfnas.stages import retrain
 
 COUNT, CLASSES = 55, 5

@@ -9,7 +9,8 @@ import pytest
 from absl.testing import flagsaver
 from conftest import ROOT, tfnas_script
 
-from tfnas import main, workdir
+from tfnas import cli
+from tfnas.runs import workdir
 
 TFNAS = str(pathlib.Path(sys.executable).parent / "tfnas")
 DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
@@ -65,7 +66,7 @@ def test_a_users_mistake_gets_one_line(tmp_path, arguments, code, words):
     "command, words",
     [
         ([TFNAS], "tfnas STAGE --config=configs/NAME.py --workdir=DIR"),
-        ([sys.executable, "-m", "tfnas.server"], "python -m tfnas.server --model_base_path="),
+        ([sys.executable, "-m", "tfnas.serving.server"], "python -m tfnas.serving.server --model_base_path="),
         ([sys.executable, "-m", "pipelines.run"], "python -m pipelines.run --runner="),
     ],
     ids=["tfnas", "server", "pipelines"],
@@ -90,9 +91,9 @@ def test_version():
 @pytest.mark.parametrize("flag", ["--help", "--version", "--config.nonsense=1"])
 def test_these_answer_without_tensorflow(flag):
     program = (
-        "import sys, tfnas.main\n"
+        "import sys, tfnas.cli\n"
         f"sys.argv = ['tfnas', {flag!r}]\n"
-        "try:\n    tfnas.main.cli()\n"
+        "try:\n    tfnas.cli.cli()\n"
         "except SystemExit:\n    pass\n"
         "print('heavy', sorted({'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)))\n"
     )
@@ -126,10 +127,10 @@ def test_what_cannot_be_written_gets_one_line(monkeypatch, capsys, error, line):
         except Exception as cause:
             raise RuntimeError("TFDS has its own") from cause
 
-    monkeypatch.setattr(main, "_run", fails)
+    monkeypatch.setattr(cli, "_run", fails)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     with flagsaver.as_parsed(workdir="W", version="false"), pytest.raises(SystemExit) as ended:
-        main.main(["tfnas", "search"])
+        cli.main(["tfnas", "search"])
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
         f"tfnas: {line}; what was finished is kept, and the same command goes on from there\n"
@@ -140,6 +141,6 @@ def test_an_error_of_another_kind_keeps_its_traceback(monkeypatch):
     def fails(arguments):
         raise OSError(errno.ENOENT, "No such file", "a.json")
 
-    monkeypatch.setattr(main, "_run", fails)
+    monkeypatch.setattr(cli, "_run", fails)
     with flagsaver.as_parsed(workdir="W", version="false"), pytest.raises(FileNotFoundError):
-        main.main(["tfnas", "search"])
+        cli.main(["tfnas", "search"])

@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from tfnas import model_folder
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
+from tfnas.serving import versions
 
 
 def version(folder):
@@ -23,7 +23,7 @@ def test_a_path_without_a_version_is_told_with_the_way_on(tmp_path, monkeypatch)
     version(tmp_path / "small_model")
     for other in ("run/export/digits/13.part", "run/search/checkpoints/7", "none"):
         (tmp_path / other).mkdir(parents=True)
-    assert model_folder.newest("run/export/digits", "F") == pathlib.Path("run/export/digits/12")
+    assert versions.newest("run/export/digits", "F") == pathlib.Path("run/export/digits/12")
     for path, words in [
         ("run/export/digitz", "'run/export/digitz' is not there"),
         ("small_model/saved_model.pb", "'small_model/saved_model.pb' is no folder"),
@@ -42,9 +42,9 @@ def test_a_path_without_a_version_is_told_with_the_way_on(tmp_path, monkeypatch)
         ),
     ]:
         with pytest.raises(UserError) as raised:
-            model_folder.newest(path, "--model_base_path")
+            versions.newest(path, "--model_base_path")
         assert str(raised.value) == f"--model_base_path: {words}"
     monkeypatch.chdir(tmp_path / "run/export/digits/1")
     with pytest.raises(UserError, match=r"'\.' is itself a version: give the folder above it, '\.\.'$"):
-        model_folder.newest(".", "F")
-    assert model_folder.newest("..", "F") == pathlib.Path("../12")
+        versions.newest(".", "F")
+    assert versions.newest("..", "F") == pathlib.Path("../12")

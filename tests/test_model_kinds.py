@@ -11,10 +11,10 @@ import tf_keras
 from conftest import ROOT, tfnas_stage
 
 import tfnas
-from tfnas import workdir
-from tfnas.channels import Graph
-from tfnas.costs import cost
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost
+from tfnas.runs import workdir
 
 # `functional` is what all other tests are of.
 KINDS = ("sequential", "built", "nested", "sequential_of_models")

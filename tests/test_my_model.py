@@ -11,7 +11,8 @@ import sklearn.datasets
 import tensorflow as tf
 from conftest import ROOT, tfnas_command
 
-from tfnas import subnets, workdir
+from tfnas.cutting import subnets
+from tfnas.runs import workdir
 
 CONFIG = f"--config={ROOT / 'configs' / 'my_model.py'}"
 NAMES = ("one", "seven", "zero")  # sorted, as the classes are

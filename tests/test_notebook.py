@@ -5,8 +5,8 @@ import xml.etree.ElementTree
 
 import numpy as np
 
-from tfnas.architecture import Architecture
-from tfnas.posterior import LayerGates, Posterior
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import LayerGates, Posterior
 
 POSTERIOR = Posterior(
     (
@@ -18,8 +18,8 @@ ARCHITECTURE = Architecture({"first<conv>": [True, True, False, True], "gone": [
 
 
 def ranking(held_out=True):
-    from tfnas import ranking as ranking_lib
-    from tfnas.racing import Outcome
+    from tfnas.ranking import ranking as ranking_lib
+    from tfnas.ranking.racing import Outcome
 
     candidates = [Architecture({"conv": np.arange(4) <= i}) for i in range(3)]
     scores = [ranking_lib.Score(0.5, 0.75, 80), ranking_lib.Score(0.25, 0.875, 80), ranking_lib.Score(1.0, 0.5, 20)]

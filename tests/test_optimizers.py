@@ -12,9 +12,10 @@ import tiny
 from processes import ROOT
 
 import tfnas
-from tfnas import optimizers, training
+from tfnas.common.errors import UserError
 from tfnas.config import Config, Retrain, Search, Training
-from tfnas.errors import UserError
+from tfnas.gating import optimizers
+from tfnas.training import networks
 
 SCHEDULE = keras.optimizers.schedules.CosineDecay(0.1, 5)
 KINDS = {
@@ -211,7 +212,7 @@ def test_rates_and_classes_that_keras_cannot_find_again_step_the_gates(tmp_path,
     plain = tiny.build((8, 8, 1), 3)
     gated = [tfnas.gate(plain, num_examples=100, **options) for options in ({"ell2": 1.0}, TARGET)]
     for model in (plain, *gated):
-        model.compile(given(), loss=training.classification_loss())
+        model.compile(given(), loss=networks.classification_loss())
         model.train_on_batch(x, y)
         with contextlib.nullcontext() if is_saved else pytest.raises(NotImplementedError):
             model.save(tmp_path / "saved.keras")
@@ -248,9 +249,9 @@ def decays(config, precision, gates):
     rate = optimizers.search(config, 10)
     if gates:
         model = tfnas.gate(model, num_examples=100, **(TARGET if config.search.recipe == "target" else {"ell2": 1.0}))
-        training.compile_gated(config, model, rate)
+        networks.compile_gated(config, model, rate)
     else:
-        training.compile_plain(config, model, rate, config.retrain.weight_decay)
+        networks.compile_plain(config, model, rate, config.retrain.weight_decay)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (precision == "mixed_float16")
     return still(model.optimizer, model.trainable_variables)
 
@@ -281,7 +282,7 @@ def test_whatever_compiles_a_supernet_its_gates_are_never_decayed(kind, scaled):
             variable.assign(tf.ones_like(variable.value))
         optimizer = made(kind)
         given = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
-        supernet.compile(given, loss=training.classification_loss())
+        supernet.compile(given, loss=networks.classification_loss())
         wrapped = supernet.optimizer.inner_optimizer if scaled else supernet.optimizer
         assert wrapped.weights_optimizer is optimizer and (supernet.optimizer is given) == scaled
         for path, share in still(supernet.optimizer, supernet.trainable_variables).items():
@@ -299,8 +300,8 @@ def test_nothing_but_training_compiles_with_an_optimizer():
                 if node.args or any(k.arg in ("optimizer", None) for k in node.keywords):
                     found.add(str(path.relative_to(ROOT)))
     timed = {"benchmarks/gate_overhead.py", "benchmarks/train_step.py"}  # nothing of theirs is evaluated
-    measures = {"tfnas/losses.py"}  # compiles a model without layers, for its losses and metrics alone
-    assert found == timed | measures | {"tfnas/training.py", "tfnas/supernet.py"}
+    measures = {"tfnas/ranking/losses.py"}  # compiles a model without layers, for its losses and metrics alone
+    assert found == timed | measures | {"tfnas/training/networks.py", "tfnas/gating/supernet.py"}
 
 
 def cosine(step, steps, rate=0.2):

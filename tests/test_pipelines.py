@@ -21,8 +21,8 @@ from conftest import ROOT, SMALL, load_config
 
 from pipelines import nas_pipeline, run
 from pipelines.options import VERTEX_ACCELERATORS, Options
+from tfnas.common.errors import UserError
 from tfnas.config import Sample
-from tfnas.errors import UserError
 
 GOLDEN = ROOT / "tests" / "golden" / "nas_pipeline.yaml"
 CONFIG = load_config("digits")
@@ -289,7 +289,7 @@ def test_dockerfile_copies_what_is_there_and_installs_what_is_pinned():
 
 def test_tf_config_of_the_training_operator(monkeypatch):
     """As the operator makes it of the job: one host a replica, and the key 'environment'."""
-    from tfnas import distribution
+    from tfnas.training import distribution
 
     job = yaml.safe_load((ROOT / "pipelines" / "multi_worker_search.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "TFJob")

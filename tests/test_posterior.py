@@ -9,9 +9,9 @@ import tensorflow_probability as tfp
 
 import tfnas
 from tfnas import supernets
-from tfnas.architecture import Architecture
-from tfnas.errors import UserError
-from tfnas.posterior import LayerGates, Posterior
+from tfnas.common.errors import UserError
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import LayerGates, Posterior
 
 Q = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9), LayerGates("b", (4,), (0.4,), 25)))
 PRICED = Posterior(

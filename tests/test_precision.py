@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfnas
-from tfnas.subnets import subnet
+from tfnas.cutting.subnets import subnet
 
 layers = keras.layers
 # Of outputs, relative to the largest: what the policy's own rounding allows.

@@ -7,7 +7,7 @@ import sklearn.datasets
 from conftest import load_config
 
 from tfnas import config
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
 from tfnas.stages import preview
 
 DIGITS = load_config("digits")

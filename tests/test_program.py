@@ -7,7 +7,7 @@ import tensorflow as tf
 from conftest import random_weights
 
 import tfnas
-from tfnas.engine import Engine
+from tfnas.ranking.engine import Engine
 
 layers = keras.layers
 DILATED = {

@@ -6,10 +6,11 @@ import platform
 
 from test_report import CONFIG, ended, made
 
-from tfnas import model_card, provenance, report, workdir
-from tfnas.architecture import Architecture
 from tfnas.config import Tune
-from tfnas.posterior import Posterior
+from tfnas.reporting import model_card, report
+from tfnas.runs import provenance, workdir
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import Posterior
 
 OLD, NEW = ({"python": "3.11.2", "keras": keras} for keras in ("3.14.0", "3.15.1"))
 MIXED = {"search": OLD, "sample": OLD, "retrain": NEW}

@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from benchmarks import racing_bounds
-from tfnas.errors import UserError
-from tfnas.racing import LARGEST_LOSS, looks, race
+from tfnas.common.errors import UserError
+from tfnas.ranking.racing import LARGEST_LOSS, looks, race
 
 
 class Table:

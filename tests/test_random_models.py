@@ -16,13 +16,13 @@ import tensorflow as tf
 from conftest import random_weights
 
 import tfnas
-from tfnas.costs import cost
-from tfnas.engine import Engine
-from tfnas.errors import UserError
-from tfnas.folding import Folding, weights_of
-from tfnas.kinds import CUT_KINDS
-from tfnas.recalibration import Recalibration
-from tfnas.subnets import adapt, subnet
+from tfnas.common.errors import UserError
+from tfnas.cutting.subnets import adapt, subnet
+from tfnas.gating.recalibration import Recalibration
+from tfnas.graph.costs import cost
+from tfnas.graph.folding import Folding, weights_of
+from tfnas.layers.kinds import CUT_KINDS
+from tfnas.ranking.engine import Engine
 
 NUM_MODELS = int(os.environ.get("TFNAS_RANDOM_MODELS", "4"))
 NUM_MASKS = 6

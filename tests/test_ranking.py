@@ -5,12 +5,12 @@ import tensorflow as tf
 from conftest import random_weights
 
 import tfnas
-from tfnas import ranking
-from tfnas.architecture import Architecture
-from tfnas.engine import Engine
-from tfnas.errors import UserError
-from tfnas.evaluations import Evaluations
-from tfnas.ranking import Field, Score, rank
+from tfnas.common.errors import UserError
+from tfnas.ranking import ranking
+from tfnas.ranking.engine import Engine
+from tfnas.ranking.evaluation_log import Evaluations
+from tfnas.ranking.ranking import Field, Score, rank
+from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
 
 

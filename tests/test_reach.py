@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import tfnas
-from tfnas import reach
-from tfnas.channels import Graph
-from tfnas.costs import cost, count
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
+from tfnas.graph import reach
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost, count
 
 L = keras.layers
 

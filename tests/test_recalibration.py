@@ -5,11 +5,12 @@ import tensorflow as tf
 from conftest import random_weights
 
 import tfnas
-from tfnas import baselines, controls
-from tfnas.architecture import Architecture
-from tfnas.engine import Engine
-from tfnas.recalibration import Recalibration, settle, stale
+from tfnas.gating.recalibration import Recalibration, settle, stale
+from tfnas.ranking import reference_architectures
+from tfnas.ranking.engine import Engine
+from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
+from tfnas.training import trained_baselines
 
 
 @pytest.fixture
@@ -24,12 +25,12 @@ def supernet(rng):
 def test_inference_is_then_what_training_computes_on_that_batch(supernet, rng):
     images = rng.normal(size=(40, 8, 8, 1)).astype("float32")
     posterior = supernet.posterior()
-    blocks = baselines.choice_blocks(supernet.graph, supernet.gated_layers)
+    blocks = reference_architectures.choice_blocks(supernet.graph, supernet.gated_layers)
     for i in range(2):
-        path = baselines.single_path(posterior, blocks, 0, i)
+        path = reference_architectures.single_path(posterior, blocks, 0, i)
         supernet.set_architecture(path)
         before = np.array(supernet(images))
-        controls.impose(supernet, path)  # relaxed gates of exactly 0 and 1
+        trained_baselines.impose(supernet, path)  # relaxed gates of exactly 0 and 1
         expected = np.array(supernet.network(images, training=True))
         Recalibration(supernet, images).apply(path)
         np.testing.assert_allclose(supernet(images), expected, rtol=1e-4, atol=1e-4)

@@ -13,9 +13,10 @@ import rich.console
 from conftest import load_config
 
 from tfnas import config as config_lib
-from tfnas import report, workdir
-from tfnas.errors import UserError
-from tfnas.posterior import LayerGates, Posterior
+from tfnas.common.errors import UserError
+from tfnas.reporting import report
+from tfnas.runs import workdir
+from tfnas.search_space.posterior import LayerGates, Posterior
 
 FULL = {
     "name": "full network, same total budget",

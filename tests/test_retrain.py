@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfnas import config
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
 from tfnas.stages import retrain
 
 

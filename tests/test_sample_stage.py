@@ -8,10 +8,10 @@ import conftest
 import pytest
 from conftest import SAMPLED, TINY, lines, tfnas_command
 
-from tfnas import workdir
-from tfnas.architecture import Architecture
-from tfnas.errors import UserError
-from tfnas.evaluations import Evaluations
+from tfnas.common.errors import UserError
+from tfnas.ranking.evaluation_log import Evaluations
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Architecture
 from tfnas.stages.sample import Shard
 
 pytestmark = pytest.mark.slow

@@ -9,9 +9,11 @@ import pytest
 from conftest import load_config
 from scipy import stats
 
-from tfnas import costs, data, workdir
-from tfnas.architecture import Architecture
 from tfnas.config import Search
+from tfnas.data import pipeline
+from tfnas.graph import costs
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Architecture
 from tfnas.stages import sample, search
 
 pytestmark = pytest.mark.slow
@@ -53,8 +55,8 @@ def files(ran):
 def answers(ran):
     """A function of an architecture: which of the fresh examples, and which of the race's, its network has right."""
     config, path = ran
-    splits = data.load(config.data, path / "tensorflow_datasets")
-    batches = list(data.evaluation_batches(splits.validation, config.data, 250))
+    splits = pipeline.load(config.data, path / "tensorflow_datasets")
+    batches = list(pipeline.evaluation_batches(splits.validation, config.data, 250))
     images, labels = (np.concatenate([np.asarray(batch[i]) for batch in batches]) for i in range(2))
     supernet = keras.models.load_model(path / workdir.SUPERNET)
     order = np.random.default_rng(config.seed).permutation(len(labels))

@@ -13,9 +13,10 @@ from hypothesis import given
 from test_fuzz import damaged, fuzz
 
 import tfnas
-from tfnas import saving, subnets
-from tfnas.errors import UserError
-from tfnas.supernet import Supernet
+from tfnas.common.errors import UserError
+from tfnas.cutting import subnets
+from tfnas.gating import saving
+from tfnas.gating.supernet import Supernet
 
 
 def network(*more):

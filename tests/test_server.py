@@ -21,8 +21,8 @@ import pytest
 from conftest import ROOT, load_config
 from sklearn.datasets import load_digits
 
-from tfnas import server
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
+from tfnas.serving import server
 
 NAMES = tuple(f"digit {i}" for i in range(10))
 MAX_BYTES, MAX_IMAGES = 1_000_000, 20
@@ -40,14 +40,15 @@ def exported(tmp_path_factory, weights):
     import keras
     import tensorflow as tf
 
-    from tfnas import data, signatures, warmup
+    from tfnas.data import pipeline
+    from tfnas.exporting import savedmodel, warmup
 
     linear = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     linear.set_weights(list(weights))
     nothing = tf.data.Dataset.range(0)
-    splits = data.Splits(nothing, nothing, nothing, {}, (8, 8, 1), NAMES)
+    splits = pipeline.Splits(nothing, nothing, nothing, {}, (8, 8, 1), NAMES)
     folder = tmp_path_factory.mktemp("export") / "digits"
-    signatures.write(linear, splits, load_config("digits"), folder / "3", ensemble=[linear, linear])
+    savedmodel.write(linear, splits, load_config("digits"), folder / "3", ensemble=[linear, linear])
     for other in ("1", "10.part", "model.keras"):
         (folder / other).mkdir()
     warmup.write(images(5, 2), "digits", folder / "3", True)
@@ -61,7 +62,7 @@ class Running:
         import grpc
         from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-        command = [sys.executable, "-m", "tfnas.server", f"--model_base_path={exported}", "--model_name=digits"]
+        command = [sys.executable, "-m", "tfnas.serving.server", f"--model_base_path={exported}", "--model_name=digits"]
         command += ["--port=0", "--rest_api_port=0", f"--max_request_bytes={MAX_BYTES}", f"--max_images={MAX_IMAGES}"]
         self.errors = errors
         with errors.open("w") as file:
@@ -345,11 +346,11 @@ def test_grpc_refuses_what_does_not_fit_and_lives_on(running, weights):
     with pytest.raises(grpc.RpcError) as raised:
         running.stub.Classify(_classification(), timeout=60)
     assert raised.value.code().name == "UNIMPLEMENTED" and "Predict" in raised.value.details()
-    from tfnas import served
+    from tfnas.serving import servable
 
-    with pytest.raises(served.Refused, match=r"Received: shape \(1, 1048576, 1048576, 1\) in \d+ bytes"):
+    with pytest.raises(servable.Refused, match=r"Received: shape \(1, 1048576, 1048576, 1\) in \d+ bytes"):
         one_for_all = message(uint8, 1, 2**20, 2**20, 1, int_val=[1])
-        served.from_message("image", tf.TensorSpec((None, None, None, 1), tf.uint8), one_for_all)
+        servable.from_message("image", tf.TensorSpec((None, None, None, 1), tf.uint8), one_for_all)
     # One value may stand for all, as tf.make_tensor_proto writes it.
     zeros = running.grpc({"image": tf.make_tensor_proto(0, tf.uint8, (2, 8, 8, 1))})
     assert_message(zeros, softmax(np.zeros((2, 8, 8, 1)), weights))
@@ -458,35 +459,35 @@ def test_sigterm_ends_it_cleanly(running):
 def test_mistakes_of_the_command_line_are_one_line(tmp_path, exported, monkeypatch):
     import grpc
 
-    from tfnas import served
+    from tfnas.serving import servable
 
-    done = subprocess.run([sys.executable, "-m", "tfnas.server"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tfnas.serving.server"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     words = "one of --model_base_path=FOLDER and --model_config_file=FILE expected. Received: neither"
-    assert done.stderr == f"tfnas.server: {words}\n"
-    command = [sys.executable, "-m", "tfnas.server", "--rest_port=8501"]
+    assert done.stderr == f"tfnas.serving.server: {words}\n"
+    command = [sys.executable, "-m", "tfnas.serving.server", "--rest_port=8501"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "tfnas.server: Unknown command line flag 'rest_port'. Did you mean: rest_api_port ?\n"
+    assert done.stderr == "tfnas.serving.server: Unknown command line flag 'rest_port'. Did you mean: rest_api_port ?\n"
     with monkeypatch.context() as patched:
         patched.setattr(server.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(UserError, match="the package 'grpc' expected. Received: none; pip install 'tfnas"):
             server._serve()
     with pytest.raises(UserError, match="^base_path: '.*/nowhere' is not there$"):
-        served.Model("digits", tmp_path / "nowhere", 9)
+        servable.Model("digits", tmp_path / "nowhere", 9)
     (tmp_path / "damaged" / "1").mkdir(parents=True)
     (tmp_path / "damaged" / "1" / "saved_model.pb").write_text("not a model")
     with pytest.raises(UserError, match="damaged/1: a SavedModel expected. Received: OSError: .Cannot parse file"):
-        served.Model("digits", tmp_path / "damaged", 9)
+        servable.Model("digits", tmp_path / "damaged", 9)
     shutil.copytree(exported / "3", tmp_path / "copy" / "1")
     (tmp_path / "copy" / "1" / "assets.extra" / "tf_serving_warmup_requests").write_bytes(100 * b"damaged")
     with pytest.raises(UserError, match="tf_serving_warmup_requests: requests that fit the model expected"):
-        served.Model("digits", tmp_path / "copy", 9)
+        servable.Model("digits", tmp_path / "copy", 9)
     with server.listen("--rest_api_port", "127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         words = f"^--port={port}: in use at 127.0.0.1 by another process; give another, or 0 for any free one$"
         with pytest.raises(UserError, match=words):
-            server.start_grpc(served.Models([]), "127.0.0.1", port, 9)
+            server.start_grpc(servable.Models([]), "127.0.0.1", port, 9)
     assert grpc  # only what was refused was started
 
 
@@ -520,13 +521,13 @@ def test_paths_and_ports_are_looked_at_before_tensorflow_is_loaded(tmp_path):
         ]:
             program = (
                 "import runpy, sys\n"
-                f"sys.argv = ['tfnas.server', *{options!r}]\n"
-                "try:\n    runpy.run_module('tfnas.server', run_name='__main__')\n"
+                f"sys.argv = ['tfnas.serving.server', *{options!r}]\n"
+                "try:\n    runpy.run_module('tfnas.serving.server', run_name='__main__')\n"
                 "except SystemExit as ended:\n    print('code', ended.code)\n"
                 "print('heavy', sorted({'tensorflow', 'keras', 'kserve', 'grpc'} & set(sys.modules)))\n"
             )
             done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-            assert done.stderr == f"tfnas.server: {line}\n"
+            assert done.stderr == f"tfnas.serving.server: {line}\n"
             assert done.stdout == "code 1\nheavy []\n"
 
 

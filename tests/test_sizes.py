@@ -6,7 +6,7 @@ import pytest
 
 import tfnas
 from tfnas.config import Config, Search
-from tfnas.sizes import reached
+from tfnas.gating.sizes import reached
 from tfnas.stages import search
 
 

@@ -11,9 +11,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfnas import config, data, sources, training
-from tfnas.errors import UserError, unwrapped
-from tfnas.sources import folders
+from tfnas import config
+from tfnas.common.errors import UserError, unwrapped
+from tfnas.data import pipeline, sources
+from tfnas.data.sources import folders
+from tfnas.training import networks
 
 
 def write_png(path, image):
@@ -50,7 +52,7 @@ def arrays(dataset):
 
 def test_a_folder_per_class_is_one_split(flat, tmp_path):
     folder, images = flat
-    splits = data.load(settings(folder), tmp_path)
+    splits = pipeline.load(settings(folder), tmp_path)
     assert splits.label_names == ("cat", "dog") and splits.image_shape == (4, 5, 3)
     assert splits.sizes == {"train": 50, "validation": 25, "test": 25}
     read = [arrays(part) for part in (splits.train, splits.validation, splits.test)]
@@ -62,11 +64,11 @@ def test_a_folder_per_class_is_one_split(flat, tmp_path):
 
 def test_a_folders_order_is_that_of_the_names_alone(flat, tmp_path, monkeypatch):
     folder, _ = flat
-    first = arrays(data.load(settings(folder), tmp_path).train)
+    first = arrays(pipeline.load(settings(folder), tmp_path).train)
     original = folders.pathlib.Path.iterdir
     monkeypatch.setattr(folders.pathlib.Path, "iterdir", lambda self: reversed(list(original(self))))
     moved = folder.rename(tmp_path / "moved")
-    again = arrays(data.load(settings(moved), tmp_path).train)
+    again = arrays(pipeline.load(settings(moved), tmp_path).train)
     np.testing.assert_array_equal(first[0], again[0])
     assert first[1] == again[1]
 
@@ -79,7 +81,7 @@ def test_a_folder_per_split(tmp_path, rng):
                 images[split, name, i] = pixels(rng, channels=1)
                 write_png(tmp_path / "d" / split / name / f"{i}.PNG", images[split, name, i])
     chosen = settings(tmp_path / "d", train="train", validation="validation", test="test")
-    splits = data.load(chosen, tmp_path)
+    splits = pipeline.load(chosen, tmp_path)
     assert splits.sizes == {"train": 10, "validation": 6, "test": 4} and splits.image_shape == (4, 5, 1)
     got, labels = arrays(splits.validation)
     expected = {images["validation", name, i].tobytes(): "ab".index(name) for name in "ab" for i in range(3)}
@@ -90,7 +92,9 @@ def test_a_class_may_be_called_train(tmp_path, rng):
     for name in ("train", "plane"):
         write_png(tmp_path / "d" / name / "0.png", pixels(rng))
         write_png(tmp_path / "d" / name / "1.png", pixels(rng))
-    splits = data.load(settings(tmp_path / "d", train="train[:2]", validation="train[2:3]", test="train[3:]"), tmp_path)
+    splits = pipeline.load(
+        settings(tmp_path / "d", train="train[:2]", validation="train[2:3]", test="train[3:]"), tmp_path
+    )
     assert splits.label_names == ("plane", "train")
 
 
@@ -99,7 +103,9 @@ def test_jpegs_are_decoded_as_tensorflow_does(tmp_path, rng):
     for i in range(3):
         (tmp_path / "d" / "c").mkdir(parents=True, exist_ok=True)
         (tmp_path / "d" / "c" / f"{i}.jpg").write_bytes(content)
-    splits = data.load(settings(tmp_path / "d", train="train[:1]", validation="train[1:2]", test="train[2:]"), tmp_path)
+    splits = pipeline.load(
+        settings(tmp_path / "d", train="train[:1]", validation="train[1:2]", test="train[2:]"), tmp_path
+    )
     np.testing.assert_array_equal(arrays(splits.train)[0][0], tf.io.decode_jpeg(content))
 
 
@@ -164,9 +170,9 @@ def test_different_sizes_need_an_image_size(tmp_path, rng, capfd):
         write_png(tmp_path / "d" / "c" / f"{i}.png", pixels(rng, height=4 + i))
     chosen = settings(tmp_path / "d")
     with pytest.raises(UserError, match=r"data.image_size: .*png has \d+ x 5 pixels and .*png \d+ x 5; set --config"):
-        data.load(chosen, tmp_path)
+        pipeline.load(chosen, tmp_path)
     assert capfd.readouterr().err == ""
-    splits = data.load(dataclasses.replace(chosen, image_size=4), tmp_path)
+    splits = pipeline.load(dataclasses.replace(chosen, image_size=4), tmp_path)
     assert splits.image_shape == (4, 4, 3) and {image.shape for image, _ in splits.train} == {(4, 4, 3)}
 
 
@@ -179,23 +185,23 @@ def test_one_file_of_many_that_is_no_image_is_named(flat, tmp_path, image_size, 
     for content in (b"", b"not an image", whole[:30], whole[:-20]):
         broken.write_bytes(content)
         with pytest.raises(UserError, match=f"^data.folder: {re.escape(str(broken))} is no image that"):
-            data.load(chosen, tmp_path)
+            pipeline.load(chosen, tmp_path)
     assert capfd.readouterr().err == ""
     broken.write_bytes(whole + b"what some cameras append")
-    data.load(chosen, tmp_path)
+    pipeline.load(chosen, tmp_path)
 
 
 def test_a_file_damaged_inside_is_named_when_it_is_read(flat, tmp_path):
     chosen = settings(flat[0], image_size=4)
     names = [name for name, _ in folders._files(flat[0])["train"]]
-    training.set_seed(0)
+    networks.set_seed(0)
     for position in (20, 80):
         content = bytearray(pathlib.Path(names[position]).read_bytes())
         content[45:-20] = bytes(len(content) - 65)
         pathlib.Path(names[position]).write_bytes(content)
-    splits = data.load(chosen, tmp_path)
+    splits = pipeline.load(chosen, tmp_path)
     with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[20])} is no image"), unwrapped():
-        list(data.training_batches(splits, chosen, 10, 1, 0))
+        list(pipeline.training_batches(splits, chosen, 10, 1, 0))
     assert len(list(splits.validation)) == 25
     with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[80])} is no image"), unwrapped():
         list(splits.test)
@@ -218,14 +224,14 @@ def test_bad_folders_are_refused(tmp_path, rng, files, message):
     for name in files:
         write_png(tmp_path / "d" / name, pixels(rng))
     with pytest.raises(UserError, match=message):
-        data.load(settings(tmp_path / "d", train="train[:1]", validation="train[1:]", test="train[1:]"), tmp_path)
+        pipeline.load(settings(tmp_path / "d", train="train[:1]", validation="train[1:]", test="train[1:]"), tmp_path)
 
 
 def test_overlapping_parts_of_a_folder_are_refused(flat, tmp_path):
     with pytest.raises(UserError, match="overlap: both hold train"):
-        data.load(settings(flat[0], validation="train[40%:]"), tmp_path)
+        pipeline.load(settings(flat[0], validation="train[40%:]"), tmp_path)
     with pytest.raises(UserError, match=r"data.test: 'test' is not a split of \['train'\]"):
-        data.load(settings(flat[0], test="test"), tmp_path)
+        pipeline.load(settings(flat[0], test="test"), tmp_path)
 
 
 # Functions.
@@ -264,10 +270,10 @@ def three(rng):
 
 
 def test_a_function_gives_the_splits(source, three, tmp_path):
-    splits = data.load(source(lambda: three), tmp_path)
+    splits = pipeline.load(source(lambda: three), tmp_path)
     assert splits.sizes == {"train": 30, "validation": 15, "test": 15}
     assert splits.image_shape == (4, 6, 3) and splits.label_names == ("0", "1", "2")
-    for name in data.SPLITS:
+    for name in pipeline.SPLITS:
         ours, theirs = arrays(getattr(splits, name)), arrays(three[name])
         np.testing.assert_array_equal(ours[0], theirs[0])
         assert ours[1] == theirs[1] and getattr(splits, name).element_spec[1] == tf.TensorSpec((), tf.int64)
@@ -281,10 +287,10 @@ def test_a_function_is_given_the_settings_and_may_name_the_labels(source, three,
         return three, ["a", "b", "c", "never seen"]
 
     chosen = source(load)
-    assert data.load(chosen, tmp_path).label_names == ("a", "b", "c", "never seen")
+    assert pipeline.load(chosen, tmp_path).label_names == ("a", "b", "c", "never seen")
     assert given == [chosen]
     named = {**three, "label_names": ("x", "y", "z")}
-    assert data.load(source(lambda: named), tmp_path).label_names == ("x", "y", "z")
+    assert pipeline.load(source(lambda: named), tmp_path).label_names == ("x", "y", "z")
 
 
 def test_unknown_cardinality_is_counted_but_never_by_reading_test(source, three, tmp_path):
@@ -299,11 +305,11 @@ def test_unknown_cardinality_is_counted_but_never_by_reading_test(source, three,
         "test": tf.data.Dataset.from_generator(unreadable, output_signature=spec),
     }
     chosen = source(lambda: generated)
-    splits = data.load(chosen, tmp_path)
+    splits = pipeline.load(chosen, tmp_path)
     assert splits.sizes == {"train": 30, "validation": 10}
     assert "test not counted" in splits.summary()
-    list(data.training_batches(splits, chosen, 10, 1, 0))
-    list(data.evaluation_batches(splits.validation, chosen, 10))
+    list(pipeline.training_batches(splits, chosen, 10, 1, 0))
+    list(pipeline.evaluation_batches(splits.validation, chosen, 10))
 
 
 def test_images_of_different_sizes_from_a_function(source, three, tmp_path, rng):
@@ -319,8 +325,8 @@ def test_images_of_different_sizes_from_a_function(source, three, tmp_path, rng)
 
     splits = {"train": varied(0), "validation": varied(1), "test": varied(2)}
     with pytest.raises(UserError, match="data.image_size: the images of 'made_for_a_test:load' have shape"):
-        data.load(source(lambda: splits), tmp_path)
-    loaded = data.load(source(lambda: splits, image_size=4), tmp_path)
+        pipeline.load(source(lambda: splits), tmp_path)
+    loaded = pipeline.load(source(lambda: splits, image_size=4), tmp_path)
     assert {image.shape for image, _ in loaded.test} == {(4, 4, 3)}
 
 
@@ -355,7 +361,7 @@ def test_images_of_different_sizes_from_a_function(source, three, tmp_path, rng)
 )
 def test_wrong_returns_are_refused(source, three, tmp_path, change, message):
     with pytest.raises(UserError, match=message) as caught:
-        data.load(source(lambda: change(three)), tmp_path)
+        pipeline.load(source(lambda: change(three)), tmp_path)
     assert str(caught.value).startswith("data.source: ") and "\n" not in str(caught.value)
 
 
@@ -368,17 +374,17 @@ def test_a_bad_test_split_is_refused_when_it_is_read(source, three, tmp_path):
         (three["test"].map(lambda x, y: (x, y + 5)), "data.source: test of .* has the label 5; 0 to 2 expected"),
         (tf.data.Dataset.from_generator(other_shape, output_signature=spec), r"has an image of shape \(2, 6, 3\)"),
     ):
-        splits = data.load(source(lambda test=test: {**three, "test": test}), tmp_path)
+        splits = pipeline.load(source(lambda test=test: {**three, "test": test}), tmp_path)
         with pytest.raises(UserError, match=message), unwrapped():
             list(splits.test)
     with pytest.raises(UserError, match=r"test of .* has images of shape \(2, 6, 3\); \(4, 6, 3\) expected"):
-        data.load(source(lambda: {**three, "test": three["test"].map(lambda x, y: (x[:2], y))}), tmp_path)
+        pipeline.load(source(lambda: {**three, "test": three["test"].map(lambda x, y: (x[:2], y))}), tmp_path)
 
 
 def test_weights_do_not_depend_on_whether_the_digits_were_prepared_before(tmp_path):
     drawn = []
     for _ in range(2):
-        training.set_seed(0)
+        networks.set_seed(0)
         sources.load(config.Data(), tmp_path)
         drawn.append((random.random(), np.random.random(), float(tf.random.uniform(()))))
     assert drawn[0] == drawn[1]

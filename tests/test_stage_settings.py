@@ -6,8 +6,8 @@ import pytest
 from conftest import ROOT, load_config
 
 from tfnas import config as config_lib
-from tfnas import workdir
 from tfnas.config import Config
+from tfnas.runs import workdir
 
 SECTIONS = {field.name: type(field.default) for field in dataclasses.fields(Config)}
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfnas.errors import UserError
-from tfnas.statistics import Paired, best_of, calibration_error, kendall_tau, predictive, proportion_interval
+from tfnas.common.errors import UserError
+from tfnas.common.statistics import Paired, best_of, calibration_error, kendall_tau, predictive, proportion_interval
 
 
 def best_of_all_subsets(scores, measured, count):

@@ -6,11 +6,11 @@ import pytest
 from conftest import random_weights
 
 import tfnas
-from tfnas.architecture import Architecture
-from tfnas.costs import cost
-from tfnas.errors import UserError
-from tfnas.latencies import latency
-from tfnas.subnets import describe, rebuild, subnet
+from tfnas.common.errors import UserError
+from tfnas.cutting.latencies import latency
+from tfnas.cutting.subnets import describe, rebuild, subnet
+from tfnas.graph.costs import cost
+from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import enas, multi_branch_resnet
 
 

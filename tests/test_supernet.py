@@ -7,9 +7,9 @@ import tiny
 from conftest import random_weights
 
 import tfnas
-from tfnas import elbo
-from tfnas.architecture import Architecture
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
+from tfnas.gating import elbo
+from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, random_weights
 
-from tfnas.architecture import Architecture
-from tfnas.channels import Graph
-from tfnas.costs import cost
-from tfnas.subnets import describe, rebuild, subnet
-from tfnas.supernet import gate
+from tfnas.cutting.subnets import describe, rebuild, subnet
+from tfnas.gating.supernet import gate
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost
+from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import densenet121, densenet121_3d, enas, multi_branch_resnet, resnet50
 
 BUILDERS = [multi_branch_resnet, enas, resnet50, densenet121, densenet121_3d]

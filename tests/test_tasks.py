@@ -195,7 +195,7 @@ def focal(y, p):
 
 
 RELOADS = """
-import keras, tfnas, tfnas.supernet
+import keras, tfnas, tfnas.gating.supernet
 from tfnas.errors import UserError
 for load in (tfnas.load, keras.models.load_model, lambda f: keras.models.load_model(f, compile=False)):
     try:

@@ -5,7 +5,7 @@ import types
 import pytest
 import tensorflow as tf
 
-from tfnas import terminal
+from tfnas.common import terminal
 
 
 @pytest.mark.parametrize("in_use", [False, True])

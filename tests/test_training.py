@@ -11,11 +11,15 @@ import tensorflow as tf
 import tiny
 
 import tfnas
-from tfnas import config, data, loop, optimizers, subnets, training
-from tfnas.checkpoints import Checkpoints
+from tfnas import config
+from tfnas.common.errors import Preempted, UserError
 from tfnas.config import Search
-from tfnas.errors import Preempted, UserError
-from tfnas.workdir import Workdir
+from tfnas.cutting import subnets
+from tfnas.data import pipeline
+from tfnas.gating import optimizers
+from tfnas.runs.checkpoints import Checkpoints
+from tfnas.runs.workdir import Workdir
+from tfnas.training import loop, networks
 
 EPOCHS, STEPS = 4, 3
 
@@ -28,10 +32,10 @@ def batches(first_step, share):
 
 
 def made(learning_rate=0.05):
-    training.set_seed(0)
+    networks.set_seed(0)
     supernet = tfnas.gate(tiny.build((8, 8, 1), 3), ell2=10, num_examples=100)
     optimizer = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(learning_rate, EPOCHS * STEPS), 0.9)
-    supernet.compile(optimizer, loss=training.classification_loss(), metrics=["accuracy"])
+    supernet.compile(optimizer, loss=networks.classification_loss(), metrics=["accuracy"])
     return supernet
 
 
@@ -214,7 +218,7 @@ def test_the_restarts_fill_630_epochs():
 )
 def test_only_what_is_given_goes_to_the_builder(supernet, expected):
     splits = types.SimpleNamespace(num_classes=3, image_shape=(8, 8, 1))
-    arguments = training.network_arguments(config.Config(supernet=supernet), splits)
+    arguments = networks.network_arguments(config.Config(supernet=supernet), splits)
     assert arguments == {**expected, "num_classes": 3, "input_shape": (8, 8, 1)}
 
 
@@ -222,20 +226,20 @@ def test_network_that_cannot_take_the_images_is_refused():
     splits = types.SimpleNamespace(num_classes=3, image_shape=(8, 8, 1))
     made = config.Config(supernet=config.Supernet(name="densenet121"))
     with pytest.raises(UserError, match="densenet121: input_shape .* set --config.data.image_size"):
-        training.network(made, splits)
+        networks.network(made, splits)
 
 
 @pytest.fixture
 def own(monkeypatch):
     """Makes a function the source of the super-network; returns what `training.network` builds with it."""
-    splits = data.Splits(*[tf.data.Dataset.range(1)] * 3, {}, (8, 8, 3), ("a", "b", "c", "d"))
+    splits = pipeline.Splits(*[tf.data.Dataset.range(1)] * 3, {}, (8, 8, 3), ("a", "b", "c", "d"))
 
     def build(function):
         module = types.ModuleType("made_for_a_test")
         module.build = function
         monkeypatch.setitem(sys.modules, "made_for_a_test", module)
         settings = config.Config(supernet=config.Supernet(source="made_for_a_test:build")).check()
-        return training.network(settings, splits), training.network_arguments(settings, splits)
+        return networks.network(settings, splits), networks.network_arguments(settings, splits)
 
     return build
 
@@ -317,11 +321,11 @@ def test_a_training_of_few_steps_ends_with_statistics_taken_anew(tmp_path, capsy
         sample=config.Sample(recalibrate=number),
         retrain=config.Retrain(batch_size=50),
     ).check()
-    splits, work = data.load(settings.data, tmp_path), Workdir(tmp_path / "run")
-    training.set_seed(0)
-    model = training.network(settings, splits)
-    training.fit_plain(settings, splits, work, model, 2, optimizers.Cosine(1e-9, 2).schedule, "baseline")
-    images = training.calibration_images(settings, splits, 60)
+    splits, work = pipeline.load(settings.data, tmp_path), Workdir(tmp_path / "run")
+    networks.set_seed(0)
+    model = networks.network(settings, splits)
+    networks.fit_plain(settings, splits, work, model, 2, optimizers.Cosine(1e-9, 2).schedule, "baseline")
+    images = networks.calibration_images(settings, splits, 60)
     expected = np.asarray(model.get_layer("stem_conv")(images)).mean((0, 1, 2))
     found = np.asarray(model.get_layer("stem_bn").moving_mean)
     assert np.allclose(found, expected, atol=1e-5) == bool(number) and np.abs(expected).max() > 0.01

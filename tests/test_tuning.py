@@ -9,9 +9,10 @@ import shlex
 import pytest
 from conftest import SMALL, load_config, tfnas_command
 
-from tfnas import tuning, workdir
+from tfnas.common.errors import FailedSearch, Preempted, UserError
 from tfnas.config import Config, Search, Tune
-from tfnas.errors import FailedSearch, Preempted, UserError
+from tfnas.runs import workdir
+from tfnas.tuning import tuner
 
 FULL = 10_000
 ELL2 = (5.0, 50.0, 500.0)
@@ -99,11 +100,11 @@ class Stages:
 @pytest.fixture
 def stages(monkeypatch):
     made = Stages()
-    monkeypatch.setattr(tuning.search, "run", made.search)
-    monkeypatch.setattr(tuning.sample, "run", made.sample)
-    monkeypatch.setattr(tuning.sample, "measure", made.measure)
-    monkeypatch.setattr(tuning, "_full_parameters", lambda config, work: FULL)
-    monkeypatch.setattr(tuning.keras.backend, "clear_session", lambda: None)  # it takes a second
+    monkeypatch.setattr(tuner.search, "run", made.search)
+    monkeypatch.setattr(tuner.sample, "run", made.sample)
+    monkeypatch.setattr(tuner.sample, "measure", made.measure)
+    monkeypatch.setattr(tuner, "_full_parameters", lambda config, work: FULL)
+    monkeypatch.setattr(tuner.keras.backend, "clear_session", lambda: None)  # it takes a second
     return made
 
 
@@ -116,7 +117,7 @@ def results(path):
 
 
 def test_grid_tries_every_combination_and_finds_the_best(stages, tmp_path, capsys):
-    best = tuning.run(made(METHODS["grid"]), tmp_path)
+    best = tuner.run(made(METHODS["grid"]), tmp_path)
     assert sorted(stages.calls) == sorted((e, t, 9) for e, t in itertools.product(ELL2, TEMPERATURE))
     assert best.values == {"ell2": 50.0, "temperature": 0.2}
     assert best.found["loss"] == pytest.approx(0.1) and best.found["parameters"] == FULL / 2
@@ -139,21 +140,21 @@ def test_grid_tries_every_combination_and_finds_the_best(stages, tmp_path, capsy
 
 def test_the_objective_decides(stages, tmp_path):
     settings = Tune(objective="accuracy", ell2=ELL2)
-    assert tuning.run(made(settings), tmp_path).values == {"ell2": 5.0}
-    assert tuning.run(made(dataclasses.replace(settings, objective="loss")), tmp_path).values == {"ell2": 50.0}
+    assert tuner.run(made(settings), tmp_path).values == {"ell2": 5.0}
+    assert tuner.run(made(dataclasses.replace(settings, objective="loss")), tmp_path).values == {"ell2": 50.0}
     assert len(stages.calls) == 3  # the same searches
 
 
 def test_random_tries_some_combinations_once_each(stages, tmp_path):
-    tuning.run(made(METHODS["random"]), tmp_path)
+    tuner.run(made(METHODS["random"]), tmp_path)
     assert len(stages.calls) == len(set(stages.calls)) == 5
     assert {call[:2] for call in stages.calls} <= set(itertools.product(ELL2, TEMPERATURE))
-    tuning.run(made(dataclasses.replace(METHODS["random"], trials=50)), tmp_path)
+    tuner.run(made(dataclasses.replace(METHODS["random"], trials=50)), tmp_path)
     assert len(stages.calls) == len(set(stages.calls)) <= 9
 
 
 def test_bayesian_searches_the_range(stages, tmp_path):
-    best = tuning.run(made(Tune(method="bayesian", trials=6, ell2=ELL2)), tmp_path)
+    best = tuner.run(made(Tune(method="bayesian", trials=6, ell2=ELL2)), tmp_path)
     values = [ell2 for ell2, _, _ in stages.calls]
     assert len(values) == 6 and all(5 <= value <= 500 and float(f"{value:.3g}") == value for value in values)
     assert not set(values) <= set(ELL2)
@@ -164,7 +165,7 @@ def test_bayesian_searches_the_range(stages, tmp_path):
 
 
 def test_hyperband_gives_the_best_more_epochs(stages, tmp_path):
-    best = tuning.run(made(METHODS["hyperband"]), tmp_path)
+    best = tuner.run(made(METHODS["hyperband"]), tmp_path)
     assert {epochs for _, _, epochs in stages.calls} == {1, 3, 9}
     tried = {n: {ell2 for ell2, _, epochs in stages.calls if epochs == n} for n in (1, 3, 9)}
     promoted = tried[1] & tried[3]
@@ -177,7 +178,7 @@ def test_hyperband_gives_the_best_more_epochs(stages, tmp_path):
 
 
 def test_a_short_round_of_hyperband_has_a_short_warm_up(stages, tmp_path):
-    tuning.run(made(METHODS["hyperband"], warmup_epochs=4), tmp_path)
+    tuner.run(made(METHODS["hyperband"], warmup_epochs=4), tmp_path)
     assert stages.warmups == {(9, 4), (3, 1), (1, 0)}
 
 
@@ -186,40 +187,40 @@ def test_a_short_round_of_hyperband_has_a_short_warm_up(stages, tmp_path):
 )
 def test_an_interrupted_one_goes_on_as_if_it_had_not_been(stages, tmp_path, method, error):
     config = made(METHODS[method], epochs=3)
-    tuning.run(config, tmp_path / "whole")
+    tuner.run(config, tmp_path / "whole")
     whole, stages.calls = stages.calls, []
     third = whole[2][0]
     stages.raises = {third: error}
     with pytest.raises(type(error)):
-        tuning.run(config, tmp_path / "cut")
+        tuner.run(config, tmp_path / "cut")
     begun = stages.calls
     assert begun[-1][0] == third and begun == whole[: len(begun)]
     stages.raises, stages.calls = {}, []
-    tuning.run(config, tmp_path / "cut")
+    tuner.run(config, tmp_path / "cut")
     assert stages.calls == whole[len(begun) - 1 :]  # the interrupted one first, and no finished one
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
     stages.calls = []
-    tuning.run(config, tmp_path / "cut")
+    tuner.run(config, tmp_path / "cut")
     assert stages.calls == []
 
 
 def test_more_values_are_added(stages, tmp_path):
-    tuning.run(made(Tune(ell2=(5.0, 500.0))), tmp_path)
+    tuner.run(made(Tune(ell2=(5.0, 500.0))), tmp_path)
     stages.calls = []
-    assert tuning.run(made(Tune(ell2=ELL2)), tmp_path).values == {"ell2": 50.0}
+    assert tuner.run(made(Tune(ell2=ELL2)), tmp_path).values == {"ell2": 50.0}
     assert [ell2 for ell2, _, _ in stages.calls] == [50.0]
     # Another search of the same values is another trial.
-    tuning.run(made(Tune(ell2=ELL2), epochs=10), tmp_path)
+    tuner.run(made(Tune(ell2=ELL2), epochs=10), tmp_path)
     assert stages.calls[1:] == [(ell2, 0.2, 10) for ell2 in ELL2]
 
 
 @pytest.mark.parametrize("method", ["grid", "hyperband"])
 def test_a_search_that_leads_nowhere_is_one_failed_trial(stages, tmp_path, capsys, method):
     config = made(METHODS[method], epochs=3)
-    tuning.run(config, tmp_path / "whole")
+    tuner.run(config, tmp_path / "whole")
     worst = max(ell2 for ell2, _, _ in stages.calls)
     stages.raises, stages.calls = {worst: FailedSearch("everything is dropped")}, []
-    best = tuning.run(config, tmp_path / "run")
+    best = tuner.run(config, tmp_path / "run")
     assert best.state == "complete" and best.values["ell2"] < worst
     failed = [trial for trial in results(tmp_path / "run")["trials"] if trial["state"] == "failed"]
     assert failed and all(trial["values"]["ell2"] == worst for trial in failed)
@@ -227,11 +228,11 @@ def test_a_search_that_leads_nowhere_is_one_failed_trial(stages, tmp_path, capsy
     assert "tune      failed: everything is dropped" in capsys.readouterr().out
     # It is known, and not run again, unless it now may go on.
     stages.raises, stages.calls = {}, []
-    tuning.run(config, tmp_path / "run")
+    tuner.run(config, tmp_path / "run")
     assert stages.calls == []
-    tuning.run(dataclasses.replace(config, search=dataclasses.replace(config.search, guard="warn")), tmp_path / "run")
+    tuner.run(dataclasses.replace(config, search=dataclasses.replace(config.search, guard="warn")), tmp_path / "run")
     assert {ell2 for ell2, _, _ in stages.calls} == {worst}
-    tuning.run(config, tmp_path / "run")
+    tuner.run(config, tmp_path / "run")
     assert {trial["state"] for trial in results(tmp_path / "run")["trials"]} == {"complete"}
 
 
@@ -240,65 +241,65 @@ def test_a_failure_of_sample_is_asked_for_again(stages, tmp_path, monkeypatch):
         raise FailedSearch("every candidate drops every path")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuning.sample, "run", cut_off)
+        patch.setattr(tuner.sample, "run", cut_off)
         with pytest.raises(UserError, match=r"\(failed: every candidate drops every path\)"):
-            tuning.run(made(Tune(ell2=ELL2)), tmp_path)
+            tuner.run(made(Tune(ell2=ELL2)), tmp_path)
     # Its settings may have changed; the searches are there.
-    assert tuning.run(made(Tune(ell2=ELL2)), tmp_path).values == {"ell2": 50.0}
+    assert tuner.run(made(Tune(ell2=ELL2)), tmp_path).values == {"ell2": 50.0}
     assert len(stages.calls) == 3
 
 
 def test_if_all_fail_the_reason_is_told(stages, tmp_path):
     stages.raises = dict.fromkeys(ELL2, FailedSearch("everything is dropped"))
     with pytest.raises(UserError, match=r"tune: none of 3 trials is complete \(failed: everything is dropped\)"):
-        tuning.run(made(Tune(ell2=ELL2)), tmp_path)
+        tuner.run(made(Tune(ell2=ELL2)), tmp_path)
     assert results(tmp_path)["best"] is None
     (file, *_) = (tmp_path / "tune").rglob("failure.json")
     file.write_text('{"message": 3}')
     with pytest.raises(UserError, match=r"failure.json: altered: delete it \('message' must be text. Received: 3\)"):
-        tuning.run(made(Tune(ell2=ELL2)), tmp_path)
+        tuner.run(made(Tune(ell2=ELL2)), tmp_path)
 
 
 @pytest.mark.parametrize("error", [UserError("the data is damaged"), OSError(28, "No space left on device")])
 def test_what_is_no_matter_of_the_values_ends_all(stages, tmp_path, error):
     stages.raises = dict.fromkeys(ELL2, error)
     with pytest.raises(type(error)) as caught:
-        tuning.run(made(Tune(ell2=ELL2)), tmp_path)
+        tuner.run(made(Tune(ell2=ELL2)), tmp_path)
     assert caught.value is error and len(stages.calls) == 1
     stages.raises = {}
-    assert tuning.run(made(Tune(ell2=ELL2)), tmp_path).values == {"ell2": 50.0}
+    assert tuner.run(made(Tune(ell2=ELL2)), tmp_path).values == {"ell2": 50.0}
 
 
 def test_only_what_is_within_the_budget_counts(stages, tmp_path, capsys):
     # Kept: 91 %, 50 % and 9 %.
-    best = tuning.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
+    best = tuner.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
     assert best.values == {"ell2": 500.0}
     states = {trial["values"]["ell2"]: trial["state"] for trial in results(tmp_path)["trials"]}
     assert states == {5.0: "over budget", 50.0: "over budget", 500.0: "complete"}
     assert "the smallest has 50.0 %" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(UserError, match=r"none of 3 .* \(over budget: no candidate has at most 5 % of the full"):
-        tuning.run(made(Tune(ell2=ELL2, budget=0.05)), tmp_path)
+        tuner.run(made(Tune(ell2=ELL2, budget=0.05)), tmp_path)
 
 
 def test_within_the_budget_a_smaller_candidate_than_the_winner_may_be_the_best(stages, tmp_path):
     stages.spread = (1.0, 0.9, 0.7, 0.75)
-    best = tuning.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
+    best = tuner.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
     # Of 50 %: neither is 45 % within 40 %, and of 35 % and 37.5 % the former was raced longer.
     assert best.values == {"ell2": 50.0} and best.found["parameters"] == 3500
     # Scored on the fresh examples, as every trial's winner is, and not by what it had in its race: 0.09 x 1.1.
     assert stages.measured == [2] and best.found["fresh"] and best.found["num_examples"] == 80
     assert best.found["loss"] == pytest.approx(0.1 + 0.02)
-    tuning.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
+    tuner.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
     assert stages.measured == [2]  # once
     file = tmp_path / "tune" / best.folder / "within_budget.json"
     file.write_text("{}")
     with pytest.raises(UserError, match=r"within_budget.json: altered: delete it \('number' must be there"):
-        tuning.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
+        tuner.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
 
 
 def test_without_fresh_examples_the_races_count(stages, tmp_path):
     stages.fresh = False
-    best = tuning.run(made(Tune(ell2=ELL2)), tmp_path)
+    best = tuner.run(made(Tune(ell2=ELL2)), tmp_path)
     assert best.found["loss"] == pytest.approx(0.09) and best.found["num_examples"] == 320 and not best.found["fresh"]
 
 
@@ -312,8 +313,8 @@ def test_without_fresh_examples_the_races_count(stages, tmp_path):
     ],
 )
 def test_the_score_is_bounded(found, objective, score):
-    assert tuning.Trial("f", {}, 1, tuning.COMPLETE, "", found).score(objective) == pytest.approx(score)
-    assert tuning.Trial("f", {}, 1, tuning.TOO_LARGE, "", found).score(objective) == 0
+    assert tuner.Trial("f", {}, 1, tuner.COMPLETE, "", found).score(objective) == pytest.approx(score)
+    assert tuner.Trial("f", {}, 1, tuner.TOO_LARGE, "", found).score(objective) == 0
 
 
 @pytest.mark.parametrize(
@@ -337,17 +338,17 @@ def test_a_bad_value_is_told(settings, message):
 
 def test_what_cannot_be_tuned_is_told(stages, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="tune: no values to try: set tune.ell2 or another"):
-        tuning.run(made(Tune()), tmp_path)
+        tuner.run(made(Tune()), tmp_path)
     # A value that does not go with the others is told before the first search.
     config = made(
         Tune(learning_rate=(0.1, 0.001)), schedule="cosine_restarts", minimum_learning_rate=0.005, learning_rate=0.05
     )
     with pytest.raises(UserError, match="'search.minimum_learning_rate' must be .* less than search.learning_rate"):
-        tuning.run(config, tmp_path)
+        tuner.run(config, tmp_path)
     cluster = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
     with pytest.raises(UserError, match="tune: one process expected. Received: a TF_CONFIG of 2"):
-        tuning.run(made(Tune(ell2=ELL2)), tmp_path)
+        tuner.run(made(Tune(ell2=ELL2)), tmp_path)
     assert stages.calls == []
 
 

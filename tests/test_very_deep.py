@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import tfnas
-from tfnas.channels import Graph
-from tfnas.costs import cost
-from tfnas.subnets import subnet
+from tfnas.cutting.subnets import subnet
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost
 
 layers = keras.layers
 
@@ -79,10 +79,10 @@ def test_a_subnet_in_parts_is_the_same_network(monkeypatch, tmp_path, rng):
     for dropped in ((), ("b", "c")):
         keep = {n: (rng.random(g.mask.shape[0]) > 0.4) & (n not in dropped) for n, g in supernet.gated_layers.items()}
         architecture = tfnas.Architecture(keep)
-        monkeypatch.setattr("tfnas.subnets._DEEPEST", 800)
+        monkeypatch.setattr("tfnas.cutting.subnets._DEEPEST", 800)
         flat = subnet(supernet, architecture)
         for deepest in (2, 5, 9):
-            monkeypatch.setattr("tfnas.subnets._DEEPEST", deepest)
+            monkeypatch.setattr("tfnas.cutting.subnets._DEEPEST", deepest)
             cut = subnet(supernet, architecture)
             assert sum(isinstance(layer, keras.Model) for layer in cut.layers) > 1
             for one, other in zip(cut(data), flat(data), strict=True):

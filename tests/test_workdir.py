@@ -12,9 +12,11 @@ import sys
 
 import pytest
 
-from tfnas import atomic, config, errors, provenance, workdir
-from tfnas.errors import UserError
-from tfnas.reading import mapping_of, number, record
+from tfnas import config
+from tfnas.common import atomic, errors
+from tfnas.common.errors import UserError
+from tfnas.common.schema import mapping_of, number, record
+from tfnas.runs import provenance, workdir
 
 
 def finished_search(path):

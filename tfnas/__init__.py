@@ -11,42 +11,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfnas import supernets as supernets
-    from tfnas.architecture import Architecture as Architecture
-    from tfnas.candidates import sample as sample
-    from tfnas.channels import Graph as Graph
-    from tfnas.costs import cost as cost
-    from tfnas.gates import Gated as Gated
-    from tfnas.latencies import latency as latency
-    from tfnas.latencies import layer_latencies as layer_latencies
-    from tfnas.optimizers import GatedOptimizer as GatedOptimizer
-    from tfnas.posterior import Posterior as Posterior
-    from tfnas.ranking import rank as rank
-    from tfnas.recalibration import Recalibration as Recalibration
-    from tfnas.sizes import Reprice as Reprice
-    from tfnas.subnets import adapt as adapt
-    from tfnas.subnets import subnet as subnet
-    from tfnas.supernet import Supernet as Supernet
-    from tfnas.supernet import gate as gate
-    from tfnas.supernet import load as load
+    from tfnas.cutting.latencies import latency as latency
+    from tfnas.cutting.latencies import layer_latencies as layer_latencies
+    from tfnas.cutting.subnets import adapt as adapt
+    from tfnas.cutting.subnets import subnet as subnet
+    from tfnas.gating.gates import Gated as Gated
+    from tfnas.gating.optimizers import GatedOptimizer as GatedOptimizer
+    from tfnas.gating.recalibration import Recalibration as Recalibration
+    from tfnas.gating.sizes import Reprice as Reprice
+    from tfnas.gating.supernet import Supernet as Supernet
+    from tfnas.gating.supernet import gate as gate
+    from tfnas.gating.supernet import load as load
+    from tfnas.graph.channels import Graph as Graph
+    from tfnas.graph.costs import cost as cost
+    from tfnas.ranking.candidates import sample as sample
+    from tfnas.ranking.ranking import rank as rank
+    from tfnas.search_space.architecture import Architecture as Architecture
+    from tfnas.search_space.posterior import Posterior as Posterior
 
 _HOMES = {
-    "Architecture": "architecture",
-    "Gated": "gates",
-    "GatedOptimizer": "optimizers",
-    "Graph": "channels",
-    "Posterior": "posterior",
-    "Recalibration": "recalibration",
-    "Reprice": "sizes",
-    "Supernet": "supernet",
-    "adapt": "subnets",
-    "cost": "costs",
-    "gate": "supernet",
-    "latency": "latencies",
-    "layer_latencies": "latencies",
-    "load": "supernet",
-    "rank": "ranking",
-    "sample": "candidates",
-    "subnet": "subnets",
+    "Architecture": "search_space.architecture",
+    "Gated": "gating.gates",
+    "GatedOptimizer": "gating.optimizers",
+    "Graph": "graph.channels",
+    "Posterior": "search_space.posterior",
+    "Recalibration": "gating.recalibration",
+    "Reprice": "gating.sizes",
+    "Supernet": "gating.supernet",
+    "adapt": "cutting.subnets",
+    "cost": "graph.costs",
+    "gate": "gating.supernet",
+    "latency": "cutting.latencies",
+    "layer_latencies": "cutting.latencies",
+    "load": "gating.supernet",
+    "rank": "ranking.ranking",
+    "sample": "ranking.candidates",
+    "subnet": "cutting.subnets",
 }
 
 

@@ -18,9 +18,10 @@ from benchmarks import records
 from benchmarks.claims import anchors, guided, priors, retraining, sampling
 from benchmarks.claims.claim import Claim, markdown
 from benchmarks.claims.study import Study
-from tfnas import functions, workdir
+from tfnas.common import user_functions
+from tfnas.common.errors import UserError, ending_in_one_line
 from tfnas.config import from_config_dict
-from tfnas.errors import UserError, ending_in_one_line
+from tfnas.runs import workdir
 
 CLAIMS: dict[str, Claim] = {
     **anchors.CLAIMS,
@@ -150,7 +151,7 @@ def _run(given: Any) -> None:
         return
     if not given.config or not given.workdir:
         raise UserError("claims: --config and --workdir expected, or --render")
-    functions.look_in(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
+    user_functions.look_in(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
     study = Study(from_config_dict(given.config).check(), given.workdir)
     for name in given.claims:
         found = measured(study, name, [int(seed) for seed in given.seeds])

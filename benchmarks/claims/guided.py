@@ -8,10 +8,12 @@ import numpy as np
 
 from benchmarks.claims.claim import Claim, Records, Report, Verdict, column, decided, markdown, percent, points
 from benchmarks.claims.study import Pool, Searched, Study
-from tfnas import baselines, figures, training
-from tfnas.costs import cost
-from tfnas.subnets import subnet
-from tfnas.supernet import Supernet
+from tfnas.common import markup
+from tfnas.cutting.subnets import subnet
+from tfnas.gating.supernet import Supernet
+from tfnas.graph.costs import cost
+from tfnas.ranking import reference_architectures
+from tfnas.training import networks
 
 
 def posterior_pool(study: Study, searched: Searched, own: bool = False) -> Pool:
@@ -29,10 +31,10 @@ def _random(study: Study, searched: Searched) -> tuple[Supernet, dict[bool, Pool
     pool = _as_many(study, searched)
     found = pool.candidates[pool.winner]
     posterior, graph = searched.posterior, searched.supernet.graph
-    supernet = study.fixed(searched, baselines.even_drop(posterior, found))
+    supernet = study.fixed(searched, reference_architectures.even_drop(posterior, found))
     size, seed = int(pool.parameters[pool.winner]), searched.config.seed
     drawn = [
-        baselines.random_candidate(posterior, graph, size, baselines.EVEN, seed, i)
+        reference_architectures.random_candidate(posterior, graph, size, reference_architectures.EVEN, seed, i)
         for i in range(study.config.sample.num_random)
     ]
     return supernet, {own: study.pool(searched, "random", drawn, own, supernet) for own in (False, True)}
@@ -55,8 +57,8 @@ def _measure_table(study: Study, seed: int) -> dict[str, Any]:
         scores = study.trained(searched, model, settings.epochs, settings.learning_rate, f"{name} fine tuned")
         tuned = {"test": scores["test"]["accuracy"], "parameters": price.parameters}
         rows[f"{name}, tuned"] = {**tuned, "multiply_adds": price.multiply_adds}
-    training.set_seed(seed)
-    full = training.network(searched.config, study.splits)
+    networks.set_seed(seed)
+    full = networks.network(searched.config, study.splits)
     price = cost(searched.supernet.graph)
     scores = study.trained(searched, full, study.epochs, searched.config.search.learning_rate, "full network")
     rows["full"] = {
@@ -149,7 +151,7 @@ def _report_histogram(found: Records) -> Report:
             every = [value for record in found.values() for values in record[kind].values() for value in values]
             bins = np.linspace(100 * min(every), 100 * max(every) + 1e-6, 41)
             axes.spines[["top", "right"]].set_visible(False)
-            for name, colour in (("posterior", figures.BLUE), ("random", figures.ORANGE)):
+            for name, colour in (("posterior", markup.BLUE), ("random", markup.ORANGE)):
                 values = 100 * np.concatenate([record[kind][name] for record in found.values()])
                 weights = np.full(len(values), 100 / len(values))
                 axes.hist(values, bins, weights=weights, color=colour, alpha=0.65, label=name)
@@ -212,7 +214,7 @@ def _report_layers(found: Records) -> Report:
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         places = np.arange(len(first))
-        colours = [figures.ORANGE if wide else figures.BLUE for wide in widens]
+        colours = [markup.ORANGE if wide else markup.BLUE for wide in widens]
         axes.bar(places, 100 * kept.mean(0), color=colours)
         axes.set_xticks(places, [layer["name"] for layer in first], rotation=90, fontsize=7)
         axes.set(ylabel="input channels kept, %", title="orange: layers that widen")

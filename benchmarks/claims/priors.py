@@ -20,7 +20,7 @@ from benchmarks.claims.claim import (
     points,
 )
 from benchmarks.claims.study import Searched, Study
-from tfnas import figures
+from tfnas.common import markup
 
 _TEMPERATURES = (0.2, 2 / 3)
 _NEAR = 0.02  # of the learned share: to tilt to what it is would be no tilt
@@ -74,7 +74,7 @@ def _report_ell2(found: Records) -> Report:
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        for name, series, colour in (("search's", tests, figures.BLUE), ("its own", own, figures.GREEN)):
+        for name, series, colour in (("search's", tests, markup.BLUE), ("its own", own, markup.GREEN)):
             for i in range(len(found)):
                 axes.plot(
                     [sizes[v][i] for v in values],
@@ -195,7 +195,7 @@ def _report_front(found: Records) -> Report:
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         pairs = [pair for record in found.values() for pair in record.values()]
-        for key, colour in (("searched", figures.BLUE), ("tilted", figures.ORANGE)):
+        for key, colour in (("searched", markup.BLUE), ("tilted", markup.ORANGE)):
             x, y = [p[key]["parameters"] for p in pairs], [100 * p[key]["test"] for p in pairs]
             axes.scatter(x, y, color=colour, label=key)
         axes.set(xlabel="parameters", ylabel="test accuracy, %")

@@ -9,8 +9,9 @@ import numpy as np
 from benchmarks.claims.claim import Claim, Records, Report, column, decided, markdown, percent, points
 from benchmarks.claims.guided import posterior_pool
 from benchmarks.claims.study import Study
-from tfnas import statistics, training
-from tfnas.subnets import subnet
+from tfnas.common import statistics
+from tfnas.cutting.subnets import subnet
+from tfnas.training import networks
 
 _CANDIDATES = 8
 _SHARES = (0.4, 1.0)  # of the learned size
@@ -29,8 +30,8 @@ def _measure_weights(study: Study, seed: int) -> dict[str, Any]:
     ):
         supernet = searched.supernet
         if name != "inherited":
-            training.set_seed(seed)
-            supernet = training.gated(searched.config, study.splits, training.network(searched.config, study.splits))
+            networks.set_seed(seed)
+            supernet = networks.gated(searched.config, study.splits, networks.network(searched.config, study.splits))
         title = f"from {name.replace(', ', ' ')}"
         scores = study.trained(searched, subnet(supernet, found), epochs, rate, title)
         tests[name] = {"test": scores["test"]["accuracy"], "epochs": epochs}

@@ -22,7 +22,8 @@ from benchmarks.claims.claim import (
 )
 from benchmarks.claims.guided import posterior_pool
 from benchmarks.claims.study import Pool, Study
-from tfnas import figures, racing, statistics
+from tfnas.common import markup, statistics
+from tfnas.ranking import racing
 
 _COUNTS = (1, 10, 50, 100, 500, 1500)
 _HALVES = 50  # splits of the validation examples
@@ -71,7 +72,7 @@ def _report_counts(found: Records) -> Report:
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        for (kind, seeds), colour in zip(curves.items(), (figures.BLUE, figures.GREEN), strict=True):
+        for (kind, seeds), colour in zip(curves.items(), (markup.BLUE, markup.GREEN), strict=True):
             for i, curve in enumerate(seeds):
                 x, y = [point["count"] for point in curve], [100 * (1 - point["mean"]) for point in curve]
                 label = {"search": "search's statistics", "own": "its own"}[kind] if not i else None
@@ -158,7 +159,7 @@ def _report_ranking(found: Records) -> Report:
 
 
 class _Replayed:
-    """A pool's losses in some order of the examples, as `tfnas.racing` asks for them."""
+    """A pool's losses in some order of the examples, as `tfnas.ranking.racing` asks for them."""
 
     def __init__(self, losses: np.ndarray, order: np.ndarray):
         self._losses, self._order = losses, order

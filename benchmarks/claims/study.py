@@ -17,18 +17,21 @@ import keras
 import numpy as np
 
 from benchmarks import records
-from tfnas import controls, data, saving, training, workdir
-from tfnas.architecture import Architecture
+from tfnas.common.errors import UserError
 from tfnas.config import Config
-from tfnas.costs import cost
-from tfnas.engine import Engine
-from tfnas.errors import UserError
-from tfnas.optimizers import Cosine
-from tfnas.posterior import Posterior
-from tfnas.recalibration import Recalibration
-from tfnas.recalibration import settle as settle_statistics
+from tfnas.data import pipeline
+from tfnas.gating import saving
+from tfnas.gating.optimizers import Cosine
+from tfnas.gating.recalibration import Recalibration
+from tfnas.gating.recalibration import settle as settle_statistics
+from tfnas.gating.supernet import Supernet
+from tfnas.graph.costs import cost
+from tfnas.ranking.engine import Engine
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import Posterior
 from tfnas.stages import search
-from tfnas.supernet import Supernet
+from tfnas.training import networks, trained_baselines
 
 _RECALIBRATE = 250  # training images
 _FIXED = "fixed/checkpoints"
@@ -118,9 +121,9 @@ class Study:
         records.claim(self.work, "study.json", config, "study")
 
     @functools.cached_property
-    def splits(self) -> data.Splits:
+    def splits(self) -> pipeline.Splits:
         """The images."""
-        return data.load(self.config.data, self.work.path / "tensorflow_datasets")
+        return pipeline.load(self.config.data, self.work.path / "tensorflow_datasets")
 
     @property
     def epochs(self) -> int:
@@ -145,10 +148,10 @@ class Study:
     def fixed(self, searched: Searched, drop: float) -> Supernet:
         """A supernet trained as long under gates of one drop probability, never learned (Table 3's 'random')."""
         config, work = searched.config, searched.work
-        model = training.warmed_up(config, self.splits, work)
-        supernet = controls.freeze(training.gated(config, self.splits, model, drop))
+        model = networks.warmed_up(config, self.splits, work)
+        supernet = trained_baselines.freeze(networks.gated(config, self.splits, model, drop))
         key = work.key("search", config)
-        training.fit_gated(config, self.splits, work, supernet, _FIXED, f"{key} {drop}", "fixed drop")
+        networks.fit_gated(config, self.splits, work, supernet, _FIXED, f"{key} {drop}", "fixed drop")
         return supernet
 
     def pool(
@@ -177,16 +180,16 @@ class Study:
 
     def engines(self, supernet: Supernet, own: bool) -> dict[str, Engine]:
         """What evaluates on validation and on test, in the examples' order."""
-        supernet.compile(loss=training.classification_loss())
+        supernet.compile(loss=networks.classification_loss())
         statistics = None
         if own:
-            images = training.calibration_images(self.config, self.splits, _RECALIBRATE)
+            images = networks.calibration_images(self.config, self.splits, _RECALIBRATE)
             statistics = Recalibration(supernet, images)
         size = self.config.sample.batch_size
         return {
             split: Engine(
                 supernet,
-                data.evaluation_batches(getattr(self.splits, split), self.config.data, size),
+                pipeline.evaluation_batches(getattr(self.splits, split), self.config.data, size),
                 size,
                 recalibration=statistics,
             )
@@ -235,9 +238,9 @@ class Study:
             title: names the checkpoints, so unique in that folder.
             settle: score it with normalisation statistics taken anew.
         """
-        training.fit_plain(
+        networks.fit_plain(
             searched.config, self.splits, searched.work, model, epochs, Cosine(rate, epochs).schedule, title
         )
         if settle:
-            settle_statistics(model, training.calibration_images(self.config, self.splits, _RECALIBRATE))
+            settle_statistics(model, networks.calibration_images(self.config, self.splits, _RECALIBRATE))
         return records.scores(model, self.splits, self.config)

@@ -10,8 +10,9 @@ import shutil
 import traceback
 
 from benchmarks.faults.reference import ROOT, SAVED_MODEL, STAGES, Reference, differences, evidence, keras
-from tfnas import config, workdir
-from tfnas.errors import UserError
+from tfnas import config
+from tfnas.common.errors import UserError
+from tfnas.runs import workdir
 
 # With these a stage reads measured latencies too. No two runs have them alike; here they are copied.
 _LATENCY = ["--config.sample.resource=latency"]

@@ -10,13 +10,14 @@ import sys
 import tempfile
 import time
 
-from tfnas import terminal
+from tfnas.common import terminal
 
 tf = terminal.load_tensorflow()
 import keras  # noqa: E402  after TensorFlow, whose greeting is held back
 
-import tfnas.supernet  # noqa: E402, F401  knows the layers of a supernet's file
-from tfnas import config, data, workdir  # noqa: E402
+from tfnas import config  # noqa: E402
+from tfnas.data import pipeline  # noqa: E402
+from tfnas.runs import workdir  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STAGES = tuple(workdir.STAGES)
@@ -95,14 +96,14 @@ class Reference:
 
 def command(stage, path, *settings):
     """What a user would type."""
-    return [sys.executable, "-m", "tfnas.main", stage, f"--workdir={path}", *settings]
+    return [sys.executable, "-m", "tfnas.cli", stage, f"--workdir={path}", *settings]
 
 
 @functools.cache
 def images():
     """The validation images, as they lie: uint8."""
     with tempfile.TemporaryDirectory() as folder:
-        splits = data.load(config.Data(), pathlib.Path(folder))
+        splits = pipeline.load(config.Data(), pathlib.Path(folder))
         return tf.stack([image for image, _ in splits.validation])
 
 

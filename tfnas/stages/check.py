@@ -10,12 +10,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfnas import checks, conversion, data, distribution, loop, optimizers, training, workdir
+from tfnas.common.errors import unwrapped
 from tfnas.config import Config
-from tfnas.costs import cost
-from tfnas.engine import Engine
-from tfnas.errors import unwrapped
-from tfnas.supernet import Supernet
+from tfnas.data import pipeline
+from tfnas.exporting import conversion
+from tfnas.gating import optimizers
+from tfnas.gating.supernet import Supernet
+from tfnas.graph.costs import cost
+from tfnas.ranking.engine import Engine
+from tfnas.runs import workdir
+from tfnas.training import distribution, loop, networks, preflight
 
 _CANDIDATES = 4  # that are timed, after one that is not
 _KEPT = 0.95  # share of the gated weights that they keep
@@ -42,29 +46,29 @@ def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
-    training.set_seed(config.seed)
+    networks.set_seed(config.seed)
     strategy = tf.distribute.get_strategy()
     _say("devices", distribution.describe(strategy))
-    splits = training.load_data(config, work)
+    splits = networks.load_data(config, work)
     _say("data", f"{config.data.title}: {splits.summary()}")
     search, retrain = config.search, config.retrain
-    plain = training.network(config, splits)
-    supernet = training.gated(config, splits, plain, check_share=True)
+    plain = networks.network(config, splits)
+    supernet = networks.gated(config, splits, plain, check_share=True)
     parameters = cost(supernet.graph).parameters
     _say("supernet", f"{parameters:,} parameters, {len(supernet.gated_layers)} gated layers")
-    needed, free = checks.room(work, supernet, config.training.checkpoints_kept)
+    needed, free = preflight.room(work, supernet, config.training.checkpoints_kept)
     _say("folder", f"{work.path}: writable, {_bytes(free)} free, about {_bytes(needed)} needed")
     done = work.up_to_date(config)
     if done:
         _say("", f"up to date there, will not run again, and not counted in all: {', '.join(done)}")
 
     steps = splits.sizes["train"] // search.batch_size
-    training.compile_gated(config, supernet, optimizers.search(config, max(1, steps)))
+    networks.compile_gated(config, supernet, optimizers.search(config, max(1, steps)))
     gated = _measured("search", config, splits, supernet, search.batch_size)
-    training.compile_plain(config, plain, optimizers.search(config, max(1, steps)), retrain.weight_decay)
+    networks.compile_plain(config, plain, optimizers.search(config, max(1, steps)), retrain.weight_decay)
     gateless = _measured("retrain", config, splits, plain, retrain.batch_size)
     ranked = _measured_ranking(config, splits, supernet)  # last, so that its memory is not counted as training's
-    times = checks.times(config, splits.sizes, gated, gateless, ranked, _devices(config))
+    times = preflight.times(config, splits.sizes, gated, gateless, ranked, _devices(config))
     _say_times(config, splits, times, done)
     return {
         "data": config.data.title,
@@ -78,19 +82,21 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     }
 
 
-def _measured(title: str, config: Config, splits: data.Splits, model: keras.Model, batch_size: int) -> checks.Measured:
+def _measured(
+    title: str, config: Config, splits: pipeline.Splits, model: keras.Model, batch_size: int
+) -> preflight.Measured:
     """Steps as the run will take them."""
     settings = config.training
 
-    def batches(first_step: int, share: data.Share) -> tf.data.Dataset:
-        return data.training_batches(splits, config.data, batch_size, 100, config.seed, first_step, share)
+    def batches(first_step: int, share: pipeline.Share) -> tf.data.Dataset:
+        return pipeline.training_batches(splits, config.data, batch_size, 100, config.seed, first_step, share)
 
-    def measured(jit_compile: bool) -> checks.Measured:
-        with training.precision(model, settings.precision):
-            return checks.measure(loop.Step(model, settings.accumulate, jit_compile), batches)
+    def measured(jit_compile: bool) -> preflight.Measured:
+        with networks.precision(model, settings.precision):
+            return preflight.measure(loop.Step(model, settings.accumulate, jit_compile), batches)
 
     found = measured(settings.jit_compile)
-    total = checks.memory_bytes()
+    total = preflight.memory_bytes()
     of = f" of {_bytes(total)}" if total else " of the GPU's"
     speed = f"a batch of {batch_size}: {1000 * found.seconds:,.0f} ms, {batch_size / found.seconds:,.0f} images/s"
     memory = f"up to {_bytes(found.memory_bytes)}{of} in use"
@@ -100,13 +106,13 @@ def _measured(title: str, config: Config, splits: data.Splits, model: keras.Mode
     return found
 
 
-def _measured_ranking(config: Config, splits: data.Splits, supernet: Supernet) -> checks.Ranked:
+def _measured_ranking(config: Config, splits: pipeline.Splits, supernet: Supernet) -> preflight.Ranked:
     """Candidates as sample will evaluate them, each nearly the whole network."""
     posterior, size = supernet.posterior(), config.sample.batch_size
     posterior = posterior.tilt(parameters=_KEPT * posterior.total_cost("parameters"))
-    one_batch = data.evaluation_batches(splits.validation.take(size), config.data, size)
-    recalibration = training.recalibration(config, splits, supernet)
-    found = checks.measure_ranking(
+    one_batch = pipeline.evaluation_batches(splits.validation.take(size), config.data, size)
+    recalibration = networks.recalibration(config, splits, supernet)
+    found = preflight.measure_ranking(
         lambda: Engine(supernet, one_batch, size, config.seed, recalibration=recalibration),
         posterior.sample(1 + _CANDIDATES, config.seed),
     )
@@ -122,20 +128,22 @@ def _devices(config: Config) -> int:
     return distribution.cluster().count * (len(strategy.extended.worker_devices) if strategy else 1)
 
 
-def _say_times(config: Config, splits: data.Splits, times: Mapping[str, checks.Time], done: Sequence[str]) -> None:
+def _say_times(
+    config: Config, splits: pipeline.Splits, times: Mapping[str, preflight.Time], done: Sequence[str]
+) -> None:
     """What the stages that are not done will take, one a line, and together."""
     search = config.search
     steps = splits.sizes["train"] // search.batch_size
     work = {
         "search": f"{search.epochs:,} epochs of {steps:,} steps",
-        "sample": f"{checks.num_candidates(config):,} candidates on {splits.sizes['validation']:,} images, if none "
+        "sample": f"{preflight.num_candidates(config):,} candidates on {splits.sizes['validation']:,} images, if none "
         "leaves the race",
         "retrain": "all that is trained, as if it were as large as the full network",
     }
     left = {stage: time for stage, time in times.items() if stage not in done}
     for stage, time in left.items():
         _say(stage, f"{_shown(time)}: {work[stage]}")
-    together = checks.Time(sum(time.seconds for time in left.values()), sum(time.tracing for time in left.values()))
+    together = preflight.Time(sum(time.seconds for time in left.values()), sum(time.tracing for time in left.values()))
     _say("in all", f"{_shown(together)}; left out: the test images, evaluate, export and report")
 
 
@@ -145,14 +153,14 @@ def _may_compile(jit_compile: bool) -> bool:
     return one and (jit_compile or bool(tf.config.list_physical_devices("GPU")))
 
 
-def _compare(measured: Callable[[bool], checks.Measured], jit_compile: bool, found: checks.Measured) -> None:
+def _compare(measured: Callable[[bool], preflight.Measured], jit_compile: bool, found: preflight.Measured) -> None:
     other = measured(not jit_compile)
     ratio = other.seconds / found.seconds
     setting = str(not jit_compile).lower()
     _say("", f"with training.jit_compile={setting} {ratio:.2f} x the time" + (": set it" if ratio < 0.97 else ""))
 
 
-def _shown(time: checks.Time) -> str:
+def _shown(time: preflight.Time) -> str:
     return f"about {_duration(time.seconds)}, tracing and compiling {_duration(time.tracing)} of it"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-from tfnas import blessing, results, workdir
+from tfnas.common.terminal import warn
 from tfnas.config import Config
-from tfnas.terminal import warn
+from tfnas.reporting import acceptance, results
+from tfnas.runs import workdir
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -21,9 +22,9 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 def _evaluate(config: Config, work: workdir.Workdir) -> None:
     measured = work.read_json(workdir.RESULTS, "evaluate", results.measured)
-    verdict = blessing.judge(config.evaluate, measured)
+    verdict = acceptance.judge(config.evaluate, measured)
     work.write_json(workdir.EVALUATION, verdict)
     begins = f"evaluate  {'blessed' if verdict['blessed'] else 'not blessed'}: "
-    print(begins + f";\n{' ' * len(begins)}".join(blessing.told(verdict)))
-    if doubted := blessing.doubt(measured):
+    print(begins + f";\n{' ' * len(begins)}".join(acceptance.told(verdict)))
+    if doubted := acceptance.doubt(measured):
         warn(f"evaluate  {doubted}")

@@ -12,35 +12,25 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas import (
-    atomic,
-    blessing,
-    conversion,
-    data,
-    model_card,
-    provenance,
-    reading,
-    reloading,
-    saving,
-    signatures,
-    sources,
-    terminal,
-    training,
-    warmup,
-    workdir,
-)
-from tfnas import results as results_lib
-from tfnas.architecture import Architecture
+from tfnas.common import atomic, schema, terminal
+from tfnas.common.errors import UserError
 from tfnas.config import FORMATS, Config
-from tfnas.errors import UserError
-from tfnas.posterior import Posterior
-from tfnas.subnets import subnet
-from tfnas.supernet import Supernet
+from tfnas.cutting.subnets import subnet
+from tfnas.data import pipeline, sources
+from tfnas.exporting import conversion, savedmodel, verification, warmup
+from tfnas.gating import saving
+from tfnas.gating.supernet import Supernet
+from tfnas.reporting import acceptance, model_card
+from tfnas.reporting import results as results_lib
+from tfnas.runs import provenance, workdir
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import Posterior
+from tfnas.training import networks
 
 _KERAS = "model.keras"
 _WARMUP = 8  # validation images that are kept for warm-up requests
-_ANY = reading.mapping_of(lambda value, place: None)  # what `Architecture` reads for itself
-_RANKING = reading.record(kinds=reading.record(posterior=reading.record(leaders=reading.list_of(_ANY, 1))))
+_ANY = schema.mapping_of(lambda value, place: None)  # what `Architecture` reads for itself
+_RANKING = schema.record(kinds=schema.record(posterior=schema.record(leaders=schema.list_of(_ANY, 1))))
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -58,16 +48,16 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 def _export(config: Config, work: workdir.Workdir) -> list[str]:
     conversion.require(config.export.formats)
-    verdict = work.read_json(workdir.EVALUATION, "export", blessing.VERDICT)
+    verdict = work.read_json(workdir.EVALUATION, "export", acceptance.VERDICT)
     if not verdict["blessed"]:
         raise UserError(
-            f"export: the network is not what was asked for: {blessing.reasons(verdict)}. Search again, or ask for "
+            f"export: the network is not what was asked for: {acceptance.reasons(verdict)}. Search again, or ask for "
             "less by --config.evaluate"
         )
-    training.set_seed(config.seed)
+    networks.set_seed(config.seed)
     folder = work.path / "tensorflow_datasets"
     source = sources.load(config.data, folder)
-    splits = data.from_source(source, config.data)
+    splits = pipeline.from_source(source, config.data)
     model = saving.load(work.path / workdir.SUBNET, keras.Model)
     _check_fits(model, splits, work.path / workdir.SUBNET)
     text = (work.path / workdir.CUT_ARCHITECTURE).read_text()
@@ -89,12 +79,12 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     aside = pathlib.Path(tempfile.mkdtemp(prefix=f"{atomic.TEMPORARY}export-", dir=target.parent))
     try:
         saved = aside / target.name
-        signatures.write(model, splits, config, saved, ensemble)
+        savedmodel.write(model, splits, config, saved, ensemble)
         images = np.stack([image for image, _ in splits.validation.take(_WARMUP).as_numpy_iterator()])
         warmup.write(images, name, saved, bool(ensemble))
         sources.check_test(config.data, folder)
         correct, total = int(confusion.trace()), int(confusion.sum())
-        found = reloading.check(model, source, splits, config, saved, correct, total, ensemble)
+        found = verification.check(model, source, splits, config, saved, correct, total, ensemble)
         same = "equal" if found["correct"] == correct else f"{found['correct'] / total:.2%}, as good as equal"
         difference = f"{found['largest_difference']:.0e}"
         terminal.console.print(
@@ -112,7 +102,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
             posterior=Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes()),
             architecture=architecture,
             reloaded=found,
-            signatures=signatures.names(splits, ensemble),
+            signatures=savedmodel.names(splits, ensemble),
             versions={**_versions(work), "export": provenance.versions()},
             saved_model=saved,
             inputs={file: workdir.digest(work.path / file) for file in workdir.STAGES["export"].inputs},
@@ -151,14 +141,14 @@ def _versions(work: workdir.Workdir) -> dict[str, dict[str, str]]:
     return {stage: entry["versions"] for stage, entry in work.manifest()["stages"].items() if stage in before}
 
 
-def _check_fits(model: keras.Model, splits: data.Splits, path: pathlib.Path) -> None:
+def _check_fits(model: keras.Model, splits: pipeline.Splits, path: pathlib.Path) -> None:
     shapes = [tuple(tensor.shape) for tensor in (*(model.inputs or ()), *(model.outputs or ()))]
     expected = [(None, *splits.image_shape), (None, splits.num_classes)]
     if shapes != expected:
         raise UserError(f"{path}: input and output of shapes {expected} expected, as the data has. Received: {shapes}")
 
 
-def _ensemble(config: Config, work: workdir.Workdir, splits: data.Splits) -> list[keras.Model]:
+def _ensemble(config: Config, work: workdir.Workdir, splits: pipeline.Splits) -> list[keras.Model]:
     """The best candidates of the posterior, cut out with the normalisation statistics that they were ranked with."""
     count = config.export.uncertainty
     if not count:
@@ -167,7 +157,7 @@ def _ensemble(config: Config, work: workdir.Workdir, splits: data.Splits) -> lis
     if len(leaders) < count:
         raise UserError(f"export.uncertainty: at most the {len(leaders)} candidates that may win. Received: {count}")
     supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
-    recalibration = training.recalibration(config, splits, supernet)
+    recalibration = networks.recalibration(config, splits, supernet)
     members = []
     for leader in leaders[:count]:
         candidate = Architecture.from_json(json.dumps(leader))

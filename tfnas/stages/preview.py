@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from tfnas import data, training, workdir
+from tfnas.common.errors import unwrapped
 from tfnas.config import Config
-from tfnas.errors import unwrapped
+from tfnas.data import pipeline
+from tfnas.runs import workdir
+from tfnas.training import networks
 
 PICTURE = "preview.png"
 _NUM_MEASURED = 1000
@@ -30,8 +32,8 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     """
     work = workdir.Workdir(path)
     with unwrapped():
-        training.set_seed(config.seed)
-        splits = data.load(config.data, work.path / "tensorflow_datasets")
+        networks.set_seed(config.seed)
+        splits = pipeline.load(config.data, work.path / "tensorflow_datasets")
         number = min(_NUM_MEASURED, splits.sizes["train"])
         # As many as are measured, because training would shuffle, and so read, all.
         few = dataclasses.replace(splits, train=splits.train.take(number), sizes={**splits.sizes, "train": number})
@@ -43,10 +45,10 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     print(f"preview   {picture}")
 
 
-def _pixels(splits: data.Splits, config: Config) -> tuple[np.ndarray, np.ndarray]:
+def _pixels(splits: pipeline.Splits, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of each channel's pixels, scaled to [0, 1], over the training images without augmentation."""
     count, total, squares = 0, np.zeros(splits.image_shape[-1]), np.zeros(splits.image_shape[-1])
-    for image, _ in splits.train.map(lambda image, label: (data.prepare(image, config.data), label)):
+    for image, _ in splits.train.map(lambda image, label: (pipeline.prepare(image, config.data), label)):
         pixels = image.numpy().reshape(-1, image.shape[-1]) / 255.0
         count += len(pixels)
         total += pixels.sum(0)
@@ -59,11 +61,11 @@ def _tuple(values: np.ndarray) -> str:
     return "(" + ", ".join(f"{value:.4g}" for value in values) + ("," if len(values) == 1 else "") + ")"
 
 
-def _draw(splits: data.Splits, config: Config, file: pathlib.Path) -> None:
+def _draw(splits: pipeline.Splits, config: Config, file: pathlib.Path) -> None:
     shown = _COLUMNS * _ROWS
     batch = min(shown, splits.sizes["train"])
-    train = next(data.training_batches(splits, config.data, batch, 1, config.seed).as_numpy_iterator())
-    validation = next(data.evaluation_batches(splits.validation, config.data, shown).as_numpy_iterator())
+    train = next(pipeline.training_batches(splits, config.data, batch, 1, config.seed).as_numpy_iterator())
+    validation = next(pipeline.evaluation_batches(splits.validation, config.data, shown).as_numpy_iterator())
     figure = Figure(figsize=(1.5 * _COLUMNS, 3.8 * _ROWS), layout="constrained")
     parts: Any = figure.subfigures(2, 1)
     for part, title, (images, labels) in zip(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from tfnas import report, workdir
 from tfnas.config import Config
+from tfnas.reporting import report
+from tfnas.runs import workdir
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:

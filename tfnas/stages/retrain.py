@@ -14,46 +14,37 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas import (
-    baselines,
-    controls,
-    data,
-    distribution,
-    latencies,
-    losses,
-    optimizers,
-    ranking,
-    reading,
-    saving,
-    sources,
-    statistics,
-    training,
-    workdir,
-)
-from tfnas.architecture import Architecture
-from tfnas.channels import Graph, deep
+from tfnas.common import schema, statistics
+from tfnas.common.errors import UserError, naming
 from tfnas.config import Config
-from tfnas.controls import Arm, Means
-from tfnas.costs import cost
-from tfnas.errors import UserError, naming
-from tfnas.recalibration import Recalibration
-from tfnas.subnets import adapt, describe, subnet
-from tfnas.supernet import Supernet
+from tfnas.cutting import latencies
+from tfnas.cutting.subnets import adapt, describe, subnet
+from tfnas.data import pipeline, sources
+from tfnas.gating import optimizers, saving
+from tfnas.gating.recalibration import Recalibration
+from tfnas.gating.supernet import Supernet
+from tfnas.graph.channels import Graph, deep
+from tfnas.graph.costs import cost
+from tfnas.ranking import losses, ranking, reference_architectures
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Architecture
+from tfnas.training import distribution, networks, trained_baselines
+from tfnas.training.trained_baselines import Arm, Means
 
 _TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
-_RANDOM = (baselines.EVEN, baselines.ALLOCATED)
+_RANDOM = (reference_architectures.EVEN, reference_architectures.ALLOCATED)
 _KINDS = ("posterior", *_RANDOM)
-_ANY = reading.mapping_of(lambda value, place: None)  # what `Architecture` reads for itself
-_KIND = reading.record(
-    architecture=reading.optional(_ANY),
-    first=reading.list_of(_ANY, 1),
-    count=reading.whole(1),
-    num_measured=reading.whole(1),
-    mean_accuracy=reading.number(0, 1),
-    mean_parameters=reading.number(0, reading.MOST),
-    mean_multiply_adds=reading.number(0, reading.MOST),
+_ANY = schema.mapping_of(lambda value, place: None)  # what `Architecture` reads for itself
+_KIND = schema.record(
+    architecture=schema.optional(_ANY),
+    first=schema.list_of(_ANY, 1),
+    count=schema.whole(1),
+    num_measured=schema.whole(1),
+    mean_accuracy=schema.number(0, 1),
+    mean_parameters=schema.number(0, schema.MOST),
+    mean_multiply_adds=schema.number(0, schema.MOST),
 )
-_RANKING = reading.record(kinds=reading.record(**dict.fromkeys(_KINDS, _KIND)))
+_RANKING = schema.record(kinds=schema.record(**dict.fromkeys(_KINDS, _KIND)))
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -67,14 +58,14 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _retrain(config: Config, work: workdir.Workdir) -> None:
-    training.set_seed(config.seed)
-    splits = training.load_data(config, work)
+    networks.set_seed(config.seed)
+    splits = networks.load_data(config, work)
     supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
     architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_bytes())
     ranked = work.read_json(workdir.RANKING, "retrain", _RANKING)["kinds"]
     kinds = {kind: ranked[kind] for kind in _KINDS}
     settings = config.retrain
-    recalibration = training.recalibration(config, splits, supernet)
+    recalibration = networks.recalibration(config, splits, supernet)
 
     def cut(architecture: Architecture, layout: str = "gather") -> keras.Model:
         if recalibration:
@@ -90,14 +81,14 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     found, rates = [before], optimizers.retraining(config).schedule
     if settings.epochs:
         after = Arm("found network, retrained", cut(architecture, layout), price)
-        training.fit_plain(config, splits, work, after.model, settings.epochs, rates, "retrain")
+        networks.fit_plain(config, splits, work, after.model, settings.epochs, rates, "retrain")
         found.append(after)
     others = []
     if settings.baseline:
-        full = training.network(config, splits)
-        training.fit_as_search(config, splits, work, full, "baseline")
+        full = networks.network(config, splits)
+        networks.fit_as_search(config, splits, work, full, "baseline")
         if settings.epochs:
-            training.fit_plain(config, splits, work, full, settings.epochs, rates, "baseline, retrained")
+            networks.fit_plain(config, splits, work, full, settings.epochs, rates, "baseline, retrained")
         others.append(Arm("full network, same total budget", full, cost(Graph(full))))
     for kind in _RANDOM:
         if kinds[kind]["architecture"] is None:  # not one of them had a path to the output
@@ -111,15 +102,15 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         others.append(Arm("deterministic candidate", cut(mode), cost(supernet.graph, mode)))
     means = [_means(supernet, kind, group, recalibration) for kind, group in kinds.items()]
     if settings.controls:
-        arms, drawn = controls.train(config, splits, work, posterior, architecture, price)
+        arms, drawn = trained_baselines.train(config, splits, work, posterior, architecture, price)
         others += arms
         means += drawn
 
     validation = {arm.name: _accuracy(arm.model, splits.validation, config) for arm in found}
     # On a tie the later, retrained one.
     chosen = max(reversed(found), key=lambda arm: validation[arm.name])
-    arguments = training.network_arguments(config, splits)
-    text = describe(architecture, training.builder_name(config), layout, **arguments)
+    arguments = networks.network_arguments(config, splits)
+    text = describe(architecture, networks.builder_name(config), layout, **arguments)
     work.write(workdir.CUT_ARCHITECTURE, lambda file: file.write_text(text))
     work.write(workdir.SUBNET, _without_optimizer(chosen.model).save)
     compared = (*others, *found)
@@ -167,9 +158,9 @@ def _means(supernet: Supernet, kind: str, group: dict[str, Any], recalibration: 
     return Means(supernet, [_architecture(candidate) for candidate in group["first"]], row, recalibration)
 
 
-def _means_on_test(groups: Sequence[Means], splits: data.Splits, config: Config) -> list[dict[str, Any]]:
+def _means_on_test(groups: Sequence[Means], splits: pipeline.Splits, config: Config) -> list[dict[str, Any]]:
     """Rows of groups that share a supernet, and so what is compiled for it."""
-    batches = data.evaluation_batches(splits.test, config.data, config.sample.batch_size)
+    batches = pipeline.evaluation_batches(splits.test, config.data, config.sample.batch_size)
     evaluate = ranking.Evaluator(groups[0].supernet, batches, groups[0].recalibration)
     rows = []
     for group in groups:
@@ -202,7 +193,7 @@ def _place(row: dict[str, Any]) -> tuple[int, bool]:
     return place, row["name"].endswith("fine-tuned")
 
 
-def _row(arm: Arm, splits: data.Splits, config: Config) -> dict[str, Any]:
+def _row(arm: Arm, splits: pipeline.Splits, config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, naming(folder):
         file = pathlib.Path(folder) / "model.keras"
         _without_optimizer(arm.model).save(file)
@@ -226,7 +217,7 @@ def _classified(model: keras.Model, dataset: Any, config: Config) -> tuple[np.nd
     labels, classes = [], []
     among: list[np.ndarray] = []
     with distribution.full_precision():  # export compares
-        for images, batch in data.evaluation_batches(dataset, config.data, config.sample.batch_size):
+        for images, batch in pipeline.evaluation_batches(dataset, config.data, config.sample.batch_size):
             outputs = tf.cast(model(images, training=False), tf.float32)
             labels.append(batch.numpy())
             classes.append(np.argmax(outputs, -1))
@@ -248,10 +239,10 @@ def _without_optimizer(model: keras.Model) -> keras.Model:
 
 
 def _check_exact(
-    supernet: Supernet, architecture: Architecture, model: keras.Model, splits: data.Splits, config: Config
+    supernet: Supernet, architecture: Architecture, model: keras.Model, splits: pipeline.Splits, config: Config
 ) -> None:
     """A last check on real images that what was cut is what was ranked. Raises UserError if it is not."""
-    images, _ = next(iter(data.evaluation_batches(splits.validation, config.data, 16)))
+    images, _ = next(iter(pipeline.evaluation_batches(splits.validation, config.data, 16)))
     supernet.set_architecture(architecture)
     with distribution.full_precision():
         expected, got = (np.asarray(network(images, training=False)) for network in (supernet, model))

@@ -20,34 +20,29 @@ import numpy as np
 import rich.progress
 from scipy.special import softmax
 
-from tfnas import (
-    baselines,
-    costs,
-    data,
-    distribution,
-    front,
-    latencies,
-    reading,
-    saving,
-    statistics,
-    terminal,
-    training,
-    workdir,
-)
-from tfnas.architecture import Architecture, Packed
-from tfnas.candidates import NO_PATH, Sized, shortfall
+from tfnas.common import schema, statistics, terminal
+from tfnas.common.errors import FailedSearch, UserError, naming, unwrapped
 from tfnas.config import Config
-from tfnas.engine import Engine
-from tfnas.errors import FailedSearch, UserError, naming, unwrapped
-from tfnas.evaluations import Evaluations
-from tfnas.losses import ACCURACY
-from tfnas.posterior import PRICES, Posterior
-from tfnas.ranking import Field, Ranking, Score, summary
-from tfnas.supernet import Supernet, Target
+from tfnas.cutting import latencies
+from tfnas.data import pipeline
+from tfnas.gating import saving
+from tfnas.gating.supernet import Supernet, Target
+from tfnas.graph import costs
+from tfnas.ranking import reference_architectures
+from tfnas.ranking.candidates import NO_PATH, Sized, shortfall
+from tfnas.ranking.engine import Engine
+from tfnas.ranking.evaluation_log import Evaluations
+from tfnas.ranking.losses import ACCURACY
+from tfnas.ranking.ranking import Field, Ranking, Score, summary
+from tfnas.reporting import pareto_front
+from tfnas.runs import workdir
+from tfnas.search_space.architecture import Architecture, Packed
+from tfnas.search_space.posterior import PRICES, Posterior
+from tfnas.training import distribution, networks
 
 POSTERIOR = "posterior"
 SHARDS = "shards of sample"  # that are evaluated side by side, perhaps in one working directory
-KINDS = (POSTERIOR, baselines.EVEN, baselines.ALLOCATED)
+KINDS = (POSTERIOR, reference_architectures.EVEN, reference_architectures.ALLOCATED)
 _POINTS = 120  # of ranks, evenly on a logarithmic scale, at which the winners' accuracies are measured for the curve
 _CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 1_500, 2_000, 5_000, 10_000)  # numbers of candidates
 
@@ -192,14 +187,14 @@ class _Sampling:
         self.config = config
         self.settings = config.sample
         self.work = work
-        training.set_seed(config.seed)
-        splits = training.load_data(config, work)
+        networks.set_seed(config.seed)
+        splits = networks.load_data(config, work)
         self.supernet: Supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
         self.posterior = Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes())
         if self.settings.latency or (self.settings.budgets and self.settings.resource == "latency"):
             self.posterior = self.posterior.with_latency(self._latencies())
-        batches = data.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
-        recalibration = training.recalibration(config, splits, self.supernet)
+        batches = pipeline.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
+        recalibration = networks.recalibration(config, splits, self.supernet)
         self.engine = Engine(
             self.supernet,
             batches,
@@ -260,7 +255,7 @@ class _Sampling:
         self.work.write(workdir.ARCHITECTURE, lambda file: file.write_text(text))
         if not self.settings.budgets:
             return ()
-        front.write(self.work, rows, self.settings.resource)
+        pareto_front.write(self.work, rows, self.settings.resource)
         return (workdir.FRONT, workdir.FRONT_PLOT)
 
     def _contests(self, shard: Shard) -> Iterator[_Contest]:
@@ -271,10 +266,10 @@ class _Sampling:
         drawn = self._within(target, mine) if target else self._drawn(POSTERIOR, budget, None, mine)
         yield drawn
         price, sizes = self._sizes(drawn, next(iter(budget), None))
-        for kind in (baselines.EVEN, baselines.ALLOCATED):
+        for kind in (reference_architectures.EVEN, reference_architectures.ALLOCATED):
             numbers = [i for i in mine if i < self.settings.num_random]
             made = Packed(
-                baselines.random_candidate(
+                reference_architectures.random_candidate(
                     self.posterior, self.supernet.graph, sizes[i], kind, self.config.seed, i, price
                 )
                 for i in numbers
@@ -295,7 +290,7 @@ class _Sampling:
         Where that one is of another size than it should be, what the most probable network of the size costs.
         """
         graph, size = self.supernet.graph, drawn.size
-        price = baselines.counted(graph, size.resource if size else "parameters")
+        price = reference_architectures.counted(graph, size.resource if size else "parameters")
         if budget:  # which is counted otherwise
             price = functools.partial(self.posterior.cost_of, resource=budget)
         instead = price(size.first) if size else 0.0
@@ -456,7 +451,7 @@ class _Sampling:
             if not file.exists():
                 measured = {"seconds": latencies.layer_latencies(self.supernet)}
                 self.work.write_sealed(workdir.LATENCIES, measured, replace=False)
-        shape = reading.record(seconds=reading.mapping_of(reading.number(0)))
+        shape = schema.record(seconds=schema.mapping_of(schema.number(0)))
         return self.work.read_sealed(workdir.LATENCIES, shape)["seconds"]
 
     def _compared(self, found: _Contest, other: _Contest, evaluations: Evaluations) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfnas import distribution, sizes, training, workdir
 from tfnas.config import Config
-from tfnas.costs import cost
-from tfnas.guards import Guard
-from tfnas.supernet import Supernet
+from tfnas.gating import sizes
+from tfnas.gating.supernet import Supernet
+from tfnas.graph.costs import cost
+from tfnas.runs import workdir
+from tfnas.training import distribution, networks
+from tfnas.training.collapse_guard import Guard
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -26,14 +28,14 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _search(config: Config, work: workdir.Workdir) -> None:
-    splits = training.load_data(config, work)
+    splits = networks.load_data(config, work)
     print(f"{config.data.title}: {splits.summary()}")
     if tf.distribute.has_strategy():
         print(f"devices   {distribution.describe(tf.distribute.get_strategy())}")
-    training.set_seed(config.seed)
+    networks.set_seed(config.seed)
     # What is refused is refused now, not after the warm-up.
-    training.gated(config, splits, training.network(config, splits), check_share=True)
-    supernet = training.gated(config, splits, training.warmed_up(config, splits, work))
+    networks.gated(config, splits, networks.network(config, splits), check_share=True)
+    supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work))
     _print_size(supernet, config)
     guard = Guard(config.search, supernet, config.seed)
     guard.begin()
@@ -48,7 +50,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         if writer:
             _write_tensorboard(writer, history[-1])
 
-    history = training.fit_gated(
+    history = networks.fit_gated(
         config,
         splits,
         work,

@@ -1,4 +1,10 @@
-"""Super-networks as plain Keras builders that know nothing of tfnas."""
+"""The paper's super-networks as plain Keras builders that know nothing of tfnas.
+
+densenet.py             DenseNet-121, and its 3-D form
+enas.py                 SupNet-E and SupNet-EI: ENAS cells with several operations a node
+multi_branch_resnet.py  SupNet-M and SupNet-MI: residual blocks of several branches
+resnet50.py             ResNet-50
+"""
 
 from tfnas.supernets.densenet import densenet121 as densenet121
 from tfnas.supernets.densenet import densenet121_3d as densenet121_3d

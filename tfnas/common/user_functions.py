@@ -1,0 +1,76 @@
+"""The user's own functions, named in the settings as 'package.module:function'."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from tfnas.common.errors import UserError, shown
+
+
+def look_in(folder: str | os.PathLike[str]) -> None:
+    """Modules are from now on found in this folder too, after the installed ones."""
+    # Last, so that a user's file cannot take the name of a module that the packages here need.
+    path = str(pathlib.Path(folder).resolve())
+    if path not in sys.path:
+        sys.path.append(path)
+
+
+def check_name(key: str, text: str) -> None:
+    """Raises UserError unless `text` looks like 'package.module:function'."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", text):
+        raise UserError(f"config: '{key}' must be 'package.module:function'. Received: {shown(text)}")
+
+
+def resolve(key: str, text: str) -> Callable[..., Any]:
+    """The function that setting `key` names; its module is looked for in the current folder too.
+
+    Raises:
+        UserError: if the module is not found or fails to import, or has no such function.
+    """
+    check_name(key, text)
+    look_in(os.getcwd())
+    module_name, _, name = text.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(f"{key}: importing '{module_name}' failed: {told(error)}") from None
+        raise UserError(
+            f"{key}: no module '{error.name}' for '{text}'; a module expected in the current folder, the config "
+            "file's, or installed"
+        ) from None
+    except Exception as error:  # whatever the user's own Python may raise
+        raise UserError(f"{key}: importing '{module_name}' failed: {told(error)}") from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(
+            f"{key}: '{name}' expected to be a function of '{module_name}' ({getattr(module, '__file__', 'built in')})."
+            f" Received: {'no such name' if function is None else type(function).__name__}"
+        )
+    return function
+
+
+def call(key: str, text: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """What the user's function returns. Raises UserError with the place in the user's file if it fails."""
+    try:
+        return function(*arguments, **keywords)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own Python may raise
+        raise UserError(f"{key}: '{text}' failed: {told(error)}") from None
+
+
+def told(error: BaseException) -> str:
+    """One line: type, message, and the innermost place in a file that is nobody's installed package."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the package
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(here)]
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -1,0 +1,453 @@
+"""Cuts an architecture out of its supernet: a plain Keras model with the dropped channels physically gone.
+
+Exact: the subnet's output is the supernet's under the mask. What a dropped operation still contributes is a constant
+per channel (batch normalisation of zeros), which is folded: into the next normalisation, a sum's offset, a kernel's
+bias, or, where a kernel pads with zeros and so sees a border, one input channel of ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnas import supernets
+from tfnas.common import user_functions
+from tfnas.common.errors import UserError, shown
+from tfnas.common.schema import list_of, mapping_of, number, read, record, text_of, whole
+from tfnas.config import BUILDERS
+from tfnas.gating.supernet import Supernet, copy_weights
+from tfnas.graph.channels import Flow, Graph, Node
+from tfnas.graph.folding import Folding, weights_of
+from tfnas.layers.kinds import TRANSPOSED
+from tfnas.search_space.architecture import Architecture
+
+_SIZE = whole(1, 100_000)  # of an argument: channels, blocks, pixels, classes
+_SIZES = list_of(_SIZE)
+_SHARE = number(0, 1)
+
+
+def _argument(value: Any, place: str) -> None:
+    (_SIZES if isinstance(value, list) else _SHARE if isinstance(value, float) else _SIZE)(value, place)
+
+
+_DESCRIBED = record(
+    layout=text_of("gather", "mask"), supernet=record(builder=text_of(), arguments=mapping_of(_argument))
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """A tensor of the supernet as the subnet holds it.
+
+    Attributes:
+        tensor: KerasTensor with the channels `channels` in that order; None if there are none.
+        channels: indices into the supernet's channels, ascending.
+        constants: value of every channel that is constant, shape (C,); elsewhere 0.
+        spatial: the axes between batch and channels.
+        dtype: of the supernet's tensor.
+    """
+
+    tensor: Any
+    channels: np.ndarray
+    constants: np.ndarray
+    spatial: tuple[int | None, ...]
+    dtype: str
+
+
+def subnet(
+    supernet: Supernet,
+    architecture: Architecture,
+    *,
+    channel_multiple: int = 1,
+    layout: str = "gather",
+    name: str = "subnet",
+) -> keras.Model:
+    """The network that `architecture` keeps, with the supernet's weights.
+
+    Args:
+        supernet: trained or not; not changed.
+        architecture: which input channels of which gated layer are kept.
+        channel_multiple: if not 1, `architecture` is first widened by `adapt` to multiples of this many channels.
+        layout: where readers of one tensor keep different channels of it: 'gather' lets each gather its own (fewest
+            multiply-adds), 'mask' gives each all that the tensor holds, with zero weights for what it does not keep (no
+            gathering), 'shared' first widens `architecture` by `adapt` until they agree. docs/your_model.md says which
+            is fastest when.
+        name: of the model returned.
+
+    Returns:
+        A functional model made of Keras's own layers and operations, same inputs and outputs as the supernet's network;
+        one more than 800 layers deep is made of nested models, so that plain Keras can load it. Its outputs are the
+        supernet's under `architecture`, or under `adapt`'s where that widens it.
+
+    Raises:
+        UserError: if the architecture is not one of this supernet, or drops every path to an output.
+    """
+    if channel_multiple != 1 or layout == "shared":
+        architecture = adapt(supernet, architecture, channel_multiple=channel_multiple, layout=layout)
+    flow = supernet.graph.flow(architecture, "gather" if layout == "shared" else layout)
+    return _Cutter(supernet.graph, flow).cut(name)
+
+
+def adapt(
+    supernet: Supernet, architecture: Architecture, *, channel_multiple: int = 1, layout: str = "gather"
+) -> Architecture:
+    """`architecture` widened to what hardware likes; nothing that it keeps is dropped, no dropped operation comes back.
+
+    Args:
+        supernet: whose weights say which channels to add: those of the largest norm first.
+        architecture: to be widened.
+        channel_multiple: every gated layer keeps a multiple of this many input channels, or all it has.
+        layout: 'shared' makes all readers of a tensor keep the same of its channels; others add nothing.
+
+    Raises:
+        UserError: for a multiple below 1, or an architecture of another supernet.
+    """
+    if channel_multiple < 1:
+        raise UserError(f"channel_multiple: at least 1 expected. Received: {channel_multiple}")
+    graph = supernet.graph
+    graph.flow(architecture, layout)  # checks both
+    norms = {name: np.asarray(layer.squared_norms()) for name, layer in supernet.gated_layers.items()}
+    keep = {name: np.array(mask) for name, mask in architecture.items()}
+    while True:
+        before = sum(int(mask.sum()) for mask in keep.values())
+        if layout == "shared":
+            keep = graph.shared(keep)
+        flow = graph.flow(keep)
+        for name, mask in keep.items():
+            missing = min(-int(mask.sum()) % channel_multiple, int((~mask).sum()))
+            if flow.works(graph.index[name]) and missing:
+                mask[np.argsort(np.where(mask, -np.inf, norms[name]), kind="stable")[-missing:]] = True
+        if sum(int(mask.sum()) for mask in keep.values()) == before:
+            return Architecture(keep)
+
+
+def describe(architecture: Architecture, builder: str, layout: str = "gather", **arguments: Any) -> str:
+    """JSON of an architecture together with the super-network it belongs to, from which `rebuild` makes the model.
+
+    Args:
+        architecture: which channels are kept.
+        builder: name of a function in `tfnas.supernets`, or 'package.module:function'.
+        layout: 'gather' or 'mask', as for `subnet`.
+        arguments: of that function.
+    """
+    supernet = {"builder": builder, "arguments": arguments}
+    return json.dumps({**json.loads(architecture.to_json()), "layout": layout, "supernet": supernet})
+
+
+def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
+    """The network that `describe`'s JSON says, with fresh weights.
+
+    Weights of a network that was cut may be set in it, by their paths: constants that dropped operations leave
+    (`tfnas.subnet`) are operations, with which Keras may order the weights otherwise. They are not weights, and are
+    missing here; the `.keras` file of the network that was cut has both.
+
+    The text is data, and names no code that is run: its super-network is one of `tfnas.supernets`. A function of the
+    user's own is imported and called only if the caller names it too.
+
+    Args:
+        text: the JSON.
+        name: of the model returned.
+        source: the user's own 'package.module:function' that the text may name, as `supernet.source` in the settings.
+
+    Raises:
+        UserError: if the text is not such JSON, or names a super-network that is neither one of `tfnas.supernets` nor
+            `source`, or one that takes other arguments or cannot be imported.
+    """
+    architecture = Architecture.from_json(text)
+    spec = read(text, _DESCRIBED, "architecture: names no super-network of tfnas.supernets")
+    found, arguments = spec["supernet"]["builder"], spec["supernet"]["arguments"]
+    if found != source and found not in BUILDERS:
+        raise UserError(
+            f"architecture: names the super-network {shown(found)}, one of {', '.join(BUILDERS)} expected"
+            + (f", or {source}" if source else "; if it is yours and you trust it, pass it as source=...")
+        )
+    build = builder(found, "architecture")
+    graph = Graph(user_functions.call("architecture", found, build, **arguments))
+    return _Cutter(graph, graph.flow(architecture, spec["layout"])).cut(name)
+
+
+def builder(name: str, key: str) -> Callable[..., keras.Model]:
+    """The function that builds a super-network: one of `tfnas.supernets`, or the user's 'package.module:function'.
+
+    Args:
+        name: of one that `config.BUILDERS` has, or of a function of the user's, whose module is then imported.
+        key: the setting that names it.
+
+    Raises:
+        UserError: naming the setting `key`, if a function of the user's cannot be imported.
+    """
+    return getattr(supernets, name) if name in BUILDERS else user_functions.resolve(key, name)
+
+
+# Kinds cut by one rule: channel by channel.
+_RULES = dict.fromkeys(("norm", "scale", "pointwise", "spatial", "padding", "reshape"), "channelwise")
+
+
+# Keras follows a graph by one call a layer, and Python's limit is 1,000 calls; the rest is for who loads the model.
+_DEEPEST = 800
+
+
+class _Cutter:
+    """Builds the subnet node by node, in parts where it would be too deep for Keras otherwise.
+
+    Attributes:
+        values: of the nodes cut so far, in the part in which they were made.
+        first: number of the first node of the part that is being built.
+        given: the inputs of that part, by the number of the node whose tensor each stands for.
+        outer: tensors between the parts, by node number; empty as long as there is one part, which is the model.
+    """
+
+    def __init__(self, graph: Graph, flow: Flow):
+        self.graph = graph
+        self.flow = flow
+        self.folding = Folding(flow, weights_of(graph))
+        self.weights: list[tuple[Any, list[np.ndarray]]] = []  # set once the model, and so every layer, is built
+        self.values: list[_Value] = []
+        self.num_operations = 0
+        self.first = 0
+        self.given: dict[int, Any] = {}
+        self.outer: dict[int, Any] = {}
+        self.num_parts = 0
+        self._depths: dict[int, int] = {}
+
+    def cut(self, name: str) -> keras.Model:
+        for i in self.graph.outputs:
+            if not self.flow.depends[i].any():
+                raise UserError(
+                    f"architecture: it drops every path to the output '{self.graph.nodes[i].name}', so there is no "
+                    "network to cut out; choose another candidate"
+                )
+        for i, node in enumerate(self.graph.nodes):
+            held, exists = self.flow.held(i), node.kind == "input" or self.flow.works(i)
+            sources = [self._value(j) for j in node.inputs]
+            tensor = getattr(self, f"_{_RULES.get(node.kind, node.kind)}")(i, node, *sources) if exists else None
+            self.values.append(_Value(tensor, held, self.folding.constants[i], node.spatial, node.called.dtype))
+            if tensor is not None and self._depth(tensor) > _DEEPEST:
+                self._close()
+        if self.num_parts:
+            self._close()
+        ends = {i: self._value(i).tensor for i in self.graph.inputs}
+        ends |= {
+            i: self._gather(self._value(i), np.arange(self.graph.nodes[i].num_channels)) for i in self.graph.outputs
+        }
+        model = self.graph.model_of(ends, name)
+        for layer, weights in self.weights:
+            copy_weights(layer, weights)
+        return model
+
+    def _value(self, j: int) -> _Value:
+        """What node `j` gave, in the part that is being built."""
+        value = self.values[j]
+        if not self.num_parts or value.tensor is None or (j >= self.first and j not in self.outer):
+            return value
+        if self.first == len(self.graph.nodes):  # all parts are there, and what is built joins them
+            return dataclasses.replace(value, tensor=self.outer[j])
+        if j not in self.given:
+            tensor = self.outer[j]
+            name = self.graph.nodes[j].name
+            self.given[j] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
+        return dataclasses.replace(value, tensor=self.given[j])
+
+    def _close(self) -> None:
+        """Makes a nested model of what was built since the last."""
+        end = len(self.values)
+        if not self.num_parts:
+            for j in (j for j in self.graph.inputs if j < end):
+                self.given[j] = self.values[j].tensor
+                self.outer[j] = self._input(j, self.graph.nodes[j])
+        later = {*self.graph.outputs, *(j for node in self.graph.nodes[end:] for j in node.inputs)}
+        made = [j for j in range(self.first, end) if j in later and j not in self.outer]
+        made = [j for j in made if self.values[j].tensor is not None]
+        self.num_parts += 1
+        self.first = end
+        if made:
+            part = keras.Model(
+                list(self.given.values()), [self.values[j].tensor for j in made], name=f"part_{self.num_parts}"
+            )
+            self.outer |= zip(made, keras.tree.flatten(part([self.outer[j] for j in self.given])), strict=True)
+        self.given = {}
+
+    def _depth(self, tensor: Any) -> int:
+        """Number of layers and operations on the longest way to a tensor from the inputs of its part."""
+        operation, number, _ = tensor._keras_history
+        call = operation._inbound_nodes[number]
+        if id(call) not in self._depths:
+            self._depths[id(call)] = 1 + max((self._depth(source) for source in call.input_tensors), default=-1)
+        return self._depths[id(call)]
+
+    def _layer(self, node: Node, tensors: Sequence[Any], weights: Sequence[np.ndarray], **changes: Any) -> Any:
+        """The output of a copy of a node's layer, with other settings and weights, on these tensors."""
+        if not isinstance(node.inner, keras.Layer):
+            return node.call(node.inner, tensors)
+        layer = node.inner.__class__.from_config({**node.inner.get_config(), "name": node.name, **changes})
+        output = node.call(layer, tensors)
+        if weights:
+            self.weights.append((layer, list(weights)))
+        return output
+
+    def _operation(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """One of `keras.ops` on tensors, named so that it cannot be taken for a layer of the model's."""
+        output = function(*arguments, **keywords)
+        self.num_operations += 1
+        while f"cut_{self.num_operations}" in self.graph.index:  # a subnet that is cut again
+            self.num_operations += 1
+        output._keras_history.operation.name = f"cut_{self.num_operations}"
+        return output
+
+    def _live(self, i: int) -> np.ndarray:
+        return np.flatnonzero(self.flow.live[i])
+
+    def _input(self, i: int, node: Node) -> Any:
+        tensor = keras.Input(batch_shape=node.layer.batch_shape, dtype=node.layer.dtype, name=node.name)
+        if self.num_parts:
+            self.outer[i] = tensor
+        return tensor
+
+    def _kernel(self, i: int, node: Node, source: _Value) -> Any:
+        kernel = self.folding.kernel(i)
+        inputs, constants = self.flow.kernel_inputs(node)
+        tensors, kernels = [], []
+        if inputs.any():
+            tensors.append(self._gather(source, np.flatnonzero(inputs)))
+            kernels.append(kernel.weights)
+        if kernel.border is not None:
+            tensors.append(self._ones(source.spatial, source.dtype))
+            kernels.append(kernel.border)
+        tensor = self._operation(keras.ops.concatenate, tensors, axis=-1) if len(tensors) > 1 else tensors[0]
+        joined = np.concatenate(kernels, axis=-2)
+        weights = [np.swapaxes(joined, -1, -2) if isinstance(node.inner, TRANSPOSED) else joined]
+        use_bias = node.inner.use_bias or (constants and not node.pads)
+        if use_bias:
+            weights.append(kernel.bias)
+        units = "units" if isinstance(node.inner, keras.layers.Dense) else "filters"
+        return self._layer(node, [tensor], weights, **{units: int(kernel.bias.size)}, use_bias=use_bias)
+
+    def _separable(self, i: int, node: Node, source: _Value) -> Any:
+        channels = self._live(i)
+        inputs, _ = self.flow.kernel_inputs(node)
+        rows = np.repeat(inputs, node.multiplier)
+        values = self.folding.weights[node.name]
+        depthwise = np.where(self.flow.kept(node)[:, None], values["depthwise_kernel"], 0.0)
+        weights = [depthwise[..., inputs, :], values["pointwise_kernel"][..., rows, :][..., channels]]
+        if node.inner.use_bias:
+            weights.append(values["bias"][channels])
+        tensor = self._gather(source, np.flatnonzero(inputs))
+        return self._layer(node, [tensor], weights, filters=int(channels.size))
+
+    def _depthwise(self, i: int, node: Node, source: _Value) -> Any:
+        values = self.folding.weights[node.name]
+        inputs = np.flatnonzero(self.flow.depthwise_inputs(node))
+        channels = self.flow.held(i)
+        if hasattr(node.inner, "depth_multiplier"):
+            weights, changes = [values["kernel"][..., inputs, :]], {}
+        else:
+            weights = [values["kernel"][..., channels]]
+            changes = {"groups": int(inputs.size), "filters": int(channels.size)}
+        if node.inner.use_bias:
+            weights.append(values["bias"][channels])
+        return self._layer(node, [self._gather(source, inputs)], weights, **changes)
+
+    def _channelwise(self, i: int, node: Node, source: _Value) -> Any:
+        channels = self._live(i)
+        changes: dict[str, Any] = {}
+        if node.kind == "norm":
+            changes = {"axis": -1}
+        elif node.kind == "scale":
+            changes = {"projection_dim": int(channels.size)}
+        elif node.kind == "reshape":
+            changes = {"target_shape": (*node.inner.target_shape[:-1], int(channels.size))}
+        weights = [w[channels] for w in node.inner.get_weights()] if getattr(node.inner, "weights", None) else []
+        return self._layer(node, [self._gather(source, channels)], weights, **changes)
+
+    def _flatten(self, i: int, node: Node, source: _Value) -> Any:
+        read = self.flow.live[i].reshape(-1, source.constants.size).any(0)
+        return self._layer(node, [self._gather(source, np.flatnonzero(read))], [])
+
+    def _merge(self, i: int, node: Node, *sources: _Value) -> Any:
+        channels = self._live(i)
+
+        def part(source: _Value) -> Any:
+            return self._gather(source, channels if source.constants.size == node.num_channels else np.arange(1))
+
+        if node.merge != "add":
+            return self._layer(node, [part(s) for s in sources], [])
+        # What is constant in an addend is in `offset`, and 0 in the tensor; an addend that is all constant is gone.
+        offset = np.sum([np.broadcast_to(s.constants, node.num_channels)[channels] for s in sources], axis=0)
+        tensors = [
+            part(dataclasses.replace(s, constants=np.zeros_like(s.constants)))
+            for s in sources
+            if np.isin(channels if s.constants.size == node.num_channels else [0], s.channels).any()
+        ]
+        output = self._layer(node, tensors, []) if len(tensors) > 1 else tensors[0]
+        if offset.any():
+            output = self._operation(keras.ops.add, output, offset.astype(self.folding.dtype))
+        return self._spread(self._as(node.called.dtype, output), (*node.spatial, int(channels.size)))
+
+    def _concat(self, i: int, node: Node, *sources: _Value) -> Any:
+        starts = np.cumsum([0] + [s.constants.size for s in sources])
+        channels = self._live(i)
+        tensors = []
+        for start, source in zip(starts, sources, strict=False):
+            wanted = channels[(channels >= start) & (channels < start + source.constants.size)] - start
+            if wanted.size:
+                tensors.append(self._gather(source, wanted))
+        return self._layer(node, tensors, []) if len(tensors) > 1 else tensors[0]
+
+    def _opaque(self, i: int, node: Node, *sources: _Value) -> Any:
+        tensors = [self._gather(s, np.arange(s.constants.size)) for s in sources]
+        return self._layer(node, tensors, getattr(node.inner, "weights", None) and node.inner.get_weights() or [])
+
+    def _gather(self, value: _Value, wanted: np.ndarray) -> Any:
+        """A tensor with the channels `wanted`, in order; those that `value` holds as constants are written out."""
+        if np.array_equal(wanted, value.channels):
+            return value.tensor
+        explicit = np.isin(wanted, value.channels)
+        constants = value.constants[wanted]
+        if not explicit.any():
+            ones = self._ones(value.spatial, value.dtype)
+            return self._as(value.dtype, self._operation(keras.ops.multiply, ones, constants))
+        position = np.searchsorted(value.channels, wanted).astype("int32")
+        if explicit.all():
+            return self._operation(keras.ops.take, value.tensor, position, axis=-1)
+        # Channels that are not there are taken from one of zeros behind the others.
+        zero = self._operation(keras.ops.zeros_like, self._operation(lambda x: x[..., :1], value.tensor))
+        tensor = self._operation(keras.ops.concatenate, [value.tensor, zero], axis=-1)
+        position = np.where(explicit, position, value.channels.size).astype("int32")
+        tensor = self._operation(keras.ops.take, tensor, position, axis=-1)
+        constants = np.where(explicit, 0.0, constants).astype(self.folding.dtype)
+        return self._as(value.dtype, self._operation(keras.ops.add, tensor, constants))
+
+    def _spread(self, tensor: Any, sizes: tuple[int | None, ...]) -> Any:
+        """A sum, repeated along the axes of which only addends that are gone had more than one element."""
+        repeats = tuple(size if have == 1 else 1 for have, size in zip(tensor.shape[1:], sizes, strict=True))
+        if None in repeats:
+            raise _unknown_size()
+        return self._operation(keras.ops.tile, tensor, (1, *repeats)) if set(repeats) != {1} else tensor
+
+    def _as(self, dtype: str, tensor: Any) -> Any:
+        """`tensor`, which constants of more bits may have made one of more bits, as one of `dtype` again."""
+        return tensor if tensor.dtype == dtype else self._operation(keras.ops.cast, tensor, dtype)
+
+    def _ones(self, spatial: tuple[int | None, ...], dtype: str) -> Any:
+        """Ones of shape (batch, *spatial, 1), for the batch at hand."""
+        if None in spatial:
+            raise _unknown_size()
+        # Of several inputs the one that comes first in the graph: the others may not be there yet.
+        image = self._value(min(self.graph.inputs)).tensor
+        corner = (slice(None), *[slice(0, 1)] * (len(image.shape) - 1))
+        one = self._operation(lambda x: x[corner], image)
+        one = self._operation(keras.ops.ones_like, self._operation(keras.ops.cast, one, dtype))
+        one = self._operation(keras.ops.reshape, one, (-1, *[1] * (len(spatial) + 1)))
+        return self._operation(keras.ops.tile, one, (1, *spatial, 1))
+
+
+def _unknown_size() -> UserError:
+    return UserError(
+        "subnet: a dropped operation leaves a constant where the spatial size is not known: give the model's input a "
+        "fixed size"
+    )

@@ -1,0 +1,273 @@
+"""From images as they lie to what a network is fed: sizes, augmentation, order that resumes exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+
+import tensorflow as tf
+
+from tfnas import config as config_lib
+from tfnas.common.errors import UserError
+from tfnas.data import sources
+
+SPLITS = sources.SPLITS
+
+# Training images that take more than this many bytes are not kept in memory, nor is their shuffle buffer larger.
+_MEMORY = 4 << 30
+_CENTRE = 0.875  # of the shorter side: what is cut out of the middle, where training takes random parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Three disjoint parts of one data set. Nothing is read until a part is iterated.
+
+    Attributes:
+        train, validation, test: tf.data of (image uint8 (H, W, C), label int64 scalar), one example each. With
+            `random_resized_crop`, train has the images in their own sizes, of which training takes parts.
+        sizes: number of examples by split name; without 'test' where only reading that split would tell.
+        image_shape: (H, W, C) of what a network takes.
+        label_names: one per class.
+    """
+
+    train: tf.data.Dataset
+    validation: tf.data.Dataset
+    test: tf.data.Dataset
+    sizes: dict[str, int]
+    image_shape: tuple[int, int, int]
+    label_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.label_names)
+
+    def summary(self) -> str:
+        """One line: shape, classes and sizes."""
+        sizes = " / ".join(f"{s} {self.sizes[s]:,}" if s in self.sizes else f"{s} not counted" for s in SPLITS)
+        return f"{'x'.join(map(str, self.image_shape))}, {self.num_classes} classes -> {sizes}"
+
+
+def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
+    """The three splits that `config` names.
+
+    Args:
+        config: settings.
+        folder: where the bundled digits are prepared when no data_dir is set.
+
+    Raises:
+        UserError: for an unknown or absent data set, images without one size, no labels, a split that is unknown,
+            empty or overlapping another.
+    """
+    return from_source(sources.load(config, folder), config)
+
+
+def from_source(source: sources.Source, config: config_lib.Data) -> Splits:
+    """The splits of images that `sources.load` gave, prepared. Raises UserError if they have no one size."""
+    shape = source.image_shape
+    if config.image_size:
+        shape = (config.image_size, config.image_size, shape[-1])
+    height, width, channels = shape
+    if height is None or width is None:
+        raise UserError(
+            f"data.image_size: the images of '{config.title}' have shape {shape}; "
+            "set --config.data.image_size to resize them to one size"
+        )
+    if len(config.mean) not in (1, channels):
+        numbers = "1 number" if channels == 1 else f"1 or {channels} numbers"
+        raise UserError(f"data.mean and data.std: {numbers} each expected, one per channel. Received: {config.mean}")
+
+    def prepared(split: str) -> tf.data.Dataset:
+        dataset = source.splits[split]
+        if not config.image_size or (split == "train" and config.random_resized_crop):
+            return dataset
+        return dataset.map(
+            lambda image, label: (prepare(image, config), label),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+
+    return Splits(
+        **{split: prepared(split) for split in SPLITS},
+        sizes=source.sizes,
+        image_shape=(height, width, channels),
+        label_names=source.label_names,
+    )
+
+
+def standardise(image: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
+    """(image / 255 - mean) / std in float32; the one place where pixels become a network's input."""
+    return (tf.cast(image, tf.float32) / 255.0 - tf.constant(config.mean)) / tf.constant(config.std)
+
+
+def evaluation_batches(dataset: tf.data.Dataset, config: config_lib.Data, batch_size: int) -> tf.data.Dataset:
+    """Batches of (standardised image, label) in order, the last one possibly smaller."""
+    batches = dataset.batch(batch_size).map(lambda image, label: (standardise(image, config), label))
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One process's part of every global batch: all of it, unless several processes train together.
+
+    A global batch is cut into equal, consecutive parts, one for each replica; each process has those of its own.
+
+    Attributes:
+        process: number of this process.
+        processes: how many there are.
+        replicas: of this process.
+    """
+
+    process: int = 0
+    processes: int = 1
+    replicas: int = 1
+
+
+def training_batches(
+    splits: Splits,
+    config: config_lib.Data,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    first_step: int = 0,
+    share: Share = Share(),  # noqa: B008, frozen
+) -> tf.data.Dataset:
+    """Shuffled, augmented batches from step `first_step` to the end of `epochs`, one after another.
+
+    Order and augmentation are functions of (TensorFlow's global seed, seed, epoch, position), so a run that starts
+    again at any step, on whatever devices, sees what it would have seen. The global seed must not be 0, see
+    `training.set_seed`. Batches are full; the examples left over in an epoch differ from epoch to epoch.
+
+    Args:
+        splits: only the training images are read.
+        config: says how they are augmented.
+        batch_size: of the global batch.
+        epochs: in all.
+        seed: of order and augmentation.
+        first_step: number of the first global batch, counted from the beginning of the first epoch.
+        share: which part of each global batch is given, as one batch for each of its replicas.
+
+    Images that take up to 4 GB, estimated by the first ones, are read once, kept, and shuffled as a whole. More than
+    that are read again in every epoch, and shuffled within a buffer of 4 GB that moves along them: every epoch still
+    has each image once, in an order of its own, and resuming is as exact, but an image stays in the neighbourhood of
+    where it is stored. Both hold for a data set that gives the same images in the same order every time it is read.
+
+    Raises:
+        UserError: if there are fewer training images than one batch, or a batch cannot be cut into equal parts.
+    """
+    size = splits.sizes["train"]
+    if size < batch_size:
+        raise UserError(f"batch_size: at most the {size} training images expected. Received: {batch_size}")
+    parts = share.processes * share.replicas
+    if batch_size % parts:
+        raise UserError(f"batch_size: a multiple of the {parts} replicas expected. Received: {batch_size}")
+    steps = size // batch_size
+    first_epoch, skipped = divmod(first_step, steps)
+
+    def augmented(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image_seed = tf.stack([tf.cast(seed, tf.int64), key])
+        if config.random_resized_crop:
+            image = _random_part(image, config.image_size, image_seed + [3, 0])
+        return _augment(standardise(image, config), config, image_seed), label
+
+    train, buffer = splits.train, size
+    image_bytes = _image_bytes(splits)
+    if size * image_bytes <= _MEMORY:
+        train = train.cache()  # its only reader shuffles over the whole split, so reads it to the end
+    else:
+        buffer = min(size, max(batch_size, _MEMORY // image_bytes))
+
+    def mine(key: tf.Tensor, pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        return key % size % batch_size // (batch_size // share.processes) == share.process
+
+    def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = train.shuffle(buffer, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
+        keyed = order.enumerate(epoch * size).take(steps * batch_size)
+        keyed = keyed.skip(tf.where(epoch == first_epoch, tf.constant(skipped * batch_size, tf.int64), 0))
+        if share.processes > 1:
+            keyed = keyed.filter(mine)
+        examples = keyed.map(lambda key, pair: augmented(pair[0], pair[1], key), num_parallel_calls=tf.data.AUTOTUNE)
+        return examples.batch(batch_size // parts, drop_remainder=True)
+
+    numbers = tf.data.Dataset.range(first_epoch, epochs)
+    return numbers.flat_map(epoch_batches).prefetch(tf.data.AUTOTUNE)
+
+
+def _image_bytes(splits: Splits) -> int:
+    """Bytes of one training image: exact where all have one shape, else the mean of the first sixteen."""
+    shape = splits.train.element_spec[0].shape
+    if shape.is_fully_defined():
+        return math.prod(shape)
+    first = [image.size for image, _ in splits.train.take(16).as_numpy_iterator()]
+    return max(1, sum(first) // len(first))
+
+
+def _random_part(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
+    """A random part of a uint8 image, 8 to 100 % of its area and 3/4 to 4/3 in aspect, brought to size x size."""
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+        seed=seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0),
+        max_attempts=10,
+    )
+    channels = image.shape[-1]
+    return tf.ensure_shape(_scaled(tf.slice(image, begin, extent), size, size), (size, size, channels))
+
+
+def _augment(image: tf.Tensor, config: config_lib.Data, seed: tf.Tensor) -> tf.Tensor:
+    height, width, channels = image.shape
+    if config.pad_crop:
+        pad = config.pad_crop
+        padded = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
+        image = tf.image.stateless_random_crop(padded, (height, width, channels), seed)
+    if config.flip:
+        image = tf.image.stateless_random_flip_left_right(image, seed + [1, 0])
+    if config.cutout:
+        centre = tf.random.stateless_uniform([2], seed + [2, 0], 0.0, [float(height), float(width)])
+        half = config.cutout / 2
+        rows = tf.abs(tf.range(height, dtype=tf.float32) + 0.5 - centre[0]) < half
+        columns = tf.abs(tf.range(width, dtype=tf.float32) + 0.5 - centre[1]) < half
+        hole = rows[:, None, None] & columns[None, :, None]
+        image = tf.where(hole, 0.0, image)
+    return image
+
+
+def prepare(images: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
+    """uint8 images (..., H, W, C) of any size brought to what a network takes, outside training and when served."""
+    if not config.image_size:
+        return images
+    if config.random_resized_crop:
+        return _centre(images, config.image_size)
+    return resize(images, config.image_size)
+
+
+def resize(image: tf.Tensor, size: int) -> tf.Tensor:
+    """uint8 images (..., H, W, C) brought to size x size by averaging areas, as in training."""
+    resized = tf.image.resize(tf.cast(image, tf.float32), (size, size), method="area")
+    return tf.cast(tf.round(resized), tf.uint8)
+
+
+def scaled_pixels(height: tf.Tensor, width: tf.Tensor, size: int) -> tf.Tensor:
+    """About how many pixels `prepare` scales an image to before it cuts out its centre; float32, like both sizes."""
+    return (size / _CENTRE) ** 2 * tf.maximum(height, width) / tf.minimum(height, width)
+
+
+def _centre(images: tf.Tensor, size: int) -> tf.Tensor:
+    """The shorter side brought to size / 0.875, then the middle size x size."""
+    extent = tf.shape(images)[-3:-1]
+    factor = size / _CENTRE / tf.cast(tf.reduce_min(extent), tf.float32)
+    height, width = tf.unstack(tf.maximum(tf.cast(tf.round(tf.cast(extent, tf.float32) * factor), tf.int32), size))
+    scaled = _scaled(images, height, width)
+    top, left = (height - size) // 2, (width - size) // 2
+    middle = scaled[..., top : top + size, left : left + size, :]
+    return tf.ensure_shape(middle, (*images.shape[:-3], size, size, images.shape[-1]))
+
+
+def _scaled(images: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+    # Not by areas: parts may be enlarged, which would show squares.
+    scaled = tf.image.resize(tf.cast(images, tf.float32), (height, width), method="bilinear", antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(scaled), 0, 255), tf.uint8)

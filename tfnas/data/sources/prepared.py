@@ -1,0 +1,169 @@
+"""Data sets that tensorflow-datasets prepared, and the bundled digits, which it prepares where a run needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import pathlib
+import random
+from typing import Any
+
+import numpy as np
+import sklearn.datasets
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tfnas import config as config_lib
+from tfnas.common import terminal
+from tfnas.common.errors import UserError, unwritable
+from tfnas.data.sources.splits import SPLITS, Part, Source, parts_of, sizes_of
+
+tfds.disable_progress_bar()
+
+_NUM_DIGITS_TEST = 400
+_CHECKED_BYTES = 1 << 30  # files of a TFDS split that are larger together are not read through before they are used
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """The 1,797 images of handwritten digits that come with scikit-learn: 8 x 8, one channel, 10 classes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description="Optical recognition of handwritten digits (UCI), the copy bundled with scikit-learn.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,  # already in a fixed random order
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        digits = sklearn.datasets.load_digits()
+        # The original order follows the writers, so an unshuffled tail would be a test on others' handwriting.
+        order = np.random.default_rng(0).permutation(len(digits.target))
+        images = np.round(digits.images[order] * (255 / 16)).astype(np.uint8)[..., None]
+        labels = digits.target[order]
+        cut = len(labels) - _NUM_DIGITS_TEST
+        return {
+            "train": self._generate_examples(images[:cut], labels[:cut]),
+            "test": self._generate_examples(images[cut:], labels[cut:]),
+        }
+
+    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Any:
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield i, {"image": image, "label": int(label)}
+
+
+def from_tfds(config: config_lib.Data, folder: pathlib.Path) -> Source:
+    """A data set prepared by TFDS; the bundled digits are prepared in `folder` if no data_dir is set.
+
+    The files of train and validation are looked at for being whole; those of test only by `check_test`.
+    """
+    builder = _builder(config, folder)
+    features = builder.info.features
+    keys = builder.info.supervised_keys
+    if not keys or len(keys) != 2 or not isinstance(features[keys[1]], tfds.features.ClassLabel):
+        raise UserError(
+            f"data.name: a set of (image, label) pairs for classification expected. Received: '{config.name}', with "
+            f"{'the pair ' + str(keys) if keys else 'no pairs'}"
+        )
+    pixels, labels = features[keys[0]], features[keys[1]]
+    shape = tuple(pixels.shape)
+    if len(shape) != 3 or shape[-1] is None:
+        raise UserError(f"data.name: '{config.name}' has images of shape {shape}; (height, width, channels) expected")
+    parts = parts_of(config, builder.info.splits)
+
+    for split in ("train", "validation"):
+        _check_records(builder, parts[split])
+
+    def examples(split: str) -> tf.data.Dataset:
+        # One file after the other: the same order on every machine. No cache, here or in TFDS: where a reader stops in
+        # the middle, TensorFlow's memory cache may take what was read for the whole, and all readers after it see that.
+        read = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+        return builder.as_dataset(
+            split=getattr(config, split), as_supervised=True, shuffle_files=False, read_config=read
+        )
+
+    return Source({split: examples(split) for split in SPLITS}, sizes_of(parts), shape, tuple(labels.names))
+
+
+def check_test(config: config_lib.Data, folder: pathlib.Path) -> None:
+    """Raises UserError, naming the file, if one of the test split is not what TFDS wrote."""
+    builder = _builder(config, folder)
+    _check_records(builder, parts_of(config, builder.info.splits)["test"])
+
+
+def _builder(config: config_lib.Data, folder: pathlib.Path) -> tfds.core.DatasetBuilder:
+    if config.name == Digits.name:
+        return _digits(pathlib.Path(config.data_dir or folder))
+    data_dir = config.data_dir or os.environ.get("TFDS_DATA_DIR") or None
+    try:
+        builder = tfds.builder(config.name, data_dir=data_dir)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError):
+        near = difflib.get_close_matches(config.name, tfds.list_builders(with_community_datasets=False), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"data.name: no TFDS data set '{config.name}'{hint}") from None
+    if not builder.info.splits:
+        raise UserError(
+            f"data.data_dir: '{config.name}' is not prepared in {builder.data_path.parent.parent}: set "
+            f"--config.data.data_dir or TFDS_DATA_DIR to the folder that holds it, or run 'tfds build {config.name}'"
+        )
+    return builder
+
+
+def _digits(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
+    """The bundled digits, prepared in `folder` unless they are there. Raises UserError if what is there was altered."""
+    place = folder / Digits.name / str(Digits.VERSION)
+    sizes = {"train": len(sklearn.datasets.load_digits().target) - _NUM_DIGITS_TEST, "test": _NUM_DIGITS_TEST}
+    # TFDS draws the name of a temporary folder. Weights are drawn from the same generator, and are not to depend on
+    # whether the digits had been prepared before.
+    state = random.getstate()
+    try:
+        builder = Digits(data_dir=folder)
+        with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads, which it does not
+            builder.download_and_prepare()
+        info = builder.info
+        found = {name: split.num_examples for name, split in info.splits.items() if _files_of(split)}
+        whole = found == sizes and info.supervised_keys == ("image", "label")
+    except Exception as error:  # TFDS checks nothing of what it reads
+        if unwritable(error, str(folder)):
+            raise
+        whole = False
+    finally:
+        random.setstate(state)
+    if not whole:
+        raise UserError(f"{place / 'dataset_info.json'}: truncated or altered: delete {place}, and it is made again")
+    return builder
+
+
+def _check_records(builder: tfds.core.DatasetBuilder, part: Part) -> None:
+    """Raises UserError, naming the file, if one that holds a part of a split is not what TFDS wrote."""
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        return
+    names = dict.fromkeys(name for name, _, _ in part)
+    files = {file: size for name in names for file, size in _files_of(builder.info.splits[name])}
+    if sum(tf.io.gfile.stat(file).length for file in files if tf.io.gfile.exists(file)) > _CHECKED_BYTES:
+        return
+    for file, size in files.items():
+        try:
+            with terminal.errors_expected():
+                found = sum(1 for _ in tf.data.TFRecordDataset(file))
+        except tf.errors.OpError:  # a record has a checksum
+            found = -1
+        if found != size:
+            raise UserError(
+                f"{file}: missing, truncated or altered, {size:,} whole records expected: delete its folder, and "
+                "prepare the data set again (the bundled digits prepare themselves)"
+            )
+
+
+def _files_of(split: tfds.core.SplitInfo) -> list[tuple[str, int]]:
+    """Path and number of records of each file of a split."""
+    return [(os.fspath(file), size) for file, size in zip(split.filepaths, split.shard_lengths, strict=True)]

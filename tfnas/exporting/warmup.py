@@ -1,0 +1,69 @@
+"""Requests that TensorFlow Serving sends itself before it takes a user's: the first ones of a kind are slow.
+
+They lie in `assets.extra/tf_serving_warmup_requests`, a TFRecord file of `PredictionLog` messages. Written here in
+protocol buffers' wire format (https://protobuf.dev/programming-guides/encoding), four nested messages of a few fields,
+because their Python classes are in tensorflow-serving-api only, which serving by other means does not need.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from tfnas.common.errors import naming
+from tfnas.exporting import savedmodel
+
+FILE = "assets.extra/tf_serving_warmup_requests"
+_BATCHES = (1, 8)  # images in a request: what is compiled or allocated for one is not for several
+# Numbers of the fields, of PredictionLog, PredictLog, PredictRequest, ModelSpec and a map's entry.
+_PREDICT_LOG, _REQUEST, _MODEL_SPEC, _INPUTS, _NAME, _SIGNATURE, _KEY, _VALUE = 6, 1, 1, 2, 1, 3, 1, 2
+
+
+def write(images: np.ndarray, name: str, saved_model: str | os.PathLike[str], uncertainty: bool) -> None:
+    """Adds warm-up requests to a SavedModel that `signatures.write` wrote, one of each batch size for each signature.
+
+    Args:
+        images: uint8 (N, H, W, C), of the validation split; the first 8 are sent.
+        name: of the served model.
+        saved_model: folder.
+        uncertainty: whether there is `serve_uncertainty`.
+    """
+    inputs = {savedmodel.DEFAULT: ("image", images[: _BATCHES[-1]])}
+    if savedmodel.formats(images.shape[-1]):
+        files = [tf.io.encode_png(image).numpy() for image in images[: _BATCHES[-1]]]
+        inputs[savedmodel.BYTES] = ("image_bytes", np.array(files, object))
+    if uncertainty:
+        inputs[savedmodel.UNCERTAINTY] = inputs[savedmodel.DEFAULT]
+    path = pathlib.Path(saved_model) / FILE
+    path.parent.mkdir(exist_ok=True)
+    logs = [
+        _prediction_log(name, signature, {key: values[:size]})
+        for signature, (key, values) in inputs.items()
+        for size in sorted({min(size, len(images)) for size in _BATCHES})
+    ]
+    with naming(path), tf.io.TFRecordWriter(os.fspath(path)) as writer:
+        for log in logs:
+            writer.write(log)
+
+
+def _prediction_log(name: str, signature: str, inputs: Mapping[str, np.ndarray]) -> bytes:
+    spec = _field(_NAME, name.encode()) + _field(_SIGNATURE, signature.encode())
+    request = _field(_MODEL_SPEC, spec)
+    for key, values in inputs.items():
+        tensor = tf.make_tensor_proto(values).SerializeToString()
+        request += _field(_INPUTS, _field(_KEY, key.encode()) + _field(_VALUE, tensor))
+    return _field(_PREDICT_LOG, _field(_REQUEST, request))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field whose content has a length: text, bytes, or a message."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    low, rest = value & 127, value >> 7
+    return bytes([low | 128]) + _varint(rest) if rest else bytes([low])

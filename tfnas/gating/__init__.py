@@ -1,0 +1,10 @@
+"""The super-network: a model whose channels can be dropped, trained together with their drop probabilities.
+
+elbo.py           the ELBO: regularisers of weights and gates, the price of a size, the division by N
+gates.py          Gated, a Keras wrapper: relaxed gates in training, a hard mask otherwise
+optimizers.py     GatedOptimizer: any Keras optimizer for the weights, one beside it for the gates
+saving.py         reads `.keras` files in safe mode
+supernet.py       gate(model) -> Supernet: posterior(), set_architecture(), the training step
+recalibration.py  batch-normalisation statistics of one architecture
+sizes.py          what a channel costs, recomputed during a search that is steered to a size
+"""

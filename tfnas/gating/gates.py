@@ -1,0 +1,198 @@
+"""Gated: a Keras wrapper that puts a variational-dropout gate on the input channels of a layer with a kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfnas.layers.kinds import SEPARABLE, TRANSPOSED, channel_kernels
+
+_hard: contextvars.ContextVar[bool] = contextvars.ContextVar("hard", default=False)
+
+
+@contextlib.contextmanager
+def hard_gates() -> Iterator[None]:
+    """While it lasts no gate is relaxed, whatever Keras says of training.
+
+    A model that Keras calls without `training` takes what a layer in it was called with (dropout that is always on) for
+    all the layers behind it as well.
+    """
+    token = _hard.set(True)
+    try:
+        yield
+    finally:
+        _hard.reset(token)
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class Gated(keras.layers.Wrapper):
+    """Multiplies each input channel of `layer` by a gate; weight and gate are one pair (method.md, eq. 13 to 16).
+
+    In training the gate is relaxed, `keep ~ RelaxedBernoulli(temperature, logits=-logit p)`, drawn per example and per
+    channel, with no 1 / (1 - p) rescaling. Otherwise it is the hard mask `mask`, all ones until it is assigned.
+
+    Noise is a function of the seed, of a counter that is saved with the weights, and of the example's place in the
+    global batch. So replicas draw different noise, and all together what one device would have drawn.
+
+    Args:
+        layer: a convolution of any kind or Dense, channels last; or a pooling layer or Identity, whose gate then stands
+            for the choice of that operation and costs what the identity as a 1x1 kernel would (`squared_norms`).
+        group_sizes: channels of each group that shares a drop probability; they add up to K. None: one group.
+        temperature: of the relaxed Bernoulli, > 0.
+        initial_drop: drop probability at the start, in (0, 1).
+        seed: of the noise, in [0, 2**31).
+
+    Call arguments:
+        inputs: shape (batch, ..., K).
+        training: whether to draw relaxed gates.
+
+    Attributes:
+        gates_inputs: marks the class for `kinds`, which stands above this file.
+        drop_logit: logit of p, float32 whatever the compute dtype, shape (number of groups,), trainable.
+        draws: how often noise was drawn, int32 scalar, not trainable.
+        mask: 1 keeps and 0 drops a channel, float32, shape (K,), not trainable.
+    """
+
+    gates_inputs = True
+
+    def __init__(
+        self,
+        layer: keras.Layer,
+        group_sizes: Sequence[int] | None = None,
+        temperature: float = 0.2,
+        initial_drop: float = 0.1,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        if not temperature > 0:
+            raise ValueError(f"Gated: temperature must be greater than 0. Received: temperature={temperature}")
+        if not 0 < initial_drop < 1:
+            raise ValueError(f"Gated: initial_drop must be strictly in (0, 1). Received: initial_drop={initial_drop}")
+        super().__init__(layer, **kwargs)
+        self.group_sizes: tuple[int, ...] = tuple(group_sizes or ())  # empty until `build` knows K
+        self.temperature = temperature
+        self.initial_drop = initial_drop
+        self.seed = seed
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the gate's logits and mask. Raises ValueError if the groups do not add up to K."""
+        channels = int(input_shape[-1] or 0)
+        self.group_sizes = self.group_sizes or (channels,)
+        if sum(self.group_sizes) != channels:
+            raise ValueError(
+                f"Gated '{self.name}': group_sizes must add up to the {channels} input channels. "
+                f"Received: group_sizes={self.group_sizes}"
+            )
+        # autocast=False: under mixed precision the gate is drawn in float32, where it neither saturates nor overflows.
+        self.drop_logit = self.add_weight(
+            shape=(len(self.group_sizes),),
+            initializer=keras.initializers.Constant(math.log(self.initial_drop) - math.log1p(-self.initial_drop)),
+            dtype="float32",
+            autocast=False,
+            name="drop_logit",
+        )
+        self.mask = self.add_weight(
+            shape=(channels,), initializer="ones", dtype="float32", autocast=False, trainable=False, name="mask"
+        )
+        # A weight rather than a keras SeedGenerator, whose state a wrapper does not save: a reload goes on. Every
+        # replica counts for itself, for counting together they would wait for each other in mid-pass, and then mix up
+        # the losses that their passes add, which Keras keeps in one list.
+        self.draws = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype="int32",
+            autocast=False,
+            trainable=False,
+            name="draws",
+        )
+        super().build(input_shape)
+
+    def squared_norms(self) -> tf.Tensor:
+        """||m_k||^2 of all weights that input channel k carries, float32, shape (K,).
+
+        A pooling layer or Identity has none; its gate is priced as the 1x1 convolution that passes every channel on,
+        for which each is 1.
+        """
+        terms = []
+        for kernel, shape in channel_kernels(self.layer):
+            weights = tf.reshape(tf.cast(tf.convert_to_tensor(kernel), tf.float32), shape)
+            terms.append(tf.reduce_sum(tf.square(weights), axis=(0, 2)))
+        return tf.add_n(terms) if terms else tf.ones(sum(self.group_sizes))
+
+    def parameters_per_channel(self) -> int:
+        """Kernel weights that one input channel carries; 0 where there is no kernel."""
+        return sum(shape[0] * shape[2] for _, shape in channel_kernels(self.layer))
+
+    def unit_gain_norm(self) -> float:
+        """E||m_k||^2 of one input channel at variance 1 / fan-in, from shapes alone; 0 where there is no kernel.
+
+        A kernel of shape (before, K, after) has the fan-in before x K, which leaves after / K. A depthwise kernel's is
+        then that of all channels together, as Keras's initialisers count it.
+        """
+        # Where `channel_kernels` has outputs before the inputs, or intermediate channels behind them, that is not so.
+        channels = sum(self.group_sizes)
+        if isinstance(self.layer, TRANSPOSED):
+            return self.layer.filters / channels
+        if isinstance(self.layer, SEPARABLE):
+            return (self.layer.depth_multiplier + self.layer.filters) / channels
+        return sum(after / channels for _, (_, _, after) in channel_kernels(self.layer))
+
+    def channel_logits(self) -> tf.Tensor:
+        """Logit of the drop probability of every input channel, float32, shape (K,)."""
+        return tf.repeat(tf.convert_to_tensor(self.drop_logit), self.group_sizes)
+
+    def drop_probability(self) -> np.ndarray:
+        """p of every group, float64, shape (number of groups,)."""
+        logits = np.asarray(self.drop_logit, np.float64)
+        return 1 / (1 + np.exp(-logits))
+
+    def relaxed_gates(self, batch_size: Any) -> tf.Tensor:
+        """Draws relaxed gates (1 keeps), float32, shape (batch_size, K); eq. 16 of method.md.
+
+        Under a strategy, batch_size is the replica's, and must be the same on all of them.
+        """
+        draw = tf.identity(tf.convert_to_tensor(self.draws))
+        self.draws.assign_add(1)
+        seed = tf.random.experimental.stateless_fold_in(tf.stack([self.seed, draw]), 0)  # mixes the two
+        # RelaxedBernoulli(temperature, logits=-logit p) as TFP defines it: a Logistic, then a sigmoid. Its own `sample`
+        # has a gradient of 0 x inf = nan where the gate saturates; with the sigmoid outside it is 0 there.
+        logistic = tfp.distributions.Logistic(-self.channel_logits() / self.temperature, 1.0 / self.temperature)
+        context = tf.distribute.get_replica_context()
+        replicas = 1 if context is None else context.num_replicas_in_sync
+        if replicas == 1:
+            return tf.sigmoid(logistic.sample(batch_size, seed=seed))
+        # Every replica draws the noise of the whole global batch and takes its part, which is little work beside a
+        # convolution, and makes the noise a matter of the example, not of the device.
+        first = context.replica_id_in_sync_group * batch_size
+        return tf.sigmoid(logistic.sample(replicas * batch_size, seed=seed)[first : first + batch_size])
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The inner layer's output for the gated input."""
+        if training and not _hard.get():
+            gate = self.relaxed_gates(tf.shape(inputs)[0])  # [B, K]
+            gate = tf.reshape(gate, [-1, *[1] * (len(inputs.shape) - 2), inputs.shape[-1]])  # [B, 1, ..., K]
+        else:
+            gate = tf.convert_to_tensor(self.mask)
+        return self.layer.call(inputs * tf.cast(gate, inputs.dtype))
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """The inner layer's."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same layer."""
+        return {
+            **super().get_config(),
+            "group_sizes": self.group_sizes,
+            "temperature": self.temperature,
+            "initial_drop": self.initial_drop,
+            "seed": self.seed,
+        }

@@ -1,0 +1,332 @@
+"""What steps the weights, what steps the gates beside them, and the learning rates of a config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import keras
+import tensorflow as tf
+
+from tfnas import config as config_lib
+from tfnas.common.errors import UserError
+
+Schedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class Later(Schedule):
+    """`schedule`, entered after `first` of its steps."""
+
+    def __init__(self, schedule: Schedule, first: int):
+        super().__init__()
+        self.schedule, self.first = schedule, first
+
+    def __call__(self, step: Any) -> Any:
+        """The learning rate of step number `step` from here."""
+        return self.schedule(step + self.first)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same schedule."""
+        return {"schedule": keras.optimizers.schedules.serialize(self.schedule), "first": self.first}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Later:
+        """Inverse of `get_config`."""
+        return cls(keras.optimizers.schedules.deserialize(config["schedule"]), config["first"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from `learning_rate` to zero over `epochs`, entered after `first` of them."""
+
+    learning_rate: float
+    epochs: int
+    first: int = 0
+
+    def schedule(self, steps_per_epoch: int) -> Schedule:
+        """The learning rate by step."""
+        return _entered(cosine(self.learning_rate, max(1, steps_per_epoch * self.epochs)), self.first * steps_per_epoch)
+
+
+def cosine(learning_rate: float, steps: int) -> Schedule:
+    """From `learning_rate` to zero as half a cosine over `steps`."""
+    return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+
+
+def whole(config: config_lib.Config) -> Cosine:
+    """Search's and retraining's epochs under one cosine, as the schedule 'one_cosine' has it."""
+    return Cosine(config.search.learning_rate, config.search.cosine_epochs)
+
+
+def retraining(config: config_lib.Config) -> Cosine:
+    """What retraining trains by, for its epochs."""
+    if config.search.schedule == "one_cosine":
+        return dataclasses.replace(whole(config), first=config.search.epochs)
+    return Cosine(config.retrain.learning_rate, config.retrain.epochs)
+
+
+def search(config: config_lib.Config, steps_per_epoch: int, first_epoch: int = 0) -> Schedule:
+    """Search's learning rate by step, entered after `first_epoch` of its epochs."""
+    settings = config.search
+    start = settings.learning_rate
+    if settings.schedule == "one_cosine":
+        return dataclasses.replace(whole(config), first=first_epoch).schedule(steps_per_epoch)
+    if settings.schedule == "cosine":
+        return Cosine(start, settings.epochs, first_epoch).schedule(steps_per_epoch)
+    if settings.schedule == "cosine_restarts":
+        made = keras.optimizers.schedules.CosineDecayRestarts(
+            start,
+            settings.restart_epochs * steps_per_epoch,
+            t_mul=settings.restart_multiplier,
+            alpha=settings.minimum_learning_rate / start,
+        )
+    else:
+        # Keras's last step at a rate is the boundary itself; steps count from 0.
+        boundaries = [round(epoch * steps_per_epoch) - 1 for epoch in settings.boundaries]
+        made = keras.optimizers.schedules.PiecewiseConstantDecay(
+            boundaries, [start / 10**i for i in range(len(boundaries) + 1)]
+        )
+    return _entered(made, first_epoch * steps_per_epoch)
+
+
+def _entered(schedule: Schedule, first: int) -> Schedule:
+    return Later(schedule, first) if first else schedule
+
+
+LOGIT = "drop_logit"  # what a gate's variable is called
+_GATE_STEP = 0.05
+_GATE_BETAS = (0.9, 0.99)
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class GatedOptimizer(keras.optimizers.Optimizer):
+    """Any Keras optimizer for the weights, and beside it one for the gates' logits, which never decays them.
+
+    Where a search is steered to a size, the logits take steps of Adam at a rate of their own. What one channel's gate
+    saves or costs is a small part of the loss, the smaller the wider the network, and differs between layers by orders
+    of magnitude; Adam's steps do not depend on its size (arXiv 1412.6980, algorithm 1).
+
+    The published method minimises over weights and probabilities by the same optimizer (method.md, section 2). With
+    `gate_learning_rate` the logits' optimizer is therefore a copy of the weights', whose learning rate is that multiple
+    of theirs at every step, whichever schedule or callback sets it.
+
+    `Supernet.compile` wraps the optimizer that it is given in one of these, so it is only written out for a rate other
+    than the default, or in a training loop of your own:
+
+    >>> optimizer = tfnas.GatedOptimizer(keras.optimizers.SGD(0.05, momentum=0.9))  # doctest: +SKIP
+    >>> optimizer.build(supernet.trainable_variables)  # doctest: +SKIP
+    >>> optimizer.apply(gradients, supernet.trainable_variables)  # doctest: +SKIP
+
+    Its learning rate and its count of steps are the weights'. A `keras.optimizers.LossScaleOptimizer` goes around it.
+
+    Args:
+        weights_optimizer: a Keras optimizer or the name of one, for all variables but the logits. Its weight decay and
+            what is excluded from it, its clipping, moving average and schedule hold as they were set, for the weights.
+        gate_step: Adam's learning rate for the logits, > 0; it does not follow the weights' schedule. None: 0.05,
+            unless `gate_learning_rate` is given.
+        gate_learning_rate: the logits' learning rate as a multiple of the weights', > 0; for searches with `ell2`. 1 is
+            the paper's; a run of few epochs wants 3 to 10.
+        name: of the optimizer.
+
+    Attributes:
+        weights_optimizer: as given.
+        gates_optimizer: of the logits.
+
+    Raises:
+        UserError: for both rates at once, one that is not above 0, an optimizer that cannot be wrapped, or with
+            `gate_learning_rate` one that cannot be made again from its `get_config()`.
+    """
+
+    def __init__(
+        self,
+        weights_optimizer: Any = "sgd",
+        gate_step: float | None = None,
+        gate_learning_rate: float | None = None,
+        name: str | None = None,
+    ):
+        weights_optimizer = keras.optimizers.get(weights_optimizer)
+        _check_gated(weights_optimizer, gate_step, gate_learning_rate)
+        # The factor is applied to all gradients here, so that it must not be applied again.
+        super().__init__(0.0, loss_scale_factor=weights_optimizer.loss_scale_factor, name=name)
+        weights_optimizer.loss_scale_factor = None
+        self.weights_optimizer = weights_optimizer
+        self.gate_step = gate_step
+        self.gate_learning_rate = gate_learning_rate
+        self._undecayed: tuple[str, ...] | None = None
+        if gate_learning_rate is None:
+            self.gates_optimizer: Any = keras.optimizers.Adam(
+                gate_step or _GATE_STEP,
+                *_GATE_BETAS,
+                gradient_accumulation_steps=weights_optimizer.gradient_accumulation_steps,
+            )
+        else:
+            self.gates_optimizer = self._copy(gate_learning_rate)
+
+    def _copy(self, multiple: float) -> Any:
+        """The weights' optimizer again, without its weight decay, at `multiple` times its present learning rate."""
+        weights = self.weights_optimizer
+        rate = weights._learning_rate
+        try:
+            # Keras takes rates that it cannot serialize, such as functions; the copy's is replaced anyway.
+            weights._learning_rate = 0.0
+            made = type(weights).from_config({**weights.get_config(), "name": f"{weights.name}_gates"})
+        except Exception as error:
+            name, why = type(weights).__name__, " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"GatedOptimizer: the gates need an optimizer of their own, and no second {name} can be made from the "
+                f"get_config() of weights_optimizer ({why}); define it for all arguments of {name}, or let Adam step "
+                f"the gates: GatedOptimizer(optimizer, gate_step={_GATE_STEP:g})"
+            ) from error
+        finally:
+            weights._learning_rate = rate
+        made.exclude_from_weight_decay(var_names=[LOGIT])
+        made.learning_rate = lambda: multiple * tf.convert_to_tensor(weights.learning_rate)
+        return made
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Creates the state of both optimizers, for the variables that each of them steps."""
+        if self.built:
+            return
+        super().build(variables)
+        weights = [v for v in variables if v.name != LOGIT]
+        if self._undecayed is not None:
+            excluded = [v for v in weights if v.path in self._undecayed]
+            self.weights_optimizer.exclude_from_weight_decay(var_list=excluded)
+        for optimizer, its in (
+            (self.weights_optimizer, weights),
+            (self.gates_optimizer, [v for v in variables if v.name == LOGIT]),
+        ):
+            if not optimizer.built:
+                optimizer.build(its)
+
+    def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
+        """What `keras.optimizers.Optimizer.apply` calls with the variables that have a gradient."""
+        pairs = list(zip(grads, trainable_variables, strict=True))
+        # The gates first: the weights' step moves the schedule on, from which a copy reads its rate.
+        for optimizer, of_gates in ((self.gates_optimizer, True), (self.weights_optimizer, False)):
+            its = [(gradient, variable) for gradient, variable in pairs if (variable.name == LOGIT) == of_gates]
+            if its:
+                optimizer.apply(*zip(*its, strict=True))
+            else:  # a schedule goes on though all that it is for is frozen
+                optimizer._iterations.assign_add(1)
+
+    @property
+    def variables(self) -> list[Any]:
+        """The state of both optimizers."""
+        return [*self.weights_optimizer.variables, *self.gates_optimizer.variables]
+
+    @property
+    def iterations(self) -> Any:
+        """Steps taken."""
+        return self.weights_optimizer.iterations
+
+    @property
+    def learning_rate(self) -> Any:
+        """The weights' present one."""
+        return self.weights_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self.weights_optimizer.learning_rate = value
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Replaces variables by their moving averages, where an optimizer keeps such."""
+        self.weights_optimizer.finalize_variable_values([v for v in var_list if v.name != LOGIT])
+        self.gates_optimizer.finalize_variable_values([v for v in var_list if v.name == LOGIT])
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Assigns the state, in the order of `variables`."""
+        for variable, value in zip(self.variables, weights, strict=True):
+            variable.assign(value)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves nothing: the two optimizers each save their own."""
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads nothing: the two optimizers each load their own."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same optimizer, and the weights that are not decayed.
+
+        Keras's optimizers forget, when they are saved, what was excluded from their weight decay.
+        """
+        undecayed = self._undecayed
+        if self.built:
+            weights = [v for v in self._trainable_variables if v.name != LOGIT]
+            undecayed = tuple(v.path for v in weights if not self.weights_optimizer._use_weight_decay(v))
+        return {
+            "weights_optimizer": keras.saving.serialize_keras_object(self.weights_optimizer),
+            "gate_step": self.gate_step,
+            "gate_learning_rate": self.gate_learning_rate,
+            "loss_scale_factor": self.loss_scale_factor,
+            "undecayed": undecayed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GatedOptimizer:
+        """Inverse of `get_config`."""
+        config = dict(config)
+        undecayed, factor = config.pop("undecayed"), config.pop("loss_scale_factor")
+        weights = keras.saving.deserialize_keras_object(config.pop("weights_optimizer"), custom_objects=custom_objects)
+        made = cls(weights, **config)
+        made._undecayed = None if undecayed is None else tuple(undecayed)
+        made.loss_scale_factor = factor
+        return made
+
+
+def _check_gated(optimizer: Any, gate_step: float | None, gate_learning_rate: float | None) -> None:
+    if isinstance(optimizer, GatedOptimizer | keras.optimizers.LossScaleOptimizer):
+        raise UserError(
+            "GatedOptimizer: weights_optimizer must be the optimizer of the weights alone; a LossScaleOptimizer goes "
+            f"around the GatedOptimizer. Received: {type(optimizer).__name__}"
+        )
+    if gate_learning_rate is not None and isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        raise UserError(
+            "GatedOptimizer: with gate_learning_rate, weights_optimizer must have one learning rate. "
+            "Received: MultiOptimizer"
+        )
+    if gate_step is not None and gate_learning_rate is not None:
+        raise UserError(
+            "GatedOptimizer: gate_step and gate_learning_rate exclude each other: give one of them. "
+            f"Received: {gate_step} and {gate_learning_rate}"
+        )
+    for key, value in (("gate_step", gate_step), ("gate_learning_rate", gate_learning_rate)):
+        if value is not None and not value > 0:
+            raise UserError(f"GatedOptimizer: {key} must be greater than 0. Received: {value}")
+
+
+def gated(optimizer: Any, **rates: Any) -> Any:
+    """`optimizer` with one for the gates beside it, inside a `LossScaleOptimizer` if there is one.
+
+    Args:
+        optimizer: a Keras optimizer. Left as it is if it is gated already.
+        rates: of `GatedOptimizer`.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer.inner_optimizer = gated(optimizer.inner_optimizer, **rates)
+        return optimizer
+    return optimizer if isinstance(optimizer, GatedOptimizer) else GatedOptimizer(optimizer, **rates)
+
+
+def sgd(config: config_lib.Search, rate: Schedule, weight_decay: float) -> keras.optimizers.SGD:
+    """SGD with search's momentum.
+
+    Args:
+        config: search's settings.
+        rate: learning rate by step.
+        weight_decay: decoupled, of kernels only: kernel -= rate x weight_decay x kernel.
+    """
+    kwargs: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
+    optimizer = keras.optimizers.SGD(rate, weight_decay=weight_decay or None, **kwargs)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    return optimizer
+
+
+def gate_rates(config: config_lib.Search) -> dict[str, float]:
+    """What `GatedOptimizer` steps the gates by, with this search's recipe."""
+    if config.recipe == "target":
+        return {"gate_step": config.gate_step}
+    return {"gate_learning_rate": config.gate_learning_rate}

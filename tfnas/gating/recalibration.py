@@ -1,0 +1,138 @@
+"""Batch-normalisation statistics of one architecture, instead of those of all architectures that training drew.
+
+Search's moving statistics are of relaxed, random gates. Under one hard mask a layer's inputs are distributed otherwise;
+statistics taken anew from a batch of training images fit (arXiv 1904.00420 does so for each path of a single-path
+super-network).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas.data import inputs
+from tfnas.gating.supernet import Supernet
+from tfnas.graph.channels import Graph, Node
+from tfnas.graph.folding import Weights
+from tfnas.search_space.architecture import Architecture
+
+Statistics = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def with_statistics(weights: Weights, statistics: Statistics) -> Weights:
+    """`weights` with other means and variances for some normalisations."""
+    return {
+        name: {**values, "moving_mean": statistics[name][0], "moving_variance": statistics[name][1]}
+        if name in statistics
+        else values
+        for name, values in weights.items()
+    }
+
+
+def stale(model: keras.Model, steps: int) -> float:
+    """The share of what a network's moving statistics began with that is still in them after so many steps.
+
+    Args:
+        model: a plain network, whose normalisations are trained unless they are frozen.
+        steps: of its training.
+
+    Returns:
+        The largest `momentum ** steps` of its normalisations, in [0, 1]; 0 if there is none.
+    """
+    return max((layer.momentum**steps for layer in _norms(model)), default=0.0)
+
+
+def settle(model: keras.Model, images: Any) -> None:
+    """Gives a plain network's normalisations the statistics of one batch, instead of moving ones.
+
+    Args:
+        model: changed in place, but for frozen normalisations.
+        images: of training, as training sees them, shape (batch, ..., channels).
+    """
+    moving = set(_norms(model))
+    momenta = {layer: layer.momentum for layer in _all_norms(model)}
+    try:
+        for layer in momenta:
+            # The next call's statistics replace the moving ones; or, where Keras would move what was called with
+            # training=False as well, change nothing.
+            layer.momentum = 0.0 if layer in moving else 1.0
+        model(images, training=True)
+    finally:
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+
+
+def is_frozen(node: Node) -> bool:
+    """Whether a normalisation keeps its statistics: not trainable, or called with training=False."""
+    return not node.inner.trainable or node.called.training is False
+
+
+def _norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """Those that are not frozen."""
+    return [node.inner for node in Graph(model).nodes if node.kind == "norm" and not is_frozen(node)]
+
+
+def _all_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+class Recalibration:
+    """Takes statistics of images in a supernet under any architecture.
+
+    Normalisations that are frozen keep theirs: those that are not trainable, and those that were called with
+    training=False, by themselves or in a nested model.
+
+    After `apply(architecture)` inference under that architecture, and a subnet cut for it, have them.
+
+    Args:
+        supernet: its weights at the time of a call are used.
+        images: one batch of training images, as training sees them, shape (batch, ..., channels); with several inputs,
+            arrays in the structure that the model's inputs have. Or a tuple (images, labels), or a data set or other
+            iterable of such batches, whose first is taken; see `tfnas.data.inputs.one_batch`.
+
+    Raises:
+        UserError: if the images do not fit the model.
+    """
+
+    def __init__(self, supernet: Supernet, images: Any):
+        self._supernet = supernet
+        given = inputs.one_batch(images, supernet.network, "Recalibration")
+        self._inputs = dict(zip(supernet.graph.inputs, given, strict=True))
+        self._program = tf.function(self._moments)
+
+    def statistics(self, architecture: Architecture) -> Statistics:
+        """Mean and variance of every normalisation's inputs, by node, float32, shape (C,) each; not of frozen ones."""
+        masks = {name: tf.constant(mask, tf.float32) for name, mask in architecture.items()}
+        return {name: (mean.numpy(), variance.numpy()) for name, (mean, variance) in self._program(masks).items()}
+
+    def apply(self, architecture: Architecture) -> None:
+        """Gives the supernet's own normalisations these statistics."""
+        graph = self._supernet.graph
+        for name, (mean, variance) in self.statistics(architecture).items():
+            layer = graph.nodes[graph.index[name]].inner
+            layer.moving_mean.assign(mean)
+            layer.moving_variance.assign(variance)
+
+    def _moments(self, masks: Mapping[str, tf.Tensor]) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+        values: list[tf.Tensor] = []
+        found = {}
+        for number, node in enumerate(self._supernet.graph.nodes):
+            tensors = [values[i] for i in node.inputs]
+            if node.gated:
+                tensors = [tensors[0] * masks[node.name]]
+            if number in self._inputs:
+                values.append(self._inputs[number])
+            elif node.kind == "norm" and not is_frozen(node):
+                (x,), layer = tensors, node.inner
+                mean, variance = tf.nn.moments(x, list(range(len(x.shape) - 1)))
+                found[node.name] = (mean, variance)
+                scale = tf.cast(tf.convert_to_tensor(layer.gamma), tf.float32) if layer.scale else None
+                offset = tf.cast(tf.convert_to_tensor(layer.beta), tf.float32) if layer.center else None
+                values.append(tf.nn.batch_normalization(x, mean, variance, offset, scale, layer.epsilon))
+            else:
+                values.append(tf.cast(node.call(node.inner, tensors, training=False), tf.float32))
+        return found

@@ -1,0 +1,7 @@
+"""A Keras model as a graph of operations, and what an architecture makes of it.
+
+channels.py  how channels flow through the graph: sources, constants, what is still read
+costs.py     parameters and multiply-adds of an architecture
+folding.py   constants that dropped operations leave, and kernels with them folded in
+reach.py     the smallest network that the gates can leave, and what holds the rest
+"""

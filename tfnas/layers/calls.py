@@ -1,0 +1,78 @@
+"""How a layer was called in a model: its own arguments, kept so that the call can be made again on other tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnas.common.errors import UserError, shown
+
+# Layers whose output at inference a mask that is passed by hand changes; they read it as one more input.
+_MASKED = (keras.layers.GlobalAveragePooling1D, keras.layers.Softmax)
+
+
+class Call:
+    """One call of a layer or operation.
+
+    As in Keras, `training` is what the model is called with; if that says nothing, what the outermost nested model
+    round the layer was called with that says anything; else what the layer itself was called with.
+
+    Args:
+        record: Keras's own of the call (a node of its graph).
+        name: of the layer, for messages.
+        training: what the nested models round it were called with; None: nothing.
+
+    Attributes:
+        training: True or False as said above, without what the model will be called with; None: nothing was said.
+        dtype: of its output.
+        masked: whether a mask was passed by hand.
+
+    Raises:
+        UserError: naming the layer, for an argument that cannot be kept.
+    """
+
+    def __init__(self, record: Any, name: str, training: bool | None = None):
+        self._record = record
+        self.dtype: str = record.output_tensors[0].dtype
+        # Keras writes into what it was given: the defaults of `training` and of `mask` stand in its record too.
+        layer, given = record.operation, dict(record.arguments.kwargs)
+        if isinstance(layer, keras.Layer):
+            given |= zip(inspect.signature(layer.call).parameters, record.arguments.args, strict=False)
+        own = given.get("training")
+        if not isinstance(own, bool | np.bool_ | None):
+            raise UserError(f"layer '{name}': called with training={shown(own)}; True, False or nothing expected")
+        self.training: bool | None = training if training is not None else own if own is None else bool(own)
+        self.masked = any(mask is not None for mask in keras.tree.flatten(given.get("mask")))
+        if self.masked and not isinstance(layer, _MASKED):
+            raise UserError(
+                f"layer '{name}': called with mask=..., which is not followed through {type(layer).__name__}: multiply "
+                "its input by the mask, or put the layer before or behind the model"
+            )
+
+    def again(self, operation: Any, tensors: Sequence[Any], training: bool | None = None) -> Any:
+        """The output of the same call on other tensors.
+
+        Args:
+            operation: the layer, or one that stands in for it; an operation that is not a layer is called itself.
+            tensors: in the order in which the call names its own; fewer for a sum that has lost addends.
+            training: what the model is called with; None: nothing.
+        """
+        if len(tensors) == len(self._record.input_tensors):
+            # By position: one tensor that is read twice may have two stand-ins.
+            stand_ins = iter(tensors)
+            arguments, keywords = self._record.arguments.convert(
+                lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else x
+            )
+        else:
+            arguments, keywords = (list(tensors),), {}
+        if not isinstance(operation, keras.Layer):
+            return self._record.operation(*arguments, **keywords)
+        keywords = {key: value for key, value in keywords.items() if key != "training"}
+        training = self.training if training is None else training
+        if training is not None and "training" in inspect.signature(operation.call).parameters:
+            keywords["training"] = training
+        return operation(*arguments, **keywords)

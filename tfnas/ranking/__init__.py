@@ -1,0 +1,11 @@
+"""From a posterior to a winner: candidates, and what each is worth on held-out data.
+
+compiled_network.py         the network as steps that compute any architecture: one rule for each kind of layer
+evaluation_log.py           each example's loss and accuracy by architecture, in a file, never computed twice
+losses.py                   the compiled loss, and the accuracy, of every single example
+racing.py                   stops evaluating candidates that cannot win, with a guarantee for the winner
+reference_architectures.py  the most probable architecture, random and pruned ones, single paths
+candidates.py               sample(): candidates of the size that the search was asked for
+engine.py                   evaluates any architecture with programs compiled once
+ranking.py                  rank(): many candidates, raced on the same examples
+"""

@@ -1,0 +1,298 @@
+"""What the compiled loss is of every single example, and whether the example is classified correctly.
+
+The loss of an example is the compiled loss of a batch that holds it alone: reduced over everything but the example, for
+every loss, structure of outputs and loss weights, with its sample weights. So the mean over examples is what `evaluate`
+reports, less the regularisers, in batches of any size where the loss of a batch is a mean over its examples, and in
+batches of one where it is not (a sum, or a Dice loss over the whole batch).
+
+Keras itself takes structures apart and finds what 'accuracy' and 'crossentropy' mean for the shapes: a model without
+layers is compiled with the same losses and metrics, each replaced by a stand-in that keeps the axis of examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.trainers import compile_utils  # where 'accuracy' and 'crossentropy' are resolved; nothing public does
+
+from tfnas.common.errors import UserError, plain
+from tfnas.data.inputs import Examples
+from tfnas.gating.supernet import Supernet
+
+Note = Callable[[tf.Tensor, dict[str, tf.Tensor]], None]
+LOSS, ACCURACY, TOP5_ACCURACY = "loss", "accuracy", "top5_accuracy"
+_MANY_CLASSES = 20  # a data set of more has a top-5 accuracy
+_SPARSE, _CATEGORICAL, _BINARY = (
+    keras.metrics.sparse_categorical_accuracy,
+    keras.metrics.categorical_accuracy,
+    keras.metrics.binary_accuracy,
+)
+# Losses that are of a classification, whatever the metrics.
+_CLASSIFYING = {
+    keras.losses.sparse_categorical_crossentropy: _SPARSE,
+    keras.losses.categorical_crossentropy: _CATEGORICAL,
+    keras.losses.categorical_focal_crossentropy: _CATEGORICAL,
+    keras.losses.binary_crossentropy: _BINARY,
+    keras.losses.binary_focal_crossentropy: _BINARY,
+}
+
+
+class Criterion:
+    """The compiled loss, and the accuracy where there is one, of every example.
+
+    An output has an accuracy if one of its compiled metrics, weighted or not, is an accuracy, or else if its loss is a
+    cross-entropy of Keras's. It is the share of the example's positions that are right (one, or for example its
+    pixels), and does not look at sample weights.
+
+    Args:
+        supernet: compiled.
+        examples: whose labels and weights it will be given; those of the first are tried.
+
+    Attributes:
+        names: of what is found of each example: 'loss'; 'accuracy' and, with more than 20 classes, 'top5_accuracy' if
+            exactly one output has an accuracy; of several that have one, 'OUTPUT_accuracy' and 'OUTPUT_top5_accuracy'.
+        largest: what the loss of an example is at the most; None if that is not known, as for all but Keras's
+            cross-entropies. Of these a position loses -log(epsilon), 16.1 nats, where Keras clips probabilities, if its
+            labels are probabilities. From logits nothing is clipped: that no class has a probability below epsilon is
+            an assumption. Counts the largest sample weight, the loss weights and, of a sum, the positions.
+
+    Raises:
+        UserError: if the supernet is not compiled with a loss, or the loss cannot be computed from these labels.
+    """
+
+    def __init__(self, supernet: Supernet, examples: Examples):
+        arguments = _compiled(supernet)
+        network = supernet.network
+        self._structure = network.output
+        self._output_names = _names(network)
+        self._found: dict[int, dict[str, tf.Tensor]] = {}  # by a tensor of the outputs, while one is looked at
+
+        def metrics(given: Any) -> Any:
+            return given and keras.tree.map_structure(lambda m: m and _Judge(m, self._note), given)
+
+        divisor = _divisor(arguments["loss"], examples.weights)
+
+        def model(stand_in: Callable[[Any], keras.losses.Loss], **others: Any) -> keras.Model:
+            model = keras.Model()
+            model.output_names = network.output_names
+            losses = keras.tree.map_structure(lambda loss: loss and stand_in(loss), arguments["loss"])
+            model.compile(loss=losses, loss_weights=arguments["loss_weights"], **others)
+            return model
+
+        self._model = model(
+            lambda loss: _OfEachExample(loss, self._note, divisor),
+            metrics=metrics(arguments["metrics"]),
+            weighted_metrics=metrics(arguments["weighted_metrics"]),
+        )
+        few = examples.take(slice(0, 2))
+        inputs = keras.tree.pack_sequence_as(network.input, few.inputs)
+        outputs = [tf.cast(x, tf.float32) for x in keras.tree.flatten(network(inputs, training=False))]
+        try:
+            # Not in a graph, because Keras makes its variables in the first call.
+            self.names = tuple(self(outputs, few.labels, few.weights))
+        except (ValueError, TypeError, KeyError, IndexError, tf.errors.InvalidArgumentError) as error:
+            shapes = keras.tree.map_structure(lambda x: x.shape, few.labels)
+            raise UserError(
+                f"rank: labels that the compiled loss can be computed from expected. Received: of shape {shapes} for "
+                f"outputs of shape {[tuple(x.shape) for x in outputs]} ({plain(error)})"
+            ) from None
+        weights = [w for w in keras.tree.flatten(examples.weights) if w is not None]
+        factors = [w for w in keras.tree.flatten(arguments["loss_weights"]) if w is not None]
+        self.largest: float | None = None
+        if min([*factors, *(w.min() for w in weights)], default=0) >= 0:  # below zero, a loss may lower the others' sum
+            most = max((float(w.max()) for w in weights), default=1.0)
+            # Keras itself adds up what the outputs' losses are at the most.
+            bounding = model(lambda loss: _Largest(loss, most, divisor))
+            structure = keras.tree.pack_sequence_as(self._structure, outputs)
+            largest = float(bounding.compute_loss(None, few.labels, structure, few.weights))
+            self.largest = largest if math.isfinite(largest) else None
+
+    def __call__(self, outputs: list[tf.Tensor], labels: Any, weights: Any = None) -> dict[str, tf.Tensor]:
+        """Figures of each example by name, float32, shape (B,) each; may be traced.
+
+        Args:
+            outputs: the network's, float32, in the order of `network.outputs`.
+            labels: a structure of tensors, shape (B, ...) each.
+            weights: sample weights, likewise, or None.
+        """
+        self._found.clear()
+        structure = keras.tree.pack_sequence_as(self._structure, outputs)
+        losses = self._model.compute_loss(None, labels, structure, weights)
+        # Metrics last: what they say of an output goes before what its loss does.
+        self._model.compute_metrics(None, labels, structure, weights)
+        judged = {
+            name: self._found[id(x)]
+            for name, x in zip(self._output_names, outputs, strict=True)
+            if id(x) in self._found
+        }
+        figures = {LOSS: tf.cast(losses, tf.float32)}
+        for name, accuracies in judged.items():
+            prefix = "" if len(judged) == 1 else f"{name}_"
+            figures |= {f"{prefix}{key}": value for key, value in accuracies.items()}
+        self._found.clear()
+        return figures
+
+    def _note(self, outputs: tf.Tensor, accuracies: dict[str, tf.Tensor]) -> None:
+        self._found[id(outputs)] = accuracies
+
+
+def in_top5(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor | None:
+    """Whether the label is among the five largest outputs, float32, shape (...); None for at most 20 classes.
+
+    Args:
+        labels: class numbers, shape (...).
+        outputs: shape (..., classes).
+    """
+    if outputs.shape[-1] <= _MANY_CLASSES:
+        return None
+    return keras.metrics.sparse_top_k_categorical_accuracy(labels, outputs, k=5)
+
+
+class _OfEachExample(keras.losses.Loss):
+    """Stands in for a compiled loss: reduced over everything but the example.
+
+    Args:
+        loss: as `compile` takes it.
+        note: is told the outputs and their accuracies, if the loss is of a classification.
+        divisor: of the weighted sum of an example's losses, where that is not how many they are.
+    """
+
+    def __init__(self, loss: Any, note: Note, divisor: float | None):
+        super().__init__(name=_name(loss))
+        self._loss, self._note, self._divisor = loss, note, divisor
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        resolved = compile_utils.get_loss(self._loss, y_true, y_pred)
+        loss = object.__new__(type(resolved))  # a copy; Keras's goes through JSON, which a user's class may not have
+        vars(loss).update(vars(resolved), reduction=None)
+        if (judge := _CLASSIFYING.get(getattr(loss, "fn", None))) is not None:
+            options = {}
+            if judge is _BINARY and loss._fn_kwargs.get("from_logits"):
+                options = {"threshold": 0.0}
+            self._note(y_pred, _accuracies(judge, options, y_true, y_pred))
+        values = tf.cast(loss(y_true, y_pred), tf.float32)
+        if not values.shape.rank or values.shape[0] != y_pred.shape[0]:
+            # The function has reduced the batch; it is asked for the loss of each example alone.
+            values = tf.map_fn(
+                lambda one: tf.reduce_mean(tf.cast(loss(one[0][None], one[1][None]), tf.float32)),
+                (tf.convert_to_tensor(y_true), y_pred),
+                fn_output_signature=tf.float32,
+            )
+        if sample_weight is not None:
+            values *= _aligned(tf.cast(sample_weight, tf.float32), values)
+        values = tf.reshape(values, (tf.shape(y_pred)[0], -1))
+        if resolved.reduction == "sum":
+            return tf.reduce_sum(values, 1)
+        if resolved.reduction == "mean_with_sample_weight" and self._divisor is not None:
+            return tf.reduce_sum(values, 1) / self._divisor
+        return tf.reduce_mean(values, 1)
+
+
+class _Largest(keras.losses.Loss):
+    """Stands in for a compiled loss: what it is of an example at the most; infinite if that is not known.
+
+    Args:
+        loss: as `compile` takes it.
+        weight: the largest sample weight, at least 0.
+        divisor: as of `_OfEachExample`.
+    """
+
+    def __init__(self, loss: Any, weight: float, divisor: float | None):
+        super().__init__(name=_name(loss))
+        self._loss, self._weight, self._divisor = loss, weight, divisor
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> float:
+        loss = compile_utils.get_loss(self._loss, y_true, y_pred)
+        # A user's class may compute anything from the same function.
+        if getattr(loss, "fn", None) not in _CLASSIFYING or not type(loss).__module__.startswith("keras."):
+            return math.inf
+        largest = -math.log(keras.config.epsilon())
+        if (alpha := loss._fn_kwargs.get("alpha")) is not None:  # of a focal loss, whose other factor is at most 1
+            largest *= max(1.0, float(np.max(alpha)))
+        largest *= self._weight
+        shape = y_pred.shape[1:]
+        positions = math.prod(shape) // shape[loss._fn_kwargs.get("axis", -1)] if shape else 1
+        if loss.reduction == "sum":
+            return largest * positions
+        if loss.reduction == "mean_with_sample_weight" and self._divisor is not None:
+            return largest * positions / self._divisor
+        return largest
+
+
+class _Judge(keras.metrics.Metric):
+    """Stands in for a compiled metric: tells what each example's accuracy is, if it is one."""
+
+    def __init__(self, metric: Any, note: Note):
+        super().__init__(name="judge")
+        self._metric, self._note = metric, note
+        self._resolved: Any = None
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        if self._resolved is None:  # once, because a metric makes variables
+            self._resolved = compile_utils.get_metric(self._metric, y_true, y_pred)
+        judge = getattr(self._resolved, "_fn", None)
+        if judge in (_SPARSE, _CATEGORICAL, _BINARY):
+            self._note(y_pred, _accuracies(judge, self._resolved._fn_kwargs, y_true, y_pred))
+
+    def result(self) -> float:
+        return 0.0
+
+
+def _accuracies(judge: Any, options: dict[str, Any], y_true: Any, y_pred: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Mean over each example's positions of whether they are right, and whether within the first five."""
+    y_true = tf.cast(y_true, tf.float32)
+    found = {ACCURACY: judge(y_true, y_pred, **options)}
+    if judge is not _BINARY:
+        labels = tf.argmax(y_true, -1) if judge is _CATEGORICAL else tf.cast(y_true, tf.int32)
+        if judge is _SPARSE and labels.shape.rank == y_pred.shape.rank:
+            labels = tf.squeeze(labels, -1)
+        if (top5 := in_top5(labels, y_pred)) is not None:
+            found[TOP5_ACCURACY] = top5
+    count = tf.shape(y_pred)[0]
+    return {name: tf.reduce_mean(tf.reshape(values, (count, -1)), 1) for name, values in found.items()}
+
+
+def _name(loss: Any) -> str:
+    return getattr(loss, "name", None) or getattr(loss, "__name__", None) or str(loss)
+
+
+def _aligned(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Sample weights with as many axes as the values that they are multiplied with, from the examples' axis on."""
+    if weights.shape.rank == values.shape.rank + 1:
+        return tf.squeeze(weights, -1)
+    missing = values.shape.rank - weights.shape.rank
+    return tf.reshape(weights, (*tf.unstack(tf.shape(weights)), *[1] * missing)) if missing > 0 else weights
+
+
+def _compiled(supernet: Supernet) -> dict[str, Any]:
+    """The losses, loss weights and metrics that a supernet was compiled with, as the user gave them."""
+    if not getattr(supernet, "compiled", False) or supernet.loss is None:
+        raise UserError(
+            "rank: a supernet compiled with its loss expected. Received: one that is not; call "
+            "supernet.compile(loss=...) first"
+        )
+    return supernet._compile_config.config  # what get_compile_config() gives as JSON
+
+
+def _names(network: keras.Model) -> list[str]:
+    """What the outputs are called: by their keys where they are a dictionary, else by their layers."""
+    paths = [path for path, _ in keras.tree.flatten_with_path(network.output)]
+    return ["/".join(path) for path in paths] if isinstance(network.output, dict) else list(network.output_names)
+
+
+def _divisor(losses: Any, weights: Any) -> float | None:
+    """Mean over the examples of the sum of their weights, where a loss divides by the sum over all."""
+    reductions = [getattr(loss, "reduction", None) for loss in keras.tree.flatten(losses)]
+    if weights is None or "mean_with_sample_weight" not in reductions:
+        return None
+    if keras.tree.is_nested(weights):
+        raise UserError(
+            "rank: sample weights for all outputs together expected with reduction='mean_with_sample_weight'. "
+            "Received: some for each output"
+        )
+    return float(np.sum(weights, dtype=np.float64)) / len(weights)

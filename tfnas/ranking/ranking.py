@@ -1,0 +1,358 @@
+"""Many candidates compared fairly: raced on the same held-out examples with their inherited weights, and ranked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas.common import markup, terminal
+from tfnas.common.errors import UserError
+from tfnas.gating.recalibration import Recalibration
+from tfnas.gating.supernet import Supernet
+from tfnas.ranking.engine import Engine
+from tfnas.ranking.evaluation_log import Evaluations
+from tfnas.ranking.losses import ACCURACY, LOSS, TOP5_ACCURACY
+from tfnas.ranking.racing import Outcome, looks, race
+from tfnas.search_space.architecture import Architecture
+
+CRITERIA = (LOSS, ACCURACY)
+_MOST_SHOWN = 10  # candidates in a notebook's table
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Of one candidate on held-out examples.
+
+    Attributes:
+        loss: mean of the compiled loss (see `tfnas.ranking.losses`), nats for a cross-entropy.
+        accuracy: share of correct positions (examples, or for example their pixels), in [0, 1]; None unless exactly one
+            output is a classification.
+        num_examples: how many there were.
+        top5_accuracy: share whose label is among the five most probable classes; None with at most 20 classes.
+        accuracies: of each output, where several are classifications, by the figures' names in `Criterion`.
+    """
+
+    loss: float
+    accuracy: float | None
+    num_examples: int
+    top5_accuracy: float | None = None
+    accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, figures: Mapping[str, np.ndarray]) -> Score:
+        """From what `Criterion` finds of every example."""
+        means = {name: float(np.mean(values, dtype=np.float64)) for name, values in figures.items()}
+        loss, accuracy, top5 = means.pop(LOSS), means.pop(ACCURACY, None), means.pop(TOP5_ACCURACY, None)
+        return cls(loss, accuracy, len(figures[LOSS]), top5, means)
+
+    def record(self) -> dict[str, Any]:
+        """As a file has it: without what there is not."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None and value != {}}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Ranking:
+    """Candidates and how they did.
+
+    Attributes:
+        candidates: the architectures, in the order given.
+        scores: one each, on as many examples as it was evaluated on before it was dropped.
+        by: 'loss' or 'accuracy'.
+        outcome: of the race: order, ties with the winner, evaluations made and saved.
+        fresh: the winner's score on examples that the race did not use: what it did in the race is flattered, because
+            the best of many is partly the luckiest. None if no examples were held out.
+    """
+
+    candidates: Sequence[Architecture]
+    scores: Sequence[Score]
+    by: str
+    outcome: Outcome
+    fresh: Score | None
+
+    def __repr__(self) -> str:
+        best = self.scores[self.outcome.winner]
+        figures = [f"loss {best.loss:.4g}"]
+        figures += [] if best.accuracy is None else [f"accuracy {best.accuracy:.1%}"]
+        figures += [] if best.top5_accuracy is None else [f"top-5 {best.top5_accuracy:.1%}"]
+        return (
+            f"<Ranking of {len(self.candidates):,} candidates by {self.by}: number {self.outcome.winner} is best, "
+            f"{', '.join(figures)}; {len(self.outcome.ties):,} tie with it; "
+            f"{self.outcome.saved:.0%} of the evaluations saved>"
+        )
+
+    def _repr_html_(self) -> str:
+        outcome, num = self.outcome, len(self.candidates)
+        lead = f"{num:,} candidates by {self.by}; {100 * outcome.saved:.0f} % of the evaluations saved."
+        if self.fresh:
+            lead += (
+                f" On {self.fresh.num_examples:,} fresh examples the winner has loss {self.fresh.loss:.3f}, accuracy "
+                f"{_percent(self.fresh.accuracy)}."
+            )
+        has_top5 = self.scores[outcome.winner].top5_accuracy is not None
+        place = dict.fromkeys(outcome.ties, "ties") | {outcome.winner: "wins"}
+        rows = [
+            (
+                i == outcome.winner,
+                [
+                    f"{i}",
+                    f"{self.scores[i].loss:.3f}",
+                    _percent(self.scores[i].accuracy),
+                    *([_percent(self.scores[i].top5_accuracy)] if has_top5 else []),
+                    f"{self.scores[i].num_examples:,}",
+                    f"{self.candidates[i].kept:,} of {self.candidates[i].total:,}",
+                    place.get(i, "-"),
+                ],
+            )
+            for i in self.order[:_MOST_SHOWN]
+        ]
+        headings = ("candidate", "loss", "accuracy", *(["top-5"] if has_top5 else []), "examples", "channels", "race")
+        accuracies = [100 * score.accuracy for score in self.scores if score.accuracy is not None]
+        shown, label = (accuracies, "accuracy, %") if accuracies else ([s.loss for s in self.scores], "loss")
+        finite = [value for value in shown if math.isfinite(value)]
+
+        def histogram(axes: Any) -> None:
+            axes.hist(finite, 40, color=markup.BLUE)
+            axes.set(xlabel=label, ylabel="candidates")
+
+        caption = (
+            f"Candidates by {label.partition(',')[0]}, each on the examples that it was evaluated on before it was out "
+            "of the race"
+        )
+        return f"<p>{lead}</p>" + markup.table(headings, rows, "numbers") + markup.plot(histogram, (8, 2.8), caption)
+
+    @property
+    def order(self) -> list[int]:
+        """Numbers of the candidates, best first."""
+        return self.outcome.order
+
+    @property
+    def best(self) -> Architecture:
+        """The winner."""
+        return self.candidates[self.outcome.winner]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def rank(
+    supernet: Supernet,
+    candidates: Sequence[Architecture],
+    validation: Any,
+    *,
+    by: str = "loss",
+    racing: float | None = 0.95,
+    tolerance: float = 0.5,
+    holdout: float = 0.2,
+    batch_size: int = 250,
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+    recalibration: Recalibration | None = None,
+    largest_loss: float | None = None,
+) -> Ranking:
+    """Races the candidates with the supernet's weights, and ranks them.
+
+    Args:
+        supernet: trained and compiled; not changed.
+        candidates: architectures, for example from `posterior.sample`. One that drops every path to the output is
+            evaluated a little and never wins.
+        validation: never the test split: a tuple (inputs, labels) or (inputs, labels, sample weights) of arrays, or of
+            structures of arrays as the model has them; or a `tf.data.Dataset` of such tuples, batched or not, a
+            `keras.utils.PyDataset`, or a generator that ends.
+        by: 'loss', by far the more reliable, or 'accuracy', the paper's, where exactly one output is a classification.
+        racing: confidence that the winner is within `tolerance` of the best, see `tfnas.ranking.racing`; None
+            evaluates every candidate in full. So does a race by a loss of which it is not known what it is of an
+            example at the most, with a line that says so: see `largest_loss`.
+        tolerance: in standard errors of a candidate's mean over the race's examples.
+        holdout: share of the examples, drawn at random, that the race does not see, to measure the winner on.
+        batch_size: examples computed at a time.
+        seed: of the random order of the examples.
+        strategy: whose devices evaluate candidates side by side.
+        recalibration: gives every candidate normalisation statistics of its own; call its `apply(ranking.best)` before
+            that is cut out. None: the supernet's.
+        largest_loss: what an example's loss is at the most, in the loss's unit, its weights included: the race's
+            confidence rests on it. None: what `tfnas.ranking.losses.Criterion.largest` knows, of Keras's
+            cross-entropies alone; from logits it assumes that no class has a probability below 1e-7.
+
+    Raises:
+        UserError: if there is no candidate that reaches the output, no example, the examples do not fit the model or
+            its loss, a setting is out of its range, or the supernet is not compiled.
+    """
+    if not candidates:
+        raise UserError("rank: at least one candidate expected. Received: none")
+    engine = Engine(supernet, validation, batch_size, seed, strategy, recalibration)
+    cut_off = [i for i, a in enumerate(candidates) if not supernet.graph.flow(a).reaches_outputs()]
+    with tempfile.TemporaryDirectory() as folder, Evaluations(pathlib.Path(folder) / "rank.jsonl", "rank") as kept:
+        field = Field(engine, kept, candidates, by, holdout)
+        return field.race(racing, tolerance, cut_off, largest_loss)
+
+
+class Field:
+    """Candidates that race: evaluated by an engine, kept in a file; the `Values` of `tfnas.ranking.racing`.
+
+    Args:
+        engine: with its examples in random order; the first of them are raced on.
+        evaluations: found ones are not made again.
+        candidates: architectures; may be made anew on every access.
+        by: 'loss' or 'accuracy'.
+        holdout: share of the engine's examples, the last ones, that are not raced on.
+
+    Attributes:
+        num_examples: that are raced on.
+        progress: is called with (candidates in the race, examples each has by now) as these change.
+
+    Raises:
+        UserError: if a setting is out of its range, or the race is left without an example.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        evaluations: Evaluations,
+        candidates: Sequence[Architecture],
+        by: str,
+        holdout: float = 0.0,
+    ):
+        if by not in CRITERIA:
+            raise UserError(f"rank: by must be 'loss' or 'accuracy'. Received: {by!r}")
+        if by not in engine.names:
+            raise UserError(
+                "rank: by='accuracy' needs exactly one output with a compiled accuracy or a cross-entropy. Received: a "
+                f"supernet that gives {', '.join(engine.names)}; rank by='loss', or compile with metrics=['accuracy']"
+            )
+        if not 0 <= holdout < 1:
+            raise UserError(f"rank: holdout must be a share of the examples in [0, 1). Received: {holdout}")
+        self.engine = engine
+        self.candidates = candidates
+        self.by = by
+        self.num_examples = engine.num_examples - int(holdout * engine.num_examples)
+        self._evaluations = evaluations
+        self._digests = [candidate.digest() for candidate in candidates]
+        self.progress: Callable[[int, int], None] = lambda alive, examples: None
+
+    def fill(self, candidates: Sequence[int], stop: int) -> None:
+        """Evaluates candidates on the examples that they miss up to number `stop`."""
+        missing: dict[int, dict[str, int]] = {}  # known examples -> one candidate for each digest
+        for i in candidates:
+            if (known := self._evaluations.known(self._digests[i])) < stop:
+                missing.setdefault(known, {})[self._digests[i]] = i
+        for start, chosen in sorted(missing.items()):
+            numbers = list(chosen.values())
+            done = 0
+            for e in self.engine.evaluate(_Some(self.candidates, numbers), start, stop):
+                self._evaluations.append(self._digests[numbers[e.number]], e.start, e.figures)
+                done += len(e.figures[LOSS])
+                self.progress(len(candidates), start + done // len(numbers))
+
+    def read(self, candidate: int, stop: int) -> np.ndarray:
+        """What is raced by, lower is better: losses, or errors in [0, 1]."""
+        figures = self._evaluations.read(self._digests[candidate], stop)
+        return figures[LOSS] if self.by == LOSS else 1.0 - figures[ACCURACY]
+
+    def score(self, candidate: int, stop: int) -> Score:
+        """Of a candidate on its first `stop` examples."""
+        return Score.of(self._evaluations.read(self._digests[candidate], stop))
+
+    def race(
+        self,
+        confidence: float | None,
+        tolerance: float,
+        excluded: Collection[int] = (),
+        largest_loss: float | None = None,
+    ) -> Ranking:
+        """Races all candidates; `excluded` ones cannot win.
+
+        By a loss that has no known bound nobody is dropped: whoever is ahead may have its one large loss still to come.
+
+        Args:
+            confidence: as `tfnas.ranking.racing.race` has it.
+            tolerance: likewise.
+            excluded: numbers of candidates.
+            largest_loss: of an example; None: the engine's.
+
+        Raises:
+            UserError: if a setting is out of its range.
+        """
+        largest = self.engine.largest if largest_loss is None else largest_loss
+        if self.by == ACCURACY:
+            largest = 1.0
+        if largest is None:
+            if confidence is not None:
+                terminal.warn(
+                    "rank: every candidate is evaluated in full, because it is not known what the compiled loss is of "
+                    "an example at the most: to race, give rank(..., largest_loss=)"
+                )
+            confidence, largest = None, 0.0
+        outcome = race(self, len(self.candidates), self.num_examples, confidence, tolerance, excluded, largest)
+        scores = [self.score(i, seen) for i, seen in enumerate(outcome.num_examples)]
+        return Ranking(self.candidates, scores, self.by, outcome, self.fresh(outcome.winner))
+
+    def fresh(self, candidate: int) -> Score | None:
+        """A candidate's score on the examples held out; None if there are none."""
+        if self.num_examples == self.engine.num_examples:
+            return None
+        return _score(self.engine, self.candidates[candidate], self.num_examples)
+
+    def first_look(self) -> int:
+        """Examples that every candidate is evaluated on in a race."""
+        return looks(self.num_examples)[0]
+
+
+class _Some(Sequence[Architecture]):
+    """Some of a sequence's items, by number, none of them held."""
+
+    def __init__(self, items: Sequence[Architecture], numbers: Sequence[int]):
+        self._items, self._numbers = items, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._items[self._numbers[i]]
+
+
+class Evaluator:
+    """Scores single architectures of one supernet on one set of examples, in full.
+
+    Args:
+        supernet: compiled with the loss to rank by.
+        validation: as for `rank`.
+        recalibration: gives every architecture normalisation statistics of its own; None: the supernet's.
+
+    Raises:
+        UserError: if the supernet is not compiled or there are no examples.
+    """
+
+    def __init__(self, supernet: Supernet, validation: Any, recalibration: Recalibration | None = None):
+        self._engine = Engine(supernet, validation, recalibration=recalibration)
+
+    def __call__(self, architecture: Architecture) -> Score:
+        """The architecture's mean loss and accuracy over all examples."""
+        return _score(self._engine, architecture, 0)
+
+
+def _score(engine: Engine, architecture: Architecture, start: int) -> Score:
+    """On the examples from number `start` on."""
+    parts = [e.figures for e in engine.evaluate([architecture], start)]
+    return Score.of(keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts))
+
+
+def summary(scores: Iterable[Score]) -> dict[str, Any]:
+    """Mean and deviation over candidates of accuracy and loss."""
+    scores = list(scores)
+    accuracy = np.array([s.accuracy for s in scores], np.float64)
+    loss = np.array([s.loss for s in scores])
+    return {
+        "mean_accuracy": float(accuracy.mean()),
+        "std_accuracy": float(accuracy.std()),
+        "mean_loss": float(loss.mean()),
+        "std_loss": float(loss.std()),
+    }

@@ -1,0 +1,272 @@
+"""The model card: what an exported network is, was made from, and was measured to do. No TensorFlow."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfnas.common import statistics
+from tfnas.config import Config
+from tfnas.reporting import acceptance
+from tfnas.reporting import results as results_lib
+from tfnas.runs import provenance, workdir
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import Posterior
+
+JSON, MARKDOWN = "model_card.json", "model_card.md"
+_LEVEL = 0.95  # of the intervals
+_SHOWN = 20  # classes and files that the Markdown lists
+
+
+def card(
+    config: Config,
+    *,
+    name: str,
+    image_shape: Sequence[int],
+    label_names: Sequence[str],
+    sizes: Mapping[str, int],
+    results: Mapping[str, Any],
+    verdict: Mapping[str, Any],
+    posterior: Posterior,
+    architecture: Architecture,
+    reloaded: Mapping[str, Any],
+    signatures: Sequence[str],
+    versions: Mapping[str, Mapping[str, str]],
+    saved_model: pathlib.Path,
+    inputs: Mapping[str, str],
+) -> dict[str, Any]:
+    """The card as JSON has it: the same for the same run, but for what files and measurements differ in.
+
+    Args:
+        config: of the run.
+        name: of the served model.
+        image_shape: (H, W, C) that the network takes.
+        label_names: in the order of the probabilities.
+        sizes: examples by split.
+        results: of retrain.
+        verdict: of evaluate.
+        posterior: of search.
+        architecture: that was cut out.
+        reloaded: `largest_difference`, `correct` and `total` of the SavedModel in a process of its own.
+        signatures: that the SavedModel has.
+        versions: by stage, in the order of the run, and package.
+        saved_model: folder, whose files' digests are taken.
+        inputs: digests of the files that it was made from.
+    """
+    chosen, full = results_lib.chosen(results), results_lib.full(results["rows"])
+    confusion = results["confusion"]
+    total = sum(map(sum, confusion))
+    decided, gates = posterior.decided()
+    data = config.data
+    return {
+        "name": name,
+        "version": config.export.version,
+        "task": "classification of images, each into one of the classes",
+        "network": {
+            "chosen": results["chosen"],
+            "supernet": config.supernet.source or config.supernet.name,
+            "architecture": architecture.digest(),
+            "channels_kept": architecture.kept,
+            "channels_gated": architecture.total,
+            "parameters": chosen["parameters"],
+            "multiply_adds": chosen["multiply_adds"],
+            "full": dict(results["full"]),
+        },
+        "data": {
+            "title": data.title,
+            "sizes": {**sizes, "test": total},
+            "image_shape": list(image_shape),
+            "classes": list(label_names),
+            "preprocessing": {
+                "image_size": data.image_size,
+                "centre_crop": data.random_resized_crop,
+                "mean": list(data.mean),
+                "std": list(data.std),
+            },
+        },
+        "metrics": {
+            "validation": {"accuracy": chosen["validation_accuracy"]},
+            "test": _measured(chosen, total),
+            "test_of_the_full_network": _measured(full, total) if full else None,
+            "confusion": confusion,  # examples by label (rows) and most probable class (columns)
+        },
+        "posterior": {
+            "expected_kept": posterior.expected_kept(),
+            "gates": gates,
+            "gates_decided": decided,
+        },
+        "evaluation": dict(verdict),
+        "reloaded": dict(reloaded),
+        "signatures": list(signatures),
+        "intended_use": _uses(config, label_names),
+        "limits": _limits(config, results, label_names, versions),
+        "seed": config.seed,
+        "config_sha256": workdir.config_digest(config),
+        "versions": {stage: dict(found) for stage, found in versions.items()},
+        "sha256": {
+            "saved_model": {
+                file.relative_to(saved_model).as_posix(): workdir.digest(file)
+                for file in sorted(saved_model.rglob("*"))
+                if file.is_file()
+            },
+            "inputs": dict(inputs),
+        },
+    }
+
+
+def markdown(card: Mapping[str, Any]) -> str:
+    """The card for readers."""
+    network, data, metrics = card["network"], card["data"], card["metrics"]
+    classes = data["classes"]
+    listed = ", ".join(map(_plain, classes[:_SHOWN]))
+    more = f" and {len(classes) - _SHOWN:,} more" if len(classes) > _SHOWN else ""
+    full = network["full"]
+    lines = [
+        f"# {_plain(card['name'])}, version {card['version']}",
+        "",
+        f"Classifies images into {len(classes):,} classes: {listed}{more}. A network of {network['parameters']:,} "
+        f"parameters and {network['multiply_adds']:,} multiply-adds an image, cut out of the super-network "
+        f"{_plain(network['supernet'])} ({full['parameters']:,} parameters, {full['multiply_adds']:,} multiply-adds) "
+        f"by tfnas.",
+        "",
+        "## Use",
+        "",
+        *_items(card["intended_use"]),
+        "",
+        "## Limits",
+        "",
+        *_items(card["limits"]),
+        "",
+        "## Data",
+        "",
+        f"{_plain(data['title'])}: "
+        + ", ".join(f"{size:,} {split} images" for split, size in data["sizes"].items())
+        + f". The network takes {' x '.join(map(str, data['image_shape']))}; {_preprocessing(data['preprocessing'])}, "
+        "inside the SavedModel.",
+        "",
+        "## Measured",
+        "",
+        "| | accuracy | 95 % interval (Wilson) | images |",
+        "|---|---|---|---|",
+        f"| validation, which chose the network and so flatters it | {metrics['validation']['accuracy']:.2%} | | "
+        f"{data['sizes']['validation']:,} |",
+        _row("test", metrics["test"]),
+    ]
+    if metrics["test_of_the_full_network"]:
+        lines.append(_row("test, full network trained as long", metrics["test_of_the_full_network"]))
+    reloaded, posterior = card["reloaded"], card["posterior"]
+    lines += [
+        "",
+        f"Reloaded in a process of its own, the SavedModel classifies {reloaded['correct']:,} of {reloaded['total']:,} "
+        f"test images correctly; its probabilities differ from the network's by {reloaded['largest_difference']:.0e} "
+        "at most. The confusion matrix is in the JSON.",
+        "",
+        _verdict(card["evaluation"]),
+        "",
+        "## Made by",
+        "",
+        f"The search's posterior expects {posterior['expected_kept']:.0%} of the gated weights to be kept, and has "
+        f"decided {posterior['gates_decided']:,} of {posterior['gates']:,} gates (a drop probability below 0.05 or "
+        f"above 0.95). Of {network['channels_gated']:,} gated channels this network keeps "
+        f"{network['channels_kept']:,}. Chosen was the {network['chosen']}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| signatures | {', '.join(card['signatures'])} |",
+        f"| architecture | `{network['architecture']}` |",
+        f"| config | `{card['config_sha256']}` |",
+        f"| seed | {card['seed']} |",
+        *(f"| {package} | {version} |" for package, version in provenance.by_package(card["versions"]).items()),
+        *(
+            f"| sha256 of {_plain(file)} | `{sha}` |"
+            for files in card["sha256"].values()
+            for file, sha in list(files.items())[:_SHOWN]
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _measured(row: Mapping[str, Any], total: int) -> dict[str, Any]:
+    correct = round(row["test_accuracy"] * total)
+    low, high = statistics.proportion_interval(correct, total, _LEVEL)
+    measured = {"accuracy": row["test_accuracy"], "correct": correct, "total": total, "low": low, "high": high}
+    return {**measured, "top5_accuracy": row.get("test_top5_accuracy")}
+
+
+def _row(title: str, measured: Mapping[str, Any]) -> str:
+    interval = f"{measured['low']:.2%} to {measured['high']:.2%}"
+    top5 = "" if measured["top5_accuracy"] is None else f" (top-5 {measured['top5_accuracy']:.2%})"
+    return f"| {title} | {measured['accuracy']:.2%}{top5} | {interval} | {measured['total']:,} |"
+
+
+def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
+    return [
+        f"For images like those of {config.data.title}, as they are: the SavedModel prepares them.",
+        f"Every image is given one of the {len(label_names):,} classes, also one that shows none of them: there is no "
+        "class for anything else.",
+    ]
+
+
+def _limits(
+    config: Config,
+    results: Mapping[str, Any],
+    label_names: Sequence[str],
+    versions: Mapping[str, Mapping[str, str]],
+) -> list[str]:
+    told = [
+        f"It was measured on the test split of {config.data.title} only. How it does on images from elsewhere, on "
+        "damaged or distorted ones, or on ones made to mislead it, was not measured.",
+        "The test split was read when retrain evaluated its finished networks, and by export, which scored the "
+        "finished SavedModel.",
+        "The probabilities are the network's own; whether they are calibrated was not measured here.",
+    ]
+    if doubted := acceptance.doubt(results):
+        told.append(f"{doubted[0].upper()}{doubted[1:]}.")
+    recall = {
+        name: row[i] / sum(row)
+        for i, (name, row) in enumerate(zip(label_names, results["confusion"], strict=True))
+        if sum(row)
+    }
+    worst = min(recall, key=lambda name: recall[name])
+    told.append(
+        f"Classes differ: of the test images of '{worst}' it classifies {recall[worst]:.1%} correctly, the least of "
+        "all classes. No other groups were compared."
+    )
+    if config.export.uncertainty:
+        told.append(
+            f"serve_uncertainty answers by {config.export.uncertainty} other networks, the search's best candidates "
+            "under its own weights, not retrained: its mean is not the served network's answer, and its accuracy was "
+            "not measured on test."
+        )
+    if different := provenance.differences(versions):
+        told.append(f"It was made in stages that ran with different versions: {different}.")
+    return told
+
+
+def _preprocessing(settings: Mapping[str, Any]) -> str:
+    size = settings["image_size"]
+    resized = ""
+    if size and settings["centre_crop"]:
+        resized = f"the shorter side is brought to {size} / 0.875 pixels and the centre cut out, "
+    elif size:
+        resized = f"images are resized to {size} x {size}, "
+    return (
+        f"{resized}pixels are scaled to [0, 1], less the mean {settings['mean']}, over the deviation {settings['std']}"
+    )
+
+
+def _verdict(evaluation: Mapping[str, Any]) -> str:
+    checks = evaluation["checks"]
+    if not checks:
+        return "No threshold was set for it."
+    return "It meets what was asked for: " + "; ".join(check["says"] for check in checks) + "."
+
+
+def _items(lines: Sequence[str]) -> list[str]:
+    return [f"- {_plain(line)}" for line in lines]
+
+
+def _plain(text: str) -> str:
+    """Text without what Markdown or HTML would take for its own."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text)

@@ -1,0 +1,515 @@
+"""The files of one run: names, atomic writing, and a manifest that knows what is whole and up to date.
+
+The manifest (`manifest.json`) is JSON with its own digest, `sha256`:
+
+- `config`: the settings of the last command that worked in the folder, by which another search is refused.
+- `stages`: for every finished stage
+    - `settings`, that it depends on, as it ran with them;
+    - `inputs`, files of earlier stages that it read, with the digests that their writers had recorded;
+    - `outputs`, files that it wrote, each with its digest;
+    - `versions`, of Python, this project and the packages that it ran with;
+    - `seconds` that it took.
+- `begun`: the `stage` that runs or was interrupted, its `key`, and the `versions` that it has run with so far.
+
+A stage that has these settings, and whose inputs and outputs are as recorded, is skipped. A stage is refused while one
+before it did not run with the settings of this config, or on other files than lie there now; and so is an input that no
+longer has the digest its writer recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import tfnas.config
+from tfnas.common import atomic
+from tfnas.runs import holding
+from tfnas.runs import provenance
+from tfnas.common.atomic import SET_ASIDE, TEMPORARY
+from tfnas.common.errors import UserError, shown, unwrapped
+from tfnas.common.schema import Shape, mapping_of, number, optional, read, record, text_of
+
+MANIFEST = "manifest.json"
+CHECKPOINTS = "search/checkpoints"
+WARMUP_CHECKPOINTS = "search/warmup_checkpoints"
+HISTORY = "search/history.jsonl"
+SUPERNET = "search/supernet.keras"
+POSTERIOR = "posterior.json"
+EVALUATIONS = "sample/evaluations.jsonl"
+SHARDS = "sample/shards"
+LATENCIES = "sample/latencies.json"
+CANDIDATES = "sample/candidates.jsonl"
+RANKING = "sample/ranking.json"
+FRONT = "sample/front.json"
+FRONT_PLOT = "sample/front.png"
+ARCHITECTURE = "architecture.json"
+CUT_ARCHITECTURE = "retrain/architecture.json"
+SUBNET = "retrain/subnet.keras"
+RESULTS = "retrain/results.json"
+EVALUATION = "evaluation.json"
+EXPORT_RESULTS = "export/results.json"
+REPORT = "report.html"
+
+
+def _settings(value: Any, place: str) -> None:
+    if isinstance(value, Mapping):  # whose keys are then shown
+        mapping_of(_settings)(value, place)
+
+
+_MANIFEST = record(
+    {"begun": record(stage=text_of(), key=text_of(), versions=mapping_of(text_of()))},
+    config=optional(mapping_of(_settings)),
+    stages=mapping_of(
+        record(
+            {"seconds": number(0)},
+            settings=mapping_of(_settings),
+            inputs=mapping_of(text_of()),
+            outputs=mapping_of(text_of()),
+            versions=mapping_of(text_of()),
+        )
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage depends on and what it writes.
+
+    Attributes:
+        settings: that change its result: whole sections, or 'section.name'.
+        inputs: files of earlier stages.
+        outputs: files it writes, besides those it names when it ends.
+        optional: files of earlier stages that it reads where they are of the same settings.
+        sometimes: files that it writes with some settings only, and then names when it ends.
+    """
+
+    settings: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    sometimes: tuple[str, ...] = ()
+
+
+# Of sample's settings, those by which retrain measures and recalibrates networks. The others it knows by what sample
+# wrote.
+_MEASURED = ("sample.batch_size", "sample.num_random", "sample.num_tested", "sample.recalibrate")
+# In the order of the run.
+STAGES = {
+    "search": Stage(("data", "supernet", "search", "training", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),
+    "sample": Stage(
+        ("data", "sample", "seed"),
+        (SUPERNET, POSTERIOR),
+        (CANDIDATES, RANKING, ARCHITECTURE),
+        sometimes=(FRONT, FRONT_PLOT),
+    ),
+    "retrain": Stage(
+        ("data", "supernet", "search", "retrain", "training", "seed", *_MEASURED),
+        (SUPERNET, RANKING, ARCHITECTURE),
+        (CUT_ARCHITECTURE, SUBNET, RESULTS),
+    ),
+    "evaluate": Stage(("evaluate",), (RESULTS,), (EVALUATION,)),
+    # The model card tells of all that made the network, so each setting of it counts.
+    "export": Stage(
+        ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed"),
+        (SUBNET, CUT_ARCHITECTURE, RESULTS, EVALUATION, SUPERNET, POSTERIOR, RANKING),
+        (EXPORT_RESULTS,),
+    ),
+    "report": Stage(
+        ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed"),
+        (HISTORY, POSTERIOR, CANDIDATES, RANKING, ARCHITECTURE, RESULTS, EVALUATION),
+        (REPORT,),
+        (FRONT, EXPORT_RESULTS),
+    ),
+}
+_WRITERS = {name: stage for stage, spec in STAGES.items() for name in (*spec.outputs, *spec.sometimes)}
+WITHOUT_TENSORFLOW = ("evaluate", "report")  # stages that need not wait for its import
+# What a search is: with another value of any of these, the results in a working directory are another run's.
+# Where the data lies is not part of it, nor what is made of a search that leads nowhere, nor how fast and how safely it
+# is run: a run may be continued on other devices.
+NEUTRAL = (
+    "distribution",
+    "data.data_dir",
+    "search.guard",
+    "training.jit_compile",
+    "training.checkpoint_minutes",
+    "training.checkpoints_kept",
+)
+_UNFINISHED = (f"{TEMPORARY}*", *(f"{stage}/**/{TEMPORARY}*" for stage in STAGES), "tensorflow_datasets/*/incomplete.*")
+_SET_ASIDE = f"export/**/{SET_ASIDE}*"
+
+
+class Workdir:
+    """One run's folder, without what a killed process left unfinished in it.
+
+    Raises UserError where it cannot be made or written.
+
+    Args:
+        path: the folder.
+        writes: False in the processes of a cluster that train along, and leave the files to the chief: what they
+            write, they delete again.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], writes: bool = True):
+        self.path = pathlib.Path(path)
+        self.writes = writes
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise UserError(f"workdir {self.path}: cannot be written ({error.strerror})") from None
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Removes unfinished files, unless another process, a shard perhaps, may be writing them.
+
+        A folder that was set aside for one that then did not take its place returns to it.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, folder)
+        # Every process holds the folder's lock, which the system gives back however it ends. Some file systems lock no
+        # folders: there nothing is removed.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            else:
+                for before in [*self.path.glob(_SET_ASIDE)]:
+                    atomic.restore(before)
+                for left in [path for pattern in _UNFINISHED for path in self.path.glob(pattern)]:
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                    else:
+                        left.unlink(missing_ok=True)
+            fcntl.flock(folder, fcntl.LOCK_SH)
+
+    def file(self, name: str) -> pathlib.Path:
+        """Path of `name`, its folder made."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write(self, name: str, writer: Callable[[pathlib.Path], object], replace: bool = True) -> pathlib.Path:
+        """Lets `writer` fill a temporary file beside `name`, then renames it: readers see the old or the new, whole.
+
+        Without `replace`, a file that is there by then stays: of several processes the first one's.
+
+        Raises OSError, naming `name`, for a disk that is full or cannot be written; the old file stays.
+        """
+        target = self.file(name)
+        if not self.writes:
+            # Not nothing at all: what a model's saving asks of the devices, all processes must ask together.
+            with tempfile.TemporaryDirectory() as folder:
+                writer(pathlib.Path(folder) / target.name)
+            return target
+        atomic.write(target, writer, self.path, replace)
+        return target
+
+    def remove(self, path: pathlib.Path) -> None:
+        """Deletes a file of this folder, if it is there."""
+        if self.writes:
+            path.unlink(missing_ok=True)
+
+    def write_json(self, name: str, value: Any, replace: bool = True) -> pathlib.Path:
+        """Writes `value` as JSON, as `write` does; keys keep their order."""
+        return self.write(name, lambda path: path.write_text(json.dumps(value, indent=1) + "\n"), replace)
+
+    def write_sealed(self, name: str, value: Mapping[str, Any], replace: bool = True) -> pathlib.Path:
+        """Writes `value` as JSON with its digest: of files that no manifest has the digest of."""
+        return self.write_json(name, {**value, "sha256": _seal(value)}, replace)
+
+    def read_sealed(self, name: str, shape: Shape) -> dict[str, Any]:
+        """What `write_sealed` wrote, of a shape. Raises UserError if that was truncated or altered since."""
+        path = self.path / name
+        title = f"{path}: truncated or altered: delete it, and 'tfnas run' makes it again from the others"
+        try:
+            value = read(path.read_bytes(), shape, title)
+        except OSError as error:
+            raise UserError(f"{title} ({error.strerror})") from None
+        if value.pop("sha256", None) != _seal(value):
+            raise UserError(title)
+        return value
+
+    def read(self, name: str, stage: str) -> pathlib.Path:
+        """Path of a file that `stage` needs, known to be what its writer left. Raises UserError otherwise."""
+        path = self.path / name
+        writer = _WRITERS[name]
+        recorded = _recorded(self.manifest()["stages"], [name]).get(name)
+        if recorded is None or not path.exists():
+            raise UserError(f"{stage} needs {writer}'s {name}, and {self.path} has none: {self._command(writer)} first")
+        if digest(path) != recorded:
+            raise UserError(
+                f"{path}: truncated or changed since {writer} wrote it (sha256 {digest(path)[:12]}, expected "
+                f"{recorded[:12]}): {self._command(writer)} to make it again"
+            )
+        return path
+
+    def read_json(self, name: str, stage: str, shape: Shape) -> Any:
+        """Content of a JSON file that `stage` needs; the same checks as `read`, and that of its shape."""
+        path = self.read(name, stage)
+        return read(path.read_bytes(), shape, f"{path}: altered")
+
+    def read_lines(self, name: str, stage: str, shape: Shape) -> list[Any]:
+        """Content of a file with JSON on every line; the same checks as `read`, and that of each line's shape."""
+        path = self.read(name, stage)
+        lines = path.read_bytes().splitlines()
+        return [read(line, shape, f"{path}: line {i} was altered") for i, line in enumerate(lines, 1)]
+
+    def has(self, name: str, config: tfnas.config.Config) -> bool:
+        """Whether a stage recorded a file when it last ended, with these settings; else it is an earlier run's."""
+        writer = _WRITERS[name]
+        if self._stale((*_before(writer), writer), config):
+            return False
+        return bool(_recorded(self.manifest()["stages"], [name]))
+
+    def manifest(self) -> dict[str, Any]:
+        """What is known of this folder; empty for a new one."""
+        if not (self.path / MANIFEST).exists():
+            return {"config": None, "stages": {}}
+        manifest = self.read_sealed(MANIFEST, _MANIFEST)
+        for stage, entry in manifest["stages"].items():
+            for name in entry["outputs"]:
+                # They are opened to see whether they are still as they were left.
+                if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
+                    raise UserError(
+                        f"{self.path / MANIFEST}: '{stage}' is to have written {shown(name)}, outside of this "
+                        "folder: delete the file, and 'tfnas run' makes it again"
+                    )
+        return manifest
+
+    def claim(self, config: tfnas.config.Config) -> None:
+        """Makes this folder `config`'s; only the process that writes. Raises UserError as `check_search`."""
+        self.check_search(config)
+        manifest, mine = self.manifest(), _as_json(tfnas.config.to_dict(config.check()))
+        if self.writes and manifest["config"] != mine:
+            self.write_sealed(MANIFEST, {**manifest, "config": mine})
+
+    def check_search(self, config: tfnas.config.Config) -> None:
+        """Raises UserError if this folder holds another search's results, or part of them."""
+        manifest = self.manifest()
+        held, ours = manifest["config"], settings(config, STAGES["search"].settings)
+        # Before anything is there, a mistake in the settings may be mended.
+        begun = manifest["stages"] or any((self.path / CHECKPOINTS).glob("*.npz"))
+        if held is None or not begun:
+            return
+        for section, values in ours.items():
+            for key, theirs, mine in _differences(section, held.get(section), _as_json(values)):
+                if key in NEUTRAL:
+                    continue
+                if followed := _followed(key, held, _as_json(tfnas.config.to_dict(config.check()))):
+                    name, before, now = followed
+                    raise UserError(
+                        f"workdir {self.path}: holds a search made for {name}={shown(before)}, and this config has "
+                        f"{shown(now)}: --config.{key}={shown(theirs)} keeps that search, or use another --workdir"
+                    )
+                raise UserError(
+                    f"workdir {self.path}: holds a search with {key}={shown(theirs)}, and this config has "
+                    f"{shown(mine)}: use another --workdir, or delete this one"
+                )
+
+    def dependencies(self, stage: str, config: tfnas.config.Config) -> dict[str, Any]:
+        """`settings` and `inputs` that `stage` has with this config, as the manifest records them when it ends."""
+        return {
+            "settings": _as_json(settings(config, STAGES[stage].settings)),
+            "inputs": _recorded(self.manifest()["stages"], self._read_by(stage, config)),
+        }
+
+    def key(self, stage: str, config: tfnas.config.Config) -> str:
+        """Digest of what a stage depends on."""
+        return _seal(self.dependencies(stage, config))
+
+    def check_upstream(self, stage: str, config: tfnas.config.Config) -> None:
+        """Raises UserError unless all that `stage` builds on was made with this config and is as it was left.
+
+        The files themselves are asked for only where the stage reads them: others may be on another machine.
+        """
+        self.check_search(config)
+        if stale := self._stale(_before(stage), config):
+            writer, why = stale
+            raise UserError(f"{stage} needs {writer}'s results, and {self.path} {why}: {self._command(writer)} first")
+        for name in self._read_by(stage, config):
+            self.read(name, stage)
+
+    def is_current(self, stage: str, config: tfnas.config.Config) -> bool:
+        """Whether `stage` ended with these settings and inputs, and all that it wrote is still as it left it."""
+        return self._stale((stage,), config) is None and all(
+            (self.path / name).exists() and digest(self.path / name) == recorded
+            for name, recorded in self.manifest()["stages"][stage]["outputs"].items()
+        )
+
+    def up_to_date(self, config: tfnas.config.Config) -> list[str]:
+        """The stages, from the first on, that a run skips: those after one that runs again may read other files."""
+        return list(itertools.takewhile(lambda stage: self.is_current(stage, config), STAGES))
+
+    def hold(self, group: str = "") -> contextlib.AbstractContextManager[None]:
+        """Keeps other processes out while it lasts, but for those of `group`. Raises UserError as `holding.held`."""
+        return holding.held(self.path, group)
+
+    def run_stage(
+        self, stage: str, config: tfnas.config.Config, body: Callable[[], Iterable[str] | None], group: str = ""
+    ) -> bool:
+        """Runs `body` unless the stage is up to date, then records its outputs and those that `body` returns.
+
+        Args:
+            stage: its name.
+            config: the settings.
+            body: does the work.
+            group: of the processes that do so together; '' for one that is to be alone in the folder.
+
+        Returns:
+            Whether it ran.
+
+        Raises:
+            UserError: if another process works in this folder, or it is another search's, or as `check_upstream`.
+        """
+        with self.hold(group):
+            self.claim(config)
+            self.check_upstream(stage, config)
+            if self.is_current(stage, config):
+                print(f"{stage:9s} up to date")
+                return False
+            depends = self.dependencies(stage, config)
+            ran_with = self._begin(stage, _seal(depends))
+            start = time.monotonic()
+            with unwrapped():
+                further = body() or ()
+            if self.writes:
+                manifest = self.manifest()
+                manifest.pop("begun", None)
+                manifest["stages"][stage] = {
+                    **depends,
+                    "outputs": {name: digest(self.path / name) for name in (*STAGES[stage].outputs, *further)},
+                    "versions": ran_with,
+                    "seconds": round(time.monotonic() - start, 1),
+                }
+                self.write_sealed(MANIFEST, manifest)
+            return True
+
+    def _begin(self, stage: str, key: str) -> dict[str, str]:
+        """Notes that a stage runs; returns the versions it runs with, after those of attempts that were interrupted."""
+        manifest, now = self.manifest(), provenance.versions()
+        before = manifest.get("begun", {})
+        if (before.get("stage"), before.get("key")) == (stage, key):
+            now = provenance.then(before["versions"], now)
+        begun = {"stage": stage, "key": key, "versions": now}
+        if self.writes and before != begun:
+            self.write_sealed(MANIFEST, {**manifest, "begun": begun})
+        return now
+
+    def _read_by(self, stage: str, config: tfnas.config.Config) -> list[str]:
+        spec = STAGES[stage]
+        return [*spec.inputs, *(name for name in spec.optional if self.has(name, config))]
+
+    def _stale(self, names: Iterable[str], config: tfnas.config.Config) -> tuple[str, str] | None:
+        """The first of some stages that did not run with these settings and inputs, and what there is; or None."""
+        stages = self.manifest()["stages"]
+        for stage in names:
+            if stage not in stages:
+                return stage, "has none"
+            ours = self.dependencies(stage, config)
+            for name, theirs, mine in _differences("", stages[stage]["settings"], ours["settings"]):
+                return stage, f"has those of {name}={shown(theirs)}, while this config has {shown(mine)}"
+            for name, _, _ in _differences("", stages[stage]["inputs"], ours["inputs"]):
+                return stage, f"has those of another {name}"
+        return None
+
+    def _command(self, stage: str) -> str:
+        return f"run 'tfnas {stage} --config=... --workdir={self.path}'"
+
+
+def _recorded(stages: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Digests of files as their writers recorded them, of those that did."""
+    outputs = {name: stages.get(_WRITERS[name], {"outputs": {}})["outputs"] for name in names}
+    return {name: found[name] for name, found in outputs.items() if name in found}
+
+
+def _before(stage: str) -> list[str]:
+    """All stages that one builds on, in the order of the run."""
+    direct = {_WRITERS[name] for name in STAGES[stage].inputs}
+    every = direct.union(*map(_before, direct))
+    return [other for other in STAGES if other in every]
+
+
+def settings(config: tfnas.config.Config, names: Iterable[str]) -> dict[str, Any]:
+    """Settings that change a result, by section: of the whole sections named, and those named 'section.name'."""
+    values = tfnas.config.to_dict(config.check())
+    found: dict[str, Any] = {}
+    for name in names:
+        section, _, key = name.partition(".")
+        if key:
+            found.setdefault(section, {})[key] = values[section][key]
+        elif isinstance(values[section], Mapping):
+            found[section] = {k: v for k, v in values[section].items() if f"{section}.{k}" not in NEUTRAL}
+        else:
+            found[section] = values[section]
+    return found
+
+
+def config_digest(config: tfnas.config.Config) -> str:
+    """Hex SHA-256 of every setting that changes a result of a run."""
+    return _seal(settings(config, STAGES["report"].settings))
+
+
+def digest(path: pathlib.Path) -> str:
+    """Hex SHA-256 of a file, or of a folder's file names and contents.
+
+    Raises:
+        UserError: if it is neither, as a pipe, of which there may be no end.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: a file or a folder expected. Received: neither; delete it")
+    sha = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        if path.is_dir():
+            sha.update(file.relative_to(path).as_posix().encode())
+        with open(file, "rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                sha.update(block)
+    return sha.hexdigest()
+
+
+def _as_json(value: Any) -> Any:
+    """With lists for tuples, as it is read back."""
+    return json.loads(json.dumps(value))
+
+
+def _seal(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _differences(key: str, theirs: Any, mine: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
+        for name in sorted(set(theirs) | set(mine)):
+            yield from _differences(f"{key}.{name}" if key else name, theirs.get(name), mine.get(name))
+    elif theirs != mine:
+        yield key, theirs, mine
+
+
+def _followed(key: str, held: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The setting of retrain's that search's `key` follows where it is left out, and its values in two configs.
+
+    None where `key` was set, in one of them, by itself.
+    """
+    both = (held, ours)
+    if key == "search.weight_decay":
+        name, follows = "weight_decay", [c["retrain"]["weight_decay"] for c in both]
+    elif key == "search.cosine_epochs":
+        name, follows = "epochs", [c["search"]["epochs"] + c["retrain"]["epochs"] for c in both]
+    else:
+        return None
+    if follows != [c["search"][key.partition(".")[2]] for c in both]:
+        return None
+    return f"retrain.{name}", held["retrain"][name], ours["retrain"][name]

@@ -1,0 +1,148 @@
+"""Architecture: which input channels of which gated layer are kept. No TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfnas.common import markup
+from tfnas.common.errors import UserError, shown
+from tfnas.common.schema import list_of, mapping_of, read, record, text_of, whole
+
+_FORMAT = 1
+MOST_CHANNELS = 2**24  # gated channels of one network: far more than any has, and little memory
+_SHAPE = record(
+    {"format": whole(_FORMAT, _FORMAT)},
+    layers=mapping_of(record(channels=whole(1, MOST_CHANNELS), kept=list_of(whole(0, MOST_CHANNELS)))),
+    digest=text_of(),
+)
+
+
+class Architecture(Mapping[str, np.ndarray]):
+    """Read-only mapping from a gated layer's Keras path to its kept input channels, bool, shape (K,).
+
+    >>> a = Architecture({"conv": [True, False, True]})
+    >>> a.kept, a.total
+    (2, 3)
+    >>> Architecture.from_json(a.to_json()) == a
+    True
+    """
+
+    def __init__(self, keep: Mapping[str, Any]):
+        self._keep = {}
+        for name, mask in keep.items():
+            mask = np.array(mask)
+            if mask.dtype != bool or mask.ndim != 1 or mask.size == 0:
+                raise ValueError(
+                    f"Architecture: the mask of '{name}' must be bool of shape (K,), K > 0. "
+                    f"Received: dtype {mask.dtype}, shape {mask.shape}"
+                )
+            mask.flags.writeable = False
+            self._keep[name] = mask
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._keep[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keep)
+
+    def __len__(self) -> int:
+        return len(self._keep)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Architecture):
+            return NotImplemented
+        return list(self) == list(other) and all(np.array_equal(self[name], other[name]) for name in self)
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def __repr__(self) -> str:
+        return f"<Architecture of {len(self)} gated layers: {self.kept} of {self.total} channels kept>"
+
+    def _repr_html_(self) -> str:
+        shares = [float(mask.mean()) for mask in self.values()]
+        # Which layers are then removed only the graph can tell: `tfnas.graph.channels.Flow.works`.
+        words = [f"{mask.sum()} of {mask.size}" for mask in self.values()]
+        lead = f"{self.kept} of {self.total} channels kept in {len(self)} gated layers; {shares.count(0)} keep none."
+        return f"<p>{lead}</p>" + markup.bars(
+            list(self), shares, words, "input channels kept, %", "Share of input channels that an architecture keeps"
+        )
+
+    @property
+    def kept(self) -> int:
+        """Number of channels kept, over all gated layers."""
+        return int(sum(mask.sum() for mask in self.values()))
+
+    @property
+    def total(self) -> int:
+        """Number of gated channels."""
+        return sum(mask.size for mask in self.values())
+
+    def digest(self) -> str:
+        """Hex SHA-256 of names and masks."""
+        sha = hashlib.sha256()
+        for name, mask in self.items():
+            sha.update(f"{name}:{mask.size}:".encode() + np.packbits(mask).tobytes())
+        return sha.hexdigest()
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back; lists the indices of the kept channels."""
+        layers = {name: {"channels": mask.size, "kept": np.flatnonzero(mask).tolist()} for name, mask in self.items()}
+        return json.dumps({"format": _FORMAT, "digest": self.digest(), "layers": layers})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Architecture:
+        """Inverse of `to_json`. Raises UserError for text that is truncated, altered or something else."""
+        title = "architecture: not the JSON of an Architecture"
+        value = read(text, _SHAPE, title)
+        total = sum(layer["channels"] for layer in value["layers"].values())
+        if total > MOST_CHANNELS:
+            raise UserError(f"{title} (at most {MOST_CHANNELS:,} channels expected. Received: {total:,})")
+        keep = {}
+        for name, layer in value["layers"].items():
+            mask = np.zeros(layer["channels"], bool)
+            try:
+                mask[np.array(layer["kept"], int)] = True
+            except IndexError as error:
+                raise UserError(f"{title} ('{name}': {error})") from None
+            keep[name] = mask
+        architecture = cls(keep)
+        if value["digest"] != (digest := architecture.digest()):
+            raise UserError(
+                f"architecture: altered since it was written: digest {shown(value['digest'][:12])} expected. Received: "
+                f"'{digest[:12]}'. Take the file as it was, or sample again"
+            )
+        return architecture
+
+
+class Packed(Sequence[Architecture]):
+    """Many architectures of one supernet, a bit a channel; each is made anew on access.
+
+    >>> a, b = Architecture({"conv": [True, False, True]}), Architecture({"conv": [False, True, True]})
+    >>> packed = Packed([a, b])
+    >>> len(packed), packed[1] == b, packed[-2:] == [a, b]
+    (2, True, True)
+    """
+
+    def __init__(self, architectures: Iterable[Architecture]):
+        self._sizes: dict[str, int] = {}
+        self._bits: list[bytes] = []
+        for architecture in architectures:
+            self._sizes = self._sizes or {name: mask.size for name, mask in architecture.items()}
+            self._bits.append(np.packbits(np.concatenate(list(architecture.values()))).tobytes())
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        bits = np.unpackbits(np.frombuffer(self._bits[i], np.uint8), count=sum(self._sizes.values())).astype(bool)
+        return Architecture(
+            dict(zip(self._sizes, np.split(bits, np.cumsum([*self._sizes.values()])[:-1]), strict=True))
+        )

@@ -1,0 +1,417 @@
+"""Posterior: independent Bernoulli gates, one drop probability per group of input channels. No TensorFlow."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tfnas.common import markup
+from tfnas.common.errors import UserError, shown
+from tfnas.common.schema import list_of, mapping_of, number, optional, read, record, text_of, whole
+from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
+
+_FORMAT = 1
+RESOURCES = ("parameters", "multiply_adds")  # what a gate may be priced by, counted from shapes
+PRICES = (*RESOURCES, "latency")  # and what has to be measured first
+_ATTEMPTS = 1_000  # draws of one candidate under a limit
+DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
+_MOST_SECONDS = 1e9  # of latency: what is beyond is no measurement
+_SHAPE = record(
+    {"format": whole(_FORMAT, _FORMAT)},
+    layers=list_of(
+        record(
+            {"multiply_adds_per_channel": optional(whole()), "latency_per_channel": optional(number(0, _MOST_SECONDS))},
+            name=text_of(),
+            group_sizes=list_of(whole(1, MOST_CHANNELS), 1),
+            drop_probability=list_of(number(0, 1), 1),
+            parameters_per_channel=whole(),
+        ),
+        1,
+    ),
+)
+_PUBLISHED = record(drop_probability=mapping_of(list_of(number(0, 1), 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerGates:
+    """The gates of one layer.
+
+    Attributes:
+        name: the gated layer's Keras path.
+        group_sizes: channels in each group, in order; they add up to the layer's K input channels.
+        drop_probability: one p per group, in [0, 1].
+        parameters_per_channel: kernel weights that one input channel carries.
+        multiply_adds_per_channel: multiply-adds that one input channel costs; None where the image size is not fixed.
+        latency_per_channel: seconds for one example that one input channel costs; None where it was not measured.
+    """
+
+    name: str
+    group_sizes: tuple[int, ...]
+    drop_probability: tuple[float, ...]
+    parameters_per_channel: int
+    multiply_adds_per_channel: int | None = None
+    latency_per_channel: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.group_sizes) != len(self.drop_probability) or not self.group_sizes:
+            raise ValueError(
+                f"LayerGates '{self.name}': one drop probability per group expected. Received: "
+                f"{len(self.group_sizes)} groups, {len(self.drop_probability)} probabilities"
+            )
+        if not all(0 <= p <= 1 for p in self.drop_probability):
+            raise ValueError(
+                f"LayerGates '{self.name}': drop probabilities must be in [0, 1]. Received: {self.drop_probability}"
+            )
+
+    @property
+    def num_channels(self) -> int:
+        """K, the layer's input channels."""
+        return sum(self.group_sizes)
+
+    @property
+    def channel_drop(self) -> np.ndarray:
+        """Drop probability of each channel, float64, shape (K,)."""
+        return np.repeat(np.asarray(self.drop_probability, np.float64), self.group_sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+    """q(phi) over the gates of all layers (method.md, section 1); weights are a point mass, kept by the supernet.
+
+    >>> q = Posterior((LayerGates("conv", (2, 1), (0.0, 1.0), 9),))
+    >>> q.sample(1, seed=0)[0]["conv"].tolist()
+    [True, True, False]
+    >>> q.expected_parameters()
+    18.0
+    """
+
+    layers: tuple[LayerGates, ...]
+
+    def _repr_html_(self) -> str:
+        decided, groups = self.decided()
+        lead = (
+            f"{len(self.layers)} gated layers, {self.total_parameters():,} kernel weights, "
+            f"{self.expected_parameters():,.0f} of them expected to be kept; {decided:,} of {groups:,} groups of "
+            "channels are decided (p below 0.05 or above 0.95)."
+        )
+        shares = [float(1 - g.channel_drop.mean()) for g in self.layers]
+        return f"<p>{lead}</p>" + markup.bars(
+            [g.name for g in self.layers],
+            shares,
+            [f"{100 * share:.0f} %" for share in shares],
+            "input channels expected to be kept, %",
+            "Share of input channels that a posterior is expected to keep",
+        )
+
+    def sample(
+        self, num_candidates: int, seed: int, first: int = 0, limit: Mapping[str, float] | None = None
+    ) -> list[Architecture]:
+        """Hard masks, eps ~ Bernoulli(1 - p): one architecture per candidate.
+
+        Candidate i is a function of (seed, i) alone, so that any range of candidates can be drawn again, anywhere.
+        Under a limit it is the first of its own draws that meets it, so that the candidates are this posterior's,
+        conditioned on the limit. A limit that is seldom met costs many draws: `tilt` to it first.
+
+        Args:
+            num_candidates: how many to draw.
+            seed: non-negative integer.
+            first: index of the first candidate drawn.
+            limit: the most that a candidate may cost, by resource, as `cost_of` counts it: {'parameters': 50_000}.
+
+        Raises:
+            UserError: for a limit on a resource that is not known, or one that 1,000 draws of a candidate do not meet.
+        """
+        costs = {resource: self._per_channel(resource) for resource in limit or {}}
+        return [self._candidate(seed, first + i, limit or {}, costs) for i in range(num_candidates)]
+
+    def _candidate(
+        self, seed: int, i: int, limit: Mapping[str, float], costs: Mapping[str, Sequence[float]]
+    ) -> Architecture:
+        broken: collections.Counter[str] = collections.Counter()
+        for attempt in range(_ATTEMPTS):
+            # The last number keeps these draws apart from those of `baselines`, whose seeds have three numbers.
+            drawn = self._from_uniform(np.random.default_rng([seed, i, attempt, 1] if attempt else [seed, i]))
+            beyond = [resource for resource, most in limit.items() if _total(drawn, costs[resource]) > most]
+            if not beyond:
+                return drawn
+            broken.update(beyond)
+        resource = broken.most_common(1)[0][0]
+        raise UserError(
+            f"sample: candidate {i} is beyond the limit {resource}={limit[resource]:,} in {_ATTEMPTS:,} draws; "
+            f"expected is {_shown(self.expected_cost(resource), resource)}: tilt to a smaller budget first"
+        )
+
+    def _from_uniform(self, rng: np.random.Generator) -> Architecture:
+        return Architecture({g.name: rng.random(g.num_channels) >= g.channel_drop for g in self.layers})
+
+    def mode(self) -> Architecture:
+        """The most probable architecture: every channel with p < 1/2."""
+        return Architecture({g.name: g.channel_drop < 0.5 for g in self.layers})
+
+    def log_prob(self, architecture: Architecture) -> float:
+        """Natural logarithm of an architecture's probability; -inf where p = 0 or 1 forbids it."""
+        self._check_layers(architecture, "log_prob")
+        total = 0.0
+        with np.errstate(divide="ignore"):
+            for g in self.layers:
+                keep = architecture[g.name]
+                total += float(np.sum(np.where(keep, np.log1p(-g.channel_drop), np.log(g.channel_drop))))
+        return total
+
+    def entropy(self) -> float:
+        """Entropy of all gates in nats: -sum p log p + (1 - p) log(1 - p)."""
+        total = 0.0
+        for g in self.layers:
+            # x log x -> 0 at 0: the clip moves no other value.
+            p = np.clip(g.channel_drop, 1e-300, 1.0)
+            keep = np.clip(1.0 - g.channel_drop, 1e-300, 1.0)
+            total -= float(np.sum(p * np.log(p) + keep * np.log(keep)))
+        return total
+
+    def with_latency(self, seconds: Mapping[str, float]) -> Posterior:
+        """This posterior with each layer's latency per input channel, as `tfnas.layer_latencies` measures it.
+
+        Args:
+            seconds: for one input channel and one example, by the layers' names.
+
+        Raises:
+            UserError: for a layer that is missing or not this posterior's, or a value that is not finite or negative.
+        """
+        names = [g.name for g in self.layers]
+        for name in names:
+            if name not in seconds:
+                raise UserError(f"with_latency: layer '{name}' is missing; every gated layer's seconds are expected")
+        for name, value in seconds.items():
+            if name not in names:
+                raise UserError(f"with_latency: this posterior has no layer '{name}'; it has {', '.join(names[:8])}")
+            if not (isinstance(value, numbers.Real) and 0 <= value < math.inf):
+                raise UserError(
+                    f"with_latency: '{name}' must be a finite number of seconds, at least 0. Received: {value!r}"
+                )
+        return Posterior(tuple(dataclasses.replace(g, latency_per_channel=float(seconds[g.name])) for g in self.layers))
+
+    def _check_layers(self, architecture: Architecture, title: str) -> None:
+        """Raises UserError for another network's architecture."""
+        odd = sorted(set(architecture) ^ {g.name for g in self.layers})
+        if odd:
+            where = "the architecture" if odd[0] in architecture else "the posterior"
+            raise UserError(
+                f"{title}: the layers of this posterior expected. Received: others; '{odd[0]}' is only in {where}"
+            )
+        for g in self.layers:
+            if (received := architecture[g.name].size) != g.num_channels:
+                raise UserError(
+                    f"{title}: '{g.name}': a mask of {g.num_channels} input channels expected. Received: {received}"
+                )
+
+    def _per_channel(self, resource: str) -> list[float]:
+        """Cost of one input channel of each layer; int where it is counted. Raises UserError if it is not known."""
+        if resource not in PRICES:
+            raise UserError(f"posterior: one of {', '.join(map(repr, PRICES))} expected. Received: {resource!r}")
+        costs = [getattr(g, f"{resource}_per_channel") for g in self.layers]
+        if None in costs and resource == "latency":
+            raise UserError(
+                "posterior: latency is not known: measure it by "
+                "posterior = posterior.with_latency(tfnas.layer_latencies(supernet))"
+            )
+        if None in costs:
+            raise UserError(
+                f"posterior: {resource} are not known, because the model's input has no fixed size: build it with one, "
+                "or take parameters"
+            )
+        return costs
+
+    def cost_of(self, architecture: Architecture, resource: str = "parameters") -> float:
+        """What `expected_cost` is the mean of, for one architecture: the sum of c over the channels it keeps.
+
+        Args:
+            architecture: of this posterior's layers.
+            resource: 'parameters' or 'multiply_adds', then an int; or 'latency', seconds for one example.
+
+        Raises:
+            UserError: for another network's architecture, or a resource that is not known.
+        """
+        self._check_layers(architecture, "cost_of")
+        return _total({g.name: architecture[g.name] for g in self.layers}, self._per_channel(resource))
+
+    def expected_cost(self, resource: str = "parameters") -> float:
+        """E[cost kept] = sum over channels of (1 - p) c, of the gated layers' kernels, each with all of its outputs.
+
+        Args:
+            resource: 'parameters', 'multiply_adds' or 'latency' (seconds for one example, see `with_latency`).
+
+        Raises:
+            UserError: for a resource that is not known.
+        """
+        return float(
+            sum((1 - g.channel_drop).sum() * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
+        )
+
+    def cost_deviation(self, resource: str = "parameters") -> float:
+        """Standard deviation of what `expected_cost` is the mean of: the root of sum over channels of p (1 - p) c^2."""
+        costs = self._per_channel(resource)
+        variances = [
+            (g.channel_drop * (1 - g.channel_drop)).sum() * c**2 for g, c in zip(self.layers, costs, strict=True)
+        ]
+        return float(np.sqrt(sum(variances)))
+
+    def total_cost(self, resource: str = "parameters") -> float:
+        """What `expected_cost` is with every channel kept; an int but for latency."""
+        return sum(g.num_channels * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
+
+    def expected_parameters(self) -> float:
+        """Expected kernel weights kept in the gated layers."""
+        return self.expected_cost("parameters")
+
+    def total_parameters(self) -> int:
+        """Kernel weights of the gated layers with every channel kept."""
+        return int(self.total_cost("parameters"))
+
+    def expected_kept(self) -> float:
+        """Expected share of the gated layers' kernel weights that are kept, in [0, 1]."""
+        return self.expected_parameters() / self.total_parameters()
+
+    def decided(self) -> tuple[int, int]:
+        """(groups whose p is below 0.05 or above 0.95, all groups)."""
+        p = np.concatenate([g.drop_probability for g in self.layers])
+        return int(((p < DECIDED) | (p > 1 - DECIDED)).sum()), p.size
+
+    def undecided(self, num: int | None = None) -> list[tuple[str, int, float]]:
+        """The groups with 0.05 <= p <= 0.95, the most undecided (p nearest 1/2) first, equals in the layers' order.
+
+        Args:
+            num: at most this many; None: all.
+
+        Returns:
+            (layer's name, number of the group in that layer, p) of each.
+        """
+        groups = [(g.name, i, p) for g in self.layers for i, p in enumerate(g.drop_probability)]
+        open_ones = [group for group in groups if DECIDED <= group[2] <= 1 - DECIDED]
+        # Rounded, so that 0.3 and 0.7 are equals, as in float64 they are not.
+        return sorted(open_ones, key=lambda group: round(abs(group[2] - 0.5), 12))[:num]
+
+    def tilt(
+        self, *, parameters: float | None = None, multiply_adds: float | None = None, latency: float | None = None
+    ) -> Posterior:
+        """The posterior conditioned on a budget in expectation: every keep logit is moved by lambda times its cost.
+
+        Exponential tilting: of all distributions over architectures with that expected cost, q(a) exp(-lambda cost(a))
+        is the nearest to this one in KL divergence. As the cost adds up over channels, so do the logits, and the gates
+        stay independent. Lambda is found by bisection. What costs nothing (a gate on pooling) is not moved.
+
+        The cost is that of the gated layers' kernels, each with all of its outputs, as `expected_cost` counts it. The
+        subnet of a candidate is smaller still, because outputs that nobody reads go as well: see `tfnas.cost`.
+
+        Args:
+            parameters: expected kernel weights kept, strictly between 0 and `total_cost()`.
+            multiply_adds: or expected multiply-adds, strictly between 0 and `total_cost("multiply_adds")`.
+            latency: or expected seconds for one example, strictly between 0 and `total_cost("latency")`.
+
+        Raises:
+            UserError: unless exactly one of them is given, is known and lies in its range.
+        """
+        budgets = {"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency}
+        given = {resource: budget for resource, budget in budgets.items() if budget is not None}
+        if len(given) != 1:
+            received = ", ".join(f"{resource}={budget}" for resource, budget in given.items()) or "none of them"
+            raise UserError(f"tilt: exactly one of {', '.join(PRICES)} expected. Received: {received}")
+        ((resource, budget),) = given.items()
+        total = self.total_cost(resource)
+        if not 0 < budget < total:
+            raise UserError(f"tilt: {resource} must lie strictly between 0 and {total:,}. Received: {budget:,}")
+        costs = self._per_channel(resource)
+        scale = max(costs)
+
+        def tilted(strength: float) -> Posterior:
+            return Posterior(tuple(_moved(g, strength * c / scale) for g, c in zip(self.layers, costs, strict=True)))
+
+        low, high = -1.0, 1.0
+        while tilted(low).expected_cost(resource) < budget:
+            low *= 2
+        while tilted(high).expected_cost(resource) > budget:
+            high *= 2
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if tilted(middle).expected_cost(resource) > budget else (low, middle)
+        return tilted((low + high) / 2)
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back exactly."""
+        return json.dumps({"format": _FORMAT, "layers": [dataclasses.asdict(g) for g in self.layers]}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Posterior:
+        """Inverse of `to_json`. Raises UserError for text that is truncated or something else."""
+        title = "posterior: not the JSON of a Posterior"
+        layers = read(text, _SHAPE, title)["layers"]
+        names = {g["name"] for g in layers}
+        if len(names) < len(layers):
+            raise UserError(f"{title} ({len(layers)} layers with names of their own expected. Received: {len(names)})")
+        total = sum(sum(g["group_sizes"]) for g in layers)
+        if total > MOST_CHANNELS:
+            raise UserError(f"{title} (at most {MOST_CHANNELS:,} channels expected. Received: {total:,})")
+        try:
+            return cls(
+                tuple(
+                    LayerGates(
+                        name=g["name"],
+                        group_sizes=tuple(g["group_sizes"]),
+                        drop_probability=tuple(g["drop_probability"]),
+                        parameters_per_channel=g["parameters_per_channel"],
+                        multiply_adds_per_channel=g.get("multiply_adds_per_channel"),
+                        latency_per_channel=g.get("latency_per_channel"),
+                    )
+                    for g in layers
+                )
+            )
+        except ValueError as error:
+            raise UserError(f"{title} ({error})") from None
+
+    @classmethod
+    def from_reference(cls, text: str, like: Posterior) -> Posterior:
+        """The gates of `like` with published drop probabilities.
+
+        Args:
+            text: JSON with `drop_probability`, from layer names to one p per source in the order of concatenation. A
+                published name matches a layer's with its dots written as underscores ('denseblock1.denselayer1.conv1').
+            like: of the super-network that the names belong to, for example `gate(densenet121(), ...).posterior()`.
+
+        Raises:
+            UserError: if the text is something else, or its layers or their sources are not those of `like`.
+        """
+        value = read(text, _PUBLISHED, "posterior: not the JSON of a published posterior")
+        published = {name.replace(".", "_"): tuple(p) for name, p in value["drop_probability"].items()}
+        odd = sorted(set(published) ^ {g.name for g in like.layers})
+        if odd:
+            where = "published" if odd[0] in published else "super-network's"
+            raise UserError(f"posterior: layers differ, first {shown(odd[0])}, which is only among the {where}")
+        for g in like.layers:
+            if len(published[g.name]) != len(g.group_sizes):
+                raise UserError(
+                    f"posterior: '{g.name}' has {len(g.group_sizes)} sources, one value each expected. "
+                    f"Received: {len(published[g.name])}"
+                )
+        return cls(tuple(dataclasses.replace(g, drop_probability=published[g.name]) for g in like.layers))
+
+
+def _total(keep: Mapping[str, np.ndarray], costs: Sequence[float]) -> float:
+    """Cost of the channels kept, layer by layer."""
+    return sum(int(mask.sum()) * cost for mask, cost in zip(keep.values(), costs, strict=True))
+
+
+def _shown(cost: float, resource: str) -> str:
+    return f"{cost:.3g}" if resource == "latency" else f"{cost:,.0f}"
+
+
+def _moved(gates: LayerGates, by: float) -> LayerGates:
+    """With `by` added to every drop logit. A gate that is quite certain moves as if p were 1e-12 from certainty."""
+    p = np.clip(np.asarray(gates.drop_probability, np.float64), 1e-12, 1 - 1e-12)
+    logits = np.log(p) - np.log1p(-p) + by
+    drop = np.exp(-np.logaddexp(0.0, -logits))  # a sigmoid that does not overflow
+    return dataclasses.replace(gates, drop_probability=tuple(drop.tolist()))

@@ -1,0 +1,273 @@
+"""Controls: networks trained like the found one, for as long, but chosen without a posterior.
+
+Each is searched in its own way for `search.epochs`, cut out, and trained further for `retrain.epochs` as the found
+network is.
+
+- Fixed drop: gates whose drop probability is one number for all, never learned (method.md, Table 3, 'random').
+- Single path: of the operations that compete, one at a time is trained (arXiv 1904.00420).
+- Magnitude pruning: no gates; the full network's channels of the smallest weights are dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnas.config import Config
+from tfnas.cutting.subnets import subnet
+from tfnas.data import pipeline
+from tfnas.gating import optimizers
+from tfnas.gating.gates import Gated
+from tfnas.gating.recalibration import Recalibration
+from tfnas.gating.supernet import Supernet
+from tfnas.graph.costs import Cost, cost
+from tfnas.layers.kinds import channel_kernels
+from tfnas.ranking import ranking, reference_architectures
+from tfnas.runs.workdir import Workdir
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import Posterior
+from tfnas.training import networks
+
+_CERTAIN = 500.0  # a logit at which the relaxed gate is exactly 0 or 1 in float32, whatever noise is drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One network of the comparison: its row's name, the network, what it costs."""
+
+    name: str
+    model: keras.Model
+    cost: Cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """Candidates of one kind, which are compared by their means.
+
+    Attributes:
+        supernet: compiled, with the weights that they share.
+        first: those to be measured on the test split too.
+        row: what the table says of all of them so far.
+        recalibration: gives each normalisation statistics of its own; None: the supernet's.
+    """
+
+    supernet: Supernet
+    first: Sequence[Architecture]
+    row: dict[str, Any]
+    recalibration: Recalibration | None = None
+
+
+def train(
+    config: Config, splits: pipeline.Splits, work: Workdir, posterior: Posterior, found: Architecture, price: Cost
+) -> tuple[list[Arm], list[Means]]:
+    """Trains all controls, from their checkpoints where there are some; reads the training and validation splits.
+
+    Args:
+        config: the run's.
+        splits: the images.
+        work: where the checkpoints are kept.
+        posterior: gives the gated layers; its probabilities are not used.
+        found: the architecture found.
+        price: what its network costs: controls that are drawn or pruned to its size cost no more, in the resource that
+            the search was given a share of, else in parameters.
+
+    Returns:
+        The networks, without those that have no path to the output, and the means of those that were drawn.
+
+    Raises:
+        UserError: for a loss that is no longer finite, or a checkpoint that cannot be read.
+    """
+    arms, means = fixed_drop(config, splits, work, reference_architectures.even_drop(posterior, found), price)
+    arms += single_path(config, splits, work)
+    arms += magnitude_pruning(config, splits, work, price)
+    return arms, means
+
+
+def fixed_drop(
+    config: Config, splits: pipeline.Splits, work: Workdir, drop: float, price: Cost
+) -> tuple[list[Arm], list[Means]]:
+    """The best of random candidates that cost at most `price`, in a supernet trained under one fixed drop probability.
+
+    `drop` is that probability. Other arguments as for `train`.
+    """
+    supernet = freeze(_at_start(config, splits, work, drop))
+    title = "fixed drop"
+    _fit(config, splits, work, supernet, title)
+    posterior, graph = supernet.posterior(), supernet.graph
+    resource = _resource(supernet)
+    most, counted = getattr(price, resource), reference_architectures.counted(graph, resource)
+    candidates = [
+        reference_architectures.random_candidate(
+            posterior, graph, most, reference_architectures.EVEN, config.seed, i, counted
+        )
+        for i in range(config.sample.num_random)
+    ]
+    recalibration = networks.recalibration(config, splits, supernet)
+    scores = [*map(_evaluator(config, splits, supernet, recalibration), candidates)]
+    adjust = recalibration.apply if recalibration else _unchanged
+    arms = _best(config, splits, work, supernet, candidates, scores, title, adjust=adjust)
+    first = candidates[: config.sample.num_tested]
+    prices = [cost(graph, candidate) for candidate in candidates]
+    row = {
+        "name": f"{title}, mean of {len(first):,}",
+        "validation_accuracy": float(np.mean([score.accuracy for score in scores[: len(first)]])),
+        "parameters": float(np.mean([price.parameters for price in prices])),
+        "multiply_adds": float(np.mean([price.multiply_adds for price in prices])),
+    }
+    return arms, [Means(supernet, first, row, recalibration)]
+
+
+def single_path(config: Config, splits: pipeline.Splits, work: Workdir) -> list[Arm]:
+    """The best of uniformly drawn paths in a supernet trained on one path a step; nothing if no operations compete.
+
+    Batch normalisation's moving statistics are those of all paths together, so each path is evaluated, and cut, with
+    its own, taken from one batch of training images (arXiv 1904.00420). Arguments as for `train`.
+    """
+    supernet = freeze(_at_start(config, splits, work))
+    blocks = reference_architectures.choice_blocks(supernet.graph, supernet.gated_layers)
+    if not blocks:
+        return []
+    title = "single path"
+    _fit(config, splits, work, supernet, title, before_step=Paths(supernet, blocks, config.seed))
+    posterior, count = supernet.posterior(), config.sample.num_random
+    # Where few operations compete, many draws are of the same path.
+    paths = list(
+        dict.fromkeys(reference_architectures.single_path(posterior, blocks, config.seed, i) for i in range(count))
+    )
+    recalibration = Recalibration(supernet, networks.calibration_images(config, splits, config.sample.batch_size))
+    scores = [*map(_evaluator(config, splits, supernet, recalibration), paths)]
+    return _best(config, splits, work, supernet, paths, scores, title, count, recalibration.apply)
+
+
+def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, price: Cost) -> list[Arm]:
+    """The full network, trained without gates, less the input channels of the smallest weights, until it costs `price`.
+
+    Arguments as for `train`.
+    """
+    networks.set_seed(config.seed)
+    full = networks.network(config, splits)
+    title = "magnitude pruning"
+    networks.fit_as_search(config, splits, work, full, title)
+    supernet = networks.gated(config, splits, full)
+    scores = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
+    resource = _resource(supernet)
+    pruned = reference_architectures.magnitude_candidate(supernet.graph, scores, getattr(price, resource), resource)
+    if not supernet.graph.flow(pruned).reaches_outputs():
+        return []
+    if recalibration := networks.recalibration(config, splits, supernet):
+        recalibration.apply(pruned)
+    return _cut(config, splits, work, supernet, pruned, title, title)
+
+
+def _resource(supernet: Supernet) -> str:
+    """What networks of equal size are equal in."""
+    return supernet.target.resource if supernet.target else "parameters"
+
+
+def freeze(supernet: Supernet) -> Supernet:
+    """`supernet`, whose drop probabilities training no longer moves; to be called before it is compiled."""
+    for layer in supernet.gated_layers.values():
+        layer.drop_logit.trainable = False
+    return supernet
+
+
+def impose(supernet: Supernet, architecture: Architecture) -> None:
+    """Makes training use `architecture`, of whole layers: relaxed gates of exactly 1 where it keeps one, else 0."""
+    for name, layer in supernet.gated_layers.items():
+        logit = -_CERTAIN if architecture[name].all() else _CERTAIN
+        layer.drop_logit.assign(np.full(layer.drop_logit.shape, logit, np.float32))
+
+
+class Paths:
+    """Draws and imposes one path before every training step; step i's is `baselines.single_path` number i.
+
+    Args:
+        supernet: the model trained, its gates frozen.
+        blocks: of `baselines.choice_blocks`.
+        seed: of the draws.
+    """
+
+    def __init__(self, supernet: Supernet, blocks: Sequence[Sequence[str]], seed: int):
+        self._supernet, self._blocks, self._seed = supernet, blocks, seed
+        self._posterior = supernet.posterior()
+
+    def __call__(self, step: int) -> None:
+        """Imposes the path of step number `step`."""
+        impose(self._supernet, reference_architectures.single_path(self._posterior, self._blocks, self._seed, step))
+
+
+def mean_magnitude(layer: Gated) -> np.ndarray:
+    """Mean absolute weight of each input channel, shape (K,); infinite where the layer has no kernel."""
+    kernels = channel_kernels(layer.layer)
+    if not kernels:
+        return np.full(sum(layer.group_sizes), np.inf)
+    total = sum(np.abs(np.asarray(kernel, np.float64)).reshape(shape).sum((0, 2)) for kernel, shape in kernels)
+    return np.asarray(total) / layer.parameters_per_channel()
+
+
+def _at_start(config: Config, splits: pipeline.Splits, work: Workdir, initial_drop: float | None = None) -> Supernet:
+    """With the weights that search's gates start from."""
+    return networks.gated(config, splits, networks.warmed_up(config, splits, work), initial_drop)
+
+
+def _fit(
+    config: Config, splits: pipeline.Splits, work: Workdir, supernet: Supernet, title: str, **options: Any
+) -> None:
+    folder = networks.retrain_checkpoints(title)
+    networks.fit_gated(config, splits, work, supernet, folder, work.key("retrain", config), title, **options)
+
+
+def _evaluator(
+    config: Config, splits: pipeline.Splits, supernet: Supernet, recalibration: Recalibration | None
+) -> ranking.Evaluator:
+    batches = pipeline.evaluation_batches(splits.validation, config.data, config.sample.batch_size)
+    return ranking.Evaluator(supernet, batches, recalibration)
+
+
+def _unchanged(architecture: Architecture) -> None:
+    """Leaves the supernet's normalisation statistics to every candidate."""
+
+
+def _best(
+    config: Config,
+    splits: pipeline.Splits,
+    work: Workdir,
+    supernet: Supernet,
+    candidates: Sequence[Architecture],
+    scores: Sequence[ranking.Score],
+    title: str,
+    count: int = 0,
+    adjust: Callable[[Architecture], None] = _unchanged,
+) -> list[Arm]:
+    """The candidate of the highest accuracy that has a path to the output, cut out; nothing if none has."""
+    for i in sorted(range(len(scores)), key=lambda i: (-(scores[i].accuracy or 0.0), i)):
+        if supernet.graph.flow(candidates[i]).reaches_outputs():
+            adjust(candidates[i])
+            name = f"{title}, best of {count or len(candidates):,}"
+            return _cut(config, splits, work, supernet, candidates[i], name, title)
+    return []
+
+
+def _cut(
+    config: Config,
+    splits: pipeline.Splits,
+    work: Workdir,
+    supernet: Supernet,
+    architecture: Architecture,
+    name: str,
+    title: str,
+) -> list[Arm]:
+    """The network as it is cut, and the same trained further."""
+    price, settings = cost(supernet.graph, architecture), config.retrain
+    arms = [Arm(name, subnet(supernet, architecture), price)]
+    if settings.epochs:
+        tuned = Arm(f"{title}, fine-tuned", subnet(supernet, architecture), price)
+        networks.fit_plain(
+            config, splits, work, tuned.model, settings.epochs, optimizers.retraining(config).schedule, tuned.name
+        )
+        arms.append(tuned)
+    return arms

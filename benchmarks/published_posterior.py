@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/published_posterior.py [--samples=1500]
 
-Loads the drop probabilities of the released experiment (tests/data) into this project's DenseNet-121 and prints, for
-the samples drawn, mean and standard deviation of what a subnet costs and of Table 7's two proportions.
+Loads the drop probabilities of the released experiment (tests/search_space) into this DenseNet-121 and prints,
+for the samples drawn, mean and standard deviation of what a subnet costs and of Table 7's two proportions.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ from absl import app, flags
 import tfnas
 from tfnas import supernets
 
-_FILE = pathlib.Path(__file__).parents[1] / "tests" / "data" / "pgnas_densenet121_imagenet_posterior.json"
+_FILE = pathlib.Path(__file__).parents[1] / "tests" / "search_space" / "pgnas_densenet121_imagenet_posterior.json"
 
 
 def published():

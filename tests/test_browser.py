@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from test_report import CONFIG, FOUND, FRONT, FULL, MEAN, made
+from reports import CONFIG, FOUND, FRONT, FULL, MEAN, made
 
 from tfnas.reporting import report
 from tfnas.search_space.posterior import LayerGates, Posterior

@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse.csgraph
 import tensorflow as tf
 from conftest import ROOT, load_config
-from test_report import CONFIG, made
+from reports import CONFIG, made
 
 import tfnas
 from tfnas import cli, config

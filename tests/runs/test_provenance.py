@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import platform
 
-from test_report import CONFIG, ended, made
+from reports import CONFIG, ended, made
 
 from tfnas.config import Tune
 from tfnas.reporting import model_card, report

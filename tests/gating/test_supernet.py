@@ -249,7 +249,7 @@ def test_nothing_to_gate_is_refused():
 
 
 def test_replicas_draw_together_what_one_device_draws():
-    """Replica numbers are given by hand here; tests/test_distribution.py has real ones."""
+    """Replica numbers are given by hand here; tests/training/test_distribution.py has real ones."""
     _, supernet = small()
     gated = next(iter(supernet.gated_layers.values()))
     whole, draws = gated.relaxed_gates(8).numpy(), []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from tiny import batches
 
 import tfnas
 from tfnas import config
@@ -21,14 +22,7 @@ from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.workdir import Workdir
 from tfnas.training import loop, networks
 
-EPOCHS, STEPS = 4, 3
-
-
-def batches(first_step, share):
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(EPOCHS * STEPS * 4, 8, 8, 1)).astype("float32")
-    labels = rng.integers(0, 3, len(images))
-    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(4).skip(first_step)
+EPOCHS, STEPS = tiny.EPOCHS, tiny.STEPS
 
 
 def made(learning_rate=0.05):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from test_training import batches
+from tiny import batches
 
 import tfnas
 from tfnas.common.errors import UserError

@@ -245,7 +245,7 @@ def test_wrong_gates_are_refused():
 
 def test_published_posterior_of_densenet121():
     """Its expected kept parameters are the paper's Table 8: 6.6 M of the 6.86 M in the gated convolutions."""
-    text = (pathlib.Path(__file__).parent / "data" / "pgnas_densenet121_imagenet_posterior.json").read_text()
+    text = (pathlib.Path(__file__).parent / "pgnas_densenet121_imagenet_posterior.json").read_text()
     supernet = tfnas.gate(supernets.densenet121(), ell2=200, num_examples=1.2e6)
     published = Posterior.from_reference(text, supernet.posterior())
     assert (len(published.layers), published.total_parameters()) == (119, 6_860_800)

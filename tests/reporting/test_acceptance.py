@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from test_report import CONFIG, FOUND, FULL, MEAN, MEASURED, Page, ended, made, table
+from reports import CONFIG, FOUND, FULL, MEAN, MEASURED, Page, ended, made, table
 
 from tfnas.common.errors import UserError
 from tfnas.config import Evaluate

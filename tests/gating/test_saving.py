@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 from conftest import ROOT
+from fuzzing import damaged, fuzz
 from hypothesis import given
-from test_fuzz import damaged, fuzz
 
 import tfnas
 from tfnas.common.errors import UserError

@@ -1,0 +1,218 @@
+"""The files of a finished run, made by hand, and readers of its table and page."""
+
+import html
+import html.parser
+import io
+import json
+
+import rich.console
+from conftest import load_config
+
+from tfnas.reporting import report
+from tfnas.runs import workdir
+from tfnas.search_space.posterior import LayerGates, Posterior
+
+FULL = {
+    "name": "full network, same total budget",
+    "validation_accuracy": 0.99,
+    "test_accuracy": 0.985,
+    "parameters": 20_000,
+    "multiply_adds": 2_000_000,
+    "file_bytes": 300_000,
+    "latency_seconds": 0.002,
+}
+MEAN = {
+    "name": "posterior, mean of 3",
+    "validation_accuracy": 0.97,
+    "test_accuracy": 0.961,
+    "num_tested": 2,
+    "parameters": 5_000.4,
+    "multiply_adds": 700_000.0,
+}
+FOUND = {
+    "name": "found network, retrained",
+    "validation_accuracy": 0.98,
+    "test_accuracy": 0.9775,
+    "parameters": 5_000,
+    "multiply_adds": 500_000,
+    "file_bytes": 90_000,
+    "latency_seconds": 0.001,
+}
+MEASURED = {"full": {"parameters": 20_000, "multiply_adds": 2_000_000}, "confusion": [[39, 1], [0, 40]]}
+EXPORTED = {
+    "saved_model": "export/digits/1",
+    "card": "export/digits/model_card.md",
+    "largest_difference": 1e-7,
+    "test_accuracy": 0.9875,
+    "served_test_accuracy": 0.9875,
+}
+KINDS = ("posterior", "random, spread evenly", "random, allocated per layer")
+POSTERIOR = Posterior(
+    (LayerGates("stage1_a_conv1", (4,), (0.02,), 9), LayerGates("stage1_b_conv1", (2, 2), (0.5, 0.99), 9))
+)
+CONFIG = load_config("digits")
+
+
+FRONT = [
+    {
+        "share": share,
+        "expected": 72 * kept,
+        "deviation": 7.2,
+        "total": 72,
+        "mean_accuracy": accuracy - 0.05,
+        "parameters": parameters,
+        "multiply_adds": 100 * parameters,
+        "loss": 0.5,
+        "accuracy": accuracy,
+        "num_examples": 80,
+        "fresh": {"loss": 0.6, "accuracy": accuracy - 0.02, "num_examples": 20},
+    }
+    for share, kept, parameters, accuracy in ((0.3, 0.3, 3_000, 0.7), (None, 0.6, 5_000, 0.9))
+]
+
+
+def group(best, mean):
+    """What ranking.json says of a kind of three candidates, raced on 80 examples."""
+    return {
+        "count": 3,
+        "mean_accuracy": mean,
+        "std_accuracy": 0.01,
+        "num_measured": 2,
+        "num_examples": 80,
+        "best": best,
+        # 0.85, 0.75, 0.65 are 17, 15, 13 of 20.
+        "fresh": {"loss": best["loss"] + 0.125, "accuracy": mean - 0.05, "num_examples": 20},
+        "able": 3,
+        "distinct": 3,
+        "left_out": "",
+        "ties": [1],
+        "evaluations": 160,
+        "saved": 1 / 3,
+        "best_of": [
+            {"count": count, "mean": mean + gain, "low": mean + gain - 0.01, "high": mean + gain + 0.01}
+            for count, gain in ((1, 0.0), (2, 0.016), (3, 0.02))
+        ],
+    }
+
+
+def compared(only_found, only_other, p_value, accuracy=0.9, other=0.1):
+    """What ranking.json says of 3 candidates of the posterior's and of another kind on 100 fresh examples."""
+    return {
+        "count": 3,
+        "num_examples": 100,
+        "accuracy": accuracy,
+        "other_accuracy": other,
+        "only_found": only_found,
+        "only_other": only_other,
+        "p_value": p_value,
+    }
+
+
+def made(
+    path,
+    rows=(FULL, MEAN, FOUND),
+    config=CONFIG,
+    posterior=POSTERIOR,
+    predictive=None,
+    front=None,
+    alter=lambda ranking: None,
+    spread=None,
+):
+    """A working directory as the stages before report leave it."""
+    work = workdir.Workdir(path)
+    work.claim(config)
+    probabilities = {gates.name: list(gates.drop_probability) for gates in posterior.layers}
+    history = [{"epoch": e, "loss": 2 / e, "kept": 0.9, "drop_probability": probabilities} for e in range(1, 6)]
+    records = [
+        {
+            "kind": kind,
+            "number": i,
+            "loss": 0.25 + k + i,
+            "accuracy": 0.9 - 0.1 * k,
+            "parameters": 5_000 + i,
+            "num_examples": 40 if i else 80,
+        }
+        for k, kind in enumerate(KINDS)
+        for i in range(3)
+    ]
+    kinds = {kind: group(records[3 * k], 0.9 - 0.1 * k) for k, kind in enumerate(KINDS)}
+    winner = posterior.sample(1, seed=0)[0]
+    reads = {name: int(mask.sum()) or None for name, mask in winner.items()}
+    ranking = {"rank_by": "loss", "reads": reads, "kinds": kinds, "comparisons": {}, "predictive": predictive or {}}
+    alter(ranking)
+    contents = {
+        workdir.SUPERNET: "",
+        workdir.HISTORY: "".join(json.dumps(record) + "\n" for record in history),
+        workdir.POSTERIOR: posterior.to_json(),
+        workdir.CANDIDATES: "".join(json.dumps(record) + "\n" for record in records),
+        workdir.RANKING: json.dumps(ranking),
+        workdir.ARCHITECTURE: winner.to_json(),
+        workdir.CUT_ARCHITECTURE: "",
+        workdir.SUBNET: "",
+        workdir.RESULTS: json.dumps(
+            {**MEASURED, "chosen": rows[-1]["name"], "rows": list(rows)}
+            | ({"latency_spread": spread} if spread else {})
+        ),
+        workdir.EVALUATION: json.dumps({"blessed": True, "checks": []}),
+        workdir.EXPORT_RESULTS: json.dumps(EXPORTED),
+    }
+    for name, text in contents.items():
+        work.file(name).write_text(text)
+    if front:
+        left(work, front)
+    for stage in workdir.STAGES:
+        if stage != "report":
+            ended(work, stage, config, *([workdir.FRONT] if stage == "sample" and front else []))
+    return work
+
+
+def ended(work, stage, config=CONFIG, *further, **facts):
+    """Records that a stage ended now."""
+    manifest = work.manifest()
+    outputs = {name: workdir.digest(work.path / name) for name in (*workdir.STAGES[stage].outputs, *further)}
+    manifest["stages"][stage] = {
+        **work.dependencies(stage, config),
+        "outputs": outputs,
+        "versions": {"keras": "3.15.1"},
+        **facts,
+    }
+    work.write_sealed(workdir.MANIFEST, manifest)
+
+
+def left(work, front):
+    """Digest of front.json, written."""
+    return workdir.digest(work.write_json(workdir.FRONT, {"resource": "multiply_adds", "rows": front}))
+
+
+def table(work, config=CONFIG):
+    stream = io.StringIO()
+    report.print_table(work, config, rich.console.Console(file=stream, width=116))
+    return stream.getvalue()
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that every element is closed in order, and collects what the tests ask for."""
+
+    EMPTY = {"meta", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.headings, self.labels, self.ids, self.links = [], [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        if tag == "svg":
+            self.labels.append(attributes["aria-label"])
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [v for k, v in attributes.items() if k in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)

@@ -36,17 +36,20 @@ DROPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def candidates(supernet, rng):
-    """Five random architectures, from mild to brutal; from the third on, whole operations are gone as well."""
+    """Five random architectures, from mild to brutal; from the third on, whole operations are gone as well.
+
+    Where nothing of the input reaches the outputs, as in most deep networks without skips, layers get half of
+    their channels back, those that lost all of them first, until something does.
+    """
     for i, drop in enumerate(DROPS):
-        while True:
-            keep = {}
-            for name, layer in supernet.gated_layers.items():
-                gone = i >= 2 and rng.random() < 0.1 * i
-                keep[name] = np.zeros(layer.mask.shape, bool) if gone else rng.random(layer.mask.shape[0]) >= drop
-            architecture = Architecture(keep)
-            if supernet.graph.flow(architecture).reaches_outputs():
-                yield architecture
-                break
+        keep = {}
+        for name, layer in supernet.gated_layers.items():
+            gone = i >= 2 and rng.random() < 0.1 * i
+            keep[name] = np.zeros(layer.mask.shape, bool) if gone else rng.random(layer.mask.shape[0]) >= drop
+        while not supernet.graph.flow(keep).reaches_outputs():
+            name = rng.choice([name for name, mask in keep.items() if not mask.any()] or list(keep))
+            keep[name] |= rng.random(len(keep[name])) < 0.5
+        yield Architecture(keep)
 
 
 def largest_difference(cut, supernet, architecture, x):

@@ -105,8 +105,8 @@ def test_every_message_has_a_row_of_its_own_and_every_row_a_message():
 
 def test_the_test_of_every_row_exists():
     defined = {
-        f"tests/{file.name}::{node.name}"
-        for file in (ROOT / "tests").glob("test_*.py")
+        f"{file.relative_to(ROOT)}::{node.name}"
+        for file in (ROOT / "tests").rglob("test_*.py")
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
@@ -420,7 +420,7 @@ def test_a_confusion_of_other_classes_is_not_exported(tmp_path, monkeypatch):
     (work.path / workdir.CUT_ARCHITECTURE).write_text(Architecture({"a": np.ones(2, bool)}).to_json())
     splits = types.SimpleNamespace(num_classes=10)
     monkeypatch.setattr(export.sources, "load", lambda *_: None)
-    monkeypatch.setattr(export.data, "from_source", lambda *_: splits)
+    monkeypatch.setattr(export.pipeline, "from_source", lambda *_: splits)
     monkeypatch.setattr(export.saving, "load", lambda *_: None)
     monkeypatch.setattr(export, "_check_fits", lambda *_: None)
     words = "retrain/results.json: a confusion of 10 classes expected. Received: 2; run retrain again"

@@ -492,7 +492,7 @@ class Killed(BaseException):
     """What a SIGKILL leaves behind: nothing is cleaned up after it."""
 
 
-STEPS = "signatures.write warmup.write reloading.check conversion.convert model_card.card model_card.markdown".split()
+STEPS = "savedmodel.write warmup.write verification.check conversion.convert model_card.card model_card.markdown".split()
 
 
 @pytest.mark.slow
@@ -532,9 +532,9 @@ def test_a_failure_at_any_step_leaves_the_served_version_as_it_was(exported, tmp
 
     correct = {"correct": 1, "total": 1, "largest_difference": 0.0}
     replacements = {
-        "signatures.write": saved_model,
+        "savedmodel.write": saved_model,
         "warmup.write": lambda *_: None,
-        "reloading.check": lambda *_: correct,
+        "verification.check": lambda *_: correct,
         "conversion.convert": converted,
         "model_card.card": lambda *_, **named: {"files": str(sorted(f.name for f in named["saved_model"].rglob("*")))},
         "model_card.markdown": lambda card: "after",

@@ -2,7 +2,7 @@
 
 They are forked from a server that has imported it and done nothing else: nothing is initialised, no device found. So
 each has its own exit code, environment, standard output and devices, and can be killed, as one begun by the console
-script. That script itself is run by `test_main.py` and by the whole run of `test_end_to_end.py`.
+script. That script itself is run by `test_cli.py` and by the whole run of `test_end_to_end.py`.
 """
 
 import multiprocessing
@@ -41,9 +41,10 @@ def start(code, arguments, stdout, stderr, **environment):
 
 # TensorFlow, once imported, has absl look for devices as soon as a program begins: that is to be as silent as ever.
 _TFNAS = """
-from tfnas import main, terminal
+from tfnas import cli
+from tfnas.common import terminal
 terminal.load_tensorflow()
-main.cli()
+cli.cli()
 """
 
 

@@ -196,7 +196,7 @@ def focal(y, p):
 
 RELOADS = """
 import keras, tfnas, tfnas.gating.supernet
-from tfnas.errors import UserError
+from tfnas.common.errors import UserError
 for load in (tfnas.load, keras.models.load_model, lambda f: keras.models.load_model(f, compile=False)):
     try:
         print(type(load({file!r})).__name__)

@@ -14,7 +14,7 @@ from tfnas.runs import workdir
 # Is killed before it renames for the n-th time, on a file system that cannot exchange two folders.
 KILLED = """
 import os, pathlib, signal, sys
-from tfnas import atomic
+from tfnas.common import atomic
 source, target, last = sys.argv[1:]
 rename, calls = os.rename, []
 def renamed(*names):

@@ -140,7 +140,7 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras, numpy as np, tfnas
-from tfnas.engine import Engine
+from tfnas.ranking.engine import Engine
 rng = np.random.default_rng(0)
 supernet = tfnas.gate(tfnas.supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), ell2=1, num_examples=10)
 supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -22,7 +22,7 @@ from tfnas.runs import holding, workdir
 # Holds a folder until its standard input is closed.
 HOLDER = """
 import pathlib, sys
-from tfnas import holding
+from tfnas.runs import holding
 folder, group = sys.argv[1:]
 with holding.held(pathlib.Path(folder), group):
     print("held", flush=True)
@@ -31,7 +31,8 @@ with holding.held(pathlib.Path(folder), group):
 # Counts in a file, which only one process at a time may do: read, wait a moment, write.
 COUNTER = """
 import pathlib, sys, time
-from tfnas import errors, holding
+from tfnas.common import errors
+from tfnas.runs import holding
 file, count = pathlib.Path(sys.argv[1]) / "count", int(sys.argv[2])
 while count:
     try:

@@ -42,9 +42,9 @@ if devices > 1:
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * devices
     )
 import tfnas
-from tfnas import distribution, loop, training
-from tfnas.checkpoints import Checkpoints
-from tfnas.workdir import Workdir
+from tfnas.runs.checkpoints import Checkpoints
+from tfnas.runs.workdir import Workdir
+from tfnas.training import distribution, loop, networks
 
 rng = np.random.default_rng(0)
 images = rng.normal(size=(48, 8, 8, 1)).astype("float32")
@@ -56,7 +56,7 @@ def batches(first_step, share):
     part = slice(share.process * mine, (share.process + 1) * mine)
     return data.map(lambda x, y: (x[part], y[part])).unbatch().batch(mine // share.replicas)
 
-training.set_seed(0)
+networks.set_seed(0)
 strategy = distribution.strategy("mirrored" if devices > 1 else "auto")
 replicas = strategy.num_replicas_in_sync
 assert replicas == devices * distribution.cluster().count
@@ -74,11 +74,11 @@ with strategy.scope():
         optimizer = tfnas.GatedOptimizer(keras.optimizers.AdamW(rate, weight_decay=0.01), gate_learning_rate=5.0)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    supernet.compile(optimizer, loss=training.classification_loss(), auto_scale_loss=False)
+    supernet.compile(optimizer, loss=networks.classification_loss(), auto_scale_loss=False)
     noise = strategy.run(lambda: supernet.gated_layers["one"].relaxed_gates(12 // replicas))
     noise = [part.numpy() for part in strategy.experimental_local_results(noise)]
     checkpoints = Checkpoints(Workdir(out), "checkpoints", "key")
-    with training.precision(supernet, precision):
+    with networks.precision(supernet, precision):
         options = {"before_step": supernet.reprice_if_due}
         history = loop.train(loop.Step(supernet), supernet, batches, 12, 2, 4, checkpoints, "search", **options)
 np.savez(

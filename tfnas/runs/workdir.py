@@ -35,11 +35,10 @@ from typing import Any
 
 import tfnas.config
 from tfnas.common import atomic
-from tfnas.runs import holding
-from tfnas.runs import provenance
 from tfnas.common.atomic import SET_ASIDE, TEMPORARY
 from tfnas.common.errors import UserError, shown, unwrapped
 from tfnas.common.schema import Shape, mapping_of, number, optional, read, record, text_of
+from tfnas.runs import holding, provenance
 
 MANIFEST = "manifest.json"
 CHECKPOINTS = "search/checkpoints"

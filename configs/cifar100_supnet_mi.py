@@ -12,26 +12,13 @@ test split; here candidates are ranked on the last 5,000 images of the training 
 10 x 45,000. There is no retraining.
 """
 
-from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import load_file
 
 
 def get_config():
-    """Settings of the paper."""
-    return to_config_dict(
-        Config(
-            data=Data(
-                name="cifar100",
-                train="train[:45000]",
-                validation="train[45000:]",
-                mean=(0.5071, 0.4865, 0.4409),
-                std=(0.2673, 0.2564, 0.2762),
-                pad_crop=4,
-                flip=True,
-                cutout=16,
-            ),
-            supernet=Supernet(width=160, num_blocks=4, stem_width=16),
-            search=Search(recipe="paper", epochs=1800, batch_size=128, learning_rate=0.01, ell2=2500.0),
-            sample=Sample(num_candidates=5000, rank_by="accuracy"),
-            retrain=Retrain(epochs=0),
-        )
-    )
+    """Those for CIFAR-10, with other images, a larger ell2 and more candidates."""
+    config = load_file("cifar10_supnet_mi.py", beside=__file__)
+    config.data.update(name="cifar100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
+    config.search.ell2 = 2500.0
+    config.sample.num_candidates = 5000
+    return config

@@ -12,37 +12,11 @@ N = 10 x 45,000. There is no retraining. docs/reproducing.md lists what else dif
 training.
 """
 
-from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import load_file
 
 
 def get_config():
-    """Settings of the paper."""
-    return to_config_dict(
-        Config(
-            data=Data(
-                name="cifar10",
-                train="train[:45000]",
-                validation="train[45000:]",
-                mean=(0.4914, 0.4822, 0.4465),
-                std=(0.247, 0.2435, 0.2616),
-                pad_crop=4,
-                flip=True,
-                cutout=16,
-            ),
-            supernet=Supernet(name="enas", width=72, num_blocks=5, drop_path=0.4),
-            search=Search(
-                recipe="paper",
-                epochs=630,
-                batch_size=144,
-                schedule="cosine_restarts",
-                learning_rate=0.05,
-                minimum_learning_rate=1e-4,
-                restart_epochs=10,
-                restart_multiplier=2.0,
-                ell2=0.2,
-                by_source=False,
-            ),
-            sample=Sample(num_candidates=1500, rank_by="accuracy"),
-            retrain=Retrain(epochs=0, batch_size=144),
-        )
-    )
+    """Those of SupNet-E, with twice the channels."""
+    config = load_file("cifar10_supnet_e.py", beside=__file__)
+    config.supernet.width = 72
+    return config

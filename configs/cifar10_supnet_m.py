@@ -11,26 +11,12 @@ candidates are ranked on the last 5,000 images of the training split, which are 
 There is no retraining.
 """
 
-from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import load_file
 
 
 def get_config():
     """Settings of the paper."""
-    return to_config_dict(
-        Config(
-            data=Data(
-                name="cifar10",
-                train="train[:45000]",
-                validation="train[45000:]",
-                mean=(0.4914, 0.4822, 0.4465),
-                std=(0.247, 0.2435, 0.2616),
-                pad_crop=4,
-                flip=True,
-                cutout=16,
-            ),
-            supernet=Supernet(width=96, num_blocks=4, stem_width=16),
-            search=Search(recipe="paper", epochs=1800, batch_size=128, learning_rate=0.01, ell2=50.0),
-            sample=Sample(num_candidates=1500, rank_by="accuracy"),
-            retrain=Retrain(epochs=0),
-        )
-    )
+    config = load_file("base/cifar10_paper.py", beside=__file__)
+    config.supernet.update(width=96, num_blocks=4, stem_width=16)
+    config.search.update(epochs=1800, batch_size=128, learning_rate=0.01, ell2=50.0)
+    return config

@@ -13,26 +13,12 @@ candidates are ranked on the last 5,000 images of the training split, which are 
 There is no retraining.
 """
 
-from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import load_file
 
 
 def get_config():
-    """Settings of the paper."""
-    return to_config_dict(
-        Config(
-            data=Data(
-                name="cifar10",
-                train="train[:45000]",
-                validation="train[45000:]",
-                mean=(0.4914, 0.4822, 0.4465),
-                std=(0.247, 0.2435, 0.2616),
-                pad_crop=4,
-                flip=True,
-                cutout=16,
-            ),
-            supernet=Supernet(width=160, num_blocks=4, stem_width=16),
-            search=Search(recipe="paper", epochs=1800, batch_size=128, learning_rate=0.01, ell2=150.0),
-            sample=Sample(num_candidates=1500, rank_by="accuracy"),
-            retrain=Retrain(epochs=0),
-        )
-    )
+    """Those of SupNet-M, with more channels and a larger ell2."""
+    config = load_file("cifar10_supnet_m.py", beside=__file__)
+    config.supernet.width = 160
+    config.search.ell2 = 150.0
+    return config

@@ -7,27 +7,15 @@
 DIR (or TFDS_DATA_DIR) holds cifar10 as tensorflow-datasets prepares it.
 """
 
-from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import load_file
 
 
 def get_config():
     """Settings of the study."""
-    return to_config_dict(
-        Config(
-            data=Data(
-                name="cifar10",
-                train="train[:5000]",
-                validation="train[48000:]",
-                mean=(0.4914, 0.4822, 0.4465),
-                std=(0.247, 0.2435, 0.2616),
-                pad_crop=4,
-                flip=True,
-            ),
-            supernet=Supernet(name="densenet121", width=8, num_blocks=3),
-            search=Search(
-                recipe="paper", epochs=20, batch_size=50, learning_rate=0.1, ell2=60.0, gate_learning_rate=5.0
-            ),
-            sample=Sample(num_candidates=200, num_random=60),
-            retrain=Retrain(epochs=20, batch_size=50, learning_rate=0.1, weight_decay=5e-4),
-        )
-    )
+    config = load_file("base/cifar10.py", beside=__file__)
+    config.data.update(train="train[:5000]", validation="train[48000:]")
+    config.supernet.update(name="densenet121", width=8, num_blocks=3)
+    config.search.update(recipe="paper", epochs=20, batch_size=50, learning_rate=0.1, ell2=60.0, gate_learning_rate=5.0)
+    config.sample.update(num_candidates=200, num_random=60)
+    config.retrain.update(epochs=20, batch_size=50, learning_rate=0.1, weight_decay=5e-4)
+    return config

@@ -4,19 +4,14 @@
     --claims=table3,figure1,table7,figure2 --export=docs/results/claims/digits_e
 """
 
-from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import load_file
 
 
 def get_config():
     """Settings of the study."""
-    return to_config_dict(
-        Config(
-            data=Data(name="digits", train="train[:1000]", validation="train[1000:]", mean=(0.305,), std=(0.376,)),
-            supernet=Supernet(name="enas", width=8, num_blocks=1),
-            search=Search(
-                recipe="paper", epochs=40, batch_size=50, learning_rate=0.1, ell2=20.0, gate_learning_rate=10.0
-            ),
-            sample=Sample(num_candidates=200, num_random=60),
-            retrain=Retrain(epochs=40, batch_size=50, learning_rate=0.1, weight_decay=5e-4),
-        )
-    )
+    config = load_file("base/digits.py", beside=__file__)
+    config.supernet.update(name="enas", stem_width=0)
+    config.search.update(recipe="paper", epochs=40, ell2=20.0, gate_learning_rate=10.0)
+    config.sample.update(num_candidates=200, num_random=60)
+    config.retrain.update(epochs=40, learning_rate=0.1, weight_decay=5e-4)
+    return config

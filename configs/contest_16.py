@@ -6,26 +6,14 @@
 DIR (or TFDS_DATA_DIR) holds cifar10 as tensorflow-datasets prepares it.
 """
 
-from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import load_file
 
 
 def get_config():
     """Settings of a few minutes a run."""
-    return to_config_dict(
-        Config(
-            data=Data(
-                name="cifar10",
-                train="train[:10000]",
-                validation="train[40000:]",
-                image_size=16,
-                mean=(0.4914, 0.4822, 0.4465),
-                std=(0.247, 0.2435, 0.2616),
-                pad_crop=2,
-                flip=True,
-            ),
-            supernet=Supernet(width=8, num_blocks=1, stem_width=16),
-            search=Search(epochs=6, batch_size=100, learning_rate=0.1),
-            sample=Sample(num_candidates=40, num_random=10, num_tested=5),
-            retrain=Retrain(epochs=18, batch_size=100, baseline=False, controls=False),
-        )
-    )
+    config = load_file("base/cifar10_small.py", beside=__file__)
+    config.data.validation = "train[40000:]"
+    config.search.epochs = 6
+    config.sample.update(num_candidates=40, num_random=10, num_tested=5)
+    config.retrain.update(epochs=18, baseline=False, controls=False)
+    return config

@@ -6,18 +6,14 @@ It asks for a quarter of the parameters (docs/choosing.md). The controls that ar
 (`--config.retrain.controls=true`) are off, because they double its time.
 """
 
-from tfnas.config import Config, Data, Evaluate, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import load_file
 
 
 def get_config():
     """Settings of the demo."""
-    return to_config_dict(
-        Config(
-            data=Data(name="digits", train="train[:1000]", validation="train[1000:]", mean=(0.305,), std=(0.376,)),
-            supernet=Supernet(width=8, num_blocks=1, stem_width=16),
-            search=Search(epochs=30, batch_size=50, learning_rate=0.1, parameters=0.25),
-            sample=Sample(num_candidates=500, num_random=100),
-            retrain=Retrain(epochs=50, batch_size=50, controls=False),
-            evaluate=Evaluate(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9),
-        )
-    )
+    config = load_file("base/digits.py", beside=__file__)
+    config.search.update(epochs=30, parameters=0.25)
+    config.sample.update(num_candidates=500, num_random=100)
+    config.retrain.update(epochs=50, controls=False)
+    config.evaluate.update(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9)
+    return config

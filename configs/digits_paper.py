@@ -6,21 +6,15 @@ ell2 and the learning rate are far above the paper's because the run is short: s
 are trained too (`--config.retrain.controls=true`) are off, because they double its time.
 """
 
-from tfnas.config import Config, Data, Evaluate, Retrain, Sample, Search, Supernet, Tune, to_config_dict
+from tfnas.config import load_file
 
 
 def get_config():
     """Settings of the demo."""
-    return to_config_dict(
-        Config(
-            data=Data(name="digits", train="train[:1000]", validation="train[1000:]", mean=(0.305,), std=(0.376,)),
-            supernet=Supernet(width=8, num_blocks=1, stem_width=16),
-            search=Search(
-                recipe="paper", epochs=40, batch_size=50, learning_rate=0.1, ell2=160.0, gate_learning_rate=10.0
-            ),
-            sample=Sample(num_candidates=500, num_random=100),
-            retrain=Retrain(epochs=40, batch_size=50, learning_rate=0.1, weight_decay=5e-4, controls=False),
-            evaluate=Evaluate(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9),
-            tune=Tune(ell2=(20.0, 40.0, 80.0, 160.0)),
-        )
-    )
+    config = load_file("base/digits.py", beside=__file__)
+    config.search.update(recipe="paper", epochs=40, ell2=160.0, gate_learning_rate=10.0)
+    config.sample.update(num_candidates=500, num_random=100)
+    config.retrain.update(epochs=40, learning_rate=0.1, weight_decay=5e-4, controls=False)
+    config.evaluate.update(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9)
+    config.tune.ell2 = (20.0, 40.0, 80.0, 160.0)
+    return config

@@ -14,36 +14,13 @@ are ranked on the last 50,000 images of the training split, which are not traine
 ImageNet's validation split is the test split. There is no retraining.
 """
 
-from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
+from tfnas.config import load_file
 
 
 def get_config():
     """Settings of the paper."""
-    return to_config_dict(
-        Config(
-            data=Data(
-                name="imagenet2012",
-                train="train[:1231167]",
-                validation="train[1231167:]",
-                test="validation",
-                image_size=224,
-                mean=(0.485, 0.456, 0.406),
-                std=(0.229, 0.224, 0.225),
-                random_resized_crop=True,
-                flip=True,
-            ),
-            supernet=Supernet(name="resnet50", width=64),
-            search=Search(
-                recipe="paper",
-                epochs=90,
-                batch_size=256,
-                schedule="steps",
-                learning_rate=0.1,
-                boundaries=(30.0, 60.0),
-                ell2=80.0,
-                example_multiplier=1.0,
-            ),
-            sample=Sample(num_candidates=1500, rank_by="accuracy", batch_size=250),
-            retrain=Retrain(epochs=0, batch_size=256, weight_decay=1e-3),
-        )
-    )
+    config = load_file("base/imagenet_paper.py", beside=__file__)
+    config.supernet.update(name="resnet50", width=64)
+    config.search.update(epochs=90, boundaries=(30.0, 60.0), batch_size=256, ell2=80.0)
+    config.retrain.batch_size = 256
+    return config

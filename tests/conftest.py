@@ -1,7 +1,6 @@
 """Fixtures and helpers shared by all tests."""
 
 import gc
-import importlib.util
 import os
 import pathlib
 import signal
@@ -78,10 +77,7 @@ def load_config(name, folder="configs"):
     """The checked Config of configs/NAME.py."""
     from tfnas import config
 
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return config.from_config_dict(module.get_config())
+    return config.from_config_dict(config.load_file(ROOT / folder / f"{name}.py"))
 
 
 def tfnas_script(*arguments, **options):

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import importlib
-import importlib.util
 import io
 import random
 import shutil
@@ -78,10 +77,7 @@ def _read(stage, recorded):
 
 def _config(reference):
     """What the command line makes of the settings."""
-    specification = importlib.util.spec_from_file_location("digits", ROOT / "configs" / "digits.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    values = module.get_config().to_dict()
+    values = config.load_file(ROOT / "configs" / "digits.py").to_dict()
     for setting in reference.settings[1:]:
         key, _, text = setting.removeprefix("--config.").partition("=")
         section, name = key.split(".")

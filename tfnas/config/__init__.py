@@ -9,6 +9,7 @@ from tfnas.config.reading import check_key as check_key
 from tfnas.config.reading import from_config_dict as from_config_dict
 from tfnas.config.reading import keys_named as keys_named
 from tfnas.config.reading import known_keys as known_keys
+from tfnas.config.reading import load_file as load_file
 from tfnas.config.reading import parse_value as parse_value
 from tfnas.config.reading import to_config_dict as to_config_dict
 from tfnas.config.reading import to_dict as to_dict

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import pathlib
+import runpy
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +21,23 @@ from tfnas.config.settings import Config
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
     """The locked ConfigDict that a config file's `get_config` returns."""
     return ml_collections.ConfigDict(to_dict(config)).lock()
+
+
+def load_file(file: str | os.PathLike[str], beside: str | os.PathLike[str] = "") -> ml_collections.ConfigDict:
+    """The ConfigDict that a config file makes. A config file may start from another's::
+
+        def get_config():
+            config = load_file("cifar10_supnet_m.py", beside=__file__)
+            config.supernet.width = 160
+            return config
+
+    A key that does not exist, or a value of another type, raises what ml_collections raises.
+
+    Args:
+        file: Python file with get_config().
+        beside: a file from whose folder `file` is taken, if its path is relative; empty: from the current folder.
+    """
+    return runpy.run_path(str(pathlib.Path(beside).parent / file))["get_config"]()
 
 
 def to_dict(config: Any) -> dict[str, Any]:

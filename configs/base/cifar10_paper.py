@@ -1,0 +1,13 @@
+"""How the paper's searches on CIFAR-10 use the images, rank and end: the published recipe, without retraining."""
+
+from tfnas.config import load_file
+
+
+def get_config():
+    """All but the network, and its training."""
+    config = load_file("cifar10.py", beside=__file__)
+    config.data.update(train="train[:45000]", validation="train[45000:]", cutout=16)
+    config.search.recipe = "paper"
+    config.sample.update(num_candidates=1500, rank_by="accuracy")
+    config.retrain.epochs = 0
+    return config

@@ -103,7 +103,7 @@ def test_these_answer_without_tensorflow(flag):
     assert time.monotonic() - start < 10  # a hang, not a benchmark: loading TensorFlow alone is what is excluded
 
 
-class _InWords(Exception):
+class _LibraryError(Exception):
     """As TensorFlow raises them: no number, no file name of its own."""
 
 
@@ -113,7 +113,10 @@ class _InWords(Exception):
         (OSError(errno.ENOSPC, "words", "/w/a.json"), "/w/a.json: No space left on device"),
         (OSError(errno.EROFS, "words", "/w/a.json"), "/w/a.json: Read-only file system"),
         (OSError(errno.ENOSPC, "words"), "W, or the folder for temporary files: No space left on device"),
-        (_InWords("{{node}} /w/events.v2; No space left on device\n\tFailed"), "/w/events.v2: No space left on device"),
+        (
+            _LibraryError("{{node}} /w/events.v2; No space left on device\n\tFailed"),
+            "/w/events.v2: No space left on device",
+        ),
         (
             FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
             "W, or the folder for temporary files: No usable temporary directory found",

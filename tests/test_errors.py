@@ -30,7 +30,7 @@ from tfnas.stages import export
 from tfnas.training import distribution, loop, preflight
 
 # Their first argument is a message to a user. RuntimeError and AssertionError report bugs of tfnas.
-RAISED = {"UserError", "FailedSearch", "Preempted", "LostWorker", "Refused", "ValueError", "fail"}
+RAISED = {"UserError", "SearchFailedError", "PreemptedError", "WorkerLostError", "RequestError", "ValueError", "fail"}
 ROW = re.compile(r"\| `(?P<message>.*?)` \| (?P<explanation>[^|]+) \| `(?P<test>[^`|]+)` \|")
 MIN_LETTERS = 8  # literal letters of a message; with fewer it only passes on another message
 
@@ -448,10 +448,10 @@ def test_requests_that_name_no_input_or_a_label():
     model = servable.Model.__new__(servable.Model)
     model._loaded = types.SimpleNamespace(signatures={servable.DEFAULT_SIGNATURE: signature})
     words = "inputs by name expected: 'a', 'b'. Received: values without names"
-    raises(words, lambda: model.predict("", [[1, 2]], [], servable.from_json), kind=servable.Refused)
+    raises(words, lambda: model.predict("", [[1, 2]], [], servable.from_json), kind=servable.RequestError)
     labelled = types.SimpleNamespace(version_label="stable")
     words = "version_label: none is served, a version expected. Received: stable"
-    raises(words, servable.Models([]).wanted, labelled, kind=servable.Refused)
+    raises(words, servable.Models([]).wanted, labelled, kind=servable.RequestError)
 
 
 def test_words_of_tensorflow_come_without_its_names_for_places():

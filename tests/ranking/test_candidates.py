@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tfnas
-from tfnas.common.errors import FailedSearch
+from tfnas.common.errors import SearchFailedError
 from tfnas.ranking.candidates import Sized
 
 
@@ -74,5 +74,5 @@ def test_a_size_that_leaves_no_network_is_told():
     # All of the second's channels are more probable than any of the third's, and with one of those it is too large.
     supernet.gated_layers["third"].drop_logit.assign(np.full(8, 5.0))
     words = "sample: no candidate of at most 15.0% of the parameters has a path to the output: gate with a larger share"
-    with pytest.raises(FailedSearch, match=words):
+    with pytest.raises(SearchFailedError, match=words):
         tfnas.sample(supernet, 5, seed=1)

@@ -348,7 +348,7 @@ def test_grpc_refuses_what_does_not_fit_and_lives_on(running, weights):
     assert raised.value.code().name == "UNIMPLEMENTED" and "Predict" in raised.value.details()
     from tfnas.serving import servable
 
-    with pytest.raises(servable.Refused, match=r"Received: shape \(1, 1048576, 1048576, 1\) in \d+ bytes"):
+    with pytest.raises(servable.RequestError, match=r"Received: shape \(1, 1048576, 1048576, 1\) in \d+ bytes"):
         one_for_all = message(uint8, 1, 2**20, 2**20, 1, int_val=[1])
         servable.from_message("image", tf.TensorSpec((None, None, None, 1), tf.uint8), one_for_all)
     # One value may stand for all, as tf.make_tensor_proto writes it.

@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 from conftest import TINY, lines
 
 from tfnas import cli, config
-from tfnas.common.errors import LostWorker, UserError
+from tfnas.common.errors import UserError, WorkerLostError
 from tfnas.runs import workdir
 from tfnas.training import distribution
 
@@ -319,7 +319,7 @@ def test_a_process_that_ends_first_is_missed_only_if_the_stage_is_not_whole(monk
     monkeypatch.setattr(distribution, "wait_for_all", gone)
     if not finished:
         monkeypatch.setattr(workdir.Workdir, "is_current", lambda self, stage, config: False)
-    with contextlib.nullcontext() if finished else pytest.raises(LostWorker, match="before search was finished"):
+    with contextlib.nullcontext() if finished else pytest.raises(WorkerLostError, match="before search was finished"):
         distribution.run_stage("search", config.Config(), tmp_path, body)
 
 

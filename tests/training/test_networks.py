@@ -13,7 +13,7 @@ from tiny import batches
 
 import tfnas
 from tfnas import config
-from tfnas.common.errors import Preempted, UserError
+from tfnas.common.errors import PreemptedError, UserError
 from tfnas.config import Search
 from tfnas.cutting import subnets
 from tfnas.data import pipeline
@@ -67,14 +67,14 @@ def whole(trained, tmp_path):
 
 
 def test_interrupted_and_continued_is_bit_identical(whole, tmp_path, capsys):
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill_after_two(records):
         if len(records) == 2:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(made(), tmp_path / "killed", kill_after_two)
     again = made()
     continued = fit(again, tmp_path / "killed")
@@ -127,7 +127,7 @@ def test_sigterm_saves_in_mid_epoch_and_the_end_is_the_same(whole, tmp_path, cap
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match=r"SIGTERM\) in epoch 2, after step 2 of 3; all is saved") as caught:
+    with pytest.raises(PreemptedError, match=r"SIGTERM\) in epoch 2, after step 2 of 3; all is saved") as caught:
         fit(made(), tmp_path / "killed", before_step=terminate)
     assert caught.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
     again = made()

@@ -189,7 +189,7 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
             more = row["paired"]["only_found"] - row["paired"]["only_other"]
             assert more == round(tested * (chosen["test_accuracy"] - row["test_accuracy"]))
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     with monkeypatch.context() as patch:
@@ -198,10 +198,10 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
         def write_and_die(self, name, *arguments, **options):
             write(self, name, *arguments, **options)
             if name.startswith(networks.retrain_checkpoints("single path")):
-                raise Killed
+                raise KilledError
 
         patch.setattr(workdir.Workdir, "write", write_and_die)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             retrain.run(tiny_config(), killed)
     assert not (killed / workdir.RESULTS).exists()
     retrain.run(tiny_config(), killed)

@@ -9,7 +9,7 @@ import shlex
 import pytest
 from conftest import SMALL, load_config, tfnas_command
 
-from tfnas.common.errors import FailedSearch, Preempted, UserError
+from tfnas.common.errors import PreemptedError, SearchFailedError, UserError
 from tfnas.config import Config, Search, Tune
 from tfnas.runs import workdir
 from tfnas.tuning import tuner
@@ -183,7 +183,7 @@ def test_a_short_round_of_hyperband_has_a_short_warm_up(stages, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method, error", [*((m, KeyboardInterrupt()) for m in METHODS), ("grid", Preempted("told to end"))]
+    "method, error", [*((m, KeyboardInterrupt()) for m in METHODS), ("grid", PreemptedError("told to end"))]
 )
 def test_an_interrupted_one_goes_on_as_if_it_had_not_been(stages, tmp_path, method, error):
     config = made(METHODS[method], epochs=3)
@@ -219,7 +219,7 @@ def test_a_search_that_leads_nowhere_is_one_failed_trial(stages, tmp_path, capsy
     config = made(METHODS[method], epochs=3)
     tuner.run(config, tmp_path / "whole")
     worst = max(ell2 for ell2, _, _ in stages.calls)
-    stages.raises, stages.calls = {worst: FailedSearch("everything is dropped")}, []
+    stages.raises, stages.calls = {worst: SearchFailedError("everything is dropped")}, []
     best = tuner.run(config, tmp_path / "run")
     assert best.state == "complete" and best.values["ell2"] < worst
     failed = [trial for trial in results(tmp_path / "run")["trials"] if trial["state"] == "failed"]
@@ -238,7 +238,7 @@ def test_a_search_that_leads_nowhere_is_one_failed_trial(stages, tmp_path, capsy
 
 def test_a_failure_of_sample_is_asked_for_again(stages, tmp_path, monkeypatch):
     def cut_off(config, path):
-        raise FailedSearch("every candidate drops every path")
+        raise SearchFailedError("every candidate drops every path")
 
     with monkeypatch.context() as patch:
         patch.setattr(tuner.sample, "run", cut_off)
@@ -250,7 +250,7 @@ def test_a_failure_of_sample_is_asked_for_again(stages, tmp_path, monkeypatch):
 
 
 def test_if_all_fail_the_reason_is_told(stages, tmp_path):
-    stages.raises = dict.fromkeys(ELL2, FailedSearch("everything is dropped"))
+    stages.raises = dict.fromkeys(ELL2, SearchFailedError("everything is dropped"))
     with pytest.raises(UserError, match=r"tune: none of 3 trials is complete \(failed: everything is dropped\)"):
         tuner.run(made(Tune(ell2=ELL2)), tmp_path)
     assert results(tmp_path)["best"] is None

@@ -24,7 +24,7 @@ _NOWHERE = "No usable temporary directory found"  # Python's own words: all of t
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the thing, the value received and the value expected.
+    """Something the user can correct: the message names the thing, the value received and the value expected.
 
     Attributes:
         exit_code: of the command line.
@@ -33,18 +33,18 @@ class UserError(Exception):
     exit_code = 1
 
 
-class FailedSearch(UserError):
-    """These settings lead nowhere, as where everything is dropped or the loss is not finite; others may do."""
+class SearchFailedError(UserError):
+    """A search that cannot succeed with these settings: everything is dropped, or the loss is not finite."""
 
 
-class Preempted(UserError):
-    """The process was told to end (SIGTERM), and has saved all there was; the same command goes on."""
+class PreemptedError(UserError):
+    """A process that received SIGTERM and has saved its state; the same command resumes."""
 
     exit_code = 128 + 15
 
 
-class LostWorker(UserError):
-    """Another process of the cluster has gone; all must be started again, and go on."""
+class WorkerLostError(UserError):
+    """A cluster that has lost a process; all of them must be restarted, and resume."""
 
     exit_code = 75  # EX_TEMPFAIL: worth another try
 

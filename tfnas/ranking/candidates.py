@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from tfnas.common import terminal
-from tfnas.common.errors import FailedSearch
+from tfnas.common.errors import SearchFailedError
 from tfnas.gating.supernet import Supernet, Target
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import count
@@ -112,7 +112,7 @@ def sample(supernet: Supernet, num_candidates: int, seed: int) -> list[Architect
         seed: non-negative integer.
 
     Raises:
-        FailedSearch: if no network of that size has a path to the output.
+        SearchFailedError: if no network of that size has a path to the output.
     """
     posterior, graph, target = supernet.posterior(), supernet.graph, supernet.target
     if not target:
@@ -124,7 +124,7 @@ def sample(supernet: Supernet, num_candidates: int, seed: int) -> list[Architect
         misfits = [_misfit(graph, size, candidate) for candidate in drawn]
         found = [candidate for candidate, misfit in zip(drawn, misfits, strict=True) if misfit is None]
         if not found:
-            raise FailedSearch(
+            raise SearchFailedError(
                 f"sample: no candidate of at most {target.share:.1%} of the {target.resource} has a path to the "
                 f"output: gate with a larger share of the {target.resource}"
             )

@@ -22,7 +22,7 @@ _MOST_REPEATED = 2**24  # values of an input that is not written out: a few byte
 _LONGEST = 2000  # characters of a message: it goes into the trailer of a gRPC answer, which holds 8 KiB
 
 
-class Refused(Exception):
+class RequestError(Exception):
     """A request that is not answered. The message names the thing, the value expected and the value received.
 
     Attributes:
@@ -83,31 +83,33 @@ class Model:
             outputs: names of those wanted; none is all.
 
         Raises:
-            Refused: if the request does not fit the signature, or the signature itself refuses it.
+            RequestError: if the request does not fit the signature, or the signature itself refuses it.
         """
         name = signature_name or DEFAULT_SIGNATURE
         if name not in self._loaded.signatures:
             known = _listed(self._loaded.signatures)
-            raise Refused(f"signature_name: one of {known} expected. Received: {shown(name)}", "FAILED_PRECONDITION")
+            raise RequestError(
+                f"signature_name: one of {known} expected. Received: {shown(name)}", "FAILED_PRECONDITION"
+            )
         signature = self._loaded.signatures[name]
         specs = signature.structured_input_signature[1]
         if not isinstance(inputs, Mapping):
             if len(specs) != 1:
-                raise Refused(f"inputs by name expected: {_listed(specs)}. Received: values without names")
+                raise RequestError(f"inputs by name expected: {_listed(specs)}. Received: values without names")
             inputs = {next(iter(specs)): inputs}
         if set(inputs) != set(specs):
-            raise Refused(f"signature '{name}': inputs {_listed(specs)} expected. Received: {_listed(inputs)}")
+            raise RequestError(f"signature '{name}': inputs {_listed(specs)} expected. Received: {_listed(inputs)}")
         if not set(outputs) <= set(signature.structured_outputs):
             known = _listed(signature.structured_outputs)
-            raise Refused(f"output_filter: of {known} expected. Received: {_listed(outputs)}")
+            raise RequestError(f"output_filter: of {known} expected. Received: {_listed(outputs)}")
         for name, spec in specs.items():
             if spec.shape.rank and spec.shape[0] is None and (number := _rows(inputs[name])) > self.max_images:
-                raise Refused(f"{name}: at most {self.max_images} in a request expected. Received: {number}")
+                raise RequestError(f"{name}: at most {self.max_images} in a request expected. Received: {number}")
         tensors = {name: tensor(name, spec, inputs[name]) for name, spec in specs.items()}
         try:
             answer = {name: value.numpy() for name, value in signature(**tensors).items()}
         except tf.errors.OpError as error:
-            raise Refused(_said(error.message), _code(error.error_code)) from error
+            raise RequestError(_said(error.message), _code(error.error_code)) from error
         return {name: answer[name] for name in outputs or sorted(answer)}
 
     def _warm_up(self, file: pathlib.Path) -> None:
@@ -133,18 +135,20 @@ class Models:
         self.by_name = {model.name: model for model in models}
 
     def find(self, name: str, version: int | None = None) -> Model:
-        """The model; raises Refused, with NOT_FOUND, if it is not served, or not in this version."""
+        """The model; raises RequestError, with NOT_FOUND, if it is not served, or not in this version."""
         if name not in self.by_name:
-            raise Refused(f"model: one of {_listed(self.by_name)} expected. Received: {shown(name)}", "NOT_FOUND")
+            raise RequestError(f"model: one of {_listed(self.by_name)} expected. Received: {shown(name)}", "NOT_FOUND")
         model = self.by_name[name]
         if version not in (None, model.version):
-            raise Refused(f"model '{name}': version {model.version} expected. Received: {version}", "NOT_FOUND")
+            raise RequestError(f"model '{name}': version {model.version} expected. Received: {version}", "NOT_FOUND")
         return model
 
     def wanted(self, model_spec: Any) -> Model:
-        """The model of a request's ModelSpec; raises Refused as `find` does."""
+        """The model of a request's ModelSpec; raises RequestError as `find` does."""
         if model_spec.version_label:
-            raise Refused(f"version_label: none is served, a version expected. Received: {model_spec.version_label}")
+            raise RequestError(
+                f"version_label: none is served, a version expected. Received: {model_spec.version_label}"
+            )
         version = model_spec.version.value if model_spec.HasField("version") else None
         return self.find(model_spec.name, version)
 
@@ -153,7 +157,7 @@ def from_json(name: str, spec: Any, value: Any) -> Any:
     """A tensor of nested lists; strings are text, or bytes as {"b64": ...}.
 
     Raises:
-        Refused: if it does not fit `spec`.
+        RequestError: if it does not fit `spec`.
     """
     wanted = np.dtype(spec.dtype.as_numpy_dtype)
     if spec.dtype == tf.string:
@@ -177,7 +181,7 @@ def from_message(name: str, spec: Any, message: Any) -> Any:
     """A tensor of a TensorProto.
 
     Raises:
-        Refused: if it does not fit `spec`.
+        RequestError: if it does not fit `spec`.
     """
     shape = tuple(dimension.size for dimension in message.tensor_shape.dim)
     if message.dtype != spec.dtype.as_datatype_enum or not _fits(shape, spec.shape):
@@ -197,14 +201,14 @@ def answer_json(model: Model, request: Any) -> dict[str, Any]:
     """The answer to a REST predict's body, in rows ('instances') or columns ('inputs') as it was asked.
 
     Raises:
-        Refused: if it is not answered.
+        RequestError: if it is not answered.
     """
     if not isinstance(request, dict) or len(request.keys() & {"instances", "inputs"}) != 1:
         received = _listed(request) if isinstance(request, dict) else type(request).__name__
-        raise Refused(f"body: a JSON object with 'instances' or 'inputs' expected. Received: {received}")
+        raise RequestError(f"body: a JSON object with 'instances' or 'inputs' expected. Received: {received}")
     signature_name = request.get("signature_name", "")
     if not isinstance(signature_name, str):
-        raise Refused(f"signature_name: a string expected. Received: {shown(signature_name)}")
+        raise RequestError(f"signature_name: a string expected. Received: {shown(signature_name)}")
     rows = "instances" in request
     inputs = _columns(request["instances"]) if rows else request["inputs"]
     answer = {
@@ -222,12 +226,12 @@ def answer_json(model: Model, request: Any) -> dict[str, Any]:
 def _columns(rows: Any) -> Any:
     """The values of each input by name, or of the only one, of a list with one item for each example."""
     if not isinstance(rows, list) or not rows:
-        raise Refused(f"instances: a list of at least one expected. Received: {shown(rows)}")
+        raise RequestError(f"instances: a list of at least one expected. Received: {shown(rows)}")
     named = [isinstance(row, dict) and not _is_base64(row) for row in rows]
     if not any(named):
         return rows
     if not all(named) or any(row.keys() != rows[0].keys() for row in rows):
-        raise Refused("instances: the same inputs by name in each expected. Received: different ones")
+        raise RequestError("instances: the same inputs by name in each expected. Received: different ones")
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
@@ -268,12 +272,12 @@ def _fits(shape: Sequence[int], expected: Any) -> bool:
     return all(want in (None, got) for got, want in zip(shape, expected, strict=True))
 
 
-def _unfit(name: str, spec: Any, received: str) -> Refused:
+def _unfit(name: str, spec: Any, received: str) -> RequestError:
     sizes = ["any" if size is None else str(size) for size in spec.shape]
     if sizes[:1] == ["any"]:
         sizes[0] = "N"
     expected = f"{spec.dtype.name} of shape ({', '.join(sizes)}{',' * (len(sizes) == 1)})"
-    return Refused(f"{name}: {expected} expected. Received: {received}")
+    return RequestError(f"{name}: {expected} expected. Received: {received}")
 
 
 def _dtype_name(number: int) -> str:

@@ -91,7 +91,7 @@ def start_grpc(models: servable.Models, address: str, port: int, max_bytes: int)
     def answered(answer: Callable[[Any], Any], request: Any, context: Any) -> Any:
         try:
             return answer(request)
-        except servable.Refused as refused:
+        except servable.RequestError as refused:
             return context.abort(grpc.StatusCode[refused.code], str(refused))
 
     class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -249,7 +249,7 @@ def rest_server(models: servable.Models, max_bytes: int) -> Any:
                 try:
                     payload = orjson.loads(payload)
                 except orjson.JSONDecodeError as error:
-                    raise servable.Refused(f"body: JSON expected. Received: {error}") from None
+                    raise servable.RequestError(f"body: JSON expected. Received: {error}") from None
             return servable.answer_json(self.model, payload)
 
     repository = kserve.ModelRepository()
@@ -287,7 +287,7 @@ def rest_server(models: servable.Models, max_bytes: int) -> Any:
 
     http = kserve.model_server.app
     http.add_middleware(_Bounded, max_bytes=max_bytes)
-    http.add_exception_handler(servable.Refused, refuse)
+    http.add_exception_handler(servable.RequestError, refuse)
     http.add_exception_handler(starlette.exceptions.HTTPException, no_route)
     # Before kserve's own, which they stand in for.
     for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version:int}"):

@@ -21,7 +21,7 @@ import rich.progress
 from scipy.special import softmax
 
 from tfnas.common import schema, statistics, terminal
-from tfnas.common.errors import FailedSearch, UserError, naming, unwrapped
+from tfnas.common.errors import SearchFailedError, UserError, naming, unwrapped
 from tfnas.config import Config
 from tfnas.cutting import latencies
 from tfnas.data import pipeline
@@ -511,9 +511,9 @@ class _Sampling:
             f"average of {len(samples):,} posterior samples": average(samples),
         }
 
-    def _all_cut_off(self, kind: str, share: float | None) -> FailedSearch:
+    def _all_cut_off(self, kind: str, share: float | None) -> SearchFailedError:
         if share is not None:
-            return FailedSearch(
+            return SearchFailedError(
                 f"sample.budgets: {kind}, every candidate drops every path to the output: leave {share:g} out, or take "
                 "a larger budget"
             )
@@ -522,7 +522,7 @@ class _Sampling:
             advice = f"a larger search.{target.resource} (now {target.share:g})"
         else:
             advice = f"a smaller ell2 (now {search.ell2:g}) or gate_learning_rate (now {search.gate_learning_rate:g})"
-        return FailedSearch(
+        return SearchFailedError(
             "sample: every candidate drops every path to the output, so the posterior has collapsed: search again, in "
             f"another --workdir, with {advice}"
         )

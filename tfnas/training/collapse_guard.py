@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tfnas.common.errors import FailedSearch
+from tfnas.common.errors import SearchFailedError
 from tfnas.common.terminal import warn
 from tfnas.config import Search
 from tfnas.gating.supernet import Supernet
@@ -42,12 +42,12 @@ class Guard:
         self._told = False
 
     def begin(self) -> None:
-        """Judges the gates that the supernet was made with. Raises FailedSearch if they leave no path, and may."""
+        """Judges the gates that the supernet was made with. Raises SearchFailedError if they leave no path, and may."""
         if self._settings.guard == "off" or self._connected(self._supernet.posterior()):
             return
         what = f"search.initial_drop ({self._settings.initial_drop:g}) leaves no path to the output (collapsed)"
         if self._settings.guard == "stop":
-            raise FailedSearch(
+            raise SearchFailedError(
                 f"search stopped before its first step: {what}; try --config.search.initial_drop=0.1, or "
                 "--config.search.guard=off if that is meant"
             )
@@ -57,7 +57,7 @@ class Guard:
         """Judges the posterior at the end of an epoch, counted from 1; warns of each thing once.
 
         Raises:
-            FailedSearch: if the posterior has collapsed, and `search.guard` is 'stop'.
+            SearchFailedError: if the posterior has collapsed, and `search.guard` is 'stop'.
         """
         if self._settings.guard == "off":
             return
@@ -68,7 +68,7 @@ class Guard:
             what = f"{dropped} and no path to the output is left (collapsed). {self._too_much()}"
             if self._settings.guard == "stop":
                 last = f"The last good checkpoint is epoch {epoch - 1}" if epoch > 1 else "There was no checkpoint yet"
-                raise FailedSearch(f"search stopped at epoch {epoch}: {what}. {last}")
+                raise SearchFailedError(f"search stopped at epoch {epoch}: {what}. {last}")
             self._tell(f"search: at epoch {epoch}, {what}")
         elif kept < _LEFT:
             self._tell(f"search: at epoch {epoch}, {dropped}; layers without gates still lead on. {self._too_much()}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import tensorflow as tf
 
-from tfnas.common.errors import LostWorker, UserError
+from tfnas.common.errors import UserError, WorkerLostError
 from tfnas.config import Config
 from tfnas.runs.workdir import Workdir
 
@@ -158,7 +158,7 @@ def run_stage(
 
     Raises:
         UserError: as `Workdir.run_stage` and `strategy`.
-        LostWorker: if another process of the cluster has gone.
+        WorkerLostError: if another process of the cluster has gone.
     """
     config = config.check()
     work = Workdir(path, writes=cluster().is_chief)
@@ -169,12 +169,12 @@ def run_stage(
 
     with _workers_may_go():
         if work.run_stage(stage, config, in_scope, group=cluster().name):
-            with contextlib.suppress(LostWorker), _workers_may_go():
+            with contextlib.suppress(WorkerLostError), _workers_may_go():
                 wait_for_all(config.distribution)
                 return
             # Whoever passed first may have ended before the others heard of it: that is no loss if all is written.
             if not work.is_current(stage, config):
-                raise LostWorker(
+                raise WorkerLostError(
                     f"another of the {cluster().count} processes has gone before {stage} was finished: start all of "
                     "them again, with the same commands; they go on from the last checkpoint"
                 )
@@ -234,7 +234,7 @@ def _workers_may_go() -> Iterator[None]:
         if cluster().count == 1:
             raise
         reason = str(e).partition("\n")[0][:200]
-        raise LostWorker(
+        raise WorkerLostError(
             f"another of the {cluster().count} processes has gone ({reason}): start all of them again, with the same "
             "commands; they go on from the last checkpoint"
         ) from None

@@ -15,7 +15,7 @@ import numpy as np
 import rich.progress
 import tensorflow as tf
 
-from tfnas.common.errors import FailedSearch, Preempted, UserError
+from tfnas.common.errors import PreemptedError, SearchFailedError, UserError
 from tfnas.common.terminal import console
 from tfnas.data.pipeline import Share
 from tfnas.gating.supernet import Supernet
@@ -172,8 +172,8 @@ def train(
         One record an epoch: loss, accuracy and what `describe` says.
 
     Raises:
-        Preempted: after SIGTERM, once a checkpoint is written.
-        FailedSearch: if the loss is no longer finite; the last checkpoint stays.
+        PreemptedError: after SIGTERM, once a checkpoint is written.
+        SearchFailedError: if the loss is no longer finite; the last checkpoint stays.
         UserError: if a checkpoint cannot be read, the memory does not suffice, the processes of a cluster have
             different ones, or as `check` raises it.
     """
@@ -228,7 +228,7 @@ def train(
                 if saved != now:
                     save(number + 1, values)
                 checkpoints.wait()
-                raise Preempted(
+                raise PreemptedError(
                     f"{title} was told to end (SIGTERM) in epoch {number // steps_per_epoch + 1}, after step {done} of "
                     f"{steps_per_epoch}; all is saved, and the same command goes on"
                 )
@@ -272,7 +272,7 @@ def _check_finite(totals: np.ndarray, title: str, epochs_done: int, steps_per_ep
         return
     number = epochs_done * steps_per_epoch + int(totals[2]) + 1
     kept = f"the checkpoint after epoch {epochs_done} stays" if epochs_done or first else "there was no checkpoint yet"
-    raise FailedSearch(
+    raise SearchFailedError(
         f"{title} stopped at step {number} (epoch {epochs_done + 1}): the loss is no longer finite. Usually the "
         f"learning rate is too high: try a smaller one, in another --workdir; {kept}"
     )

@@ -24,7 +24,7 @@ import sklearn.exceptions
 from keras_tuner.engine import base_tuner
 
 from tfnas.common import markup, schema, terminal
-from tfnas.common.errors import FailedSearch, UserError, unwrapped
+from tfnas.common.errors import SearchFailedError, UserError, unwrapped
 from tfnas.common.schema import loss, number, record, text_of, whole
 from tfnas.config import Config
 from tfnas.data import sources
@@ -114,7 +114,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> Trial:
     Raises:
         UserError: for bad settings, data or files, if several processes are to train, or if no trial found a network
             within the budget.
-        Preempted: after SIGTERM, once the search that was running has written a checkpoint.
+        PreemptedError: after SIGTERM, once the search that was running has written a checkpoint.
     """
     tuned = config.tune.values()
     if not tuned:
@@ -259,7 +259,7 @@ class _Tuning:
                 if not work.is_current(name, config):
                     keras.backend.clear_session()  # of earlier trials: their memory, and their layers' names
                     stage.run(config, work.path)
-        except FailedSearch as error:
+        except SearchFailedError as error:
             if not work.is_current("search", config):  # else it depends on sample's settings too, and takes little time
                 work.write_json(_FAILURE, {"message": str(error)})
             return Trial(folder, values, epochs, FAILED, str(error))

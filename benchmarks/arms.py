@@ -24,7 +24,7 @@ from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import Cost, cost
 from tfnas.ranking import ranking, reference_architectures
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import retrain, sample, search
 from tfnas.training import networks
@@ -179,7 +179,7 @@ class Run:
         with self.timed("train"):
             supernet = networks.gated(config, self.splits, self.network())
             key = self.work.key("search", config)
-            networks.fit_gated(config, self.splits, self.work, supernet, workdir.CHECKPOINTS, key, "search")
+            networks.fit_gated(config, self.splits, self.work, supernet, stage_table.CHECKPOINTS, key, "search")
         with self.timed("rank"):
             candidates = of_equal_size(supernet, self.targets["parameters"], self.config.seed)
             best = self.best(supernet, candidates)
@@ -340,11 +340,11 @@ def default(config: Config, work: workdir.Workdir, resource: str, share: float) 
     config = dataclasses.replace(config, search=target, retrain=further)
     for stage in (search, sample, retrain):
         stage.run(config, work.path)
-    results = json.loads((work.path / workdir.RESULTS).read_text())
+    results = json.loads((work.path / stage_table.RESULTS).read_text())
     (row,) = (row for row in results["rows"] if row["name"] == results["chosen"])
-    architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_bytes())
+    architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
     facts = {"chosen": results["chosen"], **_described(architecture)}
-    model = saving.load(work.path / workdir.SUBNET, keras.Model)
+    model = saving.load(work.path / stage_table.SUBNET, keras.Model)
     seconds = {name: record["seconds"] for name, record in work.manifest()["stages"].items()}
     return Found(model, Cost(row["parameters"], row["multiply_adds"]), facts), seconds
 

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     for seed, folder in zip(options.seeds.split(","), folders, strict=True):
         command = [pathlib.Path(sys.executable).parent / "tfnas", "run", f"--config={options.config}"]
         subprocess.run([*command, f"--workdir={folder}", f"--config.seed={seed}", *overrides], check=True)
-    results = [json.loads((folder / workdir.RESULTS).read_text())["rows"] for folder in folders]
+    results = [json.loads((folder / stage_table.RESULTS).read_text())["rows"] for folder in folders]
     runs = [{row["name"]: row for row in rows} for rows in results]
     print(f"\n`{options.config}`, seeds {options.seeds} {' '.join(overrides)}\n")
     print("| network | test accuracy, % | parameters | multiply-adds, M |")

@@ -19,7 +19,7 @@ import time
 import numpy as np
 
 from tfnas.common import terminal
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     tf = terminal.load_tensorflow()
     from tfnas.exporting import conversion
 
-    exported = json.loads((options.workdir / workdir.EXPORT_RESULTS).read_text())
+    exported = json.loads((options.workdir / stage_table.EXPORT_RESULTS).read_text())
     served = tf.saved_model.load(str(options.workdir / exported["saved_model"])).signatures["serving_default"]
     _, height, width, channels = served.structured_input_signature[1]["image"].shape
     image = np.random.default_rng(0).integers(0, 256, (1, height, width, channels), np.uint8)

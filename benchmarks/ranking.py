@@ -35,7 +35,7 @@ from tfnas.ranking import racing
 from tfnas.ranking.engine import Engine
 from tfnas.ranking.evaluation_log import Evaluations
 from tfnas.ranking.ranking import Field
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Packed
 from tfnas.training import networks
 
@@ -82,7 +82,7 @@ def _searched(work, config):
             "search.run(from_config_dict(json.load(open(sys.argv[1]))), sys.argv[2])"
         )
         subprocess.run([sys.executable, "-c", code, settings, work.path], check=True)
-    return keras.models.load_model(work.path / workdir.SUPERNET)
+    return keras.models.load_model(work.path / stage_table.SUPERNET)
 
 
 def _naive(supernet, candidates, batches):

@@ -40,7 +40,7 @@ from tfnas.gating.optimizers import Cosine
 from tfnas.gating.recalibration import Recalibration, settle
 from tfnas.graph.costs import cost
 from tfnas.ranking.ranking import Evaluator
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.stages import search
 from tfnas.training import networks
 
@@ -146,7 +146,7 @@ def main(_):
     work = workdir.Workdir(_WORKDIR.value)
     search.run(config, work.path)
     splits = pipeline.load(config.data, work.path / "tensorflow_datasets")
-    supernet = keras.models.load_model(work.path / workdir.SUPERNET)
+    supernet = keras.models.load_model(work.path / stage_table.SUPERNET)
     networks.set_seed(config.seed)
     pools = _pools(supernet, config.seed)
     start = time.monotonic()

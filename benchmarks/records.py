@@ -20,7 +20,7 @@ from scipy import stats
 from tfnas.common.errors import UserError
 from tfnas.config import Config
 from tfnas.data import pipeline
-from tfnas.runs import provenance, workdir
+from tfnas.runs import provenance, stage_table, workdir
 from tfnas.training import networks
 
 _SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training", "tune")  # what a result may depend on
@@ -59,7 +59,7 @@ def claim(work: workdir.Workdir, name: str, config: Config, what: str, **further
     Raises:
         UserError: if it was made with others.
     """
-    mine = json.loads(json.dumps({"config": workdir.settings(config, _SECTIONS), **further}))
+    mine = json.loads(json.dumps({"config": stage_table.settings(config, _SECTIONS), **further}))
     file = work.path / name
     if file.exists() and json.loads(file.read_text()) != mine:
         raise UserError(f"workdir {work.path}: holds a {what} with other settings: use another --workdir")

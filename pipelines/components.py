@@ -249,7 +249,7 @@ def export(
         model: folder with the SavedModel's version, as TensorFlow Serving expects it.
         run: what was checked.
     """
-    from tfnas.runs import workdir
+    from tfnas.runs import stage_table
     from tfnas.stages import handover
 
     parts = [search_config, sample_config, retrain_config, evaluate_config, export_config]
@@ -260,7 +260,7 @@ def export(
         stage.run(task.config, task.path)
         model.framework = "tensorflow"
         task.describe(model, {**task.facts(), "saved_model": task.hand_over_model(model.path)})
-        task.hand_over(run.path, [workdir.EXPORT_RESULTS])
+        task.hand_over(run.path, [stage_table.EXPORT_RESULTS])
         task.describe(run)
 
 

@@ -34,7 +34,7 @@ from tfnas import cli as command_line
 from tfnas import config as config_lib
 from tfnas.common import terminal, user_functions
 from tfnas.common.errors import UserError, ending_in_one_line
-from tfnas.runs import holding, workdir
+from tfnas.runs import holding, stage_table
 from tfnas.stages import handover
 
 _DEFAULTS = Options()
@@ -148,7 +148,7 @@ def run_locally(options: Options, arguments: dict[str, Any], folder: str) -> Non
         UserError: with the stage's own message, if one fails; if another process runs one in this folder.
     """
     place = pathlib.Path(folder).absolute()
-    if (place / workdir.MANIFEST).exists():
+    if (place / stage_table.MANIFEST).exists():
         raise UserError(f"--workdir: {place} holds a run of 'tfnas run': use another, or delete it")
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,9 @@ import json
 import rich.console
 from conftest import load_config
 
+from tfnas.common import digests
 from tfnas.reporting import report
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.search_space.posterior import LayerGates, Posterior
 
 FULL = {
@@ -141,47 +142,47 @@ def made(
     ranking = {"rank_by": "loss", "reads": reads, "kinds": kinds, "comparisons": {}, "predictive": predictive or {}}
     alter(ranking)
     contents = {
-        workdir.SUPERNET: "",
-        workdir.HISTORY: "".join(json.dumps(record) + "\n" for record in history),
-        workdir.POSTERIOR: posterior.to_json(),
-        workdir.CANDIDATES: "".join(json.dumps(record) + "\n" for record in records),
-        workdir.RANKING: json.dumps(ranking),
-        workdir.ARCHITECTURE: winner.to_json(),
-        workdir.CUT_ARCHITECTURE: "",
-        workdir.SUBNET: "",
-        workdir.RESULTS: json.dumps(
+        stage_table.SUPERNET: "",
+        stage_table.HISTORY: "".join(json.dumps(record) + "\n" for record in history),
+        stage_table.POSTERIOR: posterior.to_json(),
+        stage_table.CANDIDATES: "".join(json.dumps(record) + "\n" for record in records),
+        stage_table.RANKING: json.dumps(ranking),
+        stage_table.ARCHITECTURE: winner.to_json(),
+        stage_table.CUT_ARCHITECTURE: "",
+        stage_table.SUBNET: "",
+        stage_table.RESULTS: json.dumps(
             {**MEASURED, "chosen": rows[-1]["name"], "rows": list(rows)}
             | ({"latency_spread": spread} if spread else {})
         ),
-        workdir.EVALUATION: json.dumps({"blessed": True, "checks": []}),
-        workdir.EXPORT_RESULTS: json.dumps(EXPORTED),
+        stage_table.EVALUATION: json.dumps({"blessed": True, "checks": []}),
+        stage_table.EXPORT_RESULTS: json.dumps(EXPORTED),
     }
     for name, text in contents.items():
         work.file(name).write_text(text)
     if front:
         left(work, front)
-    for stage in workdir.STAGES:
+    for stage in stage_table.STAGES:
         if stage != "report":
-            ended(work, stage, config, *([workdir.FRONT] if stage == "sample" and front else []))
+            ended(work, stage, config, *([stage_table.FRONT] if stage == "sample" and front else []))
     return work
 
 
 def ended(work, stage, config=CONFIG, *further, **facts):
     """Records that a stage ended now."""
     manifest = work.manifest()
-    outputs = {name: workdir.digest(work.path / name) for name in (*workdir.STAGES[stage].outputs, *further)}
+    outputs = {name: digests.of_file(work.path / name) for name in (*stage_table.STAGES[stage].outputs, *further)}
     manifest["stages"][stage] = {
         **work.dependencies(stage, config),
         "outputs": outputs,
         "versions": {"keras": "3.15.1"},
         **facts,
     }
-    work.write_sealed(workdir.MANIFEST, manifest)
+    work.write_sealed(stage_table.MANIFEST, manifest)
 
 
 def left(work, front):
     """Digest of front.json, written."""
-    return workdir.digest(work.write_json(workdir.FRONT, {"resource": "multiply_adds", "rows": front}))
+    return digests.of_file(work.write_json(stage_table.FRONT, {"resource": "multiply_adds", "rows": front}))
 
 
 def table(work, config=CONFIG):

@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 from conftest import ROOT, tfnas_script
 
 from tfnas import cli
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 
 TFNAS = str(pathlib.Path(sys.executable).parent / "tfnas")
 DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
@@ -80,7 +80,7 @@ def test_help_is_no_mistake(command, words, flag):
 def test_help_lists_every_stage_in_one_column():
     text = tfnas_script("--help").stdout
     found = {line.split()[0]: re.match(r"  \w+ +", line).end() for line in text.splitlines() if line.startswith("  ")}
-    assert set(found) == {*workdir.STAGES, "run", "preview", "check", "tune"}
+    assert set(found) == {*stage_table.STAGES, "run", "preview", "check", "tune"}
     assert len(set(found.values())) == 1, found
 
 

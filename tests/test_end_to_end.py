@@ -12,7 +12,7 @@ from conftest import SAMPLED, SMALL, TINY, kill_when, lines, tfnas_command, tfna
 
 import tfnas
 from tfnas.cutting import subnets
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
@@ -35,7 +35,7 @@ def test_output_tells_what_was_done(whole):
 
 
 def test_results_hold_every_arm(whole):
-    rows = json.loads((whole[0] / workdir.RESULTS).read_text())["rows"]
+    rows = json.loads((whole[0] / stage_table.RESULTS).read_text())["rows"]
     assert [row["name"] for row in rows] == [
         "full network, same total budget",
         "random, spread evenly, best of 10",
@@ -58,13 +58,13 @@ def test_results_hold_every_arm(whole):
 
 
 def test_the_network_found_has_the_size_asked_for(whole):
-    results = json.loads((whole[0] / workdir.RESULTS).read_text())
-    candidates = [json.loads(line) for line in (whole[0] / workdir.CANDIDATES).read_text().splitlines()]
+    results = json.loads((whole[0] / stage_table.RESULTS).read_text())
+    candidates = [json.loads(line) for line in (whole[0] / stage_table.CANDIDATES).read_text().splitlines()]
     sizes = [c["parameters"] / results["full"]["parameters"] for c in candidates if c["kind"] == "posterior"]
     assert 0.23 < sizes[0] <= 0.25  # the most probable one
     found = next(row for row in results["rows"] if row["name"] == "found network, retrained")
     assert 0.97 * sizes[0] <= found["parameters"] / results["full"]["parameters"] <= 0.25
-    history = [json.loads(line) for line in (whole[0] / workdir.HISTORY).read_text().splitlines()]
+    history = [json.loads(line) for line in (whole[0] / stage_table.HISTORY).read_text().splitlines()]
     assert [record["epoch"] for record in history] == [1, 2, 3, 4]  # after two without gates
     assert all(len(p) == 1 for p in history[-1]["drop_probability"].values())
 
@@ -89,13 +89,13 @@ def test_saved_model_serves_raw_pixels(whole):
 def test_architecture_json_alone_rebuilds_the_network(whole):
     path = whole[0]
     text = (path / "export/digits/architecture.json").read_text()
-    assert Architecture.from_json(text) == Architecture.from_json((path / workdir.ARCHITECTURE).read_text())
+    assert Architecture.from_json(text) == Architecture.from_json((path / stage_table.ARCHITECTURE).read_text())
     rebuilt, model = subnets.rebuild(text), keras.models.load_model(path / "export/digits/model.keras")
     assert [w.shape for w in rebuilt.get_weights()] == [w.shape for w in model.get_weights()]
     # Its weights are fresh, so nothing that is dropped leaves a constant, which a cut network may have besides weights.
-    assert rebuilt.count_params() == json.loads((path / workdir.RESULTS).read_text())["rows"][-1]["parameters"] + sum(
-        int(np.prod(w.shape)) for w in rebuilt.non_trainable_weights
-    )
+    rows = json.loads((path / stage_table.RESULTS).read_text())["rows"]
+    constants = sum(int(np.prod(w.shape)) for w in rebuilt.non_trainable_weights)
+    assert rebuilt.count_params() == rows[-1]["parameters"] + constants
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype("float32")
     assert rebuilt(images).shape == model(images).shape
 
@@ -109,7 +109,7 @@ def test_tensorboard_has_the_search(whole):
 def test_again_is_up_to_date(whole):
     before = {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.is_file()}
     printed = tfnas_stage("run", whole[0])
-    for stage in workdir.STAGES:
+    for stage in stage_table.STAGES:
         assert f"{stage:9s} up to date" in printed
     assert {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.is_file()} == before
 
@@ -124,9 +124,9 @@ def test_another_config_in_the_same_folder_is_refused(whole):
 def killed(whole, tmp_path_factory):
     """A run killed in the middle of search and of sampling, each time started again with the same command."""
     path = tmp_path_factory.mktemp("run") / "killed"
-    kill_when("search", path, lambda: lines(path / workdir.HISTORY) >= 2)
+    kill_when("search", path, lambda: lines(path / stage_table.HISTORY) >= 2)
     searched = tfnas_stage("search", path)
-    evaluations = path / workdir.EVALUATIONS
+    evaluations = path / stage_table.EVALUATIONS
     kill_when("sample", path, lambda: lines(evaluations) >= 15)
     done_before = evaluations.read_text().splitlines()[:10]
     with open(evaluations, "ab") as stream:
@@ -139,11 +139,11 @@ def test_killed_run_goes_on_and_does_nothing_twice(killed):
     path, searched, sampled, done_before = killed
     assert "search    goes on after epoch" in searched
     assert re.search(r"sample    goes on: \d+ evaluations are there", sampled)
-    assert (path / workdir.EVALUATIONS).read_text().splitlines()[:10] == done_before
+    assert (path / stage_table.EVALUATIONS).read_text().splitlines()[:10] == done_before
 
 
 def test_killed_run_ends_the_same(whole, killed):
-    for name in (workdir.HISTORY, workdir.POSTERIOR, *SAMPLED):
+    for name in (stage_table.HISTORY, stage_table.POSTERIOR, *SAMPLED):
         assert (killed[0] / name).read_text() == (whole[0] / name).read_text(), name
 
 
@@ -157,10 +157,10 @@ def test_search_and_sample_never_read_the_test_split(whole, tmp_path):
     untrained = [*TINY, f"--workdir={tmp_path}", "--config.retrain.baseline=false", "--config.retrain.epochs=0"]
     done = tfnas_command("retrain", *untrained)
     assert done.returncode != 0 and "digits-test" in done.stderr, done.stderr
-    assert not (tmp_path / workdir.RESULTS).exists()
+    assert not (tmp_path / stage_table.RESULTS).exists()
 
 
-@pytest.mark.parametrize("name, stage", [(workdir.POSTERIOR, "sample"), (workdir.ARCHITECTURE, "retrain")])
+@pytest.mark.parametrize("name, stage", [(stage_table.POSTERIOR, "sample"), (stage_table.ARCHITECTURE, "retrain")])
 def test_altered_results_are_refused(whole, name, stage):
     file = whole[0] / name
     content = file.read_text()
@@ -173,9 +173,9 @@ def test_altered_results_are_refused(whole, name, stage):
 
 
 def test_altered_evaluations_are_refused(killed):
-    file = killed[0] / workdir.EVALUATIONS
+    file = killed[0] / stage_table.EVALUATIONS
     content = file.read_text()
-    (killed[0] / workdir.RANKING).unlink(missing_ok=True)
+    (killed[0] / stage_table.RANKING).unlink(missing_ok=True)
     try:
         altered = content.replace('"loss": "', '"loss": "AAAA', 1)
         assert altered != content
@@ -187,8 +187,8 @@ def test_altered_evaluations_are_refused(killed):
 
 
 def test_posterior_is_what_the_history_ends_with(whole):
-    posterior = Posterior.from_json((whole[0] / workdir.POSTERIOR).read_text())
-    last = json.loads((whole[0] / workdir.HISTORY).read_text().splitlines()[-1])
+    posterior = Posterior.from_json((whole[0] / stage_table.POSTERIOR).read_text())
+    last = json.loads((whole[0] / stage_table.HISTORY).read_text().splitlines()[-1])
     for gates in posterior.layers:
         assert last["drop_probability"][gates.name] == pytest.approx([gates.channel_drop.mean()])
 
@@ -203,14 +203,14 @@ def test_a_budget_and_a_layout_after_the_search(whole, tmp_path):
     printed = tfnas_stage("run", path, *options)
     assert "search    up to date" in printed and "of the gated multiply-adds to 30.0%" in printed
     before, after = (
-        json.loads((p / workdir.RANKING).read_text())["kinds"]["posterior"]["mean_multiply_adds"]
+        json.loads((p / stage_table.RANKING).read_text())["kinds"]["posterior"]["mean_multiply_adds"]
         for p in (whole[0], path)
     )
     assert after < before
     text = (path / "export/digits/architecture.json").read_text()
     assert json.loads(text)["layout"] == "mask"
     architecture = Architecture.from_json(text)
-    graph = tfnas.load(path / workdir.SUPERNET).graph
+    graph = tfnas.load(path / stage_table.SUPERNET).graph
     flow = graph.flow(architecture)
     for name, mask in architecture.items():
         # A layer that is not in the network, as nothing reads it, keeps what it happened to have.
@@ -233,7 +233,7 @@ def test_a_search_that_collapses_is_stopped(tmp_path):
     done = tfnas_command("search", *options)
     assert done.returncode == 1 and "(collapsed)" in done.stderr and "Traceback" not in done.stderr
     stopped = int(re.search(r"search stopped at epoch (\d)", done.stderr).group(1))
-    assert lines(tmp_path / workdir.HISTORY) == stopped - 1
+    assert lines(tmp_path / stage_table.HISTORY) == stopped - 1
     done = tfnas_command("search", *options, "--config.search.guard=warn")
     assert done.returncode == 0 and done.stdout.count("(collapsed)") == 1, done.stderr
-    assert lines(tmp_path / workdir.HISTORY) == 6
+    assert lines(tmp_path / stage_table.HISTORY) == 6

@@ -16,14 +16,14 @@ from reports import CONFIG, made
 
 import tfnas
 from tfnas import cli, config
-from tfnas.common import errors, schema
+from tfnas.common import digests, errors, schema
 from tfnas.common.errors import UserError
 from tfnas.data import sources
 from tfnas.data.sources import prepared, returned
 from tfnas.graph.channels import Graph
 from tfnas.ranking.evaluation_log import Evaluations, _line
 from tfnas.reporting import report
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
 from tfnas.search_space.posterior import LayerGates, Posterior
 from tfnas.stages import export
@@ -324,13 +324,13 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
     manifest = work.manifest()
 
     def holding(name, value):
-        stage = next(stage for stage, spec in workdir.STAGES.items() if name in spec.outputs)
-        manifest["stages"][stage]["outputs"][name] = workdir.digest(work.write_json(name, value))
-        work.write_sealed(workdir.MANIFEST, manifest)
+        stage = next(stage for stage, spec in stage_table.STAGES.items() if name in spec.outputs)
+        manifest["stages"][stage]["outputs"][name] = digests.of_file(work.write_json(name, value))
+        work.write_sealed(stage_table.MANIFEST, manifest)
 
     says = "a test accuracy of 80.00%, at least 90.00% asked"
     check = {"setting": "evaluate.min_accuracy", "value": 0.8, "limit": 0.9, "passed": False, "says": says}
-    holding(workdir.EVALUATION, {"blessed": False, "checks": [check]})
+    holding(stage_table.EVALUATION, {"blessed": False, "checks": [check]})
     raises(
         f"export: the network is not what was asked for: {says}. Search again, or ask for less by --config.evaluate",
         export._export,
@@ -343,7 +343,7 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
         "subnet.keras: input and output of shapes [(None, 8, 8, 1), (None, 10)] expected, as the data has. Received: ["
     )
     raises(words, export._check_fits, network, splits, tmp_path / "subnet.keras")
-    holding(workdir.RANKING, {"kinds": {"posterior": {"leaders": [{}]}}})
+    holding(stage_table.RANKING, {"kinds": {"posterior": {"leaders": [{}]}}})
     many = load_config("digits").__class__(export=config.Export(uncertainty=3), sample=config.Sample())
     raises(
         "export.uncertainty: at most the 1 candidates that may win. Received: 3",
@@ -356,11 +356,11 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
 
 def test_files_of_several_runs_are_not_reported_as_one(tmp_path):
     work = made(tmp_path)
-    read = work.read_json(workdir.RANKING, "report", schema.record())
-    learned = Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes())
+    read = work.read_json(stage_table.RANKING, "report", schema.record())
+    learned = Posterior.from_json((work.path / stage_table.POSTERIOR).read_bytes())
     mine = learned.sample(1, seed=0)[0]
-    history = [json.loads(line) for line in (work.path / workdir.HISTORY).read_text().splitlines()]
-    candidates = [json.loads(line) for line in (work.path / workdir.CANDIDATES).read_text().splitlines()]
+    history = [json.loads(line) for line in (work.path / stage_table.HISTORY).read_text().splitlines()]
+    candidates = [json.loads(line) for line in (work.path / stage_table.CANDIDATES).read_text().splitlines()]
     of_another = Architecture({"x": np.ones(2, bool)})
     raises(
         "report: the layers of architecture.json are not those of posterior.json: they are of several runs",
@@ -395,10 +395,10 @@ def test_manifests_that_cannot_be(tmp_path):
     work = made(tmp_path)
     manifest = work.manifest()
     manifest["stages"]["search"]["outputs"]["../../x"] = "0" * 64
-    work.write_sealed(workdir.MANIFEST, manifest)
+    work.write_sealed(stage_table.MANIFEST, manifest)
     raises("'search' is to have written '../../x', outside of this folder: delete the file", work.manifest)
-    (work.path / workdir.MANIFEST).unlink()
-    (work.path / workdir.MANIFEST).mkdir()
+    (work.path / stage_table.MANIFEST).unlink()
+    (work.path / stage_table.MANIFEST).mkdir()
     raises(
         "manifest.json: truncated or altered: delete it, and 'tfnas run' makes it again from the others (Is a",
         work.manifest,
@@ -417,7 +417,7 @@ def test_a_stop_by_the_keyboard_and_a_full_disk_end_in_one_line(capsys):
 
 def test_a_confusion_of_other_classes_is_not_exported(tmp_path, monkeypatch):
     work = made(tmp_path)
-    (work.path / workdir.CUT_ARCHITECTURE).write_text(Architecture({"a": np.ones(2, bool)}).to_json())
+    (work.path / stage_table.CUT_ARCHITECTURE).write_text(Architecture({"a": np.ones(2, bool)}).to_json())
     splits = types.SimpleNamespace(num_classes=10)
     monkeypatch.setattr(export.sources, "load", lambda *_: None)
     monkeypatch.setattr(export.pipeline, "from_source", lambda *_: splits)

@@ -27,7 +27,7 @@ from tfnas.common import markup
 from tfnas.common.errors import UserError
 from tfnas.ranking import evaluation_log
 from tfnas.reporting import acceptance, candidates_section, pareto_front, report, results
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import LayerGates, Posterior
 
@@ -193,7 +193,7 @@ def finished(tmp_path_factory):
 @given(data=st.data())
 def test_manifest(finished, tmp_path, data):
     manifest = tmp_path / "manifest.json"
-    for name in workdir.STAGES["search"].outputs:
+    for name in stage_table.STAGES["search"].outputs:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((finished.path / name).read_bytes())
     before = (finished.path / "manifest.json").read_bytes()
@@ -204,26 +204,26 @@ def test_manifest(finished, tmp_path, data):
         for entry in found["stages"].values():
             assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in entry["outputs"])
     answer(work.claim, config.Config())
-    for stage in workdir.STAGES:
+    for stage in stage_table.STAGES:
         answer(work.is_current, stage, config.Config())
-    answer(work.read, workdir.POSTERIOR, "sample")
+    answer(work.read, stage_table.POSTERIOR, "sample")
 
 
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(finished, tmp_path):
     (tmp_path / "manifest.json").write_bytes((finished.path / "manifest.json").read_bytes())
-    os.mkfifo(tmp_path / workdir.POSTERIOR)
+    os.mkfifo(tmp_path / stage_table.POSTERIOR)
     with pytest.raises(UserError, match="posterior.json: a file or a folder expected"):
-        workdir.Workdir(tmp_path).read(workdir.POSTERIOR, "sample")
+        workdir.Workdir(tmp_path).read(stage_table.POSTERIOR, "sample")
 
 
 SHAPES = {
-    workdir.RESULTS: results.measured,
-    workdir.RANKING: candidates_section.ranking_shape,
-    workdir.FRONT: pareto_front.shape,
-    workdir.EVALUATION: acceptance.VERDICT,
-    workdir.EXPORT_RESULTS: results.EXPORTED,
-    workdir.CANDIDATES: candidates_section.CANDIDATE,
-    workdir.HISTORY: report._EPOCH,
+    stage_table.RESULTS: results.measured,
+    stage_table.RANKING: candidates_section.ranking_shape,
+    stage_table.FRONT: pareto_front.shape,
+    stage_table.EVALUATION: acceptance.VERDICT,
+    stage_table.EXPORT_RESULTS: results.EXPORTED,
+    stage_table.CANDIDATES: candidates_section.CANDIDATE,
+    stage_table.HISTORY: report._EPOCH,
 }
 
 
@@ -246,13 +246,13 @@ def test_what_the_report_reads(finished, drawn, name):
     valid = (work.path / name).read_bytes()
     lines = valid.splitlines() if name.endswith("jsonl") else [valid]
 
-    @fuzz(30 if name == workdir.FRONT else 150)
+    @fuzz(30 if name == stage_table.FRONT else 150)
     @given(contents(json.loads(lines[0])).map(lambda data: data.replace(b"\n", b" ")))
     def check(data):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(workdir.Workdir, "read", lambda self, name, stage: self.path / name)
             (work.path / name).write_bytes(b"\n".join([data, *lines[1:]]))
-            if name == workdir.RESULTS and answer(work.read_json, name, "report", SHAPES[name]) is not None:
+            if name == stage_table.RESULTS and answer(work.read_json, name, "report", SHAPES[name]) is not None:
                 report.print_table(work, config.Config(), rich.console.Console(file=io.StringIO(), width=116))
             page = answer(report.html, work, config.Config())
             assert page is None or page.startswith("<!doctype html>")

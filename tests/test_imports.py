@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 import tfnas
-from tfnas.runs.workdir import WITHOUT_TENSORFLOW
+from tfnas.runs.stage_table import WITHOUT_TENSORFLOW
 
 PACKAGE = ROOT / "tfnas"
 # From the bottom up: what a folder may import.

@@ -14,7 +14,7 @@ import tfnas
 from tfnas.common.errors import UserError
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 
 # `functional` is what all other tests are of.
 KINDS = ("sequential", "built", "nested", "sequential_of_models")
@@ -61,7 +61,7 @@ def test_every_stage(kind, tmp_path):
         "--config.evaluate.max_parameters=1.0",
     ]
     tfnas_stage("run", tmp_path, settings=settings)
-    rows = {row["name"]: row for row in json.loads((tmp_path / workdir.RESULTS).read_text())["rows"]}
+    rows = {row["name"]: row for row in json.loads((tmp_path / stage_table.RESULTS).read_text())["rows"]}
     assert {"full network, same total budget", "found network, retrained"} <= set(rows)
     full = getattr(model_kinds, kind)((8, 8, 1), 10)
     counted = sum(v.numpy().size for v in full.trainable_variables)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from conftest import ROOT, tfnas_command
 
 from tfnas.cutting import subnets
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 
 CONFIG = f"--config={ROOT / 'configs' / 'my_model.py'}"
 NAMES = ("one", "seven", "zero")  # sorted, as the classes are
@@ -62,7 +62,7 @@ def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, monkeypatch)
     done = tfnas_command("run", *options, "--config.data.mean=0.3", "--config.data.std=0.38")
     assert done.returncode == 0, done.stderr
     assert sizes in done.stdout and "supernet my_model:small_cnn: " in done.stdout
-    rows = {row["name"]: row for row in json.loads((tmp_path / "run" / workdir.RESULTS).read_text())["rows"]}
+    rows = {row["name"]: row for row in json.loads((tmp_path / "run" / stage_table.RESULTS).read_text())["rows"]}
     found = rows["found network, retrained"]
     assert found["test_accuracy"] > 0.9
     assert found["parameters"] < rows["full network, same total budget"]["parameters"]
@@ -84,7 +84,7 @@ def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, monkeypatch)
     assert [w.shape for w in rebuilt.get_weights()] == [w.shape for w in model.get_weights()]
 
     again = tfnas_command("run", *options, "--config.data.mean=0.3", "--config.data.std=0.38")
-    assert again.returncode == 0 and all(f"{stage:9s} up to date" in again.stdout for stage in workdir.STAGES)
+    assert again.returncode == 0 and all(f"{stage:9s} up to date" in again.stdout for stage in stage_table.STAGES)
     other = [o for o in options if "data.folder" not in o]
     refused = tfnas_command(
         "search", *other, "--config.data.mean=0.3", "--config.data.std=0.38", f"--config.data.folder={tmp_path}"

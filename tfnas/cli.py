@@ -35,7 +35,7 @@ from ml_collections import config_flags
 from tfnas import config as config_lib
 from tfnas.common import terminal, user_functions
 from tfnas.common.errors import UserError, ending_in_one_line, fail, shown
-from tfnas.runs import provenance, workdir
+from tfnas.runs import provenance, stage_table, workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it does not exist.")
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    choices = [*workdir.STAGES, "run", *_BEFORE, _TUNE]
+    choices = [*stage_table.STAGES, "run", *_BEFORE, _TUNE]
     if len(arguments) != 1 or arguments[0] not in choices:
         raise UserError(f"one stage expected, of {', '.join(choices)}. Received: {' '.join(arguments) or 'none'}")
     if _WORKDIR.value is None:
@@ -130,7 +130,7 @@ def _run(arguments: Sequence[str]) -> None:
             raise UserError(f"--shard: only the stage 'sample' has shards. Received: '{arguments[0]}'")
         _load("sample").run(config, work.path, _SHARD.value)
         return
-    stages = list(workdir.STAGES) if arguments[0] == "run" else [arguments[0]]
+    stages = list(stage_table.STAGES) if arguments[0] == "run" else [arguments[0]]
     if not work.writes:  # of several processes only the chief does what needs no training
         stages = [stage for stage in stages if stage in _DISTRIBUTED]
     with work.hold(_group()):  # as a whole: nobody else works between two stages
@@ -177,7 +177,7 @@ def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> 
 def _blessed(work: workdir.Workdir) -> bool:
     from tfnas.reporting import acceptance
 
-    return work.read_json(workdir.EVALUATION, "run", acceptance.VERDICT)["blessed"]
+    return work.read_json(stage_table.EVALUATION, "run", acceptance.VERDICT)["blessed"]
 
 
 def _is_chief() -> bool:
@@ -199,7 +199,7 @@ def _in_cluster(alone: Any, asked: Callable[[Any], Any]) -> Any:
 
 
 def _load(name: str, package: str = "tfnas.stages") -> Any:
-    if name not in workdir.WITHOUT_TENSORFLOW:
+    if name not in stage_table.WITHOUT_TENSORFLOW:
         terminal.load_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
     return importlib.import_module(f"{package}.{name}")
@@ -209,9 +209,9 @@ def _say_end(work: workdir.Workdir, config: config_lib.Config) -> None:
     from tfnas.reporting import report, results
 
     report.print_table(work, config)
-    print(f"report    {work.path / workdir.REPORT}")
+    print(f"report    {work.path / stage_table.REPORT}")
     if _blessed(work):
-        exported = work.read_json(workdir.EXPORT_RESULTS, "run", results.EXPORTED)
+        exported = work.read_json(stage_table.EXPORT_RESULTS, "run", results.EXPORTED)
         print(f"model     {work.path / exported['saved_model']}     (SavedModel; how to serve it: docs/serving.md)")
     print("next      your own model and data: docs/your_model.md")
 

@@ -27,7 +27,7 @@ from tfnas.gating.recalibration import settle as settle_statistics
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
 from tfnas.ranking.engine import Engine
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.stages import search
@@ -139,11 +139,11 @@ class Study:
         """The supernet of this seed, of the study's search with some settings changed; trained if it is not there."""
         changed = dataclasses.replace(self.config.search, **settings)
         config = dataclasses.replace(self.config, seed=seed, search=changed).check()
-        material = json.dumps([seed, workdir.settings(config, ("search",))], sort_keys=True)
+        material = json.dumps([seed, stage_table.settings(config, ("search",))], sort_keys=True)
         folder = self.work.path / "searches" / hashlib.sha256(material.encode()).hexdigest()[:12]
         work = workdir.Workdir(folder)
         search.run(config, folder)
-        return Searched(config, work, saving.load(folder / workdir.SUPERNET, Supernet))
+        return Searched(config, work, saving.load(folder / stage_table.SUPERNET, Supernet))
 
     def fixed(self, searched: Searched, drop: float) -> Supernet:
         """A supernet trained as long under gates of one drop probability, never learned (Table 3's 'random')."""

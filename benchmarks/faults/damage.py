@@ -11,7 +11,7 @@ import traceback
 from benchmarks.faults.reference import ROOT, SAVED_MODEL, STAGES, Reference, differences, evidence, keras
 from tfnas import config
 from tfnas.common.errors import UserError
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 
 # With these a stage reads measured latencies too. No two runs have them alike; here they are copied.
 _LATENCY = ["--config.sample.resource=latency"]
@@ -21,7 +21,7 @@ _DATA = "tensorflow_datasets/digits/1.0.0"
 # was left is made again.
 _ALSO_READ = {
     "search": [f"search/{pattern}" for pattern in _CHECKPOINTS],
-    "sample": [workdir.EVALUATIONS, f"{workdir.SHARDS}/*", workdir.LATENCIES],
+    "sample": [stage_table.EVALUATIONS, f"{stage_table.SHARDS}/*", stage_table.LATENCIES],
     "retrain": [f"retrain/{pattern}" for pattern in _CHECKPOINTS],
     "export": ["export/**/*"],
 }
@@ -69,10 +69,10 @@ def damage(folder, number, seed):
 
 def _read(stage, recorded):
     """Patterns of the files whose damage the stage is to notice."""
-    needs = workdir.STAGES[stage]
+    needs = stage_table.STAGES[stage]
     data = [f"{_DATA}/*"] if "data" in needs.settings and stage != "report" else []
     also = [*_ALSO_READ.get(stage, []), *data, *recorded[stage]["outputs"]]
-    return [workdir.MANIFEST, *needs.inputs, *needs.optional, *also]
+    return [stage_table.MANIFEST, *needs.inputs, *needs.optional, *also]
 
 
 def _config(reference):

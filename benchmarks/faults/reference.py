@@ -17,10 +17,10 @@ import keras  # noqa: E402  after TensorFlow, whose greeting is held back
 
 from tfnas import config  # noqa: E402
 from tfnas.data import pipeline  # noqa: E402
-from tfnas.runs import workdir  # noqa: E402
+from tfnas.runs import stage_table  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STAGES = tuple(workdir.STAGES)
+STAGES = tuple(stage_table.STAGES)
 
 _SETTINGS = [
     f"--config={ROOT / 'configs' / 'digits.py'}",

@@ -20,14 +20,14 @@ from PIL import Image
 from scipy.special import softmax
 
 from tfnas import config
-from tfnas.common import atomic
+from tfnas.common import atomic, digests
 from tfnas.common.errors import UserError
 from tfnas.data import pipeline, sources
 from tfnas.exporting import savedmodel, verification, warmup
 from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
 from tfnas.reporting import model_card
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import evaluate, export, retrain, sample, search
 from tfnas.training import networks
@@ -407,11 +407,11 @@ def test_warm_up_requests_are_answered(exported):
 def test_uncertainty_is_that_of_the_rankings_best(exported):
     """The members are the supernet under the masks, with statistics of their own."""
     path, settings = exported
-    ranked = json.loads((path / workdir.RANKING).read_text())["kinds"]["posterior"]
+    ranked = json.loads((path / stage_table.RANKING).read_text())["kinds"]["posterior"]
     assert len(ranked["leaders"]) == 3 and ranked["leaders"][0] == ranked["architecture"]
     networks.set_seed(settings.seed)
     splits = pipeline.load(settings.data, path / "tensorflow_datasets")
-    supernet = saving.load(path / workdir.SUPERNET, Supernet)
+    supernet = saving.load(path / stage_table.SUPERNET, Supernet)
     recalibration = networks.recalibration(settings, splits, supernet)
     images = np.stack([image for image, _ in splits.validation.take(30).as_numpy_iterator()])
     expected = []
@@ -431,7 +431,7 @@ def test_card_says_what_was_measured(exported):
     folder = path / "export/digits/3"
     card = json.loads((folder / "assets.extra" / model_card.JSON).read_text())
     assert card == json.loads((path / "export/digits" / model_card.JSON).read_text())
-    results = json.loads((path / workdir.RESULTS).read_text())
+    results = json.loads((path / stage_table.RESULTS).read_text())
     row = next(row for row in results["rows"] if row["name"] == results["chosen"])
     test = card["metrics"]["test"]
     assert test["accuracy"] == row["test_accuracy"] and test["total"] == 400 == card["reloaded"]["total"]
@@ -452,7 +452,7 @@ def test_card_says_what_was_measured(exported):
     assert text == (folder / "assets.extra" / model_card.MARKDOWN).read_text()
     assert f"| test | {p:.2%} | {bounds[0]:.2%} to {bounds[1]:.2%} | 400 |" in text
     assert "serve\\_uncertainty answers by 2 other networks" in text
-    written = json.loads((path / workdir.EXPORT_RESULTS).read_text())
+    written = json.loads((path / stage_table.EXPORT_RESULTS).read_text())
     assert written["test_accuracy"] == written["served_test_accuracy"] == p
 
 
@@ -461,18 +461,18 @@ def test_no_version_is_left_of_what_does_not_pass(exported):
     path, settings = exported
     other = dataclasses.replace(settings, export=config.Export(version=4))
     work = workdir.Workdir(path)
-    results = json.loads((path / workdir.RESULTS).read_text())
+    results = json.loads((path / stage_table.RESULTS).read_text())
     for k in range(10):  # so many that no near-tie explains it
         taken = min(2, results["confusion"][k][k])
         results["confusion"][k][k] -= taken
         results["confusion"][k][(k + 1) % 10] += taken
-    before = {name: (path / name).read_bytes() for name in (workdir.RESULTS, workdir.MANIFEST)}
+    before = {name: (path / name).read_bytes() for name in (stage_table.RESULTS, stage_table.MANIFEST)}
     try:
-        digest = workdir.digest(work.write_json(workdir.RESULTS, results))
+        digest = digests.of_file(work.write_json(stage_table.RESULTS, results))
         manifest = work.manifest()
-        manifest["stages"]["retrain"]["outputs"][workdir.RESULTS] = digest
-        manifest["stages"]["evaluate"]["inputs"][workdir.RESULTS] = digest
-        work.write_sealed(workdir.MANIFEST, manifest)
+        manifest["stages"]["retrain"]["outputs"][stage_table.RESULTS] = digest
+        manifest["stages"]["evaluate"]["inputs"][stage_table.RESULTS] = digest
+        work.write_sealed(stage_table.MANIFEST, manifest)
         with pytest.raises(UserError, match="of 400 test images correctly, and the network did"):
             export.run(other, path)
     finally:
@@ -545,7 +545,7 @@ def test_a_failure_at_any_step_leaves_the_served_version_as_it_was(exported, tmp
         module, function = name.split(".")
         monkeypatch.setattr(getattr(export, module), function, step(name, work))
     number_of_steps = 13  # the first six, and seven moves: LiteRT's, model.keras, four texts and the version
-    served = workdir.digest(folder / "3")
+    served = digests.of_file(folder / "3")
     names = {file.name for file in folder.iterdir()}
     for fails_at in range(1, number_of_steps + 1):
         for error in (OSError, Killed):
@@ -556,7 +556,7 @@ def test_a_failure_at_any_step_leaves_the_served_version_as_it_was(exported, tmp
                 with pytest.raises(error):
                     export.run(settings, path)
             assert len(steps) == fails_at
-            assert workdir.digest(folder / "3") == served and (folder / "3" / "saved_model.pb").read_text() == "before"
+            assert digests.of_file(folder / "3") == served and (folder / "3" / "saved_model.pb").read_text() == "before"
             visible = {file.name for file in folder.iterdir() if not file.name.startswith(atomic.TEMPORARY)}
             assert visible - {"litert"} == names  # nothing half made under any name
             for file in visible & {"litert"}:

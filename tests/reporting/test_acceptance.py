@@ -8,7 +8,7 @@ from reports import CONFIG, FOUND, FULL, MEAN, MEASURED, Page, ended, made, tabl
 from tfnas.common.errors import UserError
 from tfnas.config import Evaluate
 from tfnas.reporting import acceptance, report
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 from tfnas.stages import evaluate
 
 # Found: 97.75 % and a quarter of the full network's parameters and multiply-adds; full: 98.5 %.
@@ -75,7 +75,7 @@ def test_a_full_network_that_was_not_trained_blesses_nothing(tmp_path, capsys, r
         assert (why in page) and (why in shown) and ("Warning: the full network" in page) == bool(why)
         manifest = work.manifest()
         del manifest["stages"]["evaluate"]
-        work.write_sealed(workdir.MANIFEST, manifest)
+        work.write_sealed(stage_table.MANIFEST, manifest)
         evaluate.run(CONFIG, tmp_path)
         printed = capsys.readouterr().out
         assert ("nothing to compare with" in printed) == ("not blessed" in printed) == bool(why)
@@ -107,9 +107,9 @@ def test_the_stage_writes_what_export_and_report_read(tmp_path, capsys, asked, b
     work = made(tmp_path, config=config)
     manifest = work.manifest()
     del manifest["stages"]["evaluate"]
-    work.write_sealed(workdir.MANIFEST, manifest)
+    work.write_sealed(stage_table.MANIFEST, manifest)
     evaluate.run(config, tmp_path)
-    assert work.read_json(workdir.EVALUATION, "export", acceptance.VERDICT)["blessed"] == blessed
+    assert work.read_json(stage_table.EVALUATION, "export", acceptance.VERDICT)["blessed"] == blessed
     assert f"evaluate  {'blessed' if blessed else 'not blessed'}: a test accuracy of 97.75%" in capsys.readouterr().out
     ended(work, "export", config)  # of this verdict
     page = report.html(work, config)

@@ -13,7 +13,7 @@ from reports import CONFIG, FOUND, FRONT, FULL, KINDS, MEAN, POSTERIOR, Page, co
 from tfnas import config as config_lib
 from tfnas.common.errors import UserError
 from tfnas.reporting import report
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.search_space.posterior import LayerGates, Posterior
 
 
@@ -212,7 +212,7 @@ def test_report_is_out_of_date_when_the_front_changes(tmp_path):
     keys = [without]
     for front in (FRONT, FRONT[:1]):
         left(work, front)
-        ended(work, "sample", CONFIG, workdir.FRONT)
+        ended(work, "sample", CONFIG, stage_table.FRONT)
         keys.append(work.key("report", CONFIG))
     assert len(set(keys)) == 3
 
@@ -272,7 +272,7 @@ def test_page_escapes_what_users_name(tmp_path):
 
 def test_page_refuses_an_altered_file(tmp_path):
     work = made(tmp_path)
-    (work.path / workdir.HISTORY).write_text("")
+    (work.path / stage_table.HISTORY).write_text("")
     with pytest.raises(UserError, match="truncated or changed since search wrote it"):
         report.html(work, CONFIG)
 
@@ -330,7 +330,7 @@ def test_page_says_how_to_compare_with_pruning(tmp_path):
 
 def test_page_says_what_the_run_took(tmp_path):
     work = made(tmp_path)
-    (tmp_path / workdir.REPORT).write_text("an earlier one")
+    (tmp_path / stage_table.REPORT).write_text("an earlier one")
     for stage, seconds in (("search", 51.8), ("retrain", 7300.0), ("evaluate", 0.0), ("report", 9.0)):
         ended(work, stage, CONFIG, seconds=seconds)
     text = report.html(work, CONFIG)
@@ -346,7 +346,7 @@ def test_page_says_which_layers_were_decided_early_and_which_are_open(tmp_path):
         {"epoch": e, "loss": 1, "kept": 0.9, "drop_probability": {"early": [0.02], "late": [0.5, p]}}
         for e, p in enumerate((0.1, 0.3, 0.9, 0.97, 0.99), start=1)
     ]
-    work.file(workdir.HISTORY).write_text("".join(json.dumps(record) + "\n" for record in history))
+    work.file(stage_table.HISTORY).write_text("".join(json.dumps(record) + "\n" for record in history))
     ended(work, "search")
     text = report.html(work, CONFIG)
     assert "first quarter of the search: 1 of 2 layers; last: late (epoch 4)." in text

@@ -8,7 +8,7 @@ from reports import CONFIG, ended, made
 
 from tfnas.config import Tune
 from tfnas.reporting import model_card, report
-from tfnas.runs import provenance, workdir
+from tfnas.runs import provenance, stage_table
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
@@ -36,7 +36,7 @@ def test_versions_are_told_by_package():
 def card(path, versions, **row):
     """Of the run that `made` leaves, whose rows have `row` too."""
     work = made(path)
-    results = json.loads((path / workdir.RESULTS).read_text())
+    results = json.loads((path / stage_table.RESULTS).read_text())
     results["rows"] = [{**each, **row} for each in results["rows"]]
     return model_card.card(
         CONFIG,
@@ -46,8 +46,8 @@ def card(path, versions, **row):
         sizes={"train": 10, "validation": 10},
         results=results,
         verdict={"blessed": True, "checks": []},
-        posterior=Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes()),
-        architecture=Architecture.from_json((work.path / workdir.ARCHITECTURE).read_bytes()),
+        posterior=Posterior.from_json((work.path / stage_table.POSTERIOR).read_bytes()),
+        architecture=Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes()),
         reloaded={"largest_difference": 1e-6, "correct": 1, "total": 2},
         signatures=["serving_default"],
         versions=versions,

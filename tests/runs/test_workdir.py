@@ -16,7 +16,7 @@ from tfnas import config
 from tfnas.common import atomic, errors
 from tfnas.common.errors import UserError
 from tfnas.common.schema import mapping_of, number, record
-from tfnas.runs import provenance, workdir
+from tfnas.runs import provenance, stage_table, workdir
 
 
 def finished_search(path):
@@ -28,7 +28,7 @@ def finished(path, stage, settings=None, printed=None, text=None):
     work = workdir.Workdir(path)
 
     def body():
-        for name in workdir.STAGES[stage].outputs:
+        for name in stage_table.STAGES[stage].outputs:
             work.write(name, lambda file: file.write_text(text or f"of {stage}"))
 
     work.run_stage(stage, settings or config.Config(), body)
@@ -57,23 +57,23 @@ def test_unwritable_folder_is_refused(tmp_path):
 
 def test_stage_needs_the_one_before(tmp_path):
     with pytest.raises(UserError, match=r"sample needs search's posterior.json, and .* has none: run 'tfnas search"):
-        workdir.Workdir(tmp_path).read(workdir.POSTERIOR, "sample")
+        workdir.Workdir(tmp_path).read(stage_table.POSTERIOR, "sample")
 
 
 @pytest.mark.parametrize("damage", ["", "conten", "content and more"])
 def test_altered_input_is_refused(tmp_path, damage):
     work = finished_search(tmp_path)
-    assert work.read(workdir.POSTERIOR, "sample").read_text() == "content"
-    (tmp_path / workdir.POSTERIOR).write_text(damage)
+    assert work.read(stage_table.POSTERIOR, "sample").read_text() == "content"
+    (tmp_path / stage_table.POSTERIOR).write_text(damage)
     with pytest.raises(UserError, match="posterior.json: truncated or changed since search wrote it"):
-        work.read(workdir.POSTERIOR, "sample")
+        work.read(stage_table.POSTERIOR, "sample")
 
 
 def test_stage_runs_once_and_again_after_damage(tmp_path, capsys):
     work = finished_search(tmp_path)
     work.run_stage("search", config.Config(), lambda: pytest.fail("search was up to date"))
     assert "search    up to date" in capsys.readouterr().out
-    (tmp_path / workdir.POSTERIOR).write_text("damaged")
+    (tmp_path / stage_table.POSTERIOR).write_text("damaged")
     assert not work.is_current("search", config.Config())
 
 
@@ -108,7 +108,7 @@ def test_a_mistake_in_the_settings_may_be_mended_until_a_search_has_begun(tmp_pa
     work = workdir.Workdir(tmp_path)
     work.claim(config.Config(data=config.Data(folder="typo")))
     work.claim(config.Config(data=config.Data(folder="right")))
-    work.file(f"{workdir.CHECKPOINTS}/step-000000020.npz").write_text("of the first epoch")
+    work.file(f"{stage_table.CHECKPOINTS}/step-000000020.npz").write_text("of the first epoch")
     with pytest.raises(UserError, match="holds a search with data.folder='right', and this config has 'other'"):
         work.claim(config.Config(data=config.Data(folder="other")))
 
@@ -132,8 +132,8 @@ def test_each_stage_has_what_it_ran_with(tmp_path, monkeypatch):
     assert search["versions"]["tfnas"] and sample["versions"] == {"keras": "4.0.0"}
     assert search["settings"]["seed"] == 0 and search["settings"]["search"]["parameters"] == 0.5
     assert sample["settings"]["sample"]["num_candidates"] == 7 and "search" not in sample["settings"]
-    assert sample["inputs"] == {name: search["outputs"][name] for name in (workdir.SUPERNET, workdir.POSTERIOR)}
-    assert search["outputs"][workdir.POSTERIOR] == hashlib.sha256(b"of search").hexdigest()
+    assert sample["inputs"] == {name: search["outputs"][name] for name in (stage_table.SUPERNET, stage_table.POSTERIOR)}
+    assert search["outputs"][stage_table.POSTERIOR] == hashlib.sha256(b"of search").hexdigest()
 
 
 # What a user changes, and the stages that no longer fit then, in the order in which they are to be run again.
@@ -148,13 +148,13 @@ CHANGES = [
 
 @pytest.mark.parametrize("change, difference, again", CHANGES)
 def test_what_an_earlier_stage_left_under_other_settings_is_not_used(tmp_path, capsys, change, difference, again):
-    for stage in workdir.STAGES:
+    for stage in stage_table.STAGES:
         finished(tmp_path, stage)
     work = workdir.Workdir(tmp_path)
     ((section, values),) = change.items()
     kind = getattr(config, section.capitalize())
     changed = config.Config(**{section: kind(**values)})
-    stages = list(workdir.STAGES)
+    stages = list(stage_table.STAGES)
     for stage in stages[stages.index(again[0]) + 1 :]:
         expected = (
             f"{stage} needs {again[0]}'s results, and {tmp_path} has those of {difference}: run 'tfnas {again[0]}"
@@ -184,7 +184,7 @@ def test_a_stage_asks_only_for_the_files_that_it_reads(tmp_path):
     """A pipeline hands over retrain's results and the manifest, and evaluate runs on those."""
     for stage in ("search", "sample", "retrain"):
         finished(tmp_path / "whole", stage)
-    for name in (workdir.RESULTS, workdir.MANIFEST):
+    for name in (stage_table.RESULTS, stage_table.MANIFEST):
         (tmp_path / "part" / name).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(tmp_path / "whole" / name, tmp_path / "part" / name)
     assert finished(tmp_path / "part", "evaluate").is_current("evaluate", config.Config())
@@ -195,11 +195,11 @@ def test_a_stage_asks_only_for_the_files_that_it_reads(tmp_path):
 def test_only_the_process_that_writes_claims_the_folder(tmp_path):
     mine, other = config.Config(), config.Config(sample=config.Sample(num_candidates=7))
     workdir.Workdir(tmp_path, writes=False).claim(mine)
-    assert not (tmp_path / workdir.MANIFEST).exists()
+    assert not (tmp_path / stage_table.MANIFEST).exists()
     finished_search(tmp_path)
-    before = (tmp_path / workdir.MANIFEST).read_bytes()
+    before = (tmp_path / stage_table.MANIFEST).read_bytes()
     workdir.Workdir(tmp_path, writes=False).claim(other)
-    assert (tmp_path / workdir.MANIFEST).read_bytes() == before
+    assert (tmp_path / stage_table.MANIFEST).read_bytes() == before
     with pytest.raises(UserError, match="seed=0, and this config has 1"):
         workdir.Workdir(tmp_path, writes=False).claim(config.Config(seed=1))
 
@@ -293,7 +293,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, named):
 @pytest.mark.parametrize("at", [0, 30, 200, -30, -3])
 def test_a_flipped_bit_in_the_manifest_is_refused(tmp_path, at):
     finished_search(tmp_path)
-    file = tmp_path / workdir.MANIFEST
+    file = tmp_path / stage_table.MANIFEST
     content = bytearray(file.read_bytes())
     content[at] ^= 1
     file.write_bytes(content)

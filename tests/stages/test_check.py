@@ -13,7 +13,8 @@ from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.data import pipeline
 from tfnas.graph import reach
-from tfnas.runs.workdir import STAGES, Workdir
+from tfnas.runs.stage_table import STAGES
+from tfnas.runs.workdir import Workdir
 from tfnas.stages import check, search
 from tfnas.training import loop, networks, preflight
 

@@ -10,8 +10,9 @@ from conftest import load_config
 
 from tfnas import config as config_lib
 from tfnas.common.errors import UserError
-from tfnas.runs import workdir
-from tfnas.runs.workdir import STAGES, Workdir
+from tfnas.runs import stage_table
+from tfnas.runs.stage_table import STAGES
+from tfnas.runs.workdir import Workdir
 from tfnas.stages import handover
 
 CONFIG = dataclasses.replace(load_config("digits"), tune=config_lib.Tune())  # which no stage depends on
@@ -81,7 +82,7 @@ def files(folder):
 
 def test_results_travel_with_their_manifest_and_without_checkpoints_and_data(tmp_path):
     handed = searched(tmp_path)
-    assert files(handed) == sorted([*STAGES["search"].outputs, workdir.MANIFEST])
+    assert files(handed) == sorted([*STAGES["search"].outputs, stage_table.MANIFEST])
     with handover.task("evaluate", ALL, [handed]) as task:
         assert Workdir(task.path).is_current("search", CONFIG)
         assert task.config == CONFIG
@@ -90,9 +91,9 @@ def test_results_travel_with_their_manifest_and_without_checkpoints_and_data(tmp
 
 def test_what_was_changed_on_the_way_is_refused(tmp_path, capsys):
     handed = searched(tmp_path)
-    (handed / workdir.POSTERIOR).write_text("y")
+    (handed / stage_table.POSTERIOR).write_text("y")
     with pytest.raises(SystemExit) as ended, handover.task("evaluate", ALL, [handed]) as task:
-        Workdir(task.path).read(workdir.POSTERIOR, "sample")
+        Workdir(task.path).read(stage_table.POSTERIOR, "sample")
     assert ended.value.code == 1
     assert "truncated or changed since search wrote it" in capsys.readouterr().err.splitlines()[-1]
 
@@ -112,9 +113,9 @@ def test_a_stage_goes_on_in_its_scratch_folder(tmp_path):
 
     first = place()
     (first / "checkpoint").write_text("half")
-    (first / workdir.POSTERIOR).write_text("what the stage makes of it")
+    (first / stage_table.POSTERIOR).write_text("what the stage makes of it")
     assert place() == first and (first / "checkpoint").read_text() == "half"
-    assert (first / workdir.POSTERIOR).read_text() != "x"  # inputs were not copied over it again
+    assert (first / stage_table.POSTERIOR).read_text() != "x"  # inputs were not copied over it again
     changed = {**PARTS, "evaluate": '{"evaluate": {"min_accuracy": 0.5}}'}
     others = [place(tuple(changed.values())), place(version="2"), place(shard="1/2")]
     others.append(place(inputs=(searched(tmp_path / "other", "z"),)))
@@ -126,9 +127,9 @@ def test_inputs_copied_in_part_are_copied_again(tmp_path):
     with handover.task("evaluate", ALL, [handed], "1", str(scratch)) as task:
         pass
     (task.path.parent / "ready").unlink()  # as if the process had been killed while it copied
-    (task.path / workdir.POSTERIOR).write_text("")
+    (task.path / stage_table.POSTERIOR).write_text("")
     with handover.task("evaluate", ALL, [handed], "1", str(scratch)) as task:
-        assert (task.path / workdir.POSTERIOR).read_text() == "x"
+        assert (task.path / stage_table.POSTERIOR).read_text() == "x"
 
 
 def test_one_that_still_works_there_is_waited_for(tmp_path, capsys):
@@ -170,7 +171,7 @@ def test_a_run_travels_from_stage_to_stage(tmp_path, monkeypatch):
 
     def exported(there):
         def check(work, config):
-            assert work.has(workdir.EXPORT_RESULTS, config) == there
+            assert work.has(stage_table.EXPORT_RESULTS, config) == there
 
         return check
 
@@ -180,8 +181,8 @@ def test_a_run_travels_from_stage_to_stage(tmp_path, monkeypatch):
     at_work("evaluate", 4, "retrain")
     before = ("search", "sample", "retrain", "evaluate")
     # What export wrote besides goes elsewhere.
-    at_work("export", 5, *before, names=[workdir.EXPORT_RESULTS])
+    at_work("export", 5, *before, names=[stage_table.EXPORT_RESULTS])
     assert {*at_work("report", 5, *before, check=exported(False))} == {*before, "report"}
     stages = at_work("report", 5, *before, "export", check=exported(True))
     assert list(stages) == list(STAGES) and all(entry["versions"]["keras"] for entry in stages.values())
-    assert workdir.EXPORT_RESULTS in stages["report"]["inputs"]
+    assert stage_table.EXPORT_RESULTS in stages["report"]["inputs"]

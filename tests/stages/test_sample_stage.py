@@ -10,7 +10,7 @@ from conftest import SAMPLED, TINY, lines, tfnas_command
 
 from tfnas.common.errors import UserError
 from tfnas.ranking.evaluation_log import Evaluations
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages.sample import Shard
 
@@ -32,15 +32,15 @@ def test_three_shards_one_of_them_killed_end_as_one_run_does(searched, tmp_path)
     for i in (1, 2, 3):
         shutil.copytree(searched, tmp_path / str(i))
         shutil.rmtree(tmp_path / str(i) / "sample")
-    second = tmp_path / "2" / workdir.SHARDS / "2-of-3.jsonl"
+    second = tmp_path / "2" / stage_table.SHARDS / "2-of-3.jsonl"
     kill_when("sample", tmp_path / "2", lambda: lines(second) >= 8, "--shard=2/3")
-    (tmp_path / "1" / workdir.SHARDS).mkdir(parents=True)
+    (tmp_path / "1" / stage_table.SHARDS).mkdir(parents=True)
     for i in (1, 2, 3):
         printed = tfnas_stage("sample", tmp_path / str(i), f"--shard={i}/3")
         assert f"shard {i} of 3" in printed
-        assert not (tmp_path / str(i) / workdir.RANKING).exists()
+        assert not (tmp_path / str(i) / stage_table.RANKING).exists()
     for i in (2, 3):
-        shutil.copy(tmp_path / str(i) / workdir.SHARDS / f"{i}-of-3.jsonl", tmp_path / "1" / workdir.SHARDS)
+        shutil.copy(tmp_path / str(i) / stage_table.SHARDS / f"{i}-of-3.jsonl", tmp_path / "1" / stage_table.SHARDS)
     tfnas_stage("sample", tmp_path / "1")
     for name in SAMPLED:
         assert (tmp_path / "1" / name).read_text() == (searched / name).read_text(), name
@@ -57,9 +57,9 @@ def test_what_is_wrong_with_shards_is_told(searched, tmp_path):
     shutil.copytree(searched, path)
     done = tfnas_command("retrain", *TINY, f"--workdir={path}", "--shard=1/3")
     assert done.returncode == 1 and "only the stage 'sample' has shards. Received: 'retrain'" in done.stderr
-    (path / workdir.SHARDS).mkdir()
-    Evaluations(path / workdir.SHARDS / "1-of-3.jsonl", "another run").__exit__()
-    (path / workdir.RANKING).unlink()
+    (path / stage_table.SHARDS).mkdir()
+    Evaluations(path / stage_table.SHARDS / "1-of-3.jsonl", "another run").__exit__()
+    (path / stage_table.RANKING).unlink()
     done = tfnas_command("sample", *TINY, f"--workdir={path}")
     assert done.returncode == 1 and "1-of-3.jsonl: holds evaluations of another run" in done.stderr
     assert "Traceback" not in done.stderr
@@ -70,15 +70,15 @@ def test_budgets_make_a_front(searched, tmp_path):
     shutil.copytree(searched, path)
     options = ["--config.sample.budgets=0.3,0.6", "--config.sample.resource=latency", "--config.sample.ensemble=5"]
     printed = tfnas_stage("sample", path, *options)
-    found = json.loads((path / workdir.FRONT).read_text())
+    found = json.loads((path / stage_table.FRONT).read_text())
     assert found["resource"] == "latency" and {row["share"] for row in found["rows"]} == {None, 0.3, 0.6}
     for row in found["rows"]:
         if row["share"]:
             assert row["expected"] == pytest.approx(row["share"] * row["total"], rel=0.01)
         assert Architecture.from_json(json.dumps(row["architecture"]))
-    assert (path / workdir.FRONT_PLOT).read_bytes().startswith(b"\x89PNG")
+    assert (path / stage_table.FRONT_PLOT).read_bytes().startswith(b"\x89PNG")
     assert "mean of candidates" in printed and "as learned" in printed
-    predictive = json.loads((path / workdir.RANKING).read_text())["predictive"]
+    predictive = json.loads((path / stage_table.RANKING).read_text())["predictive"]
     assert list(predictive) == ["found network", "ensemble of the 5 best", "average of 5 posterior samples"]
     for measured in predictive.values():
         assert all(low <= value <= high for value, low, high in (measured["accuracy"], measured["nll"]))
@@ -86,7 +86,7 @@ def test_budgets_make_a_front(searched, tmp_path):
     printed = tfnas_stage("sample", path, "--config.sample.latency=0.3")
     assert "of the gated latency to 30.0%" in printed
     (row,) = (row for row in found["rows"] if row["share"] == 0.3)
-    assert json.loads((path / workdir.ARCHITECTURE).read_text()) == row["architecture"]
+    assert json.loads((path / stage_table.ARCHITECTURE).read_text()) == row["architecture"]
 
 
 def test_a_budget_that_no_candidate_can_meet_is_told(searched, tmp_path):
@@ -105,6 +105,6 @@ def test_fewer_images_than_a_batch_and_everything_in_full(searched, tmp_path):
     few = ["--config.data.validation=train[1000:1020]", "--config.sample.racing=0", "--config.sample.recalibrate=50"]
     tfnas_stage("search", path, *few, "--config.search.epochs=3")
     tfnas_stage("sample", path, *few, "--config.search.epochs=3", "--config.sample.holdout=0")
-    kinds = json.loads((path / workdir.RANKING).read_text())["kinds"]
+    kinds = json.loads((path / stage_table.RANKING).read_text())["kinds"]
     assert kinds["posterior"]["best"]["num_examples"] == 20 and kinds["posterior"]["saved"] == 0
     assert kinds["posterior"]["fresh"] is None

@@ -12,7 +12,7 @@ from scipy import stats
 from tfnas.config import Search
 from tfnas.data import pipeline
 from tfnas.graph import costs
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import sample, search
 
@@ -46,8 +46,8 @@ def ran(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(ran):
     _, path = ran
-    ranking = json.loads((path / workdir.RANKING).read_text())
-    candidates = [json.loads(line) for line in (path / workdir.CANDIDATES).read_text().splitlines()]
+    ranking = json.loads((path / stage_table.RANKING).read_text())
+    candidates = [json.loads(line) for line in (path / stage_table.CANDIDATES).read_text().splitlines()]
     return ranking, candidates
 
 
@@ -58,7 +58,7 @@ def answers(ran):
     splits = pipeline.load(config.data, path / "tensorflow_datasets")
     batches = list(pipeline.evaluation_batches(splits.validation, config.data, 250))
     images, labels = (np.concatenate([np.asarray(batch[i]) for batch in batches]) for i in range(2))
-    supernet = keras.models.load_model(path / workdir.SUPERNET)
+    supernet = keras.models.load_model(path / stage_table.SUPERNET)
     order = np.random.default_rng(config.seed).permutation(len(labels))
     start = len(labels) - int(config.sample.holdout * len(labels))
 
@@ -73,7 +73,7 @@ def answers(ran):
 def test_random_candidates_obey_the_size_that_was_asked_for(ran, files):
     config, path = ran
     _, candidates = files
-    supernet = keras.models.load_model(path / workdir.SUPERNET)
+    supernet = keras.models.load_model(path / stage_table.SUPERNET)
     most = 0.5 * costs.cost(supernet.graph).multiply_adds
     drawn = [c["multiply_adds"] for c in candidates if c["kind"] != "posterior"]
     assert len(drawn) == 2 * RANDOM and max(drawn) <= most and np.median(drawn) > 0.8 * most

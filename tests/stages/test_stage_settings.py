@@ -7,7 +7,7 @@ from conftest import ROOT, load_config
 
 from tfnas import config as config_lib
 from tfnas.config import Config
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 
 SECTIONS = {field.name: type(field.default) for field in dataclasses.fields(Config)}
 
@@ -22,7 +22,7 @@ class Recorder:
             if dataclasses.is_dataclass(kind):
                 self._watch(patch, kind, f"{section}.", {field.name for field in dataclasses.fields(kind)})
         self._watch(patch, Config, "", {name for name, kind in SECTIONS.items() if not dataclasses.is_dataclass(kind)})
-        run_stage, settings = workdir.Workdir.run_stage, workdir.settings
+        run_stage, settings = workdir.Workdir.run_stage, stage_table.settings
 
         def recorded(work, stage, config, body, *more, **options):
             def watched():
@@ -70,10 +70,10 @@ def expanded(name):
 
 
 def test_the_table_names_settings_that_there_are():
-    for stage, spec in workdir.STAGES.items():
+    for stage, spec in stage_table.STAGES.items():
         for name in spec.settings:
             assert name in SECTIONS or name in config_lib.known_keys(), stage
-    assert {*workdir.NEUTRAL} <= {*config_lib.known_keys()}
+    assert {*stage_table.NEUTRAL} <= {*config_lib.known_keys()}
 
 
 # Further settings of tests/tiny.py, so that all branches that read some are taken by one or the other.
@@ -134,10 +134,10 @@ def test_every_setting_that_a_stage_reads_is_one_that_it_depends_on(tmp_path, mo
         for stage in (search, sample, retrain, evaluate, export, report):
             stage.run(config, tmp_path)
     reads = recorder.reads
-    assert list(reads) == list(workdir.STAGES)
+    assert list(reads) == list(stage_table.STAGES)
     for stage, names in reads.items():
-        depends = set().union(*map(expanded, workdir.STAGES[stage].settings))
-        assert names - depends - {*workdir.NEUTRAL} == set(), stage
+        depends = set().union(*map(expanded, stage_table.STAGES[stage].settings))
+        assert names - depends - {*stage_table.NEUTRAL} == set(), stage
     # The recorder sees what surely is read.
     seen = {
         "paper": {
@@ -157,6 +157,6 @@ def test_every_setting_that_a_stage_reads_is_one_that_it_depends_on(tmp_path, mo
     for stage, names in seen[way].items():
         assert names - reads[stage] == set(), stage
     # What retrain names one by one of sample's, it names because it reads it.
-    named = {name for name in workdir.STAGES["retrain"].settings if name.startswith("sample.")}
+    named = {name for name in stage_table.STAGES["retrain"].settings if name.startswith("sample.")}
     read = {name for name in reads["retrain"] if name.startswith("sample.")}
     assert read == named if way == "paper" else read < named

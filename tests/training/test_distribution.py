@@ -15,7 +15,7 @@ from conftest import TINY, lines
 
 from tfnas import cli, config
 from tfnas.common.errors import UserError, WorkerLostError
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.training import distribution
 
 
@@ -270,9 +270,9 @@ def test_only_the_chief_claims_a_folder_and_does_what_needs_no_training(monkeypa
     monkeypatch.setattr(cli, "_say_end", lambda work, config: ran.append("end"))
     with flagsaver.as_parsed(config=str(processes.ROOT / "configs" / "digits.py"), workdir=str(tmp_path), shard=""):
         cli._run(["run"])
-    stages = list(workdir.STAGES)
+    stages = list(stage_table.STAGES)
     assert ran == ([*stages, "end"] if index == 0 else ["search", "sample", "retrain"])
-    assert (tmp_path / workdir.MANIFEST).exists() == (index == 0)
+    assert (tmp_path / stage_table.MANIFEST).exists() == (index == 0)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_process_that_ends_first_is_missed_only_if_the_stage_is_not_whole(monk
         raise tf.errors.UnavailableError(None, None, "Socket closed")
 
     def body(config, work):
-        for name in workdir.STAGES["search"].outputs:
+        for name in stage_table.STAGES["search"].outputs:
             work.write(name, lambda path: path.write_text("x"))
 
     two = distribution.Cluster(0, 2)

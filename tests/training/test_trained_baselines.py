@@ -15,7 +15,7 @@ import tfnas
 from tfnas.data import pipeline
 from tfnas.gating.gates import Gated
 from tfnas.ranking import reference_architectures
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import retrain, sample, search
 from tfnas.supernets import multi_branch_resnet
@@ -147,7 +147,7 @@ def sampled(tmp_path_factory):
 
 
 def rows_of(path):
-    rows = json.loads((path / workdir.RESULTS).read_text())["rows"]
+    rows = json.loads((path / stage_table.RESULTS).read_text())["rows"]
     return [{k: v for k, v in row.items() if k != "latency_seconds"} for row in rows]
 
 
@@ -181,7 +181,7 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
         if row["name"].startswith(("fixed drop", "magnitude")):
             assert 0.9 * found <= row["parameters"] <= found
     assert {row["num_tested"] for row in rows if "mean of" in row["name"]} == {2}
-    results = json.loads((whole / workdir.RESULTS).read_text())
+    results = json.loads((whole / stage_table.RESULTS).read_text())
     tested = sum(map(sum, results["confusion"]))
     (chosen,) = (row for row in rows if row["name"] == results["chosen"])
     for row in rows:  # whoever is right more often has more examples that it alone has right
@@ -203,7 +203,7 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
         patch.setattr(workdir.Workdir, "write", write_and_die)
         with pytest.raises(KilledError):
             retrain.run(tiny_config(), killed)
-    assert not (killed / workdir.RESULTS).exists()
+    assert not (killed / stage_table.RESULTS).exists()
     retrain.run(tiny_config(), killed)
     assert "single path goes on after epoch 1 of 2" in capsys.readouterr().out
     assert rows_of(killed) == rows

@@ -11,7 +11,7 @@ from conftest import SMALL, load_config, tfnas_command
 
 from tfnas.common.errors import PreemptedError, SearchFailedError, UserError
 from tfnas.config import Config, Search, Tune
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.tuning import tuner
 
 FULL = 10_000
@@ -58,7 +58,7 @@ class Stages:
             self.warmups.add((config.search.epochs, config.search.warmup_epochs))
             if error := self.raises.get(config.search.ell2):
                 raise error
-            for name in workdir.STAGES["search"].outputs:
+            for name in stage_table.STAGES["search"].outputs:
                 work.write(name, lambda file: file.write_text(repr(config.search)))
 
         work.run_stage("search", config, body)
@@ -84,11 +84,11 @@ class Stages:
             others = [{**candidates[0], "parameters": 1, "able": False}]
             others.append({**candidates[0], "parameters": 1, "kind": "random"})
             lines = "".join(json.dumps(candidate) + "\n" for candidate in candidates + others)
-            work.write(workdir.CANDIDATES, lambda file: file.write_text(lines))
+            work.write(stage_table.CANDIDATES, lambda file: file.write_text(lines))
             group = {"best": candidates[0], "fresh": score if self.fresh else None}
             group |= {"mean_accuracy": 0.5, "mean_loss": 1.0, "mean_parameters": 7.0}
-            work.write_json(workdir.RANKING, {"kinds": {"posterior": group}})
-            work.write(workdir.ARCHITECTURE, lambda file: file.write_text("{}"))
+            work.write_json(stage_table.RANKING, {"kinds": {"posterior": group}})
+            work.write(stage_table.ARCHITECTURE, lambda file: file.write_text("{}"))
 
         work.run_stage("sample", config, body)
 
@@ -128,7 +128,7 @@ def test_grid_tries_every_combination_and_finds_the_best(stages, tmp_path, capsy
         assert trial["state"] == "complete" and trial["epochs"] == 9 and trial["found"]["fresh"]
         assert trial["found"]["loss"] == pytest.approx(loss_of(search))
         assert trial["found"]["parameters"] == round(FULL * kept_of(search))
-        assert (tmp_path / "tune" / trial["folder"] / workdir.RANKING).exists()
+        assert (tmp_path / "tune" / trial["folder"] / stage_table.RANKING).exists()
     assert (tmp_path / "tune" / "ell2.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     (row,) = [line.split() for line in printed.splitlines() if line.rstrip().endswith("best")]
@@ -382,7 +382,7 @@ def test_on_the_digits(tmp_path):
     settings["supernet"] |= {"width": 4, "stem_width": 4}
     search.run(from_config_dict(settings), tmp_path / "alone")
     alone, theirs = (tmp_path / "alone", tmp_path / "tune" / second["folder"])
-    assert (alone / workdir.POSTERIOR).read_text() == (theirs / workdir.POSTERIOR).read_text()
+    assert (alone / stage_table.POSTERIOR).read_text() == (theirs / stage_table.POSTERIOR).read_text()
     assert sorted(p.name for p in (tmp_path / "tune").iterdir()) == [
         "ell2.png",
         "results.json",

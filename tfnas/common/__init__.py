@@ -1,6 +1,7 @@
 """What every folder uses and nothing here knows of networks. No TensorFlow.
 
 errors.py          UserError, and how a user's mistake becomes one line
+digests.py         SHA-256 digests of files and values
 atomic.py          writes files that others see whole or not at all
 locks.py           file locks of the operating system
 markup.py          pieces of an HTML page: text, tables, drawings as SVG

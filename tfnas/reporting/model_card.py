@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfnas.common import statistics
+from tfnas.common import digests, statistics
 from tfnas.config import Config
 from tfnas.reporting import acceptance
 from tfnas.reporting import results as results_lib
-from tfnas.runs import provenance, workdir
+from tfnas.runs import provenance, stage_table
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
@@ -102,11 +102,11 @@ def card(
         "intended_use": _uses(config, label_names),
         "limits": _limits(config, results, label_names, versions),
         "seed": config.seed,
-        "config_sha256": workdir.config_digest(config),
+        "config_sha256": stage_table.config_digest(config),
         "versions": {stage: dict(found) for stage, found in versions.items()},
         "sha256": {
             "saved_model": {
-                file.relative_to(saved_model).as_posix(): workdir.digest(file)
+                file.relative_to(saved_model).as_posix(): digests.of_file(file)
                 for file in sorted(saved_model.rglob("*"))
                 if file.is_file()
             },

@@ -10,7 +10,7 @@ import rich.table
 
 from tfnas.common import terminal
 from tfnas.common.schema import MOST, list_of, number, optional, record, text_of, whole
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.posterior import PRICES
 
@@ -51,8 +51,8 @@ def write(work: Workdir, rows: Sequence[Row], resource: str) -> None:
         resource: that the budgets are shares of.
     """
     ordered = sorted(rows, key=lambda row: (row["parameters"], row["multiply_adds"]))
-    work.write_json(workdir.FRONT, {"resource": resource, "rows": ordered})
-    work.write(workdir.FRONT_PLOT, lambda path: plot(path, ordered))
+    work.write_json(stage_table.FRONT, {"resource": resource, "rows": ordered})
+    work.write(stage_table.FRONT_PLOT, lambda path: plot(path, ordered))
     table = rich.table.Table(box=None, padding=(0, 1))
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)

@@ -17,7 +17,7 @@ from tfnas.common.errors import UserError
 from tfnas.common.schema import list_of, mapping_of, number, record, whole
 from tfnas.reporting import acceptance, candidates_section, pareto_front
 from tfnas.reporting import results as results_lib
-from tfnas.runs import provenance, workdir
+from tfnas.runs import provenance, stage_table
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import PRICES, Posterior
@@ -95,7 +95,7 @@ def print_table(work: Workdir, config: config_lib.Config, console: rich.console.
     Raises:
         UserError: if retrain has not run.
     """
-    results = work.read_json(workdir.RESULTS, "report", results_lib.measured)
+    results = work.read_json(stage_table.RESULTS, "report", results_lib.measured)
     table = rich.table.Table(box=None, padding=(0, 1))
     for i, heading in enumerate(_headings(results["rows"])):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
@@ -114,13 +114,13 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     Raises:
         UserError: if a stage that it tells of has not run, or left files that were changed since.
     """
-    results = work.read_json(workdir.RESULTS, "report", results_lib.measured)
-    history = work.read_lines(workdir.HISTORY, "report", _EPOCH)
-    posterior = Posterior.from_json(work.read(workdir.POSTERIOR, "report").read_bytes())
-    architecture = Architecture.from_json(work.read(workdir.ARCHITECTURE, "report").read_bytes())
-    ranking = work.read_json(workdir.RANKING, "report", candidates_section.ranking_shape)
-    verdict = work.read_json(workdir.EVALUATION, "report", acceptance.VERDICT)
-    candidates = work.read_lines(workdir.CANDIDATES, "report", candidates_section.CANDIDATE)
+    results = work.read_json(stage_table.RESULTS, "report", results_lib.measured)
+    history = work.read_lines(stage_table.HISTORY, "report", _EPOCH)
+    posterior = Posterior.from_json(work.read(stage_table.POSTERIOR, "report").read_bytes())
+    architecture = Architecture.from_json(work.read(stage_table.ARCHITECTURE, "report").read_bytes())
+    ranking = work.read_json(stage_table.RANKING, "report", candidates_section.ranking_shape)
+    verdict = work.read_json(stage_table.EVALUATION, "report", acceptance.VERDICT)
+    candidates = work.read_lines(stage_table.CANDIDATES, "report", candidates_section.CANDIDATE)
     _check_one_run(posterior, architecture, history, ranking, candidates)
     sections = (
         ("What did I get, and what did it cost?", _what(results, work.manifest(), config)),
@@ -188,19 +188,22 @@ def _check_one_run(
     """Raises UserError unless the files name the same layers, groups and kinds."""
     if {name: mask.size for name, mask in architecture.items()} != {g.name: g.num_channels for g in posterior.layers}:
         raise UserError(
-            f"report: the layers of {workdir.ARCHITECTURE} are not those of {workdir.POSTERIOR}: {_SEVERAL}"
+            f"report: the layers of {stage_table.ARCHITECTURE} are not those of {stage_table.POSTERIOR}: {_SEVERAL}"
         )
     epochs = [{name: len(p) for name, p in record["drop_probability"].items()} for record in history]
     alike = all(epoch == epochs[0] for epoch in epochs)
     if not epochs or not alike or list(epochs[0]) != [g.name for g in posterior.layers]:
         raise UserError(
-            f"report: the layers of {workdir.HISTORY} are not those of {workdir.POSTERIOR} in every epoch: {_SEVERAL}"
+            f"report: the layers of {stage_table.HISTORY} are not those of {stage_table.POSTERIOR} in every epoch: "
+            f"{_SEVERAL}"
         )
     if set(ranking["reads"]) != set(architecture):
-        raise UserError(f"report: the layers of {workdir.RANKING} are not those of {workdir.ARCHITECTURE}: {_SEVERAL}")
+        raise UserError(
+            f"report: the layers of {stage_table.RANKING} are not those of {stage_table.ARCHITECTURE}: {_SEVERAL}"
+        )
     missing = set(ranking["kinds"]) - {candidate["kind"] for candidate in candidates}
     if missing:
-        raise UserError(f"report: {workdir.CANDIDATES} has no candidate of the kind '{min(missing)}': {_SEVERAL}")
+        raise UserError(f"report: {stage_table.CANDIDATES} has no candidate of the kind '{min(missing)}': {_SEVERAL}")
 
 
 def _what(results: Mapping[str, Any], manifest: Mapping[str, Any], config: config_lib.Config) -> str:
@@ -421,7 +424,9 @@ def _undecided(posterior: Posterior) -> str:
 
 def _front(work: Workdir, config: config_lib.Config) -> Mapping[str, Any] | None:
     """What sample measured at its budgets; None if it had none, whatever an earlier run of it left."""
-    return work.read_json(workdir.FRONT, "report", pareto_front.shape) if work.has(workdir.FRONT, config) else None
+    return (
+        work.read_json(stage_table.FRONT, "report", pareto_front.shape) if work.has(stage_table.FRONT, config) else None
+    )
 
 
 def _sizes(posterior: Posterior, measured: Mapping[str, Any] | None) -> str:
@@ -480,9 +485,9 @@ def _serve(work: Workdir, verdict: Mapping[str, Any], config: config_lib.Config)
     told = markup.text(acceptance.reasons(verdict))
     if not verdict["blessed"]:
         return f"<p>It was not exported, as it is not what was asked for: {told}.</p>"
-    if not work.has(workdir.EXPORT_RESULTS, config):
+    if not work.has(stage_table.EXPORT_RESULTS, config):
         return f"<p>It has not been exported yet, and may be: {told}.</p>"
-    exported = work.read_json(workdir.EXPORT_RESULTS, "report", results_lib.EXPORTED)
+    exported = work.read_json(stage_table.EXPORT_RESULTS, "report", results_lib.EXPORTED)
     code = (
         "import tensorflow as tf\n"
         f"serve = tf.saved_model.load({str(work.path / exported['saved_model'])!r}).signatures['serving_default']\n"
@@ -506,7 +511,9 @@ def _repeat(work: Workdir, config: config_lib.Config) -> str:
     # What `tune` would try is no part of a run.
     config = dataclasses.replace(config, tune=config_lib.Tune())
     stages = work.manifest()["stages"]
-    ran_with = {stage: stages[stage]["versions"] for stage in workdir.STAGES if stage in stages and stage != "report"}
+    ran_with = {
+        stage: stages[stage]["versions"] for stage in stage_table.STAGES if stage in stages and stage != "report"
+    }
     settings = [
         (False, [f"{section}.{key}" if isinstance(values, dict) else section, str(value)])
         for section, values in config_lib.to_dict(config).items()

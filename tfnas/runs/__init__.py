@@ -2,6 +2,7 @@
 
 provenance.py   versions, code and machine of a run
 holding.py      one process at a time works in a folder
-workdir.py      the table of stages, their keys and files, and the manifest
+stage_table.py  what each stage reads and writes: settings, files and their names
+workdir.py      keys of stages, atomic writing, and the manifest
 checkpoints.py  what a stopped search or retrain resumes from
 """

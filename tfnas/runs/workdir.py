@@ -1,4 +1,4 @@
-"""The files of one run: names, atomic writing, and a manifest that knows what is whole and up to date.
+"""The working directory of a run: atomic writing, and a manifest that knows what is whole and up to date.
 
 The manifest (`manifest.json`) is JSON with its own digest, `sha256`:
 
@@ -19,9 +19,7 @@ longer has the digest its writer recorded.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -34,32 +32,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tfnas.config
-from tfnas.common import atomic
+from tfnas.common import atomic, digests
 from tfnas.common.atomic import SET_ASIDE, TEMPORARY
 from tfnas.common.errors import UserError, shown, unwrapped
 from tfnas.common.schema import Shape, mapping_of, number, optional, read, record, text_of
-from tfnas.runs import holding, provenance
-
-MANIFEST = "manifest.json"
-CHECKPOINTS = "search/checkpoints"
-WARMUP_CHECKPOINTS = "search/warmup_checkpoints"
-HISTORY = "search/history.jsonl"
-SUPERNET = "search/supernet.keras"
-POSTERIOR = "posterior.json"
-EVALUATIONS = "sample/evaluations.jsonl"
-SHARDS = "sample/shards"
-LATENCIES = "sample/latencies.json"
-CANDIDATES = "sample/candidates.jsonl"
-RANKING = "sample/ranking.json"
-FRONT = "sample/front.json"
-FRONT_PLOT = "sample/front.png"
-ARCHITECTURE = "architecture.json"
-CUT_ARCHITECTURE = "retrain/architecture.json"
-SUBNET = "retrain/subnet.keras"
-RESULTS = "retrain/results.json"
-EVALUATION = "evaluation.json"
-EXPORT_RESULTS = "export/results.json"
-REPORT = "report.html"
+from tfnas.runs import holding, provenance, stage_table
+from tfnas.runs.stage_table import CHECKPOINTS, MANIFEST, NEUTRAL, STAGES, WRITERS
 
 
 def _settings(value: Any, place: str) -> None:
@@ -82,69 +60,6 @@ _MANIFEST = record(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """What a stage depends on and what it writes.
-
-    Attributes:
-        settings: that change its result: whole sections, or 'section.name'.
-        inputs: files of earlier stages.
-        outputs: files it writes, besides those it names when it ends.
-        optional: files of earlier stages that it reads where they are of the same settings.
-        sometimes: files that it writes with some settings only, and then names when it ends.
-    """
-
-    settings: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-    sometimes: tuple[str, ...] = ()
-
-
-# Of sample's settings, those by which retrain measures and recalibrates networks. The others it knows by what sample
-# wrote.
-_MEASURED = ("sample.batch_size", "sample.num_random", "sample.num_tested", "sample.recalibrate")
-# In the order of the run.
-STAGES = {
-    "search": Stage(("data", "supernet", "search", "training", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),
-    "sample": Stage(
-        ("data", "sample", "seed"),
-        (SUPERNET, POSTERIOR),
-        (CANDIDATES, RANKING, ARCHITECTURE),
-        sometimes=(FRONT, FRONT_PLOT),
-    ),
-    "retrain": Stage(
-        ("data", "supernet", "search", "retrain", "training", "seed", *_MEASURED),
-        (SUPERNET, RANKING, ARCHITECTURE),
-        (CUT_ARCHITECTURE, SUBNET, RESULTS),
-    ),
-    "evaluate": Stage(("evaluate",), (RESULTS,), (EVALUATION,)),
-    # The model card tells of all that made the network, so each setting of it counts.
-    "export": Stage(
-        ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed"),
-        (SUBNET, CUT_ARCHITECTURE, RESULTS, EVALUATION, SUPERNET, POSTERIOR, RANKING),
-        (EXPORT_RESULTS,),
-    ),
-    "report": Stage(
-        ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed"),
-        (HISTORY, POSTERIOR, CANDIDATES, RANKING, ARCHITECTURE, RESULTS, EVALUATION),
-        (REPORT,),
-        (FRONT, EXPORT_RESULTS),
-    ),
-}
-_WRITERS = {name: stage for stage, spec in STAGES.items() for name in (*spec.outputs, *spec.sometimes)}
-WITHOUT_TENSORFLOW = ("evaluate", "report")  # stages that need not wait for its import
-# What a search is: with another value of any of these, the results in a working directory are another run's.
-# Where the data lies is not part of it, nor what is made of a search that leads nowhere, nor how fast and how safely it
-# is run: a run may be continued on other devices.
-NEUTRAL = (
-    "distribution",
-    "data.data_dir",
-    "search.guard",
-    "training.jit_compile",
-    "training.checkpoint_minutes",
-    "training.checkpoints_kept",
-)
 _UNFINISHED = (f"{TEMPORARY}*", *(f"{stage}/**/{TEMPORARY}*" for stage in STAGES), "tensorflow_datasets/*/incomplete.*")
 _SET_ASIDE = f"export/**/{SET_ASIDE}*"
 
@@ -228,7 +143,7 @@ class Workdir:
 
     def write_sealed(self, name: str, value: Mapping[str, Any], replace: bool = True) -> pathlib.Path:
         """Writes `value` as JSON with its digest: of files that no manifest has the digest of."""
-        return self.write_json(name, {**value, "sha256": _seal(value)}, replace)
+        return self.write_json(name, {**value, "sha256": digests.of_value(value)}, replace)
 
     def read_sealed(self, name: str, shape: Shape) -> dict[str, Any]:
         """What `write_sealed` wrote, of a shape. Raises UserError if that was truncated or altered since."""
@@ -238,20 +153,20 @@ class Workdir:
             value = read(path.read_bytes(), shape, title)
         except OSError as error:
             raise UserError(f"{title} ({error.strerror})") from None
-        if value.pop("sha256", None) != _seal(value):
+        if value.pop("sha256", None) != digests.of_value(value):
             raise UserError(title)
         return value
 
     def read(self, name: str, stage: str) -> pathlib.Path:
         """Path of a file that `stage` needs, known to be what its writer left. Raises UserError otherwise."""
         path = self.path / name
-        writer = _WRITERS[name]
+        writer = WRITERS[name]
         recorded = _recorded(self.manifest()["stages"], [name]).get(name)
         if recorded is None or not path.exists():
             raise UserError(f"{stage} needs {writer}'s {name}, and {self.path} has none: {self._command(writer)} first")
-        if digest(path) != recorded:
+        if digests.of_file(path) != recorded:
             raise UserError(
-                f"{path}: truncated or changed since {writer} wrote it (sha256 {digest(path)[:12]}, expected "
+                f"{path}: truncated or changed since {writer} wrote it (sha256 {digests.of_file(path)[:12]}, expected "
                 f"{recorded[:12]}): {self._command(writer)} to make it again"
             )
         return path
@@ -269,8 +184,8 @@ class Workdir:
 
     def has(self, name: str, config: tfnas.config.Config) -> bool:
         """Whether a stage recorded a file when it last ended, with these settings; else it is an earlier run's."""
-        writer = _WRITERS[name]
-        if self._stale((*_before(writer), writer), config):
+        writer = WRITERS[name]
+        if self._stale((*stage_table.before(writer), writer), config):
             return False
         return bool(_recorded(self.manifest()["stages"], [name]))
 
@@ -292,23 +207,23 @@ class Workdir:
     def claim(self, config: tfnas.config.Config) -> None:
         """Makes this folder `config`'s; only the process that writes. Raises UserError as `check_search`."""
         self.check_search(config)
-        manifest, mine = self.manifest(), _as_json(tfnas.config.to_dict(config.check()))
+        manifest, mine = self.manifest(), stage_table.every_setting(config)
         if self.writes and manifest["config"] != mine:
             self.write_sealed(MANIFEST, {**manifest, "config": mine})
 
     def check_search(self, config: tfnas.config.Config) -> None:
         """Raises UserError if this folder holds another search's results, or part of them."""
         manifest = self.manifest()
-        held, ours = manifest["config"], settings(config, STAGES["search"].settings)
+        held, ours = manifest["config"], stage_table.settings(config, STAGES["search"].settings)
         # Before anything is there, a mistake in the settings may be mended.
         begun = manifest["stages"] or any((self.path / CHECKPOINTS).glob("*.npz"))
         if held is None or not begun:
             return
         for section, values in ours.items():
-            for key, theirs, mine in _differences(section, held.get(section), _as_json(values)):
+            for key, theirs, mine in _differences(section, held.get(section), values):
                 if key in NEUTRAL:
                     continue
-                if followed := _followed(key, held, _as_json(tfnas.config.to_dict(config.check()))):
+                if followed := stage_table.followed(key, held, stage_table.every_setting(config)):
                     name, before, now = followed
                     raise UserError(
                         f"workdir {self.path}: holds a search made for {name}={shown(before)}, and this config has "
@@ -322,13 +237,13 @@ class Workdir:
     def dependencies(self, stage: str, config: tfnas.config.Config) -> dict[str, Any]:
         """`settings` and `inputs` that `stage` has with this config, as the manifest records them when it ends."""
         return {
-            "settings": _as_json(settings(config, STAGES[stage].settings)),
+            "settings": stage_table.settings(config, STAGES[stage].settings),
             "inputs": _recorded(self.manifest()["stages"], self._read_by(stage, config)),
         }
 
     def key(self, stage: str, config: tfnas.config.Config) -> str:
         """Digest of what a stage depends on."""
-        return _seal(self.dependencies(stage, config))
+        return digests.of_value(self.dependencies(stage, config))
 
     def check_upstream(self, stage: str, config: tfnas.config.Config) -> None:
         """Raises UserError unless all that `stage` builds on was made with this config and is as it was left.
@@ -336,7 +251,7 @@ class Workdir:
         The files themselves are asked for only where the stage reads them: others may be on another machine.
         """
         self.check_search(config)
-        if stale := self._stale(_before(stage), config):
+        if stale := self._stale(stage_table.before(stage), config):
             writer, why = stale
             raise UserError(f"{stage} needs {writer}'s results, and {self.path} {why}: {self._command(writer)} first")
         for name in self._read_by(stage, config):
@@ -345,7 +260,7 @@ class Workdir:
     def is_current(self, stage: str, config: tfnas.config.Config) -> bool:
         """Whether `stage` ended with these settings and inputs, and all that it wrote is still as it left it."""
         return self._stale((stage,), config) is None and all(
-            (self.path / name).exists() and digest(self.path / name) == recorded
+            (self.path / name).exists() and digests.of_file(self.path / name) == recorded
             for name, recorded in self.manifest()["stages"][stage]["outputs"].items()
         )
 
@@ -381,7 +296,7 @@ class Workdir:
                 print(f"{stage:9s} up to date")
                 return False
             depends = self.dependencies(stage, config)
-            ran_with = self._begin(stage, _seal(depends))
+            ran_with = self._begin(stage, digests.of_value(depends))
             start = time.monotonic()
             with unwrapped():
                 further = body() or ()
@@ -390,7 +305,7 @@ class Workdir:
                 manifest.pop("begun", None)
                 manifest["stages"][stage] = {
                     **depends,
-                    "outputs": {name: digest(self.path / name) for name in (*STAGES[stage].outputs, *further)},
+                    "outputs": {name: digests.of_file(self.path / name) for name in (*STAGES[stage].outputs, *further)},
                     "versions": ran_with,
                     "seconds": round(time.monotonic() - start, 1),
                 }
@@ -431,62 +346,8 @@ class Workdir:
 
 def _recorded(stages: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     """Digests of files as their writers recorded them, of those that did."""
-    outputs = {name: stages.get(_WRITERS[name], {"outputs": {}})["outputs"] for name in names}
+    outputs = {name: stages.get(WRITERS[name], {"outputs": {}})["outputs"] for name in names}
     return {name: found[name] for name, found in outputs.items() if name in found}
-
-
-def _before(stage: str) -> list[str]:
-    """All stages that one builds on, in the order of the run."""
-    direct = {_WRITERS[name] for name in STAGES[stage].inputs}
-    every = direct.union(*map(_before, direct))
-    return [other for other in STAGES if other in every]
-
-
-def settings(config: tfnas.config.Config, names: Iterable[str]) -> dict[str, Any]:
-    """Settings that change a result, by section: of the whole sections named, and those named 'section.name'."""
-    values = tfnas.config.to_dict(config.check())
-    found: dict[str, Any] = {}
-    for name in names:
-        section, _, key = name.partition(".")
-        if key:
-            found.setdefault(section, {})[key] = values[section][key]
-        elif isinstance(values[section], Mapping):
-            found[section] = {k: v for k, v in values[section].items() if f"{section}.{k}" not in NEUTRAL}
-        else:
-            found[section] = values[section]
-    return found
-
-
-def config_digest(config: tfnas.config.Config) -> str:
-    """Hex SHA-256 of every setting that changes a result of a run."""
-    return _seal(settings(config, STAGES["report"].settings))
-
-
-def digest(path: pathlib.Path) -> str:
-    """Hex SHA-256 of a file, or of a folder's file names and contents.
-
-    Raises:
-        UserError: if it is neither, as a pipe, of which there may be no end.
-    """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path}: a file or a folder expected. Received: neither; delete it")
-    sha = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        if path.is_dir():
-            sha.update(file.relative_to(path).as_posix().encode())
-        with open(file, "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                sha.update(block)
-    return sha.hexdigest()
-
-
-def _as_json(value: Any) -> Any:
-    """With lists for tuples, as it is read back."""
-    return json.loads(json.dumps(value))
-
-
-def _seal(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _differences(key: str, theirs: Any, mine: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -495,20 +356,3 @@ def _differences(key: str, theirs: Any, mine: Any) -> Iterator[tuple[str, Any, A
             yield from _differences(f"{key}.{name}" if key else name, theirs.get(name), mine.get(name))
     elif theirs != mine:
         yield key, theirs, mine
-
-
-def _followed(key: str, held: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The setting of retrain's that search's `key` follows where it is left out, and its values in two configs.
-
-    None where `key` was set, in one of them, by itself.
-    """
-    both = (held, ours)
-    if key == "search.weight_decay":
-        name, follows = "weight_decay", [c["retrain"]["weight_decay"] for c in both]
-    elif key == "search.cosine_epochs":
-        name, follows = "epochs", [c["search"]["epochs"] + c["retrain"]["epochs"] for c in both]
-    else:
-        return None
-    if follows != [c["search"][key.partition(".")[2]] for c in both]:
-        return None
-    return f"retrain.{name}", held["retrain"][name], ours["retrain"][name]

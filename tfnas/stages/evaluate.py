@@ -7,7 +7,7 @@ import os
 from tfnas.common.terminal import warn
 from tfnas.config import Config
 from tfnas.reporting import acceptance, results
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -21,9 +21,9 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _evaluate(config: Config, work: workdir.Workdir) -> None:
-    measured = work.read_json(workdir.RESULTS, "evaluate", results.measured)
+    measured = work.read_json(stage_table.RESULTS, "evaluate", results.measured)
     verdict = acceptance.judge(config.evaluate, measured)
-    work.write_json(workdir.EVALUATION, verdict)
+    work.write_json(stage_table.EVALUATION, verdict)
     begins = f"evaluate  {'blessed' if verdict['blessed'] else 'not blessed'}: "
     print(begins + f";\n{' ' * len(begins)}".join(acceptance.told(verdict)))
     if doubted := acceptance.doubt(measured):

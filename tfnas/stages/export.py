@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas.common import atomic, schema, terminal
+from tfnas.common import atomic, digests, schema, terminal
 from tfnas.common.errors import UserError
 from tfnas.config import FORMATS, Config
 from tfnas.cutting.subnets import subnet
@@ -22,7 +22,7 @@ from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
 from tfnas.reporting import acceptance, model_card
 from tfnas.reporting import results as results_lib
-from tfnas.runs import provenance, workdir
+from tfnas.runs import provenance, stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.training import networks
@@ -48,7 +48,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 def _export(config: Config, work: workdir.Workdir) -> list[str]:
     conversion.require(config.export.formats)
-    verdict = work.read_json(workdir.EVALUATION, "export", acceptance.VERDICT)
+    verdict = work.read_json(stage_table.EVALUATION, "export", acceptance.VERDICT)
     if not verdict["blessed"]:
         raise UserError(
             f"export: the network is not what was asked for: {acceptance.reasons(verdict)}. Search again, or ask for "
@@ -58,14 +58,14 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     folder = work.path / "tensorflow_datasets"
     source = sources.load(config.data, folder)
     splits = pipeline.from_source(source, config.data)
-    model = saving.load(work.path / workdir.SUBNET, keras.Model)
-    _check_fits(model, splits, work.path / workdir.SUBNET)
-    text = (work.path / workdir.CUT_ARCHITECTURE).read_text()
+    model = saving.load(work.path / stage_table.SUBNET, keras.Model)
+    _check_fits(model, splits, work.path / stage_table.SUBNET)
+    text = (work.path / stage_table.CUT_ARCHITECTURE).read_text()
     architecture = Architecture.from_json(text)  # refuses one that was altered
-    results = work.read_json(workdir.RESULTS, "export", results_lib.measured)
+    results = work.read_json(stage_table.RESULTS, "export", results_lib.measured)
     if {len(results["confusion"]), *map(len, results["confusion"])} != {splits.num_classes}:
         raise UserError(
-            f"{work.path / workdir.RESULTS}: a confusion of {splits.num_classes} classes expected. "
+            f"{work.path / stage_table.RESULTS}: a confusion of {splits.num_classes} classes expected. "
             f"Received: {len(results['confusion'])}; run retrain again"
         )
     confusion = np.array(results["confusion"])
@@ -99,13 +99,13 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
             sizes=splits.sizes,
             results=results,
             verdict=verdict,
-            posterior=Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes()),
+            posterior=Posterior.from_json((work.path / stage_table.POSTERIOR).read_bytes()),
             architecture=architecture,
             reloaded=found,
             signatures=savedmodel.names(splits, ensemble),
             versions={**_versions(work), "export": provenance.versions()},
             saved_model=saved,
-            inputs={file: workdir.digest(work.path / file) for file in workdir.STAGES["export"].inputs},
+            inputs={file: digests.of_file(work.path / file) for file in stage_table.STAGES["export"].inputs},
         )
         cards = {model_card.JSON: json.dumps(card, indent=1) + "\n", model_card.MARKDOWN: model_card.markdown(card)}
         texts = {"architecture.json": text, "labels.txt": "".join(f"{name}\n" for name in splits.label_names), **cards}
@@ -131,13 +131,13 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         "files": [f"{base}/{file}" for file in beside],
         "formats": [{**record, "file": f"{base}/{record['file']}"} for record in formats],
     }
-    work.write_json(workdir.EXPORT_RESULTS, described)
+    work.write_json(stage_table.EXPORT_RESULTS, described)
     return [described["saved_model"], *described["files"], *(f"{base}/{name}" for name in config.export.formats)]
 
 
 def _versions(work: workdir.Workdir) -> dict[str, dict[str, str]]:
     """What the stages before this one ran with."""
-    before = list(workdir.STAGES)[: list(workdir.STAGES).index("export")]
+    before = list(stage_table.STAGES)[: list(stage_table.STAGES).index("export")]
     return {stage: entry["versions"] for stage, entry in work.manifest()["stages"].items() if stage in before}
 
 
@@ -153,10 +153,10 @@ def _ensemble(config: Config, work: workdir.Workdir, splits: pipeline.Splits) ->
     count = config.export.uncertainty
     if not count:
         return []
-    leaders = work.read_json(workdir.RANKING, "export", _RANKING)["kinds"]["posterior"]["leaders"]
+    leaders = work.read_json(stage_table.RANKING, "export", _RANKING)["kinds"]["posterior"]["leaders"]
     if len(leaders) < count:
         raise UserError(f"export.uncertainty: at most the {len(leaders)} candidates that may win. Received: {count}")
-    supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
+    supernet = saving.load(work.path / stage_table.SUPERNET, Supernet)
     recalibration = networks.recalibration(config, splits, supernet)
     members = []
     for leader in leaders[:count]:

@@ -26,12 +26,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfnas import config as config_lib
-from tfnas.common import atomic, terminal, user_functions
+from tfnas.common import atomic, digests, terminal, user_functions
 from tfnas.common.errors import UserError, ending_in_one_line
 from tfnas.common.schema import loss, mapping_of, number, read, record, whole
 from tfnas.reporting import acceptance, report
 from tfnas.reporting import results as results_lib
-from tfnas.runs import provenance, workdir
+from tfnas.runs import provenance, stage_table
 from tfnas.runs.workdir import Workdir
 
 # A config in parts, each with the sections that a stage is the first to depend on. A stage gets its own part and those
@@ -104,15 +104,17 @@ class Task:
         """
         if names is None:
             names = Workdir(self.path).manifest()["stages"][self.stage]["outputs"]
-        _copy(self.path, pathlib.Path(folder), [*names, workdir.MANIFEST])
+        _copy(self.path, pathlib.Path(folder), [*names, stage_table.MANIFEST])
 
     def hand_over_shard(self, folder: str | os.PathLike[str]) -> None:
         """Copies to `folder` the evaluations that a shard of sample made."""
-        _copy(self.path, pathlib.Path(folder), [workdir.SHARDS])
+        _copy(self.path, pathlib.Path(folder), [stage_table.SHARDS])
 
     def hand_over_model(self, folder: str | os.PathLike[str]) -> str:
         """Copies to `folder` what export wrote under its model's name; returns the version, a folder in there."""
-        exported = Workdir(self.path).read_json(workdir.EXPORT_RESULTS, "report", results_lib.EXPORTED)["saved_model"]
+        exported = Workdir(self.path).read_json(stage_table.EXPORT_RESULTS, "report", results_lib.EXPORTED)[
+            "saved_model"
+        ]
         source = (self.path / exported).parent
         _copy(source, pathlib.Path(folder), [path.name for path in source.iterdir()])
         return os.path.basename(exported)
@@ -125,12 +127,12 @@ class Task:
         """
         work = Workdir(self.path)
         if self.stage == "search":
-            last = work.read_lines(workdir.HISTORY, "report", _EPOCH)[-1]
+            last = work.read_lines(stage_table.HISTORY, "report", _EPOCH)[-1]
             return {name: last[name] for name in ("epoch", "loss", "accuracy", "kept")}
         if self.stage == "sample":
-            best = work.read_json(workdir.RANKING, "retrain", _RANKING)["kinds"]["posterior"]["best"]
+            best = work.read_json(stage_table.RANKING, "retrain", _RANKING)["kinds"]["posterior"]["best"]
             return {name: best[name] for name in ("parameters", "multiply_adds", "loss", "accuracy")}
-        results = work.read_json(workdir.RESULTS, self.stage, results_lib.measured)
+        results = work.read_json(stage_table.RESULTS, self.stage, results_lib.measured)
         chosen, full = results_lib.chosen(results), results_lib.full(results["rows"])
         facts: dict[str, float | bool] = {
             "accuracy": chosen["test_accuracy"],
@@ -147,12 +149,12 @@ class Task:
 
     def verdict(self) -> dict[str, Any]:
         """What evaluate found, as `blessing.judge` returns it."""
-        return Workdir(self.path).read_json(workdir.EVALUATION, "export", acceptance.VERDICT)
+        return Workdir(self.path).read_json(stage_table.EVALUATION, "export", acceptance.VERDICT)
 
     def metadata(self) -> dict[str, Any]:
         """What every artifact of the stage has: digest of its settings, versions and seed."""
         return {
-            "config_sha256": workdir.config_digest(self.config),
+            "config_sha256": stage_table.config_digest(self.config),
             "seed": self.config.seed,
             "code": self.version,
             "versions": provenance.versions(),
@@ -172,15 +174,17 @@ class Task:
 
     def log_confusion(self, confusion: Any, classes: Sequence[str]) -> None:
         """Fills a ClassificationMetrics artifact with retrain's matrix on the test split: a row for each label."""
-        matrix = Workdir(self.path).read_json(workdir.RESULTS, "evaluate", results_lib.measured)["confusion"]
+        matrix = Workdir(self.path).read_json(stage_table.RESULTS, "evaluate", results_lib.measured)["confusion"]
         confusion.log_confusion_matrix(list(classes), matrix)
         _write_json(confusion.path, {"classes": list(classes), "rows": matrix})
 
     def write_report(self, path: str | os.PathLike[str], model: str = "") -> None:
         """Copies report.html to `path`, where the exported model's place is given as `model`, and not as here."""
-        text = (self.path / workdir.REPORT).read_text(encoding="utf-8")
+        text = (self.path / stage_table.REPORT).read_text(encoding="utf-8")
         if model:
-            saved = Workdir(self.path).read_json(workdir.EXPORT_RESULTS, "report", results_lib.EXPORTED)["saved_model"]
+            saved = Workdir(self.path).read_json(stage_table.EXPORT_RESULTS, "report", results_lib.EXPORTED)[
+                "saved_model"
+            ]
             text = text.replace(str((self.path / saved).parent), model)
         _write(path, text)
 
@@ -221,7 +225,7 @@ def task(
         for folder in filter(None, os.environ.get(FUNCTIONS, "").split(os.pathsep)):
             user_functions.look_in(folder)
         config = join(parts)
-        if stage not in workdir.WITHOUT_TENSORFLOW:
+        if stage not in stage_table.WITHOUT_TENSORFLOW:
             terminal.load_tensorflow()
         with _working_directory([stage, version, shard, *parts], inputs, scratch) as path:
             yield Task(stage, config, path, version)
@@ -237,7 +241,7 @@ def _working_directory(
             _gather(folders, pathlib.Path(temporary))
             yield pathlib.Path(temporary)
         return
-    material = json.dumps([*key, *(workdir.digest(folder) for folder in folders)])
+    material = json.dumps([*key, *(digests.of_file(folder) for folder in folders)])
     place = pathlib.Path(scratch) / f"{key[0]}-{hashlib.sha256(material.encode()).hexdigest()[:16]}"
     place.mkdir(parents=True, exist_ok=True)
     with _alone_in(place):

@@ -6,7 +6,7 @@ import os
 
 from tfnas.config import Config
 from tfnas.reporting import report
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -21,4 +21,4 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 def _report(config: Config, work: workdir.Workdir) -> None:
     html = report.html(work, config)
-    work.write(workdir.REPORT, lambda file: file.write_text(html, encoding="utf-8"))
+    work.write(stage_table.REPORT, lambda file: file.write_text(html, encoding="utf-8"))

@@ -26,7 +26,7 @@ from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Graph, deep
 from tfnas.graph.costs import cost
 from tfnas.ranking import losses, ranking, reference_architectures
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.training import distribution, networks, trained_baselines
 from tfnas.training.trained_baselines import Arm, Means
@@ -60,9 +60,9 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 def _retrain(config: Config, work: workdir.Workdir) -> None:
     networks.set_seed(config.seed)
     splits = networks.load_data(config, work)
-    supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
-    architecture = Architecture.from_json((work.path / workdir.ARCHITECTURE).read_bytes())
-    ranked = work.read_json(workdir.RANKING, "retrain", _RANKING)["kinds"]
+    supernet = saving.load(work.path / stage_table.SUPERNET, Supernet)
+    architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
+    ranked = work.read_json(stage_table.RANKING, "retrain", _RANKING)["kinds"]
     kinds = {kind: ranked[kind] for kind in _KINDS}
     settings = config.retrain
     recalibration = networks.recalibration(config, splits, supernet)
@@ -111,8 +111,8 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     chosen = max(reversed(found), key=lambda arm: validation[arm.name])
     arguments = networks.network_arguments(config, splits)
     text = describe(architecture, networks.builder_name(config), layout, **arguments)
-    work.write(workdir.CUT_ARCHITECTURE, lambda file: file.write_text(text))
-    work.write(workdir.SUBNET, _without_optimizer(chosen.model).save)
+    work.write(stage_table.CUT_ARCHITECTURE, lambda file: file.write_text(text))
+    work.write(stage_table.SUBNET, _without_optimizer(chosen.model).save)
     compared = (*others, *found)
     seconds, spread = latencies.compared([arm.model for arm in compared])
     rows = [
@@ -133,7 +133,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         rows += _means_on_test(list(groups), splits, config)
     whole = cost(supernet.graph)
     work.write_json(
-        workdir.RESULTS,
+        stage_table.RESULTS,
         {
             "chosen": chosen.name,
             "full": {"parameters": whole.parameters, "multiply_adds": whole.multiply_adds},

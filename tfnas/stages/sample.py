@@ -20,7 +20,7 @@ import numpy as np
 import rich.progress
 from scipy.special import softmax
 
-from tfnas.common import schema, statistics, terminal
+from tfnas.common import digests, schema, statistics, terminal
 from tfnas.common.errors import SearchFailedError, UserError, naming, unwrapped
 from tfnas.config import Config
 from tfnas.cutting import latencies
@@ -35,7 +35,7 @@ from tfnas.ranking.evaluation_log import Evaluations
 from tfnas.ranking.losses import ACCURACY
 from tfnas.ranking.ranking import Field, Ranking, Score, summary
 from tfnas.reporting import pareto_front
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture, Packed
 from tfnas.search_space.posterior import PRICES, Posterior
 from tfnas.training import distribution, networks
@@ -65,7 +65,7 @@ class Shard:
     @property
     def file(self) -> str:
         """Where its evaluations are kept."""
-        return f"{workdir.SHARDS}/{self.index}-of-{self.count}.jsonl"
+        return f"{stage_table.SHARDS}/{self.index}-of-{self.count}.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +189,8 @@ class _Sampling:
         self.work = work
         networks.set_seed(config.seed)
         splits = networks.load_data(config, work)
-        self.supernet: Supernet = saving.load(work.path / workdir.SUPERNET, Supernet)
-        self.posterior = Posterior.from_json((work.path / workdir.POSTERIOR).read_bytes())
+        self.supernet: Supernet = saving.load(work.path / stage_table.SUPERNET, Supernet)
+        self.posterior = Posterior.from_json((work.path / stage_table.POSTERIOR).read_bytes())
         if self.settings.latency or (self.settings.budgets and self.settings.resource == "latency"):
             self.posterior = self.posterior.with_latency(self._latencies())
         batches = pipeline.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
@@ -226,12 +226,12 @@ class _Sampling:
 
     def rank(self) -> Iterable[str]:
         """Ranks all candidates and writes what was found; returns the files written besides the stage's own."""
-        shards = sorted((self.work.path / workdir.SHARDS).glob("*.jsonl"))
+        shards = sorted((self.work.path / stage_table.SHARDS).glob("*.jsonl"))
         groups: dict[str, Any] = {}
         rows: list[dict[str, Any]] = []
         records: list[dict[str, Any]] = []
         comparisons: dict[str, Any] = {}
-        kept = workdir.EVALUATIONS
+        kept = stage_table.EVALUATIONS
         with naming(self.work.path / kept), self._evaluations(kept, shards) as evaluations:
             if evaluations.count:
                 print(f"sample    goes on: {evaluations.count:,} evaluations are there")
@@ -247,16 +247,16 @@ class _Sampling:
                 elif contest.posterior is None and ranking and ranking.fresh:
                     comparisons[contest.kind] = self._compared(found, contest, evaluations)
         lines = "".join(json.dumps(record) + "\n" for record in records)
-        self.work.write(workdir.CANDIDATES, lambda file: file.write_text(lines))
+        self.work.write(stage_table.CANDIDATES, lambda file: file.write_text(lines))
         reads = self.supernet.graph.flow(winner).reads_of(winner)
         sampled = {"rank_by": self.settings.rank_by, "reads": reads, "kinds": groups}
-        self.work.write_json(workdir.RANKING, {**sampled, "comparisons": comparisons, "predictive": predictive})
+        self.work.write_json(stage_table.RANKING, {**sampled, "comparisons": comparisons, "predictive": predictive})
         text = winner.to_json()
-        self.work.write(workdir.ARCHITECTURE, lambda file: file.write_text(text))
+        self.work.write(stage_table.ARCHITECTURE, lambda file: file.write_text(text))
         if not self.settings.budgets:
             return ()
         pareto_front.write(self.work, rows, self.settings.resource)
-        return (workdir.FRONT, workdir.FRONT_PLOT)
+        return (stage_table.FRONT, stage_table.FRONT_PLOT)
 
     def _contests(self, shard: Shard) -> Iterator[_Contest]:
         """Kind by kind; each random candidate has at most the size of one that was found, in the same resource."""
@@ -436,8 +436,8 @@ class _Sampling:
     def _evaluations(self, name: str, others: Sequence[pathlib.Path] = ()) -> Evaluations:
         """The store, whose key is all that an evaluation depends on: neither how many are ranked, nor how."""
         material = {
-            "supernet": workdir.digest(self.work.path / workdir.SUPERNET),
-            **workdir.settings(self.config, ("data", "seed")),
+            "supernet": digests.of_file(self.work.path / stage_table.SUPERNET),
+            **stage_table.settings(self.config, ("data", "seed")),
             "batch_size": self.settings.batch_size,
             "recalibrate": self.settings.recalibrate,
         }
@@ -446,13 +446,13 @@ class _Sampling:
 
     def _latencies(self) -> dict[str, float]:
         """Seconds per channel of every gated layer, measured once in a working directory, whoever is the first."""
-        file = self.work.path / workdir.LATENCIES
+        file = self.work.path / stage_table.LATENCIES
         with distribution.chief_first(self.config.distribution):
             if not file.exists():
                 measured = {"seconds": latencies.layer_latencies(self.supernet)}
-                self.work.write_sealed(workdir.LATENCIES, measured, replace=False)
+                self.work.write_sealed(stage_table.LATENCIES, measured, replace=False)
         shape = schema.record(seconds=schema.mapping_of(schema.number(0)))
-        return self.work.read_sealed(workdir.LATENCIES, shape)["seconds"]
+        return self.work.read_sealed(stage_table.LATENCIES, shape)["seconds"]
 
     def _compared(self, found: _Contest, other: _Contest, evaluations: Evaluations) -> dict[str, Any]:
         """The best of equally many candidates of two kinds, on the same fresh examples (McNemar's test)."""

@@ -12,7 +12,7 @@ from tfnas.config import Config
 from tfnas.gating import sizes
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
-from tfnas.runs import workdir
+from tfnas.runs import stage_table, workdir
 from tfnas.training import distribution, networks
 from tfnas.training.collapse_guard import Guard
 
@@ -43,7 +43,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
 
     def write_history(history: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in history)
-        work.write(workdir.HISTORY, lambda file: file.write_text(lines))
+        work.write(stage_table.HISTORY, lambda file: file.write_text(lines))
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         write_history(history)
@@ -55,7 +55,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         splits,
         work,
         supernet,
-        workdir.CHECKPOINTS,
+        stage_table.CHECKPOINTS,
         key=work.key("search", config),
         title="search",
         describe=lambda: _describe(supernet),
@@ -65,9 +65,9 @@ def _search(config: Config, work: workdir.Workdir) -> None:
     )
     write_history(history)  # the file may be of before an interruption
     _say_size(supernet, config)
-    work.write(workdir.SUPERNET, supernet.save)
+    work.write(stage_table.SUPERNET, supernet.save)
     posterior = supernet.posterior().to_json()
-    work.write(workdir.POSTERIOR, lambda file: file.write_text(posterior))
+    work.write(stage_table.POSTERIOR, lambda file: file.write_text(posterior))
 
 
 def _print_size(supernet: Supernet, config: Config) -> None:

@@ -20,7 +20,8 @@ from tfnas.gating import optimizers
 from tfnas.gating.recalibration import Recalibration, settle, stale
 from tfnas.gating.supernet import Supernet, gate
 from tfnas.runs.checkpoints import Checkpoints
-from tfnas.runs.workdir import WARMUP_CHECKPOINTS, Workdir
+from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
+from tfnas.runs.workdir import Workdir
 from tfnas.training import distribution, loop, preflight
 
 _STALE = 0.01  # moving statistics that are this much, or more, what they began with are taken anew

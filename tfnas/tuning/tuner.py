@@ -23,14 +23,14 @@ import rich.table
 import sklearn.exceptions
 from keras_tuner.engine import base_tuner
 
-from tfnas.common import markup, schema, terminal
+from tfnas.common import digests, markup, schema, terminal
 from tfnas.common.errors import SearchFailedError, UserError, unwrapped
 from tfnas.common.schema import loss, number, record, text_of, whole
 from tfnas.config import Config
 from tfnas.data import sources
 from tfnas.graph import costs
 from tfnas.reporting import candidates_section
-from tfnas.runs import workdir
+from tfnas.runs import stage_table
 from tfnas.runs.workdir import Workdir
 from tfnas.stages import sample, search
 from tfnas.training import distribution, networks
@@ -264,8 +264,8 @@ class _Tuning:
                 work.write_json(_FAILURE, {"message": str(error)})
             return Trial(folder, values, epochs, FAILED, str(error))
         work.remove(failure)
-        ranked = work.read_json(workdir.RANKING, "tune", _RANKING)["kinds"][_KIND]
-        candidates = work.read_lines(workdir.CANDIDATES, "tune", _CANDIDATE)
+        ranked = work.read_json(stage_table.RANKING, "tune", _RANKING)["kinds"][_KIND]
+        candidates = work.read_lines(stage_table.CANDIDATES, "tune", _CANDIDATE)
         best, message = self._best_candidate(ranked, [c for c in candidates if c["kind"] == _KIND])
         score = best if ranked["fresh"] is None else ranked["fresh"]
         if best is not ranked["best"]:
@@ -310,7 +310,7 @@ class _Tuning:
 
         What it has from its race is neither on the fresh examples, nor on as many.
         """
-        key = {"number": number, "ranking": workdir.digest(work.path / workdir.RANKING)}
+        key = {"number": number, "ranking": digests.of_file(work.path / stage_table.RANKING)}
         file = work.path / _WITHIN
         if file.exists():
             kept = schema.read(file.read_bytes(), _WITHIN_SHAPE, f"{file}: altered: delete it")

@@ -136,7 +136,7 @@ def _run(arguments: Sequence[str]) -> None:
     with work.hold(_group()):  # as a whole: nobody else works between two stages
         work.claim(config)
         if "export" in stages and config.export.formats:
-            _load("conversion", "tfnas").require(config.export.formats)
+            _load("conversion", "tfnas.exporting").require(config.export.formats)
         for stage in stages:
             if arguments[0] == "run" and stage == "export" and not _blessed(work):
                 print("export    left out: the network is not what was asked for")
@@ -147,7 +147,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _tune(config: config_lib.Config, work: workdir.Workdir) -> None:
-    tuning = _load("tuning", "tfnas")
+    tuning = _load("tuner", "tfnas.tuning")
     best = tuning.run(config, work.path)
     given = config_flags.get_override_values(flags.FLAGS["config"])
     chosen = {key: value for key, value in given.items() if not key.startswith("tune.")}

@@ -56,7 +56,7 @@ from ml_collections import config_flags
 from benchmarks import records
 from benchmarks.arms import ARMS, NEAR, RESOURCES, Run
 from tfnas.common import user_functions
-from tfnas.common.errors import UserError, ending_in_one_line
+from tfnas.common.errors import UserError, exit_on_error
 from tfnas.config import Config, from_config_dict
 from tfnas.data import pipeline
 from tfnas.runs import workdir
@@ -316,12 +316,12 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Does this process's runs; prints the table if all are done. A user's mistake ends with one line."""
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
-    with ending_in_one_line(flags.FLAGS.workdir):
+    with exit_on_error(flags.FLAGS.workdir):
         _run(flags.FLAGS)
 
 
 def _run(given: Any) -> None:
-    user_functions.look_in(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
+    user_functions.add_import_folder(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
     config = from_config_dict(given.config)
     others = json.loads(pathlib.Path(given.decays_from).read_text())["decays"] if given.decays_from else None
     decays = options(given.arms, [float(decay) for decay in given.decays], others)

@@ -141,7 +141,9 @@ def _rows(records):
 
 def main(_):
     """Prints a Markdown table and, as the last line, JSON."""
-    user_functions.look_in(os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir)
+    user_functions.add_import_folder(
+        os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir
+    )
     config = from_config_dict(_CONFIG.value)
     work = workdir.Workdir(_WORKDIR.value)
     search.run(config, work.path)

@@ -33,7 +33,7 @@ from pipelines.options import Options
 from tfnas import cli as command_line
 from tfnas import config as config_lib
 from tfnas.common import terminal, user_functions
-from tfnas.common.errors import UserError, ending_in_one_line
+from tfnas.common.errors import UserError, exit_on_error
 from tfnas.runs import holding, stage_table
 from tfnas.stages import handover
 
@@ -79,7 +79,7 @@ def cli() -> None:
 def main(argv: Sequence[str]) -> None:
     """Runs or compiles the pipeline that the flags name; a user's mistake ends with one line and exit code 1."""
     folder = flags.FLAGS.workdir or "runs/pipeline"
-    with ending_in_one_line(folder):
+    with exit_on_error(folder):
         if len(argv) > 1:
             raise UserError(f"no argument expected besides flags, such as --config=FILE. Received: {argv[1]!r}")
         if flags.FLAGS.shard:
@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
 def _config() -> config_lib.Config:
     if flags.FLAGS.config is None:
         raise UserError("--config=FILE expected, for example --config=configs/digits.py. Received: none")
-    user_functions.look_in(_config_folder())
+    user_functions.add_import_folder(_config_folder())
     return config_lib.from_config_dict(flags.FLAGS.config)
 
 

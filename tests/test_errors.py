@@ -406,10 +406,10 @@ def test_manifests_that_cannot_be(tmp_path):
 
 
 def test_a_stop_by_the_keyboard_and_a_full_disk_end_in_one_line(capsys):
-    with pytest.raises(SystemExit), errors.ending_in_one_line("runs/digits"):
+    with pytest.raises(SystemExit), errors.exit_on_error("runs/digits"):
         raise KeyboardInterrupt
     assert capsys.readouterr().err == "tfnas: stopped; the same command goes on from the last checkpoint\n"
-    with pytest.raises(SystemExit), errors.ending_in_one_line("runs/digits"):
+    with pytest.raises(SystemExit), errors.exit_on_error("runs/digits"):
         raise OSError(28, "No space left on device", "runs/digits/posterior.json")
     said = "tfnas: runs/digits/posterior.json: No space left on device; what was finished is kept, and the same command"
     assert capsys.readouterr().err.startswith(said)
@@ -458,5 +458,5 @@ def test_words_of_tensorflow_come_without_its_names_for_places():
     with pytest.raises(tf.errors.OpError) as raised:
         list(tf.data.Dataset.from_tensors("nowhere.png").map(tf.io.read_file))
     assert "{{" in str(raised.value)
-    words = errors.plain(raised.value)
+    words = errors.plain_message(raised.value)
     assert "nowhere.png; No such file or directory" in words and not re.search(r"[{}\n]|\[\[|\[Op", words)

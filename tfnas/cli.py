@@ -34,7 +34,7 @@ from ml_collections import config_flags
 
 from tfnas import config as config_lib
 from tfnas.common import terminal, user_functions
-from tfnas.common.errors import UserError, ending_in_one_line, fail, shown
+from tfnas.common.errors import UserError, brief, exit_on_error, fail
 from tfnas.runs import provenance, stage_table, workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
@@ -67,7 +67,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             elif argument.startswith(_PREFIX[:-1] + "=") and not os.path.exists(argument.partition("=")[2]):
                 raise UserError(
                     f"--config: a Python file expected, such as configs/digits.py. Received: "
-                    f"{shown(argument.partition('=')[2])}, which is not there"
+                    f"{brief(argument.partition('=')[2])}, which is not there"
                 )
         return _parsed(argv)
     except UserError as error:
@@ -79,7 +79,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         cause: BaseException = error
         while cause.__context__ is not None:
             cause = cause.__context__
-        fail(f"--config: the file could not be read: {user_functions.told(cause)}", 2)
+        fail(f"--config: the file could not be read: {user_functions.describe(cause)}", 2)
 
 
 def _parsed(argv: Sequence[str]) -> list[str]:
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
     if _VERSION.value:
         print(f"tfnas {provenance.versions()['tfnas']}")
         return
-    with ending_in_one_line(_WORKDIR.value or "--workdir"):
+    with exit_on_error(_WORKDIR.value or "--workdir"):
         _run(argv[1:])
 
 
@@ -116,7 +116,9 @@ def _run(arguments: Sequence[str]) -> None:
     if _CONFIG.value is None:
         raise UserError("--config=FILE expected, for example --config=configs/digits.py. Received: none")
     # The user's own functions may stand beside the config file, or in it.
-    user_functions.look_in(os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir)
+    user_functions.add_import_folder(
+        os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir
+    )
     config = config_lib.from_config_dict(_CONFIG.value)
     work = workdir.Workdir(_WORKDIR.value, writes=_is_chief())
     if arguments[0] in _BEFORE:

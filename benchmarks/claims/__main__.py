@@ -19,7 +19,7 @@ from benchmarks.claims import anchors, guided, priors, retraining, sampling
 from benchmarks.claims.claim import Claim, markdown
 from benchmarks.claims.study import Study
 from tfnas.common import user_functions
-from tfnas.common.errors import UserError, ending_in_one_line
+from tfnas.common.errors import UserError, exit_on_error
 from tfnas.config import from_config_dict
 from tfnas.runs import workdir
 
@@ -135,7 +135,7 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Measures or renders what the flags say; a user's mistake ends with one line."""
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
-    with ending_in_one_line(flags.FLAGS.workdir or flags.FLAGS.render or os.curdir):
+    with exit_on_error(flags.FLAGS.workdir or flags.FLAGS.render or os.curdir):
         _run(flags.FLAGS)
 
 
@@ -151,7 +151,7 @@ def _run(given: Any) -> None:
         return
     if not given.config or not given.workdir:
         raise UserError("claims: --config and --workdir expected, or --render")
-    user_functions.look_in(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
+    user_functions.add_import_folder(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
     study = Study(from_config_dict(given.config).check(), given.workdir)
     for name in given.claims:
         found = measured(study, name, [int(seed) for seed in given.seeds])

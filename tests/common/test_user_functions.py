@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from tfnas.common import user_functions
-from tfnas.common.errors import UserError, unwrapped
+from tfnas.common.errors import UserError, unwrap_user_errors
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_function_in_another_folder_is_found_once_told(module, tmp_path):
     (tmp_path / "elsewhere" / "found_elsewhere.py").write_text("def one():\n    return 1\n")
     with pytest.raises(UserError, match="no module 'found_elsewhere'"):
         user_functions.resolve("data.source", "found_elsewhere:one")
-    user_functions.look_in(tmp_path / "elsewhere")
+    user_functions.add_import_folder(tmp_path / "elsewhere")
     assert user_functions.resolve("data.source", "found_elsewhere:one")() == 1
 
 
@@ -77,7 +77,7 @@ def test_a_mistake_found_inside_a_data_pipeline_comes_out_as_itself():
         raise UserError(f"data.x: {x} is bad [as ever]")
 
     dataset = tf.data.Dataset.range(2).map(lambda x: tf.numpy_function(refuse, [x], tf.int64))
-    with pytest.raises(UserError, match=r"^data.x: 0 is bad \[as ever\]$"), unwrapped():
+    with pytest.raises(UserError, match=r"^data.x: 0 is bad \[as ever\]$"), unwrap_user_errors():
         list(dataset)
-    with pytest.raises(ZeroDivisionError), unwrapped():
+    with pytest.raises(ZeroDivisionError), unwrap_user_errors():
         1 // 0  # noqa: B018

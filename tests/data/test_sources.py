@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tfnas import config
-from tfnas.common.errors import UserError, unwrapped
+from tfnas.common.errors import UserError, unwrap_user_errors
 from tfnas.data import pipeline, sources
 from tfnas.data.sources import folders
 from tfnas.training import networks
@@ -200,10 +200,10 @@ def test_a_file_damaged_inside_is_named_when_it_is_read(flat, tmp_path):
         content[45:-20] = bytes(len(content) - 65)
         pathlib.Path(names[position]).write_bytes(content)
     splits = pipeline.load(chosen, tmp_path)
-    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[20])} is no image"), unwrapped():
+    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[20])} is no image"), unwrap_user_errors():
         list(pipeline.training_batches(splits, chosen, 10, 1, 0))
     assert len(list(splits.validation)) == 25
-    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[80])} is no image"), unwrapped():
+    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[80])} is no image"), unwrap_user_errors():
         list(splits.test)
 
 
@@ -375,7 +375,7 @@ def test_a_bad_test_split_is_refused_when_it_is_read(source, three, tmp_path):
         (tf.data.Dataset.from_generator(other_shape, output_signature=spec), r"has an image of shape \(2, 6, 3\)"),
     ):
         splits = pipeline.load(source(lambda test=test: {**three, "test": test}), tmp_path)
-        with pytest.raises(UserError, match=message), unwrapped():
+        with pytest.raises(UserError, match=message), unwrap_user_errors():
             list(splits.test)
     with pytest.raises(UserError, match=r"test of .* has images of shape \(2, 6, 3\); \(4, 6, 3\) expected"):
         pipeline.load(source(lambda: {**three, "test": three["test"].map(lambda x, y: (x[:2], y))}), tmp_path)

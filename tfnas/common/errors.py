@@ -49,19 +49,19 @@ class WorkerLostError(UserError):
     exit_code = 75  # EX_TEMPFAIL: worth another try
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """`repr` for a message: one line, of bounded length and depth, whatever the value is."""
     return " ".join(_REPR.repr(value).splitlines())
 
 
-def plain(error: BaseException) -> str:
+def plain_message(error: BaseException) -> str:
     """The words of TensorFlow's error in one line, of bounded length, without its names for places in the graph."""
     words = re.sub(r"\{\{\w+ [^}]*\}\}|\[\[.*|\[Op:.*", "", " ".join(str(error).split()))
     return " ".join(words.split())[:300]
 
 
 @contextlib.contextmanager
-def unwrapped() -> Iterator[None]:
+def unwrap_user_errors() -> Iterator[None]:
     """Raises again, as itself, a UserError that TensorFlow caught inside a data pipeline and wrapped in its own."""
     try:
         yield
@@ -76,7 +76,7 @@ def unwrapped() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def naming(file: str | os.PathLike[str]) -> Iterator[None]:
+def add_filename(file: str | os.PathLike[str]) -> Iterator[None]:
     """An OSError of a stream, which names no file, is raised again with the name of `file`."""
     try:
         yield
@@ -109,7 +109,7 @@ def unwritable(error: BaseException, otherwise: str) -> str | None:
 
 
 @contextlib.contextmanager
-def ending_in_one_line(writes_to: str) -> Iterator[None]:
+def exit_on_error(writes_to: str) -> Iterator[None]:
     """A user's mistake, a stop, and a file that cannot be written end the process with one line and an exit code.
 
     Args:

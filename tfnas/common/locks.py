@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator
 
 
-def taken(file: int, how: int) -> bool:
+def try_lock(file: int, how: int) -> bool:
     """Whether a lock was to be had at once.
 
     Args:
@@ -27,7 +27,7 @@ def taken(file: int, how: int) -> bool:
 
 
 @contextlib.contextmanager
-def alone(file: int) -> Iterator[bool]:
+def exclusive(file: int) -> Iterator[bool]:
     """Waits for the lock and holds it while it lasts; False where the file system has no locks.
 
     Args:
@@ -44,7 +44,7 @@ def alone(file: int) -> Iterator[bool]:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def lies_at(file: int, path: pathlib.Path) -> bool:
+def is_same_file(file: int, path: pathlib.Path) -> bool:
     """Whether an open file is the one at `path`: between opening and lock it may be replaced or deleted.
 
     Args:

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tfnas.common.errors import UserError, shown
+from tfnas.common.errors import UserError, brief
 
 Shape = Callable[[Any, str], None]
 MOST = 2**53  # whole numbers up to here are exact as float64 too
@@ -145,7 +145,7 @@ def record(_absent: Mapping[str, Shape] | None = None, /, **shapes: Shape) -> Sh
 def expect(condition: bool, place: str, value: Any, expected: str) -> None:
     """Raises ValueError, with the place, what is expected there and what was received, unless `condition`."""
     if not condition:
-        raise ValueError(f"{shown(place) if place else 'all of it'} must be {expected}. Received: {shown(value)}")
+        raise ValueError(f"{brief(place) if place else 'all of it'} must be {expected}. Received: {brief(value)}")
 
 
 def is_plain(text: str) -> bool:
@@ -164,5 +164,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         ((twice, _),) = collections.Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"key {shown(twice)} is there twice")
+        raise ValueError(f"key {brief(twice)} is there twice")
     return value

@@ -18,14 +18,14 @@ if not console.is_terminal:
     console = rich.console.Console(width=116)  # a log file has no width; the table needs this one
 
 
-def say(message: str, style: str | None = None, to: rich.console.Console = console) -> None:
+def print_line(message: str, style: str | None = None, to: rich.console.Console = console) -> None:
     """Prints a line unbroken, so that commands can be copied from it."""
     to.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def warn(message: str, to: rich.console.Console = console) -> None:
     """Prints a warning."""
-    say(message, style="yellow", to=to)
+    print_line(message, style="yellow", to=to)
 
 
 class _Help(flags.BooleanFlag):

@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from tfnas.common.errors import UserError, shown
+from tfnas.common.errors import UserError, brief
 
 
-def look_in(folder: str | os.PathLike[str]) -> None:
+def add_import_folder(folder: str | os.PathLike[str]) -> None:
     """Modules are from now on found in this folder too, after the installed ones."""
     # Last, so that a user's file cannot take the name of a module that the packages here need.
     path = str(pathlib.Path(folder).resolve())
@@ -25,7 +25,7 @@ def look_in(folder: str | os.PathLike[str]) -> None:
 def check_name(key: str, text: str) -> None:
     """Raises UserError unless `text` looks like 'package.module:function'."""
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", text):
-        raise UserError(f"config: '{key}' must be 'package.module:function'. Received: {shown(text)}")
+        raise UserError(f"config: '{key}' must be 'package.module:function'. Received: {brief(text)}")
 
 
 def resolve(key: str, text: str) -> Callable[..., Any]:
@@ -35,19 +35,19 @@ def resolve(key: str, text: str) -> Callable[..., Any]:
         UserError: if the module is not found or fails to import, or has no such function.
     """
     check_name(key, text)
-    look_in(os.getcwd())
+    add_import_folder(os.getcwd())
     module_name, _, name = text.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise UserError(f"{key}: importing '{module_name}' failed: {told(error)}") from None
+            raise UserError(f"{key}: importing '{module_name}' failed: {describe(error)}") from None
         raise UserError(
             f"{key}: no module '{error.name}' for '{text}'; a module expected in the current folder, the config "
             "file's, or installed"
         ) from None
     except Exception as error:  # whatever the user's own Python may raise
-        raise UserError(f"{key}: importing '{module_name}' failed: {told(error)}") from None
+        raise UserError(f"{key}: importing '{module_name}' failed: {describe(error)}") from None
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(
@@ -64,10 +64,10 @@ def call(key: str, text: str, function: Callable[..., Any], *arguments: Any, **k
     except UserError:
         raise
     except Exception as error:  # whatever the user's own Python may raise
-        raise UserError(f"{key}: '{text}' failed: {told(error)}") from None
+        raise UserError(f"{key}: '{text}' failed: {describe(error)}") from None
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """One line: type, message, and the innermost place in a file that is nobody's installed package."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the package

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any
 
-from tfnas.common.errors import UserError, shown
+from tfnas.common.errors import UserError, brief
 
 
 def parsed(expected: Any, text: str, key: str) -> Any:
@@ -20,7 +20,7 @@ def parsed(expected: Any, text: str, key: str) -> Any:
             return tuple(typing.get_args(expected)[0](item) for item in _names(text.strip("()[] ")))
         return expected(text)
     except (KeyError, ValueError):
-        raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(text)}") from None
+        raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {brief(text)}") from None
 
 
 def typed(expected: Any, value: Any, key: str) -> Any:
@@ -35,13 +35,13 @@ def typed(expected: Any, value: Any, key: str) -> Any:
             return float(value)
     elif isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
-    raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {shown(value)}")
+    raise UserError(f"config: '{key}' must be {_type_name(expected)}. Received: {brief(value)}")
 
 
 def require(condition: bool, key: str, value: Any, expected: str) -> None:
     """Raises UserError, naming the key, what was received and what was expected, unless `condition` holds."""
     if not condition:
-        raise UserError(f"config: '{key}' must be {expected}. Received: {shown(value)}")
+        raise UserError(f"config: '{key}' must be {expected}. Received: {brief(value)}")
 
 
 def at_least(key: str, value: float, least: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from tfnas.common.errors import UserError, shown
+from tfnas.common.errors import UserError, brief
 from tfnas.config import fields
 from tfnas.config.settings import Config
 
@@ -72,7 +72,7 @@ def check_key(key: str) -> None:
     """Raises UserError if no setting has this dotted name; suggests the nearest one."""
     if key not in known_keys():
         near = difflib.get_close_matches(key, known_keys(), n=1)
-        raise UserError(f"config: no key {shown(key)}" + (f"; did you mean '{near[0]}'?" if near else ""))
+        raise UserError(f"config: no key {brief(key)}" + (f"; did you mean '{near[0]}'?" if near else ""))
 
 
 def parse_value(key: str, text: str) -> Any:
@@ -89,7 +89,7 @@ def parse_value(key: str, text: str) -> Any:
 def _from_mapping(cls: Any, given: Any, prefix: str) -> Any:
     if not isinstance(given, Mapping):
         name = f"'{prefix.rstrip('.')}'" if prefix else "all of it"
-        raise UserError(f"config: {name} must be a section of keys. Received: {shown(given)}")
+        raise UserError(f"config: {name} must be a section of keys. Received: {brief(given)}")
     hints = typing.get_type_hints(cls)
     found = {}
     for key, value in given.items():

@@ -17,7 +17,7 @@ import numpy as np
 
 from tfnas import supernets
 from tfnas.common import user_functions
-from tfnas.common.errors import UserError, shown
+from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import list_of, mapping_of, number, read, record, text_of, whole
 from tfnas.config import BUILDERS
 from tfnas.gating.supernet import Supernet, copy_weights
@@ -163,7 +163,7 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
     found, arguments = spec["supernet"]["builder"], spec["supernet"]["arguments"]
     if found != source and found not in BUILDERS:
         raise UserError(
-            f"architecture: names the super-network {shown(found)}, one of {', '.join(BUILDERS)} expected"
+            f"architecture: names the super-network {brief(found)}, one of {', '.join(BUILDERS)} expected"
             + (f", or {source}" if source else "; if it is yours and you trust it, pass it as source=...")
         )
     build = builder(found, "architecture")

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.common.errors import UserError, naming, plain, shown, unwrapped
+from tfnas.common.errors import UserError, add_filename, brief, plain_message, unwrap_user_errors
 
 BATCH_SIZE = 250  # examples that are read at a time where the data comes in no batches of its own
 
@@ -63,7 +63,7 @@ def read(data: Any, model: keras.Model, caller: str) -> Examples:
         UserError: if there are no examples or no labels, they do not fit the model, or are not all of one shape.
     """
     count, structure, first = 0, None, []
-    with naming(tempfile.gettempdir()), contextlib.ExitStack() as stack:
+    with add_filename(tempfile.gettempdir()), contextlib.ExitStack() as stack:
         files: list[Any] = []
         for inputs, labels, weights in _batches(data, model, caller):
             if labels is None:
@@ -122,7 +122,7 @@ def _is_batch(data: Any) -> bool:
 def _batches(data: Any, model: keras.Model, caller: str) -> Iterator[tuple[list[tf.Tensor], Any, Any]]:
     """Inputs in the model's order, labels and sample weights, batch by batch."""
     fitted = _fitting(model, caller)
-    with unwrapped():
+    with unwrap_user_errors():
         for item in _items(data, model, caller):
             inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(item)
             if _is_one(inputs, model):
@@ -191,7 +191,8 @@ def _fitting(model: keras.Model, caller: str) -> Callable[[Any], list[tf.Tensor]
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             expected = keras.tree.map_structure(lambda x: tuple(x.shape), model.input)
             raise UserError(
-                f"{caller}: inputs of shape {shown(expected)} expected. Received: {_shapes(arrays)} ({plain(error)})"
+                f"{caller}: inputs of shape {brief(expected)} expected. Received: {_shapes(arrays)} "
+                f"({plain_message(error)})"
             ) from None
         return [tf.cast(x, tf.float32) if x.dtype.is_floating else x for x in found]
 
@@ -209,7 +210,7 @@ def _array(value: Any, caller: str) -> np.ndarray:
     except (ValueError, TypeError):
         array = np.empty(0, object)
     if array.dtype.kind not in "biuf" and array.dtype != tf.bfloat16.as_numpy_dtype or not array.ndim:
-        raise UserError(f"{caller}: arrays of numbers, one row an example, expected. Received: {shown(value)}")
+        raise UserError(f"{caller}: arrays of numbers, one row an example, expected. Received: {brief(value)}")
     return array
 
 
@@ -235,4 +236,4 @@ def _check_batch(batch: Any, first: Any, caller: str) -> None:
 
 
 def _shapes(nested: Any) -> str:
-    return shown(keras.tree.map_structure(lambda x: tuple(x.shape), nested))
+    return brief(keras.tree.map_structure(lambda x: tuple(x.shape), nested))

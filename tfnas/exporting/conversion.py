@@ -23,7 +23,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tfnas.common import terminal
-from tfnas.common.errors import UserError, shown
+from tfnas.common.errors import UserError, brief
 from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.training import distribution
@@ -228,7 +228,7 @@ def _written(network: _Network, name: str, folder: pathlib.Path, images: np.ndar
     except (UserError, OSError, MemoryError):
         raise
     except Exception as error:
-        reason = shown(" ".join(f"{type(error).__name__}: {error}".split()))
+        reason = brief(" ".join(f"{type(error).__name__}: {error}".split()))
         raise UserError(
             f"export.formats: the network cannot be converted to '{name}': {reason}; leave '{name}' out"
         ) from error

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfnas.common.errors import naming
+from tfnas.common.errors import add_filename
 from tfnas.exporting import savedmodel
 
 FILE = "assets.extra/tf_serving_warmup_requests"
@@ -45,7 +45,7 @@ def write(images: np.ndarray, name: str, saved_model: str | os.PathLike[str], un
         for signature, (key, values) in inputs.items()
         for size in sorted({min(size, len(images)) for size in _BATCHES})
     ]
-    with naming(path), tf.io.TFRecordWriter(os.fspath(path)) as writer:
+    with add_filename(path), tf.io.TFRecordWriter(os.fspath(path)) as writer:
         for log in logs:
             writer.write(log)
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.common.terminal import say, warn
+from tfnas.common.terminal import print_line, warn
 from tfnas.gating.supernet import Supernet, Target
 from tfnas.graph.costs import count
 
@@ -108,4 +108,4 @@ def tell(supernet: Supernet, begins: str, advice: str) -> None:
         if size.missed:
             warn(line)
         else:
-            say(line)
+            print_line(line)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas.common.errors import UserError, shown
+from tfnas.common.errors import UserError, brief
 
 # Layers whose output at inference a mask that is passed by hand changes; they read it as one more input.
 _MASKED = (keras.layers.GlobalAveragePooling1D, keras.layers.Softmax)
@@ -44,7 +44,7 @@ class Call:
             given |= zip(inspect.signature(layer.call).parameters, record.arguments.args, strict=False)
         own = given.get("training")
         if not isinstance(own, bool | np.bool_ | None):
-            raise UserError(f"layer '{name}': called with training={shown(own)}; True, False or nothing expected")
+            raise UserError(f"layer '{name}': called with training={brief(own)}; True, False or nothing expected")
         self.training: bool | None = training if training is not None else own if own is None else bool(own)
         self.masked = any(mask is not None for mask in keras.tree.flatten(given.get("mask")))
         if self.masked and not isinstance(layer, _MASKED):

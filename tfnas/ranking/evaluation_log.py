@@ -99,7 +99,7 @@ class Evaluations:
             "figures": {name: _encoded(values) for name, values in figures.items()},
         }
         line = _line(record).encode()
-        with locks.alone(self._own.fileno()) as locked:
+        with locks.exclusive(self._own.fileno()) as locked:
             offset = _append(self._own.fileno(), line, locked)
         self._note(record, len(self._files) - 1, offset, len(line))
 
@@ -126,8 +126,8 @@ class Evaluations:
         stream = open(self.path, "a+b", buffering=0)
         with contextlib.ExitStack() as on_error:
             on_error.callback(stream.close)
-            with locks.alone(stream.fileno()):
-                if not locks.lies_at(stream.fileno(), self.path):  # replaced between its opening and its lock
+            with locks.exclusive(stream.fileno()):
+                if not locks.is_same_file(stream.fileno(), self.path):  # replaced between its opening and its lock
                     return False
                 with open(self.path, "rb") as reader:
                     found = _key(reader, self.path)

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.trainers import compile_utils  # where 'accuracy' and 'crossentropy' are resolved; nothing public does
 
-from tfnas.common.errors import UserError, plain
+from tfnas.common.errors import UserError, plain_message
 from tfnas.data.inputs import Examples
 from tfnas.gating.supernet import Supernet
 
@@ -99,7 +99,7 @@ class Criterion:
             shapes = keras.tree.map_structure(lambda x: x.shape, few.labels)
             raise UserError(
                 f"rank: labels that the compiled loss can be computed from expected. Received: of shape {shapes} for "
-                f"outputs of shape {[tuple(x.shape) for x in outputs]} ({plain(error)})"
+                f"outputs of shape {[tuple(x.shape) for x in outputs]} ({plain_message(error)})"
             ) from None
         weights = [w for w in keras.tree.flatten(examples.weights) if w is not None]
         factors = [w for w in keras.tree.flatten(arguments["loss_weights"]) if w is not None]

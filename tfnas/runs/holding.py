@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tfnas.common import locks
-from tfnas.common.errors import UserError, shown
+from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import read, record, text_of, whole
 
 NAME = "holders.jsonl"
@@ -102,7 +102,7 @@ class _Hold:
                 self._path.unlink(missing_ok=True)
                 return True
             # By now the file may have been deleted, with all that it was worth.
-            if not taken or not locks.lies_at(file, self._path):
+            if not taken or not locks.is_same_file(file, self._path):
                 return False
             self._file = file
             closing.pop_all()
@@ -110,11 +110,11 @@ class _Hold:
 
     def _lock(self, file: int) -> bool:
         """Whether the file is locked, with this process written into it. Raises OSError where there are no locks."""
-        if locks.taken(file, fcntl.LOCK_EX):
+        if locks.try_lock(file, fcntl.LOCK_EX):
             os.ftruncate(file, 0)  # of holders that are gone
             self._write(file)
-            return not self._group or locks.taken(file, fcntl.LOCK_SH)
-        if not self._group or not locks.taken(file, fcntl.LOCK_SH):
+            return not self._group or locks.try_lock(file, fcntl.LOCK_SH)
+        if not self._group or not locks.try_lock(file, fcntl.LOCK_SH):
             return False
         if any(holder["group"] != self._group for holder in _holders(self._path)):
             return False
@@ -143,7 +143,7 @@ class _Hold:
             more = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
             told = (
                 f"process {first['process']} on {first['host']}{more} works in it since {first['since']} UTC: "
-                f"{shown(first['command'])}"
+                f"{brief(first['command'])}"
             )
         return UserError(f"workdir {self._folder}: {told}; wait until that ends, or use another --workdir")
 

@@ -34,7 +34,7 @@ from typing import Any
 import tfnas.config
 from tfnas.common import atomic, digests
 from tfnas.common.atomic import SET_ASIDE, TEMPORARY
-from tfnas.common.errors import UserError, shown, unwrapped
+from tfnas.common.errors import UserError, brief, unwrap_user_errors
 from tfnas.common.schema import Shape, mapping_of, number, optional, read, record, text_of
 from tfnas.runs import holding, provenance, stage_table
 from tfnas.runs.stage_table import CHECKPOINTS, MANIFEST, NEUTRAL, STAGES, WRITERS
@@ -199,7 +199,7 @@ class Workdir:
                 # They are opened to see whether they are still as they were left.
                 if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
                     raise UserError(
-                        f"{self.path / MANIFEST}: '{stage}' is to have written {shown(name)}, outside of this "
+                        f"{self.path / MANIFEST}: '{stage}' is to have written {brief(name)}, outside of this "
                         "folder: delete the file, and 'tfnas run' makes it again"
                     )
         return manifest
@@ -226,12 +226,12 @@ class Workdir:
                 if followed := stage_table.followed(key, held, stage_table.every_setting(config)):
                     name, before, now = followed
                     raise UserError(
-                        f"workdir {self.path}: holds a search made for {name}={shown(before)}, and this config has "
-                        f"{shown(now)}: --config.{key}={shown(theirs)} keeps that search, or use another --workdir"
+                        f"workdir {self.path}: holds a search made for {name}={brief(before)}, and this config has "
+                        f"{brief(now)}: --config.{key}={brief(theirs)} keeps that search, or use another --workdir"
                     )
                 raise UserError(
-                    f"workdir {self.path}: holds a search with {key}={shown(theirs)}, and this config has "
-                    f"{shown(mine)}: use another --workdir, or delete this one"
+                    f"workdir {self.path}: holds a search with {key}={brief(theirs)}, and this config has "
+                    f"{brief(mine)}: use another --workdir, or delete this one"
                 )
 
     def dependencies(self, stage: str, config: tfnas.config.Config) -> dict[str, Any]:
@@ -298,7 +298,7 @@ class Workdir:
             depends = self.dependencies(stage, config)
             ran_with = self._begin(stage, digests.of_value(depends))
             start = time.monotonic()
-            with unwrapped():
+            with unwrap_user_errors():
                 further = body() or ()
             if self.writes:
                 manifest = self.manifest()
@@ -335,7 +335,7 @@ class Workdir:
                 return stage, "has none"
             ours = self.dependencies(stage, config)
             for name, theirs, mine in _differences("", stages[stage]["settings"], ours["settings"]):
-                return stage, f"has those of {name}={shown(theirs)}, while this config has {shown(mine)}"
+                return stage, f"has those of {name}={brief(theirs)}, while this config has {brief(mine)}"
             for name, _, _ in _differences("", stages[stage]["inputs"], ours["inputs"]):
                 return stage, f"has those of another {name}"
         return None

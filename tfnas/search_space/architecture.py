@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfnas.common import markup
-from tfnas.common.errors import UserError, shown
+from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import list_of, mapping_of, read, record, text_of, whole
 
 _FORMAT = 1
@@ -114,7 +114,7 @@ class Architecture(Mapping[str, np.ndarray]):
         architecture = cls(keep)
         if value["digest"] != (digest := architecture.digest()):
             raise UserError(
-                f"architecture: altered since it was written: digest {shown(value['digest'][:12])} expected. Received: "
+                f"architecture: altered since it was written: digest {brief(value['digest'][:12])} expected. Received: "
                 f"'{digest[:12]}'. Take the file as it was, or sample again"
             )
         return architecture

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tfnas.common import markup
-from tfnas.common.errors import UserError, shown
+from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import list_of, mapping_of, number, optional, read, record, text_of, whole
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
 
@@ -390,7 +390,7 @@ class Posterior:
         odd = sorted(set(published) ^ {g.name for g in like.layers})
         if odd:
             where = "published" if odd[0] in published else "super-network's"
-            raise UserError(f"posterior: layers differ, first {shown(odd[0])}, which is only among the {where}")
+            raise UserError(f"posterior: layers differ, first {brief(odd[0])}, which is only among the {where}")
         for g in like.layers:
             if len(published[g.name]) != len(g.group_sizes):
                 raise UserError(

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import error_codes_pb2, saved_model_pb2
 
-from tfnas.common.errors import UserError, plain, shown
+from tfnas.common.errors import UserError, brief, plain_message
 from tfnas.serving import versions
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -62,7 +62,7 @@ class Model:
             self._loaded = tf.saved_model.load(path)
             stored = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
         except Exception as error:  # whatever a damaged file makes TensorFlow or protobuf raise
-            reason = f"{type(error).__name__}: {shown(str(error))}"
+            reason = f"{type(error).__name__}: {brief(str(error))}"
             raise UserError(f"{path}: a SavedModel expected. Received: {reason}") from error
         self.signature_defs = stored.meta_graphs[0].signature_def
         self._warm_up(path / "assets.extra" / "tf_serving_warmup_requests")
@@ -89,7 +89,7 @@ class Model:
         if name not in self._loaded.signatures:
             known = _listed(self._loaded.signatures)
             raise RequestError(
-                f"signature_name: one of {known} expected. Received: {shown(name)}", "FAILED_PRECONDITION"
+                f"signature_name: one of {known} expected. Received: {brief(name)}", "FAILED_PRECONDITION"
             )
         signature = self._loaded.signatures[name]
         specs = signature.structured_input_signature[1]
@@ -124,7 +124,9 @@ class Model:
                 if all(_rows(value) <= self.max_images for value in request.inputs.values()):
                     self.predict(request.model_spec.signature_name, dict(request.inputs), from_message)
         except Exception as error:  # a damaged file, or requests of another model
-            raise UserError(f"{file}: requests that fit the model expected. Received: {plain(error)}") from error
+            raise UserError(
+                f"{file}: requests that fit the model expected. Received: {plain_message(error)}"
+            ) from error
 
 
 class Models:
@@ -137,7 +139,7 @@ class Models:
     def find(self, name: str, version: int | None = None) -> Model:
         """The model; raises RequestError, with NOT_FOUND, if it is not served, or not in this version."""
         if name not in self.by_name:
-            raise RequestError(f"model: one of {_listed(self.by_name)} expected. Received: {shown(name)}", "NOT_FOUND")
+            raise RequestError(f"model: one of {_listed(self.by_name)} expected. Received: {brief(name)}", "NOT_FOUND")
         model = self.by_name[name]
         if version not in (None, model.version):
             raise RequestError(f"model '{name}': version {model.version} expected. Received: {version}", "NOT_FOUND")
@@ -194,7 +196,7 @@ def from_message(name: str, spec: Any, message: Any) -> Any:
     try:
         return tf.constant(tf.make_ndarray(message), spec.dtype)
     except (ValueError, TypeError, OverflowError) as error:
-        raise _unfit(name, spec, f"shape {shape} with other values: {shown(str(error))}") from None
+        raise _unfit(name, spec, f"shape {shape} with other values: {brief(str(error))}") from None
 
 
 def answer_json(model: Model, request: Any) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def answer_json(model: Model, request: Any) -> dict[str, Any]:
         raise RequestError(f"body: a JSON object with 'instances' or 'inputs' expected. Received: {received}")
     signature_name = request.get("signature_name", "")
     if not isinstance(signature_name, str):
-        raise RequestError(f"signature_name: a string expected. Received: {shown(signature_name)}")
+        raise RequestError(f"signature_name: a string expected. Received: {brief(signature_name)}")
     rows = "instances" in request
     inputs = _columns(request["instances"]) if rows else request["inputs"]
     answer = {
@@ -226,7 +228,7 @@ def answer_json(model: Model, request: Any) -> dict[str, Any]:
 def _columns(rows: Any) -> Any:
     """The values of each input by name, or of the only one, of a list with one item for each example."""
     if not isinstance(rows, list) or not rows:
-        raise RequestError(f"instances: a list of at least one expected. Received: {shown(rows)}")
+        raise RequestError(f"instances: a list of at least one expected. Received: {brief(rows)}")
     named = [isinstance(row, dict) and not _is_base64(row) for row in rows]
     if not any(named):
         return rows
@@ -254,7 +256,7 @@ def _strings(name: str, spec: Any, value: Any, depth: int = 0) -> Any:
             return base64.b64decode(value["b64"], validate=True)
         except ValueError:
             raise _unfit(name, spec, "'b64' that is not base64") from None
-    raise _unfit(name, spec, f"{shown(value)} in {depth} lists")
+    raise _unfit(name, spec, f"{brief(value)} in {depth} lists")
 
 
 def _is_base64(value: Any) -> bool:
@@ -288,7 +290,7 @@ def _dtype_name(number: int) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(shown(name) for name in sorted(names)) or "none"
+    return ", ".join(brief(name) for name in sorted(names)) or "none"
 
 
 def _code(number: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfnas.common.errors import unwrapped
+from tfnas.common.errors import unwrap_user_errors
 from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.exporting import conversion
@@ -41,7 +41,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     config, work = config.check(), workdir.Workdir(path)
     conversion.require(config.export.formats)
-    with unwrapped(), distribution.strategy(config.distribution).scope():
+    with unwrap_user_errors(), distribution.strategy(config.distribution).scope():
         return _check(config, work)
 
 

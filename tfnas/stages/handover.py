@@ -27,7 +27,7 @@ from typing import Any
 
 from tfnas import config as config_lib
 from tfnas.common import atomic, digests, terminal, user_functions
-from tfnas.common.errors import UserError, ending_in_one_line
+from tfnas.common.errors import UserError, exit_on_error
 from tfnas.common.schema import loss, mapping_of, number, read, record, whole
 from tfnas.reporting import acceptance, report
 from tfnas.reporting import results as results_lib
@@ -221,9 +221,9 @@ def task(
             directory is temporary.
         shard: which part of the stage this is; each works in a directory of its own.
     """
-    with ending_in_one_line(scratch or tempfile.gettempdir()):
+    with exit_on_error(scratch or tempfile.gettempdir()):
         for folder in filter(None, os.environ.get(FUNCTIONS, "").split(os.pathsep)):
-            user_functions.look_in(folder)
+            user_functions.add_import_folder(folder)
         config = join(parts)
         if stage not in stage_table.WITHOUT_TENSORFLOW:
             terminal.load_tensorflow()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from tfnas.common.errors import unwrapped
+from tfnas.common.errors import unwrap_user_errors
 from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.runs import workdir
@@ -31,7 +31,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
         UserError: for bad settings, data or files.
     """
     work = workdir.Workdir(path)
-    with unwrapped():
+    with unwrap_user_errors():
         networks.set_seed(config.seed)
         splits = pipeline.load(config.data, work.path / "tensorflow_datasets")
         number = min(_NUM_MEASURED, splits.sizes["train"])

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnas.common import schema, statistics
-from tfnas.common.errors import UserError, naming
+from tfnas.common.errors import UserError, add_filename
 from tfnas.config import Config
 from tfnas.cutting import latencies
 from tfnas.cutting.subnets import adapt, describe, subnet
@@ -194,7 +194,7 @@ def _place(row: dict[str, Any]) -> tuple[int, bool]:
 
 
 def _row(arm: Arm, splits: pipeline.Splits, config: Config) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, naming(folder):
+    with tempfile.TemporaryDirectory() as folder, add_filename(folder):
         file = pathlib.Path(folder) / "model.keras"
         _without_optimizer(arm.model).save(file)
         size = file.stat().st_size

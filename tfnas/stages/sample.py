@@ -21,7 +21,7 @@ import rich.progress
 from scipy.special import softmax
 
 from tfnas.common import digests, schema, statistics, terminal
-from tfnas.common.errors import SearchFailedError, UserError, naming, unwrapped
+from tfnas.common.errors import SearchFailedError, UserError, add_filename, unwrap_user_errors
 from tfnas.config import Config
 from tfnas.cutting import latencies
 from tfnas.data import pipeline
@@ -154,7 +154,7 @@ def run(config: Config, path: str | os.PathLike[str], shard: str = "") -> None:
     config = config.check()
     work = workdir.Workdir(path)
     part = Shard.parse(shard)
-    with work.hold(SHARDS), unwrapped():
+    with work.hold(SHARDS), unwrap_user_errors():
         work.check_upstream("sample", config)
         _Sampling(config, work).evaluate(part)
 
@@ -167,7 +167,7 @@ def measure(config: Config, path: str | os.PathLike[str], number: int) -> dict[s
         path: the working directory.
         number: of the candidate.
     """
-    with unwrapped():
+    with unwrap_user_errors():
         return _Sampling(config.check(), workdir.Workdir(path)).measure(number)
 
 
@@ -206,7 +206,7 @@ class _Sampling:
 
     def evaluate(self, shard: Shard) -> None:
         """Evaluates one part of the candidates, each kind raced by itself."""
-        with naming(self.work.path / shard.file), self._evaluations(shard.file) as evaluations:
+        with add_filename(self.work.path / shard.file), self._evaluations(shard.file) as evaluations:
             for contest in self._contests(shard):
                 if contest.can_race:
                     self._race(contest, evaluations)
@@ -232,7 +232,7 @@ class _Sampling:
         records: list[dict[str, Any]] = []
         comparisons: dict[str, Any] = {}
         kept = stage_table.EVALUATIONS
-        with naming(self.work.path / kept), self._evaluations(kept, shards) as evaluations:
+        with add_filename(self.work.path / kept), self._evaluations(kept, shards) as evaluations:
             if evaluations.count:
                 print(f"sample    goes on: {evaluations.count:,} evaluations are there")
             for contest in self._contests(Shard(1, 1)):

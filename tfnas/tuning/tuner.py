@@ -24,7 +24,7 @@ import sklearn.exceptions
 from keras_tuner.engine import base_tuner
 
 from tfnas.common import digests, markup, schema, terminal
-from tfnas.common.errors import SearchFailedError, UserError, unwrapped
+from tfnas.common.errors import SearchFailedError, UserError, unwrap_user_errors
 from tfnas.common.schema import loss, number, record, text_of, whole
 from tfnas.config import Config
 from tfnas.data import sources
@@ -401,7 +401,7 @@ class _Tuning:
 
 def _full_parameters(config: Config, work: Workdir) -> int:
     """Parameters of the full network; the data is looked into on the way."""
-    with unwrapped(), distribution.strategy(config.distribution).scope():
+    with unwrap_user_errors(), distribution.strategy(config.distribution).scope():
         networks.set_seed(config.seed)
         splits = networks.load_data(config, work)
         supernet = networks.gated(config, splits, networks.network(config, splits), check_share=True)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfnas import config as config_lib
 from tfnas.common import user_functions
-from tfnas.common.errors import UserError, plain
+from tfnas.common.errors import UserError, plain_message
 from tfnas.data.sources.splits import SPLITS, Source
 
 
@@ -150,7 +150,7 @@ def _survey(dataset: tf.data.Dataset, split: str, config: config_lib.Data) -> _S
             shapes.add(image.shape)
             digests.add(hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest())
     except tf.errors.OpError as error:
-        raise UserError(f"{about} cannot be read: {plain(error)}") from None
+        raise UserError(f"{about} cannot be read: {plain_message(error)}") from None
     if not size:
         raise UserError(f"{about} is empty; examples expected")
     return _Survey(size, shapes, largest, digests)

@@ -191,6 +191,11 @@ def table(work, config=CONFIG):
     return stream.getvalue()
 
 
+def said(work, config=CONFIG):
+    """The report's page with entities and line breaks resolved, as a browser shows its words."""
+    return " ".join(html.unescape(report.html(work, config)).split())
+
+
 class Page(html.parser.HTMLParser):
     """Checks that every element is closed in order, and collects what the tests ask for."""
 

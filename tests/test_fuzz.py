@@ -234,7 +234,7 @@ def drawn(monkeypatch):
 
     def drawing(draw, size, caption):
         draw(Figure(figsize=size, layout="constrained"))
-        return markup.text(caption)
+        return caption
 
     monkeypatch.setattr(markup, "drawing", drawing)
 

@@ -74,7 +74,7 @@ def test_files_import_only_files_listed_above_them(folder):
     here = {path.stem for path in (PACKAGE / folder).iterdir() if path.name not in ("__init__.py", "__pycache__")}
     assert set(listed) == here and len(listed) <= 12
     for place, name in enumerate(listed):
-        for path in sorted((PACKAGE / folder / name).glob("*.py")) or [PACKAGE / folder / f"{name}.py"]:
+        for path in [*(PACKAGE / folder).glob(f"{name}.py"), *(PACKAGE / folder / name).glob("*.py")]:
             for other in imported(path):
                 home, _, rest = other.partition(".")
                 if home == folder and (module := rest.split(".")[0]) != name:
@@ -103,3 +103,9 @@ def test_what_must_not_load_tensorflow_does_not_import_it():
 
 def test_the_package_tells_its_version():
     assert tfnas.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_files_that_are_not_python_are_packaged():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["tfnas"]
+    others = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others == {path for pattern in patterns for path in PACKAGE.glob(pattern)}

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from reports import CONFIG, FOUND, FULL, MEAN, MEASURED, Page, ended, made, table
+from reports import CONFIG, FOUND, FULL, MEAN, MEASURED, Page, ended, made, said, table
 
 from tfnas.common.errors import UserError
 from tfnas.config import Evaluate
@@ -71,7 +71,7 @@ def test_a_full_network_that_was_not_trained_blesses_nothing(tmp_path, capsys, r
     assert acceptance.doubt({**results, "rows": [FOUND]}) == ""
     if confusion == MEASURED["confusion"]:
         work = made(tmp_path, rows=(full, FOUND))
-        page, shown = report.html(work, CONFIG), " ".join(table(work).split())
+        page, shown = said(work), " ".join(table(work).split())
         assert (why in page) and (why in shown) and ("Warning: the full network" in page) == bool(why)
         manifest = work.manifest()
         del manifest["stages"]["evaluate"]

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import pathlib
 import threading
 
 import pytest
@@ -59,6 +60,13 @@ def test_the_version_sees_the_users_own_functions(tmp_path, monkeypatch):
     assert handover.version(own) != before
     lost = dataclasses.replace(CONFIG, data=config_lib.Data(source="no_such_module:splits"))
     assert handover.version(lost) == handover.version(CONFIG)
+
+
+def test_the_version_sees_templates_besides_code(monkeypatch):
+    seen = set()
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: seen.add(path.suffix) or b"")
+    handover.version(CONFIG)
+    assert {".py", ".html", ".css", ".md"} <= seen
 
 
 def searched(folder, text="x"):

@@ -1,14 +1,20 @@
-"""The pieces of an HTML page: text, tables, and drawings as SVG inside it."""
+"""The pieces of an HTML page: templates, tables, and drawings as SVG inside it."""
 
 from __future__ import annotations
 
-import html as html_lib
 import io
+import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    import jinja2
+
+_TEMPLATES = pathlib.Path(__file__).parent / "templates"
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 RED = "#D55E00"
@@ -24,35 +30,52 @@ _PAGE_COLOURS = {
 }
 
 
-def text(value: str) -> str:
-    """Escaped for HTML."""
-    return html_lib.escape(value)
-
-
-def table(headings: Iterable[str], rows: Iterable[tuple[bool, Sequence[str]]], kind: str = "words") -> str:
-    """A table that scrolls where the screen is narrow.
+def environment(
+    folder: pathlib.Path = _TEMPLATES,
+    filters: Mapping[str, Callable[..., str]] | None = None,
+    finalize: Callable[[Any], Any] | None = None,
+) -> jinja2.Environment:
+    """The templates in `folder`, which may import those of this package. Values are escaped in those named *.html.
 
     Args:
-        headings: of the columns.
-        rows: whether a row stands out, and its cells.
-        kind: class of the table: 'numbers' are aligned at the right but for the first column.
+        folder: of the templates.
+        filters: by their names in templates, besides this module's `grouped` and `percent`.
+        finalize: applied to every value before it is written.
     """
-    head = "".join(f'<th scope="col">{text(heading)}</th>' for heading in headings)
-    body = "".join(
-        ('<tr class="chosen">' if chosen else "<tr>") + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>\n"
-        for chosen, cells in rows
+    # Here and not above, because the command line's start needs no pages.
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, _TEMPLATES]),
+        autoescape=jinja2.select_autoescape(),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=finalize,
     )
-    return f'<div class="wide"><table class="{kind}"><tr>{head}</tr>\n{body}</table></div>'
+    made.filters |= {"grouped": grouped, "percent": percent, **(filters or {})}
+    return made
 
 
-def details(summary: str, content: str) -> str:
-    """What is read on demand: `content` under a line that unfolds it."""
-    return f"<details><summary>{text(summary)}</summary>{content}</details>"
+def grouped(number: float) -> str:
+    """A number to its integer part, its digits grouped: '72,695,194'."""
+    return f"{number:,.0f}"
 
 
-def side_by_side(*pictures: str) -> str:
-    """Pictures in a row, or below each other where the screen is narrow."""
-    return f'<div class="pictures">{"".join(pictures)}</div>'
+def percent(share: float, digits: int = 1) -> str:
+    """A share in per cent: '97.8 %'."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def paragraph(text: str) -> Markup:
+    """A paragraph of plain text."""
+    return Markup("<p>{}</p>").format(text)
+
+
+def table(headings: Iterable[str], rows: Iterable[tuple[bool, Sequence[str]]], kind: str = "words") -> Markup:
+    """The macro `table` of pieces.html, for pages without a template of their own."""
+    pieces: Any = environment().get_template("pieces.html").module
+    return pieces.table(headings, rows, kind)
 
 
 def legend(figure: Any, *axes: Any, **options: Any) -> None:
@@ -63,7 +86,7 @@ def legend(figure: Any, *axes: Any, **options: Any) -> None:
     figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, **options)
 
 
-def plot(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> str:
+def plot(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> Markup:
     """What `draw` puts on a matplotlib Axes, as `drawing` makes it."""
 
     def on_axes(figure: Any) -> None:
@@ -81,7 +104,7 @@ def bars(
     label: str,
     caption: str,
     ends: Sequence[int] = (),
-) -> str:
+) -> Markup:
     """A horizontal bar for each name, the first on top.
 
     Args:
@@ -107,7 +130,7 @@ def bars(
     return plot(draw, (WIDTH, 0.6 + 0.24 * len(names)), caption)
 
 
-def drawing(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> str:
+def drawing(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> Markup:
     """What `draw` puts on a matplotlib Figure, as SVG with a caption.
 
     Args:
@@ -132,5 +155,6 @@ def drawing(draw: Callable[[Any], None], size: tuple[float, float], caption: str
     prefix = f"f{zlib.crc32(caption.encode()):08x}"
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     svg = re.sub("|".join(_PAGE_COLOURS), lambda colour: _PAGE_COLOURS[colour[0]], svg)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text(caption)}"', 1)
-    return f"<figure>{svg}<figcaption>{text(caption)}</figcaption></figure>"
+    return Markup('<figure><svg role="img" aria-label="{}"{}<figcaption>{}</figcaption></figure>').format(
+        caption, Markup(svg.removeprefix("<svg")), caption
+    )

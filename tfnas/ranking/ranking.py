@@ -126,7 +126,9 @@ class Ranking:
             f"Candidates by {label.partition(',')[0]}, each on the examples that it was evaluated on before it was out "
             "of the race"
         )
-        return f"<p>{lead}</p>" + markup.table(headings, rows, "numbers") + markup.plot(histogram, (8, 2.8), caption)
+        return (
+            markup.paragraph(lead) + markup.table(headings, rows, "numbers") + markup.plot(histogram, (8, 2.8), caption)
+        )
 
     @property
     def order(self) -> list[int]:
@@ -140,7 +142,7 @@ class Ranking:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+    return "-" if share is None else markup.percent(share)
 
 
 def rank(

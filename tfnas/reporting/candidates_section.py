@@ -86,54 +86,54 @@ def ranking_shape(value: Any, place: str) -> None:
             _RACED(group, f"kinds.{kind}")
 
 
-def section(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]) -> str:
-    """The section's HTML.
+def section(candidates: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]) -> dict[str, Any]:
+    """What candidates.html shows.
 
     Args:
         candidates: the records of candidates.jsonl.
         ranking: the content of ranking.json.
     """
     kinds = ranking["kinds"]
+    found = kinds[_POSTERIOR]
     by_kind = {kind: [c for c in candidates if c["kind"] == kind] for kind in kinds}
     colours = dict(zip(kinds, _COLOURS, strict=True))
-    return (
-        _answer(ranking["comparisons"], kinds[_POSTERIOR])
-        + _short(kinds)
-        + _races(ranking)
-        + markup.side_by_side(_histogram(by_kind, colours), _scatter(by_kind, colours, kinds[_POSTERIOR]["best"]))
-        + _curves(kinds, colours)
-        + _predictive(ranking)
-    )
+    curves = {kind: group["best_of"] for kind, group in kinds.items() if group["best"]}
+    return {
+        "found": found,
+        "rank_by": ranking["rank_by"],
+        "comparisons": ranking["comparisons"],
+        "verdict": _verdict(ranking["comparisons"]),
+        "left_out": {kind: group["left_out"] for kind, group in kinds.items() if group["left_out"]},
+        "headings": _HEADINGS,
+        "rows": [(kind == _POSTERIOR, _row(kind, group)) for kind, group in kinds.items()],
+        "histogram": _histogram(by_kind, colours),
+        "scatter": _scatter(by_kind, colours, found["best"]),
+        "curves": _curves(curves, colours) if all(curves.values()) else "",
+        "best_of": _best_of(curves[_POSTERIOR]),
+        "predictive": [
+            (
+                False,
+                [
+                    name,
+                    _interval(*values["accuracy"]),
+                    "{} ({} to {})".format(*map(_loss, values["nll"])),
+                    markup.percent(values["ece"]),
+                ],
+            )
+            for name, values in ranking["predictive"].items()
+        ],
+    }
 
 
-def _answer(comparisons: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) -> str:
-    """Whether the posterior's best is better than the best of as many random candidates, by McNemar's test.
-
-    Or why that is not known. `found` is what the ranking says of the posterior's candidates.
-    """
-    if not comparisons:
-        why = (
-            "no random candidate reaches the output"
-            if found["fresh"]
-            else "no examples were kept from the race to do it on (sample.holdout is 0)"
-        )
-        return f"<p>{markup.text(f'It was not compared with chance: {why}.')}</p>"
+def _verdict(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether the posterior's best is better than the best of as many random candidates, by McNemar's test."""
     level = [kind for kind, c in comparisons.items() if not significant(c)]
     worse = [kind for kind, c in comparisons.items() if significant(c) and c["only_found"] < c["only_other"]]
     if worse:
-        verdict = f"Worse than chance, than {' and '.join(map(repr, worse))}"
-    elif level:
-        verdict = f"Not told apart from chance, from {' and '.join(map(repr, level))}, by so few examples"
-    else:
-        verdict = "Better than chance"
-    compared = "; ".join(
-        f"of {c['count']:,} candidates of either kind, the posterior's best has "
-        f"{with_interval(c['accuracy'], c['num_examples'])}, the best {kind} "
-        f"{with_interval(c['other_accuracy'], c['num_examples'])}: {discordant(c)}"
-        for kind, c in comparisons.items()
-    )
-    examples = next(iter(comparisons.values()))["num_examples"]
-    return lead(f"{verdict}: before retraining, on the same {examples:,} fresh examples, {compared}.")
+        return f"Worse than chance, than {' and '.join(map(repr, worse))}"
+    if level:
+        return f"Not told apart from chance, from {' and '.join(map(repr, level))}, by so few examples"
+    return "Better than chance"
 
 
 def significant(comparison: Mapping[str, Any]) -> bool:
@@ -150,84 +150,32 @@ def discordant(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def lead(words: str) -> str:
-    """A paragraph that stands out."""
-    return f'<p class="lead">{markup.text(words)}</p>'
-
-
-def _short(kinds: Mapping[str, Mapping[str, Any]]) -> str:
-    """Which kinds have fewer candidates to compare than were asked for, and why."""
-    short = [f"{kind}: {group['left_out']}." for kind, group in kinds.items() if group["left_out"]]
-    return f'<p class="note">{markup.text(" ".join(short))}</p>' if short else ""
-
-
-def _races(ranking: Mapping[str, Any]) -> str:
-    kinds = ranking["kinds"]
-    found = kinds[_POSTERIOR]
-    flattered = "flattered, because the best of many is partly the luckiest"
-    raced = f"The candidates of each kind are compared on {found['best']['num_examples']:,} examples"
-    if found["fresh"]:
-        words = (
-            f"{raced}, and the winner is measured again on {found['fresh']['num_examples']:,} fresh ones. Its figures "
-            f"in the race are {flattered}: believe the fresh ones (in brackets: 95 % intervals)."
-        )
-    else:
-        words = (
-            f"{raced}, and the winner's figures there are {flattered}. No examples were kept from the race to measure "
-            "it on again: sample.holdout is 0."
-        )
-    notes = (
-        f"Mean: mean and deviation of the accuracies of the first {found['num_measured']:,} candidates that were drawn "
-        "(where a size was asked for, the most probable network of that size races too, but is no sample), on all of "
-        "the race's examples. Evaluated: share of all evaluations that were made; the race spared those of "
-        "candidates that could not win any more. Ties: candidates that a paired t-test does not find worse than the "
-        "winner; the smallest or fastest of them may do as well. Of the posterior's candidates, the one of the best "
-        f"{ranking['rank_by']} wins; of random ones, the one of the best accuracy. Each random candidate is at most as "
-        "large as one posterior candidate, in what the size is asked for, and has the same weights: spread evenly, "
-        "every channel is dropped alike; allocated per layer, every layer first draws a keep rate of its own."
-    )
-    rows = [(kind == _POSTERIOR, _row(kind, group)) for kind, group in kinds.items()]
-    return (
-        f'<p>{markup.text(words)}</p>{markup.table(_HEADINGS, rows, "numbers")}<p class="note">{markup.text(notes)}</p>'
-    )
-
-
-def _row(kind: str, group: Mapping[str, Any]) -> list[str]:
-    mean = f"{100 * group['mean_accuracy']:.1f} ± {100 * group['std_accuracy']:.1f} %"
-    cells = [kind, f"{group['count']:,}", mean]
-    best = group["best"]
-    if best is None:  # every candidate drops every path to the output
-        return cells + ["-"] * (len(_HEADINGS) - len(cells))
-    cells += [f"{1 - group['saved']:.0%}".replace("%", " %") if group["saved"] else "all"]
-    cells += [_loss(best["loss"]), f"{100 * best['accuracy']:.1f} %"]
-    fresh = group["fresh"]
-    cells += [_loss(fresh["loss"]), _accuracy(fresh)] if fresh else ["-", "-"]
-    return [*cells, f"{len(group['ties']):,}"]
-
-
-def _accuracy(score: Mapping[str, Any]) -> str:
-    return with_interval(score["accuracy"], score["num_examples"])
-
-
 def with_interval(accuracy: float, num_examples: int) -> str:
     """An accuracy in percent, in brackets its 95 % interval (Wilson's)."""
-    return _percent(accuracy, *interval(accuracy, num_examples))
-
-
-def interval(accuracy: float, num_examples: int) -> tuple[float, float]:
-    """The ends of the 95 % interval (Wilson's) of an accuracy."""
     # Here and not above, because it takes a second that the terminal's table need not wait.
     from tfnas.common.statistics import proportion_interval
 
-    return proportion_interval(round(accuracy * num_examples), num_examples)
+    return _interval(accuracy, *proportion_interval(round(accuracy * num_examples), num_examples))
+
+
+def _row(kind: str, group: Mapping[str, Any]) -> list[str]:
+    mean = f"{100 * group['mean_accuracy']:.1f} ± {markup.percent(group['std_accuracy'])}"
+    cells = [kind, f"{group['count']:,}", mean]
+    best, fresh = group["best"], group.get("fresh")
+    if best is None:  # every candidate drops every path to the output
+        return cells + ["-"] * (len(_HEADINGS) - len(cells))
+    cells += [markup.percent(1 - group["saved"], 0) if group["saved"] else "all"]
+    cells += [_loss(best["loss"]), markup.percent(best["accuracy"])]
+    cells += [_loss(fresh["loss"]), with_interval(fresh["accuracy"], fresh["num_examples"])] if fresh else ["-", "-"]
+    return [*cells, f"{len(group['ties']):,}"]
 
 
 def _loss(value: float) -> str:
     return f"{value:.3f}" if value < 100 else f"{value:,.0f}"
 
 
-def _percent(value: float, low: float, high: float) -> str:
-    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{markup.percent(value)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _where(by_kind: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -274,11 +222,21 @@ def _scatter(
     return markup.plot(draw, (markup.WIDTH, 3.2), caption)
 
 
-def _curves(kinds: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> str:
-    curves = {kind: group["best_of"] for kind, group in kinds.items() if group["best"]}
-    if not all(curves.values()):  # no examples were kept from the race
-        return ""
+def _best_of(curve: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many candidates have a best one as good as that of all; empty if there is nothing to compare.
 
+    Args:
+        curve: the posterior's `best_of`, of rising counts.
+    """
+    if len(curve) < 2:
+        return {}
+    *fewer, last = curve
+    far = [point["count"] for point in fewer if abs(point["mean"] - last["mean"]) > _CLOSE]
+    enough = next(point["count"] for point in curve if not far or point["count"] > far[-1])
+    return {"enough": enough, "all": last["count"], "all_but_the_last": fewer[-1]["count"]}
+
+
+def _curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]) -> str:
     def draw(figure: Any) -> None:
         from matplotlib.ticker import NullFormatter
 
@@ -302,41 +260,4 @@ def _curves(kinds: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) 
         "Fresh accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
         "posterior's alone"
     )
-    *fewer, last = curves[_POSTERIOR]
-    words = "How many samples do you need? "
-    if fewer:
-        far = [point["count"] for point in fewer if abs(point["mean"] - last["mean"]) > _CLOSE]
-        enough = next(point["count"] for point in curves[_POSTERIOR] if not far or point["count"] > far[-1])
-        words += (
-            f"On average, the best of {enough:,} is within half a point of the best of all {last['count']:,}."
-            if enough < last["count"]
-            else f"More than {fewer[-1]['count']:,}: half a point is still gained up to all {last['count']:,}."
-        )
-    words += (
-        " The candidates are chosen by the race and measured on the fresh examples, so that many are not flattered "
-        "by having been chosen; of many, some are measured for those around them in the race's order. The intervals, "
-        "over candidates, say little at the right end, where all depends on the one best."
-    )
-    return f"<p>{markup.text(words)}</p>{markup.drawing(draw, (markup.WIDTH, 3), caption)}"
-
-
-def _predictive(ranking: Mapping[str, Any]) -> str:
-    measured = ranking["predictive"]
-    if not measured:
-        return ""
-    fresh = ranking["kinds"][_POSTERIOR]["fresh"]
-    where = f"the {fresh['num_examples']:,} fresh examples" if fresh else "all validation examples, the race's too"
-    words = (
-        f"How good are its probabilities? On {where}: the network found; the ensemble that averages the probabilities "
-        "of the best candidates; and the average of as many posterior samples, unranked, which is the Monte-Carlo "
-        "predictive distribution. NLL and expected calibration error: the smaller, the better. In brackets: 95 % "
-        "intervals over the examples, Wilson's of the accuracy and the bootstrap's of the NLL. The calibration error "
-        "has none, and grows with noise: compare it on the same examples only."
-    )
-    rows = []
-    for name, values in measured.items():
-        nll = "{} ({} to {})".format(*map(_loss, values["nll"]))
-        ece = f"{100 * values['ece']:.1f} %"
-        rows.append((False, [name, _percent(*values["accuracy"]), nll, ece]))
-    headings = ("prediction", "accuracy", "NLL, nats", "calibration error")
-    return f"<p>{markup.text(words)}</p>{markup.table(headings, rows, 'numbers')}"
+    return markup.drawing(draw, (markup.WIDTH, 3), caption)

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfnas.common import digests, statistics
+from tfnas.common import digests, markup, statistics
 from tfnas.config import Config
 from tfnas.reporting import acceptance
 from tfnas.reporting import results as results_lib
@@ -15,6 +15,7 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
+_TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _LEVEL = 0.95  # of the intervals
 _SHOWN = 20  # classes and files that the Markdown lists
 
@@ -117,74 +118,13 @@ def card(
 
 def markdown(card: Mapping[str, Any]) -> str:
     """The card for readers."""
-    network, data, metrics = card["network"], card["data"], card["metrics"]
-    classes = data["classes"]
-    listed = ", ".join(map(_plain, classes[:_SHOWN]))
-    more = f" and {len(classes) - _SHOWN:,} more" if len(classes) > _SHOWN else ""
-    full = network["full"]
-    lines = [
-        f"# {_plain(card['name'])}, version {card['version']}",
-        "",
-        f"Classifies images into {len(classes):,} classes: {listed}{more}. A network of {network['parameters']:,} "
-        f"parameters and {network['multiply_adds']:,} multiply-adds an image, cut out of the super-network "
-        f"{_plain(network['supernet'])} ({full['parameters']:,} parameters, {full['multiply_adds']:,} multiply-adds) "
-        f"by tfnas.",
-        "",
-        "## Use",
-        "",
-        *_items(card["intended_use"]),
-        "",
-        "## Limits",
-        "",
-        *_items(card["limits"]),
-        "",
-        "## Data",
-        "",
-        f"{_plain(data['title'])}: "
-        + ", ".join(f"{size:,} {split} images" for split, size in data["sizes"].items())
-        + f". The network takes {' x '.join(map(str, data['image_shape']))}; {_preprocessing(data['preprocessing'])}, "
-        "inside the SavedModel.",
-        "",
-        "## Measured",
-        "",
-        "| | accuracy | 95 % interval (Wilson) | images |",
-        "|---|---|---|---|",
-        f"| validation, which chose the network and so flatters it | {metrics['validation']['accuracy']:.2%} | | "
-        f"{data['sizes']['validation']:,} |",
-        _row("test", metrics["test"]),
-    ]
-    if metrics["test_of_the_full_network"]:
-        lines.append(_row("test, full network trained as long", metrics["test_of_the_full_network"]))
-    reloaded, posterior = card["reloaded"], card["posterior"]
-    lines += [
-        "",
-        f"Reloaded in a process of its own, the SavedModel classifies {reloaded['correct']:,} of {reloaded['total']:,} "
-        f"test images correctly; its probabilities differ from the network's by {reloaded['largest_difference']:.0e} "
-        "at most. The confusion matrix is in the JSON.",
-        "",
-        _verdict(card["evaluation"]),
-        "",
-        "## Made by",
-        "",
-        f"The search's posterior expects {posterior['expected_kept']:.0%} of the gated weights to be kept, and has "
-        f"decided {posterior['gates_decided']:,} of {posterior['gates']:,} gates (a drop probability below 0.05 or "
-        f"above 0.95). Of {network['channels_gated']:,} gated channels this network keeps "
-        f"{network['channels_kept']:,}. Chosen was the {network['chosen']}.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| signatures | {', '.join(card['signatures'])} |",
-        f"| architecture | `{network['architecture']}` |",
-        f"| config | `{card['config_sha256']}` |",
-        f"| seed | {card['seed']} |",
-        *(f"| {package} | {version} |" for package, version in provenance.by_package(card["versions"]).items()),
-        *(
-            f"| sha256 of {_plain(file)} | `{sha}` |"
-            for files in card["sha256"].values()
-            for file, sha in list(files.items())[:_SHOWN]
-        ),
-    ]
-    return "\n".join(lines) + "\n"
+    page = markup.environment(_TEMPLATES, finalize=_plain).get_template("model_card.md")
+    return page.render(
+        card=card,
+        **{part: card[part] for part in ("network", "data", "metrics")},
+        versions=provenance.by_package(card["versions"]),
+        shown=_SHOWN,
+    )
 
 
 def _measured(row: Mapping[str, Any], total: int) -> dict[str, Any]:
@@ -192,12 +132,6 @@ def _measured(row: Mapping[str, Any], total: int) -> dict[str, Any]:
     low, high = statistics.proportion_interval(correct, total, _LEVEL)
     measured = {"accuracy": row["test_accuracy"], "correct": correct, "total": total, "low": low, "high": high}
     return {**measured, "top5_accuracy": row.get("test_top5_accuracy")}
-
-
-def _row(title: str, measured: Mapping[str, Any]) -> str:
-    interval = f"{measured['low']:.2%} to {measured['high']:.2%}"
-    top5 = "" if measured["top5_accuracy"] is None else f" (top-5 {measured['top5_accuracy']:.2%})"
-    return f"| {title} | {measured['accuracy']:.2%}{top5} | {interval} | {measured['total']:,} |"
 
 
 def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
@@ -244,29 +178,6 @@ def _limits(
     return told
 
 
-def _preprocessing(settings: Mapping[str, Any]) -> str:
-    size = settings["image_size"]
-    resized = ""
-    if size and settings["centre_crop"]:
-        resized = f"the shorter side is brought to {size} / 0.875 pixels and the centre cut out, "
-    elif size:
-        resized = f"images are resized to {size} x {size}, "
-    return (
-        f"{resized}pixels are scaled to [0, 1], less the mean {settings['mean']}, over the deviation {settings['std']}"
-    )
-
-
-def _verdict(evaluation: Mapping[str, Any]) -> str:
-    checks = evaluation["checks"]
-    if not checks:
-        return "No threshold was set for it."
-    return "It meets what was asked for: " + "; ".join(check["says"] for check in checks) + "."
-
-
-def _items(lines: Sequence[str]) -> list[str]:
-    return [f"- {_plain(line)}" for line in lines]
-
-
-def _plain(text: str) -> str:
-    """Text without what Markdown or HTML would take for its own."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text)
+def _plain(value: Any) -> Any:
+    """A text without what Markdown or HTML would take for its own."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in value) if isinstance(value, str) else value

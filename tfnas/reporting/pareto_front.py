@@ -8,7 +8,7 @@ from typing import Any
 
 import rich.table
 
-from tfnas.common import terminal
+from tfnas.common import markup, terminal
 from tfnas.common.schema import MOST, list_of, number, optional, record, text_of, whole
 from tfnas.runs import stage_table
 from tfnas.runs.workdir import Workdir
@@ -71,9 +71,9 @@ def cells_of(row: Row) -> list[str]:
         expected,
         f"{row['parameters']:,}",
         f"{row['multiply_adds'] / 1e6:,.2f} M",
-        f"{100 * row['mean_accuracy']:.1f} %",
-        f"{100 * row['accuracy']:.1f} %",
-        f"{100 * row['fresh']['accuracy']:.1f} %" if row["fresh"] else "-",
+        markup.percent(row["mean_accuracy"]),
+        markup.percent(row["accuracy"]),
+        markup.percent(row["fresh"]["accuracy"]) if row["fresh"] else "-",
     ]
 
 
@@ -89,10 +89,10 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         points = [(row[name] / unit, 100 * row["accuracy"], row) for row in rows]
         points.sort(key=lambda point: point[:2])  # two budgets may find one network
-        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color="#0072B2", label="found, raced")
+        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=markup.BLUE, label="found, raced")
         fresh = [(x, 100 * row["fresh"]["accuracy"]) for x, _, row in points if row["fresh"]]
         if fresh:
-            axes.plot(*zip(*fresh, strict=True), "s", color="#E69F00", label="found, fresh examples")
+            axes.plot(*zip(*fresh, strict=True), "s", color=markup.ORANGE, label="found, fresh examples")
         for x, y, row in points:
             learned = row["share"] is None
             # Above and below, because a budget may well find nearly the network that was learned.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import rich.console
 import rich.table
 
@@ -15,16 +14,14 @@ from tfnas import config as config_lib
 from tfnas.common import markup, terminal
 from tfnas.common.errors import UserError
 from tfnas.common.schema import list_of, mapping_of, number, record, whole
-from tfnas.reporting import acceptance, candidates_section, pareto_front
+from tfnas.reporting import acceptance, candidates_section, network_section, pareto_front
 from tfnas.reporting import results as results_lib
 from tfnas.runs import provenance, stage_table
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import PRICES, Posterior
 
-_MOST_UNDECIDED = 10  # gates listed
-_SETTLED = 0.05  # of a drop probability: what it may still move by
-_FEW = 3  # layers named in a sentence
+_TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SEVERAL = "they are of several runs; run the stages again, in another --workdir"
 # What the networks are that the found one is compared with, by how their rows' names start.
 _NOTES = (
@@ -47,34 +44,6 @@ _NOTES = (
 )
 
 _BUSY = 2.0  # how many times a network's latencies may differ between rounds without a word of it
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1a1a1a; --faint: #555; --line: #ddd; --box: #f5f5f5;
-  --chosen: #e8f2f8; --blue: #0072b2; --orange: #e69f00; --green: #009e73; --red: #d55e00; }
-@media (prefers-color-scheme: dark) { :root { --page: #16181c; --ink: #e6e6e6; --faint: #a8adb5; --line: #3a3f47;
-  --box: #22262c; --chosen: #1d3345; --blue: #56b4e9; --orange: #f0b23e; --green: #35c09a; --red: #ff8a4c; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 1040px; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.7rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 2px solid var(--blue); }
-p { max-width: 52rem; overflow-wrap: break-word; } .lead { font-size: 1.15rem; } .wide { overflow-x: auto; }
-.warning { color: var(--red); }
-table { border-collapse: collapse; } td, th { padding: .3rem .7rem; text-align: left; vertical-align: top; }
-.numbers { font-size: .9rem; font-variant-numeric: tabular-nums; } .numbers :is(td, th) { padding: .3rem .5rem; }
-th { vertical-align: bottom; } .words td { overflow-wrap: anywhere; }
-.numbers :is(td, th:first-child) { white-space: nowrap; }
-.numbers :is(td, th):not(:first-child) { text-align: right; }
-@media (max-width: 600px) { .numbers :is(td, th):first-child { white-space: normal; overflow-wrap: anywhere;
-  min-width: 8rem; } }
-tr { border-bottom: 1px solid var(--line); } tr.chosen { font-weight: 600; background: var(--chosen); }
-pre { background: var(--box); padding: .8rem; overflow-x: auto; } code { overflow-wrap: anywhere; }
-figure { margin: 1rem 0; max-width: 36rem; } figure svg { display: block; width: 100%; height: auto; }
-svg text { fill: currentColor; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 0 2rem; }
-figcaption, .note { color: var(--faint); font-size: .92rem; }
-summary { cursor: pointer; color: var(--blue); margin: .7rem 0; }
-"""
-
 
 _EPOCH = record(
     epoch=whole(1),
@@ -122,24 +91,25 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     verdict = work.read_json(stage_table.EVALUATION, "report", acceptance.VERDICT)
     candidates = work.read_lines(stage_table.CANDIDATES, "report", candidates_section.CANDIDATE)
     _check_one_run(posterior, architecture, history, ranking, candidates)
-    sections = (
-        ("What did I get, and what did it cost?", _what(results, work.manifest(), config)),
-        (
-            "Is it better than chance, and than pruning?",
-            candidates_section.section(candidates, ranking) + _pruning(results),
-        ),
-        ("What does the network look like now, and why?", _look(architecture, ranking["reads"], posterior, history)),
-        ("What would a smaller or larger budget give?", _sizes(posterior, _front(work, config))),
-        ("How do I serve it?", _serve(work, verdict, config)),
-        ("How do I repeat it?", _repeat(work, config)),
-    )
-    title = f"tfnas: {config.data.title}"
-    body = "".join(f"<h2>{markup.text(heading)}</h2>\n{content}\n" for heading, content in sections)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{markup.text(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{markup.text(title)}</h1>\n{body}</body></html>\n"
+    filters: dict[str, Callable[..., str]] = {
+        "duration": _duration,
+        "with_interval": candidates_section.with_interval,
+        "discordant": candidates_section.discordant,
+    }
+    page = markup.environment(_TEMPLATES, filters).get_template("report.html")
+    return page.render(
+        title=config.data.title,
+        **_comparison(results, config),
+        durations=_durations(work.manifest()),
+        candidates=candidates_section.section(candidates, ranking),
+        network=network_section.section(architecture, ranking["reads"], posterior, history),
+        posterior=posterior,
+        front=_front(work, config),
+        tilted=_tilted(posterior),
+        verdict=verdict,
+        reasons=acceptance.reasons(verdict),
+        exported=_exported(work, config) if verdict["blessed"] else None,
+        **_repetition(work, config),
     )
 
 
@@ -167,10 +137,10 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Mapping[str, Any
             row,
             [
                 row["name"],
-                shown(row, "validation_accuracy", lambda v: f"{100 * v:.1f} %"),
-                shown(row, "test_accuracy", lambda v: f"{100 * v:.1f} %"),
-                *([shown(row, "test_top5_accuracy", lambda v: f"{100 * v:.1f} %")] if _has_top5(rows) else []),
-                shown(row, "parameters", lambda v: f"{v:,.0f}"),
+                shown(row, "validation_accuracy", markup.percent),
+                shown(row, "test_accuracy", markup.percent),
+                *([shown(row, "test_top5_accuracy", markup.percent)] if _has_top5(rows) else []),
+                shown(row, "parameters", markup.grouped),
                 shown(row, "multiply_adds", lambda v: f"{v / 1e6:,.2f} M"),
                 shown(row, "file_bytes", lambda v: f"{v / 1e3:,.0f} kB"),
                 shown(row, "latency_seconds", latency),
@@ -206,45 +176,29 @@ def _check_one_run(
         raise UserError(f"report: {stage_table.CANDIDATES} has no candidate of the kind '{min(missing)}': {_SEVERAL}")
 
 
-def _what(results: Mapping[str, Any], manifest: Mapping[str, Any], config: config_lib.Config) -> str:
+def _comparison(results: Mapping[str, Any], config: config_lib.Config) -> dict[str, Any]:
+    """The network found beside the others that were measured."""
     rows = results["rows"]
-    chosen = results_lib.chosen(results)
-    lead = f"A network of {chosen['parameters']:,.0f} parameters with {100 * chosen['test_accuracy']:.1f} % on test"
-    full = results_lib.full(rows)
-    if full:
-        lead += (
-            f": {100 * chosen['parameters'] / full['parameters']:.0f} % of the full network's parameters and "
-            f"{100 * chosen['multiply_adds'] / full['multiply_adds']:.0f} % of its multiply-adds"
-        )
-    doubted = acceptance.doubt(results)
-    if full and not doubted:
-        lead += (
-            f". Trained for the same total number of epochs, the full one reaches {100 * full['test_accuracy']:.1f} %"
-        )
-    warning = f'<p class="lead warning">Warning: {markup.text(doubted)}.</p>' if doubted else ""
-    cells = [(row["name"] == results["chosen"], values) for row, values in _cells(rows)]
-    notes = (
-        *_notes(results, config),
-        *(note for start, note in _NOTES if any(r["name"].startswith(start) for r in rows)),
-    )
-    return (
-        f'<p class="lead">{markup.text(lead)}.</p>{warning}{markup.table(_headings(rows), cells, "numbers")}'
-        f'<p class="note">{markup.text(" ".join(notes))}</p>{_cost(manifest)}'
-    )
+    return {
+        "chosen": results_lib.chosen(results),
+        "full": results_lib.full(rows),
+        "doubt": acceptance.doubt(results),
+        "headings": _headings(rows),
+        "networks": [(row["name"] == results["chosen"], values) for row, values in _cells(rows)],
+        "notes": [
+            *_notes(results, config),
+            *(note for start, note in _NOTES if any(row["name"].startswith(start) for row in rows)),
+        ],
+        "num_tested": sum(map(sum, results["confusion"])),
+        "pruned": _pruned(rows),
+    }
 
 
-def _cost(manifest: Mapping[str, Any]) -> str:
-    """How long each stage took, of those whose time is recorded."""
-    seconds = {name: stage["seconds"] for name, stage in manifest["stages"].items() if "seconds" in stage}
-    seconds.pop("report", None)  # of an earlier report
-    seconds = {name: taken for name, taken in seconds.items() if taken >= 0.5}
-    if not seconds:
-        return ""
-    stages = ", ".join(f"{name} {_duration(taken)}" for name, taken in seconds.items())
-    return (
-        f"<p>It took {_duration(sum(seconds.values()))} on the machine that it ran on: {stages}. Of a stage that was "
-        "interrupted, only the time since it last went on is counted.</p>"
-    )
+def _durations(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """How many seconds each stage took, of those whose time is recorded and not negligible."""
+    seconds = {name: stage.get("seconds", 0) for name, stage in manifest["stages"].items()}
+    # That of the report itself is an earlier one's.
+    return {name: taken for name, taken in seconds.items() if taken >= 0.5 and name != "report"}
 
 
 def _duration(seconds: float) -> str:
@@ -254,33 +208,22 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _pruning(results: Mapping[str, Any]) -> str:
-    """The network found against magnitude pruning, if that was trained; else how to have it trained."""
+def _pruned(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The best network of magnitude pruning, and how the network found compares with it; None if none was trained."""
     pruned = [
         row
-        for row in results["rows"]
+        for row in rows
         if row["name"].startswith("magnitude pruning") and row.get("validation_accuracy") and row.get("paired")
     ]
     if not pruned:
-        return (
-            "<p>It was not compared with pruning. <code>tfnas retrain ... --config.retrain.controls=true</code> trains "
-            "networks to compare it with, among them the full one, pruned by magnitude to this size. They take about "
-            "as long as three more searches.</p>"
-        )
-    tested = sum(map(sum, results["confusion"]))
+        return None
     # By validation: chosen by the test split, the best of several would be flattered there.
-    mine, best = results_lib.chosen(results), max(pruned, key=lambda row: row["validation_accuracy"])
-    paired = best["paired"]
+    best = max(pruned, key=lambda row: row["validation_accuracy"])
     verdict = "Not told apart from pruning, by so few examples"
-    if candidates_section.significant(paired):
-        better = paired["only_found"] > paired["only_other"]
+    if candidates_section.significant(best["paired"]):
+        better = best["paired"]["only_found"] > best["paired"]["only_other"]
         verdict = "Better than pruning" if better else "Worse than pruning"
-    shown = [candidates_section.with_interval(row["test_accuracy"], tested) for row in (mine, best)]
-    return candidates_section.lead(
-        f"{verdict}: on the same {tested:,} test examples, the network found has {shown[0]} with "
-        f"{mine['parameters']:,.0f} parameters, {best['name']} {shown[1]} with {best['parameters']:,.0f} (in brackets: "
-        f"95 % intervals); {candidates_section.discordant(paired)}."
-    )
+    return {"row": best, "verdict": verdict}
 
 
 def _notes(results: Mapping[str, Any], config: config_lib.Config) -> Iterable[str]:
@@ -304,163 +247,26 @@ def _notes(results: Mapping[str, Any], config: config_lib.Config) -> Iterable[st
         )
 
 
-def _look(
-    architecture: Architecture,
-    reads: Mapping[str, int | None],
-    posterior: Posterior,
-    history: Sequence[Mapping[str, Any]],
-) -> str:
-    names = list(architecture)
-    shares = [(reads[name] or 0) / architecture[name].size for name in names]
-    words = ["removed" if reads[n] is None else f"{reads[n]} of {architecture[n].size}" for n in names]
-    ends = [i for i, (name, after) in enumerate(zip(names, names[1:], strict=False)) if _block(name) != _block(after)]
-    sources = [
-        (f"{name}{f'[{i}]' if len(p) > 1 else ''}", name, i)
-        for name, p in history[0]["drop_probability"].items()
-        for i in range(len(p))
-    ]
-    over_time = np.array([[record["drop_probability"][name][i] for record in history] for _, name, i in sources])
-
-    def heat(axes: Any) -> None:
-        extent = (0.5, len(history) + 0.5, len(sources) - 0.5, -0.5)
-        image = axes.imshow(
-            over_time, aspect="auto", cmap="cividis", vmin=0, vmax=1, extent=extent, interpolation="nearest"
-        )
-        axes.set(xlabel="epoch of search", yticks=range(len(sources)), yticklabels=[label for label, _, _ in sources])
-        axes.tick_params("y", labelsize=8)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.figure.colorbar(image, ax=axes, shrink=min(1, 2 / axes.figure.get_figheight()), anchor=(0, 1))
-
-    def course(axes: Any) -> None:
-        epochs = [record["epoch"] for record in history]
-        axes.plot(epochs, [record["loss"] for record in history], color=markup.ORANGE, label="loss (ELBO)")
-        axes.set(xlabel="epoch of search", ylabel="loss")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        other = axes.twinx()
-        other.plot(
-            epochs, [100 * record["kept"] for record in history], color=markup.BLUE, label="expected share kept, %"
-        )
-        other.set(ylabel="kept, %", ylim=(0, 103))
-        other.spines["top"].set_visible(False)
-        markup.legend(axes.figure, axes, other)
-
-    decided, total = posterior.decided()
-    still_open = "the other one is" if total - decided == 1 else f"the other {total - decided} are"
-    removed = [name for name in names if reads[name] is None]
-    return (
-        f"<p>{architecture.kept} of {architecture.total} gated channels are kept; "
-        f"{len(removed)} of {len(names)} operations are removed, those included that keep channels of which nothing is "
-        f"left, or that nobody reads. {decided} of {total} gates are decided "
-        f"(p below 0.05 or above 0.95); {still_open} open, so the candidates differ there.</p>"
-        + _settled(architecture, posterior, history)
-        + markup.side_by_side(
-            markup.bars(
-                names,
-                shares,
-                words,
-                "input channels read, %",
-                "Share of its input channels that every gated operation reads in the network found",
-                ends,
-            ),
-            markup.plot(
-                heat,
-                (markup.WIDTH, 0.6 + 0.24 * len(sources)),
-                "Mean drop probability of every layer's gates over the search",
-            ),
-        )
-        + markup.plot(course, (markup.WIDTH, 2.8), "Loss and expected share of weights kept over the search")
-        + _undecided(posterior)
-    )
-
-
-def _settled(architecture: Architecture, posterior: Posterior, history: Sequence[Mapping[str, Any]]) -> str:
-    """When each layer was decided, and how many of its gates still are not."""
-    epochs = {}
-    for name in architecture:
-        course = np.array([record["drop_probability"][name] for record in history])
-        moving = np.flatnonzero((np.abs(course - course[-1]) > _SETTLED).any(axis=1))
-        epochs[name] = int(history[moving[-1] + 1]["epoch"] if len(moving) else history[0]["epoch"])
-    undecided = collections.Counter(name for name, _, _ in posterior.undecided())
-    early = [name for name in epochs if epochs[name] <= max(1, len(history) // 4)]
-    late = sorted((name for name in epochs if name not in early), key=lambda name: -epochs[name])[:_FEW]
-    words = (
-        f"A layer counts as settled from the epoch on after which the mean of its gates moves by no more than "
-        f"{_SETTLED:g}. Settled in the first quarter of the search: {len(early)} of {len(epochs)} layers"
-    )
-    words += f"; last: {', '.join(f'{name} (epoch {epochs[name]})' for name in late)}." if late else "."
-    if undecided:
-        most = ", ".join(f"{name} ({count})" for name, count in undecided.most_common(_FEW))
-        words += f" Most gates still open: {most}."
-    rows = [
-        (
-            False,
-            [
-                g.name,
-                f"{architecture[g.name].sum()} of {g.num_channels}",
-                *map(str, (epochs[g.name], undecided[g.name], len(g.group_sizes))),
-            ],
-        )
-        for g in posterior.layers
-    ]
-    headings = ("layer", "channels kept", "settled in epoch", "gates open", "gates")
-    return f"<p>{markup.text(words)}</p>" + markup.details(
-        "Every layer: what is kept of it, and since when", markup.table(headings, rows, "numbers")
-    )
-
-
-def _undecided(posterior: Posterior) -> str:
-    every = posterior.undecided()
-    if not every:
-        return "<p>No gate is undecided (p from 0.05 to 0.95): all candidates are nearly the same network.</p>"
-    shown = every[:_MOST_UNDECIDED]
-    which = f"the {len(shown)} most undecided of {len(every)}, " if len(shown) < len(every) else ""
-    words = (
-        f"Where candidates differ: the undecided gates (p from 0.05 to 0.95), {which}those nearest to 1/2 first. "
-        "Groups of a layer's channels are numbered from 0."
-    )
-    rows = [(False, [name, f"{group}", f"{p:.3f}"]) for name, group, p in shown]
-    return f"<p>{words}</p>{markup.table(('layer', 'group', 'drop probability'), rows, 'numbers')}"
-
-
-def _front(work: Workdir, config: config_lib.Config) -> Mapping[str, Any] | None:
+def _front(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None:
     """What sample measured at its budgets; None if it had none, whatever an earlier run of it left."""
-    return (
-        work.read_json(stage_table.FRONT, "report", pareto_front.shape) if work.has(stage_table.FRONT, config) else None
-    )
-
-
-def _sizes(posterior: Posterior, measured: Mapping[str, Any] | None) -> str:
-    total = posterior.total_parameters()
-    learned = (
-        f"The gated layers have {total:,} weights, of which {posterior.expected_parameters():,.0f} are expected to be "
-        "kept."
-    )
-    return _measured(learned, measured) if measured else _what_if(learned, posterior)
-
-
-def _measured(learned: str, measured: Mapping[str, Any]) -> str:
+    if not work.has(stage_table.FRONT, config):
+        return None
+    measured = work.read_json(stage_table.FRONT, "report", pareto_front.shape)
     rows = measured["rows"]
-    words = (
-        f"{learned} For each budget, a share of the {measured['resource'].replace('_', '-')} of the gated layers, the "
-        "posterior was tilted to expect it (± the deviation over candidates), sampled and raced again. Parameters and "
-        "multiply-adds are those of the network found there; its accuracy in the race is flattered, on fresh examples "
-        "it is not. All share the weights of the one search, which trained them for the size it learned: far from "
-        "that, they fit less, and a search for that size is the fairer test."
-    )
-    return (
-        f"<p>{markup.text(words)}</p>"
-        + markup.table(
-            pareto_front.HEADINGS, [(row["share"] is None, pareto_front.cells_of(row)) for row in rows], "numbers"
-        )
-        + markup.drawing(
+    return {
+        "resource": measured["resource"].replace("_", "-"),
+        "headings": pareto_front.HEADINGS,
+        "rows": [(row["share"] is None, pareto_front.cells_of(row)) for row in rows],
+        "picture": markup.drawing(
             lambda figure: pareto_front.draw(figure, rows),
             (markup.WIDTH, 3),
             "Validation accuracy of the networks found against their cost",
-        )
-    )
+        ),
+    }
 
 
-def _what_if(learned: str, posterior: Posterior) -> str:
+def _tilted(posterior: Posterior) -> list[tuple[bool, list[str]]]:
+    """Rows of what the posterior would expect at other sizes, and which layers would change most."""
     rows = []
     for share in (0.2, 0.4, 0.6, 0.8):
         try:
@@ -471,69 +277,38 @@ def _what_if(learned: str, posterior: Posterior) -> str:
         change = {g.name: kept[g.name] - (1 - g.channel_drop.mean()) for g in posterior.layers}
         first = sorted(change, key=lambda name: -abs(change[name]))[:3]
         moved = ", ".join(f"{name} {100 * change[name]:+.0f} points" for name in first)
-        rows.append((False, [f"{100 * share:.0f} %", f"{tilted.expected_parameters():,.0f}", moved]))
-    return (
-        f"<p>{markup.text(learned)} <code>posterior.tilt(parameters=...)</code> moves every keep logit in proportion "
-        "to what its channel costs, until another size is expected; these layers would change most. For measured "
-        "accuracies, sample again with <code>--config.sample.budgets=0.3,0.5,0.7</code>: then this section has the "
-        "network found at each of these sizes.</p>"
-        + markup.table(("share kept", "expected weights", "layers that change most"), rows)
-    )
+        rows.append((False, [markup.percent(share, 0), markup.grouped(tilted.expected_parameters()), moved]))
+    return rows
 
 
-def _serve(work: Workdir, verdict: Mapping[str, Any], config: config_lib.Config) -> str:
-    told = markup.text(acceptance.reasons(verdict))
-    if not verdict["blessed"]:
-        return f"<p>It was not exported, as it is not what was asked for: {told}.</p>"
+def _exported(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None:
+    """What export left, and the SavedModel's path as Python writes it; None if it has not run under these settings."""
     if not work.has(stage_table.EXPORT_RESULTS, config):
-        return f"<p>It has not been exported yet, and may be: {told}.</p>"
+        return None
     exported = work.read_json(stage_table.EXPORT_RESULTS, "report", results_lib.EXPORTED)
-    code = (
-        "import tensorflow as tf\n"
-        f"serve = tf.saved_model.load({str(work.path / exported['saved_model'])!r}).signatures['serving_default']\n"
-        "answer = serve(image=images)      # uint8 (N, H, W, C), raw pixels\n"
-        "answer['classes'], answer['scores']    # the most probable first; answer['probabilities'] of all"
-    )
-    served, measured = (f"{100 * exported[key]:.2f} %" for key in ("served_test_accuracy", "test_accuracy"))
-    return (
-        "<p>The SavedModel takes raw pixels, <code>image</code> uint8 (N, H, W, C), and answers "
-        "<code>probabilities</code> float32 (N, classes), and of the most probable classes the names, "
-        "<code>classes</code> string (N, k), and <code>scores</code> float32 (N, k). The signature "
-        "<code>serve_bytes</code> takes encoded files instead, <code>image_bytes</code> string (N). Reloaded in a "
-        f"process without tfnas and keras, its probabilities were equal to {exported['largest_difference']:.0e}, and "
-        f"it classified {served} of the test images correctly, where the network had {measured}. "
-        f"Its model card: <code>{markup.text(exported['card'])}</code>.</p>"
-        f"<pre>{markup.text(code)}</pre>"
-    )
+    return {**exported, "path": repr(str(work.path / exported["saved_model"]))}
 
 
-def _repeat(work: Workdir, config: config_lib.Config) -> str:
+def _repetition(work: Workdir, config: config_lib.Config) -> dict[str, Any]:
+    """What it takes to run the same again."""
     # What `tune` would try is no part of a run.
     config = dataclasses.replace(config, tune=config_lib.Tune())
     stages = work.manifest()["stages"]
     ran_with = {
         stage: stages[stage]["versions"] for stage in stage_table.STAGES if stage in stages and stage != "report"
     }
-    settings = [
-        (False, [f"{section}.{key}" if isinstance(values, dict) else section, str(value)])
-        for section, values in config_lib.to_dict(config).items()
-        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
-    ]
-    versions = [(False, [name, version]) for name, version in provenance.by_package(ran_with).items()]
-    own = config.data.source or config.supernet.source
-    different = provenance.differences(ran_with)
-    return (
-        "<p>Save this as <code>again.py</code>: it has every setting that is not its default, and the seed, "
-        f"{config.seed}."
-        + (" Your own functions, which it names, are looked for in its folder and in the current one." * bool(own))
-        + f"</p><pre>{markup.text(config_file(config))}</pre>"
-        "<pre>tfnas run --config=again.py --workdir=runs/again</pre>"
-        "<p>With the versions below, on a machine like this one, and if the images are the same, its figures are, but "
-        "for the latencies.</p>"
-        + (f"<p>The stages ran with different versions: {markup.text(different)}.</p>" if different else "")
-        + markup.table(("package", "version"), versions)
-        + markup.details("Every setting", markup.table(("setting", "value"), settings))
-    )
+    return {
+        "seed": config.seed,
+        "own_functions": bool(config.data.source or config.supernet.source),
+        "config_file": config_file(config),
+        "versions": [(False, pair) for pair in provenance.by_package(ran_with).items()],
+        "different_versions": provenance.differences(ran_with),
+        "settings": [
+            (False, (f"{section}.{key}" if isinstance(values, dict) else section, value))
+            for section, values in config_lib.to_dict(config).items()
+            for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+        ],
+    }
 
 
 def config_file(config: config_lib.Config) -> str:
@@ -561,7 +336,3 @@ def config_file(config: config_lib.Config) -> str:
         f"from tfnas.config import {', '.join(sorted(imported))}\n\n\n"
         f"def get_config():\n    return to_config_dict(\n        Config(\n{''.join(sections)}        )\n    )\n"
     )
-
-
-def _block(name: str) -> str:
-    return name.rsplit("_", 2)[0]

@@ -69,7 +69,7 @@ class Architecture(Mapping[str, np.ndarray]):
         # Which layers are then removed only the graph can tell: `tfnas.graph.channels.Flow.works`.
         words = [f"{mask.sum()} of {mask.size}" for mask in self.values()]
         lead = f"{self.kept} of {self.total} channels kept in {len(self)} gated layers; {shares.count(0)} keep none."
-        return f"<p>{lead}</p>" + markup.bars(
+        return markup.paragraph(lead) + markup.bars(
             list(self), shares, words, "input channels kept, %", "Share of input channels that an architecture keeps"
         )
 

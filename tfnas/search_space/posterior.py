@@ -101,10 +101,10 @@ class Posterior:
             "channels are decided (p below 0.05 or above 0.95)."
         )
         shares = [float(1 - g.channel_drop.mean()) for g in self.layers]
-        return f"<p>{lead}</p>" + markup.bars(
+        return markup.paragraph(lead) + markup.bars(
             [g.name for g in self.layers],
             shares,
-            [f"{100 * share:.0f} %" for share in shares],
+            [markup.percent(share, 0) for share in shares],
             "input channels expected to be kept, %",
             "Share of input channels that a posterior is expected to keep",
         )

@@ -71,7 +71,7 @@ def version(config: config_lib.Config) -> str:
     """
     sha = hashlib.sha256()
     package = pathlib.Path(__file__).parents[1]
-    files = sorted(package.rglob("*.py"))
+    files = sorted(file for file in package.rglob("*") if file.is_file() and file.parent.name != "__pycache__")
     for source in (config.data.source, config.supernet.source):
         with contextlib.suppress(ImportError, ValueError):  # the stage that calls it tells what is wrong
             spec = importlib.util.find_spec(source.partition(":")[0]) if source else None

@@ -1,0 +1,133 @@
+"""The report's section on the network found: what is kept of each layer, and how the search came to it."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfnas.common import markup
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.posterior import Posterior
+
+_MOST_UNDECIDED = 10  # gates listed
+_SETTLED = 0.05  # of a drop probability: what it may still move by
+_FEW = 3  # layers named in a sentence
+
+
+def section(
+    architecture: Architecture,
+    reads: Mapping[str, int | None],
+    posterior: Posterior,
+    history: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What network.html shows.
+
+    Args:
+        architecture: of the network found.
+        reads: how many input channels each gated layer reads in it; None if the layer is not there.
+        posterior: of the search.
+        history: the records of history.jsonl.
+    """
+    decided, gates = posterior.decided()
+    undecided = posterior.undecided()
+    by_layer = collections.Counter(name for name, _, _ in undecided)
+    settled = _settled(architecture, history)
+    early = [name for name in settled if settled[name] <= max(1, len(history) // 4)]
+    late = sorted((name for name in settled if name not in early), key=lambda name: -settled[name])
+    return {
+        "kept": architecture.kept,
+        "total": architecture.total,
+        "removed": sum(reads[name] is None for name in architecture),
+        "decided": decided,
+        "gates": gates,
+        "settled_within": _SETTLED,
+        "num_early": len(early),
+        "late": [(name, settled[name]) for name in late[:_FEW]],
+        "most_open": by_layer.most_common(_FEW),
+        "layers": [
+            (
+                False,
+                (
+                    g.name,
+                    f"{architecture[g.name].sum()} of {g.num_channels}",
+                    settled[g.name],
+                    by_layer[g.name],
+                    len(g.group_sizes),
+                ),
+            )
+            for g in posterior.layers
+        ],
+        "bars": _bars(architecture, reads),
+        "heat": _heat(history),
+        "course": _course(history),
+        "num_undecided": len(undecided),
+        "undecided": [(False, (name, group, f"{p:.3f}")) for name, group, p in undecided[:_MOST_UNDECIDED]],
+    }
+
+
+def _settled(architecture: Architecture, history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The epoch from which on each layer's mean drop probability stays where it ends."""
+    epochs = {}
+    for name in architecture:
+        course = np.array([record["drop_probability"][name] for record in history])
+        moving = np.flatnonzero((np.abs(course - course[-1]) > _SETTLED).any(axis=1))
+        epochs[name] = int(history[moving[-1] + 1]["epoch"] if len(moving) else history[0]["epoch"])
+    return epochs
+
+
+def _bars(architecture: Architecture, reads: Mapping[str, int | None]) -> str:
+    names = list(architecture)
+    return markup.bars(
+        names,
+        [(reads[name] or 0) / architecture[name].size for name in names],
+        ["removed" if reads[name] is None else f"{reads[name]} of {architecture[name].size}" for name in names],
+        "input channels read, %",
+        "Share of its input channels that every gated operation reads in the network found",
+        [i for i, (name, after) in enumerate(zip(names, names[1:], strict=False)) if _block(name) != _block(after)],
+    )
+
+
+def _block(name: str) -> str:
+    return name.rsplit("_", 2)[0]
+
+
+def _heat(history: Sequence[Mapping[str, Any]]) -> str:
+    sources = [
+        (f"{name}{f'[{i}]' if len(p) > 1 else ''}", name, i)
+        for name, p in history[0]["drop_probability"].items()
+        for i in range(len(p))
+    ]
+    over_time = np.array([[record["drop_probability"][name][i] for record in history] for _, name, i in sources])
+
+    def draw(axes: Any) -> None:
+        extent = (0.5, len(history) + 0.5, len(sources) - 0.5, -0.5)
+        image = axes.imshow(
+            over_time, aspect="auto", cmap="cividis", vmin=0, vmax=1, extent=extent, interpolation="nearest"
+        )
+        axes.set(xlabel="epoch of search", yticks=range(len(sources)), yticklabels=[label for label, _, _ in sources])
+        axes.tick_params("y", labelsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.figure.colorbar(image, ax=axes, shrink=min(1, 2 / axes.figure.get_figheight()), anchor=(0, 1))
+
+    caption = "Mean drop probability of every layer's gates over the search"
+    return markup.plot(draw, (markup.WIDTH, 0.6 + 0.24 * len(sources)), caption)
+
+
+def _course(history: Sequence[Mapping[str, Any]]) -> str:
+    epochs = [record["epoch"] for record in history]
+    kept = [100 * record["kept"] for record in history]
+
+    def draw(axes: Any) -> None:
+        axes.plot(epochs, [record["loss"] for record in history], color=markup.ORANGE, label="loss (ELBO)")
+        axes.set(xlabel="epoch of search", ylabel="loss")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        other = axes.twinx()
+        other.plot(epochs, kept, color=markup.BLUE, label="expected share kept, %")
+        other.set(ylabel="kept, %", ylim=(0, 103))
+        other.spines["top"].set_visible(False)
+        markup.legend(axes.figure, axes, other)
+
+    return markup.plot(draw, (markup.WIDTH, 2.8), "Loss and expected share of weights kept over the search")

@@ -17,7 +17,7 @@ or, before them,
 
 `tfnas sample --shard=i/n` evaluates one part of the candidates, for several machines; `tfnas sample` then ranks all.
 A stage that is up to date is skipped; an interrupted one goes on from where it was.
-`--config.KEY=VALUE` overrides any setting; tfnas/config/settings.py lists them all.
+`--config.KEY=VALUE` overrides any setting; tfnas/config/sections lists them all.
 """
 
 from __future__ import annotations

@@ -1,0 +1,37 @@
+"""Settings of training the network that was found further."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfnas.config import fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrain:
+    """Further training of the network that was found; 0 epochs keeps the inherited weights."""
+
+    epochs: int = 24
+    # At the start of a cosine to zero, of SGD with search's momentum; 0: search's. Not used with 'one_cosine'.
+    learning_rate: float = 0.0
+    batch_size: int = 128
+    # Decoupled, and of kernels only: kernel -= learning rate x weight_decay x kernel. The usual penalty of 5e-4 in the
+    # loss shrinks kernels ten times as fast under a momentum of 0.9, by 5e-4 / (1 - 0.9): the 5e-3 here.
+    weight_decay: float = 5e-3
+    layout: str = "gather"  # or 'mask' or 'shared': how layers read a tensor of which they keep different channels
+    channel_multiple: int = 1  # round the number of channels that a layer keeps up to a multiple of this
+    # Also train the full network without gates, in the same epochs, batches and learning rates as search and retraining
+    # together.
+    baseline: bool = True
+    # Also train networks that were chosen in other ways, in the same epochs: random and one-path gates, magnitude
+    # pruning of the full network. Costs about three more searches, and as many retrainings.
+    controls: bool = True
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range, in settings that are resolved."""
+        fields.at_least("retrain.epochs", self.epochs, 0)
+        fields.at_least("retrain.batch_size", self.batch_size, 1)
+        fields.positive("retrain.learning_rate", self.learning_rate)
+        fields.at_least("retrain.weight_decay", self.weight_decay, 0)
+        fields.one_of("retrain.layout", self.layout, ("gather", "mask", "shared"))
+        fields.at_least("retrain.channel_multiple", self.channel_multiple, 1)

@@ -1,0 +1,63 @@
+"""Settings of drawing candidates and ranking them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfnas.config import fields
+
+_RESOURCES = ("parameters", "multiply_adds", "latency")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Drawing candidates and ranking them (method.md, section 3)."""
+
+    num_candidates: int = 1500
+    num_random: int = 100  # random candidates of equal size, of each kind: the baselines
+    num_tested: int = 20  # candidates of each kind that are measured in full, and at the very end on test: the means
+    # Tilt the posterior until this share of the gated layers' kernel weights, of their multiply-adds or of their
+    # measured latency is expected to be kept; 0: as learned. At most one of the three.
+    parameters: float = 0.0
+    multiply_adds: float = 0.0
+    latency: float = 0.0
+    hard_limit: bool = False  # every candidate meets the budget, not only the average: draw again until it does
+    budgets: tuple[float, ...] = ()  # shares: sample at each of these too, for the Pareto front of accuracy and cost
+    resource: str = "parameters"  # that `budgets` are shares of: 'parameters', 'multiply_adds' or 'latency'
+    rank_by: str = "loss"  # the more reliable; or 'accuracy', the paper's
+    racing: float = 0.95  # confidence of the race (tfnas/ranking/racing.py); 0: evaluate every candidate in full
+    tolerance: float = 0.5  # standard errors by which the winner of the race may miss the best
+    holdout: float = 0.2  # share of the validation images kept from the race, to measure the winner on
+    # Number of training images from which each candidate's own batch-normalisation statistics are computed; search's
+    # are those of relaxed, random gates. 0: keep search's.
+    recalibrate: int = 250
+    ensemble: int = 0  # also evaluate the average of this many of the best candidates, and of as many posterior samples
+    batch_size: int = 250
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        fields.at_least("sample.num_candidates", self.num_candidates, 1)
+        fields.at_least("sample.num_random", self.num_random, 1)
+        fields.at_least("sample.num_tested", self.num_tested, 1)
+        for field in _RESOURCES:
+            share = getattr(self, field)
+            fields.require(
+                0 <= share < 1, f"sample.{field}", share, "a share in (0, 1), or 0 for the posterior as learned"
+            )
+        given = {field: getattr(self, field) for field in _RESOURCES if getattr(self, field)}
+        fields.require(
+            len(given) < 2, "sample.parameters, multiply_adds and latency", given, "one budget, the others 0"
+        )
+        fields.require(
+            not self.hard_limit or bool(given or self.budgets), "sample.hard_limit", True, "set with a budget"
+        )
+        for share in self.budgets:
+            fields.require(0 < share < 1, "sample.budgets", share, "shares in (0, 1)")
+        fields.one_of("sample.resource", self.resource, _RESOURCES)
+        fields.one_of("sample.rank_by", self.rank_by, ("loss", "accuracy"))
+        fields.require(0 <= self.racing < 1, "sample.racing", self.racing, "a confidence in (0, 1), or 0 for no race")
+        fields.at_least("sample.tolerance", self.tolerance, 0)
+        fields.require(0 <= self.holdout < 1, "sample.holdout", self.holdout, "a share in [0, 1)")
+        fields.at_least("sample.recalibrate", self.recalibrate, 0)
+        fields.at_least("sample.ensemble", self.ensemble, 0)
+        fields.at_least("sample.batch_size", self.batch_size, 1)

@@ -1,0 +1,58 @@
+"""Settings of the super-network."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfnas.common import user_functions
+from tfnas.config import fields
+
+# Arguments of each builder of `tfnas.supernets`, besides those that follow from the data.
+BUILDERS = {
+    "multi_branch_resnet": ("width", "num_blocks", "stem_width"),
+    "enas": ("width", "num_blocks", "drop_path"),
+    "resnet50": ("width", "num_blocks"),
+    "densenet121": ("width", "num_blocks"),
+    "densenet121_3d": ("width", "num_blocks"),
+}
+_WIDTHS = {  # divisors of the width
+    "multi_branch_resnet": (2, "an even number: the skip joins two halves"),
+    "resnet50": (4, "divisible by 4: four convolutions share the maps"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Supernet:
+    """Which super-network. docs/method.md lists the published sizes, `tfnas.supernets` the builders.
+
+    A number left at 0 is the builder's own default, that of the published network.
+    """
+
+    name: str = "multi_branch_resnet"  # or another builder of tfnas.supernets
+    width: int = 0  # channels of the first stage; of the DenseNets, the growth rate
+    num_blocks: int = 0  # blocks, layers or cells in each stage
+    stem_width: int = 0  # channels of the first convolution; of multi_branch_resnet only
+    drop_path: float = 0.0  # share of the examples for which training drops a path of the last cell; of enas only
+    # 'package.module:function', called with (input_shape, num_classes), returns a keras.Model that gives logits. It
+    # replaces `name`, and takes none of the numbers above.
+    source: str = ""
+
+    def arguments(self) -> dict[str, float]:
+        """Arguments for the builder: those that are not left at 0."""
+        taken = () if self.source else BUILDERS[self.name]
+        return {name: getattr(self, name) for name in taken if getattr(self, name)}
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range, or one that this builder does not take."""
+        fields.one_of("supernet.name", self.name, tuple(BUILDERS))
+        fields.require(0 <= self.drop_path < 1, "supernet.drop_path", self.drop_path, "a share in [0, 1)")
+        for field in ("width", "num_blocks", "stem_width", "drop_path"):
+            value = getattr(self, field)
+            fields.at_least(f"supernet.{field}", value, 0)
+            taken = field in BUILDERS[self.name] and not self.source
+            name = self.source or self.name
+            fields.require(taken or not value, f"supernet.{field}", value, f"left at 0: '{name}' does not take it")
+        divisor, expected = _WIDTHS.get(self.name, (1, ""))
+        fields.require(self.width % divisor == 0, "supernet.width", self.width, expected)
+        if self.source:
+            user_functions.check_name("supernet.source", self.source)

@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _config() -> config_lib.Config:
     if flags.FLAGS.config is None:
-        raise UserError("--config=FILE expected, for example --config=configs/digits.py. Received: none")
+        raise UserError("--config=FILE is required, for example --config=configs/digits.py")
     user_functions.add_import_folder(_config_folder())
     return config_lib.from_config_dict(flags.FLAGS.config)
 

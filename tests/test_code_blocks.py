@@ -187,7 +187,7 @@ def test_commands_are_accepted(tmp_path):
     wrong = ["tfnas run --config=configs/digits.py --workdir=W --config.search.epoch=3", "tfnas serch --workdir=W"]
     wrong += ["python benchmarks/ranking.py --data=DIR", "python -m pipelines.run --runner=here", "ls -l"]
     *answers, a, b, c, d, e = accepted.refusals([*(g for _, _, g in asked), *map(shlex.split, wrong)], tmp_path)
-    assert "no key 'search.epoch'" in a and "one stage expected" in b and "Unknown command line flag 'data'" in c
+    assert "no key 'search.epoch'" in a and "serch" in b and "Unknown command line flag 'data'" in c
     assert "value should be one of" in d and "no program whose command line is known here" in e
     refused = [
         f"{document}: {command}\n{said}" for (document, command, _), said in zip(asked, answers, strict=True) if said

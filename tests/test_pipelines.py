@@ -195,7 +195,7 @@ def test_compiling_needs_no_tensorflow(tmp_path):
 
 MISTAKES = [
     (["--config=configs/digits.py"], 1, "--runner=local, kubeflow or vertex, or --compile_to=FILE expected"),
-    (["--runner=local"], 1, "--config=FILE expected, for example --config=configs/digits.py"),
+    (["--runner=local"], 1, "--config=FILE is required, for example --config=configs/digits.py"),
     (["--runner=local", "--config=none.py"], 2, "--config: a Python file expected, such as configs/digits.py"),
     (
         ["--runner=local", "--config=configs/digits.py", "--config.search.el2=3"],

@@ -1,22 +1,22 @@
-"""Find a small, accurate network inside a big one.
+"""Find a small, accurate network inside an oversized one.
 
 tfnas STAGE --config=configs/NAME.py --workdir=DIR [--config.search.parameters=0.5 ...]
 
 STAGE is one of:
-  search    train the super-network and learn how likely each channel is to be dropped
-  sample    draw candidates from that posterior and rank them on the validation split
-  retrain   cut the best one out, train it further, compare on the test split
-  evaluate  hold it against the thresholds of config.evaluate
-  export    write and check a SavedModel, if it meets them
+  search    train the supernet and learn the drop probability of each channel
+  sample    sample candidates from the posterior and rank them on the validation split
+  retrain   cut out the best candidate, retrain it, compare on the test split
+  evaluate  compare the network with the thresholds of config.evaluate
+  export    write and verify a SavedModel, if the thresholds are met
   report    write report.html
   run       all of these, in this order
-or, before them,
-  preview   write preview.png, images as the network will see them, and print the data's sizes, mean and std
-  check     build the networks, take some steps, and say what the run will need and how long it will take
-  tune      search with each of the values that config.tune names, and say which found the best network
+or, before a run,
+  preview   write preview.png, images as the network sees them, and print the data's sizes, mean and std
+  check     build the networks, run some steps, and estimate the resources and time of a run
+  tune      search with each of the values in config.tune, and report which found the best network
 
-`tfnas sample --shard=i/n` evaluates one part of the candidates, for several machines; `tfnas sample` then ranks all.
-A stage that is up to date is skipped; an interrupted one goes on from where it was.
+`tfnas sample --shard=i/n` evaluates one shard of the candidates, on one of several machines; `tfnas sample` then ranks
+all. A stage that is up to date is skipped; an interrupted one is resumed.
 `--config.KEY=VALUE` overrides any setting; tfnas/config/sections lists them all.
 """
 
@@ -38,16 +38,16 @@ from tfnas.common.errors import UserError, brief, exit_on_error, fail
 from tfnas.runs import provenance, stage_table, workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if it does not exist.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; created if it does not exist.")
 _SHARD = flags.DEFINE_string(
-    "shard", "", "Of sample: i/n evaluates part i of n only; without it, what all parts evaluated is ranked."
+    "shard", "", "For sample: i/n evaluates only shard i of n; without it, the evaluations of all shards are ranked."
 )
-_VERSION = flags.DEFINE_bool("version", False, "Print the version and end.")
+_VERSION = flags.DEFINE_bool("version", False, "Print the version and exit.")
 
 _PREFIX = "--config."
-_BEFORE = ("preview", "check")  # what is no stage of a run
-_TUNE = "tune"  # nor is this
-_DISTRIBUTED = ("search", "sample", "retrain")  # stages that several processes share
+_BEFORE = ("preview", "check")  # not stages of a run
+_TUNE = "tune"  # not a stage either
+_DISTRIBUTED = ("search", "sample", "retrain")  # stages that run in several processes
 
 
 def cli() -> None:
@@ -58,7 +58,7 @@ def cli() -> None:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """The positional arguments; a mistake in a flag ends the process with one line and exit code 2."""
+    """Parses the flags and returns the positional arguments; exits with one line and code 2 on an invalid flag."""
     try:
         for argument in argv[1:]:
             if argument.startswith(_PREFIX) or argument.startswith(_PREFIX[1:]):
@@ -72,10 +72,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return _parsed(argv)
     except UserError as error:
         fail(str(error), 2)
-    except Exception as error:  # whatever a config file, which is the user's own Python, may raise
+    except Exception as error:  # a config file is the user's Python and may raise anything
         if isinstance(error, flags.Error) and "parsing config file" not in str(error):
             fail(str(error), 2)
-        # Of what the file raised, ml_collections and absl make errors of their own, with the traceback as message.
+        # ml_collections and absl wrap the file's error in their own, with the traceback as the message.
         cause: BaseException = error
         while cause.__context__ is not None:
             cause = cause.__context__
@@ -83,14 +83,14 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _parsed(argv: Sequence[str]) -> list[str]:
-    """What absl makes of the flags; one that it does not know is often a setting without its `--config.SECTION.`."""
+    """Parses the flags with absl. An unknown flag is often a setting without its `--config.SECTION.`."""
     try:
         return flags.FLAGS(list(argv))
     except flags.UnrecognizedFlagError as error:
         name = error.flagname
         meant = " or ".join(f"{_PREFIX}{key}" for key in config_lib.keys_named(name.replace("-", "_")))
         if not meant and "Did you mean" in str(error):
-            raise  # another flag is near
+            raise  # absl suggests another flag
         hint = f": did you mean {meant}?" if meant else ""
         raise UserError(f"Unknown command line flag '{name}'; settings are --config.SECTION.KEY=VALUE{hint}") from None
 
@@ -98,7 +98,7 @@ def _parsed(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     """Runs the stage that the command line names.
 
-    A user's mistake, and a file that cannot be written, end with one line and exit code 1.
+    Exits with one line and code 1 on a user error or a file that cannot be written.
     """
     if _VERSION.value:
         print(f"tfnas {provenance.versions()['tfnas']}")
@@ -110,12 +110,12 @@ def main(argv: Sequence[str]) -> None:
 def _run(arguments: Sequence[str]) -> None:
     choices = [*stage_table.STAGES, "run", *_BEFORE, _TUNE]
     if len(arguments) != 1 or arguments[0] not in choices:
-        raise UserError(f"one stage expected, of {', '.join(choices)}. Received: {' '.join(arguments) or 'none'}")
+        raise UserError(f"expected one stage: {', '.join(choices)}. Received: {' '.join(arguments) or 'none'}")
     if _WORKDIR.value is None:
-        raise UserError("--workdir=DIR expected, the folder of this run. Received: none")
+        raise UserError("--workdir=DIR is required, the folder of this run")
     if _CONFIG.value is None:
-        raise UserError("--config=FILE expected, for example --config=configs/digits.py. Received: none")
-    # The user's own functions may stand beside the config file, or in it.
+        raise UserError("--config=FILE is required, for example --config=configs/digits.py")
+    # The user's own functions may be in the config file, or next to it.
     user_functions.add_import_folder(
         os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir
     )
@@ -133,19 +133,19 @@ def _run(arguments: Sequence[str]) -> None:
         _load("sample").run(config, work.path, _SHARD.value)
         return
     stages = list(stage_table.STAGES) if arguments[0] == "run" else [arguments[0]]
-    if not work.writes:  # of several processes only the chief does what needs no training
+    if not work.writes:  # with several processes, only the chief runs the other stages
         stages = [stage for stage in stages if stage in _DISTRIBUTED]
-    with work.hold(_group()):  # as a whole: nobody else works between two stages
+    with work.hold(_group()):  # held across stages, so that no other command starts in between
         work.claim(config)
         if "export" in stages and config.export.formats:
             _load("conversion", "tfnas.exporting").require(config.export.formats)
         for stage in stages:
             if arguments[0] == "run" and stage == "export" and not _blessed(work):
-                print("export    left out: the network is not what was asked for")
+                print("export    skipped: the network does not meet the thresholds")
                 continue
             _run_stage(stage, config, work)
         if arguments[0] == "run" and work.writes:
-            _say_end(work, config)
+            _print_summary(work, config)
 
 
 def _tune(config: config_lib.Config, work: workdir.Workdir) -> None:
@@ -157,18 +157,18 @@ def _tune(config: config_lib.Config, work: workdir.Workdir) -> None:
     options = [f"--config={config_flags.get_config_filename(flags.FLAGS['config'])}"]
     options.append(f"--workdir={work.path / tuning.FOLDER / best.folder}")
     options += [f"--config.{key}={_typed(value)}" for key, value in chosen.items()]
-    print(f"next      tfnas run {shlex.join(options)}     (its search is there)")
+    print(f"next      tfnas run {shlex.join(options)}     (reuses its search)")
 
 
 def _typed(value: Any) -> str:
-    """A setting's value as the command line takes it."""
+    """Formats a setting's value for the command line."""
     if isinstance(value, tuple | list):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> None:
-    # Asked here first, because importing a stage loads TensorFlow, which takes longer than saying 'up to date'.
+    # Checked first, because importing a stage loads TensorFlow, which takes seconds.
     work.check_upstream(stage, config)
     if work.is_current(stage, config):
         print(f"{stage:9s} up to date")
@@ -187,27 +187,27 @@ def _is_chief() -> bool:
 
 
 def _group() -> str:
-    """Of the processes that may work in the folder beside this one."""
+    """Name of the group of processes that may use the folder together."""
     return _in_cluster("", lambda cluster: cluster.name)
 
 
-def _in_cluster(alone: Any, asked: Callable[[Any], Any]) -> Any:
-    if "TF_CONFIG" not in os.environ:  # there is no other process, and no need to load what would look for them
-        return alone
+def _in_cluster(default: Any, query: Callable[[Any], Any]) -> Any:
+    if "TF_CONFIG" not in os.environ:  # a single process: no need to load TensorFlow
+        return default
     terminal.load_tensorflow()
     from tfnas.training import distribution
 
-    return asked(distribution.cluster())
+    return query(distribution.cluster())
 
 
 def _load(name: str, package: str = "tfnas.stages") -> Any:
     if name not in stage_table.WITHOUT_TENSORFLOW:
         terminal.load_tensorflow()
-    logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
+    logging.set_verbosity(logging.WARNING)  # TFDS logs every file that it opens
     return importlib.import_module(f"{package}.{name}")
 
 
-def _say_end(work: workdir.Workdir, config: config_lib.Config) -> None:
+def _print_summary(work: workdir.Workdir, config: config_lib.Config) -> None:
     from tfnas.reporting import report, results
 
     report.print_table(work, config)

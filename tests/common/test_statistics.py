@@ -164,7 +164,7 @@ def test_wilsons_interval_against_its_formula():
         (lambda: predictive([[0.5, 0.5]], [2]), "predictive: labels"),
         (lambda: predictive([[0.5, 0.5]], [1], level=0), "predictive: level"),
         (lambda: Paired.of([True] * 2, [True] * 3), r"Paired: .* Received: bool \(2,\) and bool \(3,\)"),
-        (lambda: Paired.of([1, 0], [0, 1]), "Paired: .*, bool, .* Received: int64"),
+        (lambda: Paired.of([1, 0], [0, 1]), "Paired: .* bool .*Received: int64"),
         (lambda: proportion_interval(3, 2), "proportion_interval: .* Received: 3 of 2"),
         (lambda: proportion_interval(-1, 2), "proportion_interval: .* Received: -1 of 2"),
         (lambda: proportion_interval(0, 0), "proportion_interval: .* Received: 0 of 0"),

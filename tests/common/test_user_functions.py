@@ -52,8 +52,8 @@ def test_what_is_no_such_name_is_refused(text):
         ("bad_syntax", "def load(:\n", "importing 'bad_syntax' failed: SyntaxError"),
         ("bad_value", "x = 1\ny = int('z')\n", r"importing 'bad_value' failed: ValueError: .*bad_value.py, line 2\)"),
         ("bad_import", "import not_installed_here\n", "importing 'bad_import' failed: .*not_installed_here"),
-        ("bad_name", "def loads():\n    pass\n", "'load' expected to be a function of 'bad_name' .*no such name"),
-        ("bad_kind", "load = 3\n", "'load' expected to be a function .*Received: int"),
+        ("bad_name", "def loads():\n    pass\n", "expected a function 'load' in 'bad_name' .*no such name"),
+        ("bad_kind", "load = 3\n", "expected a function 'load' in 'bad_kind' .*Received: int"),
     ],
 )
 def test_a_bad_module_is_one_line(module, name, code, message):

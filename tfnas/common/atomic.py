@@ -1,4 +1,4 @@
-"""Files that others see whole or not at all, on a disk that may lose its power at any moment. No TensorFlow."""
+"""Atomic file writes that survive a loss of power at any time. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import shutil
 import uuid
 from collections.abc import Callable
 
-TEMPORARY = ".tfnas-"  # how the name begins of what is not whole yet
-SET_ASIDE = ".before-"  # and of a folder while another one takes its place
+TEMPORARY = ".tfnas-"  # prefix of files that are being written
+SET_ASIDE = ".before-"  # prefix of a folder that is being replaced
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
 def write(
     target: pathlib.Path, writer: Callable[[pathlib.Path], object], top: pathlib.Path, replace: bool = True
 ) -> None:
-    """Lets `writer` fill a temporary file beside `target`, then renames it: readers see the old or the new, whole.
+    """Lets `writer` fill a temporary file next to `target`, then renames it: readers see the old or the new file.
 
     Args:
-        target: the file; its folder is there.
-        writer: is given the temporary file's path, which ends as the target's does.
-        top: folder that the target lies in, above which no folder was made for it.
-        replace: False: a file that is there by then stays, so that of several processes the first one's does.
+        target: the file; its folder exists.
+        writer: receives the path of the temporary file, which has the target's extension.
+        top: folder above the target, above which no folder was created for it.
+        replace: False keeps a file that exists by then, so that the first of several processes wins.
 
     Raises:
-        OSError: naming the target, for a disk that is full or cannot be written; the old file stays.
+        OSError: naming the target, if the disk is full or cannot be written; the old file stays.
     """
-    # A name that nobody else has, not even a process of the same id in another container. The suffix stays, because
-    # Keras chooses a format by it.
+    # A unique name, even for processes with the same id in other containers. The suffix stays, because Keras chooses
+    # the format by it.
     temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}.{target.name}")
     try:
         writer(temporary)
@@ -38,9 +38,9 @@ def write(
         if replace or not _linked(temporary, target):
             os.replace(temporary, target)
         for parent in [parent for parent in target.parents if parent.is_relative_to(top)]:
-            sync(parent)  # else a power cut may take the name back, or that of a folder made for it
+            sync(parent)  # otherwise a loss of power may undo the rename, or a folder created for it
     except OSError as error:
-        # A stream's error has no name, and nobody knows the temporary one.
+        # A stream's error names no file, and the temporary name means nothing to the user.
         if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename, error.filename2 = str(target), None
         raise
@@ -49,18 +49,18 @@ def write(
 
 
 def replace(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Moves a finished file or folder to where it is looked for: there is the old or the new there, whole.
+    """Moves a finished file or folder to `target` atomically.
 
-    An old folder is `source` afterwards. Where the file system cannot exchange two folders (NFS), there is none at
-    `target` for an instant, and `restore` brings the old one back if the process is killed in it; all local ones of
-    Linux can.
+    An old folder is at `source` afterwards. If the file system cannot exchange two folders (NFS), `target` does not
+    exist for an instant, and `restore` brings the old folder back if the process is killed then. All local file
+    systems of Linux can exchange them.
 
     Args:
-        source: on the file system of `target`.
-        target: a file or folder like it, or nothing.
+        source: a file or folder on the file system of `target`.
+        target: an existing file or folder of the same kind, or an unused path.
 
     Raises:
-        OSError: if it cannot be moved; the old one stays.
+        OSError: if `source` cannot be moved; the old target stays.
     """
     for path in [*source.rglob("*"), source] if source.is_dir() else [source]:
         sync(path)
@@ -70,7 +70,7 @@ def replace(source: pathlib.Path, target: pathlib.Path) -> None:
     if not target.is_dir():
         os.replace(source, target)
     elif not _exchanged(source, target):
-        os.rename(target, before)  # not into a folder of what is unfinished, which the next process deletes
+        os.rename(target, before)  # not with the prefix of unfinished files, which the next process deletes
         try:
             os.rename(source, target)
         except BaseException:
@@ -81,10 +81,10 @@ def replace(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def restore(before: pathlib.Path) -> None:
-    """Ends a `replace` that was killed: the folder set aside returns to its place, or goes if the new one is there.
+    """Completes a `replace` that was killed: restores the old folder, or deletes it if the new one is in place.
 
     Args:
-        before: a folder whose name begins with `SET_ASIDE`.
+        before: a folder whose name starts with `SET_ASIDE`.
     """
     target = before.with_name(before.name.removeprefix(SET_ASIDE))
     if target.exists():
@@ -94,7 +94,7 @@ def restore(before: pathlib.Path) -> None:
 
 
 def _exchanged(one: pathlib.Path, other: pathlib.Path) -> bool:
-    """Whether two folders have each the other's name now, with no moment between; not every system can."""
+    """Exchanges two folders atomically, and returns whether the system supports this."""
     exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if exchange is None:
         return False
@@ -105,7 +105,7 @@ def _exchanged(one: pathlib.Path, other: pathlib.Path) -> bool:
 
 
 def sync(path: pathlib.Path) -> None:
-    """Brings a file's contents, or the names in a folder, to the disk; a folder only where its file system can."""
+    """Flushes a file's contents, or a folder's entries if its file system supports it, to disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -117,7 +117,7 @@ def sync(path: pathlib.Path) -> None:
 
 
 def _linked(temporary: pathlib.Path, target: pathlib.Path) -> bool:
-    """Whether there is a file at `target`, this one or an earlier; False where the file system has no links."""
+    """Links `temporary` to `target` unless that exists; returns False if the file system does not support links."""
     try:
         os.link(temporary, target)
     except FileExistsError:

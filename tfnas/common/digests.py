@@ -14,7 +14,7 @@ def of_file(path: pathlib.Path) -> str:
     """Hex SHA-256 of a file, or of a folder's file names and contents.
 
     Raises:
-        UserError: if it is neither, as a pipe, of which there may be no end.
+        UserError: if it is neither, such as a pipe, which may never end.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: a file or a folder expected. Received: neither; delete it")

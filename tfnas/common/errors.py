@@ -1,4 +1,4 @@
-"""What the command line tells in one line, without a traceback: a user's mistake, a file that cannot be written."""
+"""Errors that the command line reports in one line, without a traceback: user errors and unwritable files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
 _REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 20
 
-# Why something cannot be written, by the number in Python's errors and in the words of all others'.
+# Reasons why a file cannot be written: by errno for Python's errors, by message for those of other libraries.
 _UNWRITABLE = {
     number: os.strerror(number)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 }
-_NOWHERE = "No usable temporary directory found"  # Python's own words: all of them are full, or cannot be written
+_NO_TEMPORARY = "No usable temporary directory found"  # Python's message if all of them are full or read-only
 
 
 class UserError(Exception):
-    """Something the user can correct: the message names the thing, the value received and the value expected.
+    """An error that the user can correct. The message names the setting or file, the value received, and what to do.
 
     Attributes:
-        exit_code: of the command line.
+        exit_code: exit code of the command line.
     """
 
     exit_code = 1
@@ -38,37 +38,37 @@ class SearchFailedError(UserError):
 
 
 class PreemptedError(UserError):
-    """A process that received SIGTERM and has saved its state; the same command resumes."""
+    """The process received SIGTERM and has saved its state; the same command resumes."""
 
     exit_code = 128 + 15
 
 
 class WorkerLostError(UserError):
-    """A cluster that has lost a process; all of them must be restarted, and resume."""
+    """The cluster has lost a process; all processes must be restarted, and resume."""
 
-    exit_code = 75  # EX_TEMPFAIL: worth another try
+    exit_code = 75  # EX_TEMPFAIL: try again
 
 
 def brief(value: Any) -> str:
-    """`repr` for a message: one line, of bounded length and depth, whatever the value is."""
+    """Returns the `repr` of any value for a message: one line of bounded length and depth."""
     return " ".join(_REPR.repr(value).splitlines())
 
 
 def plain_message(error: BaseException) -> str:
-    """The words of TensorFlow's error in one line, of bounded length, without its names for places in the graph."""
+    """Returns the message of a TensorFlow error in one line of bounded length, without names of graph nodes."""
     words = re.sub(r"\{\{\w+ [^}]*\}\}|\[\[.*|\[Op:.*", "", " ".join(str(error).split()))
     return " ".join(words.split())[:300]
 
 
 @contextlib.contextmanager
 def unwrap_user_errors() -> Iterator[None]:
-    """Raises again, as itself, a UserError that TensorFlow caught inside a data pipeline and wrapped in its own."""
+    """Re-raises a UserError that TensorFlow caught in a data pipeline and wrapped in an error of its own."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        # TensorFlow keeps of it the type's name and the message, which is one line.
+        # TensorFlow keeps only the name of the type and the message, which is one line.
         inside = re.search(r"UserError: (.*)", str(error))
         if inside is None:
             raise
@@ -77,7 +77,7 @@ def unwrap_user_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def add_filename(file: str | os.PathLike[str]) -> Iterator[None]:
-    """An OSError of a stream, which names no file, is raised again with the name of `file`."""
+    """Adds the name of `file` to an OSError that names no file, as those of streams do."""
     try:
         yield
     except OSError as error:
@@ -87,20 +87,20 @@ def add_filename(file: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def unwritable(error: BaseException, otherwise: str) -> str | None:
-    """'FILE: REASON', if `error`, or what it was raised from, tells that a file could not be written; else None.
+    """Returns 'FILE: REASON' if `error`, or one of its causes, means that a file could not be written, else None.
 
-    The reasons are a full disk, one that is read-only, no permission, a quota, and an input/output error.
+    The reasons are a full or read-only disk, missing permission, a quota, and an input/output error.
 
     Args:
-        error: Python's own, which has a number, or TensorFlow's, HDF5's or TFDS's, which only say it in words.
-        otherwise: what is said for FILE where the error names none.
+        error: an error of Python, which has an errno, or of TensorFlow, HDF5 or TFDS, which only has a message.
+        otherwise: FILE if the error does not name one.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
             file = otherwise if cause.filename is None else os.fsdecode(cause.filename)
             return f"{file}: {_UNWRITABLE[cause.errno]}"
-        for reason in (*_UNWRITABLE.values(), _NOWHERE):
+        for reason in (*_UNWRITABLE.values(), _NO_TEMPORARY):
             if reason in str(cause):
                 named = re.search(rf"(/[^;:'\n]*)[;:'] *{reason}", str(cause))
                 return f"{named[1] if named else otherwise}: {reason}"
@@ -110,23 +110,23 @@ def unwritable(error: BaseException, otherwise: str) -> str | None:
 
 @contextlib.contextmanager
 def exit_on_error(writes_to: str) -> Iterator[None]:
-    """A user's mistake, a stop, and a file that cannot be written end the process with one line and an exit code.
+    """Ends the process with one line and an exit code on a UserError, Ctrl-C, or a file that cannot be written.
 
     Args:
-        writes_to: the folder that is named where the error names no file.
+        writes_to: folder to name if the error does not name a file.
     """
     try:
         yield
     except UserError as error:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        fail("stopped; the same command goes on from the last checkpoint", 128 + 2)
+        fail("stopped; the same command resumes from the last checkpoint", 128 + 2)
     except Exception as error:
         reason = unwritable(error, f"{writes_to}, or the folder for temporary files")
         if reason is None:
             raise
-        sys.unraisablehook = lambda _: None  # what is half written would tell it once more when it is closed
-        fail(f"{reason}; what was finished is kept, and the same command goes on from there", 1)
+        sys.unraisablehook = lambda _: None  # closing a partly written file would report the error again
+        fail(f"{reason}; finished work is kept, and the same command resumes from there", 1)
 
 
 def fail(message: str, code: int, program: str = "tfnas") -> NoReturn:

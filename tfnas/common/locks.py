@@ -1,4 +1,4 @@
-"""Locks of the system on open files, which end with their process, however that ends, and with its machine."""
+"""File locks of the operating system, released when their process ends for any reason, or its machine fails."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 
 def try_lock(file: int, how: int) -> bool:
-    """Whether a lock was to be had at once.
+    """Acquires a lock without waiting, and returns whether it was available.
 
     Args:
         file: descriptor.
-        how: `fcntl.LOCK_EX`, for one process alone, or `fcntl.LOCK_SH`.
+        how: `fcntl.LOCK_EX` (exclusive) or `fcntl.LOCK_SH` (shared).
 
     Raises:
-        OSError: where the file system has no locks.
+        OSError: if the file system does not support locks.
     """
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
@@ -28,7 +28,7 @@ def try_lock(file: int, how: int) -> bool:
 
 @contextlib.contextmanager
 def exclusive(file: int) -> Iterator[bool]:
-    """Waits for the lock and holds it while it lasts; False where the file system has no locks.
+    """Waits for an exclusive lock and holds it; yields False if the file system does not support locks.
 
     Args:
         file: descriptor.
@@ -45,11 +45,11 @@ def exclusive(file: int) -> Iterator[bool]:
 
 
 def is_same_file(file: int, path: pathlib.Path) -> bool:
-    """Whether an open file is the one at `path`: between opening and lock it may be replaced or deleted.
+    """Returns whether an open file is still the one at `path`: it may be replaced or deleted before it is locked.
 
     Args:
         file: descriptor.
-        path: of a file, or of nothing any more.
+        path: path of a file that may no longer exist.
     """
     try:
         return os.path.samestat(os.fstat(file), path.stat())

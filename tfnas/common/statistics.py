@@ -1,4 +1,4 @@
-"""What a ranking and a prediction are worth: expectations, correlations and calibration, each with its interval."""
+"""Statistics of rankings and predictions, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from tfnas.common.errors import UserError
 
-_LEAST_PROBABILITY = 2.0**-126  # float32's smallest normal number: a softmax that says 0 means no more than this
+_LEAST_PROBABILITY = 2.0**-126  # smallest normal float32, to which a softmax may underflow
 
 
 def best_of(
@@ -23,23 +23,23 @@ def best_of(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[dict]:
-    """What the best of c candidates is worth: the measured value of the one with the smallest score, on average.
+    """Expected measured value of the best of c candidates, the one with the smallest score.
 
     The expectation over all subsets of c of the N candidates is exact: the candidate of rank r (1 has the smallest
-    score) is the best of C(N - r, c - 1) of the C(N, c) subsets. The interval is the percentile bootstrap's over
-    candidates (Efron 1979). It says little for c near N, where all depends on the one best candidate.
+    score) is the best of C(N - r, c - 1) of the C(N, c) subsets. The interval is a percentile bootstrap over
+    candidates (Efron 1979). It is unreliable for c close to N, where the best candidate decides the value.
 
     Args:
-        scores: what candidates are chosen by, for example the validation loss; the smaller the better, NaN last, ties
-            to the earlier. Shape (N,).
-        measured: what the chosen one is then worth, for example its test accuracy; finite. Shape (N,).
+        scores: the criterion, for example the validation loss; smaller is better, NaN comes last, ties go to the
+            earlier candidate. Shape (N,).
+        measured: the value of each candidate once chosen, for example its test accuracy; finite. Shape (N,).
         counts: the values of c, from 1 to N.
         repeats: bootstrap samples.
         level: of the interval, between 0 and 1.
         seed: of the bootstrap.
 
     Returns:
-        One dictionary per count, in the order given: count, mean, low and high, the last three in units of `measured`.
+        One dictionary per count, in the given order: count, mean, low and high, the last three in units of `measured`.
 
     Raises:
         UserError: if an argument is out of its range, or the two shapes differ.
@@ -55,7 +55,7 @@ def best_of(
     ranked = measured[np.argsort(scores, kind="stable")]
     weights = np.reshape([_best_of_weights(size, count) for count in counts], (-1, size))
     rng = np.random.default_rng(seed)
-    # Sorted numbers of ranks are a sample in the order of its own ranks.
+    # Sorted ranks are a bootstrap sample that is already ranked.
     samples = [weights @ ranked[np.sort(rng.integers(size, size=size))] for _ in range(repeats)]
     intervals = _interval(np.array(samples), level)
     return [
@@ -65,9 +65,9 @@ def best_of(
 
 
 def _best_of_weights(size: int, count: int) -> np.ndarray:
-    """P(rank r of `size` is the best of `count`) for r = 1, 2, ..., by log-gamma: the binomials overflow."""
+    """P(rank r of `size` is the best of `count`) for r = 1, 2, ...; by log-gamma, because binomials overflow."""
     rank = np.arange(1, size + 1)
-    chosen = np.minimum(count - 1, size - rank)  # where too few are left, any number that log-gamma takes
+    chosen = np.minimum(count - 1, size - rank)  # any valid argument of log-gamma where too few are left
     log = _log_binomial(size - rank, chosen) - _log_binomial(size, count)
     return np.where(size - rank >= count - 1, np.exp(log), 0.0)
 
@@ -82,18 +82,18 @@ def kendall_tau(
 ) -> tuple[float, float, float]:
     """Rank correlation of two scores of the same candidates: Kendall's tau-b (1945), in [-1, 1], and its interval.
 
-    The interval is the percentile bootstrap's over candidates. A sample in which one of the scores is the same
-    throughout has no tau and is left out.
+    The interval is a percentile bootstrap over candidates. Bootstrap samples in which one of the scores is constant
+    have no tau and are left out.
 
     Args:
-        a: shape (N,), at least two; infinity is a rank like any other, NaN is refused.
+        a: shape (N,), N >= 2; infinity is allowed, NaN is not.
         b: likewise.
         repeats: bootstrap samples.
         level: of the interval, between 0 and 1.
         seed: of the bootstrap.
 
     Returns:
-        tau, low, high; all three NaN if one of the scores is the same throughout.
+        tau, low, high; all three are NaN if one of the scores is constant.
 
     Raises:
         UserError: if an argument is out of its range, or the two shapes differ.
@@ -146,10 +146,10 @@ def predictive(
 ) -> dict[str, Any]:
     """Accuracy and negative log-likelihood, each with its interval, and the calibration error (15 bins).
 
-    The accuracy's interval is Wilson's, the likelihood's the percentile bootstrap's over examples. The calibration
-    error has none: it is a sum of absolute differences, which noise makes larger. Of 79 examples of a perfectly
-    calibrated prediction it is 0.04 to 0.08, the bootstrap's samples are higher still, and its intervals, corrected for
-    that or not, contained the truth in 0 to 95 % of 300 simulated data sets. So compare it on the same examples only.
+    The accuracy has Wilson's interval, the likelihood a percentile bootstrap over examples. The calibration error has
+    none: it is a sum of absolute differences, which noise increases. On 79 examples of a perfectly calibrated
+    prediction it is 0.04 to 0.08, bootstrap samples are higher still, and their intervals, with or without a
+    correction, contained the true value in 0 to 95 % of 300 simulated data sets. Compare it on the same examples only.
 
     Args:
         probabilities: shape (n, classes), rows that add up to 1.
@@ -168,18 +168,18 @@ def predictive(
     _check_bootstrap("predictive", repeats, level)
     size = len(labels)
     correct = int((probabilities.argmax(1) == labels).sum())
-    surprise = -np.log(np.maximum(probabilities[np.arange(size), labels], _LEAST_PROBABILITY))
+    nll = -np.log(np.maximum(probabilities[np.arange(size), labels], _LEAST_PROBABILITY))
     rng = np.random.default_rng(seed)
-    low, high = _interval(np.array([surprise[rng.integers(size, size=size)].mean() for _ in range(repeats)]), level)
+    low, high = _interval(np.array([nll[rng.integers(size, size=size)].mean() for _ in range(repeats)]), level)
     return {
         "accuracy": (correct / size, *proportion_interval(correct, size, level)),
-        "nll": (float(surprise.mean()), float(low), float(high)),
+        "nll": (float(nll.mean()), float(low), float(high)),
         "ece": calibration_error(probabilities, labels),
     }
 
 
 def _binned(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each example, the bin of its top probability, and how much that exceeds being right (1) or wrong (0)."""
+    """Bin of each example's top probability, and the difference between that and being correct (1) or not (0)."""
     top = probabilities.max(1)
     edges = np.linspace(0, 1, bins + 1)[1:-1]
     return np.searchsorted(edges, top, side="left"), top - (probabilities.argmax(1) == labels)
@@ -190,10 +190,10 @@ def _calibration_error(bin_of: np.ndarray, gap: np.ndarray, bins: int) -> float:
 
 
 def proportion_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a proportion, for example an accuracy, by its score test (Wilson 1927); in [0, 1].
+    """Score interval (Wilson 1927) of a proportion such as an accuracy, in [0, 1].
 
     Args:
-        correct: how many of `total`.
+        correct: number out of `total`.
         total: at least 1.
         level: of the interval, between 0 and 1.
 
@@ -201,7 +201,9 @@ def proportion_interval(correct: int, total: int, level: float = 0.95) -> tuple[
         UserError: if an argument is out of its range.
     """
     if not 0 <= correct <= total or total < 1:
-        raise UserError(f"proportion_interval: from 0 to all of at least one expected. Received: {correct} of {total}")
+        raise UserError(
+            f"proportion_interval: expected 0 <= correct <= total and total >= 1. Received: {correct} of {total}"
+        )
     _check_level("proportion_interval", level)
     interval = stats.binomtest(int(correct), int(total)).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
@@ -209,11 +211,11 @@ def proportion_interval(correct: int, total: int, level: float = 0.95) -> tuple[
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """The network found and another one, on the same examples.
+    """Paired comparison of the network found with another one, on the same examples.
 
     Attributes:
-        only_found: examples that only the network found has right.
-        only_other: examples that only the other one has right.
+        only_found: number of examples that only the network found classifies correctly.
+        only_other: number of examples that only the other network classifies correctly.
     """
 
     only_found: int
@@ -221,7 +223,7 @@ class Paired:
 
     @classmethod
     def of(cls, found: ArrayLike, other: ArrayLike) -> Paired:
-        """From which examples each has right: bool, shape (n,).
+        """Compares which examples each classifies correctly: bool, shape (n,).
 
         Raises:
             UserError: if the arguments are not these.
@@ -229,23 +231,23 @@ class Paired:
         found, other = np.asarray(found), np.asarray(other)
         if found.ndim != 1 or found.shape != other.shape or {found.dtype, other.dtype} != {np.dtype(bool)}:
             raise UserError(
-                "Paired: whether each of two networks has each example right expected, bool, shape (n,). "
+                "Paired: expected bool arrays of shape (n,), whether each network classifies each example correctly. "
                 f"Received: {found.dtype} {found.shape} and {other.dtype} {other.shape}"
             )
         return cls(int((found & ~other).sum()), int((other & ~found).sum()))
 
     @property
     def p_value(self) -> float:
-        """Of McNemar's exact test (1947) that the two are right equally often, two-sided.
+        """Two-sided p-value of McNemar's exact test (1947) that both are correct equally often.
 
-        Where they agree, an example says nothing about which is better; of those where they do not, half would go to
-        either, were they equally good: p is the binomial probability of a split at least as uneven.
+        Examples on which they agree carry no information. The others would be split evenly between two equally good
+        networks: p is the binomial probability of a split at least as uneven.
         """
         differ = self.only_found + self.only_other
         return float(stats.binomtest(self.only_found, differ).pvalue) if differ else 1.0
 
     def record(self) -> dict[str, Any]:
-        """As a file has it."""
+        """Returns the values as a dictionary for JSON."""
         return {"only_found": self.only_found, "only_other": self.only_other, "p_value": self.p_value}
 
 
@@ -284,7 +286,7 @@ def _predictions(name: str, probabilities: ArrayLike, labels: ArrayLike) -> tupl
         )
     if not probabilities.size:
         raise UserError(f"{name}: at least one example expected. Received: none")
-    # Half precision adds up to 1 within less than a hundredth; logits do not.
+    # Half-precision probabilities add up to 1 to within a hundredth; logits do not.
     if not (probabilities.min() >= 0 and np.all(np.abs(probabilities.sum(1) - 1) < 1e-2)):
         raise UserError(
             f"{name}: probabilities must be at least 0 and add up to 1. Received: at least {probabilities.min():g}, "

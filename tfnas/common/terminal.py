@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: one console for all, help, and TensorFlow started without its greeting."""
+"""The shared console, help flags, and a quiet import of TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from absl import app, flags
 
 console = rich.console.Console()
 if not console.is_terminal:
-    console = rich.console.Console(width=116)  # a log file has no width; the table needs this one
+    console = rich.console.Console(width=116)  # a log file has no width; the table needs 116 columns
 
 
 def print_line(message: str, style: str | None = None, to: rich.console.Console = console) -> None:
-    """Prints a line unbroken, so that commands can be copied from it."""
+    """Prints a message without wrapping it, so that commands can be copied."""
     to.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -29,7 +29,7 @@ def warn(message: str, to: rich.console.Console = console) -> None:
 
 
 class _Help(flags.BooleanFlag):
-    """A help flag that ends with exit code 0. absl's own ends with 1, as if it were a mistake to ask."""
+    """A help flag that exits with code 0, unlike absl's own, which exits with 1."""
 
     def __init__(self, of: Any, short_name: str | None) -> None:
         super().__init__(of.name, False, of.help, short_name, allow_override=True, allow_hide_cpp=True)
@@ -43,17 +43,17 @@ class _Help(flags.BooleanFlag):
 
 
 def define_help() -> None:
-    """Defines --help, -h, -?, --helpshort, --helpfull and --helpxml; `app.run` then leaves out its own."""
+    """Defines --help, -h, -?, --helpshort, --helpfull and --helpxml, so that `app.run` does not define its own."""
     app.define_help_flags()
     for name, short_name in (("help", "?"), ("helpshort", "h"), ("helpfull", None), ("helpxml", None)):
         flags.FLAGS[name] = _Help(flags.FLAGS[name], short_name)
 
 
 def load_tensorflow() -> Any:
-    """Imports TensorFlow and finds its devices; returns the module. Of a GPU's memory it then takes what it needs.
+    """Imports TensorFlow, initializes its devices, and returns the module. GPU memory is allocated as needed.
 
-    TensorFlow's C++ code greets on standard error with some ten lines that no log level silences. They are held back,
-    and shown after all if the import fails, or if there is an NVIDIA device that TensorFlow could not use.
+    At import, TensorFlow's C++ code writes about ten lines to standard error, whatever the log level. They are
+    suppressed, unless the import fails or there is an NVIDIA device that TensorFlow cannot use.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings stay
     sys.stderr.flush()
@@ -64,10 +64,10 @@ def load_tensorflow() -> Any:
         try:
             tensorflow = importlib.import_module("tensorflow")
             for gpu in tensorflow.config.list_physical_devices("GPU"):
-                # Else all of it is taken at once, and no other process on this machine finds any.
-                with contextlib.suppress(RuntimeError, ValueError):  # whoever has begun to use it has decided
+                # By default, TensorFlow allocates all memory, which leaves none to other processes.
+                with contextlib.suppress(RuntimeError, ValueError):  # the GPU is already in use
                     tensorflow.config.experimental.set_memory_growth(gpu, True)
-            # Of several processes, a strategy must be made before the devices are.
+            # With several processes, the strategy must be created before the logical devices.
             kind = "physical" if "TF_CONFIG" in os.environ else "logical"
             devices = getattr(tensorflow.config, f"list_{kind}_devices")("GPU")
             usable = bool(devices) or not os.path.exists("/dev/nvidia0")
@@ -82,7 +82,7 @@ def load_tensorflow() -> Any:
 
 @contextlib.contextmanager
 def errors_expected() -> Iterator[None]:
-    """While it lasts, nothing reaches standard error: TensorFlow logs errors that are caught, as if nobody knew."""
+    """Suppresses standard error, because TensorFlow also logs errors that are caught."""
     sys.stderr.flush()
     standard_error = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -15,8 +15,8 @@ from tfnas.common.errors import UserError, brief
 
 
 def add_import_folder(folder: str | os.PathLike[str]) -> None:
-    """Modules are from now on found in this folder too, after the installed ones."""
-    # Last, so that a user's file cannot take the name of a module that the packages here need.
+    """Adds a folder to the import path, after the installed packages."""
+    # Last, so that a user's file cannot shadow a module that installed packages import.
     path = str(pathlib.Path(folder).resolve())
     if path not in sys.path:
         sys.path.append(path)
@@ -29,10 +29,10 @@ def check_name(key: str, text: str) -> None:
 
 
 def resolve(key: str, text: str) -> Callable[..., Any]:
-    """The function that setting `key` names; its module is looked for in the current folder too.
+    """Returns the function that setting `key` names; its module may be in the current folder.
 
     Raises:
-        UserError: if the module is not found or fails to import, or has no such function.
+        UserError: if the module is not found or cannot be imported, or has no such function.
     """
     check_name(key, text)
     add_import_folder(os.getcwd())
@@ -43,22 +43,22 @@ def resolve(key: str, text: str) -> Callable[..., Any]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(f"{key}: importing '{module_name}' failed: {describe(error)}") from None
         raise UserError(
-            f"{key}: no module '{error.name}' for '{text}'; a module expected in the current folder, the config "
-            "file's, or installed"
+            f"{key}: no module '{error.name}' for '{text}'; expected in the current folder, next to the config file, "
+            "or installed"
         ) from None
     except Exception as error:  # whatever the user's own Python may raise
         raise UserError(f"{key}: importing '{module_name}' failed: {describe(error)}") from None
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(
-            f"{key}: '{name}' expected to be a function of '{module_name}' ({getattr(module, '__file__', 'built in')})."
+            f"{key}: expected a function '{name}' in '{module_name}' ({getattr(module, '__file__', 'built in')})."
             f" Received: {'no such name' if function is None else type(function).__name__}"
         )
     return function
 
 
 def call(key: str, text: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """What the user's function returns. Raises UserError with the place in the user's file if it fails."""
+    """Calls the user's function; raises UserError with the line of the user's file if it fails."""
     try:
         return function(*arguments, **keywords)
     except UserError:
@@ -68,7 +68,7 @@ def call(key: str, text: str, function: Callable[..., Any], *arguments: Any, **k
 
 
 def describe(error: BaseException) -> str:
-    """One line: type, message, and the innermost place in a file that is nobody's installed package."""
+    """Describes an error in one line: type, message, and the innermost line outside of installed packages."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the package
     own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(here)]

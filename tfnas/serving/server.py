@@ -4,8 +4,7 @@
 
 Its flags are named as tensorflow_model_server's are, so that the command and the clients move to the image
 `tensorflow/serving` unchanged. It is not TensorFlow Serving: it loads the newest version once, when it starts, does not
-batch the requests of different clients, and answers predict, metadata and status only. HTTP is kserve's; both need the
-extra `serving`.
+batch the requests of different clients, and answers predict, metadata and status only. It needs the extra `serving`.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ import asyncio
 import concurrent.futures
 import errno
 import importlib.util
-import logging
 import os
 import pathlib
 import signal
 import socket
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,21 +33,23 @@ if TYPE_CHECKING:
 _BASE_PATH = flags.DEFINE_string("model_base_path", None, "Folder of the model, with one for each version.")
 _NAME = flags.DEFINE_string("model_name", "default", "The model's name in requests.")
 _CONFIG_FILE = flags.DEFINE_string(
-    "model_config_file", None, "Several models instead: a text file with a ModelServerConfig's model_config_list."
+    "model_config_file", None, "Serves several models: a text file with a ModelServerConfig's model_config_list."
 )
-_PORT = flags.DEFINE_integer("port", 8500, "Port of gRPC; 0 takes a free one.", 0, 65535)
-_REST_PORT = flags.DEFINE_integer("rest_api_port", 8501, "Port of REST; 0 takes a free one.", 0, 65535)
+_PORT = flags.DEFINE_integer("port", 8500, "Port of gRPC; 0 selects a free one.", 0, 65535)
+_REST_PORT = flags.DEFINE_integer("rest_api_port", 8501, "Port of REST; 0 selects a free one.", 0, 65535)
 _MAX_BYTES = flags.DEFINE_integer(
     "max_request_bytes",
     32 << 20,
-    "Bytes of a request: of its body in REST, of its message in gRPC. More is refused.",
+    "Most bytes of a request: of its body in REST, of its message in gRPC.",
     1,
 )
-_MAX_IMAGES = flags.DEFINE_integer("max_images", 256, "Images, or other inputs, of a request; more are refused.", 1)
-_ADDRESS = flags.DEFINE_string("address", "127.0.0.1", "What is listened at; 0.0.0.0 is all the machine's addresses.")
+_MAX_IMAGES = flags.DEFINE_integer("max_images", 256, "Most images, or other inputs, of a request.", 1)
+_ADDRESS = flags.DEFINE_string(
+    "address", "127.0.0.1", "Address to listen on; 0.0.0.0 is all of the machine's addresses."
+)
 
 _PROGRAM = "tfnas.serving.server"
-_GRACE = 10  # seconds that requests under way have to end
+_GRACE = 10  # seconds that pending requests have to finish
 _HTTP = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429}
 
 
@@ -58,13 +57,13 @@ def start_grpc(models: servable.Models, address: str, port: int, max_bytes: int)
     """A grpc.Server that answers PredictionService's Predict and GetModelMetadata, started, and its port.
 
     Args:
-        models: that it serves.
-        address: of this machine.
-        port: 0 is any that is free.
+        models: to serve.
+        address: of this machine, to listen on.
+        port: 0 selects a free one.
         max_bytes: of a request's message; a larger one is refused with RESOURCE_EXHAUSTED, unread.
 
     Raises:
-        UserError: if the port cannot be had.
+        UserError: if the port is not available.
     """
     import grpc
     import numpy as np
@@ -124,15 +123,15 @@ def start_grpc(models: servable.Models, address: str, port: int, max_bytes: int)
 
 
 def listen(flag: str, address: str, port: int) -> socket.socket:
-    """A socket for REST; kserve's own would listen at all of the machine's addresses.
+    """A listening socket.
 
     Args:
         flag: that gave the port, for messages.
-        address: of this machine.
-        port: 0 is any that is free.
+        address: of this machine, to listen on.
+        port: 0 selects a free one.
 
     Raises:
-        UserError: if the port cannot be had.
+        UserError: if the port is not available.
     """
     try:
         return socket.create_server((address, port))
@@ -149,9 +148,9 @@ def _in_use(flag: str, address: str, port: int) -> UserError:
 
 
 def _check_ports() -> None:
-    """Raises UserError if one cannot be had.
+    """Raises UserError if a port is not available.
 
-    They are given back until all is loaded: a client is to be refused until then, and not to wait.
+    The ports are released until everything is loaded, so that clients are refused until then and do not wait.
     """
     address, port, rest_port = _ADDRESS.value, _PORT.value, _REST_PORT.value
     if port == rest_port != 0:
@@ -160,143 +159,73 @@ def _check_ports() -> None:
     listen("--port", address, port).close()
 
 
-class _Bounded:
-    """An ASGI application behind which no request's body is larger than `max_bytes`; a larger one is answered by 413.
-
-    A body of no declared length, sent in pieces, is counted as it comes.
-    """
-
-    _DRAINED = 32  # x max_bytes of a refused body are taken and thrown away: many clients read no answer before
-
-    def __init__(self, app: Any, max_bytes: int) -> None:
-        self._app = app
-        self._max = max_bytes
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        declared = int(length) if length.isdigit() else 0
-        pieces: list[bytes] = []
-        size, more = 0, True
-        while more and size <= self._DRAINED * self._max:
-            message = await receive()
-            if message["type"] != "http.request":  # the client has gone
-                return
-            piece, more = message.get("body", b""), message.get("more_body", False)
-            size += len(piece)
-            if max(size, declared) > self._max:
-                pieces.clear()
-            else:
-                pieces.append(piece)
-        if max(size, declared) > self._max:
-            from starlette.responses import JSONResponse
-
-            received = f"{max(size, declared)}{' or more' * more}"
-            error = f"body: at most {self._max} bytes expected (--max_request_bytes). Received: {received}"
-            await JSONResponse({"error": error}, 413)(scope, receive, send)
-            return
-        waiting = [{"type": "http.request", "body": b"".join(pieces), "more_body": False}]
-        pieces.clear()
-
-        async def replayed() -> Any:
-            return waiting.pop() if waiting else await receive()
-
-        await self._app(scope, replayed, send)
-
-
-def rest_server(models: servable.Models, max_bytes: int) -> Any:
-    """A kserve RESTServer that answers TensorFlow Serving's predict, status and metadata; it listens when it is run.
+def rest_application(models: servable.Models, max_bytes: int) -> Any:
+    """An aiohttp Application that answers TensorFlow Serving's predict, status and metadata.
 
     Args:
-        models: that it serves.
-        max_bytes: of a request's body.
+        models: to serve.
+        max_bytes: of a request's body; a larger one is refused with 413. aiohttp discards the rest of it for some
+            seconds, because many clients read no answer before they have sent everything.
     """
-    arguments, sys.argv = sys.argv, sys.argv[:1]  # kserve parses the command line when it is imported
-    try:
-        import kserve.model_server
-    finally:
-        sys.argv = arguments
     import orjson
-    import starlette.exceptions
-    import starlette.responses
+    from aiohttp import web
     from google.protobuf import json_format
-    from kserve.protocol.dataplane import DataPlane
-    from kserve.protocol.model_repository_extension import ModelRepositoryExtension
-    from kserve.protocol.rest.server import RESTServer
-    from kserve.protocol.rest.v1_endpoints import V1Endpoints
     from tensorflow_serving.apis import get_model_status_pb2
 
     from tfnas.serving import servable
 
-    # It logs every error it answers with a traceback; an error that is not answered is logged by uvicorn.
-    logging.getLogger("kserve").setLevel(logging.CRITICAL)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # kserve's own use of it
+    def answered(content: Any, status: int = 200) -> web.Response:
+        body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        return web.Response(body=body, status=status, content_type="application/json")
 
-    class Endpoint(kserve.Model):
-        def __init__(self, model: servable.Model) -> None:
-            super().__init__(model.name)
-            self.model = model
-            self.ready = True
-
-        async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
-            return await asyncio.to_thread(self.answer, payload)
-
-        def answer(self, payload: Any) -> Any:
-            if isinstance(payload, bytes):  # kserve reads only what is called JSON; curl calls it a form
-                try:
-                    payload = orjson.loads(payload)
-                except orjson.JSONDecodeError as error:
-                    raise servable.RequestError(f"body: JSON expected. Received: {error}") from None
-            return servable.answer_json(self.model, payload)
-
-    repository = kserve.ModelRepository()
-    for model in models.by_name.values():
-        repository.update(Endpoint(model))
-    plane = DataPlane(model_registry=repository)
-    endpoints = V1Endpoints(plane)
-
-    def found(request: Any) -> servable.Model:
-        return models.find(request.path_params["name"], request.path_params.get("version"))
-
-    def as_json(message: Any) -> Any:
-        content = json_format.MessageToDict(
-            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    def as_json(message: Any) -> web.Response:
+        return answered(
+            json_format.MessageToDict(
+                message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            )
         )
-        return starlette.responses.JSONResponse(content)
 
-    async def predict(request: Any) -> Any:
-        return await endpoints.predict(found(request).name, request)
+    def found(request: web.Request) -> servable.Model:
+        version = request.match_info.get("version")
+        return models.find(request.match_info["name"], int(version) if version else None)
 
-    async def metadata(request: Any) -> Any:
+    async def predict(request: web.Request) -> web.Response:
+        model = found(request)
+        try:  # whatever its content type: curl declares a form
+            body = orjson.loads(await request.read())
+        except orjson.JSONDecodeError as error:
+            raise servable.RequestError(f"body: JSON expected. Received: {error}") from None
+        return answered(await asyncio.to_thread(servable.answer_json, model, body))
+
+    async def metadata(request: web.Request) -> web.Response:
         return as_json(_metadata(found(request)))
 
-    async def status(request: Any) -> Any:
+    async def status(request: web.Request) -> web.Response:
         state = get_model_status_pb2.ModelVersionStatus(version=found(request).version, state="AVAILABLE")
         state.status.SetInParent()
         return as_json(get_model_status_pb2.GetModelStatusResponse(model_version_status=[state]))
 
-    async def refuse(_: Any, error: Any) -> Any:
-        return starlette.responses.JSONResponse({"error": str(error)}, _HTTP.get(error.code, 500))
+    @web.middleware
+    async def refusals(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+        try:
+            await request.read()
+            return await handler(request)
+        except servable.RequestError as error:
+            return answered({"error": str(error)}, _HTTP.get(error.code, 500))
+        except web.HTTPRequestEntityTooLarge:
+            declared = request.content_length or 0
+            received = declared if declared > max_bytes else "more"
+            message = f"body: at most {max_bytes} bytes expected (--max_request_bytes). Received: {received}"
+            return answered({"error": message}, 413)
+        except web.HTTPException as error:  # no such path, or no such method there
+            return answered({"error": f"{error.reason}: {request.method} {request.path}"}, error.status)
 
-    async def no_route(request: Any, error: Any) -> Any:
-        message = f"{error.detail}: {request.method} {request.url.path}"
-        return starlette.responses.JSONResponse({"error": message}, error.status_code)
-
-    http = kserve.model_server.app
-    http.add_middleware(_Bounded, max_bytes=max_bytes)
-    http.add_exception_handler(servable.RequestError, refuse)
-    http.add_exception_handler(starlette.exceptions.HTTPException, no_route)
-    # Before kserve's own, which they stand in for.
-    for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version:int}"):
-        http.add_route(path, status, methods=["GET"])
-        http.add_route(f"{path}/metadata", metadata, methods=["GET"])
-        http.add_route(f"{path}:predict", predict, methods=["POST"])
-    # Over an empty repository: no client can unload a model.
-    nothing = ModelRepositoryExtension(kserve.ModelRepository())
-    return RESTServer("kserve.model_server:app", plane, nothing, http_port=0, grace_period=_GRACE)
+    application = web.Application(client_max_size=max_bytes, middlewares=[refusals])
+    for path in ("/v1/models/{name}", r"/v1/models/{name}/versions/{version:\d+}"):
+        application.router.add_get(path, status)
+        application.router.add_get(f"{path}/metadata", metadata)
+        application.router.add_post(f"{path}:predict", predict)
+    return application
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -316,7 +245,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def _serve() -> None:
-    for package in ("grpc", "kserve", "tensorflow_serving"):
+    for package in ("aiohttp", "grpc", "orjson", "tensorflow_serving"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"the package '{package}' expected. Received: none; pip install 'tfnas[serving]'")
     base_path, config_file = _BASE_PATH.value, _CONFIG_FILE.value
@@ -330,24 +259,24 @@ def _serve() -> None:
         at = f"--model_config_file: {config_file}: base_path of '{name}'" if config_file else "--model_base_path"
         versions.newest(folder, at)
     _check_ports()
-    # A mistake is told by now: TensorFlow and the models take seconds to load.
+    # Mistakes have been reported by now: TensorFlow and the models take seconds to load.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a request that is refused is no warning
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # nor is it an error
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a refused request is not worth a warning
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # nor an error
     terminal.load_tensorflow()
+    from aiohttp import web
+
     from tfnas.serving import servable
 
     models = servable.Models(servable.Model(name, folder, _MAX_IMAGES.value) for name, folder in folders.items())
     listening = listen("--rest_api_port", _ADDRESS.value, _REST_PORT.value)
-    rest = rest_server(models, _MAX_BYTES.value)
+    rest = rest_application(models, _MAX_BYTES.value)
     rpc, port = start_grpc(models, _ADDRESS.value, _PORT.value, _MAX_BYTES.value)
     names = ", ".join(f"{model.name} version {model.version}" for model in models.by_name.values())
     rest_port = listening.getsockname()[1]
     print(f"ready: {names}; REST http://{_ADDRESS.value}:{rest_port}, gRPC {_ADDRESS.value}:{port}", flush=True)
     try:
-        rest.run(sockets=[listening])
-    except KeyboardInterrupt:
-        pass
+        web.run_app(rest, sock=listening, shutdown_timeout=_GRACE, access_log=None, print=None)
     finally:
         rpc.stop(_GRACE).wait()
 

@@ -344,7 +344,7 @@ def default(config: Config, work: workdir.Workdir, resource: str, share: float) 
     (row,) = (row for row in results["rows"] if row["name"] == results["chosen"])
     architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
     facts = {"chosen": results["chosen"], **_described(architecture)}
-    model = saving.load(work.path / stage_table.SUBNET, keras.Model)
+    model = saving.load_model(work.path / stage_table.SUBNET, keras.Model)
     seconds = {name: record["seconds"] for name, record in work.manifest()["stages"].items()}
     return Found(model, Cost(row["parameters"], row["multiply_adds"]), facts), seconds
 

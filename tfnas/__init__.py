@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from tfnas.cutting.subnets import subnet as subnet
     from tfnas.gating.gates import Gated as Gated
     from tfnas.gating.optimizers import GatedOptimizer as GatedOptimizer
+    from tfnas.gating.placement import gate as gate
     from tfnas.gating.recalibration import Recalibration as Recalibration
+    from tfnas.gating.saving import load as load
     from tfnas.gating.sizes import Reprice as Reprice
     from tfnas.gating.supernet import Supernet as Supernet
-    from tfnas.gating.supernet import gate as gate
-    from tfnas.gating.supernet import load as load
     from tfnas.graph.channels import Graph as Graph
     from tfnas.graph.costs import cost as cost
     from tfnas.ranking.candidates import sample as sample
@@ -40,10 +40,10 @@ _HOMES = {
     "Supernet": "gating.supernet",
     "adapt": "cutting.subnets",
     "cost": "graph.costs",
-    "gate": "gating.supernet",
+    "gate": "gating.placement",
     "latency": "cutting.latencies",
     "layer_latencies": "cutting.latencies",
-    "load": "gating.supernet",
+    "load": "gating.saving",
     "rank": "ranking.ranking",
     "sample": "ranking.candidates",
     "subnet": "cutting.subnets",

@@ -143,7 +143,7 @@ class Study:
         folder = self.work.path / "searches" / hashlib.sha256(material.encode()).hexdigest()[:12]
         work = workdir.Workdir(folder)
         search.run(config, folder)
-        return Searched(config, work, saving.load(folder / stage_table.SUPERNET, Supernet))
+        return Searched(config, work, saving.load(folder / stage_table.SUPERNET))
 
     def fixed(self, searched: Searched, drop: float) -> Supernet:
         """A supernet trained as long under gates of one drop probability, never learned (Table 3's 'random')."""

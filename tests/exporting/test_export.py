@@ -25,7 +25,6 @@ from tfnas.common.errors import UserError
 from tfnas.data import pipeline, sources
 from tfnas.exporting import savedmodel, verification, warmup
 from tfnas.gating import saving
-from tfnas.gating.supernet import Supernet
 from tfnas.reporting import model_card
 from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
@@ -411,7 +410,7 @@ def test_uncertainty_is_that_of_the_rankings_best(exported):
     assert len(ranked["leaders"]) == 3 and ranked["leaders"][0] == ranked["architecture"]
     networks.set_seed(settings.seed)
     splits = pipeline.load(settings.data, path / "tensorflow_datasets")
-    supernet = saving.load(path / stage_table.SUPERNET, Supernet)
+    supernet = saving.load(path / stage_table.SUPERNET)
     recalibration = networks.recalibration(settings, splits, supernet)
     images = np.stack([image for image, _ in splits.validation.take(30).as_numpy_iterator()])
     expected = []

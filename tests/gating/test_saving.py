@@ -50,7 +50,7 @@ def rewritten(path, change, compression=zipfile.ZIP_STORED):
 
 def refused(path, kind=keras.Model, message="cannot be loaded as a Keras model"):
     with pytest.raises(UserError) as caught:
-        saving.load(path, kind)
+        saving.load_model(path, kind)
     told = str(caught.value)
     assert told.startswith(f"{path}: {message}") and told.isprintable() and len(told) < 700
 
@@ -79,10 +79,10 @@ def test_what_was_saved_is_loaded(plain, rng):
     x = rng.normal(size=(2, 6, 6, 1)).astype("float32")
     model = network()
     model.save(plain)
-    np.testing.assert_array_equal(saving.load(plain, keras.Model)(x), model(x))
+    np.testing.assert_array_equal(saving.load_model(plain, keras.Model)(x), model(x))
     supernet = tfnas.gate(network(), ell2=1, num_examples=10)
     supernet.save(plain)
-    assert saving.load(plain, Supernet).architecture() == supernet.architecture()
+    assert saving.load(plain).architecture() == supernet.architecture()
 
 
 def test_a_model_of_another_kind_is_refused(plain):
@@ -162,7 +162,7 @@ def test_damaged_files(plain):
     def check(data):
         plain.write_bytes(data)
         try:
-            model = saving.load(plain, keras.Model)
+            model = saving.load_model(plain, keras.Model)
         except UserError as error:
             assert str(error).startswith(f"{plain}: ") and str(error).isprintable()
         else:

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, random_weights
 
 from tfnas.cutting.subnets import describe, rebuild, subnet
-from tfnas.gating.supernet import gate
+from tfnas.gating.placement import gate
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
 from tfnas.search_space.architecture import Architecture

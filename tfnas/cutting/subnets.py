@@ -20,7 +20,8 @@ from tfnas.common import user_functions
 from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import list_of, mapping_of, number, read, record, text_of, whole
 from tfnas.config import BUILDERS
-from tfnas.gating.supernet import Supernet, copy_weights
+from tfnas.gating.placement import copy_weights
+from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Flow, Graph, Node
 from tfnas.graph.folding import Folding, weights_of
 from tfnas.layers.kinds import TRANSPOSED

@@ -3,8 +3,9 @@
 elbo.py           the ELBO: regularisers of weights and gates, the price of a size, the division by N
 gates.py          Gated, a Keras wrapper: relaxed gates in training, a hard mask otherwise
 optimizers.py     GatedOptimizer: any Keras optimizer for the weights, one beside it for the gates
-saving.py         reads `.keras` files in safe mode
-supernet.py       gate(model) -> Supernet: posterior(), set_architecture(), the training step
+supernet.py       Supernet: the gated model, its training step, posterior() and set_architecture()
+placement.py      gate(model) -> Supernet: which layers get gates
+saving.py         load(path): reads `.keras` files in safe mode
 recalibration.py  batch-normalisation statistics of one architecture
 sizes.py          what a channel costs, recomputed during a search that is steered to a size
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import zipfile
 from typing import TypeVar
@@ -9,13 +10,14 @@ from typing import TypeVar
 import keras
 
 from tfnas.common.errors import UserError
+from tfnas.gating.supernet import Supernet
 
 _Model = TypeVar("_Model", bound=keras.Model)
 _MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}  # what Keras writes of a network's layers
 _LONGEST = 300  # characters of Keras's message, which may hold the whole config
 
 
-def load(path: pathlib.Path, kind: type[_Model]) -> _Model:
+def load_model(path: pathlib.Path, kind: type[_Model]) -> _Model:
     """The model in a `.keras` file, which anybody may have altered.
 
     Keras's safe mode refuses code in the file (a Lambda's), and the file names no class or function but Keras's own and
@@ -42,3 +44,15 @@ def load(path: pathlib.Path, kind: type[_Model]) -> _Model:
     if not isinstance(model, kind):
         raise UserError(f"{path}: a {kind.__name__} expected. Received: {type(model).__name__}")
     return model
+
+
+def load(path: str | os.PathLike[str]) -> Supernet:
+    """The supernet that a search wrote, as WORKDIR/search/supernet.keras, or that `save` did; compiled as it was.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: naming the file, if it is missing, damaged, unsafe, or holds no supernet.
+    """
+    return load_model(pathlib.Path(path), Supernet)

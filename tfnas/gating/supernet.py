@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-import os
-import pathlib
-import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -15,13 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfnas.common.errors import UserError
-from tfnas.config import FIRST_GATES
-from tfnas.gating import elbo, optimizers, saving
+from tfnas.gating import elbo, optimizers
 from tfnas.gating.gates import Gated, hard_gates
-from tfnas.graph import reach
-from tfnas.graph.channels import Graph, Node, deep, is_gateable
+from tfnas.graph.channels import Graph, deep
 from tfnas.graph.costs import count
-from tfnas.layers.kinds import CHOICES, CUT_KINDS
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import DECIDED, RESOURCES, LayerGates, Posterior
 
@@ -35,199 +27,6 @@ class Target:
     resource: str
     share: float
     steps: int
-
-
-def gate(
-    model: keras.Model,
-    *,
-    num_examples: float,
-    ell2: float | None = None,
-    parameters: float | None = None,
-    multiply_adds: float | None = None,
-    steps: int = 0,
-    group_size: int | None = None,
-    by_source: bool = True,
-    temperature: float = 0.2,
-    initial_drop: float | None = None,
-    prior: str = "uniform",
-    gate_dense: bool = False,
-    gate_pooling: bool = False,
-    include: str | Sequence[str] = (),
-    exclude: str | Sequence[str] = (),
-    seed: int = 0,
-    check_share: bool = True,
-) -> Supernet:
-    """A super-network of `model`: its weights, and a gate on the input channels of every convolution it may narrow.
-
-    Left alone are the stem (convolutions with no other before them: their input is the picture) and the classifier
-    (convolutions and dense layers with no other after them). All channels of a convolution's input share a drop
-    probability in the paper, and where that input is a concatenation, those of one source; `group_size` and `by_source`
-    say otherwise.
-
-    The prior is the published one, of `ell2`, or prices the gates until the network is expected to have the size asked
-    for: exactly one of `ell2`, `parameters` and `multiply_adds` is given.
-
-    Args:
-        model: functional or Sequential Keras model, channels last. Not changed. Nested models are taken apart.
-        num_examples: N, training examples seen as distinct: about 10 x the data set under strong augmentation.
-        ell2: squared prior length scale, > 0; larger gives a smaller network. A run of few epochs wants ten times the
-            paper's, or gates that learn faster (`GatedOptimizer`). Too much of either drops everything.
-        parameters: share of the model's parameters to arrive at, in (0, 1). There is then no weight term: give the
-            optimizer a weight decay.
-        multiply_adds: or share of its multiply-adds.
-        steps: with one of these two, training steps by which to be there.
-        group_size: at most so many neighbouring channels share a drop probability; 1: each channel has its own. 0: all
-            of a source's do. None: 1 with a share, 0 with ell2, as in the paper.
-        by_source: where a layer's input is a concatenation, groups end where a source ends. False: it is taken as one
-            source, so that with a `group_size` of 0 the layer has one drop probability.
-        temperature: of the relaxed gates, > 0.
-        initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with a share, 0.1 with ell2.
-        prior: 'uniform': ell2 is that of every weight. 'parameters' or 'multiply_adds': each layer's is ell2 times a
-            factor, such that at initialisation a channel is pressed in proportion to the kernel weights, or to the
-            multiply-adds, that it costs, and all channels together as hard as with 'uniform' (`elbo.cost_factors`).
-            'constant': an L2 term that no gate's probability is part of, the paper's ablation: nothing but the images
-            then says how much is dropped.
-        gate_dense: gate dense layers too, but for the classifier.
-        gate_pooling: gate pooling and `Identity` layers too, so that these operations can be dropped; each such gate is
-            priced as a 1x1 convolution that passes its channel on, and costs nothing at inference.
-        include: glob patterns of names; if given, exactly the layers that match are gated, whatever they are.
-        exclude: glob patterns of names never gated.
-        seed: of the gates' noise.
-        check_share: whether to look if these gates can leave a network of the share asked for, and to warn if that is
-            not sure. False: it is known already.
-
-    Returns:
-        A `Supernet`, ready for `compile` and `fit`.
-
-    Raises:
-        UserError: naming the layer that the graph cannot follow or that cannot be gated; a pattern that matches
-            nothing; no layer to gate; an unknown prior, or 'multiply_adds' where the input has no fixed size; a share
-            that no network has which these gates leave; not exactly one of ell2, parameters and multiply_adds.
-        ValueError: for a number out of range.
-    """
-    target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps)
-    first_drop, first_size = FIRST_GATES["target" if target else "paper"]
-    initial_drop = first_drop if initial_drop is None else initial_drop
-    group_size = first_size if group_size is None else group_size
-    if group_size < 0:
-        raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
-    graph = Graph(model)
-    include, exclude = _patterns(include), _patterns(exclude)
-    gated = _chosen(graph, gate_dense, gate_pooling, include, exclude)
-    if target and check_share:
-        others = {} if include else _more(graph, gate_dense, gate_pooling, exclude)
-        reach.check(graph, gated, target.resource, target.share, others)
-    layers: dict[str, keras.Layer] = {}
-
-    def make(node: Node) -> Any:
-        if not isinstance(node.layer, keras.Layer):
-            return node.layer
-        layer = node.layer.__class__.from_config({**node.layer.get_config(), "name": node.name})
-        if node.name in gated:
-            sizes = graph.group_sizes(node.name)
-            layer = Gated(
-                layer,
-                group_sizes=_split(sizes if by_source else (sum(sizes),), group_size),
-                temperature=temperature,
-                initial_drop=initial_drop,
-                # Distinct and stable noise for every layer, whatever the order of construction.
-                seed=zlib.crc32(f"{seed}/{node.name}".encode()) % 2**31,
-                name=node.name,
-                dtype=layer.dtype_policy,
-            )
-        layers[node.name] = layer
-        return layer
-
-    network = graph.rebuild(make)
-    for node in graph.nodes:
-        if getattr(node.layer, "weights", None):
-            twin = layers[node.name]
-            copy_weights(twin.layer if isinstance(twin, Gated) else twin, node.layer.get_weights())
-    return Supernet(network, num_examples, ell2, target, prior=prior)
-
-
-def _target(ell2: float | None, shares: dict[str, float | None], steps: int) -> Target | None:
-    given = {resource: share for resource, share in shares.items() if share is not None}
-    if (ell2 is not None) + len(given) != 1:
-        received = ", ".join(f"{k}={v}" for k, v in {"ell2": ell2, **given}.items() if v is not None) or "none of them"
-        raise UserError(f"gate: exactly one of ell2, parameters and multiply_adds expected. Received: {received}")
-    for resource, share in given.items():
-        if not 0 < share < 1:
-            raise ValueError(f"gate: {resource} must be strictly in (0, 1). Received: {resource}={share}")
-        if steps < 1:
-            raise ValueError(f"gate: steps must be at least 1 with {resource}. Received: steps={steps}")
-        return Target(resource, share, steps)
-    return None
-
-
-def copy_weights(layer: keras.Layer, weights: Sequence[np.ndarray]) -> None:
-    """`layer.set_weights`, and what `Normalization` derives from its weights made anew."""
-    layer.set_weights(weights)
-    if isinstance(layer, keras.layers.Normalization):
-        layer.finalize_state()
-
-
-def _split(sizes: Sequence[int], most: int) -> tuple[int, ...]:
-    """Groups of channels cut into ones of at most `most`, if that is not 0; the last of each may be smaller."""
-    if not most:
-        return tuple(sizes)
-    return tuple(min(most, size - first) for size in sizes for first in range(0, size, most))
-
-
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _chosen(
-    graph: Graph, gate_dense: bool, gate_pooling: bool, include: tuple[str, ...], exclude: tuple[str, ...]
-) -> set[str]:
-    """Names of the nodes to gate."""
-
-    def matches(node: Node, patterns: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(node.name, pattern) for pattern in patterns)
-
-    for pattern in (*include, *exclude):
-        if not any(matches(node, (pattern,)) for node in graph.nodes):
-            raise UserError(
-                f"gate: no layer matches {pattern!r}; there are {', '.join(n.name for n in graph.nodes[:8])}, ..."
-            )
-    chosen = set()
-    for i, node in enumerate(graph.nodes):
-        if matches(node, exclude):
-            continue
-        grouped = node.kind == "opaque" and getattr(node.inner, "groups", 1) > 1 and hasattr(node.inner, "kernel_size")
-        if (matches(node, include) if include else grouped) and not is_gateable(node):
-            what = f"a grouped convolution ({node.inner.groups} groups)" if grouped else type(node.inner).__name__
-            raise UserError(
-                f"gate: layer '{node.name}' is {what} and cannot be gated: leave it whole with exclude='{node.name}'"
-            )
-        if include:
-            if matches(node, include):
-                chosen.add(node.name)
-        elif isinstance(node.inner, CHOICES):
-            if gate_pooling and graph.sees_kernel[i]:
-                chosen.add(node.name)
-        elif node.kind in CUT_KINDS:
-            wanted = gate_dense or not isinstance(node.inner, keras.layers.Dense)
-            if wanted and graph.sees_kernel[i] and graph.feeds_kernel[i]:
-                chosen.add(node.name)
-    if not chosen:
-        raise UserError(
-            f"gate: model '{graph.model.name}' has no convolution to gate besides its stem and classifier; "
-            "gate_dense=True or include='NAME' gates more"
-        )
-    return chosen
-
-
-def _more(graph: Graph, gate_dense: bool, gate_pooling: bool, exclude: tuple[str, ...]) -> dict[str, set[str]]:
-    """Names of what would be gated with other options, by the words that say which."""
-    options = {
-        "gate_dense=True": (True, gate_pooling),
-        "gate_pooling=True": (gate_dense, True),
-        "gate_dense=True and gate_pooling=True": (True, True),
-    }
-    now = (gate_dense, gate_pooling)
-    return {words: _chosen(graph, *option, (), exclude) for words, option in options.items() if option != now}
 
 
 @keras.saving.register_keras_serializable("tfnas")
@@ -506,15 +305,3 @@ class Supernet(keras.Model):
             network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         target = config["target"] and Target(**config["target"])
         return cls(**{**config, "network": network, "target": target})
-
-
-def load(path: str | os.PathLike[str]) -> Supernet:
-    """The supernet that a search wrote, as WORKDIR/search/supernet.keras, or that `save` did; compiled as it was.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        UserError: naming the file, if it is missing, damaged, unsafe, or holds no supernet.
-    """
-    return saving.load(pathlib.Path(path), Supernet)

@@ -19,7 +19,6 @@ from tfnas.cutting.subnets import subnet
 from tfnas.data import pipeline, sources
 from tfnas.exporting import conversion, savedmodel, verification, warmup
 from tfnas.gating import saving
-from tfnas.gating.supernet import Supernet
 from tfnas.reporting import acceptance, model_card
 from tfnas.reporting import results as results_lib
 from tfnas.runs import provenance, stage_table, workdir
@@ -58,7 +57,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     folder = work.path / "tensorflow_datasets"
     source = sources.load(config.data, folder)
     splits = pipeline.from_source(source, config.data)
-    model = saving.load(work.path / stage_table.SUBNET, keras.Model)
+    model = saving.load_model(work.path / stage_table.SUBNET, keras.Model)
     _check_fits(model, splits, work.path / stage_table.SUBNET)
     text = (work.path / stage_table.CUT_ARCHITECTURE).read_text()
     architecture = Architecture.from_json(text)  # refuses one that was altered
@@ -156,7 +155,7 @@ def _ensemble(config: Config, work: workdir.Workdir, splits: pipeline.Splits) ->
     leaders = work.read_json(stage_table.RANKING, "export", _RANKING)["kinds"]["posterior"]["leaders"]
     if len(leaders) < count:
         raise UserError(f"export.uncertainty: at most the {len(leaders)} candidates that may win. Received: {count}")
-    supernet = saving.load(work.path / stage_table.SUPERNET, Supernet)
+    supernet = saving.load(work.path / stage_table.SUPERNET)
     recalibration = networks.recalibration(config, splits, supernet)
     members = []
     for leader in leaders[:count]:

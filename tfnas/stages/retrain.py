@@ -60,7 +60,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 def _retrain(config: Config, work: workdir.Workdir) -> None:
     networks.set_seed(config.seed)
     splits = networks.load_data(config, work)
-    supernet = saving.load(work.path / stage_table.SUPERNET, Supernet)
+    supernet = saving.load(work.path / stage_table.SUPERNET)
     architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
     ranked = work.read_json(stage_table.RANKING, "retrain", _RANKING)["kinds"]
     kinds = {kind: ranked[kind] for kind in _KINDS}

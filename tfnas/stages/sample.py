@@ -189,7 +189,7 @@ class _Sampling:
         self.work = work
         networks.set_seed(config.seed)
         splits = networks.load_data(config, work)
-        self.supernet: Supernet = saving.load(work.path / stage_table.SUPERNET, Supernet)
+        self.supernet: Supernet = saving.load(work.path / stage_table.SUPERNET)
         self.posterior = Posterior.from_json((work.path / stage_table.POSTERIOR).read_bytes())
         if self.settings.latency or (self.settings.budgets and self.settings.resource == "latency"):
             self.posterior = self.posterior.with_latency(self._latencies())

@@ -17,8 +17,9 @@ from tfnas.common.errors import UserError
 from tfnas.cutting import subnets
 from tfnas.data import pipeline
 from tfnas.gating import optimizers
+from tfnas.gating.placement import gate
 from tfnas.gating.recalibration import Recalibration, settle, stale
-from tfnas.gating.supernet import Supernet, gate
+from tfnas.gating.supernet import Supernet
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir

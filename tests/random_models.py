@@ -44,10 +44,14 @@ class Builder:
         last = maps[-1]
         for other in maps[: len(inputs)]:  # so that every input is read
             last = self.joined(last, other)
+        last = self.conv(last, kernel=1, strides=1)  # one convolution to gate, at least
         outputs = [self.head(last)]
         if self.rng.random() < 0.15:
             outputs.append(self.head(self.pick(maps)))
-        return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs if len(outputs) > 1 else outputs[0])
+        model = keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs if len(outputs) > 1 else outputs[0])
+        there = {layer.name for layer in model._flatten_layers()}
+        self.ungateable = [name for name in self.ungateable if name in there]  # others lead to no output
+        return model
 
     def image(self):
         """An input; several are of one size, so that their maps can meet."""
@@ -88,11 +92,12 @@ class Builder:
             if groups != channels:
                 self.ungateable.append(layer.name)
             return layer(x)
-        if not self.smooth and self.rng.random() < 0.05:
+        filters = filters or int(self.rng.integers(1, 5))
+        if not self.smooth and filters > 1 and self.rng.random() < 0.05:
             settings["activation"] = "softmax"
         if self.rank == 1 and self.rng.random() < 0.2:
             settings["padding"] = "causal"
-        return self.layer("Conv")(filters or int(self.rng.integers(1, 5)), **settings)(x)
+        return self.layer("Conv")(filters, **settings)(x)
 
     def window(self, x, kernel=None, strides=None, padding=None, dilated=True):
         """Settings of a convolution that its input is large enough for."""

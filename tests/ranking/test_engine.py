@@ -201,6 +201,18 @@ def test_what_cannot_be_evaluated_is_refused(rng):
         list(Engine(supernet, batches).evaluate([Architecture({"other": np.ones(3, bool)})]))
 
 
+def test_a_failure_of_onednn_says_what_to_set(rng, monkeypatch):
+    supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
+    engine = Engine(supernet, examples(rng, 4, (8, 8, 1), 3)[2])
+
+    def aborted(*_):
+        raise tf.errors.AbortedError(None, None, "could not create a primitive descriptor")
+
+    monkeypatch.setattr(engine, "_programs", [aborted] * len(engine._programs))
+    with pytest.raises(UserError, match="TF_ENABLE_ONEDNN_OPTS=0.*primitive descriptor"):
+        engine.outputs(next(iter(supernet.posterior().sample(1, seed=0))))
+
+
 def test_a_supernet_of_mixed_precision_is_evaluated_in_float32(rng):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     model = supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)

@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfnas.common.errors import UserError
 from tfnas.data import inputs
 from tfnas.gating.recalibration import Recalibration, with_statistics
 from tfnas.gating.supernet import Supernet
@@ -160,10 +161,20 @@ class Engine:
                 del results[common + 1 :]
                 with tf.device(device):
                     for j in range(common, len(self._segments)):
-                        results.append(self._programs[j](results[-1], truth, candidate.feed(j)))
+                        results.append(self._run(j, results[-1], truth, candidate.feed(j)))
                 keys = candidate.keys
                 figures, outputs = keras.tree.map_structure(np.asarray, results[-1])
                 yield Evaluation(number, first, figures, keras.tree.pack_sequence_as(self._structure, outputs))
+
+    def _run(self, j: int, tensors: list[tf.Tensor], truth: dict[str, Any], fed: dict[str, Fed]) -> Any:
+        try:
+            return self._programs[j](tensors, truth, fed)
+        except tf.errors.AbortedError as error:
+            # Seen with convolutions of one channel to one, with a kernel of one position (TensorFlow 2.21).
+            raise UserError(
+                "rank: a convolution failed in TensorFlow's oneDNN; set the environment variable "
+                f"TF_ENABLE_ONEDNN_OPTS=0 and run again. TensorFlow says: {' '.join(error.message.split())[:200]}"
+            ) from error
 
     def _program(self, segment: Sequence[Unit]) -> Any:
         """One segment, traced here and never again."""

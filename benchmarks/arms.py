@@ -25,6 +25,7 @@ from tfnas.graph.channels import Graph
 from tfnas.graph.costs import Cost, cost
 from tfnas.ranking import ranking, reference_architectures
 from tfnas.runs import stage_table, workdir
+from tfnas.runs.sampled import Kind
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import retrain, sample, search
 from tfnas.training import networks
@@ -273,9 +274,7 @@ def _random(run: Run) -> Found:
     posterior, graph, wanted = supernet.posterior(), supernet.graph, run.targets["parameters"]
     with run.timed("rank"):
         candidates = [
-            reference_architectures.random_candidate(
-                posterior, graph, wanted, reference_architectures.ALLOCATED, run.config.seed, i
-            )
+            reference_architectures.random_candidate(posterior, graph, wanted, Kind.ALLOCATED, run.config.seed, i)
             for i in range(_RANDOM)
         ]
         best = run.best(supernet, candidates)
@@ -345,7 +344,7 @@ def default(config: Config, work: workdir.Workdir, resource: str, share: float) 
     architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
     facts = {"chosen": results["chosen"], **_described(architecture)}
     model = saving.load_model(work.path / stage_table.SUBNET, keras.Model)
-    seconds = {name: record["seconds"] for name, record in work.manifest()["stages"].items()}
+    seconds = {name: stage.seconds for name, stage in work.manifest().stages.items()}
     return Found(model, Cost(row["parameters"], row["multiply_adds"]), facts), seconds
 
 

@@ -44,8 +44,8 @@ def main() -> None:
         parameters = _spread([row["parameters"] for row in rows], ",.0f")
         multiply_adds = _spread([row["multiply_adds"] / 1e6 for row in rows], ".2f")
         print(f"| {re.sub(' of [0-9,]+$', '', name)} | {accuracy} | {parameters} | {multiply_adds} |")
-    stages = [workdir.Workdir(folder).manifest()["stages"] for folder in folders]
-    seconds = ", ".join(f"{name} {_spread([s[name]['seconds'] for s in stages], '.0f')}" for name in stages[0])
+    stages = [workdir.Workdir(folder).manifest().stages for folder in folders]
+    seconds = ", ".join(f"{name} {_spread([s[name].seconds for s in stages], '.0f')}" for name in stages[0])
     print(f"\nSeconds: {seconds}")
 
 

@@ -215,7 +215,7 @@ def evaluate(
         task.hand_over(run.path)
         task.describe(run)
         task.log_metrics(metrics)
-        return task.verdict()["blessed"]
+        return task.verdict().blessed
 
 
 @_component

@@ -15,6 +15,7 @@ from tfnas.search_space.posterior import LayerGates, Posterior
 
 FULL = {
     "name": "full network, same total budget",
+    "kind": "full network",
     "validation_accuracy": 0.99,
     "test_accuracy": 0.985,
     "parameters": 20_000,
@@ -24,6 +25,7 @@ FULL = {
 }
 MEAN = {
     "name": "posterior, mean of 3",
+    "kind": "posterior",
     "validation_accuracy": 0.97,
     "test_accuracy": 0.961,
     "num_tested": 2,
@@ -32,6 +34,7 @@ MEAN = {
 }
 FOUND = {
     "name": "found network, retrained",
+    "kind": "found network",
     "validation_accuracy": 0.98,
     "test_accuracy": 0.9775,
     "parameters": 5_000,
@@ -46,6 +49,8 @@ EXPORTED = {
     "largest_difference": 1e-7,
     "test_accuracy": 0.9875,
     "served_test_accuracy": 0.9875,
+    "files": [],
+    "formats": [],
 }
 KINDS = ("posterior", "random, spread evenly", "random, allocated per layer")
 POSTERIOR = Posterior(
@@ -54,46 +59,79 @@ POSTERIOR = Posterior(
 CONFIG = load_config("digits")
 
 
+def candidate(kind, number, loss, accuracy, parameters, num_examples, able=True):
+    """What candidates.jsonl says of a candidate."""
+    return {
+        "kind": kind,
+        "share": None,
+        "number": number,
+        "digest": "0" * 64,
+        "parameters": parameters,
+        "multiply_adds": 100 * parameters,
+        "connected": able,
+        "able": able,
+        "loss": loss,
+        "accuracy": accuracy,
+        "num_examples": num_examples,
+    }
+
+
 FRONT = [
     {
         "share": share,
-        "expected": 72 * kept,
-        "deviation": 7.2,
-        "total": 72,
+        "expected": {"mean": 72 * kept, "deviation": 7.2, "total": 72},
         "mean_accuracy": accuracy - 0.05,
-        "parameters": parameters,
-        "multiply_adds": 100 * parameters,
-        "loss": 0.5,
-        "accuracy": accuracy,
-        "num_examples": 80,
+        "best": candidate("posterior", 0, 0.5, accuracy, parameters, 80),
         "fresh": {"loss": 0.6, "accuracy": accuracy - 0.02, "num_examples": 20},
+        "architecture": {},
     }
     for share, kept, parameters, accuracy in ((0.3, 0.3, 3_000, 0.7), (None, 0.6, 5_000, 0.9))
 ]
+
+
+def race(best, fresh):
+    """What ranking.json says of a race of three candidates on 80 examples."""
+    return {
+        "best": best,
+        "architecture": {},
+        # 0.85, 0.75, 0.65 are 17, 15, 13 of 20.
+        "fresh": {"loss": best["loss"] + 0.125, "accuracy": fresh, "num_examples": 20},
+        "ties": [1],
+        "evaluations": 160,
+        "saved": 1 / 3,
+        "best_of": [
+            {"count": count, "mean": fresh + gain, "low": fresh + gain - 0.01, "high": fresh + gain + 0.01}
+            for count, gain in ((1, 0.05), (2, 0.066), (3, 0.07))
+        ],
+        "leaders": [{}],
+    }
 
 
 def group(best, mean):
     """What ranking.json says of a kind of three candidates, raced on 80 examples."""
     return {
         "count": 3,
-        "mean_accuracy": mean,
-        "std_accuracy": 0.01,
-        "num_measured": 2,
-        "num_examples": 80,
-        "best": best,
-        # 0.85, 0.75, 0.65 are 17, 15, 13 of 20.
-        "fresh": {"loss": best["loss"] + 0.125, "accuracy": mean - 0.05, "num_examples": 20},
         "able": 3,
         "distinct": 3,
         "left_out": "",
-        "ties": [1],
-        "evaluations": 160,
-        "saved": 1 / 3,
-        "best_of": [
-            {"count": count, "mean": mean + gain, "low": mean + gain - 0.01, "high": mean + gain + 0.01}
-            for count, gain in ((1, 0.0), (2, 0.016), (3, 0.02))
-        ],
+        "num_measured": 2,
+        "num_examples": 80,
+        "mean_accuracy": mean,
+        "std_accuracy": 0.01,
+        "mean_loss": 1.0,
+        "std_loss": 0.1,
+        "mean_parameters": 5_001.0,
+        "mean_multiply_adds": 500_100.0,
+        "first": [{}, {}],
+        "race": race(best, mean - 0.05),
     }
+
+
+def ranking_of(candidates, **posterior):
+    """ranking.json of one candidate of each kind, its winner; what `posterior` says of that kind is said instead."""
+    kinds = {kind: group(best, 0.9 - 0.1 * k) for k, (kind, best) in enumerate(zip(KINDS, candidates, strict=True))}
+    kinds["posterior"] |= posterior
+    return {"rank_by": "loss", "reads": {}, "kinds": kinds, "comparisons": {}, "predictive": {}}
 
 
 def compared(only_found, only_other, p_value, accuracy=0.9, other=0.1):
@@ -103,10 +141,14 @@ def compared(only_found, only_other, p_value, accuracy=0.9, other=0.1):
         "num_examples": 100,
         "accuracy": accuracy,
         "other_accuracy": other,
-        "only_found": only_found,
-        "only_other": only_other,
-        "p_value": p_value,
+        "paired": {"only_found": only_found, "only_other": only_other, "p_value": p_value},
     }
+
+
+def epoch(number, loss, drop_probability):
+    """What history.jsonl says of an epoch."""
+    facts = {"accuracy": 0.5, "kept": 0.9, "decided": "2/3", "drop_probability": drop_probability}
+    return {"epoch": number, "loss": loss, **facts}
 
 
 def made(
@@ -123,23 +165,15 @@ def made(
     work = workdir.Workdir(path)
     work.claim(config)
     probabilities = {gates.name: list(gates.drop_probability) for gates in posterior.layers}
-    history = [{"epoch": e, "loss": 2 / e, "kept": 0.9, "drop_probability": probabilities} for e in range(1, 6)]
+    history = [epoch(e, 2 / e, probabilities) for e in range(1, 6)]
     records = [
-        {
-            "kind": kind,
-            "number": i,
-            "loss": 0.25 + k + i,
-            "accuracy": 0.9 - 0.1 * k,
-            "parameters": 5_000 + i,
-            "num_examples": 40 if i else 80,
-        }
+        candidate(kind, i, 0.25 + k + i, 0.9 - 0.1 * k, 5_000 + i, 40 if i else 80)
         for k, kind in enumerate(KINDS)
         for i in range(3)
     ]
-    kinds = {kind: group(records[3 * k], 0.9 - 0.1 * k) for k, kind in enumerate(KINDS)}
     winner = posterior.sample(1, seed=0)[0]
     reads = {name: int(mask.sum()) or None for name, mask in winner.items()}
-    ranking = {"rank_by": "loss", "reads": reads, "kinds": kinds, "comparisons": {}, "predictive": predictive or {}}
+    ranking = ranking_of(records[::3]) | {"reads": reads, "predictive": predictive or {}}
     alter(ranking)
     contents = {
         stage_table.SUPERNET: "",
@@ -171,18 +205,15 @@ def ended(work, stage, config=CONFIG, *further, **facts):
     """Records that a stage ended now."""
     manifest = work.manifest()
     outputs = {name: digests.of_file(work.path / name) for name in (*stage_table.STAGES[stage].outputs, *further)}
-    manifest["stages"][stage] = {
-        **work.dependencies(stage, config),
-        "outputs": outputs,
-        "versions": {"keras": "3.15.1"},
-        **facts,
-    }
+    depends = work.dependencies(stage, config)
+    facts = {"versions": {"keras": "3.15.1"}, **facts}
+    manifest.stages[stage] = workdir.Finished(**depends, outputs=outputs, **facts)
     work.write_sealed(stage_table.MANIFEST, manifest)
 
 
 def left(work, front):
     """Digest of front.json, written."""
-    return digests.of_file(work.write_json(stage_table.FRONT, {"resource": "multiply_adds", "rows": front}))
+    return digests.of_file(work.write_json(stage_table.FRONT, {"resource": "multiply_adds", "points": front}))
 
 
 def table(work, config=CONFIG):

@@ -16,7 +16,7 @@ from reports import CONFIG, made
 
 import tfnas
 from tfnas import cli, config
-from tfnas.common import digests, errors, schema
+from tfnas.common import digests, errors
 from tfnas.common.errors import UserError
 from tfnas.data import sources
 from tfnas.data.sources import prepared, returned
@@ -24,6 +24,7 @@ from tfnas.graph.channels import Graph
 from tfnas.ranking.evaluation_log import Evaluations, _line
 from tfnas.reporting import report
 from tfnas.runs import stage_table
+from tfnas.runs.sampled import Candidate, Epoch, Kind, Ranked
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
 from tfnas.search_space.posterior import LayerGates, Posterior
 from tfnas.stages import export
@@ -325,7 +326,7 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
 
     def holding(name, value):
         stage = next(stage for stage, spec in stage_table.STAGES.items() if name in spec.outputs)
-        manifest["stages"][stage]["outputs"][name] = digests.of_file(work.write_json(name, value))
+        manifest.stages[stage].outputs[name] = digests.of_file(work.write_json(name, value))
         work.write_sealed(stage_table.MANIFEST, manifest)
 
     says = "a test accuracy of 80.00%, at least 90.00% asked"
@@ -343,7 +344,6 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
         "subnet.keras: input and output of shapes [(None, 8, 8, 1), (None, 10)] expected, as the data has. Received: ["
     )
     raises(words, export._check_fits, network, splits, tmp_path / "subnet.keras")
-    holding(stage_table.RANKING, {"kinds": {"posterior": {"leaders": [{}]}}})
     many = load_config("digits").__class__(export=config.Export(uncertainty=3), sample=config.Sample())
     raises(
         "export.uncertainty: at most the 1 candidates that may win. Received: 3",
@@ -356,11 +356,11 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
 
 def test_files_of_several_runs_are_not_reported_as_one(tmp_path):
     work = made(tmp_path)
-    read = work.read_json(stage_table.RANKING, "report", schema.record())
+    read = work.read_json(stage_table.RANKING, "report", Ranked)
     learned = Posterior.from_json((work.path / stage_table.POSTERIOR).read_bytes())
     mine = learned.sample(1, seed=0)[0]
-    history = [json.loads(line) for line in (work.path / stage_table.HISTORY).read_text().splitlines()]
-    candidates = [json.loads(line) for line in (work.path / stage_table.CANDIDATES).read_text().splitlines()]
+    history = work.read_lines(stage_table.HISTORY, "report", Epoch)
+    candidates = work.read_lines(stage_table.CANDIDATES, "report", Candidate)
     of_another = Architecture({"x": np.ones(2, bool)})
     raises(
         "report: the layers of architecture.json are not those of posterior.json: they are of several runs",
@@ -387,14 +387,14 @@ def test_files_of_several_runs_are_not_reported_as_one(tmp_path):
         mine,
         history,
         read,
-        [c for c in candidates if c["kind"] != "posterior"],
+        [c for c in candidates if c.kind != Kind.POSTERIOR],
     )
 
 
 def test_manifests_that_cannot_be(tmp_path):
     work = made(tmp_path)
     manifest = work.manifest()
-    manifest["stages"]["search"]["outputs"]["../../x"] = "0" * 64
+    manifest.stages["search"].outputs["../../x"] = "0" * 64
     work.write_sealed(stage_table.MANIFEST, manifest)
     raises("'search' is to have written '../../x', outside of this folder: delete the file", work.manifest)
     (work.path / stage_table.MANIFEST).unlink()

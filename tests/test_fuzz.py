@@ -26,8 +26,8 @@ from tfnas import config
 from tfnas.common import markup
 from tfnas.common.errors import UserError
 from tfnas.ranking import evaluation_log
-from tfnas.reporting import acceptance, candidates_section, pareto_front, report, results
-from tfnas.runs import stage_table, workdir
+from tfnas.reporting import report
+from tfnas.runs import measured, sampled, stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import LayerGates, Posterior
 
@@ -201,8 +201,8 @@ def test_manifest(finished, tmp_path, data):
     work = workdir.Workdir(tmp_path)
     found = answer(work.manifest)
     if found is not None:
-        for entry in found["stages"].values():
-            assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in entry["outputs"])
+        for stage in found.stages.values():
+            assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in stage.outputs)
     answer(work.claim, config.Config())
     for stage in stage_table.STAGES:
         answer(work.is_current, stage, config.Config())
@@ -216,14 +216,14 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(finished, tmp_path):
         workdir.Workdir(tmp_path).read(stage_table.POSTERIOR, "sample")
 
 
-SHAPES = {
-    stage_table.RESULTS: results.measured,
-    stage_table.RANKING: candidates_section.ranking_shape,
-    stage_table.FRONT: pareto_front.shape,
-    stage_table.EVALUATION: acceptance.VERDICT,
-    stage_table.EXPORT_RESULTS: results.EXPORTED,
-    stage_table.CANDIDATES: candidates_section.CANDIDATE,
-    stage_table.HISTORY: report._EPOCH,
+RECORDS = {
+    stage_table.RESULTS: measured.Results,
+    stage_table.RANKING: sampled.Ranked,
+    stage_table.FRONT: sampled.Front,
+    stage_table.EVALUATION: measured.Verdict,
+    stage_table.EXPORT_RESULTS: measured.Exported,
+    stage_table.CANDIDATES: sampled.Candidate,
+    stage_table.HISTORY: sampled.Epoch,
 }
 
 
@@ -239,7 +239,7 @@ def drawn(monkeypatch):
     monkeypatch.setattr(markup, "drawing", drawing)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", RECORDS)
 def test_what_the_report_reads(finished, drawn, name):
     """An altered file that still has its shape gives the whole page; one that has not is refused by name."""
     work = finished
@@ -252,7 +252,7 @@ def test_what_the_report_reads(finished, drawn, name):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(workdir.Workdir, "read", lambda self, name, stage: self.path / name)
             (work.path / name).write_bytes(b"\n".join([data, *lines[1:]]))
-            if name == stage_table.RESULTS and answer(work.read_json, name, "report", SHAPES[name]) is not None:
+            if name == stage_table.RESULTS and answer(work.read_json, name, "report", RECORDS[name]) is not None:
                 report.print_table(work, config.Config(), rich.console.Console(file=io.StringIO(), width=116))
             page = answer(report.html, work, config.Config())
             assert page is None or page.startswith("<!doctype html>")
@@ -286,5 +286,6 @@ def test_nothing_in_the_package_can_run_what_it_reads():
             assert last not in ("enable_unsafe_deserialization", "func_load"), path
             if function in ("np.load", "numpy.load"):
                 assert keywords.get("allow_pickle") is False, path
-            if last in ("load_model", "model_from_json"):
+            ours = ("load_model",) if path.name == "saving.py" else ("saving.load_model",)
+            if last in ("load_model", "model_from_json") and function not in ours:
                 assert keywords.get("safe_mode") is True and path.name == "saving.py", path

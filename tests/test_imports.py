@@ -24,12 +24,12 @@ FOLDERS = """
     data          common config
     gating        common config data graph layers search_space
     cutting       common config gating graph layers search_space supernets
-    ranking       common data gating graph layers search_space
+    ranking       common config data gating graph layers runs search_space
     training      common config cutting data gating graph layers ranking runs search_space
     reporting     common config runs search_space
-    exporting     common config data training
+    exporting     common config data runs training
     stages        common config cutting data exporting gating graph ranking reporting runs search_space training
-    tuning        common config data graph reporting runs stages training
+    tuning        common config data graph runs stages training
     cli           common config reporting runs training
 """
 MAY_IMPORT = {line.split()[0]: set(line.split()[1:]) - {"-"} for line in FOLDERS.strip().splitlines()}

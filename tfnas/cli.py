@@ -36,6 +36,7 @@ from tfnas import config as config_lib
 from tfnas.common import terminal, user_functions
 from tfnas.common.errors import UserError, brief, exit_on_error, fail
 from tfnas.runs import provenance, stage_table, workdir
+from tfnas.runs.measured import Exported, Verdict
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; created if it does not exist.")
@@ -177,9 +178,7 @@ def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> 
 
 
 def _blessed(work: workdir.Workdir) -> bool:
-    from tfnas.reporting import acceptance
-
-    return work.read_json(stage_table.EVALUATION, "run", acceptance.VERDICT)["blessed"]
+    return work.read_json(stage_table.EVALUATION, "run", Verdict).blessed
 
 
 def _is_chief() -> bool:
@@ -208,13 +207,13 @@ def _load(name: str, package: str = "tfnas.stages") -> Any:
 
 
 def _print_summary(work: workdir.Workdir, config: config_lib.Config) -> None:
-    from tfnas.reporting import report, results
+    from tfnas.reporting import report
 
     report.print_table(work, config)
     print(f"report    {work.path / stage_table.REPORT}")
     if _blessed(work):
-        exported = work.read_json(stage_table.EXPORT_RESULTS, "run", results.EXPORTED)
-        print(f"model     {work.path / exported['saved_model']}     (SavedModel; how to serve it: docs/serving.md)")
+        exported = work.read_json(stage_table.EXPORT_RESULTS, "run", Exported)
+        print(f"model     {work.path / exported.saved_model}     (SavedModel; how to serve it: docs/serving.md)")
     print("next      your own model and data: docs/your_model.md")
 
 

@@ -13,6 +13,7 @@ from tfnas.cutting.subnets import subnet
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
 from tfnas.ranking import reference_architectures
+from tfnas.runs.sampled import Kind
 from tfnas.training import networks
 
 
@@ -34,7 +35,7 @@ def _random(study: Study, searched: Searched) -> tuple[Supernet, dict[bool, Pool
     supernet = study.fixed(searched, reference_architectures.even_drop(posterior, found))
     size, seed = int(pool.parameters[pool.winner]), searched.config.seed
     drawn = [
-        reference_architectures.random_candidate(posterior, graph, size, reference_architectures.EVEN, seed, i)
+        reference_architectures.random_candidate(posterior, graph, size, Kind.EVEN, seed, i)
         for i in range(study.config.sample.num_random)
     ]
     return supernet, {own: study.pool(searched, "random", drawn, own, supernet) for own in (False, True)}

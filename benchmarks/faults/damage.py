@@ -33,7 +33,7 @@ def damage(folder, number, seed):
     rng = random.Random(seed)
     reference = Reference(folder, "damage-reference", _LATENCY, shards=True)
     settings = _config(reference)
-    recorded = workdir.Workdir(reference.path).manifest()["stages"]
+    recorded = workdir.Workdir(reference.path).manifest().stages
     cases = [
         (stage, str(file.relative_to(reference.path)), how)
         for stage in STAGES
@@ -49,7 +49,7 @@ def damage(folder, number, seed):
     for i, (stage, name, how) in enumerate(cases):
         shutil.copytree(reference.path, path)
         _spoil(path, name, how, rng)
-        outputs = recorded[stage]["outputs"]
+        outputs = recorded[stage].outputs
         if not any(name == output or name.startswith(f"{output}/") for output in outputs):
             for output in map(path.joinpath, outputs):  # as if the stage had been killed at its end
                 shutil.rmtree(output) if output.is_dir() else output.unlink()
@@ -71,7 +71,7 @@ def _read(stage, recorded):
     """Patterns of the files whose damage the stage is to notice."""
     needs = stage_table.STAGES[stage]
     data = [f"{_DATA}/*"] if "data" in needs.settings and stage != "report" else []
-    also = [*_ALSO_READ.get(stage, []), *data, *recorded[stage]["outputs"]]
+    also = [*_ALSO_READ.get(stage, []), *data, *recorded[stage].outputs]
     return [stage_table.MANIFEST, *needs.inputs, *needs.optional, *also]
 
 

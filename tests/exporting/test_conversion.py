@@ -12,10 +12,11 @@ from ml_collections.config_flags import tuple_parser
 
 import tfnas
 from tfnas import config
+from tfnas.common import schema
 from tfnas.common.errors import UserError
 from tfnas.data import pipeline
 from tfnas.exporting import conversion
-from tfnas.reporting import results
+from tfnas.runs.measured import Converted
 from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import densenet121, enas, multi_branch_resnet, resnet50
 
@@ -70,8 +71,8 @@ def converted(tmp_path_factory):
 @pytest.mark.parametrize("name", config.FORMATS)
 def test_any_batch_of_raw_pixels_is_answered_as_the_keras_model_does(converted, name):
     folder, records, model, parts, _ = converted
-    (record,) = [r for r in records if r["format"] == name]
-    predict = conversion.load(name, folder / record["file"])
+    (record,) = [r for r in records if r.format == name]
+    predict = conversion.load(name, folder / record.file)
     images, _ = parts["test"]
     for batch in (images[:1], images[:7], images, images[:1]):
         got = predict(batch)
@@ -85,23 +86,23 @@ def test_any_batch_of_raw_pixels_is_answered_as_the_keras_model_does(converted, 
 
 def test_records_are_what_an_independent_count_finds(converted):
     folder, records, model, parts, _ = converted
-    assert [record["format"] for record in records] == list(config.FORMATS)
-    results.CONVERTED(records, "")
+    assert [record.format for record in records] == list(config.FORMATS)
+    schema.read(schema.to_json(records), tuple[Converted, ...], "records")  # what export writes is what is read
     images, labels = parts["test"]
     keras_accuracy = np.mean(golden(model, images).argmax(-1) == labels)
     for record in records:
-        predict = conversion.load(record["format"], folder / record["file"])
+        predict = conversion.load(record.format, folder / record.file)
         accuracy = np.mean(
             [predict(image[None])[0].argmax() == label for image, label in zip(images, labels, strict=True)]
         )
-        assert record["test_accuracy"] == pytest.approx(accuracy, abs=1e-12), record
-        assert record["test_accuracy_change"] == pytest.approx(100 * (accuracy - keras_accuracy), abs=1e-9)
+        assert record.test_accuracy == pytest.approx(accuracy, abs=1e-12), record
+        assert record.test_accuracy_change == pytest.approx(100 * (accuracy - keras_accuracy), abs=1e-9)
         validation = parts["validation"][0]
         largest = np.abs(predict(validation) - golden(model, validation)).max()
-        assert record["largest_difference"] == pytest.approx(largest, abs=1e-6)
-        files = [*(folder / record["format"]).iterdir()]
-        assert record["bytes"] == sum(len(file.read_bytes()) for file in files)
-        assert len(files) == (2 if record["format"] == "openvino" else 1)
+        assert record.largest_difference == pytest.approx(largest, abs=1e-6)
+        files = [*(folder / record.format).iterdir()]
+        assert record.bytes == sum(len(file.read_bytes()) for file in files)
+        assert len(files) == (2 if record.format == "openvino" else 1)
 
 
 def test_what_was_compared_is_said_of_each_format(converted):
@@ -109,10 +110,10 @@ def test_what_was_compared_is_said_of_each_format(converted):
     images = parts["validation"][0]
     expected = golden(model, images)
     for record in records:
-        got = conversion.load(record["format"], folder / record["file"])(images)
+        got = conversion.load(record.format, folder / record.file)(images)
         alike = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
         match = re.search(
-            rf"export {record['format']}: [^;]*; {alike} of 9 validation images classified as the Keras model does, "
+            rf"export {record.format}: [^;]*; {alike} of 9 validation images classified as the Keras model does, "
             r"their probabilities at most (\S+) from its",
             printed,
         )
@@ -120,7 +121,7 @@ def test_what_was_compared_is_said_of_each_format(converted):
 
 
 def test_eight_bits_are_smaller(converted):
-    sizes = {record["format"]: record["bytes"] for record in converted[1]}
+    sizes = {record.format: record.bytes for record in converted[1]}
     assert sizes["litert_int8"] < 0.5 * sizes["litert"]
     assert sizes["onnx_int8"] < 0.6 * sizes["onnx"]
 
@@ -166,7 +167,7 @@ def test_every_super_network_converts(build, shape, tmp_path, rng):
     floats = [name for name in config.FORMATS if not name.endswith("int8")]
     # The largest one takes long enough without.
     records = conversion.convert(model, splits, SETTINGS, floats if build is enas else config.FORMATS, tmp_path)
-    differences = {r["format"]: r["largest_difference"] for r in records}
+    differences = {r.format: r.largest_difference for r in records}
     assert max(differences[name] for name in floats) < 1e-5
 
 

@@ -406,7 +406,7 @@ def test_warm_up_requests_are_answered(exported):
 def test_uncertainty_is_that_of_the_rankings_best(exported):
     """The members are the supernet under the masks, with statistics of their own."""
     path, settings = exported
-    ranked = json.loads((path / stage_table.RANKING).read_text())["kinds"]["posterior"]
+    ranked = json.loads((path / stage_table.RANKING).read_text())["kinds"]["posterior"]["race"]
     assert len(ranked["leaders"]) == 3 and ranked["leaders"][0] == ranked["architecture"]
     networks.set_seed(settings.seed)
     splits = pipeline.load(settings.data, path / "tensorflow_datasets")
@@ -469,8 +469,8 @@ def test_no_version_is_left_of_what_does_not_pass(exported):
     try:
         digest = digests.of_file(work.write_json(stage_table.RESULTS, results))
         manifest = work.manifest()
-        manifest["stages"]["retrain"]["outputs"][stage_table.RESULTS] = digest
-        manifest["stages"]["evaluate"]["inputs"][stage_table.RESULTS] = digest
+        manifest.stages["retrain"].outputs[stage_table.RESULTS] = digest
+        manifest.stages["evaluate"].inputs[stage_table.RESULTS] = digest
         work.write_sealed(stage_table.MANIFEST, manifest)
         with pytest.raises(UserError, match="of 400 test images correctly, and the network did"):
             export.run(other, path)

@@ -8,8 +8,6 @@ from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
 from tfnas.layers.kinds import CUT_KINDS
 from tfnas.ranking.reference_architectures import (
-    ALLOCATED,
-    EVEN,
     choice_blocks,
     counted,
     even_drop,
@@ -18,6 +16,7 @@ from tfnas.ranking.reference_architectures import (
     single_path,
     within,
 )
+from tfnas.runs.sampled import Kind
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import LayerGates, Posterior
 from tfnas.supernets import densenet121, multi_branch_resnet, resnet50
@@ -33,7 +32,7 @@ POSTERIOR = Posterior(
 FULL = cost(GRAPH).parameters
 
 
-@pytest.mark.parametrize("kind", [EVEN, ALLOCATED])
+@pytest.mark.parametrize("kind", [Kind.EVEN, Kind.ALLOCATED])
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.8])
 @pytest.mark.parametrize("resource", ["parameters", "multiply_adds"])
 def test_a_random_candidate_is_within_its_size_and_near_it(kind, share, resource):
@@ -48,14 +47,14 @@ def test_a_random_candidate_is_within_the_posteriors_own_count():
         return sum(int(architecture[g.name].sum()) * g.parameters_per_channel for g in POSTERIOR.layers)
 
     most = 0.3 * POSTERIOR.total_parameters()
-    prices = [price(random_candidate(POSTERIOR, GRAPH, most, EVEN, 0, i, price)) for i in range(5)]
+    prices = [price(random_candidate(POSTERIOR, GRAPH, most, Kind.EVEN, 0, i, price)) for i in range(5)]
     assert all(most - 1 < p <= most for p in prices)  # each channel costs 1
 
 
 def test_draws_depend_on_seed_kind_and_number():
-    one = random_candidate(POSTERIOR, GRAPH, FULL // 3, EVEN, seed=0, i=4)
-    assert one == random_candidate(POSTERIOR, GRAPH, FULL // 3, EVEN, seed=0, i=4)
-    others = [(EVEN, 1, 4), (EVEN, 0, 5), (ALLOCATED, 0, 4)]
+    one = random_candidate(POSTERIOR, GRAPH, FULL // 3, Kind.EVEN, seed=0, i=4)
+    assert one == random_candidate(POSTERIOR, GRAPH, FULL // 3, Kind.EVEN, seed=0, i=4)
+    others = [(Kind.EVEN, 1, 4), (Kind.EVEN, 0, 5), (Kind.ALLOCATED, 0, 4)]
     assert all(one != random_candidate(POSTERIOR, GRAPH, FULL // 3, kind, seed, i) for kind, seed, i in others)
 
 
@@ -65,11 +64,11 @@ def test_even_spreads_and_allocation_varies_by_layer():
         big = [n for n in draws[0] if draws[0][n].size >= 16]
         return np.mean([np.std([d[n].mean() for n in big]) for d in draws])
 
-    assert spread(ALLOCATED) > 1.5 * spread(EVEN)
+    assert spread(Kind.ALLOCATED) > 1.5 * spread(Kind.EVEN)
 
 
 def test_everything_can_be_asked_for():
-    assert cost(GRAPH, random_candidate(POSTERIOR, GRAPH, FULL, EVEN, 0, 0)).parameters == FULL
+    assert cost(GRAPH, random_candidate(POSTERIOR, GRAPH, FULL, Kind.EVEN, 0, 0)).parameters == FULL
 
 
 @pytest.mark.parametrize("resource", ["parameters", "multiply_adds"])

@@ -1,28 +1,32 @@
 """Thresholds held against results whose shares can be told in the head."""
 
 import dataclasses
+import json
 
 import pytest
 from reports import CONFIG, FOUND, FULL, MEAN, MEASURED, Page, ended, made, said, table
 
+from tfnas.common import schema
 from tfnas.common.errors import UserError
 from tfnas.config import Evaluate
 from tfnas.reporting import acceptance, report
 from tfnas.runs import stage_table
+from tfnas.runs.measured import Results, Verdict
 from tfnas.stages import evaluate
 
+
 # Found: 97.75 % and a quarter of the full network's parameters and multiply-adds; full: 98.5 %.
-RESULTS = {
-    "chosen": FOUND["name"],
-    "full": {"parameters": 20_000, "multiply_adds": 2_000_000},
-    "rows": [FULL, MEAN, FOUND],
-    "confusion": MEASURED["confusion"],
-}
+def results_of(*rows, confusion=MEASURED["confusion"]):
+    value = {**MEASURED, "chosen": FOUND["name"], "rows": rows, "confusion": confusion}
+    return schema.read(json.dumps(value), Results, "results")
+
+
+RESULTS = results_of(FULL, MEAN, FOUND)
 
 
 def test_nothing_asked_is_blessed():
     verdict = acceptance.judge(Evaluate(), RESULTS)
-    assert verdict == {"blessed": True, "checks": []} and acceptance.reasons(verdict) == "no threshold is set"
+    assert verdict == Verdict(True, ()) and acceptance.reasons(verdict) == "no threshold is set"
 
 
 @pytest.mark.parametrize(
@@ -40,9 +44,9 @@ def test_nothing_asked_is_blessed():
     ],
 )
 def test_each_threshold(setting, met, missed, said):
-    assert acceptance.judge(Evaluate(**{setting: met}), RESULTS)["blessed"]
+    assert acceptance.judge(Evaluate(**{setting: met}), RESULTS).blessed
     verdict = acceptance.judge(Evaluate(**{setting: missed}), RESULTS)
-    assert not verdict["blessed"] and [c["setting"] for c in verdict["checks"]] == [f"evaluate.{setting}"]
+    assert not verdict.blessed and [c.setting for c in verdict.checks] == [f"evaluate.{setting}"]
     assert acceptance.reasons(verdict) == said
 
 
@@ -62,19 +66,19 @@ def test_each_threshold(setting, met, missed, said):
 )
 def test_a_full_network_that_was_not_trained_blesses_nothing(tmp_path, capsys, right, confusion, why):
     full = {**FULL, "test_accuracy": right / 80}
-    results = {**RESULTS, "rows": [full, FOUND], "confusion": confusion}
+    results = results_of(full, FOUND, confusion=confusion)
     doubted = acceptance.doubt(results)
     assert why in doubted and bool(why) == bool(doubted)
     by_full = acceptance.judge(Evaluate(max_accuracy_loss=0.05), results)
-    assert by_full["blessed"] == (not why) and why in acceptance.reasons(by_full)
-    assert acceptance.judge(Evaluate(min_accuracy=0.9, max_parameters=0.3), results)["blessed"]
-    assert acceptance.doubt({**results, "rows": [FOUND]}) == ""
+    assert by_full.blessed == (not why) and why in acceptance.reasons(by_full)
+    assert acceptance.judge(Evaluate(min_accuracy=0.9, max_parameters=0.3), results).blessed
+    assert acceptance.doubt(results_of(FOUND, confusion=confusion)) == ""
     if confusion == MEASURED["confusion"]:
         work = made(tmp_path, rows=(full, FOUND))
         page, shown = said(work), " ".join(table(work).split())
         assert (why in page) and (why in shown) and ("Warning: the full network" in page) == bool(why)
         manifest = work.manifest()
-        del manifest["stages"]["evaluate"]
+        del manifest.stages["evaluate"]
         work.write_sealed(stage_table.MANIFEST, manifest)
         evaluate.run(CONFIG, tmp_path)
         printed = capsys.readouterr().out
@@ -82,21 +86,21 @@ def test_a_full_network_that_was_not_trained_blesses_nothing(tmp_path, capsys, r
 
 
 def test_a_better_network_than_the_full_one():
-    results = {**RESULTS, "rows": [{**FULL, "test_accuracy": 0.9675}, FOUND]}  # 1 point: no more than chance
+    results = results_of({**FULL, "test_accuracy": 0.9675}, FOUND)  # 1 point: no more than chance
     verdict = acceptance.judge(Evaluate(max_accuracy_loss=0.0), results)
     said = "a test accuracy 1.00% above the full network's, at most 0.00% below asked"
-    assert verdict["blessed"] and acceptance.reasons(verdict) == said
+    assert verdict.blessed and acceptance.reasons(verdict) == said
 
 
 def test_only_what_failed_is_told_of_one_not_blessed():
     verdict = acceptance.judge(Evaluate(min_accuracy=0.5, max_parameters=0.1), RESULTS)
-    assert [c["passed"] for c in verdict["checks"]] == [True, False]
+    assert [c.passed for c in verdict.checks] == [True, False]
     assert "accuracy" not in acceptance.reasons(verdict)
 
 
 def test_the_full_network_must_have_been_trained():
-    results = {**RESULTS, "rows": [MEAN, FOUND]}
-    assert acceptance.judge(Evaluate(max_parameters=0.3), results)["blessed"]
+    results = results_of(MEAN, FOUND)
+    assert acceptance.judge(Evaluate(max_parameters=0.3), results).blessed
     with pytest.raises(UserError, match="evaluate.max_accuracy_loss=0.1: .* Received: none; retrain with --config"):
         acceptance.judge(Evaluate(max_accuracy_loss=0.1), results)
 
@@ -106,10 +110,10 @@ def test_the_stage_writes_what_export_and_report_read(tmp_path, capsys, asked, b
     config = dataclasses.replace(CONFIG, evaluate=Evaluate(min_accuracy=asked))
     work = made(tmp_path, config=config)
     manifest = work.manifest()
-    del manifest["stages"]["evaluate"]
+    del manifest.stages["evaluate"]
     work.write_sealed(stage_table.MANIFEST, manifest)
     evaluate.run(config, tmp_path)
-    assert work.read_json(stage_table.EVALUATION, "export", acceptance.VERDICT)["blessed"] == blessed
+    assert work.read_json(stage_table.EVALUATION, "export", Verdict).blessed == blessed
     assert f"evaluate  {'blessed' if blessed else 'not blessed'}: a test accuracy of 97.75%" in capsys.readouterr().out
     ended(work, "export", config)  # of this verdict
     page = report.html(work, config)

@@ -6,12 +6,29 @@ import re
 import shutil
 
 import pytest
-from reports import CONFIG, FOUND, FRONT, FULL, KINDS, MEAN, POSTERIOR, Page, compared, ended, left, made, said, table
+from reports import (
+    CONFIG,
+    FOUND,
+    FRONT,
+    FULL,
+    KINDS,
+    MEAN,
+    POSTERIOR,
+    Page,
+    compared,
+    ended,
+    epoch,
+    left,
+    made,
+    said,
+    table,
+)
 
 from tfnas import config as config_lib
 from tfnas.common.errors import UserError
 from tfnas.reporting import report
 from tfnas.runs import stage_table, workdir
+from tfnas.runs.sampled import Kind
 from tfnas.search_space.posterior import LayerGates, Posterior
 
 
@@ -125,7 +142,7 @@ def test_page_tells_how_each_kind_was_raced(tmp_path):
 def test_page_of_candidates_evaluated_in_full_without_fresh_examples(tmp_path):
     def alter(ranking):
         for found in ranking["kinds"].values():
-            found |= {"saved": 0.0, "fresh": None, "ties": [], "best_of": []}
+            found["race"] |= {"saved": 0.0, "fresh": None, "ties": [], "best_of": []}
 
     text = said(made(tmp_path, alter=alter))
     assert row(text, "posterior", "3", "90.0 ± 1.0 %", "all", "0.250", "90.0 %", "-", "-", "0")
@@ -136,12 +153,9 @@ def test_page_of_candidates_evaluated_in_full_without_fresh_examples(tmp_path):
 
 def test_page_of_a_kind_without_a_winner(tmp_path):
     def alter(ranking):
-        lost = ranking["kinds"][KINDS[1]]
-        for key in ("fresh", "ties", "evaluations", "saved", "best_of"):
-            del lost[key]
-        lost["best"] = None
-        for curve in (ranking["kinds"][kind]["best_of"] for kind in (KINDS[0], KINDS[2])):
-            del curve[1:]
+        ranking["kinds"][KINDS[1]]["race"] = None
+        for kind in (KINDS[0], KINDS[2]):
+            del ranking["kinds"][kind]["race"]["best_of"][1:]
 
     work = made(tmp_path, alter=alter)
     assert not Page(report.html(work, CONFIG)).open
@@ -224,18 +238,19 @@ def test_report_refuses_an_altered_front(tmp_path):
 
 
 def test_table_and_page_with_every_network_of_a_run(tmp_path):
-    names = (
-        "random, allocated per layer, best of 1,500",
-        "fixed drop, best of 1,500",
-        "single path, fine-tuned",
-        "magnitude pruning, fine-tuned",
-        "deterministic candidate",
-    )
+    kinds = {
+        "random, allocated per layer, best of 1,500": Kind.ALLOCATED,
+        "fixed drop, best of 1,500": Kind.FIXED_DROP,
+        "single path, fine-tuned": Kind.SINGLE_PATH,
+        "magnitude pruning, fine-tuned": Kind.MAGNITUDE_PRUNING,
+        "deterministic candidate": Kind.DETERMINISTIC,
+    }
     large = {**FULL, "parameters": 72_695_194, "multiply_adds": 11_000_000_000, "file_bytes": 300_000_000}
-    rows = (*({**large, "name": name, "latency_seconds": 0.1} for name in (FULL["name"], *names)), FOUND)
+    named = {FULL["name"]: Kind.FULL, **kinds}
+    rows = (*({**large, "name": name, "kind": kind, "latency_seconds": 0.1} for name, kind in named.items()), FOUND)
     work = made(tmp_path, rows=rows)
     assert [line.strip() for line in table(work).splitlines()[2:7]] == [
-        f"{name:42}  99.0 %  98.5 %  72,695,194  11,000.00 M  300,000 kB  100.00 ms (1.00x)" for name in names
+        f"{name:42}  99.0 %  98.5 %  72,695,194  11,000.00 M  300,000 kB  100.00 ms (1.00x)" for name in kinds
     ]
     text = said(work)
     notes = (
@@ -313,7 +328,8 @@ def test_page_says_why_there_are_fewer_candidates_than_asked_for(tmp_path):
 )
 def test_page_says_whether_it_is_better_than_pruning(tmp_path, pair, verdict):
     paired = dict(zip(("only_found", "only_other", "p_value"), pair, strict=True))
-    pruned = {**FULL, "name": "magnitude pruning, fine-tuned", "parameters": 4_990, "paired": paired}
+    kind = "magnitude pruning"
+    pruned = {**FULL, "name": "magnitude pruning, fine-tuned", "kind": kind, "parameters": 4_990, "paired": paired}
     # The one that is better on validation is compared, not the one that is better on test.
     other = {**pruned, "name": "magnitude pruning", "validation_accuracy": 0.5, "test_accuracy": 1.0}
     text = said(made(tmp_path, rows=(other, pruned, FOUND)))
@@ -342,8 +358,7 @@ def test_page_says_which_layers_were_decided_early_and_which_are_open(tmp_path):
     posterior = Posterior((LayerGates("early", (4,), (0.02,), 9), LayerGates("late", (2, 2), (0.5, 0.99), 9)))
     work = made(tmp_path, posterior=posterior)
     history = [
-        {"epoch": e, "loss": 1, "kept": 0.9, "drop_probability": {"early": [0.02], "late": [0.5, p]}}
-        for e, p in enumerate((0.1, 0.3, 0.9, 0.97, 0.99), start=1)
+        epoch(e, 1, {"early": [0.02], "late": [0.5, p]}) for e, p in enumerate((0.1, 0.3, 0.9, 0.97, 0.99), start=1)
     ]
     work.file(stage_table.HISTORY).write_text("".join(json.dumps(record) + "\n" for record in history))
     ended(work, "search")

@@ -204,7 +204,7 @@ def test_a_second_run_is_told_who_works_there(tmp_path):
         assert done.returncode == 1 and done.stdout == ""
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"tfnas: workdir {tmp_path}: process {process.pid} on ") and "--workdir" in line
-        assert workdir.Workdir(tmp_path).manifest() == {"config": None, "stages": {}}
+        assert workdir.Workdir(tmp_path).manifest() == workdir.Manifest()
 
 
 def test_shards_share_a_folder_and_a_whole_sample_does_not(tmp_path):
@@ -229,7 +229,7 @@ def test_one_that_reads_and_one_that_tunes(tmp_path):
     with holder(tmp_path / tuner.FOLDER), pytest.raises(UserError, match="tune: process .* works in it since"):
         tuner.run(tuned, tmp_path)
     with holder(tmp_path):
-        assert workdir.Workdir(tmp_path).manifest()["stages"] == {}
+        assert workdir.Workdir(tmp_path).manifest().stages == {}
 
 
 def test_two_pipelines_of_one_folder(tmp_path):

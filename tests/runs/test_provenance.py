@@ -1,14 +1,15 @@
 import dataclasses
 import html
 import importlib.metadata
-import json
 import platform
 
 from reports import CONFIG, ended, made
 
+from tfnas.common import schema
 from tfnas.config import Tune
 from tfnas.reporting import model_card, report
 from tfnas.runs import provenance, stage_table
+from tfnas.runs.measured import Results, Verdict
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
@@ -36,16 +37,17 @@ def test_versions_are_told_by_package():
 def card(path, versions, **row):
     """Of the run that `made` leaves, whose rows have `row` too."""
     work = made(path)
-    results = json.loads((path / stage_table.RESULTS).read_text())
-    results["rows"] = [{**each, **row} for each in results["rows"]]
+    results = schema.read((path / stage_table.RESULTS).read_bytes(), Results, "results")
+    rows = tuple(dataclasses.replace(each, **row) for each in results.rows)
+    results = dataclasses.replace(results, rows=rows)
     return model_card.card(
         CONFIG,
         name="digits",
         image_shape=(8, 8, 1),
-        label_names=[str(i) for i in range(len(results["confusion"]))],
+        label_names=[str(i) for i in range(len(results.confusion))],
         sizes={"train": 10, "validation": 10},
         results=results,
-        verdict={"blessed": True, "checks": []},
+        verdict=Verdict(True, ()),
         posterior=Posterior.from_json((work.path / stage_table.POSTERIOR).read_bytes()),
         architecture=Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes()),
         reloaded={"largest_difference": 1e-6, "correct": 1, "total": 2},

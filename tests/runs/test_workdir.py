@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import hashlib
 import importlib.metadata
@@ -15,8 +16,8 @@ import pytest
 from tfnas import config
 from tfnas.common import atomic, errors
 from tfnas.common.errors import UserError
-from tfnas.common.schema import mapping_of, number, record
 from tfnas.runs import provenance, stage_table, workdir
+from tfnas.runs.sampled import Latencies
 
 
 def finished_search(path):
@@ -126,14 +127,14 @@ def test_each_stage_has_what_it_ran_with(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "versions", lambda: {"keras": "4.0.0"})
     other = config.Config(sample=config.Sample(num_candidates=7))
     finished(tmp_path, "sample", other)
-    search, sample = (work.manifest()["stages"][stage] for stage in ("search", "sample"))
-    assert search["versions"]["keras"] == importlib.metadata.version("keras")
-    assert search["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert search["versions"]["tfnas"] and sample["versions"] == {"keras": "4.0.0"}
-    assert search["settings"]["seed"] == 0 and search["settings"]["search"]["parameters"] == 0.5
-    assert sample["settings"]["sample"]["num_candidates"] == 7 and "search" not in sample["settings"]
-    assert sample["inputs"] == {name: search["outputs"][name] for name in (stage_table.SUPERNET, stage_table.POSTERIOR)}
-    assert search["outputs"][stage_table.POSTERIOR] == hashlib.sha256(b"of search").hexdigest()
+    search, sample = (work.manifest().stages[stage] for stage in ("search", "sample"))
+    assert search.versions["keras"] == importlib.metadata.version("keras")
+    assert search.versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert search.versions["tfnas"] and sample.versions == {"keras": "4.0.0"}
+    assert search.settings["seed"] == 0 and search.settings["search"]["parameters"] == 0.5
+    assert sample.settings["sample"]["num_candidates"] == 7 and "search" not in sample.settings
+    assert sample.inputs == {name: search.outputs[name] for name in (stage_table.SUPERNET, stage_table.POSTERIOR)}
+    assert search.outputs[stage_table.POSTERIOR] == hashlib.sha256(b"of search").hexdigest()
 
 
 # What a user changes, and the stages that no longer fit then, in the order in which they are to be run again.
@@ -204,13 +205,19 @@ def test_only_the_process_that_writes_claims_the_folder(tmp_path):
         workdir.Workdir(tmp_path, writes=False).claim(config.Config(seed=1))
 
 
+@dataclasses.dataclass(frozen=True)
+class Written:
+    writer: int
+    filler: str
+
+
 def written_again_and_again(path, writer, count):
     """Writes a file and reads it, as a process of an id that others have too."""
     os.getpid = lambda: 7
     work = workdir.Workdir(path)
     for i in range(count):
-        work.write_sealed("a.json", {"writer": writer, "filler": "x" * 10_000 * (i % 5)})
-        work.read_sealed("a.json", record(writer=number()))  # whole, whoever wrote it
+        work.write_sealed("a.json", Written(writer, "x" * 10_000 * (i % 5)))
+        work.read_sealed("a.json", Written)  # whole, whoever wrote it
 
 
 def test_processes_of_one_id_write_one_file(tmp_path):
@@ -303,13 +310,12 @@ def test_a_flipped_bit_in_the_manifest_is_refused(tmp_path, at):
 
 def test_sealed_files_are_read_as_written_or_refused(tmp_path):
     work = workdir.Workdir(tmp_path)
-    file = work.write_sealed("a.json", {"seconds": {"layer": 0.1}})
-    shape = record(seconds=mapping_of(number()))
-    assert work.read_sealed("a.json", shape) == {"seconds": {"layer": 0.1}}
+    file = work.write_sealed("a.json", Latencies({"layer": 0.1}))
+    assert work.read_sealed("a.json", Latencies) == Latencies({"layer": 0.1})
     for content in (file.read_text().replace("0.1", "0.2"), "", "[]", "{}", "\x80"):
         file.write_text(content)
         with pytest.raises(UserError, match="a.json: truncated or altered"):
-            work.read_sealed("a.json", shape)
+            work.read_sealed("a.json", Latencies)
 
 
 def test_of_several_processes_the_first_one_s_file_stays(tmp_path, monkeypatch):
@@ -343,5 +349,5 @@ def test_a_stage_that_was_interrupted_has_all_versions_it_ran_with(tmp_path, mon
             attempt(keras, killed)
     monkeypatch.setattr(provenance, "versions", lambda: {"python": "3.11.2", "keras": "3.15.1"})
     manifest = finished_search(tmp_path).manifest()
-    assert manifest["stages"]["search"]["versions"] == {"python": "3.11.2", "keras": "3.14.0, then 3.15.1"}
-    assert "begun" not in manifest
+    assert manifest.stages["search"].versions == {"python": "3.11.2", "keras": "3.14.0, then 3.15.1"}
+    assert manifest.begun is None

@@ -175,7 +175,7 @@ def test_a_run_travels_from_stage_to_stage(tmp_path, monkeypatch):
 
             assert work.run_stage(stage, task.config, body)
             task.hand_over(handed[stage], names)
-            return work.manifest()["stages"]
+            return work.manifest().stages
 
     def exported(there):
         def check(work, config):
@@ -192,5 +192,5 @@ def test_a_run_travels_from_stage_to_stage(tmp_path, monkeypatch):
     at_work("export", 5, *before, names=[stage_table.EXPORT_RESULTS])
     assert {*at_work("report", 5, *before, check=exported(False))} == {*before, "report"}
     stages = at_work("report", 5, *before, "export", check=exported(True))
-    assert list(stages) == list(STAGES) and all(entry["versions"]["keras"] for entry in stages.values())
-    assert stage_table.EXPORT_RESULTS in stages["report"]["inputs"]
+    assert list(stages) == list(STAGES) and all(entry.versions["keras"] for entry in stages.values())
+    assert stage_table.EXPORT_RESULTS in stages["report"].inputs

@@ -71,11 +71,12 @@ def test_budgets_make_a_front(searched, tmp_path):
     options = ["--config.sample.budgets=0.3,0.6", "--config.sample.resource=latency", "--config.sample.ensemble=5"]
     printed = tfnas_stage("sample", path, *options)
     found = json.loads((path / stage_table.FRONT).read_text())
-    assert found["resource"] == "latency" and {row["share"] for row in found["rows"]} == {None, 0.3, 0.6}
-    for row in found["rows"]:
-        if row["share"]:
-            assert row["expected"] == pytest.approx(row["share"] * row["total"], rel=0.01)
-        assert Architecture.from_json(json.dumps(row["architecture"]))
+    assert found["resource"] == "latency" and {point["share"] for point in found["points"]} == {None, 0.3, 0.6}
+    for point in found["points"]:
+        if point["share"]:
+            expected = point["expected"]
+            assert expected["mean"] == pytest.approx(point["share"] * expected["total"], rel=0.01)
+        assert Architecture.from_json(json.dumps(point["architecture"]))
     assert (path / stage_table.FRONT_PLOT).read_bytes().startswith(b"\x89PNG")
     assert "mean of candidates" in printed and "as learned" in printed
     predictive = json.loads((path / stage_table.RANKING).read_text())["predictive"]
@@ -85,8 +86,8 @@ def test_budgets_make_a_front(searched, tmp_path):
     # What is then sampled within one of the budgets is what the front has there.
     printed = tfnas_stage("sample", path, "--config.sample.latency=0.3")
     assert "of the gated latency to 30.0%" in printed
-    (row,) = (row for row in found["rows"] if row["share"] == 0.3)
-    assert json.loads((path / stage_table.ARCHITECTURE).read_text()) == row["architecture"]
+    (point,) = (point for point in found["points"] if point["share"] == 0.3)
+    assert json.loads((path / stage_table.ARCHITECTURE).read_text()) == point["architecture"]
 
 
 def test_a_budget_that_no_candidate_can_meet_is_told(searched, tmp_path):
@@ -106,5 +107,5 @@ def test_fewer_images_than_a_batch_and_everything_in_full(searched, tmp_path):
     tfnas_stage("search", path, *few, "--config.search.epochs=3")
     tfnas_stage("sample", path, *few, "--config.search.epochs=3", "--config.sample.holdout=0")
     kinds = json.loads((path / stage_table.RANKING).read_text())["kinds"]
-    assert kinds["posterior"]["best"]["num_examples"] == 20 and kinds["posterior"]["saved"] == 0
-    assert kinds["posterior"]["fresh"] is None
+    race = kinds["posterior"]["race"]
+    assert race["best"]["num_examples"] == 20 and race["saved"] == 0 and race["fresh"] is None

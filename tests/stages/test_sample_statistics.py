@@ -107,29 +107,30 @@ def test_the_best_of_equally_many_are_compared_on_the_same_examples(files, answe
     ranking, candidates = files
     assert set(ranking["comparisons"]) == set(ranking["kinds"]) - {"posterior"}
     for kind, found in ranking["comparisons"].items():
-        group = ranking["kinds"][kind]
+        group, pair = ranking["kinds"][kind], found["paired"]
         assert found["count"] == min(ranking["kinds"]["posterior"]["able"], group["able"])
-        assert found["only_found"] - found["only_other"] == round(
+        assert pair["only_found"] - pair["only_other"] == round(
             found["num_examples"] * (found["accuracy"] - found["other_accuracy"])
         )
-        differ = found["only_found"] + found["only_other"]
-        p = 2 * stats.binom.cdf(min(found["only_found"], found["only_other"]), differ, 0.5)
-        assert found["p_value"] == pytest.approx(min(1, p))
+        differ = pair["only_found"] + pair["only_other"]
+        p = 2 * stats.binom.cdf(min(pair["only_found"], pair["only_other"]), differ, 0.5)
+        assert pair["p_value"] == pytest.approx(min(1, p))
         if found["count"] == group["able"]:  # then the other's is the winner of its kind
-            fresh, _ = answers(group["architecture"])
+            fresh, _ = answers(group["race"]["architecture"])
             assert found["num_examples"] == len(fresh) and found["other_accuracy"] == pytest.approx(fresh.mean())
         if found["count"] == ranking["kinds"]["posterior"]["able"]:
-            fresh, _ = answers(ranking["kinds"]["posterior"]["architecture"])
+            fresh, _ = answers(ranking["kinds"]["posterior"]["race"]["architecture"])
             assert found["accuracy"] == pytest.approx(fresh.mean())
 
 
 def test_the_curve_is_measured_on_fresh_examples(files, answers):
     ranking, _ = files
     posterior = ranking["kinds"]["posterior"]
-    last = posterior["best_of"][-1]
-    fresh, _ = answers(posterior["architecture"])
+    race = posterior["race"]
+    last = race["best_of"][-1]
+    fresh, _ = answers(race["architecture"])
     assert last["count"] == posterior["able"]
-    assert last["mean"] == pytest.approx(fresh.mean()) == pytest.approx(posterior["fresh"]["accuracy"])
+    assert last["mean"] == pytest.approx(fresh.mean()) == pytest.approx(race["fresh"]["accuracy"])
 
 
 def test_an_ensemble_is_of_those_that_may_win(files):
@@ -142,7 +143,7 @@ def test_an_ensemble_is_of_those_that_may_win(files):
     ]
     for measured in ranking["predictive"].values():
         accuracy, low, high = measured["accuracy"]
-        total = ranking["kinds"]["posterior"]["fresh"]["num_examples"]
+        total = ranking["kinds"]["posterior"]["race"]["fresh"]["num_examples"]
         wilson = stats.binomtest(round(accuracy * total), total).proportion_ci(method="wilson")
         assert (low, high) == pytest.approx((wilson.low, wilson.high)) and isinstance(measured["ece"], float)
 
@@ -150,7 +151,9 @@ def test_an_ensemble_is_of_those_that_may_win(files):
 def test_a_candidate_that_did_not_win_is_measured_as_the_winner_is(ran, files):
     config, path = ran
     ranking, _ = files
-    best, fresh = (ranking["kinds"]["posterior"][name] for name in ("best", "fresh"))
-    assert sample.measure(config, path, best["number"]) == pytest.approx(fresh)
+    best, fresh = (ranking["kinds"]["posterior"]["race"][name] for name in ("best", "fresh"))
+    measured = sample.measure(config, path, best["number"])
+    assert measured.loss == pytest.approx(fresh["loss"]) and measured.accuracy == pytest.approx(fresh["accuracy"])
+    assert measured.num_examples == fresh["num_examples"]
     full = dataclasses.replace(config, sample=dataclasses.replace(config.sample, holdout=0.0))
-    assert sample.measure(full, path, best["number"])["num_examples"] == 397
+    assert sample.measure(full, path, best["number"]).num_examples == 397

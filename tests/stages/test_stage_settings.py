@@ -46,7 +46,7 @@ class Recorder:
             return found
 
         patch.setattr(workdir.Workdir, "run_stage", recorded)
-        patch.setattr(workdir, "settings", asked)
+        patch.setattr(stage_table, "settings", asked)
 
     def _watch(self, patch, kind, prefix, names):
         untouched = vars(kind())

@@ -8,11 +8,13 @@ import shlex
 
 import pytest
 from conftest import SMALL, load_config, tfnas_command
+from reports import KINDS, candidate, race, ranking_of
 
 from tfnas.common.errors import PreemptedError, SearchFailedError, UserError
 from tfnas.config import Config, Search, Tune
 from tfnas.runs import stage_table, workdir
-from tfnas.tuning import tuner
+from tfnas.runs.sampled import Score
+from tfnas.tuning import trials, tuner
 
 FULL = 10_000
 ELL2 = (5.0, 50.0, 500.0)
@@ -68,43 +70,36 @@ class Stages:
 
         def body():
             score = {"loss": loss_of(config.search), "accuracy": accuracy_of(config.search), "num_examples": 80}
+            parameters = [round(FULL * kept_of(config.search) * size) for size in self.spread]
             candidates = [
-                {
-                    "kind": "posterior",
-                    "number": i,
-                    "parameters": round(FULL * kept_of(config.search) * size),
-                    "able": True,
-                    "loss": score["loss"] * (0.9 + 0.1 * i),
-                    "accuracy": score["accuracy"],
-                    "num_examples": 320 - i,
-                }
-                for i, size in enumerate(self.spread)
+                candidate("posterior", i, score["loss"] * (0.9 + 0.1 * i), score["accuracy"], size, 320 - i)
+                for i, size in enumerate(parameters)
             ]
             # Cut off, or of another kind: neither is ever the best, however small.
             others = [{**candidates[0], "parameters": 1, "able": False}]
-            others.append({**candidates[0], "parameters": 1, "kind": "random"})
-            lines = "".join(json.dumps(candidate) + "\n" for candidate in candidates + others)
-            work.write(stage_table.CANDIDATES, lambda file: file.write_text(lines))
-            group = {"best": candidates[0], "fresh": score if self.fresh else None}
-            group |= {"mean_accuracy": 0.5, "mean_loss": 1.0, "mean_parameters": 7.0}
-            work.write_json(stage_table.RANKING, {"kinds": {"posterior": group}})
+            others += [{**candidates[0], "parameters": 1, "kind": kind} for kind in KINDS[1:]]
+            work.write_lines(stage_table.CANDIDATES, candidates + others)
+            won = {**race(candidates[0], 0.5), "fresh": score if self.fresh else None}
+            means = {"mean_accuracy": 0.5, "mean_loss": 1.0, "mean_parameters": 7.0}
+            ranking = ranking_of([candidates[0], *others[1:]], race=won, **means)
+            work.write_json(stage_table.RANKING, ranking)
             work.write(stage_table.ARCHITECTURE, lambda file: file.write_text("{}"))
 
         work.run_stage("sample", config, body)
 
     def measure(self, config, path, number):
         self.measured.append(number)
-        return {"loss": loss_of(config.search) + number / 100, "accuracy": 0.5, "num_examples": 80}
+        return Score(loss=loss_of(config.search) + number / 100, accuracy=0.5, num_examples=80)
 
 
 @pytest.fixture
 def stages(monkeypatch):
     made = Stages()
-    monkeypatch.setattr(tuner.search, "run", made.search)
-    monkeypatch.setattr(tuner.sample, "run", made.sample)
-    monkeypatch.setattr(tuner.sample, "measure", made.measure)
+    monkeypatch.setattr(trials.search, "run", made.search)
+    monkeypatch.setattr(trials.sample, "run", made.sample)
+    monkeypatch.setattr(trials.sample, "measure", made.measure)
     monkeypatch.setattr(tuner, "_full_parameters", lambda config, work: FULL)
-    monkeypatch.setattr(tuner.keras.backend, "clear_session", lambda: None)  # it takes a second
+    monkeypatch.setattr(trials.keras.backend, "clear_session", lambda: None)  # it takes a second
     return made
 
 
@@ -120,7 +115,7 @@ def test_grid_tries_every_combination_and_finds_the_best(stages, tmp_path, capsy
     best = tuner.run(made(METHODS["grid"]), tmp_path)
     assert sorted(stages.calls) == sorted((e, t, 9) for e, t in itertools.product(ELL2, TEMPERATURE))
     assert best.values == {"ell2": 50.0, "temperature": 0.2}
-    assert best.found["loss"] == pytest.approx(0.1) and best.found["parameters"] == FULL / 2
+    assert best.found.loss == pytest.approx(0.1) and best.found.parameters == FULL / 2
     found = results(tmp_path)
     assert found["best"] == best.folder and found["full_parameters"] == FULL and len(found["trials"]) == 9
     for trial in found["trials"]:
@@ -159,7 +154,7 @@ def test_bayesian_searches_the_range(stages, tmp_path):
     assert len(values) == 6 and all(5 <= value <= 500 and float(f"{value:.3g}") == value for value in values)
     assert not set(values) <= set(ELL2)
     losses = [loss_of(Search(recipe="paper", ell2=value)) for value in values]
-    assert best.found["loss"] == min(losses) < 0.15
+    assert best.found.loss == min(losses) < 0.15
     drawn, guided = losses[:3], losses[3:]  # three times as many at random as there are settings
     assert sum(guided) / 3 < sum(drawn) / 3
 
@@ -173,7 +168,7 @@ def test_hyperband_gives_the_best_more_epochs(stages, tmp_path):
     assert max(loss_of(Search(recipe="paper", ell2=e)) for e in promoted) < min(
         loss_of(Search(recipe="paper", ell2=e)) for e in tried[1] - promoted
     )
-    assert best.epochs == 9 and best.found["loss"] == min(loss_of(Search(recipe="paper", ell2=e)) for e in tried[9])
+    assert best.epochs == 9 and best.found.loss == min(loss_of(Search(recipe="paper", ell2=e)) for e in tried[9])
     assert len(stages.calls) == len(set(stages.calls)) == len(results(tmp_path)["trials"])
 
 
@@ -224,7 +219,7 @@ def test_a_search_that_leads_nowhere_is_one_failed_trial(stages, tmp_path, capsy
     assert best.state == "complete" and best.values["ell2"] < worst
     failed = [trial for trial in results(tmp_path / "run")["trials"] if trial["state"] == "failed"]
     assert failed and all(trial["values"]["ell2"] == worst for trial in failed)
-    assert all(trial["message"] == "everything is dropped" and trial["found"] == {} for trial in failed)
+    assert all(trial["message"] == "everything is dropped" and trial["found"] is None for trial in failed)
     assert "tune      failed: everything is dropped" in capsys.readouterr().out
     # It is known, and not run again, unless it now may go on.
     stages.raises, stages.calls = {}, []
@@ -241,7 +236,7 @@ def test_a_failure_of_sample_is_asked_for_again(stages, tmp_path, monkeypatch):
         raise SearchFailedError("every candidate drops every path")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuner.sample, "run", cut_off)
+        patch.setattr(trials.sample, "run", cut_off)
         with pytest.raises(UserError, match=r"\(failed: every candidate drops every path\)"):
             tuner.run(made(Tune(ell2=ELL2)), tmp_path)
     # Its settings may have changed; the searches are there.
@@ -285,10 +280,10 @@ def test_within_the_budget_a_smaller_candidate_than_the_winner_may_be_the_best(s
     stages.spread = (1.0, 0.9, 0.7, 0.75)
     best = tuner.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
     # Of 50 %: neither is 45 % within 40 %, and of 35 % and 37.5 % the former was raced longer.
-    assert best.values == {"ell2": 50.0} and best.found["parameters"] == 3500
+    assert best.values == {"ell2": 50.0} and best.found.parameters == 3500
     # Scored on the fresh examples, as every trial's winner is, and not by what it had in its race: 0.09 x 1.1.
-    assert stages.measured == [2] and best.found["fresh"] and best.found["num_examples"] == 80
-    assert best.found["loss"] == pytest.approx(0.1 + 0.02)
+    assert stages.measured == [2] and best.found.fresh and best.found.num_examples == 80
+    assert best.found.loss == pytest.approx(0.1 + 0.02)
     tuner.run(made(Tune(ell2=ELL2, budget=0.4)), tmp_path)
     assert stages.measured == [2]  # once
     file = tmp_path / "tune" / best.folder / "within_budget.json"
@@ -300,7 +295,7 @@ def test_within_the_budget_a_smaller_candidate_than_the_winner_may_be_the_best(s
 def test_without_fresh_examples_the_races_count(stages, tmp_path):
     stages.fresh = False
     best = tuner.run(made(Tune(ell2=ELL2)), tmp_path)
-    assert best.found["loss"] == pytest.approx(0.09) and best.found["num_examples"] == 320 and not best.found["fresh"]
+    assert best.found.loss == pytest.approx(0.09) and best.found.num_examples == 320 and not best.found.fresh
 
 
 @pytest.mark.parametrize(
@@ -313,8 +308,10 @@ def test_without_fresh_examples_the_races_count(stages, tmp_path):
     ],
 )
 def test_the_score_is_bounded(found, objective, score):
-    assert tuner.Trial("f", {}, 1, tuner.COMPLETE, "", found).score(objective) == pytest.approx(score)
-    assert tuner.Trial("f", {}, 1, tuner.TOO_LARGE, "", found).score(objective) == 0
+    means = {"mean_loss": 1.0, "mean_accuracy": 0.5, "mean_parameters": 7.0}
+    found = trials.Found(parameters=1, num_examples=1, fresh=True, **found, **means)
+    assert trials.Trial("f", {}, 1, trials.COMPLETE, "", found).score(objective) == pytest.approx(score)
+    assert trials.Trial("f", {}, 1, trials.TOO_LARGE, "", found).score(objective) == 0
 
 
 @pytest.mark.parametrize(

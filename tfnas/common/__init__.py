@@ -7,7 +7,8 @@ locks.py           file locks of the operating system
 markup.py          pieces of an HTML page: templates, tables, drawings as SVG
 templates/         the macros that pages import
 terminal.py        the console, and a quiet import of TensorFlow
-schema.py          reads JSON and checks it against the schema that its writer uses
+resources.py       what a network costs: parameters, multiply-adds, latency
+schema.py          reads JSON into the records that its writer filled, each field checked
 statistics.py      confidence intervals and tests for rankings and predictions
 user_functions.py  finds the user's own functions, named 'package.module:function'
 """

@@ -26,6 +26,7 @@ from tfnas.common import terminal
 from tfnas.common.errors import UserError, brief
 from tfnas.config import Config
 from tfnas.data import pipeline
+from tfnas.runs.measured import Converted
 from tfnas.training import distribution
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -64,7 +65,7 @@ def require(formats: Sequence[str]) -> None:
 
 def convert(
     model: keras.Model, splits: pipeline.Splits, config: Config, formats: Sequence[str], folder: pathlib.Path
-) -> list[dict[str, Any]]:
+) -> list[Converted]:
     """Writes `model` to `folder/FORMAT/model.*` in each format. What is there if one fails is to be thrown away.
 
     The test split is read once, after all is converted, and not at all if there is nothing to score.
@@ -77,9 +78,8 @@ def convert(
         folder: empty, for what is not whole yet.
 
     Returns:
-        For each format, in the order of `formats`: 'format'; 'file', relative to `folder`; 'bytes', of all its files;
-        'test_accuracy', a share, counted with the format's own runtime; 'test_accuracy_change', points by which that is
-        above the Keras model's; 'largest_difference', of a probability on the validation batch from the Keras model's.
+        For each format, in the order of `formats`, the files relative to `folder`, the accuracy by the format's own
+        runtime, and the largest difference on the validation batch.
 
     Raises:
         UserError: if a package is missing, a converter or runtime refuses the network, or a float32 format's
@@ -104,25 +104,24 @@ def convert(
                 f"{_TOLERANCE:.0e} expected; leave '{name}' out, and please report it with your config"
             )
     accuracies = _accuracies(network, splits, predictors)
-    records = [
-        {
-            "format": name,
-            "file": f"{name}/{_FILES[name]}",
-            "bytes": sum(file.stat().st_size for file in (folder / name).iterdir()),
-            "test_accuracy": accuracies[name],
-            "test_accuracy_change": 100 * (accuracies[name] - accuracies["keras"]),
-            "largest_difference": differences[name],
-        }
+    converted = [
+        Converted(
+            format=name,
+            file=f"{name}/{_FILES[name]}",
+            bytes=sum(file.stat().st_size for file in (folder / name).iterdir()),
+            test_accuracy=accuracies[name],
+            test_accuracy_change=100 * (accuracies[name] - accuracies["keras"]),
+            largest_difference=differences[name],
+        )
         for name in formats
     ]
-    for name, record in zip(formats, records, strict=True):
+    for one in converted:
         terminal.console.print(
-            f"export    {name}: {record['bytes']:,} bytes, test accuracy {record['test_accuracy']:.2%} "
-            f"({record['test_accuracy_change']:+.2f} points); {alike[name]} of {len(expected)} validation images "
-            "classified as the Keras model does, their probabilities at most "
-            f"{record['largest_difference']:.1e} from its"
+            f"export    {one.format}: {one.bytes:,} bytes, test accuracy {one.test_accuracy:.2%} "
+            f"({one.test_accuracy_change:+.2f} points); {alike[one.format]} of {len(expected)} validation images "
+            f"classified as the Keras model does, their probabilities at most {one.largest_difference:.1e} from its"
         )
-    return records
+    return converted
 
 
 def load(name: str, file: str | os.PathLike[str]) -> Predict:

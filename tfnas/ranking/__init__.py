@@ -8,4 +8,6 @@ reference_architectures.py  the most probable architecture, random and pruned on
 candidates.py               sample(): candidates of the size that the search was asked for
 engine.py                   evaluates any architecture with programs compiled once
 ranking.py                  rank(): many candidates, raced on the same examples
+contests.py                 the contests of a run: the posterior's candidates, random ones, and those at budgets
+fresh.py                    what winners are worth on examples that no race has used
 """

@@ -53,9 +53,10 @@ class Score:
         loss, accuracy, top5 = means.pop(LOSS), means.pop(ACCURACY, None), means.pop(TOP5_ACCURACY, None)
         return cls(loss, accuracy, len(figures[LOSS]), top5, means)
 
-    def record(self) -> dict[str, Any]:
-        """As a file has it: without what there is not."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None and value != {}}
+    def figures(self) -> dict[str, Any]:
+        """Of a single classification, as `tfnas.runs.sampled.Score` has them."""
+        names = ("loss", "accuracy", "num_examples", "top5_accuracy")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

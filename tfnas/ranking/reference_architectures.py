@@ -13,12 +13,11 @@ import numpy as np
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import count
 from tfnas.layers.kinds import CUT_KINDS
+from tfnas.runs.sampled import Kind
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
-EVEN = "random, spread evenly"
-ALLOCATED = "random, allocated per layer"
-_SINGLE_PATH = 3  # its place among the kinds in a draw's seed, after those two
+_DRAWS = {Kind.EVEN: 1, Kind.ALLOCATED: 2, Kind.SINGLE_PATH: 3}  # a kind's number in a draw's seed
 # Through these an operation's output goes to where operations meet.
 _PASSED = frozenset(("norm", "scale", "pointwise", "spatial", "padding"))
 
@@ -27,7 +26,7 @@ def random_candidate(
     posterior: Posterior,
     graph: Graph,
     most: float,
-    kind: str,
+    kind: Kind,
     seed: int,
     i: int,
     price: Callable[[Architecture], float] | None = None,
@@ -43,11 +42,11 @@ def random_candidate(
         i: number of the candidate; the draw is a function of (seed, kind, i) alone.
         price: what an architecture costs, more with every channel; None: the subnet's parameters.
     """
-    rng = np.random.default_rng([seed, (EVEN, ALLOCATED).index(kind) + 1, i])
+    rng = np.random.default_rng([seed, _DRAWS[kind], i])
     thresholds = {}  # a channel is kept once the shift exceeds its threshold
     for gates in posterior.layers:
-        sources = graph.group_sizes(gates.name) if kind == ALLOCATED else (gates.num_channels,)
-        rate = rng.uniform(0.01, 0.99, len(sources)) if kind == ALLOCATED else np.full(1, 0.5)
+        sources = graph.group_sizes(gates.name) if kind == Kind.ALLOCATED else (gates.num_channels,)
+        rate = rng.uniform(0.01, 0.99, len(sources)) if kind == Kind.ALLOCATED else np.full(1, 0.5)
         preference = np.repeat(np.log(rate) - np.log1p(-rate), sources)
         thresholds[gates.name] = rng.logistic(size=gates.num_channels) - preference
 
@@ -205,6 +204,6 @@ def single_path(posterior: Posterior, blocks: Sequence[Sequence[str]], seed: int
         seed: of the whole set of paths.
         i: number of the path; the draw is a function of (seed, i) alone.
     """
-    rng = np.random.default_rng([seed, _SINGLE_PATH, i])
+    rng = np.random.default_rng([seed, _DRAWS[Kind.SINGLE_PATH], i])
     dropped = {name for block in blocks for name in block} - {block[int(rng.integers(len(block)))] for block in blocks}
     return Architecture({g.name: np.full(g.num_channels, g.name not in dropped) for g in posterior.layers})

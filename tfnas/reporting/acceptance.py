@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from tfnas.common import statistics
 from tfnas.common.errors import UserError
-from tfnas.common.schema import flag, list_of, number, record, text_of
+from tfnas.common.resources import Resource
 from tfnas.config import Evaluate
-from tfnas.reporting import results as results_lib
+from tfnas.runs.measured import Check, Results, Verdict
 
 _FAR = 0.1  # of accuracy: no network is better than the whole of it by this much, if both were trained alike
 _ROUNDING = 1e-9  # of a difference of two shares of whole numbers
-# Of evaluation.json, as `tfnas.common.schema` has shapes.
-VERDICT = record(
-    blessed=flag(),
-    checks=list_of(record(setting=text_of(), value=number(), limit=number(), passed=flag(), says=text_of())),
-)
 
 
-def doubt(results: Mapping[str, Any]) -> str:
+def doubt(results: Results) -> str:
     """Why the full network is nothing to compare with, in one line; empty if it is, or if it was not trained.
 
     Args:
-        results: of retrain, as for `judge`, with the test split's `confusion`.
+        results: of retrain.
     """
-    full, labels = results_lib.full(results["rows"]), [sum(row) for row in results["confusion"]]
+    full, labels = results.full_row, [sum(row) for row in results.confusion]
     if full is None:
         return ""
-    accuracy, total = full["test_accuracy"], sum(labels)
+    accuracy, total = full.test_accuracy, sum(labels)
     chance = max(labels) / total
     low, _ = statistics.proportion_interval(round(accuracy * total), total, 0.95)
-    ahead = results_lib.chosen(results)["test_accuracy"] - accuracy
+    ahead = results.chosen_row.test_accuracy - accuracy
     if low <= chance:
         why = f"is not told from answering the most frequent class always ({chance:.1%})"
     elif ahead > _FAR:
@@ -46,61 +39,55 @@ def doubt(results: Mapping[str, Any]) -> str:
     )
 
 
-def judge(settings: Evaluate, results: Mapping[str, Any]) -> dict[str, Any]:
+def judge(settings: Evaluate, results: Results) -> Verdict:
     """The verdict on the network that retrain chose.
 
     Args:
         settings: the thresholds; those left at their defaults are not held against anything.
-        results: of retrain: `rows` of measured networks, the name `chosen` of one of them, the `full` network's
-            parameters and multiply-adds, and the `confusion` of the one chosen.
-
-    Returns:
-        `blessed`, whether every threshold is met; `checks`, one record for each threshold that was set: the setting,
-        the value measured, the limit, whether it `passed`, and a line that `says` so.
+        results: of retrain.
 
     Raises:
         UserError: if the full network's accuracy is asked for, and it was not trained.
     """
-    chosen = results_lib.chosen(results)
-    accuracy = chosen["test_accuracy"]
+    chosen = results.chosen_row
+    accuracy = chosen.test_accuracy
     checks = []
     if (least := settings.min_accuracy) > 0:
         says = f"a test accuracy of {accuracy:.2%}, at least {least:.2%} asked"
         checks.append(_check("min_accuracy", accuracy, least, accuracy - least, says))
     if (most := settings.max_accuracy_loss) < 1:
-        full = results_lib.full(results["rows"])
+        full = results.full_row
         if full is None:
             raise UserError(
                 f"evaluate.max_accuracy_loss={most:g}: the full network's accuracy expected too. Received: none; "
                 "retrain with --config.retrain.baseline=true"
             )
-        loss = full["test_accuracy"] - accuracy
+        loss = full.test_accuracy - accuracy
         side = "below" if loss > 0 else "above"
         says = f"a test accuracy {abs(loss):.2%} {side} the full network's, at most {most:.2%} below asked"
         margin = most - loss
         if doubted := doubt(results):
             margin, says = -math.inf, f"{says}, but {doubted}"
         checks.append(_check("max_accuracy_loss", loss, most, margin, says))
-    for name in ("parameters", "multiply_adds"):
-        if (most := getattr(settings, f"max_{name}")) < 1:
-            share = chosen[name] / results["full"][name]
-            says = f"{share:.2%} of the full network's {name.replace('_', '-')}, at most {most:.2%} asked"
-            checks.append(_check(f"max_{name}", share, most, most - share, says))
-    return {"blessed": all(check["passed"] for check in checks), "checks": checks}
+    for resource in (Resource.PARAMETERS, Resource.MULTIPLY_ADDS):
+        if (most := getattr(settings, f"max_{resource}")) < 1:
+            share = getattr(chosen, resource) / getattr(results.full, resource)
+            says = f"{share:.2%} of the full network's {resource.words}, at most {most:.2%} asked"
+            checks.append(_check(f"max_{resource}", share, most, most - share, says))
+    return Verdict(all(check.passed for check in checks), tuple(checks))
 
 
-def told(verdict: Mapping[str, Any]) -> list[str]:
+def told(verdict: Verdict) -> list[str]:
     """What the network lacks; of a blessed one, what it has."""
-    says = [check["says"] for check in verdict["checks"] if verdict["blessed"] or not check["passed"]]
+    says = [check.says for check in verdict.checks if verdict.blessed or not check.passed]
     return says or ["no threshold is set"]
 
 
-def reasons(verdict: Mapping[str, Any]) -> str:
+def reasons(verdict: Verdict) -> str:
     """`told` in one line."""
     return "; ".join(told(verdict))
 
 
-def _check(setting: str, value: float, limit: float, margin: float, says: str) -> dict[str, Any]:
+def _check(setting: str, value: float, limit: float, margin: float, says: str) -> Check:
     """A threshold, which is met unless its margin is negative."""
-    passed = margin >= -_ROUNDING
-    return {"setting": f"evaluate.{setting}", "value": value, "limit": limit, "passed": passed, "says": says}
+    return Check(f"evaluate.{setting}", value, limit, margin >= -_ROUNDING, says)

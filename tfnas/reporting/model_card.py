@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from tfnas.common import digests, markup, statistics
 from tfnas.config import Config
 from tfnas.reporting import acceptance
-from tfnas.reporting import results as results_lib
 from tfnas.runs import provenance, stage_table
+from tfnas.runs.measured import Results, Row, Verdict
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
@@ -27,8 +28,8 @@ def card(
     image_shape: Sequence[int],
     label_names: Sequence[str],
     sizes: Mapping[str, int],
-    results: Mapping[str, Any],
-    verdict: Mapping[str, Any],
+    results: Results,
+    verdict: Verdict,
     posterior: Posterior,
     architecture: Architecture,
     reloaded: Mapping[str, Any],
@@ -55,9 +56,7 @@ def card(
         saved_model: folder, whose files' digests are taken.
         inputs: digests of the files that it was made from.
     """
-    chosen, full = results_lib.chosen(results), results_lib.full(results["rows"])
-    confusion = results["confusion"]
-    total = sum(map(sum, confusion))
+    chosen, full, total = results.chosen_row, results.full_row, results.num_examples
     decided, gates = posterior.decided()
     data = config.data
     return {
@@ -65,14 +64,14 @@ def card(
         "version": config.export.version,
         "task": "classification of images, each into one of the classes",
         "network": {
-            "chosen": results["chosen"],
+            "chosen": results.chosen,
             "supernet": config.supernet.source or config.supernet.name,
             "architecture": architecture.digest(),
             "channels_kept": architecture.kept,
             "channels_gated": architecture.total,
-            "parameters": chosen["parameters"],
-            "multiply_adds": chosen["multiply_adds"],
-            "full": dict(results["full"]),
+            "parameters": chosen.parameters,
+            "multiply_adds": chosen.multiply_adds,
+            "full": dataclasses.asdict(results.full),
         },
         "data": {
             "title": data.title,
@@ -87,17 +86,17 @@ def card(
             },
         },
         "metrics": {
-            "validation": {"accuracy": chosen["validation_accuracy"]},
+            "validation": {"accuracy": chosen.validation_accuracy},
             "test": _measured(chosen, total),
             "test_of_the_full_network": _measured(full, total) if full else None,
-            "confusion": confusion,  # examples by label (rows) and most probable class (columns)
+            "confusion": results.confusion,  # examples by label (rows) and most probable class (columns)
         },
         "posterior": {
             "expected_kept": posterior.expected_kept(),
             "gates": gates,
             "gates_decided": decided,
         },
-        "evaluation": dict(verdict),
+        "evaluation": dataclasses.asdict(verdict),
         "reloaded": dict(reloaded),
         "signatures": list(signatures),
         "intended_use": _uses(config, label_names),
@@ -127,11 +126,11 @@ def markdown(card: Mapping[str, Any]) -> str:
     )
 
 
-def _measured(row: Mapping[str, Any], total: int) -> dict[str, Any]:
-    correct = round(row["test_accuracy"] * total)
+def _measured(row: Row, total: int) -> dict[str, Any]:
+    correct = round(row.test_accuracy * total)
     low, high = statistics.proportion_interval(correct, total, _LEVEL)
-    measured = {"accuracy": row["test_accuracy"], "correct": correct, "total": total, "low": low, "high": high}
-    return {**measured, "top5_accuracy": row.get("test_top5_accuracy")}
+    measured = {"accuracy": row.test_accuracy, "correct": correct, "total": total, "low": low, "high": high}
+    return {**measured, "top5_accuracy": row.test_top5_accuracy}
 
 
 def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
@@ -144,7 +143,7 @@ def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
 
 def _limits(
     config: Config,
-    results: Mapping[str, Any],
+    results: Results,
     label_names: Sequence[str],
     versions: Mapping[str, Mapping[str, str]],
 ) -> list[str]:
@@ -159,7 +158,7 @@ def _limits(
         told.append(f"{doubted[0].upper()}{doubted[1:]}.")
     recall = {
         name: row[i] / sum(row)
-        for i, (name, row) in enumerate(zip(label_names, results["confusion"], strict=True))
+        for i, (name, row) in enumerate(zip(label_names, results.confusion, strict=True))
         if sum(row)
     }
     worst = min(recall, key=lambda name: recall[name])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfnas.common import markup
+from tfnas.runs.sampled import Epoch
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
@@ -21,7 +22,7 @@ def section(
     architecture: Architecture,
     reads: Mapping[str, int | None],
     posterior: Posterior,
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[Epoch],
 ) -> dict[str, Any]:
     """What network.html shows.
 
@@ -68,13 +69,13 @@ def section(
     }
 
 
-def _settled(architecture: Architecture, history: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _settled(architecture: Architecture, history: Sequence[Epoch]) -> dict[str, int]:
     """The epoch from which on each layer's mean drop probability stays where it ends."""
     epochs = {}
     for name in architecture:
-        course = np.array([record["drop_probability"][name] for record in history])
+        course = np.array([epoch.drop_probability[name] for epoch in history])
         moving = np.flatnonzero((np.abs(course - course[-1]) > _SETTLED).any(axis=1))
-        epochs[name] = int(history[moving[-1] + 1]["epoch"] if len(moving) else history[0]["epoch"])
+        epochs[name] = history[moving[-1] + 1 if len(moving) else 0].epoch
     return epochs
 
 
@@ -94,13 +95,13 @@ def _block(name: str) -> str:
     return name.rsplit("_", 2)[0]
 
 
-def _heat(history: Sequence[Mapping[str, Any]]) -> str:
+def _heat(history: Sequence[Epoch]) -> str:
     sources = [
         (f"{name}{f'[{i}]' if len(p) > 1 else ''}", name, i)
-        for name, p in history[0]["drop_probability"].items()
+        for name, p in history[0].drop_probability.items()
         for i in range(len(p))
     ]
-    over_time = np.array([[record["drop_probability"][name][i] for record in history] for _, name, i in sources])
+    over_time = np.array([[epoch.drop_probability[name][i] for epoch in history] for _, name, i in sources])
 
     def draw(axes: Any) -> None:
         extent = (0.5, len(history) + 0.5, len(sources) - 0.5, -0.5)
@@ -116,12 +117,12 @@ def _heat(history: Sequence[Mapping[str, Any]]) -> str:
     return markup.plot(draw, (markup.WIDTH, 0.6 + 0.24 * len(sources)), caption)
 
 
-def _course(history: Sequence[Mapping[str, Any]]) -> str:
-    epochs = [record["epoch"] for record in history]
-    kept = [100 * record["kept"] for record in history]
+def _course(history: Sequence[Epoch]) -> str:
+    epochs = [epoch.epoch for epoch in history]
+    kept = [100 * epoch.kept for epoch in history]
 
     def draw(axes: Any) -> None:
-        axes.plot(epochs, [record["loss"] for record in history], color=markup.ORANGE, label="loss (ELBO)")
+        axes.plot(epochs, [epoch.loss for epoch in history], color=markup.ORANGE, label="loss (ELBO)")
         axes.set(xlabel="epoch of search", ylabel="loss")
         axes.xaxis.get_major_locator().set_params(integer=True)
         other = axes.twinx()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import rich.console
@@ -13,44 +13,28 @@ import rich.table
 from tfnas import config as config_lib
 from tfnas.common import markup, terminal
 from tfnas.common.errors import UserError
-from tfnas.common.schema import list_of, mapping_of, number, record, whole
 from tfnas.reporting import acceptance, candidates_section, network_section, pareto_front
-from tfnas.reporting import results as results_lib
 from tfnas.runs import provenance, stage_table
-from tfnas.runs.workdir import Workdir
+from tfnas.runs.measured import Exported, Results, Row, Verdict
+from tfnas.runs.sampled import Candidate, Epoch, Front, Kind, Ranked
+from tfnas.runs.workdir import Manifest, Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import PRICES, Posterior
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SEVERAL = "they are of several runs; run the stages again, in another --workdir"
-# What the networks are that the found one is compared with, by how their rows' names start.
-_NOTES = (
-    (
-        "fixed drop",
-        "Fixed drop: the best random candidate of the found network's size, under the weights of a supernet whose "
-        "gates all kept one drop probability.",
-    ),
-    (
-        "single path",
-        "Single path: where operations compete, one of them, under the weights of a supernet that trained one at a "
-        "time; its size is its own.",
-    ),
-    (
-        "magnitude pruning",
-        "Magnitude pruning: the full network, trained without gates, less its channels of the smallest weights, at the "
-        "found network's size.",
-    ),
-    ("deterministic", "Deterministic candidate: every channel whose drop probability is below 1/2, as learned."),
-)
+# What the networks are that the found one is compared with.
+_NOTES = {
+    Kind.FIXED_DROP: "Fixed drop: the best random candidate of the found network's size, under the weights of a "
+    "supernet whose gates all kept one drop probability.",
+    Kind.SINGLE_PATH: "Single path: where operations compete, one of them, under the weights of a supernet that "
+    "trained one at a time; its size is its own.",
+    Kind.MAGNITUDE_PRUNING: "Magnitude pruning: the full network, trained without gates, less its channels of the "
+    "smallest weights, at the found network's size.",
+    Kind.DETERMINISTIC: "Deterministic candidate: every channel whose drop probability is below 1/2, as learned.",
+}
 
 _BUSY = 2.0  # how many times a network's latencies may differ between rounds without a word of it
-
-_EPOCH = record(
-    epoch=whole(1),
-    loss=number(-1e30, 1e30),
-    kept=number(0, 2),
-    drop_probability=mapping_of(list_of(number(0, 1), 1)),
-)
 
 
 def print_table(work: Workdir, config: config_lib.Config, console: rich.console.Console = terminal.console) -> None:
@@ -64,12 +48,12 @@ def print_table(work: Workdir, config: config_lib.Config, console: rich.console.
     Raises:
         UserError: if retrain has not run.
     """
-    results = work.read_json(stage_table.RESULTS, "report", results_lib.measured)
+    results = work.read_json(stage_table.RESULTS, "report", Results)
     table = rich.table.Table(box=None, padding=(0, 1))
-    for i, heading in enumerate(_headings(results["rows"])):
+    for i, heading in enumerate(_headings(results)):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    for row, cells in _cells(results["rows"]):
-        table.add_row(*cells, style="bold" if row["name"] == results["chosen"] else None)
+    for row, cells in _cells(results):
+        table.add_row(*cells, style="bold" if row.name == results.chosen else None)
     console.print(table)
     for note in _notes(results, config):
         console.print(note, style="dim")
@@ -83,14 +67,14 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     Raises:
         UserError: if a stage that it tells of has not run, or left files that were changed since.
     """
-    results = work.read_json(stage_table.RESULTS, "report", results_lib.measured)
-    history = work.read_lines(stage_table.HISTORY, "report", _EPOCH)
+    results = work.read_json(stage_table.RESULTS, "report", Results)
+    history = work.read_lines(stage_table.HISTORY, "report", Epoch)
     posterior = Posterior.from_json(work.read(stage_table.POSTERIOR, "report").read_bytes())
     architecture = Architecture.from_json(work.read(stage_table.ARCHITECTURE, "report").read_bytes())
-    ranking = work.read_json(stage_table.RANKING, "report", candidates_section.ranking_shape)
-    verdict = work.read_json(stage_table.EVALUATION, "report", acceptance.VERDICT)
-    candidates = work.read_lines(stage_table.CANDIDATES, "report", candidates_section.CANDIDATE)
-    _check_one_run(posterior, architecture, history, ranking, candidates)
+    ranked = work.read_json(stage_table.RANKING, "report", Ranked)
+    verdict = work.read_json(stage_table.EVALUATION, "report", Verdict)
+    candidates = work.read_lines(stage_table.CANDIDATES, "report", Candidate)
+    _check_one_run(posterior, architecture, history, ranked, candidates)
     filters: dict[str, Callable[..., str]] = {
         "duration": _duration,
         "with_interval": candidates_section.with_interval,
@@ -101,49 +85,50 @@ def html(work: Workdir, config: config_lib.Config) -> str:
         title=config.data.title,
         **_comparison(results, config),
         durations=_durations(work.manifest()),
-        candidates=candidates_section.section(candidates, ranking),
-        network=network_section.section(architecture, ranking["reads"], posterior, history),
+        candidates=candidates_section.section(candidates, ranked),
+        network=network_section.section(architecture, ranked.reads, posterior, history),
         posterior=posterior,
+        results=results,
         front=_front(work, config),
         tilted=_tilted(posterior),
         verdict=verdict,
         reasons=acceptance.reasons(verdict),
-        exported=_exported(work, config) if verdict["blessed"] else None,
+        exported=_exported(work, config) if verdict.blessed else None,
         **_repetition(work, config),
     )
 
 
-def _has_top5(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(row.get("test_top5_accuracy") is not None for row in rows)
+def _has_top5(results: Results) -> bool:
+    return any(row.test_top5_accuracy is not None for row in results.rows)
 
 
-def _headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    top5 = ["top-5"] if _has_top5(rows) else []
+def _headings(results: Results) -> list[str]:
+    top5 = ["top-5"] if _has_top5(results) else []
     return ["network", "valid.", "test", *top5, "parameters", "mult-adds", "file", "latency"]
 
 
-def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Mapping[str, Any], list[str]]]:
-    full = results_lib.full(rows)
+def _cells(results: Results) -> Iterable[tuple[Row, list[str]]]:
+    full = results.full_row
 
-    def shown(row: Mapping[str, Any], key: str, form: Callable[[Any], str]) -> str:
-        return form(row[key]) if row.get(key) is not None else "-"
+    def shown(value: float | None, form: Callable[[float], str]) -> str:
+        return "-" if value is None else form(value)
 
     def latency(seconds: float) -> str:
-        relative = f" ({seconds / full['latency_seconds']:.2f}x)" if full else ""
+        relative = f" ({seconds / full.latency_seconds:.2f}x)" if full and full.latency_seconds else ""
         return f"{1e3 * seconds:.2f} ms{relative}"
 
-    for row in rows:
+    for row in results.rows:
         yield (
             row,
             [
-                row["name"],
-                shown(row, "validation_accuracy", markup.percent),
-                shown(row, "test_accuracy", markup.percent),
-                *([shown(row, "test_top5_accuracy", markup.percent)] if _has_top5(rows) else []),
-                shown(row, "parameters", markup.grouped),
-                shown(row, "multiply_adds", lambda v: f"{v / 1e6:,.2f} M"),
-                shown(row, "file_bytes", lambda v: f"{v / 1e3:,.0f} kB"),
-                shown(row, "latency_seconds", latency),
+                row.name,
+                markup.percent(row.validation_accuracy),
+                markup.percent(row.test_accuracy),
+                *([shown(row.test_top5_accuracy, markup.percent)] if _has_top5(results) else []),
+                markup.grouped(row.parameters),
+                f"{row.multiply_adds / 1e6:,.2f} M",
+                shown(row.file_bytes, lambda v: f"{v / 1e3:,.0f} kB"),
+                shown(row.latency_seconds, latency),
             ],
         )
 
@@ -151,52 +136,49 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Mapping[str, Any
 def _check_one_run(
     posterior: Posterior,
     architecture: Architecture,
-    history: Sequence[Mapping[str, Any]],
-    ranking: Mapping[str, Any],
-    candidates: Sequence[Mapping[str, Any]],
+    history: Sequence[Epoch],
+    ranked: Ranked,
+    candidates: Sequence[Candidate],
 ) -> None:
     """Raises UserError unless the files name the same layers, groups and kinds."""
     if {name: mask.size for name, mask in architecture.items()} != {g.name: g.num_channels for g in posterior.layers}:
         raise UserError(
             f"report: the layers of {stage_table.ARCHITECTURE} are not those of {stage_table.POSTERIOR}: {_SEVERAL}"
         )
-    epochs = [{name: len(p) for name, p in record["drop_probability"].items()} for record in history]
+    epochs = [{name: len(p) for name, p in epoch.drop_probability.items()} for epoch in history]
     alike = all(epoch == epochs[0] for epoch in epochs)
     if not epochs or not alike or list(epochs[0]) != [g.name for g in posterior.layers]:
         raise UserError(
             f"report: the layers of {stage_table.HISTORY} are not those of {stage_table.POSTERIOR} in every epoch: "
             f"{_SEVERAL}"
         )
-    if set(ranking["reads"]) != set(architecture):
+    if set(ranked.reads) != set(architecture):
         raise UserError(
             f"report: the layers of {stage_table.RANKING} are not those of {stage_table.ARCHITECTURE}: {_SEVERAL}"
         )
-    missing = set(ranking["kinds"]) - {candidate["kind"] for candidate in candidates}
+    missing = set(ranked.kinds) - {candidate.kind for candidate in candidates if candidate.share is None}
     if missing:
         raise UserError(f"report: {stage_table.CANDIDATES} has no candidate of the kind '{min(missing)}': {_SEVERAL}")
 
 
-def _comparison(results: Mapping[str, Any], config: config_lib.Config) -> dict[str, Any]:
+def _comparison(results: Results, config: config_lib.Config) -> dict[str, Any]:
     """The network found beside the others that were measured."""
-    rows = results["rows"]
+    kinds = {row.kind for row in results.rows}
     return {
-        "chosen": results_lib.chosen(results),
-        "full": results_lib.full(rows),
+        "chosen": results.chosen_row,
+        "full": results.full_row,
         "doubt": acceptance.doubt(results),
-        "headings": _headings(rows),
-        "networks": [(row["name"] == results["chosen"], values) for row, values in _cells(rows)],
-        "notes": [
-            *_notes(results, config),
-            *(note for start, note in _NOTES if any(row["name"].startswith(start) for row in rows)),
-        ],
-        "num_tested": sum(map(sum, results["confusion"])),
-        "pruned": _pruned(rows),
+        "headings": _headings(results),
+        "networks": [(row.name == results.chosen, values) for row, values in _cells(results)],
+        "notes": [*_notes(results, config), *(note for kind, note in _NOTES.items() if kind in kinds)],
+        "num_tested": results.num_examples,
+        "pruned": _pruned(results),
     }
 
 
-def _durations(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """How many seconds each stage took, of those whose time is recorded and not negligible."""
-    seconds = {name: stage.get("seconds", 0) for name, stage in manifest["stages"].items()}
+def _durations(manifest: Manifest) -> dict[str, float]:
+    """How many seconds each stage took, of those whose time is not negligible."""
+    seconds = {name: stage.seconds for name, stage in manifest.stages.items()}
     # That of the report itself is an earlier one's.
     return {name: taken for name, taken in seconds.items() if taken >= 0.5 and name != "report"}
 
@@ -208,27 +190,23 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _pruned(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _pruned(results: Results) -> dict[str, Any] | None:
     """The best network of magnitude pruning, and how the network found compares with it; None if none was trained."""
-    pruned = [
-        row
-        for row in rows
-        if row["name"].startswith("magnitude pruning") and row.get("validation_accuracy") and row.get("paired")
-    ]
+    pruned = [(row, row.paired) for row in results.rows if row.kind == Kind.MAGNITUDE_PRUNING and row.paired]
     if not pruned:
         return None
     # By validation: chosen by the test split, the best of several would be flattered there.
-    best = max(pruned, key=lambda row: row["validation_accuracy"])
+    best, paired = max(pruned, key=lambda pair: pair[0].validation_accuracy)
     verdict = "Not told apart from pruning, by so few examples"
-    if candidates_section.significant(best["paired"]):
-        better = best["paired"]["only_found"] > best["paired"]["only_other"]
+    if candidates_section.significant(paired):
+        better = paired.only_found > paired.only_other
         verdict = "Better than pruning" if better else "Worse than pruning"
     return {"row": best, "verdict": verdict}
 
 
-def _notes(results: Mapping[str, Any], config: config_lib.Config) -> Iterable[str]:
+def _notes(results: Results, config: config_lib.Config) -> Iterable[str]:
     """What the table does not say of its columns."""
-    tested = max(row.get("num_tested", 0) for row in results["rows"])
+    tested = max(row.num_tested or 0 for row in results.rows)
     means = (
         f"Test is read only after every choice is made; means are of the first {tested} candidates of a kind, mean "
         "sizes of all."
@@ -239,11 +217,10 @@ def _notes(results: Mapping[str, Any], config: config_lib.Config) -> Iterable[st
             "asked for cannot win. The most probable network of that size races with them, and is not in their means."
         )
     yield means
-    spread = results.get("latency_spread", 1.0)
-    if spread > _BUSY:
+    if results.latency_spread > _BUSY:
         yield (
-            f"The machine was busy when latencies were measured: a network's differ by up to {spread:.1f} x between "
-            "rounds."
+            "The machine was busy when latencies were measured: a network's differ by up to "
+            f"{results.latency_spread:.1f} x between rounds."
         )
 
 
@@ -251,14 +228,13 @@ def _front(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None:
     """What sample measured at its budgets; None if it had none, whatever an earlier run of it left."""
     if not work.has(stage_table.FRONT, config):
         return None
-    measured = work.read_json(stage_table.FRONT, "report", pareto_front.shape)
-    rows = measured["rows"]
+    front = work.read_json(stage_table.FRONT, "report", Front)
     return {
-        "resource": measured["resource"].replace("_", "-"),
+        "resource": front.resource.words,
         "headings": pareto_front.HEADINGS,
-        "rows": [(row["share"] is None, pareto_front.cells_of(row)) for row in rows],
+        "rows": [(point.share is None, pareto_front.cells_of(point)) for point in front.points],
         "picture": markup.drawing(
-            lambda figure: pareto_front.draw(figure, rows),
+            lambda figure: pareto_front.draw(figure, front.points),
             (markup.WIDTH, 3),
             "Validation accuracy of the networks found against their cost",
         ),
@@ -285,18 +261,16 @@ def _exported(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None
     """What export left, and the SavedModel's path as Python writes it; None if it has not run under these settings."""
     if not work.has(stage_table.EXPORT_RESULTS, config):
         return None
-    exported = work.read_json(stage_table.EXPORT_RESULTS, "report", results_lib.EXPORTED)
-    return {**exported, "path": repr(str(work.path / exported["saved_model"]))}
+    exported = work.read_json(stage_table.EXPORT_RESULTS, "report", Exported)
+    return {**vars(exported), "path": repr(str(work.path / exported.saved_model))}
 
 
 def _repetition(work: Workdir, config: config_lib.Config) -> dict[str, Any]:
     """What it takes to run the same again."""
     # What `tune` would try is no part of a run.
     config = dataclasses.replace(config, tune=config_lib.Tune())
-    stages = work.manifest()["stages"]
-    ran_with = {
-        stage: stages[stage]["versions"] for stage in stage_table.STAGES if stage in stages and stage != "report"
-    }
+    stages = work.manifest().stages
+    ran_with = {stage: stages[stage].versions for stage in stage_table.STAGES if stage in stages and stage != "report"}
     return {
         "seed": config.seed,
         "own_functions": bool(config.data.source or config.supernet.source),

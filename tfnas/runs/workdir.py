@@ -1,24 +1,14 @@
 """The working directory of a run: atomic writing, and a manifest that knows what is whole and up to date.
 
-The manifest (`manifest.json`) is JSON with its own digest, `sha256`:
-
-- `config`: the settings of the last command that worked in the folder, by which another search is refused.
-- `stages`: for every finished stage
-    - `settings`, that it depends on, as it ran with them;
-    - `inputs`, files of earlier stages that it read, with the digests that their writers had recorded;
-    - `outputs`, files that it wrote, each with its digest;
-    - `versions`, of Python, this project and the packages that it ran with;
-    - `seconds` that it took.
-- `begun`: the `stage` that runs or was interrupted, its `key`, and the `versions` that it has run with so far.
-
-A stage that has these settings, and whose inputs and outputs are as recorded, is skipped. A stage is refused while one
-before it did not run with the settings of this config, or on other files than lie there now; and so is an input that no
-longer has the digest its writer recorded.
+A stage whose settings, inputs and outputs are as the manifest has them is skipped. A stage is refused while one before
+it did not run with the settings of this config, or ran on other files than are there now; and so is an input that no
+longer has the digest that its writer recorded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -29,38 +19,72 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import tfnas.config
 from tfnas.common import atomic, digests
 from tfnas.common.atomic import SET_ASIDE, TEMPORARY
 from tfnas.common.errors import UserError, brief, unwrap_user_errors
-from tfnas.common.schema import Shape, mapping_of, number, optional, read, record, text_of
+from tfnas.common.schema import mapping_of, number, read, to_json
 from tfnas.runs import holding, provenance, stage_table
 from tfnas.runs.stage_table import CHECKPOINTS, MANIFEST, NEUTRAL, STAGES, WRITERS
 
-
-def _settings(value: Any, place: str) -> None:
-    if isinstance(value, Mapping):  # whose keys are then shown
-        mapping_of(_settings)(value, place)
+T = TypeVar("T")
 
 
-_MANIFEST = record(
-    {"begun": record(stage=text_of(), key=text_of(), versions=mapping_of(text_of()))},
-    config=optional(mapping_of(_settings)),
-    stages=mapping_of(
-        record(
-            {"seconds": number(0)},
-            settings=mapping_of(_settings),
-            inputs=mapping_of(text_of()),
-            outputs=mapping_of(text_of()),
-            versions=mapping_of(text_of()),
-        )
-    ),
-)
+def _setting(value: Any, place: str) -> Any:
+    """The schema of a section's settings, or of a single one."""
+    return mapping_of(_setting)(value, place) if isinstance(value, Mapping) else value
+
+
+Settings = Annotated[dict[str, Any], mapping_of(_setting)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A stage that has ended.
+
+    Attributes:
+        settings: that it depends on, as it ran with them, by section.
+        inputs: files of earlier stages that it read, with the digests that their writers had recorded.
+        outputs: files that it wrote, each with its digest.
+        versions: of Python, this project and the packages that it ran with.
+        seconds: that it took.
+    """
+
+    settings: Settings
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    versions: dict[str, str]
+    seconds: Annotated[float, number(0)] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """A stage that runs or was interrupted, the digest of what it depends on, and the versions it ran with so far."""
+
+    stage: str
+    key: str
+    versions: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What is known of a working directory: the file `manifest.json`, which has its own digest too.
+
+    Attributes:
+        config: the settings of the last command that worked in the folder, by which another search is refused.
+        stages: those that have ended, by name.
+        begun: the one that has not.
+    """
+
+    config: Settings | None = None
+    stages: dict[str, Finished] = dataclasses.field(default_factory=dict)
+    begun: Begun | None = None
 
 
 _UNFINISHED = (f"{TEMPORARY}*", *(f"{stage}/**/{TEMPORARY}*" for stage in STAGES), "tensorflow_datasets/*/incomplete.*")
+_SEAL = "sha256"  # key of a sealed file's own digest
 _SET_ASIDE = f"export/**/{SET_ASIDE}*"
 
 
@@ -121,7 +145,7 @@ class Workdir:
 
         Without `replace`, a file that is there by then stays: of several processes the first one's.
 
-        Raises OSError, naming `name`, for a disk that is full or cannot be written; the old file stays.
+        Raises OSError, add_filename `name`, for a disk that is full or cannot be written; the old file stays.
         """
         target = self.file(name)
         if not self.writes:
@@ -139,29 +163,37 @@ class Workdir:
 
     def write_json(self, name: str, value: Any, replace: bool = True) -> pathlib.Path:
         """Writes `value` as JSON, as `write` does; keys keep their order."""
-        return self.write(name, lambda path: path.write_text(json.dumps(value, indent=1) + "\n"), replace)
+        return self.write(name, lambda path: path.write_text(to_json(value, 1) + "\n"), replace)
 
-    def write_sealed(self, name: str, value: Mapping[str, Any], replace: bool = True) -> pathlib.Path:
-        """Writes `value` as JSON with its digest: of files that no manifest has the digest of."""
-        return self.write_json(name, {**value, "sha256": digests.of_value(value)}, replace)
+    def write_lines(self, name: str, values: Iterable[Any]) -> pathlib.Path:
+        """Writes each of `values` as JSON on a line of its own, as `write` does."""
+        text = "".join(f"{to_json(value)}\n" for value in values)
+        return self.write(name, lambda path: path.write_text(text))
 
-    def read_sealed(self, name: str, shape: Shape) -> dict[str, Any]:
-        """What `write_sealed` wrote, of a shape. Raises UserError if that was truncated or altered since."""
+    def write_sealed(self, name: str, record: Any, replace: bool = True) -> pathlib.Path:
+        """Writes a record as JSON with its digest: for files whose digest no manifest has."""
+        value = json.loads(to_json(record))
+        return self.write_json(name, {**value, _SEAL: digests.of_value(value)}, replace)
+
+    def read_sealed(self, name: str, kind: type[T]) -> T:
+        """The record that `write_sealed` wrote. Raises UserError if the file was truncated or altered since."""
         path = self.path / name
         title = f"{path}: truncated or altered: delete it, and 'tfnas run' makes it again from the others"
         try:
-            value = read(path.read_bytes(), shape, title)
+            text = path.read_bytes()
         except OSError as error:
             raise UserError(f"{title} ({error.strerror})") from None
-        if value.pop("sha256", None) != digests.of_value(value):
+        record = read(text, kind, title)
+        value = json.loads(text)
+        if value.pop(_SEAL, None) != digests.of_value(value):
             raise UserError(title)
-        return value
+        return record
 
     def read(self, name: str, stage: str) -> pathlib.Path:
         """Path of a file that `stage` needs, known to be what its writer left. Raises UserError otherwise."""
         path = self.path / name
         writer = WRITERS[name]
-        recorded = _recorded(self.manifest()["stages"], [name]).get(name)
+        recorded = _recorded(self.manifest().stages, [name]).get(name)
         if recorded is None or not path.exists():
             raise UserError(f"{stage} needs {writer}'s {name}, and {self.path} has none: {self._command(writer)} first")
         if digests.of_file(path) != recorded:
@@ -171,31 +203,31 @@ class Workdir:
             )
         return path
 
-    def read_json(self, name: str, stage: str, shape: Shape) -> Any:
-        """Content of a JSON file that `stage` needs; the same checks as `read`, and that of its shape."""
+    def read_json(self, name: str, stage: str, kind: type[T]) -> T:
+        """The record in a JSON file that `stage` needs. Raises UserError as `read`, or if it is another."""
         path = self.read(name, stage)
-        return read(path.read_bytes(), shape, f"{path}: altered")
+        return read(path.read_bytes(), kind, f"{path}: altered")
 
-    def read_lines(self, name: str, stage: str, shape: Shape) -> list[Any]:
-        """Content of a file with JSON on every line; the same checks as `read`, and that of each line's shape."""
+    def read_lines(self, name: str, stage: str, kind: type[T]) -> list[T]:
+        """The records in a file with JSON on every line that `stage` needs. Raises UserError as `read_json`."""
         path = self.read(name, stage)
         lines = path.read_bytes().splitlines()
-        return [read(line, shape, f"{path}: line {i} was altered") for i, line in enumerate(lines, 1)]
+        return [read(line, kind, f"{path}: line {i} was altered") for i, line in enumerate(lines, 1)]
 
     def has(self, name: str, config: tfnas.config.Config) -> bool:
         """Whether a stage recorded a file when it last ended, with these settings; else it is an earlier run's."""
         writer = WRITERS[name]
         if self._stale((*stage_table.before(writer), writer), config):
             return False
-        return bool(_recorded(self.manifest()["stages"], [name]))
+        return bool(_recorded(self.manifest().stages, [name]))
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """What is known of this folder; empty for a new one."""
         if not (self.path / MANIFEST).exists():
-            return {"config": None, "stages": {}}
-        manifest = self.read_sealed(MANIFEST, _MANIFEST)
-        for stage, entry in manifest["stages"].items():
-            for name in entry["outputs"]:
+            return Manifest()
+        manifest = self.read_sealed(MANIFEST, Manifest)
+        for stage, finished in manifest.stages.items():
+            for name in finished.outputs:
                 # They are opened to see whether they are still as they were left.
                 if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
                     raise UserError(
@@ -208,15 +240,15 @@ class Workdir:
         """Makes this folder `config`'s; only the process that writes. Raises UserError as `check_search`."""
         self.check_search(config)
         manifest, mine = self.manifest(), stage_table.every_setting(config)
-        if self.writes and manifest["config"] != mine:
-            self.write_sealed(MANIFEST, {**manifest, "config": mine})
+        if self.writes and manifest.config != mine:
+            self.write_sealed(MANIFEST, dataclasses.replace(manifest, config=mine))
 
     def check_search(self, config: tfnas.config.Config) -> None:
         """Raises UserError if this folder holds another search's results, or part of them."""
         manifest = self.manifest()
-        held, ours = manifest["config"], stage_table.settings(config, STAGES["search"].settings)
+        held, ours = manifest.config, stage_table.settings(config, STAGES["search"].settings)
         # Before anything is there, a mistake in the settings may be mended.
-        begun = manifest["stages"] or any((self.path / CHECKPOINTS).glob("*.npz"))
+        begun = manifest.stages or any((self.path / CHECKPOINTS).glob("*.npz"))
         if held is None or not begun:
             return
         for section, values in ours.items():
@@ -235,10 +267,10 @@ class Workdir:
                 )
 
     def dependencies(self, stage: str, config: tfnas.config.Config) -> dict[str, Any]:
-        """`settings` and `inputs` that `stage` has with this config, as the manifest records them when it ends."""
+        """`settings` and `inputs` that `stage` has with this config, as `Finished` has them when it ends."""
         return {
             "settings": stage_table.settings(config, STAGES[stage].settings),
-            "inputs": _recorded(self.manifest()["stages"], self._read_by(stage, config)),
+            "inputs": _recorded(self.manifest().stages, self._read_by(stage, config)),
         }
 
     def key(self, stage: str, config: tfnas.config.Config) -> str:
@@ -261,7 +293,7 @@ class Workdir:
         """Whether `stage` ended with these settings and inputs, and all that it wrote is still as it left it."""
         return self._stale((stage,), config) is None and all(
             (self.path / name).exists() and digests.of_file(self.path / name) == recorded
-            for name, recorded in self.manifest()["stages"][stage]["outputs"].items()
+            for name, recorded in self.manifest().stages[stage].outputs.items()
         )
 
     def up_to_date(self, config: tfnas.config.Config) -> list[str]:
@@ -301,26 +333,22 @@ class Workdir:
             with unwrap_user_errors():
                 further = body() or ()
             if self.writes:
+                outputs = {name: digests.of_file(self.path / name) for name in (*STAGES[stage].outputs, *further)}
+                seconds = round(time.monotonic() - start, 1)
+                finished = Finished(**depends, outputs=outputs, versions=ran_with, seconds=seconds)
                 manifest = self.manifest()
-                manifest.pop("begun", None)
-                manifest["stages"][stage] = {
-                    **depends,
-                    "outputs": {name: digests.of_file(self.path / name) for name in (*STAGES[stage].outputs, *further)},
-                    "versions": ran_with,
-                    "seconds": round(time.monotonic() - start, 1),
-                }
-                self.write_sealed(MANIFEST, manifest)
+                self.write_sealed(MANIFEST, Manifest(manifest.config, {**manifest.stages, stage: finished}))
             return True
 
     def _begin(self, stage: str, key: str) -> dict[str, str]:
         """Notes that a stage runs; returns the versions it runs with, after those of attempts that were interrupted."""
         manifest, now = self.manifest(), provenance.versions()
-        before = manifest.get("begun", {})
-        if (before.get("stage"), before.get("key")) == (stage, key):
-            now = provenance.then(before["versions"], now)
-        begun = {"stage": stage, "key": key, "versions": now}
+        before = manifest.begun
+        if before and (before.stage, before.key) == (stage, key):
+            now = provenance.then(before.versions, now)
+        begun = Begun(stage, key, now)
         if self.writes and before != begun:
-            self.write_sealed(MANIFEST, {**manifest, "begun": begun})
+            self.write_sealed(MANIFEST, dataclasses.replace(manifest, begun=begun))
         return now
 
     def _read_by(self, stage: str, config: tfnas.config.Config) -> list[str]:
@@ -329,14 +357,14 @@ class Workdir:
 
     def _stale(self, names: Iterable[str], config: tfnas.config.Config) -> tuple[str, str] | None:
         """The first of some stages that did not run with these settings and inputs, and what there is; or None."""
-        stages = self.manifest()["stages"]
+        stages = self.manifest().stages
         for stage in names:
             if stage not in stages:
                 return stage, "has none"
             ours = self.dependencies(stage, config)
-            for name, theirs, mine in _differences("", stages[stage]["settings"], ours["settings"]):
+            for name, theirs, mine in _differences("", stages[stage].settings, ours["settings"]):
                 return stage, f"has those of {name}={brief(theirs)}, while this config has {brief(mine)}"
-            for name, _, _ in _differences("", stages[stage]["inputs"], ours["inputs"]):
+            for name, _, _ in _differences("", stages[stage].inputs, ours["inputs"]):
                 return stage, f"has those of another {name}"
         return None
 
@@ -344,9 +372,9 @@ class Workdir:
         return f"run 'tfnas {stage} --config=... --workdir={self.path}'"
 
 
-def _recorded(stages: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+def _recorded(stages: Mapping[str, Finished], names: Iterable[str]) -> dict[str, str]:
     """Digests of files as their writers recorded them, of those that did."""
-    outputs = {name: stages.get(WRITERS[name], {"outputs": {}})["outputs"] for name in names}
+    outputs = {name: stages[WRITERS[name]].outputs for name in names if WRITERS[name] in stages}
     return {name: found[name] for name, found in outputs.items() if name in found}
 
 

@@ -6,8 +6,9 @@ import os
 
 from tfnas.common.terminal import warn
 from tfnas.config import Config
-from tfnas.reporting import acceptance, results
+from tfnas.reporting import acceptance
 from tfnas.runs import stage_table, workdir
+from tfnas.runs.measured import Results
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -21,10 +22,10 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 
 def _evaluate(config: Config, work: workdir.Workdir) -> None:
-    measured = work.read_json(stage_table.RESULTS, "evaluate", results.measured)
+    measured = work.read_json(stage_table.RESULTS, "evaluate", Results)
     verdict = acceptance.judge(config.evaluate, measured)
     work.write_json(stage_table.EVALUATION, verdict)
-    begins = f"evaluate  {'blessed' if verdict['blessed'] else 'not blessed'}: "
+    begins = f"evaluate  {'blessed' if verdict.blessed else 'not blessed'}: "
     print(begins + f";\n{' ' * len(begins)}".join(acceptance.told(verdict)))
     if doubted := acceptance.doubt(measured):
         warn(f"evaluate  {doubted}")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from typing import Any
 
 import keras
 import numpy as np
 
-from tfnas.common import atomic, digests, schema, terminal
+from tfnas.common import atomic, digests, terminal
 from tfnas.common.errors import UserError
 from tfnas.config import FORMATS, Config
 from tfnas.cutting.subnets import subnet
@@ -20,16 +20,15 @@ from tfnas.data import pipeline, sources
 from tfnas.exporting import conversion, savedmodel, verification, warmup
 from tfnas.gating import saving
 from tfnas.reporting import acceptance, model_card
-from tfnas.reporting import results as results_lib
 from tfnas.runs import provenance, stage_table, workdir
+from tfnas.runs.measured import Exported, Results, Verdict
+from tfnas.runs.sampled import Ranked
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.training import networks
 
 _KERAS = "model.keras"
 _WARMUP = 8  # validation images that are kept for warm-up requests
-_ANY = schema.mapping_of(lambda value, place: None)  # what `Architecture` reads for itself
-_RANKING = schema.record(kinds=schema.record(posterior=schema.record(leaders=schema.list_of(_ANY, 1))))
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -47,8 +46,8 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 def _export(config: Config, work: workdir.Workdir) -> list[str]:
     conversion.require(config.export.formats)
-    verdict = work.read_json(stage_table.EVALUATION, "export", acceptance.VERDICT)
-    if not verdict["blessed"]:
+    verdict = work.read_json(stage_table.EVALUATION, "export", Verdict)
+    if not verdict.blessed:
         raise UserError(
             f"export: the network is not what was asked for: {acceptance.reasons(verdict)}. Search again, or ask for "
             "less by --config.evaluate"
@@ -61,13 +60,13 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     _check_fits(model, splits, work.path / stage_table.SUBNET)
     text = (work.path / stage_table.CUT_ARCHITECTURE).read_text()
     architecture = Architecture.from_json(text)  # refuses one that was altered
-    results = work.read_json(stage_table.RESULTS, "export", results_lib.measured)
-    if {len(results["confusion"]), *map(len, results["confusion"])} != {splits.num_classes}:
+    results = work.read_json(stage_table.RESULTS, "export", Results)
+    if {len(results.confusion), *map(len, results.confusion)} != {splits.num_classes}:
         raise UserError(
             f"{work.path / stage_table.RESULTS}: a confusion of {splits.num_classes} classes expected. "
-            f"Received: {len(results['confusion'])}; run retrain again"
+            f"Received: {len(results.confusion)}; run retrain again"
         )
-    confusion = np.array(results["confusion"])
+    confusion = np.array(results.confusion)
     ensemble = _ensemble(config, work, splits)
     name = config.export.name or config.data.short_name
     base = f"export/{name}"
@@ -121,23 +120,23 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     for other in {*FORMATS} - {*config.export.formats}:  # of an earlier export
         shutil.rmtree(target.parent / other, ignore_errors=True)
 
-    described: dict[str, Any] = {
-        "saved_model": str(target.relative_to(work.path)),
-        "card": f"{base}/{model_card.MARKDOWN}",
-        "largest_difference": found["largest_difference"],
-        "test_accuracy": correct / total,  # as retrain measured it
-        "served_test_accuracy": found["correct"] / total,
-        "files": [f"{base}/{file}" for file in beside],
-        "formats": [{**record, "file": f"{base}/{record['file']}"} for record in formats],
-    }
-    work.write_json(stage_table.EXPORT_RESULTS, described)
-    return [described["saved_model"], *described["files"], *(f"{base}/{name}" for name in config.export.formats)]
+    exported = Exported(
+        saved_model=str(target.relative_to(work.path)),
+        card=f"{base}/{model_card.MARKDOWN}",
+        largest_difference=found["largest_difference"],
+        test_accuracy=correct / total,
+        served_test_accuracy=found["correct"] / total,
+        files=tuple(f"{base}/{file}" for file in beside),
+        formats=tuple(dataclasses.replace(converted, file=f"{base}/{converted.file}") for converted in formats),
+    )
+    work.write_json(stage_table.EXPORT_RESULTS, exported)
+    return [exported.saved_model, *exported.files, *(f"{base}/{name}" for name in config.export.formats)]
 
 
 def _versions(work: workdir.Workdir) -> dict[str, dict[str, str]]:
     """What the stages before this one ran with."""
     before = list(stage_table.STAGES)[: list(stage_table.STAGES).index("export")]
-    return {stage: entry["versions"] for stage, entry in work.manifest()["stages"].items() if stage in before}
+    return {stage: entry.versions for stage, entry in work.manifest().stages.items() if stage in before}
 
 
 def _check_fits(model: keras.Model, splits: pipeline.Splits, path: pathlib.Path) -> None:
@@ -152,7 +151,7 @@ def _ensemble(config: Config, work: workdir.Workdir, splits: pipeline.Splits) ->
     count = config.export.uncertainty
     if not count:
         return []
-    leaders = work.read_json(stage_table.RANKING, "export", _RANKING)["kinds"]["posterior"]["leaders"]
+    leaders = work.read_json(stage_table.RANKING, "export", Ranked).race.leaders
     if len(leaders) < count:
         raise UserError(f"export.uncertainty: at most the {len(leaders)} candidates that may win. Received: {count}")
     supernet = saving.load(work.path / stage_table.SUPERNET)

@@ -28,10 +28,11 @@ from typing import Any
 from tfnas import config as config_lib
 from tfnas.common import atomic, digests, terminal, user_functions
 from tfnas.common.errors import UserError, exit_on_error
-from tfnas.common.schema import loss, mapping_of, number, read, record, whole
+from tfnas.common.schema import anything, mapping_of, read
 from tfnas.reporting import acceptance, report
-from tfnas.reporting import results as results_lib
 from tfnas.runs import provenance, stage_table
+from tfnas.runs.measured import Exported, Results, Verdict
+from tfnas.runs.sampled import Epoch, Ranked
 from tfnas.runs.workdir import Workdir
 
 # A config in parts, each with the sections that a stage is the first to depend on. A stage gets its own part and those
@@ -45,9 +46,6 @@ PARTS = {
 }
 FUNCTIONS = "TFNAS_FUNCTIONS"  # environment variable: folders with the user's own functions, separated as PATH's are
 _READY = "ready"  # in a scratch folder: all inputs are in its working directory
-_EPOCH = record(epoch=whole(1), loss=number(), accuracy=number(0, 1), kept=number())
-_BEST = record(parameters=whole(), multiply_adds=whole(), loss=loss(), accuracy=number(0, 1))
-_RANKING = record(kinds=record(posterior=record(best=_BEST)))
 
 
 def split(config: config_lib.Config) -> dict[str, str]:
@@ -60,7 +58,7 @@ def join(texts: Iterable[str]) -> config_lib.Config:
     """The config of some parts, defaults for the rest. Raises UserError for text that is no part, or bad settings."""
     values: dict[str, Any] = {}
     for text in texts:
-        values |= read(text, mapping_of(lambda value, place: None), "config: not JSON of sections")
+        values |= read(text, mapping_of(anything), "config: not JSON of sections")
     return config_lib.from_config_dict(values)
 
 
@@ -103,7 +101,7 @@ class Task:
             names: files or folders of the working directory, in place of all that the stage wrote.
         """
         if names is None:
-            names = Workdir(self.path).manifest()["stages"][self.stage]["outputs"]
+            names = Workdir(self.path).manifest().stages[self.stage].outputs
         _copy(self.path, pathlib.Path(folder), [*names, stage_table.MANIFEST])
 
     def hand_over_shard(self, folder: str | os.PathLike[str]) -> None:
@@ -112,9 +110,7 @@ class Task:
 
     def hand_over_model(self, folder: str | os.PathLike[str]) -> str:
         """Copies to `folder` what export wrote under its model's name; returns the version, a folder in there."""
-        exported = Workdir(self.path).read_json(stage_table.EXPORT_RESULTS, "report", results_lib.EXPORTED)[
-            "saved_model"
-        ]
+        exported = Workdir(self.path).read_json(stage_table.EXPORT_RESULTS, "report", Exported).saved_model
         source = (self.path / exported).parent
         _copy(source, pathlib.Path(folder), [path.name for path in source.iterdir()])
         return os.path.basename(exported)
@@ -127,29 +123,33 @@ class Task:
         """
         work = Workdir(self.path)
         if self.stage == "search":
-            last = work.read_lines(stage_table.HISTORY, "report", _EPOCH)[-1]
-            return {name: last[name] for name in ("epoch", "loss", "accuracy", "kept")}
+            last = work.read_lines(stage_table.HISTORY, "report", Epoch)[-1]
+            return {"epoch": last.epoch, "loss": last.loss, "accuracy": last.accuracy, "kept": last.kept}
         if self.stage == "sample":
-            best = work.read_json(stage_table.RANKING, "retrain", _RANKING)["kinds"]["posterior"]["best"]
-            return {name: best[name] for name in ("parameters", "multiply_adds", "loss", "accuracy")}
-        results = work.read_json(stage_table.RESULTS, self.stage, results_lib.measured)
-        chosen, full = results_lib.chosen(results), results_lib.full(results["rows"])
+            best = work.read_json(stage_table.RANKING, "retrain", Ranked).race.best
+            sizes = {"parameters": best.parameters, "multiply_adds": best.multiply_adds}
+            return {**sizes, "loss": best.loss, "accuracy": best.accuracy}
+        results = work.read_json(stage_table.RESULTS, self.stage, Results)
+        chosen, full = results.chosen_row, results.full_row
         facts: dict[str, float | bool] = {
-            "accuracy": chosen["test_accuracy"],
-            **{name: chosen[name] for name in ("validation_accuracy", "parameters", "multiply_adds")},
-            **{f"{name}_of_the_full_network": results["full"][name] for name in ("parameters", "multiply_adds")},
+            "accuracy": chosen.test_accuracy,
+            "validation_accuracy": chosen.validation_accuracy,
+            "parameters": chosen.parameters,
+            "multiply_adds": chosen.multiply_adds,
+            "parameters_of_the_full_network": results.full.parameters,
+            "multiply_adds_of_the_full_network": results.full.multiply_adds,
         }
         if full:
-            facts["accuracy_of_the_full_network"] = full["test_accuracy"]
+            facts["accuracy_of_the_full_network"] = full.test_accuracy
         if self.stage == "evaluate":
             verdict = self.verdict()
-            facts |= {check["setting"].removeprefix("evaluate."): check["value"] for check in verdict["checks"]}
-            facts["blessed"] = verdict["blessed"]
+            facts |= {check.setting.removeprefix("evaluate."): check.value for check in verdict.checks}
+            facts["blessed"] = verdict.blessed
         return facts
 
-    def verdict(self) -> dict[str, Any]:
-        """What evaluate found, as `blessing.judge` returns it."""
-        return Workdir(self.path).read_json(stage_table.EVALUATION, "export", acceptance.VERDICT)
+    def verdict(self) -> Verdict:
+        """What evaluate found."""
+        return Workdir(self.path).read_json(stage_table.EVALUATION, "export", Verdict)
 
     def metadata(self) -> dict[str, Any]:
         """What every artifact of the stage has: digest of its settings, versions and seed."""
@@ -174,7 +174,7 @@ class Task:
 
     def log_confusion(self, confusion: Any, classes: Sequence[str]) -> None:
         """Fills a ClassificationMetrics artifact with retrain's matrix on the test split: a row for each label."""
-        matrix = Workdir(self.path).read_json(stage_table.RESULTS, "evaluate", results_lib.measured)["confusion"]
+        matrix = Workdir(self.path).read_json(stage_table.RESULTS, "evaluate", Results).confusion
         confusion.log_confusion_matrix(list(classes), matrix)
         _write_json(confusion.path, {"classes": list(classes), "rows": matrix})
 
@@ -182,9 +182,7 @@ class Task:
         """Copies report.html to `path`, where the exported model's place is given as `model`, and not as here."""
         text = (self.path / stage_table.REPORT).read_text(encoding="utf-8")
         if model:
-            saved = Workdir(self.path).read_json(stage_table.EXPORT_RESULTS, "report", results_lib.EXPORTED)[
-                "saved_model"
-            ]
+            saved = Workdir(self.path).read_json(stage_table.EXPORT_RESULTS, "report", Exported).saved_model
             text = text.replace(str((self.path / saved).parent), model)
         _write(path, text)
 

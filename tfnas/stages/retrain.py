@@ -7,44 +7,32 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.common import schema, statistics
+from tfnas.common import statistics
 from tfnas.common.errors import UserError, add_filename
 from tfnas.config import Config
 from tfnas.cutting import latencies
 from tfnas.cutting.subnets import adapt, describe, subnet
 from tfnas.data import pipeline, sources
 from tfnas.gating import optimizers, saving
-from tfnas.gating.recalibration import Recalibration
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Graph, deep
 from tfnas.graph.costs import cost
-from tfnas.ranking import losses, ranking, reference_architectures
+from tfnas.ranking import losses, ranking
 from tfnas.runs import stage_table, workdir
+from tfnas.runs.measured import Results, Row, Size
+from tfnas.runs.sampled import RANDOM, Kind, Paired, Ranked
 from tfnas.search_space.architecture import Architecture
 from tfnas.training import distribution, networks, trained_baselines
 from tfnas.training.trained_baselines import Arm, Means
 
 _TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
-_RANDOM = (reference_architectures.EVEN, reference_architectures.ALLOCATED)
-_KINDS = ("posterior", *_RANDOM)
-_ANY = schema.mapping_of(lambda value, place: None)  # what `Architecture` reads for itself
-_KIND = schema.record(
-    architecture=schema.optional(_ANY),
-    first=schema.list_of(_ANY, 1),
-    count=schema.whole(1),
-    num_measured=schema.whole(1),
-    mean_accuracy=schema.number(0, 1),
-    mean_parameters=schema.number(0, schema.MOST),
-    mean_multiply_adds=schema.number(0, schema.MOST),
-)
-_RANKING = schema.record(kinds=schema.record(**dict.fromkeys(_KINDS, _KIND)))
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -62,8 +50,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     splits = networks.load_data(config, work)
     supernet = saving.load(work.path / stage_table.SUPERNET)
     architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
-    ranked = work.read_json(stage_table.RANKING, "retrain", _RANKING)["kinds"]
-    kinds = {kind: ranked[kind] for kind in _KINDS}
+    kinds = work.read_json(stage_table.RANKING, "retrain", Ranked).kinds
     settings = config.retrain
     recalibration = networks.recalibration(config, splits, supernet)
 
@@ -76,11 +63,11 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     architecture = adapt(supernet, architecture, channel_multiple=settings.channel_multiple, layout=settings.layout)
     layout = "mask" if settings.layout == "mask" else "gather"
     price = cost(supernet.graph, architecture, layout)
-    before = Arm("found network, before retraining", cut(architecture, layout), price)
+    before = Arm(f"{Kind.FOUND}, before retraining", Kind.FOUND, cut(architecture, layout), price)
     _check_exact(supernet, architecture, before.model, splits, config)
     found, rates = [before], optimizers.retraining(config).schedule
     if settings.epochs:
-        after = Arm("found network, retrained", cut(architecture, layout), price)
+        after = Arm(f"{Kind.FOUND}, retrained", Kind.FOUND, cut(architecture, layout), price)
         networks.fit_plain(config, splits, work, after.model, settings.epochs, rates, "retrain")
         found.append(after)
     others = []
@@ -89,18 +76,28 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         networks.fit_as_search(config, splits, work, full, "baseline")
         if settings.epochs:
             networks.fit_plain(config, splits, work, full, settings.epochs, rates, "baseline, retrained")
-        others.append(Arm("full network, same total budget", full, cost(Graph(full))))
-    for kind in _RANDOM:
-        if kinds[kind]["architecture"] is None:  # not one of them had a path to the output
-            continue
-        candidate = _architecture(kinds[kind]["architecture"])
-        title = f"{kind}, best of {kinds[kind]['count']:,}"
-        others.append(Arm(title, cut(candidate), cost(supernet.graph, candidate)))
+        others.append(Arm(f"{Kind.FULL}, same total budget", Kind.FULL, full, cost(Graph(full))))
+    for kind in RANDOM:
+        if race := kinds[kind].race:  # else not one of them had a path to the output
+            candidate = _architecture(race.architecture)
+            name = f"{kind}, best of {kinds[kind].count:,}"
+            others.append(Arm(name, kind, cut(candidate), cost(supernet.graph, candidate)))
     posterior = supernet.posterior()
     mode = posterior.mode()
     if supernet.graph.flow(mode).reaches_outputs():
-        others.append(Arm("deterministic candidate", cut(mode), cost(supernet.graph, mode)))
-    means = [_means(supernet, kind, group, recalibration) for kind, group in kinds.items()]
+        others.append(Arm(Kind.DETERMINISTIC, Kind.DETERMINISTIC, cut(mode), cost(supernet.graph, mode)))
+    means = [
+        Means(
+            kind,
+            supernet,
+            [_architecture(candidate) for candidate in group.first],
+            group.mean_accuracy,
+            group.mean_parameters,
+            group.mean_multiply_adds,
+            recalibration,
+        )
+        for kind, group in kinds.items()
+    ]
     if settings.controls:
         arms, drawn = trained_baselines.train(config, splits, work, posterior, architecture, price)
         others += arms
@@ -115,91 +112,72 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     work.write(stage_table.SUBNET, _without_optimizer(chosen.model).save)
     compared = (*others, *found)
     seconds, spread = latencies.compared([arm.model for arm in compared])
-    rows = [
-        {**_row(arm, splits, config), "latency_seconds": taken} for arm, taken in zip(compared, seconds, strict=True)
-    ]
+    known = [_known(arm, splits, config) for arm in compared]
     # Only now is the test split read, for networks that are all fixed.
     sources.check_test(config.data, work.path / "tensorflow_datasets")
     labels, best, best_top5 = _classified(chosen.model, splits.test, config)
-    for row, arm in zip(rows, compared, strict=True):
+    rows = []
+    for arm, facts, taken in zip(compared, known, seconds, strict=True):
         classes, top5 = best, best_top5
         if arm is not chosen:
             _, classes, top5 = _classified(arm.model, splits.test, config)
-        row["test_accuracy"] = float(np.mean(classes == labels))
-        row["test_top5_accuracy"] = top5
-        row["paired"] = statistics.Paired.of(best == labels, classes == labels).record()
-    confusion = _matrix(labels, best, chosen.model.output_shape[-1]).tolist()
+        row = Row(
+            **facts,
+            test_accuracy=float(np.mean(classes == labels)),
+            test_top5_accuracy=top5,
+            latency_seconds=taken,
+            paired=Paired(**statistics.Paired.of(best == labels, classes == labels).record()),
+        )
+        rows.append(row)
     for _, groups in itertools.groupby(means, key=lambda group: id(group.supernet)):
         rows += _means_on_test(list(groups), splits, config)
     whole = cost(supernet.graph)
-    work.write_json(
-        stage_table.RESULTS,
-        {
-            "chosen": chosen.name,
-            "full": {"parameters": whole.parameters, "multiply_adds": whole.multiply_adds},
-            "confusion": confusion,
-            "latency_spread": spread,
-            "rows": sorted(rows, key=_place),
-        },
+    results = Results(
+        chosen=chosen.name,
+        full=Size(whole.parameters, whole.multiply_adds),
+        confusion=_matrix(labels, best, chosen.model.output_shape[-1]).tolist(),
+        latency_spread=spread,
+        rows=tuple(sorted(rows, key=lambda row: (row.kind.place, row.fine_tuned))),
     )
+    work.write_json(stage_table.RESULTS, results)
 
 
-def _architecture(value: dict[str, Any]) -> Architecture:
+def _architecture(value: Mapping[str, Any]) -> Architecture:
     return Architecture.from_json(json.dumps(value))
 
 
-def _means(supernet: Supernet, kind: str, group: dict[str, Any], recalibration: Recalibration | None) -> Means:
-    row = {
-        "name": f"{kind}, mean of {group['num_measured']:,}",
-        "validation_accuracy": group["mean_accuracy"],
-        "parameters": group["mean_parameters"],
-        "multiply_adds": group["mean_multiply_adds"],
-    }
-    return Means(supernet, [_architecture(candidate) for candidate in group["first"]], row, recalibration)
-
-
-def _means_on_test(groups: Sequence[Means], splits: pipeline.Splits, config: Config) -> list[dict[str, Any]]:
+def _means_on_test(groups: Sequence[Means], splits: pipeline.Splits, config: Config) -> list[Row]:
     """Rows of groups that share a supernet, and so what is compiled for it."""
     batches = pipeline.evaluation_batches(splits.test, config.data, config.sample.batch_size)
     evaluate = ranking.Evaluator(groups[0].supernet, batches, groups[0].recalibration)
     rows = []
     for group in groups:
         tested = [evaluate(candidate) for candidate in group.first]
-        measured = {
-            "test_accuracy": _mean(score.accuracy for score in tested),
-            "test_top5_accuracy": _mean(score.top5_accuracy for score in tested),
-        }
-        rows.append({**group.row, **measured, "num_tested": len(tested)})
+        top5 = [score.top5_accuracy for score in tested if score.top5_accuracy is not None]
+        row = Row(
+            name=f"{group.kind}, mean of {len(tested):,}",
+            kind=group.kind,
+            validation_accuracy=group.accuracy,
+            test_accuracy=float(np.mean([score.accuracy for score in tested])),
+            test_top5_accuracy=sum(top5) / len(top5) if top5 else None,
+            parameters=group.parameters,
+            multiply_adds=group.multiply_adds,
+            num_tested=len(tested),
+        )
+        rows.append(row)
     return rows
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _place(row: dict[str, Any]) -> tuple[int, bool]:
-    starts = (
-        "full",
-        *_RANDOM,
-        "fixed drop",
-        "single path",
-        "magnitude pruning",
-        "deterministic candidate",
-        "posterior",
-        "found",
-    )
-    place = next(i for i, start in enumerate(starts) if row["name"].startswith(start))
-    return place, row["name"].endswith("fine-tuned")
-
-
-def _row(arm: Arm, splits: pipeline.Splits, config: Config) -> dict[str, Any]:
+def _known(arm: Arm, splits: pipeline.Splits, config: Config) -> dict[str, Any]:
+    """What a network's row has before the test split is read."""
     with tempfile.TemporaryDirectory() as folder, add_filename(folder):
         file = pathlib.Path(folder) / "model.keras"
         _without_optimizer(arm.model).save(file)
         size = file.stat().st_size
     return {
         "name": arm.name,
+        "kind": arm.kind,
+        "fine_tuned": arm.fine_tuned,
         "validation_accuracy": _accuracy(arm.model, splits.validation, config),
         "parameters": arm.cost.parameters,
         "multiply_adds": arm.cost.multiply_adds,

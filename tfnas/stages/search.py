@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -13,6 +12,7 @@ from tfnas.gating import sizes
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
 from tfnas.runs import stage_table, workdir
+from tfnas.runs.sampled import Epoch
 from tfnas.training import distribution, networks
 from tfnas.training.collapse_guard import Guard
 
@@ -42,8 +42,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
     writer = tf.summary.create_file_writer(str(work.path / "tensorboard")) if work.writes else None
 
     def write_history(history: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(record) + "\n" for record in history)
-        work.write(stage_table.HISTORY, lambda file: file.write_text(lines))
+        work.write_lines(stage_table.HISTORY, (Epoch(**record) for record in history))
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         write_history(history)

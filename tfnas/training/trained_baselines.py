@@ -27,6 +27,7 @@ from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import Cost, cost
 from tfnas.layers.kinds import channel_kernels
 from tfnas.ranking import ranking, reference_architectures
+from tfnas.runs.sampled import Kind
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
@@ -37,11 +38,21 @@ _CERTAIN = 500.0  # a logit at which the relaxed gate is exactly 0 or 1 in float
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One network of the comparison: its row's name, the network, what it costs."""
+    """One network of the comparison.
+
+    Attributes:
+        name: of its row in the table.
+        kind: where it comes from.
+        model: the network.
+        cost: of the network.
+        fine_tuned: whether it is the one before, trained further.
+    """
 
     name: str
+    kind: Kind
     model: keras.Model
     cost: Cost
+    fine_tuned: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +60,21 @@ class Means:
     """Candidates of one kind, which are compared by their means.
 
     Attributes:
+        kind: where they come from.
         supernet: compiled, with the weights that they share.
         first: those to be measured on the test split too.
-        row: what the table says of all of them so far.
+        accuracy: mean of those on the validation split.
+        parameters: mean of all.
+        multiply_adds: likewise.
         recalibration: gives each normalisation statistics of its own; None: the supernet's.
     """
 
+    kind: Kind
     supernet: Supernet
     first: Sequence[Architecture]
-    row: dict[str, Any]
+    accuracy: float
+    parameters: float
+    multiply_adds: float
     recalibration: Recalibration | None = None
 
 
@@ -95,30 +112,31 @@ def fixed_drop(
     `drop` is that probability. Other arguments as for `train`.
     """
     supernet = freeze(_at_start(config, splits, work, drop))
-    title = "fixed drop"
-    _fit(config, splits, work, supernet, title)
+    kind = Kind.FIXED_DROP
+    _fit(config, splits, work, supernet, kind)
     posterior, graph = supernet.posterior(), supernet.graph
     resource = _resource(supernet)
     most, counted = getattr(price, resource), reference_architectures.counted(graph, resource)
     candidates = [
-        reference_architectures.random_candidate(
-            posterior, graph, most, reference_architectures.EVEN, config.seed, i, counted
-        )
+        reference_architectures.random_candidate(posterior, graph, most, Kind.EVEN, config.seed, i, counted)
         for i in range(config.sample.num_random)
     ]
     recalibration = networks.recalibration(config, splits, supernet)
     scores = [*map(_evaluator(config, splits, supernet, recalibration), candidates)]
     adjust = recalibration.apply if recalibration else _unchanged
-    arms = _best(config, splits, work, supernet, candidates, scores, title, adjust=adjust)
+    arms = _best(config, splits, work, supernet, candidates, scores, kind, adjust=adjust)
     first = candidates[: config.sample.num_tested]
     prices = [cost(graph, candidate) for candidate in candidates]
-    row = {
-        "name": f"{title}, mean of {len(first):,}",
-        "validation_accuracy": float(np.mean([score.accuracy for score in scores[: len(first)]])),
-        "parameters": float(np.mean([price.parameters for price in prices])),
-        "multiply_adds": float(np.mean([price.multiply_adds for price in prices])),
-    }
-    return arms, [Means(supernet, first, row, recalibration)]
+    means = Means(
+        kind,
+        supernet,
+        first,
+        accuracy=float(np.mean([score.accuracy for score in scores[: len(first)]])),
+        parameters=float(np.mean([price.parameters for price in prices])),
+        multiply_adds=float(np.mean([price.multiply_adds for price in prices])),
+        recalibration=recalibration,
+    )
+    return arms, [means]
 
 
 def single_path(config: Config, splits: pipeline.Splits, work: Workdir) -> list[Arm]:
@@ -131,8 +149,8 @@ def single_path(config: Config, splits: pipeline.Splits, work: Workdir) -> list[
     blocks = reference_architectures.choice_blocks(supernet.graph, supernet.gated_layers)
     if not blocks:
         return []
-    title = "single path"
-    _fit(config, splits, work, supernet, title, before_step=Paths(supernet, blocks, config.seed))
+    kind = Kind.SINGLE_PATH
+    _fit(config, splits, work, supernet, kind, before_step=Paths(supernet, blocks, config.seed))
     posterior, count = supernet.posterior(), config.sample.num_random
     # Where few operations compete, many draws are of the same path.
     paths = list(
@@ -140,7 +158,7 @@ def single_path(config: Config, splits: pipeline.Splits, work: Workdir) -> list[
     )
     recalibration = Recalibration(supernet, networks.calibration_images(config, splits, config.sample.batch_size))
     scores = [*map(_evaluator(config, splits, supernet, recalibration), paths)]
-    return _best(config, splits, work, supernet, paths, scores, title, count, recalibration.apply)
+    return _best(config, splits, work, supernet, paths, scores, kind, count, recalibration.apply)
 
 
 def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, price: Cost) -> list[Arm]:
@@ -150,8 +168,8 @@ def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, pr
     """
     networks.set_seed(config.seed)
     full = networks.network(config, splits)
-    title = "magnitude pruning"
-    networks.fit_as_search(config, splits, work, full, title)
+    kind = Kind.MAGNITUDE_PRUNING
+    networks.fit_as_search(config, splits, work, full, kind)
     supernet = networks.gated(config, splits, full)
     scores = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
     resource = _resource(supernet)
@@ -160,7 +178,7 @@ def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, pr
         return []
     if recalibration := networks.recalibration(config, splits, supernet):
         recalibration.apply(pruned)
-    return _cut(config, splits, work, supernet, pruned, title, title)
+    return _cut(config, splits, work, supernet, pruned, kind, kind)
 
 
 def _resource(supernet: Supernet) -> str:
@@ -239,7 +257,7 @@ def _best(
     supernet: Supernet,
     candidates: Sequence[Architecture],
     scores: Sequence[ranking.Score],
-    title: str,
+    kind: Kind,
     count: int = 0,
     adjust: Callable[[Architecture], None] = _unchanged,
 ) -> list[Arm]:
@@ -247,8 +265,8 @@ def _best(
     for i in sorted(range(len(scores)), key=lambda i: (-(scores[i].accuracy or 0.0), i)):
         if supernet.graph.flow(candidates[i]).reaches_outputs():
             adjust(candidates[i])
-            name = f"{title}, best of {count or len(candidates):,}"
-            return _cut(config, splits, work, supernet, candidates[i], name, title)
+            name = f"{kind}, best of {count or len(candidates):,}"
+            return _cut(config, splits, work, supernet, candidates[i], name, kind)
     return []
 
 
@@ -259,13 +277,13 @@ def _cut(
     supernet: Supernet,
     architecture: Architecture,
     name: str,
-    title: str,
+    kind: Kind,
 ) -> list[Arm]:
     """The network as it is cut, and the same trained further."""
     price, settings = cost(supernet.graph, architecture), config.retrain
-    arms = [Arm(name, subnet(supernet, architecture), price)]
+    arms = [Arm(name, kind, subnet(supernet, architecture), price)]
     if settings.epochs:
-        tuned = Arm(f"{title}, fine-tuned", subnet(supernet, architecture), price)
+        tuned = Arm(f"{kind}, fine-tuned", kind, subnet(supernet, architecture), price, fine_tuned=True)
         networks.fit_plain(
             config, splits, work, tuned.model, settings.epochs, optimizers.retraining(config).schedule, tuned.name
         )

@@ -1,0 +1,163 @@
+"""What retrain, evaluate and export leave in JSON files: one record for each, for its writer and its readers.
+
+Accuracies and other shares are in [0, 1]; `tfnas.runs.stage_table` has the files' names. No TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+from tfnas.common.schema import MOST, Amount, Count, Share, expect, list_of, number, text_of
+from tfnas.config import FORMATS
+from tfnas.runs.sampled import Kind, Paired
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a network costs."""
+
+    parameters: Count
+    multiply_adds: Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A network of the comparison, or the mean of several.
+
+    Attributes:
+        name: that the table shows.
+        kind: where it comes from.
+        fine_tuned: whether it is the one before, trained further.
+        validation_accuracy: of the network, or the mean.
+        test_accuracy: likewise.
+        test_top5_accuracy: None with at most 20 classes.
+        parameters: of the network, or the mean.
+        multiply_adds: likewise.
+        file_bytes: of the `.keras` file; None for a mean, as all that follows.
+        latency_seconds: of one image.
+        paired: this network and the one chosen, on the test split.
+        num_tested: networks that a mean on test is over; None for one network.
+    """
+
+    name: str
+    kind: Kind
+    fine_tuned: bool = False
+    validation_accuracy: Share
+    test_accuracy: Share
+    test_top5_accuracy: Share | None = None
+    parameters: Amount
+    multiply_adds: Amount
+    file_bytes: int | None = None
+    latency_seconds: Annotated[float, number(1e-12, 1e9)] | None = None
+    paired: Paired | None = None
+    num_tested: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """retrain/results.json.
+
+    Attributes:
+        chosen: name of the row that is exported.
+        full: the whole super-network's size.
+        confusion: the chosen one's test examples by label (rows) and most probable class (columns).
+        rows: of the table.
+        latency_spread: how many times one network's latencies differ between rounds, at most.
+    """
+
+    chosen: str
+    full: Size
+    confusion: Annotated[tuple[tuple[int, ...], ...], list_of(tuple[int, ...], 1)]
+    rows: Annotated[tuple[Row, ...], list_of(Row, 1)]
+    latency_spread: Annotated[float, number(1, MOST)] = 1.0
+
+    def __post_init__(self) -> None:
+        names = [row.name for row in self.rows]
+        expect(self.chosen in names, "chosen", self.chosen, "one of the rows' names")
+
+    @property
+    def chosen_row(self) -> Row:
+        """The row of the network that is exported."""
+        return next(row for row in self.rows if row.name == self.chosen)
+
+    @property
+    def full_row(self) -> Row | None:
+        """The row of the full network, if it was trained too."""
+        return next((row for row in self.rows if row.kind == Kind.FULL), None)
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of the test split."""
+        return sum(map(sum, self.confusion))
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A threshold of `config.evaluate` that was set.
+
+    Attributes:
+        setting: its name, with the section.
+        value: measured.
+        limit: asked for.
+        passed: whether it is met.
+        says: all of that, in a line.
+    """
+
+    setting: str
+    value: float
+    limit: float
+    passed: bool
+    says: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """evaluation.json: whether every threshold is met, and each of them."""
+
+    blessed: bool
+    checks: tuple[Check, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """The network in another format.
+
+    Attributes:
+        format: its name.
+        file: in the working directory.
+        bytes: its size.
+        test_accuracy: of the file.
+        test_accuracy_change: less the network's own, in percentage points.
+        largest_difference: of a probability from the network's.
+    """
+
+    format: Annotated[str, text_of(*FORMATS)]
+    file: str
+    bytes: Count
+    test_accuracy: Share
+    test_accuracy_change: Annotated[float, number(-100, 100)]
+    largest_difference: Share
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """export/results.json.
+
+    Attributes:
+        saved_model: folder of the version, in the working directory, as all files.
+        card: for readers.
+        largest_difference: of a probability of the reloaded SavedModel from the network's.
+        test_accuracy: as retrain measured it.
+        served_test_accuracy: of the reloaded SavedModel.
+        files: further ones of the network.
+        formats: others that were asked for.
+    """
+
+    saved_model: str
+    card: str
+    largest_difference: Annotated[float, number(0)]
+    test_accuracy: Share
+    served_test_accuracy: Share
+    files: tuple[str, ...]
+    formats: tuple[Converted, ...]

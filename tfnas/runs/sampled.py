@@ -1,0 +1,314 @@
+"""What search and sample leave in JSON files: one record for each, for its writer and its readers. No TensorFlow.
+
+Accuracies and other shares are in [0, 1], losses in nats; `tfnas.runs.stage_table` has the files' names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Annotated, Any
+
+from tfnas.common.resources import Resource
+from tfnas.common.schema import (
+    MOST,
+    Amount,
+    Count,
+    Loss,
+    Share,
+    anything,
+    expect,
+    list_of,
+    mapping_of,
+    number,
+    text_of,
+)
+
+_NearlyShare = Annotated[float, number(-1e-9, 1 + 1e-9)]  # a sum of rounded ones
+_WithInterval = list_of(_NearlyShare, 3, 3)  # a figure and the two ends of its interval
+Architecture = Annotated[dict[str, Any], mapping_of(anything)]  # as `tfnas.search_space.architecture` writes it
+
+
+class Kind(enum.StrEnum):
+    """Where a network comes from, in the order of the comparison's table."""
+
+    FULL = "full network"
+    EVEN = "random, spread evenly"
+    ALLOCATED = "random, allocated per layer"
+    FIXED_DROP = "fixed drop"
+    SINGLE_PATH = "single path"
+    MAGNITUDE_PRUNING = "magnitude pruning"
+    DETERMINISTIC = "deterministic candidate"
+    POSTERIOR = "posterior"
+    FOUND = "found network"
+
+    @property
+    def place(self) -> int:
+        """Its place in the table."""
+        return list(Kind).index(self)
+
+
+RANDOM = (Kind.EVEN, Kind.ALLOCATED)
+SAMPLED = (Kind.POSTERIOR, *RANDOM)  # kinds of candidates
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """A line of search/history.jsonl.
+
+    Attributes:
+        epoch: its number, from 1.
+        loss: the ELBO, mean over the epoch's training examples.
+        accuracy: on the same.
+        kept: expected share of the gated weights.
+        decided: how many gates are, of how many: '12/40'.
+        drop_probability: of every source of every gated layer, the mean over its gates.
+        parameters: expected share of them, where search was given one.
+        multiply_adds: likewise.
+    """
+
+    epoch: Count
+    loss: Annotated[float, number(-1e30, 1e30)]
+    accuracy: Share
+    kept: Annotated[float, number(0, 2)]
+    decided: str
+    drop_probability: Annotated[dict[str, tuple[Share, ...]], mapping_of(list_of(Share, 1))]
+    parameters: float | None = None
+    multiply_adds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a candidate did on held-out examples.
+
+    Attributes:
+        loss: mean.
+        accuracy: share of correct examples.
+        num_examples: how many there were.
+        top5_accuracy: None with at most 20 classes.
+    """
+
+    loss: Loss
+    accuracy: Share
+    num_examples: Count
+    top5_accuracy: Share | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate(Score):
+    """A line of sample/candidates.jsonl, scored on as many examples as it was evaluated on in its race.
+
+    Attributes:
+        kind: one of `SAMPLED`.
+        share: of the resource that the posterior was tilted to for `sample.budgets`; None for the others.
+        number: among all of its kind and share.
+        digest: of the architecture.
+        parameters: of the network, counted exactly.
+        multiply_adds: likewise.
+        connected: whether its output depends on its input.
+        able: whether it may win.
+    """
+
+    kind: Kind
+    share: Share | None
+    number: int
+    digest: str
+    parameters: int
+    multiply_adds: int
+    connected: bool
+    able: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class BestOf:
+    """Mean fresh accuracy of the best of `count` candidates, and its interval."""
+
+    count: Count
+    mean: _NearlyShare
+    low: _NearlyShare
+    high: _NearlyShare
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """What became of candidates of one kind that raced.
+
+    Attributes:
+        best: the winner.
+        architecture: the winner's.
+        fresh: the winner on examples that the race did not use; None if none were kept.
+        ties: numbers of the candidates that are not told from the winner.
+        evaluations: of one example by one candidate, that the race took.
+        saved: share of those that a full evaluation would take.
+        best_of: of how many candidates the best has which fresh accuracy; empty if no examples were kept.
+        leaders: the posterior's architectures in the race's order, for an ensemble.
+    """
+
+    best: Candidate
+    architecture: Architecture
+    fresh: Score | None
+    ties: tuple[int, ...]
+    evaluations: int
+    saved: _NearlyShare
+    best_of: tuple[BestOf, ...]
+    leaders: tuple[Architecture, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Candidates of one kind.
+
+    Attributes:
+        count: how many there are.
+        able: how many of them may win.
+        distinct: how many of those differ.
+        left_out: why others may not; '' if all may, and differ.
+        num_measured: the first of them, which means and deviations of scores are over, and which are measured on test.
+        num_examples: that the means are on.
+        mean_accuracy: of those.
+        std_accuracy: likewise, as `mean_loss` and `std_loss`.
+        mean_parameters: of all that were drawn, as `mean_multiply_adds`.
+        first: the architectures of those measured.
+        race: None if none may win.
+    """
+
+    count: Count
+    able: int
+    distinct: int
+    left_out: str
+    num_measured: Count
+    num_examples: Count
+    mean_accuracy: _NearlyShare
+    std_accuracy: Share
+    mean_loss: Loss
+    std_loss: Loss
+    mean_parameters: Amount
+    mean_multiply_adds: Amount
+    first: Annotated[tuple[Architecture, ...], list_of(Architecture, 1)]
+    race: Race | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """McNemar's test of the network found and another one, on the same examples.
+
+    Attributes:
+        only_found: examples that only the network found has right.
+        only_other: examples that only the other one has right.
+        p_value: that the two are right equally often.
+    """
+
+    only_found: int
+    only_other: int
+    p_value: _NearlyShare
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The best of equally many candidates of the posterior and of another kind, on the same fresh examples.
+
+    Attributes:
+        count: candidates of either kind.
+        num_examples: fresh ones.
+        accuracy: of the posterior's best.
+        other_accuracy: of the other kind's.
+        paired: the two compared.
+    """
+
+    count: Count
+    num_examples: Count
+    accuracy: Share
+    other_accuracy: Share
+    paired: Paired
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """How good probabilities are: figures with the ends of their 95 % intervals, and the calibration error."""
+
+    accuracy: Annotated[tuple[float, ...], _WithInterval]
+    nll: Annotated[tuple[float, ...], list_of(Loss, 3, 3)]
+    ece: _NearlyShare
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """sample/ranking.json.
+
+    Attributes:
+        rank_by: what the posterior's candidates are ranked by.
+        reads: input channels that each gated layer of the winner reads; None: the layer is removed.
+        kinds: what became of each of `SAMPLED`.
+        comparisons: of the posterior's best with the best of each random kind, where there are fresh examples.
+        predictive: of single networks and averages, by what they are; empty without `sample.ensemble`.
+    """
+
+    rank_by: Annotated[str, text_of("loss", "accuracy")]
+    reads: dict[str, int | None]
+    kinds: dict[Kind, Group]
+    comparisons: dict[Kind, Comparison]
+    predictive: dict[str, Prediction]
+
+    def __post_init__(self) -> None:
+        expect(set(self.kinds) == set(SAMPLED), "kinds", [*self.kinds], ", ".join(SAMPLED))
+        expect(self.kinds[Kind.POSTERIOR].race is not None, "kinds.posterior.race", None, "there")
+
+    @property
+    def posterior(self) -> Group:
+        """The posterior's candidates."""
+        return self.kinds[Kind.POSTERIOR]
+
+    @property
+    def race(self) -> Race:
+        """The race that the network found has won."""
+        return self.posterior.race  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a posterior expects its candidates to cost: the mean, its deviation, and the cost of all channels."""
+
+    mean: Amount
+    deviation: Amount
+    total: Annotated[float, number(1e-30, MOST)]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontPoint:
+    """The best candidate at one budget.
+
+    Attributes:
+        share: that the posterior was tilted to; None: as learned.
+        expected: of the front's resource; None where that was not measured.
+        mean_accuracy: of the first candidates.
+        best: the winner of the race.
+        fresh: the winner on fresh examples.
+        architecture: the winner's.
+    """
+
+    share: Share | None
+    expected: Expected | None
+    mean_accuracy: Share
+    best: Candidate
+    fresh: Score | None
+    architecture: Architecture
+
+
+@dataclasses.dataclass(frozen=True)
+class Front:
+    """sample/front.json: the networks found at the budgets, the smallest first.
+
+    Attributes:
+        resource: that the budgets are shares of.
+        points: one a budget.
+    """
+
+    resource: Resource
+    points: Annotated[tuple[FrontPoint, ...], list_of(FrontPoint, 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Latencies:
+    """sample/latencies.json: seconds that one input channel of each gated layer takes for one example."""
+
+    seconds: Annotated[dict[str, float], mapping_of(number(0))]

@@ -109,6 +109,6 @@ def test_a_file_that_is_no_image_ends_a_search_with_one_line_and_may_then_be_men
     broken.write_bytes(content[:60])
     done = tfnas_command("search", *options)
     assert done.returncode == 1
-    assert done.stderr == f"tfnas: data.folder: {broken} is no image that TensorFlow can decode; JPEG or PNG expected\n"
+    assert done.stderr == f"tfnas: data.folder: {broken} cannot be decoded; expected JPEG or PNG\n"
     broken.write_bytes(content)
     assert tfnas_command("search", *options).returncode == 0

@@ -132,8 +132,8 @@ def wrong(x, y, w):
     infinite = Batches(x, y)
     infinite.__class__ = type("Infinite", (Batches,), {"num_batches": None})
     return {
-        "labels expected beside the inputs": (x,),
-        "labels expected beside the inputs.*alone": tf.data.Dataset.from_tensors(x),
+        "inputs only": (x,),
+        "inputs only": tf.data.Dataset.from_tensors(x),
         "labels expected.*alone, as the first batch of a list of batches: give a tuple": [x, y],
         "a tuple of arrays .*Received: ndarray": x,
         "a tuple of arrays .*Received: dict": {"image": x},

@@ -120,7 +120,7 @@ COLOURED = [("RGB", "png"), ("RGBA", "png"), ("P", "png"), ("RGB", "jpg"), ("CMY
 
 
 @pytest.mark.parametrize("mode, ending", GREY + COLOURED)
-def test_a_header_says_what_is_grey(tmp_path, rng, mode, ending):
+def test_a_header_says_what_is_gray(tmp_path, rng, mode, ending):
     files = {"plain": {}}
     if ending == "jpg":
         files |= {"progressive": {"progressive": True}, "long": {"exif": b"Exif\0\0" + bytes(65_000)}}
@@ -130,10 +130,10 @@ def test_a_header_says_what_is_grey(tmp_path, rng, mode, ending):
         if mode != "CMYK":  # which TensorFlow decodes only if it is told to what
             decoded = tf.io.decode_image(content, expand_animations=False).shape[-1]
             assert ((mode, ending) in GREY) == (decoded < 3)
-        assert folders._is_grey(str(tmp_path / f"{name}.{ending}")) == ((mode, ending) in GREY)
+        assert folders._is_gray(str(tmp_path / f"{name}.{ending}")) == ((mode, ending) in GREY)
         for end in (0, 1, 3, 20, 25, 30, len(content) // 2):
             (tmp_path / "cut").write_bytes(content[:end])
-            folders._is_grey(str(tmp_path / "cut"))  # no error: it is told when it is decoded
+            folders._is_gray(str(tmp_path / "cut"))  # no error: it is told when it is decoded
 
 
 @pytest.mark.parametrize("position", [0, 50, 74, 99])
@@ -184,7 +184,7 @@ def test_one_file_of_many_that_is_no_image_is_named(flat, tmp_path, image_size, 
     whole = broken.read_bytes()
     for content in (b"", b"not an image", whole[:30], whole[:-20]):
         broken.write_bytes(content)
-        with pytest.raises(UserError, match=f"^data.folder: {re.escape(str(broken))} is no image that"):
+        with pytest.raises(UserError, match=f"^data.folder: {re.escape(str(broken))} "):
             pipeline.load(chosen, tmp_path)
     assert capfd.readouterr().err == ""
     broken.write_bytes(whole + b"what some cameras append")
@@ -200,22 +200,22 @@ def test_a_file_damaged_inside_is_named_when_it_is_read(flat, tmp_path):
         content[45:-20] = bytes(len(content) - 65)
         pathlib.Path(names[position]).write_bytes(content)
     splits = pipeline.load(chosen, tmp_path)
-    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[20])} is no image"), unwrap_user_errors():
+    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[20])} "), unwrap_user_errors():
         list(pipeline.training_batches(splits, chosen, 10, 1, 0))
     assert len(list(splits.validation)) == 25
-    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[80])} is no image"), unwrap_user_errors():
+    with pytest.raises(UserError, match=f"^data.folder: {re.escape(names[80])} "), unwrap_user_errors():
         list(splits.test)
 
 
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({}, "data.folder: a folder of .* expected. Received: '.*/d', which is not there"),
-        ({"a.png": 1}, "folders of classes expected in .*/d. Received: file a.png"),
-        ({"cat/a.png": 1, "train/cat/a.png": 1}, "Received: cat holds files, train holds folders"),
-        ({"cat/a.gif": 1}, r"\.jpg, \.jpeg, \.png files expected. Received: .*/d/cat/a.gif"),
-        ({"train/cat/a.png": 1, "train/b.png": 1}, "folders of classes expected in .*/train. Received: file b.png"),
-        ({"train/cat/x/a.png": 1, "test/cat/a.png": 1}, "files expected. Received: .*/train/cat/x"),
+        ({}, "data.folder: .* Received: '.*/d'"),
+        ({"a.png": 1}, "classes .*/d. Received: file a.png"),
+        ({"cat/a.png": 1, "train/cat/a.png": 1}, "Received: cat .* files, train .* folders"),
+        ({"cat/a.gif": 1}, r"\.jpg, \.jpeg, \.png .*Received: .*/d/cat/a.gif"),
+        ({"train/cat/a.png": 1, "train/b.png": 1}, "classes .*/train. Received: file b.png"),
+        ({"train/cat/x/a.png": 1, "test/cat/a.png": 1}, "Received: .*/train/cat/x"),
         ({"cat/a.png": 1, "dog/.hidden": 1}, ".*/d/dog is empty"),
         ({"cat/a.png": 1}, "data.validation: .* is empty"),
     ],
@@ -324,7 +324,7 @@ def test_images_of_different_sizes_from_a_function(source, three, tmp_path, rng)
         return tf.data.Dataset.from_generator(generate, output_signature=spec)
 
     splits = {"train": varied(0), "validation": varied(1), "test": varied(2)}
-    with pytest.raises(UserError, match="data.image_size: the images of 'made_for_a_test:load' have shape"):
+    with pytest.raises(UserError, match="data.image_size: .* 'made_for_a_test:load' have shape"):
         pipeline.load(source(lambda: splits), tmp_path)
     loaded = pipeline.load(source(lambda: splits, image_size=4), tmp_path)
     assert {image.shape for image, _ in loaded.test} == {(4, 4, 3)}
@@ -338,7 +338,7 @@ def test_images_of_different_sizes_from_a_function(source, three, tmp_path, rng)
         (lambda s: {**s, "dev": s["test"]}, "Received: dev besides"),
         (lambda s: {**s, "test": [1]}, "test of 'made_for_a_test:load' must be a tf.data.Dataset. Received: list"),
         (lambda s: {**s, "train": s["train"].batch(5)}, r"train of .*\(None, 4, 6, 3\).*do not batch them"),
-        (lambda s: {**s, "test": s["test"].map(lambda x, y: x)}, "test of .* so pairs"),
+        (lambda s: {**s, "test": s["test"].map(lambda x, y: x)}, "test of .* pairs"),
         (
             lambda s: {**s, "train": s["train"].map(lambda x, y: (tf.cast(x, tf.float32) / 255, y))},
             "train of .*images of float32; do not scale",
@@ -348,14 +348,14 @@ def test_images_of_different_sizes_from_a_function(source, three, tmp_path, rng)
             lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.one_hot(y, 3, dtype=tf.int32)))},
             r"labels \(3,\)",
         ),
-        (lambda s: {**s, "train": s["train"].repeat()}, "train of .* never ends"),
+        (lambda s: {**s, "train": s["train"].repeat()}, "train of .* infinite"),
         (lambda s: {**s, "validation": s["validation"].take(0)}, "validation of .* is empty"),
         (lambda s: {**s, "validation": s["validation"].map(lambda x, y: (x, y - 1))}, "has the label -1"),
-        (lambda s: {**s, "train": s["train"].map(lambda x, y: (x[..., :1], y))}, "Received: 1 and 3 of"),
+        (lambda s: {**s, "train": s["train"].map(lambda x, y: (x[..., :1], y))}, "channels .* Received: 1 and 3"),
         (lambda s: {**s, "validation": s["train"].take(7)}, "7 images are both in train and in validation"),
-        (lambda s: (s, ["a", "b"]), "label 2 of .* has no name; 2 names were given"),
-        (lambda s: (s, ["a", "a", "b"]), "must be distinct names"),
-        (lambda s: (s, "abc"), "must be a list of texts. Received: 'abc'"),
+        (lambda s: (s, ["a", "b"]), "label 2 of .* no name; .* 2 names"),
+        (lambda s: (s, ["a", "a", "b"]), "distinct. Received: \\['a'"),
+        (lambda s: (s, "abc"), "label_names .* Received: 'abc'"),
         (lambda s: 1 // 0, r"'made_for_a_test:load' failed: ZeroDivisionError: .*test_sources.py, line \d+\)"),
     ],
 )
@@ -371,13 +371,13 @@ def test_a_bad_test_split_is_refused_when_it_is_read(source, three, tmp_path):
 
     spec = (tf.TensorSpec((None, 6, 3), tf.uint8), tf.TensorSpec((), tf.int32))
     for test, message in (
-        (three["test"].map(lambda x, y: (x, y + 5)), "data.source: test of .* has the label 5; 0 to 2 expected"),
+        (three["test"].map(lambda x, y: (x, y + 5)), "data.source: test of .* label 5; .*0 to 2"),
         (tf.data.Dataset.from_generator(other_shape, output_signature=spec), r"has an image of shape \(2, 6, 3\)"),
     ):
         splits = pipeline.load(source(lambda test=test: {**three, "test": test}), tmp_path)
         with pytest.raises(UserError, match=message), unwrap_user_errors():
             list(splits.test)
-    with pytest.raises(UserError, match=r"test of .* has images of shape \(2, 6, 3\); \(4, 6, 3\) expected"):
+    with pytest.raises(UserError, match=r"test of .* has images of shape \(2, 6, 3\); .*\(4, 6, 3\)"):
         pipeline.load(source(lambda: {**three, "test": three["test"].map(lambda x, y: (x[:2], y))}), tmp_path)
 
 

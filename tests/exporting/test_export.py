@@ -418,7 +418,7 @@ def test_uncertainty_is_that_of_the_rankings_best(exported):
         architecture = Architecture.from_json(json.dumps(leader))
         recalibration.apply(architecture)
         supernet.set_architecture(architecture)
-        pixels = pipeline.standardise(images, settings.data)
+        pixels = pipeline.standardize(images, settings.data)
         expected.append(softmax(supernet(pixels, training=False).numpy(), axis=-1))
     served = tf.saved_model.load(str(path / "export/digits/3")).signatures["serve_uncertainty"]
     np.testing.assert_allclose(served(image=tf.constant(images))["mean"], np.mean(expected, axis=0), atol=1e-4)

@@ -1,6 +1,6 @@
-"""Images, and examples of every kind that Keras takes.
+"""Data: images for the stages, and examples in every form that Keras accepts.
 
-inputs.py    arrays from NumPy pairs, tf.data, generators and dictionaries, in the order of the model's inputs
-sources/     images as they lie on disk, in disjoint splits: TFDS, a folder, a user's function
-pipeline.py  the input pipeline: sizes, augmentation, a resumable order
+inputs.py    examples from NumPy arrays, tf.data, generators and dictionaries, in the order of the model's inputs
+sources/     raw images in disjoint splits: TFDS, a folder, a user's function
+pipeline.py  the input pipeline: resizing, augmentation, a resumable order
 """

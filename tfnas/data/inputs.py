@@ -1,8 +1,7 @@
-"""Examples of every kind that Keras takes, brought into one form: arrays in the order of the model's inputs.
+"""Converts examples in any form that Keras accepts to arrays in the order of the model's inputs.
 
-Keras's own rules decide what fits a model: dictionaries are read by name, numbers are cast to the input's type, and a
-missing last axis of one is added. What Keras would misread is told apart first: single examples are not taken for a
-batch.
+Keras's own rules decide what fits a model: dictionaries are read by name, numbers are cast to the input's dtype, and a
+missing last axis of size one is added. Single examples are distinguished from batches first, which Keras does not do.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ import tensorflow as tf
 
 from tfnas.common.errors import UserError, add_filename, brief, plain_message, unwrap_user_errors
 
-BATCH_SIZE = 250  # examples that are read at a time where the data comes in no batches of its own
+BATCH_SIZE = 250  # examples read at a time if the data is not batched
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Numbered examples.
+    """Examples as arrays.
 
     Attributes:
         inputs: one array for each of the model's inputs, in the order of `model.inputs`, shape (N, ...).
         labels: a structure of arrays, shape (N, ...) each.
-        weights: sample weights, likewise; None: there are none.
+        weights: sample weights, likewise, or None.
     """
 
     inputs: list[np.ndarray]
@@ -39,38 +38,38 @@ class Examples:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def take(self, numbers: Any) -> Examples:
-        """Those with the given numbers, as `numpy` indexes the first axis."""
+    def take(self, indices: Any) -> Examples:
+        """Selects examples by index, as NumPy indexes the first axis."""
 
         def taken(array: np.ndarray) -> np.ndarray:
-            return array[numbers]
+            return array[indices]
 
         weights = None if self.weights is None else keras.tree.map_structure(taken, self.weights)
         return Examples([taken(x) for x in self.inputs], keras.tree.map_structure(taken, self.labels), weights)
 
 
 def read(data: Any, model: keras.Model, caller: str) -> Examples:
-    """Reads labelled examples once, into unnamed temporary files, so in memory as far as there is room for them.
+    """Reads labeled examples once, into memory-mapped temporary files.
 
     Args:
         data: a tuple (inputs, labels) or (inputs, labels, sample weights) of arrays or structures of arrays; or a
             `tf.data.Dataset` of such tuples, batched or not, a `keras.utils.PyDataset`, or a generator or other
-            iterable that ends.
-        model: functional; whose inputs they are.
-        caller: what the messages begin with.
+            finite iterable.
+        model: functional model that takes the inputs.
+        caller: prefix of error messages.
 
     Raises:
-        UserError: if there are no examples or no labels, they do not fit the model, or are not all of one shape.
+        UserError: if there are no examples or no labels, or they do not fit the model or differ in shape.
     """
     count, structure, first = 0, None, []
     with add_filename(tempfile.gettempdir()), contextlib.ExitStack() as stack:
         files: list[Any] = []
         for inputs, labels, weights in _batches(data, model, caller):
             if labels is None:
-                taken = ", as the first batch of a list of batches: give a tuple" if isinstance(data, list) else ""
-                raise UserError(
-                    f"{caller}: labels expected beside the inputs, as (inputs, labels). Received: inputs alone{taken}"
+                hint = (
+                    ", from a list, which is read as a list of batches: pass a tuple" if isinstance(data, list) else ""
                 )
+                raise UserError(f"{caller}: expected (inputs, labels). Received: inputs only{hint}")
             batch = {"inputs": [x.numpy() for x in inputs], "labels": labels, "weights": weights}
             batch = _arrays({key: part for key, part in batch.items() if part is not None}, caller)
             arrays = keras.tree.flatten(batch)
@@ -82,7 +81,7 @@ def read(data: Any, model: keras.Model, caller: str) -> Examples:
             for file, array, like in zip(files, arrays, first, strict=True):
                 file.write(np.ascontiguousarray(array, like.dtype).data)
         if not count:
-            raise UserError(f"{caller}: at least one batch of validation data expected. Received: none")
+            raise UserError(f"{caller}: expected at least one batch of validation data. Received: none")
         kept = []
         for file, like in zip(files, first, strict=True):
             file.flush()
@@ -94,12 +93,12 @@ def one_batch(data: Any, model: keras.Model, caller: str) -> list[tf.Tensor]:
     """One batch of inputs, as a list in the order of `model.inputs`.
 
     Args:
-        data: arrays in the structure of the model's inputs, or a tuple of them and labels, all of which are the batch;
-            or a `tf.data.Dataset`, batched or not, a `keras.utils.PyDataset`, or a list or other iterable of batches,
-            whose first is taken. Labels and sample weights are left out. A tuple or list of as many arrays as the model
-            has inputs is taken for the inputs.
-        model: functional; whose inputs they are.
-        caller: what the messages begin with.
+        data: arrays in the structure of the model's inputs, or a tuple of them and labels, as one batch; or a
+            `tf.data.Dataset`, batched or not, a `keras.utils.PyDataset`, or a list or other iterable of batches, of
+            which the first is used. Labels and sample weights are ignored. A tuple or list of as many arrays as the
+            model has inputs is read as the inputs.
+        model: functional model that takes the inputs.
+        caller: prefix of error messages.
 
     Raises:
         UserError: if there is no batch, or it does not fit the model.
@@ -111,16 +110,16 @@ def one_batch(data: Any, model: keras.Model, caller: str) -> list[tf.Tensor]:
         return _fitting(model, caller)(data[0])
     for inputs, _, _ in _batches(data, model, caller):
         return inputs
-    raise UserError(f"{caller}: at least one batch of inputs expected. Received: none")
+    raise UserError(f"{caller}: expected at least one batch of inputs. Received: none")
 
 
 def _is_batch(data: Any) -> bool:
-    """Whether this is no tuple, and nothing to be iterated over."""
+    """Returns whether data is a single batch of arrays rather than a tuple or an iterable."""
     return isinstance(data, dict | np.ndarray | tf.Tensor) or not isinstance(data, Iterable)
 
 
 def _batches(data: Any, model: keras.Model, caller: str) -> Iterator[tuple[list[tf.Tensor], Any, Any]]:
-    """Inputs in the model's order, labels and sample weights, batch by batch."""
+    """Yields inputs in the model's order, labels and sample weights, batch by batch."""
     fitted = _fitting(model, caller)
     with unwrap_user_errors():
         for item in _items(data, model, caller):
@@ -134,21 +133,21 @@ def _batches(data: Any, model: keras.Model, caller: str) -> Iterator[tuple[list[
 
 
 def _items(data: Any, model: keras.Model, caller: str) -> Iterable[Any]:
-    """What is iterated over: batches, or single examples of an iterable that has no batches."""
+    """Returns an iterable of batches, or of single examples if an iterable is not batched."""
     if isinstance(data, tuple):
         return _slices(data, caller)
     if isinstance(data, tf.data.Dataset):
         if data.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise UserError(f"{caller}: data that ends expected. Received: an infinite tf.data.Dataset; use take(n)")
+            raise UserError(f"{caller}: expected finite data. Received: an infinite tf.data.Dataset; use take(n)")
         spec = data.element_spec
         return data.batch(BATCH_SIZE) if _is_one(spec[0] if isinstance(spec, tuple) else spec, model) else data
     if isinstance(data, keras.utils.PyDataset):
         if data.num_batches is None:
-            raise UserError(f"{caller}: data that ends expected. Received: a PyDataset of infinitely many batches")
+            raise UserError(f"{caller}: expected finite data. Received: a PyDataset without __len__")
         return (data[i] for i in range(data.num_batches))
     if _is_batch(data):
         raise UserError(
-            f"{caller}: a tuple of arrays (inputs, labels), or a data set of such batches, expected. "
+            f"{caller}: expected a tuple of arrays (inputs, labels), or a data set of such batches. "
             f"Received: {type(data).__name__}"
         )
     return data
@@ -159,7 +158,8 @@ def _slices(data: tuple[Any, ...], caller: str) -> Iterator[Any]:
     lengths = {len(x) for x in keras.tree.flatten(arrays) if x is not None}
     if len(lengths) != 1:
         raise UserError(
-            f"{caller}: arrays of equally many examples expected. Received: {sorted(lengths) or 'none'} examples"
+            f"{caller}: expected arrays with the same number of examples. Received: {sorted(lengths) or 'none'} "
+            "examples"
         )
     for start in range(0, lengths.pop(), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
@@ -167,21 +167,21 @@ def _slices(data: tuple[Any, ...], caller: str) -> Iterator[Any]:
 
 
 def _is_one(inputs: Any, model: keras.Model) -> bool:
-    """Whether these inputs, or their specs, are those of one example instead of a batch."""
+    """Returns whether these inputs, or their specs, are a single example instead of a batch."""
     given = [getattr(x, "shape", None) for x in keras.tree.flatten(inputs)]
     if len(given) != len(model.inputs) or any(shape is None or shape == tf.TensorShape(None) for shape in given):
         return False
 
-    def is_one(shape: Any, wanted: Any) -> bool:
-        return len(shape) == len(wanted) - 1 and all(
-            b is None or a == b for a, b in zip(shape, wanted[1:], strict=True)
+    def is_one(shape: Any, expected: Any) -> bool:
+        return len(shape) == len(expected) - 1 and all(
+            b is None or a == b for a, b in zip(shape, expected[1:], strict=True)
         )
 
     return all(any(is_one(tuple(shape), tuple(x.shape)) for x in model.inputs) for shape in given if shape is not None)
 
 
 def _fitting(model: keras.Model, caller: str) -> Callable[[Any], list[tf.Tensor]]:
-    """A function from inputs as a user gives them to those of the model, as Keras reads them."""
+    """Returns a function that converts a user's inputs to the model's inputs by Keras's rules."""
     same = keras.Model(model.input, list(model.inputs))
 
     def fitted(inputs: Any) -> list[tf.Tensor]:
@@ -191,7 +191,7 @@ def _fitting(model: keras.Model, caller: str) -> Callable[[Any], list[tf.Tensor]
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             expected = keras.tree.map_structure(lambda x: tuple(x.shape), model.input)
             raise UserError(
-                f"{caller}: inputs of shape {brief(expected)} expected. Received: {_shapes(arrays)} "
+                f"{caller}: expected inputs of shape {brief(expected)}. Received: {_shapes(arrays)} "
                 f"({plain_message(error)})"
             ) from None
         return [tf.cast(x, tf.float32) if x.dtype.is_floating else x for x in found]
@@ -204,33 +204,34 @@ def _arrays(nested: Any, caller: str) -> Any:
 
 
 def _array(value: Any, caller: str) -> np.ndarray:
-    """Numbers, dense, with an axis of examples."""
+    """Converts to a dense array of numbers with an axis of examples."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError):
         array = np.empty(0, object)
     if array.dtype.kind not in "biuf" and array.dtype != tf.bfloat16.as_numpy_dtype or not array.ndim:
-        raise UserError(f"{caller}: arrays of numbers, one row an example, expected. Received: {brief(value)}")
+        raise UserError(f"{caller}: expected arrays of numbers with one row per example. Received: {brief(value)}")
     return array
 
 
 def _check_batch(batch: Any, first: Any, caller: str) -> None:
-    """Raises UserError unless a batch is built as the first one was, and has one row for each example."""
+    """Raises UserError unless a batch has the structure of the first one, and one row per example in every array."""
     try:
         keras.tree.assert_same_structure(batch, first)
     except (ValueError, TypeError):
         raise UserError(
-            f"{caller}: batches of one structure expected. Received: {_shapes(first)}, then {_shapes(batch)}"
+            f"{caller}: expected batches with the same structure. Received: {_shapes(first)}, then {_shapes(batch)}"
         ) from None
     arrays = keras.tree.flatten(batch)
     if len({len(array) for array in arrays}) > 1:
         raise UserError(
-            f"{caller}: a row of every array for each example expected. Received: arrays of shape {_shapes(batch)}"
+            f"{caller}: expected one row per example in every array. Received: arrays of shape {_shapes(batch)}"
         )
     for array, like in zip(arrays, keras.tree.flatten(first), strict=True):
         if array.shape[1:] != like.shape[1:]:
             raise UserError(
-                f"{caller}: examples of one shape expected. Received: {like.shape[1:]}, then {array.shape[1:]}; resize "
+                f"{caller}: expected examples of the same shape. Received: {like.shape[1:]}, then {array.shape[1:]}; "
+                "resize "
                 "or pad them"
             )
 

@@ -1,4 +1,4 @@
-"""From images as they lie to what a network is fed: sizes, augmentation, order that resumes exactly."""
+"""The input pipeline: resizing, augmentation, and an order that resumes exactly."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tfnas.data import sources
 
 SPLITS = sources.SPLITS
 
-# Training images that take more than this many bytes are not kept in memory, nor is their shuffle buffer larger.
+# Limit in bytes on training images that are cached in memory, and on the shuffle buffer of those that are not.
 _MEMORY = 4 << 30
-_CENTRE = 0.875  # of the shorter side: what is cut out of the middle, where training takes random parts
+_CENTER = 0.875  # share of the shorter side in the center crop, where training uses random crops
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Three disjoint parts of one data set. Nothing is read until a part is iterated.
+    """Three disjoint splits of a data set. Nothing is read until a split is iterated.
 
     Attributes:
         train, validation, test: tf.data of (image uint8 (H, W, C), label int64 scalar), one example each. With
-            `random_resized_crop`, train has the images in their own sizes, of which training takes parts.
-        sizes: number of examples by split name; without 'test' where only reading that split would tell.
-        image_shape: (H, W, C) of what a network takes.
+            `random_resized_crop`, train has the images in their original sizes, for random crops.
+        sizes: number of examples by split name; without 'test' if counting it would require reading it.
+        image_shape: (H, W, C) of a network's input.
         label_names: one per class.
     """
 
@@ -44,39 +44,39 @@ class Splits:
         return len(self.label_names)
 
     def summary(self) -> str:
-        """One line: shape, classes and sizes."""
+        """Summarizes shape, classes and sizes in one line."""
         sizes = " / ".join(f"{s} {self.sizes[s]:,}" if s in self.sizes else f"{s} not counted" for s in SPLITS)
         return f"{'x'.join(map(str, self.image_shape))}, {self.num_classes} classes -> {sizes}"
 
 
 def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
-    """The three splits that `config` names.
+    """Loads the three splits that `config` names.
 
     Args:
         config: settings.
-        folder: where the bundled digits are prepared when no data_dir is set.
+        folder: where the bundled digits are prepared if no data_dir is set.
 
     Raises:
-        UserError: for an unknown or absent data set, images without one size, no labels, a split that is unknown,
-            empty or overlapping another.
+        UserError: if the data set is unknown or not prepared, images differ in size, there are no labels, or a split
+            is unknown, empty or overlaps another.
     """
     return from_source(sources.load(config, folder), config)
 
 
 def from_source(source: sources.Source, config: config_lib.Data) -> Splits:
-    """The splits of images that `sources.load` gave, prepared. Raises UserError if they have no one size."""
+    """Prepares the splits of `sources.load`. Raises UserError if the images differ in size."""
     shape = source.image_shape
     if config.image_size:
         shape = (config.image_size, config.image_size, shape[-1])
     height, width, channels = shape
     if height is None or width is None:
         raise UserError(
-            f"data.image_size: the images of '{config.title}' have shape {shape}; "
+            f"data.image_size: images of '{config.title}' have shape {shape}; "
             "set --config.data.image_size to resize them to one size"
         )
     if len(config.mean) not in (1, channels):
         numbers = "1 number" if channels == 1 else f"1 or {channels} numbers"
-        raise UserError(f"data.mean and data.std: {numbers} each expected, one per channel. Received: {config.mean}")
+        raise UserError(f"data.mean and data.std: expected {numbers} each, one per channel. Received: {config.mean}")
 
     def prepared(split: str) -> tf.data.Dataset:
         dataset = source.splits[split]
@@ -96,27 +96,27 @@ def from_source(source: sources.Source, config: config_lib.Data) -> Splits:
     )
 
 
-def standardise(image: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
-    """(image / 255 - mean) / std in float32; the one place where pixels become a network's input."""
+def standardize(image: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
+    """Returns (image / 255 - mean) / std in float32, the input of a network."""
     return (tf.cast(image, tf.float32) / 255.0 - tf.constant(config.mean)) / tf.constant(config.std)
 
 
 def evaluation_batches(dataset: tf.data.Dataset, config: config_lib.Data, batch_size: int) -> tf.data.Dataset:
-    """Batches of (standardised image, label) in order, the last one possibly smaller."""
-    batches = dataset.batch(batch_size).map(lambda image, label: (standardise(image, config), label))
+    """Returns batches of (standardized image, label) in order; the last one may be smaller."""
+    batches = dataset.batch(batch_size).map(lambda image, label: (standardize(image, config), label))
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """One process's part of every global batch: all of it, unless several processes train together.
+    """One process's share of every global batch: all of it, unless several processes train together.
 
-    A global batch is cut into equal, consecutive parts, one for each replica; each process has those of its own.
+    A global batch is split into equal, consecutive parts, one per replica; each process has those of its replicas.
 
     Attributes:
-        process: number of this process.
-        processes: how many there are.
-        replicas: of this process.
+        process: index of this process.
+        processes: number of processes.
+        replicas: number of replicas of this process.
     """
 
     process: int = 0
@@ -133,52 +133,52 @@ def training_batches(
     first_step: int = 0,
     share: Share = Share(),  # noqa: B008, frozen
 ) -> tf.data.Dataset:
-    """Shuffled, augmented batches from step `first_step` to the end of `epochs`, one after another.
+    """Returns shuffled, augmented batches from step `first_step` to the end of `epochs`.
 
-    Order and augmentation are functions of (TensorFlow's global seed, seed, epoch, position), so a run that starts
-    again at any step, on whatever devices, sees what it would have seen. The global seed must not be 0, see
-    `training.set_seed`. Batches are full; the examples left over in an epoch differ from epoch to epoch.
+    Order and augmentation are functions of (TensorFlow's global seed, seed, epoch, position), so a run that resumes at
+    any step, on any devices, sees the same images. The global seed must not be 0 (see `training.set_seed`). All batches
+    are full; the examples left out of an epoch differ between epochs.
+
+    Up to 4 GB of images, estimated from the first ones, are read once, cached, and shuffled as a whole. Larger data
+    sets are read again in every epoch and shuffled within a moving buffer of 4 GB: every epoch contains each image
+    once, in a new order, and resuming is exact, but images stay close to where they are stored. Both require a data set
+    that yields the same images in the same order every time it is read.
 
     Args:
-        splits: only the training images are read.
-        config: says how they are augmented.
-        batch_size: of the global batch.
-        epochs: in all.
-        seed: of order and augmentation.
-        first_step: number of the first global batch, counted from the beginning of the first epoch.
-        share: which part of each global batch is given, as one batch for each of its replicas.
-
-    Images that take up to 4 GB, estimated by the first ones, are read once, kept, and shuffled as a whole. More than
-    that are read again in every epoch, and shuffled within a buffer of 4 GB that moves along them: every epoch still
-    has each image once, in an order of its own, and resuming is as exact, but an image stays in the neighbourhood of
-    where it is stored. Both hold for a data set that gives the same images in the same order every time it is read.
+        splits: the splits, of which only train is read.
+        config: settings of the augmentation.
+        batch_size: size of the global batch.
+        epochs: total number of epochs.
+        seed: seed of order and augmentation.
+        first_step: index of the first global batch, counted from the start of the first epoch.
+        share: share of each global batch to return, as one batch per replica.
 
     Raises:
-        UserError: if there are fewer training images than one batch, or a batch cannot be cut into equal parts.
+        UserError: if there are fewer training images than one batch, or a batch cannot be split equally.
     """
     size = splits.sizes["train"]
     if size < batch_size:
-        raise UserError(f"batch_size: at most the {size} training images expected. Received: {batch_size}")
+        raise UserError(f"batch_size: must be at most {size}, the number of training images. Received: {batch_size}")
     parts = share.processes * share.replicas
     if batch_size % parts:
-        raise UserError(f"batch_size: a multiple of the {parts} replicas expected. Received: {batch_size}")
+        raise UserError(f"batch_size: must be a multiple of {parts}, the number of replicas. Received: {batch_size}")
     steps = size // batch_size
     first_epoch, skipped = divmod(first_step, steps)
 
     def augmented(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image_seed = tf.stack([tf.cast(seed, tf.int64), key])
         if config.random_resized_crop:
-            image = _random_part(image, config.image_size, image_seed + [3, 0])
-        return _augment(standardise(image, config), config, image_seed), label
+            image = _random_crop(image, config.image_size, image_seed + [3, 0])
+        return _augment(standardize(image, config), config, image_seed), label
 
     train, buffer = splits.train, size
     image_bytes = _image_bytes(splits)
     if size * image_bytes <= _MEMORY:
-        train = train.cache()  # its only reader shuffles over the whole split, so reads it to the end
+        train = train.cache()  # shuffling over the whole split reads it to the end
     else:
         buffer = min(size, max(batch_size, _MEMORY // image_bytes))
 
-    def mine(key: tf.Tensor, pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    def in_share(key: tf.Tensor, pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         return key % size % batch_size // (batch_size // share.processes) == share.process
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -186,7 +186,7 @@ def training_batches(
         keyed = order.enumerate(epoch * size).take(steps * batch_size)
         keyed = keyed.skip(tf.where(epoch == first_epoch, tf.constant(skipped * batch_size, tf.int64), 0))
         if share.processes > 1:
-            keyed = keyed.filter(mine)
+            keyed = keyed.filter(in_share)
         examples = keyed.map(lambda key, pair: augmented(pair[0], pair[1], key), num_parallel_calls=tf.data.AUTOTUNE)
         return examples.batch(batch_size // parts, drop_remainder=True)
 
@@ -195,7 +195,7 @@ def training_batches(
 
 
 def _image_bytes(splits: Splits) -> int:
-    """Bytes of one training image: exact where all have one shape, else the mean of the first sixteen."""
+    """Bytes of one training image: exact if all have the same shape, else the mean of the first sixteen."""
     shape = splits.train.element_spec[0].shape
     if shape.is_fully_defined():
         return math.prod(shape)
@@ -203,8 +203,8 @@ def _image_bytes(splits: Splits) -> int:
     return max(1, sum(first) // len(first))
 
 
-def _random_part(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
-    """A random part of a uint8 image, 8 to 100 % of its area and 3/4 to 4/3 in aspect, brought to size x size."""
+def _random_crop(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
+    """Crops 8 to 100 % of a uint8 image's area at random, with an aspect ratio of 3/4 to 4/3, and resizes the crop."""
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(image),
         bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
@@ -227,39 +227,39 @@ def _augment(image: tf.Tensor, config: config_lib.Data, seed: tf.Tensor) -> tf.T
     if config.flip:
         image = tf.image.stateless_random_flip_left_right(image, seed + [1, 0])
     if config.cutout:
-        centre = tf.random.stateless_uniform([2], seed + [2, 0], 0.0, [float(height), float(width)])
+        center = tf.random.stateless_uniform([2], seed + [2, 0], 0.0, [float(height), float(width)])
         half = config.cutout / 2
-        rows = tf.abs(tf.range(height, dtype=tf.float32) + 0.5 - centre[0]) < half
-        columns = tf.abs(tf.range(width, dtype=tf.float32) + 0.5 - centre[1]) < half
+        rows = tf.abs(tf.range(height, dtype=tf.float32) + 0.5 - center[0]) < half
+        columns = tf.abs(tf.range(width, dtype=tf.float32) + 0.5 - center[1]) < half
         hole = rows[:, None, None] & columns[None, :, None]
         image = tf.where(hole, 0.0, image)
     return image
 
 
 def prepare(images: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
-    """uint8 images (..., H, W, C) of any size brought to what a network takes, outside training and when served."""
+    """Resizes uint8 images (..., H, W, C) of any size to the input of a network, for evaluation and serving."""
     if not config.image_size:
         return images
     if config.random_resized_crop:
-        return _centre(images, config.image_size)
+        return _center_crop(images, config.image_size)
     return resize(images, config.image_size)
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:
-    """uint8 images (..., H, W, C) brought to size x size by averaging areas, as in training."""
+    """Resizes uint8 images (..., H, W, C) to size x size by averaging areas."""
     resized = tf.image.resize(tf.cast(image, tf.float32), (size, size), method="area")
     return tf.cast(tf.round(resized), tf.uint8)
 
 
 def scaled_pixels(height: tf.Tensor, width: tf.Tensor, size: int) -> tf.Tensor:
-    """About how many pixels `prepare` scales an image to before it cuts out its centre; float32, like both sizes."""
-    return (size / _CENTRE) ** 2 * tf.maximum(height, width) / tf.minimum(height, width)
+    """Approximate number of pixels of an image that `prepare` resized before the center crop; float32."""
+    return (size / _CENTER) ** 2 * tf.maximum(height, width) / tf.minimum(height, width)
 
 
-def _centre(images: tf.Tensor, size: int) -> tf.Tensor:
-    """The shorter side brought to size / 0.875, then the middle size x size."""
+def _center_crop(images: tf.Tensor, size: int) -> tf.Tensor:
+    """Resizes the shorter side to size / 0.875, then crops the center of size x size."""
     extent = tf.shape(images)[-3:-1]
-    factor = size / _CENTRE / tf.cast(tf.reduce_min(extent), tf.float32)
+    factor = size / _CENTER / tf.cast(tf.reduce_min(extent), tf.float32)
     height, width = tf.unstack(tf.maximum(tf.cast(tf.round(tf.cast(extent, tf.float32) * factor), tf.int32), size))
     scaled = _scaled(images, height, width)
     top, left = (height - size) // 2, (width - size) // 2
@@ -268,6 +268,6 @@ def _centre(images: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _scaled(images: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
-    # Not by areas: parts may be enlarged, which would show squares.
+    # Not by areas: crops may be enlarged, and areas would produce visible squares.
     scaled = tf.image.resize(tf.cast(images, tf.float32), (height, width), method="bilinear", antialias=True)
     return tf.cast(tf.clip_by_value(tf.round(scaled), 0, 255), tf.uint8)

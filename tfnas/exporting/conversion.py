@@ -157,7 +157,7 @@ class _Network:
         spec = tf.TensorSpec((None, *splits.image_shape), tf.uint8, name="image")
 
         def serve(image: tf.Tensor) -> tf.Tensor:
-            return tf.nn.softmax(model(pipeline.standardise(image, config.data), training=False))
+            return tf.nn.softmax(model(pipeline.standardize(image, config.data), training=False))
 
         pixels = tf.TensorSpec((None, *splits.image_shape), tf.float32)
 
@@ -178,7 +178,7 @@ class _Network:
     def probabilities(self, images: tf.Tensor) -> np.ndarray:
         """What the Keras model itself makes of a batch, on the CPU."""
         with distribution.full_precision():
-            return self._exact(pipeline.standardise(images, self.config.data)).numpy()
+            return self._exact(pipeline.standardize(images, self.config.data)).numpy()
 
     @functools.cached_property
     def onnx(self) -> Any:

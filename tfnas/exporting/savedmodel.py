@@ -58,7 +58,7 @@ def write(
     labels = tf.constant(splits.label_names)
 
     def probabilities(network: keras.Model, image: tf.Tensor) -> tf.Tensor:
-        return tf.nn.softmax(network(pipeline.standardise(image, config.data), training=False))
+        return tf.nn.softmax(network(pipeline.standardize(image, config.data), training=False))
 
     def prepared(image: tf.Tensor) -> tf.Tensor:
         return pipeline.prepare(_checked(image, splits, config), config.data)

@@ -1,8 +1,8 @@
-"""The paper's super-networks as plain Keras builders that know nothing of tfnas.
+"""The paper's supernets: plain Keras builders, independent of the rest of tfnas.
 
 densenet.py             DenseNet-121, and its 3-D form
-enas.py                 SupNet-E and SupNet-EI: ENAS cells with several operations a node
-multi_branch_resnet.py  SupNet-M and SupNet-MI: residual blocks of several branches
+enas.py                 SupNet-E and SupNet-EI: ENAS cells with several operations per node
+multi_branch_resnet.py  SupNet-M and SupNet-MI: residual blocks with several branches
 resnet50.py             ResNet-50
 """
 

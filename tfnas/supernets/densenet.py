@@ -1,4 +1,4 @@
-"""SupNet-D-121: DenseNet-121, and its 3-D form for video (method.md, 4 and 6)."""
+"""SupNet-D-121: DenseNet-121, and its 3-D form for video (arXiv 1906.09557)."""
 
 import keras
 
@@ -11,19 +11,19 @@ def densenet121(
     num_classes: int = 1000,
     input_shape: tuple[int, int, int] = (224, 224, 3),
 ) -> keras.Model:
-    """DenseNet-121 (arXiv 1608.06993): four blocks of layers that each read all before them; returns logits.
+    """DenseNet-121 (arXiv 1608.06993): in each of four blocks, a layer reads all layers before it; returns logits.
 
     A layer is BN-ReLU-Conv1x1-BN-ReLU-Conv3x3 on the concatenation of the block's input and all its earlier layers, so
-    that a gate can treat each of these sources for itself. Between blocks, BN-ReLU-Conv1x1 halves the channels and
+    that a gate can treat each of these sources separately. Between blocks, BN-ReLU-Conv1x1 halves the channels and
     average pooling halves the image. Layers carry torchvision's names, '_' for '.': denseblock1_denselayer1_conv1,
     transition1_conv.
 
-    Trainable parameters for 1,000 classes and 3 channels: 7,978,856, of them 6,860,800 in the 119 convolutions besides
-    the stem.
+    Trainable parameters for 1,000 classes and 3 channels: 7,978,856, including 6,860,800 in the 119 convolutions other
+    than the stem.
 
     Args:
         width: growth rate: channels that each layer adds. The stem has twice, a layer's Conv1x1 four times as many.
-        num_blocks: layers in each of the four blocks; 0: 6, 12, 24 and 16, as published.
+        num_blocks: layers in each of the four blocks; 0 means 6, 12, 24 and 16, as published.
         num_classes: units of the classifier.
         input_shape: (height, width, channels); height and width at least 32.
 
@@ -49,18 +49,18 @@ def densenet121_3d(
 ) -> keras.Model:
     """DenseNet-121 for video: a 3x1x1 convolution over time before each 1x3x3 one over space; returns logits.
 
-    The paper's supplement says this much of the network that it searches on Something-Something v1 (174 classes). What
-    it leaves open is chosen so that DenseNet-121 is the special case of a network that sees stills: the convolution
-    over time keeps the number of channels, and where its middle tap is the identity and its others are zero, the
-    logits of a still video are those of the 2-D network with the same weights. No normalisation stands between the
-    two. The 1x1 convolutions become 1x1x1. The stem (1x7x7, stride 1x2x2, then max pooling 1x3x3, stride 1x2x2) leaves
-    time alone; the three average poolings between blocks are 2x2x2, so 16 frames end as 2.
+    The paper's supplement says only this about the network that it searches on Something-Something v1 (174 classes).
+    The rest is chosen so that DenseNet-121 is the special case for still images: the convolution over time keeps the
+    number of channels, and if its middle tap is the identity and its others are zero, the logits of a still video equal
+    those of the 2-D network with the same weights. There is no normalization between the two convolutions. The 1x1
+    convolutions become 1x1x1. The stem (1x7x7, stride 1x2x2, then max pooling 1x3x3, stride 1x2x2) does not change the
+    number of frames; the three average poolings between blocks are 2x2x2, so 16 frames are reduced to 2.
 
-    Trainable parameters for 174 classes and 3 channels: 9,983,022. No figure is published.
+    Trainable parameters for 174 classes and 3 channels: 9,983,022. The paper does not state a number.
 
     Args:
         width: growth rate: channels that each layer adds. The stem has twice, a layer's Conv1x1x1 four times as many.
-        num_blocks: layers in each of the four blocks; 0: 6, 12, 24 and 16, as published.
+        num_blocks: layers in each of the four blocks; 0 means 6, 12, 24 and 16, as published.
         num_classes: units of the classifier.
         input_shape: (frames, height, width, channels); at least 8 frames, height and width at least 32.
 

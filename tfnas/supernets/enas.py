@@ -1,9 +1,9 @@
-"""SupNet-E and SupNet-EI: the micro-cell network that ENAS published (method.md, 4)."""
+"""SupNet-E and SupNet-EI: the micro-cell network that ENAS published (arXiv 1906.09557)."""
 
 import keras
 
 # Five nodes of (input x, operation on x, input y, operation on y); a node is the sum of both. Inputs 0 and 1 are the
-# two cells before, 2 is the first node, and so on.
+# two previous cells, 2 is the first node, and so on.
 NORMAL_CELL = ((0, 2, 0, 0), (0, 4, 0, 1), (0, 4, 1, 1), (1, 0, 0, 1), (0, 2, 1, 1))
 REDUCTION_CELL = ((1, 0, 1, 0), (0, 3, 0, 2), (1, 1, 3, 1), (1, 0, 0, 4), (0, 3, 1, 1))
 _SEPARABLE_3, _SEPARABLE_5, _AVERAGE, _MAXIMUM, _IDENTITY = range(5)
@@ -16,19 +16,19 @@ def enas(
     input_shape: tuple[int, int, int] = (32, 32, 3),
     drop_path: float = 0.0,
 ) -> keras.Model:
-    """Three stages of `num_blocks` normal cells, a reduction cell between them (arXiv 1802.03268); returns logits.
+    """Three stages of `num_blocks` normal cells, with reduction cells in between (arXiv 1802.03268); returns logits.
 
-    A reduction halves the image and doubles the width. A cell reads the two cells before it, each brought to its width
-    and size by ReLU-Conv1x1-BN (or ReLU and a factorized reduction: two halves, each subsampling and a Conv1x1, the
-    second half shifted by one pixel down and right, concatenated, BN), and the nearer one through a second
+    A reduction halves the image and doubles the width. A cell reads the two cells before it, each converted to its
+    width and size by ReLU-Conv1x1-BN (or ReLU and a factorized reduction: two halves, each subsampling and a Conv1x1,
+    the second half shifted by one pixel down and right, concatenated, BN), and the closer one through a second
     ReLU-Conv1x1-BN. It concatenates the nodes that no other node reads. A separable convolution is applied twice:
     ReLU-depthwise-pointwise-BN, ReLU-depthwise-pointwise-BN.
 
-    With drop-path, training leaves a node's branch out for some of the examples and divides it by the share that keeps
-    it for the others; identities stay. Cell i of n does so with the rate drop_path * i / n.
+    With drop-path, training drops a node's branch for some of the examples, and divides it by the keep probability for
+    the others; identities are kept. The rate of cell i of n is drop_path * i / n.
 
-    Left out of the published network: the auxiliary head, and that its drop-path begins at 0 and grows over the
-    training. Its classifier has no bias; this one has.
+    Unlike the published network, this one has no auxiliary head, its drop-path rate is constant during training
+    instead of growing from 0, and its classifier has a bias.
 
     Trainable parameters for 10 classes and 3 channels: 3,894,382 at width 36 (SupNet-E), 14,784,562 at width 72
     (SupNet-EI).
@@ -38,14 +38,14 @@ def enas(
         num_blocks: normal cells in each of the three stages.
         num_classes: units of the classifier.
         input_shape: (height, width, channels); height and width divisible by 4.
-        drop_path: rate of the last cell, in [0, 1); the published network ends with 0.4. 0 adds no layers.
+        drop_path: rate of the last cell, in [0, 1); 0.4 at the end of the published training. 0 adds no layers.
 
     Returns:
         A functional model from `(batch, *input_shape)` to logits (batch, num_classes).
 
     Raises:
-        ValueError: if width or num_blocks is not positive, drop_path is no such rate or the image cannot be halved
-            twice.
+        ValueError: if width or num_blocks is not positive, drop_path is out of range, or the image cannot be
+            halved twice.
     """
     for argument, value in (("width", width), ("num_blocks", num_blocks)):
         if value < 1:
@@ -92,7 +92,7 @@ def _cell(before, x, width: int, reduces: bool, drop_path: float, name: str):
             title = f"{name}_node{i}_{branch}"
             path = _operation(tensors[source], operation, width, strides, title)
             if drop_path and operation != _IDENTITY:
-                # One draw for each example, and all of its pixels and channels.
+                # One draw per example, for all of its pixels and channels.
                 path = keras.layers.Dropout(drop_path, noise_shape=(None, 1, 1, 1), name=f"{title}_droppath")(path)
             branches.append(path)
         tensors.append(keras.layers.Add(name=f"{name}_node{i}_add")(branches))
@@ -133,7 +133,7 @@ def _conv1x1(x, width: int, name: str):
 
 
 def _factorized_reduction(x, width: int, name: str):
-    # Published with a row and a column of zeros added below and right; sizes are even here, so none of them is read.
+    # The published version pads a row and a column of zeros below and right; with even sizes, they are never read.
     shifted = keras.layers.Cropping2D(((1, 0), (1, 0)), name=f"{name}_shift")(x)
     halves = []
     for half, source in (("a", x), ("b", shifted)):

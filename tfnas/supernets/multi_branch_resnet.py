@@ -1,4 +1,4 @@
-"""SupNet-M and SupNet-MI: a residual network with a skip and two residual paths in every block (method.md, 4)."""
+"""SupNet-M and SupNet-MI: a residual network with a skip and two residual paths in every block (arXiv 1906.09557)."""
 
 import keras
 
@@ -53,7 +53,7 @@ def multi_branch_resnet(
 
 
 def _conv(filters: int, size: int, strides: int, name: str) -> keras.layers.Conv2D:
-    # Without a bias, because a normalisation follows; He's initialisation, as residual networks use.
+    # Without a bias, because a normalization follows; He initialization, as usual in residual networks.
     return keras.layers.Conv2D(
         filters, size, strides, padding="same", use_bias=False, kernel_initializer="he_normal", name=name
     )
@@ -76,7 +76,7 @@ def _path(x, width: int, strides: int, name: str):
 
 def _skip(x, width: int, strides: int, name: str):
     x = keras.layers.ReLU(name=f"{name}_relu")(x)
-    # At stride 1 there is no other pixel to see: both halves read the same one.
+    # At stride 1, both halves read the same pixels.
     shifted = keras.layers.Cropping2D(((1, 0), (1, 0)), name=f"{name}_shift")(x) if strides > 1 else x
     halves = []
     for half, source in (("a", x), ("b", shifted)):

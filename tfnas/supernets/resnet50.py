@@ -1,9 +1,9 @@
-"""SupNet-R-50: ResNet-50 with four parallel convolutions in place of every 3x3 (method.md, 4)."""
+"""SupNet-R-50: ResNet-50 with four parallel convolutions in place of every 3x3 (arXiv 1906.09557)."""
 
 import keras
 
 _PUBLISHED_BLOCKS = (3, 4, 6, 3)
-# (name, kernel size, dilation); dilated by 2, a 3x3 sees 5x5 pixels and a 5x5 sees 9x9.
+# (name, kernel size, dilation); with dilation 2, a 3x3 kernel covers 5x5 pixels and a 5x5 covers 9x9.
 _BRANCHES = (("1x1", 1, 1), ("3x3", 3, 1), ("3x3_dilated", 3, 2), ("5x5_dilated", 5, 2))
 
 
@@ -16,16 +16,17 @@ def resnet50(
     """ResNet-50 (arXiv 1512.03385) whose 3x3 convolutions are four parallel ones, concatenated; returns logits.
 
     The four are 1x1, 3x3, 3x3 dilated to 5x5 and 5x5 dilated to 9x9, each with a quarter of the maps. A stage's stride
-    is in its first 1x1 convolution, as in the ResNet paper: a convolution has stride or dilation, not both, and so all
-    four see every pixel of what they are given.
+    is in its first 1x1 convolution, as in the ResNet paper: a convolution cannot have both stride and dilation, and
+        this
+    way all four see every pixel of their input.
 
     Trainable parameters for 1,000 classes and 3 channels: 28,071,976, of which ResNet-50 has 25,557,032 and the four
     convolutions add 2 width^2 in every block. The paper's table says 44.0 M, which does not follow from its text; this
-    is the text's reading.
+    network follows the text.
 
     Args:
         width: channels of the first stage's inner convolutions, divisible by 4; doubled in each of the next three.
-        num_blocks: blocks in each of the four stages; 0: 3, 4, 6 and 3, as published.
+        num_blocks: blocks in each of the four stages; 0 means 3, 4, 6 and 3, as published.
         num_classes: units of the classifier.
         input_shape: (height, width, channels).
 
@@ -33,7 +34,8 @@ def resnet50(
         A functional model from `(batch, *input_shape)` to logits (batch, num_classes).
 
     Raises:
-        ValueError: if the width is not divisible by 4, num_blocks is negative or the image has no three positive sizes.
+        ValueError: if the width is not divisible by 4, num_blocks is negative or input_shape is not three positive
+            sizes.
     """
     if width % 4 or width < 4:
         raise ValueError(f"resnet50: width must be positive and divisible by 4. Received: {width}")

@@ -1,6 +1,6 @@
-"""Where images come from: a TFDS data set, a folder of files, a function of the user's, the bundled digits.
+"""Sources of images: a TFDS data set, a folder of files, a user's function, the bundled digits.
 
-Each gives a `Source`: three disjoint splits of the images as they are. Preparing them is data.py's part.
+Each returns a `Source`: three disjoint splits of raw images, which pipeline.py prepares.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tfnas.data.sources.splits import Source as Source
 
 
 def load(config: config_lib.Data, folder: pathlib.Path) -> Source:
-    """The splits that `config` names. Raises UserError for what is unknown, absent, malformed or overlapping."""
+    """Loads the splits that `config` names. Raises UserError if they are unknown, missing, malformed or overlapping."""
     if config.source:
         return returned.from_function(config)
     if config.folder:
@@ -25,7 +25,7 @@ def load(config: config_lib.Data, folder: pathlib.Path) -> Source:
 
 
 def check_test(config: config_lib.Data, folder: pathlib.Path) -> None:
-    """Sees that the files of the test split are whole, where TFDS prepared them: before it is read, and not sooner.
+    """Checks that the files of a test split prepared by TFDS are complete. Called just before the split is read.
 
     Raises:
         UserError: naming the file that was truncated or altered.

@@ -1,4 +1,4 @@
-"""Data sets that tensorflow-datasets prepared, and the bundled digits, which it prepares where a run needs them."""
+"""Data sets prepared by tensorflow-datasets, and the bundled digits, which are prepared when a run needs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tfnas.data.sources.splits import SPLITS, Part, Source, parts_of, sizes_of
 tfds.disable_progress_bar()
 
 _NUM_DIGITS_TEST = 400
-_CHECKED_BYTES = 1 << 30  # files of a TFDS split that are larger together are not read through before they are used
+_CHECKED_BYTES = 1 << 30  # files of a TFDS split with a larger total size are not checked in advance
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -46,7 +46,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         digits = sklearn.datasets.load_digits()
-        # The original order follows the writers, so an unshuffled tail would be a test on others' handwriting.
+        # The original order follows the writers, so without shuffling, the test split would have other writers.
         order = np.random.default_rng(0).permutation(len(digits.target))
         images = np.round(digits.images[order] * (255 / 16)).astype(np.uint8)[..., None]
         labels = digits.target[order]
@@ -62,30 +62,31 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def from_tfds(config: config_lib.Data, folder: pathlib.Path) -> Source:
-    """A data set prepared by TFDS; the bundled digits are prepared in `folder` if no data_dir is set.
+    """Loads a data set prepared by TFDS; the bundled digits are prepared in `folder` if no data_dir is set.
 
-    The files of train and validation are looked at for being whole; those of test only by `check_test`.
+    The files of train and validation are checked to be complete; those of test only by `check_test`.
     """
     builder = _builder(config, folder)
     features = builder.info.features
     keys = builder.info.supervised_keys
     if not keys or len(keys) != 2 or not isinstance(features[keys[1]], tfds.features.ClassLabel):
         raise UserError(
-            f"data.name: a set of (image, label) pairs for classification expected. Received: '{config.name}', with "
+            f"data.name: expected a data set of (image, label) pairs for classification. Received: '{config.name}', "
+            "with "
             f"{'the pair ' + str(keys) if keys else 'no pairs'}"
         )
     pixels, labels = features[keys[0]], features[keys[1]]
     shape = tuple(pixels.shape)
     if len(shape) != 3 or shape[-1] is None:
-        raise UserError(f"data.name: '{config.name}' has images of shape {shape}; (height, width, channels) expected")
+        raise UserError(f"data.name: '{config.name}' has images of shape {shape}; expected (height, width, channels)")
     parts = parts_of(config, builder.info.splits)
 
     for split in ("train", "validation"):
         _check_records(builder, parts[split])
 
     def examples(split: str) -> tf.data.Dataset:
-        # One file after the other: the same order on every machine. No cache, here or in TFDS: where a reader stops in
-        # the middle, TensorFlow's memory cache may take what was read for the whole, and all readers after it see that.
+        # One file at a time, for the same order on every machine. No cache, here or in TFDS: if a reader stops early,
+        # TensorFlow's memory cache may take what was read for the complete data, for all later readers.
         read = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
         return builder.as_dataset(
             split=getattr(config, split), as_supervised=True, shuffle_files=False, read_config=read
@@ -95,7 +96,7 @@ def from_tfds(config: config_lib.Data, folder: pathlib.Path) -> Source:
 
 
 def check_test(config: config_lib.Data, folder: pathlib.Path) -> None:
-    """Raises UserError, naming the file, if one of the test split is not what TFDS wrote."""
+    """Raises UserError, naming the file, if a file of the test split is not as TFDS wrote it."""
     builder = _builder(config, folder)
     _check_records(builder, parts_of(config, builder.info.splits)["test"])
 
@@ -113,38 +114,40 @@ def _builder(config: config_lib.Data, folder: pathlib.Path) -> tfds.core.Dataset
     if not builder.info.splits:
         raise UserError(
             f"data.data_dir: '{config.name}' is not prepared in {builder.data_path.parent.parent}: set "
-            f"--config.data.data_dir or TFDS_DATA_DIR to the folder that holds it, or run 'tfds build {config.name}'"
+            f"--config.data.data_dir or TFDS_DATA_DIR to the folder that contains it, or run 'tfds build {config.name}'"
         )
     return builder
 
 
 def _digits(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
-    """The bundled digits, prepared in `folder` unless they are there. Raises UserError if what is there was altered."""
+    """Prepares the bundled digits in `folder` unless they exist. Raises UserError if existing ones were altered."""
     place = folder / Digits.name / str(Digits.VERSION)
     sizes = {"train": len(sklearn.datasets.load_digits().target) - _NUM_DIGITS_TEST, "test": _NUM_DIGITS_TEST}
-    # TFDS draws the name of a temporary folder. Weights are drawn from the same generator, and are not to depend on
-    # whether the digits had been prepared before.
+    # TFDS draws the name of a temporary folder from the generator that also initializes weights, which must not
+    # depend on whether the digits were already prepared.
     state = random.getstate()
     try:
         builder = Digits(data_dir=folder)
-        with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads, which it does not
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it downloads, which it does not
             builder.download_and_prepare()
         info = builder.info
         found = {name: split.num_examples for name, split in info.splits.items() if _files_of(split)}
-        whole = found == sizes and info.supervised_keys == ("image", "label")
-    except Exception as error:  # TFDS checks nothing of what it reads
+        complete = found == sizes and info.supervised_keys == ("image", "label")
+    except Exception as error:  # TFDS does not check what it reads
         if unwritable(error, str(folder)):
             raise
-        whole = False
+        complete = False
     finally:
         random.setstate(state)
-    if not whole:
-        raise UserError(f"{place / 'dataset_info.json'}: truncated or altered: delete {place}, and it is made again")
+    if not complete:
+        raise UserError(
+            f"{place / 'dataset_info.json'}: truncated or altered: delete {place}, and it is prepared again"
+        )
     return builder
 
 
 def _check_records(builder: tfds.core.DatasetBuilder, part: Part) -> None:
-    """Raises UserError, naming the file, if one that holds a part of a split is not what TFDS wrote."""
+    """Raises UserError, naming the file, if a file of the split is not as TFDS wrote it."""
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
         return
     names = dict.fromkeys(name for name, _, _ in part)
@@ -155,15 +158,16 @@ def _check_records(builder: tfds.core.DatasetBuilder, part: Part) -> None:
         try:
             with terminal.errors_expected():
                 found = sum(1 for _ in tf.data.TFRecordDataset(file))
-        except tf.errors.OpError:  # a record has a checksum
+        except tf.errors.OpError:  # every record has a checksum
             found = -1
         if found != size:
             raise UserError(
-                f"{file}: missing, truncated or altered, {size:,} whole records expected: delete its folder, and "
-                "prepare the data set again (the bundled digits prepare themselves)"
+                f"{file}: missing, truncated or altered; expected {size:,} complete records. Delete its folder and "
+                "prepare "
+                "the data set again (the bundled digits are prepared automatically)"
             )
 
 
 def _files_of(split: tfds.core.SplitInfo) -> list[tuple[str, int]]:
-    """Path and number of records of each file of a split."""
+    """Returns the path and the number of records of each file of a split."""
     return [(os.fspath(file), size) for file, size in zip(split.filepaths, split.shard_lengths, strict=True)]

@@ -1,4 +1,4 @@
-"""Three disjoint splits of images as they are, and the expressions that say which images they have."""
+"""Three disjoint splits of raw images, and the expressions that select their images."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tfnas import config as config_lib
 from tfnas.common.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-# Of one split: pieces (name of a split that the data set has, from, to).
+# The ranges of one split: (name of a split of the data set, start, end).
 Part = list[tuple[str, int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Three disjoint splits of images as they are.
+    """Three disjoint splits of raw images.
 
     Attributes:
         splits: by name, tf.data of (image uint8 (H, W, C), label int64 scalar), one example each, in a fixed order.
-        sizes: number of examples by split name; without 'test' where only reading that split would tell.
-        image_shape: (H, W, C); H and W are None where images may differ.
+        sizes: number of examples by split name; without 'test' if counting it would require reading it.
+        image_shape: (H, W, C); H and W are None if images may differ in size.
         label_names: one per class.
     """
 
@@ -34,10 +34,10 @@ class Source:
 
 
 def parts_of(config: config_lib.Data, splits: Mapping[str, tfds.core.SplitInfo]) -> dict[str, Part]:
-    """What each of the three splits takes of the splits that a data set has.
+    """Returns the ranges of a data set's splits that make up each of the three splits.
 
     Raises:
-        UserError: if an expression of `config` is none, is empty, or has examples of another's.
+        UserError: if an expression of `config` is invalid or empty, or overlaps another.
     """
     expressions = {split: getattr(config, split) for split in SPLITS}
     parts = {split: _intervals(splits, split, text) for split, text in expressions.items()}
@@ -47,7 +47,7 @@ def parts_of(config: config_lib.Data, splits: Mapping[str, tfds.core.SplitInfo])
 
 def sizes_of(parts: Mapping[str, Part]) -> dict[str, int]:
     """Number of examples by split."""
-    return {split: sum(b - a for _, a, b in pieces) for split, pieces in parts.items()}
+    return {split: sum(b - a for _, a, b in part) for split, part in parts.items()}
 
 
 def _intervals(splits: Mapping[str, tfds.core.SplitInfo], split: str, text: str) -> Part:

@@ -133,24 +133,24 @@ def wrong(x, y, w):
     infinite.__class__ = type("Infinite", (Batches,), {"num_batches": None})
     return {
         "inputs only": (x,),
-        "inputs only": tf.data.Dataset.from_tensors(x),
-        "labels expected.*alone, as the first batch of a list of batches: give a tuple": [x, y],
+        "inputs.* only": tf.data.Dataset.from_tensors(x),
+        "inputs only, from a list.*pass a tuple": [x, y],
         "a tuple of arrays .*Received: ndarray": x,
         "a tuple of arrays .*Received: dict": {"image": x},
         "a tuple of arrays .*Received: int": 3,
-        "at least one batch of validation data expected": [],
-        "equally many examples expected. Received: .5, 257. examples": (x, y[:5]),
-        "a row of every array for each example": [(x, y[:5])],
-        r"inputs of shape \(None, 4, 4, 1\) expected. Received: \(5, 3, 3, 1\)": (other, y[:5]),
-        r"examples of one shape expected. Received: \(2,\), then \(3,\)": [
+        "at least one batch of validation data": [],
+        "examples. Received: .5, 257. examples": (x, y[:5]),
+        "one row per example in every array": [(x, y[:5])],
+        r"inputs of shape \(None, 4, 4, 1\).* Received: \(5, 3, 3, 1\)": (other, y[:5]),
+        r"shape.* Received: \(2,\), then \(3,\)": [
             (x, np.zeros((COUNT, 2))),
             (x[:5], other[:, :, 0, 0]),
         ],
-        "batches of one structure expected": [(x, y), (x, y, w)],
-        "arrays of numbers, one row an example": (x, np.array(["cat"] * COUNT)),
-        "arrays of numbers, one row.*Received: 0": (x, [0] * COUNT),
+        "batches .*structure": [(x, y), (x, y, w)],
+        "arrays of numbers .*Received: .*cat": (x, np.array(["cat"] * COUNT)),
+        "arrays of numbers .*Received: 0": (x, [0] * COUNT),
         "an infinite tf.data.Dataset; use take": tf.data.Dataset.from_tensors((x, y)).repeat(),
-        "a PyDataset of infinitely many batches": infinite,
+        "a PyDataset": infinite,
     }
 
 

@@ -158,7 +158,7 @@ def test_what_cannot_be_read_is_refused(arrays):
     for message, data in wrong(*arrays).items():
         with pytest.raises(UserError, match=f"^rank: .*{message}"):
             read(data, one_input(), "rank")
-    with pytest.raises(UserError, match="Recalibration: at least one batch of inputs expected. Received: none"):
+    with pytest.raises(UserError, match="Recalibration: expected at least one batch of inputs"):
         one_batch(iter(()), one_input(), "Recalibration")
     with pytest.raises(UserError, match="Recalibration: inputs of shape"):
         one_batch(arrays[0], two_inputs("list"), "Recalibration")

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 import tfnas
 
-EPOCHS = 30  # of the search; the price reaches its goal after 70 % of them
+EPOCHS = 30  # of the search; the target size is due after 70 % of them
 RETRAIN_EPOCHS = 20
 CANDIDATES = 500
 
@@ -46,7 +46,7 @@ loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 rate = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=steps + RETRAIN_EPOCHS * 1000 // 50)
 optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=5e-3)
 supernet.compile(optimizer, loss=loss, metrics=["accuracy"])
-supernet.fit(*train, batch_size=50, epochs=EPOCHS, verbose=2, callbacks=[tfnas.Reprice()])
+supernet.fit(*train, batch_size=50, epochs=EPOCHS, verbose=2, callbacks=[tfnas.UpdateCosts()])
 
 # %% [markdown]
 # What was learned of the gates is a distribution over architectures. In a notebook it is drawn, a bar for each layer.

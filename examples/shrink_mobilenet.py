@@ -79,7 +79,7 @@ model.fit(train, epochs=WARMUP_EPOCHS, shuffle=False, verbose=2)
 steps = EPOCHS * len(train)
 supernet = tfnas.gate(model, parameters=0.6, steps=steps, num_examples=10 * NUM_IMAGES)
 supernet.compile(keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=5e-3), loss=loss, metrics=["accuracy"])
-supernet.fit(train, epochs=EPOCHS, shuffle=False, verbose=2, callbacks=[tfnas.Reprice()])
+supernet.fit(train, epochs=EPOCHS, shuffle=False, verbose=2, callbacks=[tfnas.UpdateCosts()])
 
 # %%
 posterior = supernet.posterior()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tfnas.gating.placement import gate as gate
     from tfnas.gating.recalibration import Recalibration as Recalibration
     from tfnas.gating.saving import load as load
-    from tfnas.gating.sizes import Reprice as Reprice
+    from tfnas.gating.sizes import UpdateCosts as UpdateCosts
     from tfnas.gating.supernet import Supernet as Supernet
     from tfnas.graph.channels import Graph as Graph
     from tfnas.graph.costs import cost as cost
@@ -36,7 +36,7 @@ _HOMES = {
     "Graph": "graph.channels",
     "Posterior": "search_space.posterior",
     "Recalibration": "gating.recalibration",
-    "Reprice": "gating.sizes",
+    "UpdateCosts": "gating.sizes",
     "Supernet": "gating.supernet",
     "adapt": "cutting.subnets",
     "cost": "graph.costs",

@@ -114,9 +114,9 @@ def test_training_loss_is_the_elbo(rng):
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_price_is_a_prior_that_keeps_a_channel_the_less_the_more_it_costs(rng):
+def test_the_multiplier_is_a_prior_under_which_a_channel_is_kept_the_less_the_more_it_costs(rng):
     """N x the difference between two posteriors is that of their KL divergences from the prior, which TFP has."""
-    num_examples, price, costs = 300.0, 0.7, (0.02, 0.005)
+    num_examples, multiplier, costs = 300.0, 0.7, (0.02, 0.005)
     posteriors = [[rng.normal(size=k).astype("float32") for k in (3, 5)] for _ in range(2)]
 
     def regulariser(drop_logits):
@@ -124,12 +124,12 @@ def test_the_price_is_a_prior_that_keeps_a_channel_the_less_the_more_it_costs(rn
         share = elbo.expected_share(logits, costs, 0.1)
         keep = [(1 / (1 + np.exp(values.astype(np.float64)))).sum() for values in drop_logits]
         assert float(share) == pytest.approx(0.1 + keep[0] * costs[0] + keep[1] * costs[1], rel=1e-6)
-        return float(elbo.priced(logits, share, tf.constant(price), num_examples))
+        return float(elbo.lagrangian(logits, share, tf.constant(multiplier), num_examples))
 
     def divergence(drop_logits):
         total = 0.0
         for values, cost in zip(drop_logits, costs, strict=True):
-            prior = tfp.distributions.Bernoulli(logits=np.full(len(values), -num_examples * price * cost))
+            prior = tfp.distributions.Bernoulli(logits=np.full(len(values), -num_examples * multiplier * cost))
             kept = tfp.distributions.Bernoulli(logits=-values.astype(np.float64))
             total += float(tf.reduce_sum(tfp.distributions.kl_divergence(kept, prior)))
         return total
@@ -140,19 +140,19 @@ def test_the_price_is_a_prior_that_keeps_a_channel_the_less_the_more_it_costs(rn
 
 
 def test_the_goal_falls_geometrically_to_the_target_and_stays():
-    goals = [float(elbo.goal(0.25, step, 100)) for step in (0, 35, 70, 100, 300)]
+    goals = [float(elbo.scheduled_share(0.25, step, 100)) for step in (0, 35, 70, 100, 300)]
     assert goals == pytest.approx([1.0, 0.5, 0.25, 0.25, 0.25])
 
 
-def test_the_price_is_steered_by_where_the_share_is_going():
+def test_the_multiplier_follows_the_extrapolated_share():
     """A share that falls by 0.01 a step: its average lags by 0.09, and in 50 steps it will have fallen by 0.5."""
     average = 1.0
     for i in range(1, 200):
-        average = float(elbo.lagging(average, 1 - 0.01 * i))
+        average = float(elbo.moving_average(average, 1 - 0.01 * i))
     share = 1 - 0.01 * 199
     assert average - share == pytest.approx(0.09, rel=1e-4)
-    assert float(elbo.next_price(2.0, 0.8, 0.89, 0.3)) == pytest.approx(2.0)
-    assert float(elbo.next_price(2.0, 0.8, 0.8, 0.4)) == pytest.approx(2.0 * np.exp(0.05))
-    assert float(elbo.next_price(2.0, 0.3, 0.3, 0.4)) == pytest.approx(2.0 * np.exp(-0.05 * 0.25))
-    assert float(elbo.next_price(50.0, 0.8, 0.8, 0.1)) == 50.0
-    assert float(elbo.next_price(1e-3, 0.1, 0.1, 0.8)) == pytest.approx(1e-3)
+    assert float(elbo.next_multiplier(2.0, 0.8, 0.89, 0.3)) == pytest.approx(2.0)
+    assert float(elbo.next_multiplier(2.0, 0.8, 0.8, 0.4)) == pytest.approx(2.0 * np.exp(0.05))
+    assert float(elbo.next_multiplier(2.0, 0.3, 0.3, 0.4)) == pytest.approx(2.0 * np.exp(-0.05 * 0.25))
+    assert float(elbo.next_multiplier(50.0, 0.8, 0.8, 0.1)) == 50.0
+    assert float(elbo.next_multiplier(1e-3, 0.1, 0.1, 0.8)) == pytest.approx(1e-3)

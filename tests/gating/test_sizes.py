@@ -1,4 +1,4 @@
-"""What a search says of the size asked for, on a network whose parameters can be counted in the head."""
+"""What a search reports about its target size, on a network whose parameters can be counted in the head."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 import tfnas
 from tfnas.config import Config, Search
-from tfnas.gating.sizes import reached
+from tfnas.gating.sizes import size_reached
 from tfnas.stages import search
 
 
@@ -29,28 +29,28 @@ def drop(supernet, counts):
 @pytest.mark.parametrize(
     "share, a, b, what",
     [
-        (0.5, 4, 4, "50.0% of the parameters were asked for, 41.7% are reached; what is made up to that size keeps"),
-        (0.4, 4, 4, "40.0% of the parameters were asked for, 41.7% are reached\n"),
-        (0.39, 4, 4, "39.0% of the parameters were asked for, 41.7% are reached; the gates had too few steps"),
-        (0.95, 7, 7, "95.0% of the parameters were asked for, 83.3% are reached; what is made up"),
-        (0.95, 8, 8, "95.0% of the parameters were asked for, 100.0% are reached; the gates had too few steps"),
+        (0.5, 4, 4, "target size 50.0% of the parameters, reached 41.7%; filling up to the target keeps"),
+        (0.4, 4, 4, "target size 40.0% of the parameters, reached 41.7%\n"),
+        (0.39, 4, 4, "target size 39.0% of the parameters, reached 41.7%; the gates had too few steps"),
+        (0.95, 7, 7, "target size 95.0% of the parameters, reached 83.3%; filling up"),
+        (0.95, 8, 8, "target size 95.0% of the parameters, reached 100.0%; the gates had too few steps"),
     ],
 )
 def test_what_was_asked_and_what_is_reached_is_said_in_one_line(capsys, share, a, b, what):
     supernet = chain(parameters=share, steps=40)
     drop(supernet, (8 - a, 8 - b))
     left = a + a * b + 8 * b + 8
-    callback = tfnas.Reprice()
+    callback = tfnas.UpdateCosts()
     callback.set_model(supernet)
     callback.on_train_end()
-    size, printed = reached(supernet), capsys.readouterr().out
+    size, printed = size_reached(supernet), capsys.readouterr().out
     assert size.share == pytest.approx(left / 144)
     assert size.missed == (abs(left / 144 / share - 1) >= 0.05) and what in printed and printed.count("\n") == 1
     assert ("gate_step" in printed) == size.above == (left / 144 >= 1.05 * share)
 
 
 def test_without_a_size_nothing_is_said():
-    assert reached(chain(ell2=1)) is None
+    assert size_reached(chain(ell2=1)) is None
 
 
 def test_fit_says_when_it_starts_that_it_has_too_few_steps(capsys, rng):
@@ -64,7 +64,7 @@ def test_fit_says_when_it_starts_that_it_has_too_few_steps(capsys, rng):
 
     for epochs, words in ((5, "fit takes 10 steps, of 40"), (20, "")):
         first = First()
-        supernet.fit(x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=[tfnas.Reprice(), first])
+        supernet.fit(x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=[tfnas.UpdateCosts(), first])
         assert words in first.told and bool(words) == bool(first.told)
         capsys.readouterr()
 
@@ -76,5 +76,5 @@ def test_search_says_it_at_its_end_with_the_settings_that_help(capsys):
         drop(supernet, (8 - a, 4))
         search._say_size(supernet, settings)
         printed = capsys.readouterr().out
-        assert printed.startswith("search    39.0% of the parameters were asked for, ") and printed.count("\n") == 1
+        assert printed.startswith("search    target size 39.0% of the parameters, ") and printed.count("\n") == 1
         assert advice in printed and bool(advice) == ("gate_step" in printed)

@@ -177,17 +177,17 @@ def test_prior_presses_a_channel_by_what_it_costs(prior, rng):
 
 
 def test_prior_is_saved_and_uniform_is_what_it_was(tmp_path):
-    plain, uniform, priced = mixed(), mixed(prior="uniform"), mixed(prior="multiply_adds")
-    for supernet in (uniform, priced):
+    plain, uniform, weighted = mixed(), mixed(prior="uniform"), mixed(prior="multiply_adds")
+    for supernet in (uniform, weighted):
         for layer, other in zip(supernet.gated_layers.values(), plain.gated_layers.values(), strict=True):
             layer.set_weights(other.get_weights())
     pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in plain.gated_layers.values()]
     assert plain.regulariser() == uniform.regulariser() == elbo.regulariser(pairs, 50, 1000)
-    assert priced.regulariser() != uniform.regulariser()
-    priced.save(tmp_path / "s.keras")
+    assert weighted.regulariser() != uniform.regulariser()
+    weighted.save(tmp_path / "s.keras")
     again = keras.models.load_model(tmp_path / "s.keras")
     assert (again.prior, plain.prior) == ("multiply_adds", "uniform")
-    assert again.regulariser() == priced.regulariser()
+    assert again.regulariser() == weighted.regulariser()
     older = {name: value for name, value in plain.get_config().items() if name != "prior"}
     assert tfnas.Supernet.from_config(older).prior == "uniform"
 
@@ -295,32 +295,32 @@ def test_groups_of_channels_never_span_two_sources():
 
 
 @pytest.mark.parametrize("resource", ["parameters", "multiply_adds"])
-def test_a_price_steers_the_expected_cost_to_the_target(rng, resource):
+def test_the_multiplier_brings_the_expected_cost_to_the_target(rng, resource):
     model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
     supernet = tfnas.gate(model, **{resource: 0.4}, steps=200, num_examples=1000, group_size=1, initial_drop=0.02)
-    assert supernet.price.numpy() == 0.5
+    assert supernet.multiplier.numpy() == 0.5
     supernet.compile(
         tfnas.GatedOptimizer(keras.optimizers.SGD(0.05, momentum=0.9), gate_step=0.1),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     x, y = batch(rng)
-    supernet.fit(x, y, epochs=300, verbose=0, shuffle=False, callbacks=[tfnas.Reprice()])
+    supernet.fit(x, y, epochs=300, verbose=0, shuffle=False, callbacks=[tfnas.UpdateCosts()])
     assert supernet.steps_taken.numpy() == 300
     # It swings around the target: by an eighth here, by a seventh with other images.
     assert float(supernet.expected_share()) == pytest.approx(0.4, rel=0.15)
 
 
-def test_the_price_goes_on_after_a_reload(tmp_path, rng):
+def test_the_multiplier_resumes_after_a_reload(tmp_path, rng):
     model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
     supernet = tfnas.gate(model, multiply_adds=0.5, steps=20, num_examples=1000, group_size=3)
     supernet.compile(
         keras.optimizers.SGD(0.05, momentum=0.9), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
     x, y = batch(rng)
-    supernet.fit(x, y, epochs=10, verbose=0, shuffle=False, callbacks=[tfnas.Reprice()])
+    supernet.fit(x, y, epochs=10, verbose=0, shuffle=False, callbacks=[tfnas.UpdateCosts()])
     supernet.save(tmp_path / "s.keras")
     again = keras.models.load_model(tmp_path / "s.keras")
-    assert again.target == supernet.target and again.price.numpy() == supernet.price.numpy() != 0.5
+    assert again.target == supernet.target and again.multiplier.numpy() == supernet.multiplier.numpy() != 0.5
     for made in (supernet, again):
         made.train_on_batch(x, y)
     for one, other in zip(supernet.weights, again.weights, strict=True):
@@ -377,17 +377,17 @@ def test_a_channel_costs_what_goes_with_it():
     supernet = tfnas.gate(model, parameters=0.9, steps=9, num_examples=10, group_size=1, initial_drop=0.25)
     full = 4 + 4 * 6 + 6 * 5 + 2 * 2 * 5 * 3
 
-    def prices():
-        return (supernet._marginal_shares.numpy() * full).tolist()
+    def costs():
+        return (supernet._marginal_costs.numpy() * full).tolist()
 
     # An input of a: 6 weights that read it, 1 of the stem that makes it; of b: 5, and 4 of a.
-    assert prices() == pytest.approx([6 + 1, 5 + 4])
+    assert costs() == pytest.approx([6 + 1, 5 + 4])
     assert float(supernet.expected_share()) * full == pytest.approx(full - 0.25 * (4 * 7 + 6 * 9), rel=1e-6)
     p = np.array([0.1, 0.9, 0.2, 0.9, 0.3, 0.9])
     supernet.gated_layers["b"].drop_logit.assign(np.log(p) - np.log(1 - p))
     average = supernet.average_share.numpy() - float(supernet.expected_share())
-    supernet.reprice()
-    assert prices() == pytest.approx([3 + 1, 5 + 4])  # three of a's outputs are left
+    supernet.update_costs()
+    assert costs() == pytest.approx([3 + 1, 5 + 4])  # three of a's outputs are left
     kept = 4 + 4 * 3 + 3 * 5 + 60
     assert float(supernet.expected_share()) * full == pytest.approx(kept - 0.25 * 4 * 4 + 9 * (2.7 - 3), rel=1e-5)
     assert supernet.average_share.numpy() - float(supernet.expected_share()) == pytest.approx(average, abs=1e-6)

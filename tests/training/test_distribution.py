@@ -79,7 +79,7 @@ with strategy.scope():
     noise = [part.numpy() for part in strategy.experimental_local_results(noise)]
     checkpoints = Checkpoints(Workdir(out), "checkpoints", "key")
     with networks.precision(supernet, precision):
-        options = {"before_step": supernet.reprice_if_due}
+        options = {"before_step": supernet.update_costs_if_due}
         history = loop.train(loop.Step(supernet), supernet, batches, 12, 2, 4, checkpoints, "search", **options)
 np.savez(
     out + "/end.npz",
@@ -88,7 +88,7 @@ np.savez(
     accuracy=[record["accuracy"] for record in history],
     logits=np.concatenate([np.array(layer.drop_logit) for layer in supernet.gated_layers.values()]),
     kernel=np.array(supernet.gated_layers["two"].layer.kernel),
-    price=0.0 if supernet.price is None else np.array(supernet.price),
+    multiplier=0.0 if supernet.multiplier is None else np.array(supernet.multiplier),
 )
 """
 
@@ -117,8 +117,8 @@ def assert_same(ours, expected, tolerance, but=()):
 @pytest.mark.parametrize("recipe", ["paper", "target"])
 def test_replicas_and_workers_train_as_one_device_on_the_same_global_batch(tmp_path, recipe):
     one = trained(1, "float32", tmp_path / "one", recipe)()
-    assert one["loss"][1] < one["loss"][0] or recipe == "target"  # whose price rises meanwhile
-    assert (one["price"] == 0) == (recipe == "paper")
+    assert one["loss"][1] < one["loss"][0] or recipe == "target"  # whose multiplier rises meanwhile
+    assert (one["multiplier"] == 0) == (recipe == "paper")
     two = trained(2, "float32", tmp_path / "two", recipe)()
     assert not np.array_equal(two["noise"][:6], two["noise"][6:])
     assert_same(two, one, 1e-5)
@@ -154,10 +154,10 @@ with tf.distribute.MirroredStrategy().scope():
     end = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(x))
     supernet = tfnas.gate(keras.Model(image, end), parameters=0.5, steps=80, num_examples=100)
     supernet.compile("sgd", loss="mse")
-    reprice = supernet.reprice
-    supernet.reprice = lambda: (counted.append(int(tf.convert_to_tensor(supernet.steps_taken))), reprice())
+    update_costs = supernet.update_costs
+    supernet.update_costs = lambda: (counted.append(int(tf.convert_to_tensor(supernet.steps_taken))), update_costs())
     images, labels = np.ones((16, 8, 8, 1), "float32"), np.zeros((16, 1), "float32")
-    supernet.fit(images, labels, batch_size=4, epochs=2, verbose=0, callbacks=[tfnas.Reprice()])
+    supernet.fit(images, labels, batch_size=4, epochs=2, verbose=0, callbacks=[tfnas.UpdateCosts()])
 np.savez(sys.argv[1] + "/end.npz", counted=counted, steps=int(tf.convert_to_tensor(supernet.steps_taken)))
 """
 
@@ -172,7 +172,7 @@ def test_fit_counts_anew_on_two_replicas(tmp_path):
     with np.load(tmp_path / "end.npz", allow_pickle=False) as end:
         # 4 steps an epoch; 40 times in 80 steps are every other one.
         assert end["steps"] == 8 and end["counted"].tolist() == [0, 2, 4, 6]
-    assert "fit takes 8 steps, of 80 that are left" in told and "50.0% of the parameters were asked for" in told
+    assert "fit takes 8 steps, of 80 that are left" in told and "target size 50.0% of the parameters" in told
 
 
 def free_addresses(count):

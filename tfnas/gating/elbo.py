@@ -1,8 +1,9 @@
 """The regularisers of the ELBO, in float32, and the only division by N (method.md, section 2).
 
-Two priors on the gates. `regulariser` is the published one, of eq. 15. `priced` is the one of the recipe 'target': a
-channel of cost c is kept with the prior log odds -N lambda c, and lambda, the price, is steered until the posterior's
-expected cost is the one asked for (docs/method.md).
+There are two priors on the gates. `regulariser` has the published one, of eq. 15. `lagrangian` has that of the recipe
+'target': a channel of cost c is kept with the prior log odds -N lambda c, where lambda is the Lagrange multiplier of a
+bound on the expected cost. `next_multiplier` adjusts it until the posterior's expected cost is the requested one
+(docs/method.md).
 """
 
 from __future__ import annotations
@@ -81,67 +82,69 @@ def regulariser(
     return (0.5 * ell2 * weights + entropies) / num_examples
 
 
-FIRST_PRICE = 0.5
-_PRICES = (1e-3, 50.0)  # what the price stays within
-_GAIN = 0.05  # the most by which the price's logarithm changes in a step
-_FALLING = 0.7  # share of the steps over which the goal falls to the target
-_DECAY = 0.9  # of the average that the share is compared with to see where it is going
-_HORIZON = 50  # steps: the price is steered by where the share will be then, as the gates answer it with delay
+INITIAL_MULTIPLIER = 0.5
+_MULTIPLIERS = (1e-3, 50.0)  # bounds of the multiplier
+_GAIN = 0.05  # largest change of the multiplier's logarithm in a step
+_FALLING = 0.7  # share of the steps over which the scheduled share falls to the target
+_DECAY = 0.9  # of the moving average from which the slope of the share is estimated
+_HORIZON = 50  # steps by which the share is extrapolated, because the gates respond to the multiplier with delay
 
 
-def expected_share(drop_logits: Sequence[tf.Tensor], prices: Sequence[float], ungated: float) -> tf.Tensor:
-    """Expected cost as a share of the full network's: ungated + sum over channels of (1 - p) price.
+def expected_share(drop_logits: Sequence[tf.Tensor], costs: Sequence[float], ungated: float) -> tf.Tensor:
+    """Expected cost as a share of the full network's: ungated + sum over channels of (1 - p) cost.
 
     Args:
         drop_logits: logit of p per input channel, float32, shape (K,), of every gated layer.
-        prices: share that one input channel of each of these layers costs.
-        ungated: share of all that has no gate.
+        costs: of one input channel of each of these layers, as a share of the full network's.
+        ungated: share of everything without a gate.
 
     Returns:
         float32 scalar.
     """
-    terms = [price * tf.reduce_sum(tf.sigmoid(-logits)) for logits, price in zip(drop_logits, prices, strict=True)]
+    terms = [cost * tf.reduce_sum(tf.sigmoid(-logits)) for logits, cost in zip(drop_logits, costs, strict=True)]
     return ungated + tf.add_n(terms)
 
 
-def priced(drop_logits: Sequence[tf.Tensor], cost: tf.Tensor, price: tf.Tensor, num_examples: float) -> tf.Tensor:
-    """price x cost + negative entropies / N, to be added to the mean negative log likelihood.
+def lagrangian(
+    drop_logits: Sequence[tf.Tensor], cost: tf.Tensor, multiplier: tf.Tensor, num_examples: float
+) -> tf.Tensor:
+    """multiplier x cost + negative entropies / N, to be added to the mean negative log likelihood.
 
-    But for a constant this is KL(q || prior) / N for the prior that keeps a channel of cost c with log odds
-    -N x price x c, and the Lagrangian of the ELBO under a bound on the expected cost.
+    Up to a constant this is KL(q || prior) / N for the prior that keeps a channel of cost c with log odds
+    -N x multiplier x c; with the likelihood it is the Lagrangian of the ELBO under a bound on the expected cost.
 
     Args:
         drop_logits: as for `expected_share`.
         cost: expected, of the gated channels, float32 scalar.
-        price: lambda, float32 scalar.
+        multiplier: lambda, float32 scalar.
         num_examples: N, training examples seen as distinct.
 
     Returns:
         float32 scalar.
     """
     entropies = tf.add_n([negative_entropy(logits) for logits in drop_logits])
-    return price * cost + entropies / num_examples
+    return multiplier * cost + entropies / num_examples
 
 
-def goal(target: float, step: tf.Tensor, steps: int) -> tf.Tensor:
-    """What `expected_share` is to be after `step` of `steps`: from 1 geometrically to `target`, over 70 % of them."""
+def scheduled_share(target: float, step: tf.Tensor, steps: int) -> tf.Tensor:
+    """Scheduled `expected_share` after `step` of `steps`: falls geometrically from 1 to `target` in 70 % of them."""
     return target ** tf.minimum(1.0, tf.cast(step, tf.float32) / (_FALLING * steps))
 
 
-def lagging(average: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    """The moving average of the expected share, with this step's."""
+def moving_average(average: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Moving average of the expected share, updated with this step's."""
     return _DECAY * average + (1 - _DECAY) * share
 
 
-def next_price(price: tf.Tensor, share: tf.Tensor, average: tf.Tensor, aim: tf.Tensor) -> tf.Tensor:
-    """The price after a step: up by at most 5 % where the share is going to be above what is aimed at, else down.
+def next_multiplier(multiplier: tf.Tensor, share: tf.Tensor, average: tf.Tensor, scheduled: tf.Tensor) -> tf.Tensor:
+    """The multiplier after a step: up by at most 5 % if the share is going to be above the scheduled one, else down.
 
     Args:
-        price: before, float32 scalar.
+        multiplier: before the step, float32 scalar.
         share: expected share of the full network's cost.
-        average: `lagging`, with this share; behind a share that changes evenly it lags by 9 steps.
-        aim: what the share is to be.
+        average: `moving_average`, with this share; it lags by 9 steps behind a share that changes linearly.
+        scheduled: `scheduled_share` of this step.
     """
     slope = (share - average) * (1 - _DECAY) / _DECAY
-    error = (share + _HORIZON * slope) / aim - 1.0
-    return tf.clip_by_value(price * tf.exp(_GAIN * tf.clip_by_value(error, -1.0, 1.0)), *_PRICES)
+    error = (share + _HORIZON * slope) / scheduled - 1.0
+    return tf.clip_by_value(multiplier * tf.exp(_GAIN * tf.clip_by_value(error, -1.0, 1.0)), *_MULTIPLIERS)

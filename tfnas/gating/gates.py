@@ -20,10 +20,10 @@ _hard: contextvars.ContextVar[bool] = contextvars.ContextVar("hard", default=Fal
 
 @contextlib.contextmanager
 def hard_gates() -> Iterator[None]:
-    """While it lasts no gate is relaxed, whatever Keras says of training.
+    """A context in which no gate is relaxed, whatever Keras passes as `training`.
 
-    A model that Keras calls without `training` takes what a layer in it was called with (dropout that is always on) for
-    all the layers behind it as well.
+    In a model called without `training`, Keras applies the value that one layer was called with (dropout that is always
+    on) to all layers behind it.
     """
     token = _hard.set(True)
     try:
@@ -39,8 +39,8 @@ class Gated(keras.layers.Wrapper):
     In training the gate is relaxed, `keep ~ RelaxedBernoulli(temperature, logits=-logit p)`, drawn per example and per
     channel, with no 1 / (1 - p) rescaling. Otherwise it is the hard mask `mask`, all ones until it is assigned.
 
-    Noise is a function of the seed, of a counter that is saved with the weights, and of the example's place in the
-    global batch. So replicas draw different noise, and all together what one device would have drawn.
+    The noise is a function of the seed, of a counter that is saved with the weights, and of the example's position in
+    the global batch. So replicas draw different noise, and together the same as a single device.
 
     Args:
         layer: a convolution of any kind or Dense, channels last; or a pooling layer or Identity, whose gate then stands
@@ -55,7 +55,7 @@ class Gated(keras.layers.Wrapper):
         training: whether to draw relaxed gates.
 
     Attributes:
-        gates_inputs: marks the class for `kinds`, which stands above this file.
+        gates_inputs: marks the class for `layers`, which may not import it.
         drop_logit: logit of p, float32 whatever the compute dtype, shape (number of groups,), trainable.
         draws: how often noise was drawn, int32 scalar, not trainable.
         mask: 1 keeps and 0 drops a channel, float32, shape (K,), not trainable.
@@ -102,9 +102,9 @@ class Gated(keras.layers.Wrapper):
         self.mask = self.add_weight(
             shape=(channels,), initializer="ones", dtype="float32", autocast=False, trainable=False, name="mask"
         )
-        # A weight rather than a keras SeedGenerator, whose state a wrapper does not save: a reload goes on. Every
-        # replica counts for itself, for counting together they would wait for each other in mid-pass, and then mix up
-        # the losses that their passes add, which Keras keeps in one list.
+        # A weight rather than a keras SeedGenerator, whose state a wrapper does not save, so that a reloaded model
+        # resumes. Every replica has its own count: a common one would make them wait for each other in mid-pass, and
+        # mix up the losses that their passes add, which Keras keeps in one list.
         self.draws = self.add_weight(
             shape=(),
             initializer="zeros",
@@ -116,10 +116,10 @@ class Gated(keras.layers.Wrapper):
         super().build(input_shape)
 
     def squared_norms(self) -> tf.Tensor:
-        """||m_k||^2 of all weights that input channel k carries, float32, shape (K,).
+        """||m_k||^2 of all weights that read input channel k, float32, shape (K,).
 
-        A pooling layer or Identity has none; its gate is priced as the 1x1 convolution that passes every channel on,
-        for which each is 1.
+        A pooling layer or Identity has no weights; its gate is penalised like the 1x1 convolution that passes every
+        channel on, for which each is 1.
         """
         terms = []
         for kernel, shape in channel_kernels(self.layer):
@@ -128,16 +128,16 @@ class Gated(keras.layers.Wrapper):
         return tf.add_n(terms) if terms else tf.ones(sum(self.group_sizes))
 
     def parameters_per_channel(self) -> int:
-        """Kernel weights that one input channel carries; 0 where there is no kernel."""
+        """Number of kernel weights that read one input channel; 0 without a kernel."""
         return sum(shape[0] * shape[2] for _, shape in channel_kernels(self.layer))
 
     def unit_gain_norm(self) -> float:
-        """E||m_k||^2 of one input channel at variance 1 / fan-in, from shapes alone; 0 where there is no kernel.
+        """E||m_k||^2 of one input channel at variance 1 / fan-in, from shapes alone; 0 without a kernel.
 
-        A kernel of shape (before, K, after) has the fan-in before x K, which leaves after / K. A depthwise kernel's is
-        then that of all channels together, as Keras's initialisers count it.
+        A kernel of shape (before, K, after) has the fan-in before x K, which leaves after / K. For a depthwise kernel
+        that is the fan-in of all channels together, as Keras's initialisers define it.
         """
-        # Where `channel_kernels` has outputs before the inputs, or intermediate channels behind them, that is not so.
+        # Not valid where `channel_kernels` has outputs before the inputs, or intermediate channels behind them.
         channels = sum(self.group_sizes)
         if isinstance(self.layer, TRANSPOSED):
             return self.layer.filters / channels
@@ -169,8 +169,8 @@ class Gated(keras.layers.Wrapper):
         replicas = 1 if context is None else context.num_replicas_in_sync
         if replicas == 1:
             return tf.sigmoid(logistic.sample(batch_size, seed=seed))
-        # Every replica draws the noise of the whole global batch and takes its part, which is little work beside a
-        # convolution, and makes the noise a matter of the example, not of the device.
+        # Every replica draws the noise of the entire global batch and takes its part: little work compared with a
+        # convolution, and the noise then depends on the example, not on the device.
         first = context.replica_id_in_sync_group * batch_size
         return tf.sigmoid(logistic.sample(replicas * batch_size, seed=seed)[first : first + batch_size])
 
@@ -184,7 +184,7 @@ class Gated(keras.layers.Wrapper):
         return self.layer.call(inputs * tf.cast(gate, inputs.dtype))
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        """The inner layer's."""
+        """Shape of the inner layer's output."""
         return self.layer.compute_output_shape(input_shape)
 
     def get_config(self) -> dict[str, Any]:

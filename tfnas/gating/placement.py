@@ -39,52 +39,52 @@ def gate(
     seed: int = 0,
     check_share: bool = True,
 ) -> Supernet:
-    """A super-network of `model`: its weights, and a gate on the input channels of every convolution it may narrow.
+    """Makes a super-network of `model`, with a gate on the input channels of every convolution that may be narrowed.
 
-    Left alone are the stem (convolutions with no other before them: their input is the picture) and the classifier
-    (convolutions and dense layers with no other after them). All channels of a convolution's input share a drop
-    probability in the paper, and where that input is a concatenation, those of one source; `group_size` and `by_source`
-    say otherwise.
+    The stem (convolutions that read the image itself) and the classifier (convolutions and dense layers with no other
+    after them) are not gated. In the paper, all channels of a convolution's input share a drop probability, or if that
+    input is a concatenation, all channels of one source; `group_size` and `by_source` change that.
 
-    The prior is the published one, of `ell2`, or prices the gates until the network is expected to have the size asked
-    for: exactly one of `ell2`, `parameters` and `multiply_adds` is given.
+    Give exactly one of `ell2`, `parameters` and `multiply_adds`. `ell2` is the published prior. The others bound the
+    expected size of the network, by a Lagrange multiplier that is updated during training.
 
     Args:
-        model: functional or Sequential Keras model, channels last. Not changed. Nested models are taken apart.
-        num_examples: N, training examples seen as distinct: about 10 x the data set under strong augmentation.
-        ell2: squared prior length scale, > 0; larger gives a smaller network. A run of few epochs wants ten times the
+        model: functional or Sequential Keras model, channels last. It is not changed. Nested models are flattened.
+        num_examples: N, the number of distinct training examples: about 10 x the data set with strong augmentation.
+        ell2: squared prior length scale, > 0; larger gives a smaller network. A run of few epochs needs ten times the
             paper's, or gates that learn faster (`GatedOptimizer`). Too much of either drops everything.
-        parameters: share of the model's parameters to arrive at, in (0, 1). There is then no weight term: give the
+        parameters: target size as a share of the model's parameters, in (0, 1). There is then no weight term: give the
             optimizer a weight decay.
-        multiply_adds: or share of its multiply-adds.
-        steps: with one of these two, training steps by which to be there.
-        group_size: at most so many neighbouring channels share a drop probability; 1: each channel has its own. 0: all
-            of a source's do. None: 1 with a share, 0 with ell2, as in the paper.
-        by_source: where a layer's input is a concatenation, groups end where a source ends. False: it is taken as one
-            source, so that with a `group_size` of 0 the layer has one drop probability.
+        multiply_adds: or as a share of its multiply-adds.
+        steps: training steps in which the target size is to be reached.
+        group_size: largest number of neighbouring channels that share a drop probability; 1: each channel has its own;
+            0: all of a source share one. None: 1 with a target size, 0 with ell2, as in the paper.
+        by_source: whether groups end where a source of a concatenated input ends. False: such an input is one source,
+            so that with a `group_size` of 0 the layer has one drop probability.
         temperature: of the relaxed gates, > 0.
-        initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with a share, 0.1 with ell2.
-        prior: 'uniform': ell2 is that of every weight. 'parameters' or 'multiply_adds': each layer's is ell2 times a
-            factor, such that at initialisation a channel is pressed in proportion to the kernel weights, or to the
-            multiply-adds, that it costs, and all channels together as hard as with 'uniform' (`elbo.cost_factors`).
-            'constant': an L2 term that no gate's probability is part of, the paper's ablation: nothing but the images
-            then says how much is dropped.
-        gate_dense: gate dense layers too, but for the classifier.
+        initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with a target size, 0.1 with
+            ell2.
+        prior: 'uniform': the same ell2 for every weight. 'parameters' or 'multiply_adds': each layer's is ell2 times a
+            factor, so that at initialisation a channel is penalised in proportion to its kernel weights, or its
+            multiply-adds, and all channels together as much as with 'uniform' (`elbo.cost_factors`). 'constant': an L2
+            term without the gates' probabilities, the paper's ablation: only the images then determine how much is
+            dropped.
+        gate_dense: gate dense layers too, except the classifier.
         gate_pooling: gate pooling and `Identity` layers too, so that these operations can be dropped; each such gate is
-            priced as a 1x1 convolution that passes its channel on, and costs nothing at inference.
-        include: glob patterns of names; if given, exactly the layers that match are gated, whatever they are.
-        exclude: glob patterns of names never gated.
+            penalised like a 1x1 convolution that passes its channel on, and costs nothing at inference.
+        include: glob patterns of names; if given, exactly the matching layers are gated, of whatever class.
+        exclude: glob patterns of names that are never gated.
         seed: of the gates' noise.
-        check_share: whether to look if these gates can leave a network of the share asked for, and to warn if that is
-            not sure. False: it is known already.
+        check_share: whether to check that these gates can reach the target size, and to warn if that is uncertain.
+            False: it is known already.
 
     Returns:
         A `Supernet`, ready for `compile` and `fit`.
 
     Raises:
-        UserError: naming the layer that the graph cannot follow or that cannot be gated; a pattern that matches
-            nothing; no layer to gate; an unknown prior, or 'multiply_adds' where the input has no fixed size; a share
-            that no network has which these gates leave; not exactly one of ell2, parameters and multiply_adds.
+        UserError: for a layer that is not supported or cannot be gated, which it names; a pattern that matches nothing;
+            no layer to gate; an unknown prior, or 'multiply_adds' if the input has no fixed size; a target size that
+            these gates cannot reach; not exactly one of ell2, parameters and multiply_adds.
         ValueError: for a number out of range.
     """
     target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps)
@@ -143,14 +143,14 @@ def _target(ell2: float | None, shares: dict[str, float | None], steps: int) -> 
 
 
 def copy_weights(layer: keras.Layer, weights: Sequence[np.ndarray]) -> None:
-    """`layer.set_weights`, and what `Normalization` derives from its weights made anew."""
+    """Calls `layer.set_weights`, and updates what `Normalization` derives from its weights."""
     layer.set_weights(weights)
     if isinstance(layer, keras.layers.Normalization):
         layer.finalize_state()
 
 
 def _split(sizes: Sequence[int], most: int) -> tuple[int, ...]:
-    """Groups of channels cut into ones of at most `most`, if that is not 0; the last of each may be smaller."""
+    """Splits groups of channels into groups of at most `most`, if that is not 0; the last of each may be smaller."""
     if not most:
         return tuple(sizes)
     return tuple(min(most, size - first) for size in sizes for first in range(0, size, most))
@@ -202,7 +202,7 @@ def _chosen(
 
 
 def _more(graph: Graph, gate_dense: bool, gate_pooling: bool, exclude: tuple[str, ...]) -> dict[str, set[str]]:
-    """Names of what would be gated with other options, by the words that say which."""
+    """Names of the nodes that other options would gate, by those options."""
     options = {
         "gate_dense=True": (True, gate_pooling),
         "gate_pooling=True": (gate_dense, True),

@@ -1,4 +1,4 @@
-"""The size that a search is steered to: what a channel costs, counted anew on the way, and what is said of it."""
+"""A search with a target size: the callback that updates the cost of a channel, and the size that was reached."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from tfnas.common.terminal import print_line, warn
 from tfnas.gating.supernet import Supernet, Target
 from tfnas.graph.costs import count
 
-_MISSED = 0.05  # of the share asked for: a difference that is worth a warning
-_SAMPLES = 20  # of the posterior, by which its size is told
+_MISSED = 0.05  # relative difference from the target that is worth a warning
+_SAMPLES = 20  # of the posterior, of which the size is the mean
 
 
-class Reprice(keras.callbacks.Callback):
-    """Calls `Supernet.reprice` 40 times until the target is to be reached, and as often thereafter.
+class UpdateCosts(keras.callbacks.Callback):
+    """Calls `Supernet.update_costs` at intervals: 40 times within the steps given to `gate`, and as often after that.
 
-    When `fit` starts it says so if it has fewer steps than `gate` was told of, and when it ends, what size was asked
-    for and what is reached: as a warning from 5 % on, above and below.
+    It warns when `fit` starts with fewer steps than were given to `gate`. When `fit` ends it reports the target size
+    and the size reached, as a warning if they differ by 5 % or more.
 
-    >>> supernet.fit(images, labels, callbacks=[tfnas.Reprice()])  # doctest: +SKIP
+    >>> supernet.fit(images, labels, callbacks=[tfnas.UpdateCosts()])  # doctest: +SKIP
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Before the first step of `fit`."""
+        """Warns if `fit` has fewer steps than are left until the target is due."""
         target, steps = self.model.target, self.params.get("steps")
         if not (target and steps):
             return
@@ -35,30 +35,30 @@ class Reprice(keras.callbacks.Callback):
         if coming < left:
             warn(
                 f"gate: fit takes {coming:,} steps, of {left:,} that are left of gate(steps={target.steps}): the gates "
-                f"will not be at the size asked for at its end. For this fit alone, gate with steps={coming}"
+                f"will not have reached the target size. For this fit alone, gate with steps={coming}"
             )
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Before some of the steps."""
-        self.model.reprice_if_due(_steps_taken(self.model))
+        """Updates the costs before some of the steps."""
+        self.model.update_costs_if_due(_steps_taken(self.model))
 
     def on_train_end(self, logs: Any = None) -> None:
-        """After the last step of `fit`."""
-        advice = ": train longer, and say so to gate(steps=...), or with a larger GatedOptimizer(gate_step=...)"
-        tell(self.model, "gate: ", advice)
+        """Reports the size reached."""
+        advice = ": train longer, with that many gate(steps=...), or with a larger GatedOptimizer(gate_step=...)"
+        report(self.model, "gate: ", advice)
 
 
 def _steps_taken(supernet: Supernet) -> int:
-    return int(tf.convert_to_tensor(supernet.steps_taken))  # of several replicas a variable is no number itself
+    return int(tf.convert_to_tensor(supernet.steps_taken))  # with several replicas the variable itself is not a number
 
 
 @dataclasses.dataclass(frozen=True)
-class Reached:
-    """The size that a search has come to, beside the one asked for.
+class SizeReached:
+    """The size that a search has reached, compared with its target.
 
     Attributes:
-        target: what was asked for.
-        share: of the full network's cost that is left, as it is counted: the mean of 20 samples of the posterior.
+        target: of the search.
+        share: of the full network's cost: the mean of 20 samples of the posterior, counted exactly.
     """
 
     target: Target
@@ -66,45 +66,45 @@ class Reached:
 
     @property
     def above(self) -> bool:
-        """Whether it is larger by 5 % or more of what was asked for."""
+        """Whether the size exceeds the target by 5 % of it or more."""
         return self.share >= (1 + _MISSED) * self.target.share
 
     @property
     def missed(self) -> bool:
-        """Whether it is larger or smaller by that much."""
+        """Whether the size differs from the target by 5 % of it or more."""
         return self.above or self.share <= (1 - _MISSED) * self.target.share
 
     def __str__(self) -> str:
-        """In one line."""
+        """One line for the terminal."""
         resource = self.target.resource.replace("_", "-")
-        line = f"{self.target.share:.1%} of the {resource} were asked for, {self.share:.1%} are reached"
+        line = f"target size {self.target.share:.1%} of the {resource}, reached {self.share:.1%}"
         if self.above:
-            return f"{line}; the gates had too few steps, and what is cut down to that size is less well chosen"
+            return f"{line}; the gates had too few steps, so cutting down to the target chooses channels less well"
         if self.missed:
-            return f"{line}; what is made up to that size keeps channels that the gates would drop"
+            return f"{line}; filling up to the target keeps channels that the gates would drop"
         return line
 
 
-def reached(supernet: Supernet) -> Reached | None:
-    """What the gates have come to; None without a size that was asked for."""
+def size_reached(supernet: Supernet) -> SizeReached | None:
+    """The size that the gates have reached; None without a target."""
     if not supernet.target:
         return None
     resource, graph = supernet.target.resource, supernet.graph
     samples = supernet.posterior().sample(_SAMPLES, seed=0)
     mean = np.mean([count(graph, resource, sample) for sample in samples])
-    return Reached(supernet.target, float(mean / count(graph, resource)))
+    return SizeReached(supernet.target, float(mean / count(graph, resource)))
 
 
-def tell(supernet: Supernet, begins: str, advice: str) -> None:
-    """Prints what size was asked for and what is reached; a warning where they differ.
+def report(supernet: Supernet, prefix: str, advice: str) -> None:
+    """Prints the target size and the size reached, as a warning if they differ by 5 % or more.
 
     Args:
-        supernet: after its last step; without a size that was asked for, nothing is printed.
-        begins: what the line begins with.
-        advice: what it ends with if the size is above the one asked for.
+        supernet: after its last step; without a target, nothing is printed.
+        prefix: of the line.
+        advice: end of the line if the size is above the target.
     """
-    if size := reached(supernet):
-        line = f"{begins}{size}{advice if size.above else ''}"
+    if size := size_reached(supernet):
+        line = f"{prefix}{size}{advice if size.above else ''}"
         if size.missed:
             warn(line)
         else:

@@ -22,7 +22,7 @@ PRIORS = ("uniform", *RESOURCES, "constant")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the expected cost is steered to: `share` of the full network's `resource`, within `steps` training steps."""
+    """A target size: `share` of the full network's `resource`, to be reached within `steps` training steps."""
 
     resource: str
     share: float
@@ -36,9 +36,9 @@ class Supernet(keras.Model):
     Attributes:
         network: the functional model whose layers are `Gated`.
         gated_layers: its `Gated` layers by name, in the graph's order.
-        prior_factors: of ell2, one for each of them; empty where it is the same for all.
-        target: what the price is steered to; None with ell2.
-        price: lambda, which `target` is reached by, float32 scalar, not trainable; None with ell2.
+        prior_factors: factor of ell2 for each of them; empty if it is the same for all.
+        target: the target size; None with ell2.
+        multiplier: Lagrange multiplier of the expected cost, float32 scalar, not trainable; None with ell2.
     """
 
     def __init__(
@@ -66,20 +66,20 @@ class Supernet(keras.Model):
         self.gated_layers = {n.name: n.layer for n in self.graph.nodes if isinstance(n.layer, Gated)}
         self.prior_factors = self._factors() if prior in RESOURCES else ()
         self.target: Any = target
-        self.price: Any = None
+        self.multiplier: Any = None
         if target:
-            self._set_prices(target)
+            self._add_constraint()
         self.built = True
 
     @property
     def output_names(self) -> list[str]:
-        """Names of the outputs, by which `compile` takes losses and metrics, as those of the model that was gated."""
+        """Names of the gated model's outputs, by which `compile` accepts losses and metrics."""
         return self.network.output_names
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The network's output; in training, also adds the regulariser to the losses.
 
-        As any Keras model it honours, where `training` is None, what its layers were called with.
+        If `training` is None, the value with which each layer was called applies, as in any Keras model.
         """
         if training:
             self.add_loss(self.regulariser())
@@ -88,10 +88,12 @@ class Supernet(keras.Model):
             return self.network(inputs, training=training)
 
     def regulariser(self) -> tf.Tensor:
-        """What the ELBO adds to the mean negative log likelihood, float32 scalar."""
+        """Regulariser of the ELBO, to be added to the mean negative log likelihood, float32 scalar."""
         if self.ell2 is None:
             logits = [layer.channel_logits() for layer in self.gated_layers.values()]
-            return elbo.priced(logits, self.expected_share(), tf.convert_to_tensor(self.price), self.num_examples)
+            return elbo.lagrangian(
+                logits, self.expected_share(), tf.convert_to_tensor(self.multiplier), self.num_examples
+            )
         pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in self.gated_layers.values()]
         correlated = self.prior != "constant"
         return elbo.regulariser(pairs, self.ell2, self.num_examples, self.prior_factors, correlated)
@@ -99,19 +101,19 @@ class Supernet(keras.Model):
     def expected_share(self) -> tf.Tensor:
         """Expected share of the full network's cost, in the target's resource, float32 scalar; with a target only.
 
-        Linear in the probabilities, as `reprice` last found it.
+        Linear in the drop probabilities, with the costs of the last `update_costs`.
         """
         logits = [layer.channel_logits() for layer in self.gated_layers.values()]
-        prices = tf.unstack(tf.convert_to_tensor(self._marginal_shares))
-        return elbo.expected_share(logits, prices, tf.convert_to_tensor(self._offset))
+        costs = tf.unstack(tf.convert_to_tensor(self._marginal_costs))
+        return elbo.expected_share(logits, costs, tf.convert_to_tensor(self._offset))
 
-    def reprice(self) -> None:
-        """Takes for each layer's price what its next channel would save of the network that is the most probable now.
+    def update_costs(self) -> None:
+        """Recomputes the cost of a channel of each layer: what dropping its next channel saves now.
 
-        Dropping an input channel saves the weights that read it, but only those whose outputs are still there; and if
-        nobody else reads it, the weights that make it too. Both change as layers are narrowed, so this is to be called
-        now and then while training, as `Reprice` does; with a target only. Between two calls the expected cost is that
-        network's plus these prices for what is kept of the others, minus for what may be dropped of its own.
+        Dropping an input channel saves the weights that read it, of outputs that are still kept; and if nothing else
+        reads it, also the weights that produce it. Both change as layers become narrower, so call this at intervals
+        during training, as `UpdateCosts` does; only with a target. The costs are differences from the most probable
+        network; until the next call the expected cost is linear in the drop probabilities, and exact at that network.
         """
         resource = self.target.resource
         full = count(self.graph, resource)
@@ -122,43 +124,44 @@ class Supernet(keras.Model):
         drops = {g.name: g.channel_drop for g in self.posterior().layers}
         kept = {name: drop < 0.5 for name, drop in drops.items()}
         now = share(kept)
-        prices = []
+        costs = []
         for name, drop in drops.items():
-            # The next to go, or where nothing is left the next to come.
+            # The next channel to be dropped, or if none is left, the next to be kept.
             other = kept[name].copy()
             k = np.argmax(np.where(other, drop, -1.0)) if other.any() else np.argmin(drop)
             other[k] = not other[k]
-            prices.append(abs(now - share({**kept, name: other})))
+            costs.append(abs(now - share({**kept, name: other})))
         counts = [mask.sum() for mask in kept.values()]
         before = self.expected_share()
-        self._marginal_shares.assign(prices)
-        self._offset.assign(now - np.dot(prices, counts))
-        # The average is to tell how the share moves, not how it is counted.
+        self._marginal_costs.assign(costs)
+        self._offset.assign(now - np.dot(costs, counts))
+        # The moving average follows the gates, not the change of the costs.
         self.average_share.assign(tf.convert_to_tensor(self.average_share) + self.expected_share() - before)
 
-    def reprice_if_due(self, step: int) -> None:
-        """Calls `reprice` 40 times until the target is to be reached, and as often thereafter; without one never.
+    def update_costs_if_due(self, step: int) -> None:
+        """Calls `update_costs` at intervals: 40 times within `target.steps`, and as often after that.
 
-        `Reprice` does so in `fit`; in a training loop of your own it is to be called before every step.
+        `UpdateCosts` does so in `fit`; in a training loop of your own, call this before every step. Without a target it
+        does nothing.
 
         Args:
             step: number of the step that follows, from 0.
         """
         if self.target and step % max(1, self.target.steps // 40) == 0:
-            self.reprice()
+            self.update_costs()
 
-    def _set_prices(self, target: Target) -> None:
-        """The state that the price is steered by, for a network that is whole."""
+    def _add_constraint(self) -> None:
+        """Creates the state from which the multiplier is updated, for the full network."""
         # Updated within a replica, where all replicas hold the same value.
         options = {"trainable": False, "autocast": False, "aggregation": "only_first_replica", "initializer": "zeros"}
         numbers = {"dtype": "float32", **options}
-        self._marginal_shares = self.add_weight(shape=(len(self.gated_layers),), name="marginal_shares", **numbers)
+        self._marginal_costs = self.add_weight(shape=(len(self.gated_layers),), name="marginal_costs", **numbers)
         self._offset = self.add_weight(shape=(), name="offset", **numbers)
         self.average_share = self.add_weight(shape=(), name="average_share", **numbers)
-        first = {**numbers, "initializer": keras.initializers.Constant(elbo.FIRST_PRICE)}
-        self.price = self.add_weight(shape=(), name="price", **first)
+        first = {**numbers, "initializer": keras.initializers.Constant(elbo.INITIAL_MULTIPLIER)}
+        self.multiplier = self.add_weight(shape=(), name="multiplier", **first)
         self.steps_taken = self.add_weight(shape=(), dtype="int32", name="steps_taken", **options)
-        self.reprice()
+        self.update_costs()
 
     def _factors(self) -> tuple[float, ...]:
         costs = [self._cost_per_channel(name, self.prior) for name in self.gated_layers]
@@ -167,33 +170,33 @@ class Supernet(keras.Model):
         return elbo.cost_factors(channels, [layer.unit_gain_norm() for layer in layers], costs)
 
     def _cost_per_channel(self, name: str, resource: str) -> int:
-        price = (
+        cost = (
             self.gated_layers[name].parameters_per_channel() if resource == "parameters" else self._multiply_adds(name)
         )
-        if price is None:
+        if cost is None:
             raise UserError(f"gate: '{resource}' needs a model whose input has a fixed size; layer '{name}' has none")
-        return price
+        return cost
 
     def _multiply_adds(self, name: str) -> int | None:
-        """Of one input channel of a gated layer; None where the image size is not fixed."""
+        """Multiply-adds of one input channel of a gated layer; None if the image size is not fixed."""
         positions = self.graph.positions(self.graph.nodes[self.graph.index[name]])
         return None if positions is None else self.gated_layers[name].parameters_per_channel() * positions
 
     def compile(self, optimizer: Any = "sgd", loss: Any = None, *, auto_scale_loss: bool = True, **kwargs: Any) -> None:
-        """As `keras.Model.compile`, with any Keras optimizer, which never decays the gates' logits.
+        """Like `keras.Model.compile`, with any Keras optimizer; the gates' logits are never decayed.
 
         Args:
-            optimizer: of the weights, or its name; the gates are stepped as `optimizers.GatedOptimizer` says, with its
-                defaults unless it is one: by Adam where the search is steered to a size, else as the weights are.
+            optimizer: of the weights, or its name; the gates are stepped as by `optimizers.GatedOptimizer`, with its
+                defaults unless it is one: by Adam with a target size, else as the weights are.
             loss: as for Keras.
             auto_scale_loss: scale the loss if a layer computes in float16, as Keras does for a model of that policy.
-            kwargs: Keras's others.
+            kwargs: further arguments of `keras.Model.compile`.
         """
         optimizer = keras.optimizers.get(optimizer)
         if optimizer is not None:
             optimizer = optimizers.gated(optimizer, **({} if self.target else {"gate_learning_rate": 1.0}))
             scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-            # Keras would ask the supernet's own policy, which is float32 for the regularisers' sake.
+            # Keras would look at the supernet's own policy, which is float32 because of the regularisers.
             if auto_scale_loss and not scaled and self._computes_in_float16():
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer=optimizer, loss=loss, auto_scale_loss=False, **kwargs)
@@ -205,17 +208,17 @@ class Supernet(keras.Model):
         return any(layer.compute_dtype == "float16" for layer in self.network._flatten_layers())
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a reloaded model as it was; needed because `compile` is overridden."""
+        """Compiles a reloaded model as before; Keras needs this because `compile` is overridden."""
         self.compile(**keras.saving.deserialize_keras_object(config), auto_scale_loss=False)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One step on the ELBO, as Keras's `fit` takes it."""
+        """One training step on the ELBO, called by `fit`."""
         logs = super().train_step(data)
-        self.steer()
+        self.update_multiplier()
         return {**logs, **self.progress()}
 
     def progress(self) -> dict[str, tf.Tensor]:
-        """What `fit` shows of the gates, float32 scalars.
+        """Values that `fit` reports about the gates, float32 scalars.
 
         `parameters` or `multiply_adds`, the resource of the target: `expected_share`; or with ell2, `kept`: the
         expected share of the gated layers' kernel weights. `undecided`: how many gates have a drop probability from
@@ -228,20 +231,21 @@ class Supernet(keras.Model):
             return {self.target.resource: self.expected_share(), "undecided": undecided}
         weights = [layer.parameters_per_channel() for layer in layers]
         total = sum(w * sum(layer.group_sizes) for w, layer in zip(weights, layers, strict=True))
-        prices = [w / total for w in weights]
-        kept = elbo.expected_share([layer.channel_logits() for layer in layers], prices, 0.0)
+        costs = [w / total for w in weights]
+        kept = elbo.expected_share([layer.channel_logits() for layer in layers], costs, 0.0)
         return {"kept": kept, "undecided": undecided}
 
-    def steer(self) -> None:
-        """Moves the price towards the size asked for; to be called after every step of an optimizer.
+    def update_multiplier(self) -> None:
+        """Updates the Lagrange multiplier towards the target size; call this after every step of an optimizer.
 
-        `fit` does so. With ell2 there is no price, and nothing happens.
+        `fit` does so. Without a target it does nothing.
         """
         if self.target:
             step, share = tf.convert_to_tensor(self.steps_taken) + 1, self.expected_share()
-            aim = elbo.goal(self.target.share, step, self.target.steps)
-            average = elbo.lagging(tf.convert_to_tensor(self.average_share), share)
-            self.price.assign(elbo.next_price(tf.convert_to_tensor(self.price), share, average, aim))
+            scheduled = elbo.scheduled_share(self.target.share, step, self.target.steps)
+            average = elbo.moving_average(tf.convert_to_tensor(self.average_share), share)
+            multiplier = tf.convert_to_tensor(self.multiplier)
+            self.multiplier.assign(elbo.next_multiplier(multiplier, share, average, scheduled))
             self.average_share.assign(average)
             self.steps_taken.assign(step)
 
@@ -260,7 +264,7 @@ class Supernet(keras.Model):
         return Posterior(tuple(gates(name, layer) for name, layer in self.gated_layers.items()))
 
     def source_drop(self) -> dict[str, list[float]]:
-        """Mean drop probability of every source of every gated layer's input: few numbers, however fine the gates."""
+        """Mean drop probability of each source of each gated layer's input: few numbers, even with many groups."""
         means = {}
         for name, gates in zip(self.gated_layers, self.posterior().layers, strict=True):
             ends = np.cumsum(self.graph.group_sizes(name))[:-1]
@@ -268,12 +272,13 @@ class Supernet(keras.Model):
         return means
 
     def set_architecture(self, architecture: Architecture) -> None:
-        """Makes inference use `architecture`'s hard masks. Raises UserError if its layers are not this supernet's."""
+        """Sets `architecture`'s hard masks for inference. Raises UserError if its layers are not this supernet's."""
         if set(architecture) != set(self.gated_layers):
-            odd = sorted(set(architecture) ^ set(self.gated_layers))
-            where = "the architecture" if odd[0] in architecture else "the supernet"
+            differing = sorted(set(architecture) ^ set(self.gated_layers))
+            where = "the architecture" if differing[0] in architecture else "the supernet"
             raise UserError(
-                f"architecture: the layers of this supernet expected. Received: others; '{odd[0]}' is only in {where}"
+                "architecture: the layers of this supernet expected. Received: others; "
+                f"'{differing[0]}' is only in {where}"
             )
         for name, layer in self.gated_layers.items():
             if architecture[name].shape != layer.mask.shape:

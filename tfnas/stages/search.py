@@ -58,7 +58,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         key=work.key("search", config),
         title="search",
         describe=lambda: _describe(supernet),
-        before_step=supernet.reprice_if_due,
+        before_step=supernet.update_costs_if_due,
         check=guard.check,
         on_epoch=on_epoch,
     )
@@ -81,7 +81,7 @@ def _print_size(supernet: Supernet, config: Config) -> None:
 
 def _say_size(supernet: Supernet, config: Config) -> None:
     options = f"a larger --config.search.epochs or --config.search.gate_step={2 * config.search.gate_step:g}"
-    sizes.tell(supernet, "search    ", f". Usually {options} helps, in another --workdir")
+    sizes.report(supernet, "search    ", f". Usually {options} helps, in another --workdir")
 
 
 def _describe(supernet: Supernet) -> dict[str, Any]:

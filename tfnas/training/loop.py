@@ -105,7 +105,7 @@ class Step:
             gradients = _alike(gradients)
         optimizer.apply(gradients, variables)
         if isinstance(self._model, Supernet):
-            self._model.steer()
+            self._model.update_multiplier()
         return figures
 
     def _part(self, inputs: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor | None], tf.Tensor]:

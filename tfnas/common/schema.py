@@ -33,7 +33,6 @@ from typing import Annotated, Any
 from tfnas.common.errors import UserError, brief
 
 Schema = Callable[[Any, str], Any]
-Shape = Schema
 MOST = 2**53  # whole numbers up to here are exact as float64 too
 
 
@@ -78,7 +77,7 @@ def schema_of(kind: Any) -> Schema:
     if origin is Annotated:
         return arguments[1]
     if origin in (types.UnionType, typing.Union):
-        return optional(arguments[0])
+        return _optional(schema_of(arguments[0]))
     if origin is tuple:
         return list_of(arguments[0])
     if origin is dict:
@@ -131,21 +130,6 @@ def text_of(*choices: str) -> Schema:
     return check
 
 
-def flag() -> Schema:
-    """true or false."""
-
-    def check(value: Any, place: str) -> Any:
-        expect(isinstance(value, bool), place, value, "true or false")
-        return value
-
-    return check
-
-
-def optional(kind: Any) -> Schema:
-    """null, or a value of one kind."""
-    return lambda value, place: None if value is None else schema_of(kind)(value, place)
-
-
 def list_of(kind: Any, least: int = 0, most: float = math.inf) -> Schema:
     """A list of `least` to `most` values, each of one kind; a tuple in the record."""
     count = f"{least}" if least == most else f"{least} or more"
@@ -167,25 +151,15 @@ def mapping_of(kind: Any, least: int = 0, keys: Any = str) -> Schema:
     return check
 
 
-def anything(value: Any, place: str) -> Any:
-    """Whatever JSON has, for its reader to check."""
+def flag(value: Any, place: str) -> Any:
+    """true or false."""
+    expect(isinstance(value, bool), place, value, "true or false")
     return value
 
 
-def record(_absent: Mapping[str, Schema] | None = None, /, **shapes: Schema) -> Schema:
-    """TRANSITION."""
-
-    def check(value: Any, place: str) -> Any:
-        expect(isinstance(value, Mapping), place, value, f"an object with {', '.join(map(repr, shapes))}")
-        for key, shape in shapes.items():
-            expect(key in value, _inside(place, key), None, "there")
-            shape(value[key], _inside(place, key))
-        for key, shape in (_absent or {}).items():
-            if key in value:
-                shape(value[key], _inside(place, key))
-        return value
-
-    return check
+def anything(value: Any, place: str) -> Any:
+    """Whatever JSON has, for its reader to check."""
+    return value
 
 
 def expect(condition: bool, place: str, value: Any, expected: str) -> None:
@@ -223,6 +197,10 @@ def _record(kind: Any) -> Schema:
     return check
 
 
+def _optional(schema: Schema) -> Schema:
+    return lambda value, place: None if value is None else schema(value, place)
+
+
 def _member(kind: type[enum.Enum]) -> Schema:
     one = text_of(*(member.value for member in kind))
     return lambda value, place: kind(one(value, place))
@@ -240,7 +218,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_PLAIN: Mapping[Any, Schema] = {int: whole(), float: number(), str: text_of(), bool: flag(), Any: anything}
+_PLAIN: Mapping[Any, Schema] = {int: whole(), float: number(), str: text_of(), bool: flag, Any: anything}
 Count = Annotated[int, whole(1)]
 Share = Annotated[float, number(0, 1)]
 Amount = Annotated[float, number(0, MOST)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from tfnas import supernets
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError, brief
-from tfnas.common.schema import list_of, mapping_of, number, read, record, text_of, whole
+from tfnas.common.schema import list_of, mapping_of, number, read, text_of, whole
 from tfnas.config import BUILDERS
 from tfnas.gating.placement import copy_weights
 from tfnas.gating.supernet import Supernet
@@ -32,13 +32,24 @@ _SIZES = list_of(_SIZE)
 _SHARE = number(0, 1)
 
 
-def _argument(value: Any, place: str) -> None:
-    (_SIZES if isinstance(value, list) else _SHARE if isinstance(value, float) else _SIZE)(value, place)
+def _argument(value: Any, place: str) -> Any:
+    return (_SIZES if isinstance(value, list) else _SHARE if isinstance(value, float) else _SIZE)(value, place)
 
 
-_DESCRIBED = record(
-    layout=text_of("gather", "mask"), supernet=record(builder=text_of(), arguments=mapping_of(_argument))
-)
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """The super-network that an architecture is of: who builds it, with which arguments."""
+
+    builder: str
+    arguments: Annotated[dict[str, Any], mapping_of(_argument)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Described:
+    """What an architecture's JSON says besides, so that it can be rebuilt."""
+
+    layout: Annotated[str, text_of("gather", "mask")]
+    supernet: _Origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +171,8 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
             `source`, or one that takes other arguments or cannot be imported.
     """
     architecture = Architecture.from_json(text)
-    spec = read(text, _DESCRIBED, "architecture: names no super-network of tfnas.supernets")
-    found, arguments = spec["supernet"]["builder"], spec["supernet"]["arguments"]
+    described = read(text, _Described, "architecture: names no super-network of tfnas.supernets")
+    found, arguments = described.supernet.builder, described.supernet.arguments
     if found != source and found not in BUILDERS:
         raise UserError(
             f"architecture: names the super-network {brief(found)}, one of {', '.join(BUILDERS)} expected"
@@ -169,7 +180,7 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
         )
     build = builder(found, "architecture")
     graph = Graph(user_functions.call("architecture", found, build, **arguments))
-    return _Cutter(graph, graph.flow(architecture, spec["layout"])).cut(name)
+    return _Cutter(graph, graph.flow(architecture, described.layout)).cut(name)
 
 
 def builder(name: str, key: str) -> Callable[..., keras.Model]:

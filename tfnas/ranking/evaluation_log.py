@@ -10,27 +10,40 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
 from tfnas.common import atomic, locks
 from tfnas.common.errors import UserError
-from tfnas.common.schema import MOST, Shape, mapping_of, read, record, text_of, whole
+from tfnas.common.schema import mapping_of, read, to_json, whole
 
 _MOST_EXAMPLES = 2**31
-_EVALUATION = record(
-    digest=text_of(),
-    start=whole(0, MOST),
-    count=whole(1, _MOST_EXAMPLES),
-    figures=mapping_of(text_of(), 1),
-)
+_Line = TypeVar("_Line")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begin:
+    """The first line: what the evaluations depend on."""
+
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluation:
+    """Each further line: the figures of an architecture on `count` examples from number `start` on, encoded."""
+
+    digest: str
+    start: int
+    count: Annotated[int, whole(1, _MOST_EXAMPLES)]
+    figures: Annotated[dict[str, str], mapping_of(str, 1)]
 
 
 class Evaluations:
@@ -92,16 +105,12 @@ class Evaluations:
             start: number of the first example.
             figures: of each example, by name, such as 'loss' and 'accuracy'; float32, shape (n,) each.
         """
-        record = {
-            "digest": digest,
-            "start": start,
-            "count": len(next(iter(figures.values()))),
-            "figures": {name: _encoded(values) for name, values in figures.items()},
-        }
-        line = _line(record).encode()
+        encoded = {name: _encoded(values) for name, values in figures.items()}
+        evaluation = _Evaluation(digest, start, len(next(iter(figures.values()))), encoded)
+        line = _line(evaluation).encode()
         with locks.exclusive(self._own.fileno()) as locked:
             offset = _append(self._own.fileno(), line, locked)
-        self._note(record, len(self._files) - 1, offset, len(line))
+        self._note(evaluation, len(self._files) - 1, offset, len(line))
 
     def read(self, digest: str, stop: int) -> dict[str, np.ndarray]:
         """Figures that all examples in [0, stop) have, which must be known, by name; float32, shape (stop,) each."""
@@ -111,14 +120,15 @@ class Evaluations:
         while start < stop:
             file, offset, size = places[start]
             # Not through the stream's buffer, which may be of before another process appended.
-            record = json.loads(os.pread(self._files[file].fileno(), size, offset)[9:])
-            known = start - record["start"]
-            count = min(record["count"] - known, stop - start)
-            for name, text in record["figures"].items():
-                figures.setdefault(name, []).append(_decoded(text, record["count"])[known : known + count])
+            # Its schema was checked when it was indexed, or it was written since.
+            found = json.loads(os.pread(self._files[file].fileno(), size, offset)[9:])
+            known = start - found["start"]
+            count = min(found["count"] - known, stop - start)
+            for name, text in found["figures"].items():
+                figures.setdefault(name, []).append(_decoded(text, found["count"])[known : known + count])
             start += count
-        found = {name: np.concatenate(parts) for name, parts in figures.items()}
-        return {name: values for name, values in found.items() if len(values) == stop}
+        joined = {name: np.concatenate(parts) for name, parts in figures.items()}
+        return {name: values for name, values in joined.items() if len(values) == stop}
 
     def _open_own(self, key: str) -> bool:
         """Opens the file that is appended to, begun with `key`; whether it is still the one that lies at `path`."""
@@ -132,11 +142,11 @@ class Evaluations:
                 with open(self.path, "rb") as reader:
                     found = _key(reader, self.path)
                 if found is not None and found != key:
-                    atomic.write(self.path, lambda file: file.write_text(_line({"key": key})), self.path.parent)
+                    atomic.write(self.path, lambda file: file.write_text(_line(_Begin(key))), self.path.parent)
                     return False
                 if found is None:
                     stream.truncate(0)
-                    _append(stream.fileno(), _line({"key": key}).encode(), True)
+                    _append(stream.fileno(), _line(_Begin(key)).encode(), True)
                 self._files.append(stream)
                 self._index(self.path, stream)
             on_error.pop_all()
@@ -151,19 +161,19 @@ class Evaluations:
                     if own:
                         own.truncate(offset)
                     return
-                found = _parsed(line, path, number, _EVALUATION)
+                found = _parsed(line, path, number, _Evaluation)
                 if not _is_whole(found):
                     raise UserError(f"{_altered(path, number)} (a digest, and figures of each example, are expected)")
                 self._note(found, len(self._files) - 1, offset, len(line))
                 offset += len(line)
 
-    def _note(self, record: dict[str, Any], file: int, offset: int, size: int) -> None:
-        digest = bytes.fromhex(record["digest"])
-        known = self._known.get(digest, 0)
+    def _note(self, evaluation: _Evaluation, file: int, offset: int, size: int) -> None:
+        digest = bytes.fromhex(evaluation.digest)
+        known, end = self._known.get(digest, 0), evaluation.start + evaluation.count
         # Files that several machines wrote may overlap.
-        if record["start"] <= known < record["start"] + record["count"]:
+        if evaluation.start <= known < end:
             self._places.setdefault(digest, {})[known] = (file, offset, size)
-            self._known[digest] = record["start"] + record["count"]
+            self._known[digest] = end
 
 
 def _key(file: Any, path: pathlib.Path) -> str | None:
@@ -171,7 +181,7 @@ def _key(file: Any, path: pathlib.Path) -> str | None:
     first = file.readline()
     if not first.endswith(b"\n"):
         return None
-    return _parsed(first, path, 1, record(key=text_of()))["key"]
+    return _parsed(first, path, 1, _Begin).key
 
 
 def _append(file: int, line: bytes, alone: bool) -> int:
@@ -201,16 +211,16 @@ def _append(file: int, line: bytes, alone: bool) -> int:
     return begin
 
 
-def _line(record: dict[str, Any]) -> str:
-    text = json.dumps(record)
+def _line(record: _Begin | _Evaluation) -> str:
+    text = to_json(record)
     return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
-def _parsed(line: bytes, path: pathlib.Path, number: int, shape: Shape) -> dict[str, Any]:
+def _parsed(line: bytes, path: pathlib.Path, number: int, kind: type[_Line]) -> _Line:
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if checksum.decode(errors="replace") != f"{zlib.crc32(text):08x}":
         raise UserError(f"{_altered(path, number)} (its checksum differs)")
-    return read(text, shape, _altered(path, number))
+    return read(text, kind, _altered(path, number))
 
 
 def _altered(path: pathlib.Path, number: int) -> str:
@@ -232,12 +242,12 @@ def _decoded(text: str, count: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(np.float32)
 
 
-def _is_whole(evaluation: Mapping[str, Any]) -> bool:
+def _is_whole(evaluation: _Evaluation) -> bool:
     """Whether the digest is one, and there are a loss and other figures of each example."""
-    count = evaluation["count"]
+    count = evaluation.count
     try:
-        bytes.fromhex(evaluation["digest"])
-        sizes = [len(base64.b64decode(text, validate=True)) for text in evaluation["figures"].values()]
+        bytes.fromhex(evaluation.digest)
+        sizes = [len(base64.b64decode(text, validate=True)) for text in evaluation.figures.values()]
     except ValueError:
         return False
-    return "loss" in evaluation["figures"] and all(size in (4 * count, math.ceil(count / 8)) for size in sizes)
+    return "loss" in evaluation.figures and all(size in (4 * count, math.ceil(count / 8)) for size in sizes)

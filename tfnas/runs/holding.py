@@ -9,9 +9,9 @@ up.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import fcntl
-import json
 import os
 import pathlib
 import socket
@@ -19,19 +19,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from tfnas.common import locks
 from tfnas.common.errors import UserError, brief
-from tfnas.common.schema import read, record, text_of, whole
+from tfnas.common.schema import read, to_json
 
 NAME = "holders.jsonl"
 _PATIENCE = 1.0  # seconds: locks are held for a moment only while a group comes together and parts
 _PAUSE = 0.02
-_HOLDER = record(host=text_of(), process=whole(), command=text_of(), since=text_of(), group=text_of())
 
 _guard = threading.Lock()
 _mine: dict[tuple[int, int], _Hold] = {}  # by device and inode: what this process holds
+
+
+@dataclasses.dataclass(frozen=True)
+class _Holder:
+    """A line of the file."""
+
+    host: str
+    process: int
+    command: str
+    since: str
+    group: str
 
 
 @contextlib.contextmanager
@@ -116,46 +125,42 @@ class _Hold:
             return not self._group or locks.try_lock(file, fcntl.LOCK_SH)
         if not self._group or not locks.try_lock(file, fcntl.LOCK_SH):
             return False
-        if any(holder["group"] != self._group for holder in _holders(self._path)):
+        if any(holder.group != self._group for holder in _holders(self._path)):
             return False
         self._write(file)
         return True
 
     def _write(self, file: int) -> None:
-        holder = {
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-            "since": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}",
-            "group": self._group,
-        }
+        command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+        since = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}"
+        holder = _Holder(socket.gethostname(), os.getpid(), command, since, self._group)
         # On a full disk nobody can say who, and the lock holds nevertheless.
         with contextlib.suppress(OSError):
-            os.write(file, (json.dumps(holder) + "\n").encode())
+            os.write(file, (to_json(holder) + "\n").encode())
 
     def _refusal(self) -> UserError:
         told = "another process works in it"
         # While one of a group keeps the lock, the file also keeps the lines of those that have left or were killed.
-        by_process = {(one["host"], one["process"]): one for one in _holders(self._path) if not _is_gone(one)}
+        by_process = {(one.host, one.process): one for one in _holders(self._path) if not _is_gone(one)}
         holders = [*by_process.values()]
         if holders:
             first = holders[0]
             more = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
             told = (
-                f"process {first['process']} on {first['host']}{more} works in it since {first['since']} UTC: "
-                f"{brief(first['command'])}"
+                f"process {first.process} on {first.host}{more} works in it since {first.since} UTC: "
+                f"{brief(first.command)}"
             )
         return UserError(f"workdir {self._folder}: {told}; wait until that ends, or use another --workdir")
 
 
-def _is_gone(holder: dict[str, Any]) -> bool:
+def _is_gone(holder: _Holder) -> bool:
     """Whether it was this process, or one of this machine that has ended; of another machine nobody knows."""
-    if holder["host"] != socket.gethostname():
+    if holder.host != socket.gethostname():
         return False
-    if holder["process"] == os.getpid():
+    if holder.process == os.getpid():
         return True
     try:
-        os.kill(holder["process"], 0)
+        os.kill(holder.process, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
@@ -163,11 +168,11 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     return False
 
 
-def _holders(path: pathlib.Path) -> list[dict[str, Any]]:
+def _holders(path: pathlib.Path) -> list[_Holder]:
     """Those that the file names, without lines that were written only in part."""
     found = []
     with contextlib.suppress(OSError):
         for line in path.read_bytes().splitlines():
             with contextlib.suppress(UserError):
-                found.append(read(line, _HOLDER, "holder"))
+                found.append(read(line, _Holder, "holder"))
     return found

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
-from tfnas.common.schema import list_of, mapping_of, read, record, text_of, whole
+from tfnas.common.schema import list_of, read, to_json, whole
 
 _FORMAT = 1
 MOST_CHANNELS = 2**24  # gated channels of one network: far more than any has, and little memory
-_SHAPE = record(
-    {"format": whole(_FORMAT, _FORMAT)},
-    layers=mapping_of(record(channels=whole(1, MOST_CHANNELS), kept=list_of(whole(0, MOST_CHANNELS)))),
-    digest=text_of(),
-)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """How many input channels a gated layer has, and which are kept."""
+
+    channels: Annotated[int, whole(1, MOST_CHANNELS)]
+    kept: Annotated[Sequence[int], list_of(whole(0, MOST_CHANNELS))]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _File:
+    """An architecture's JSON."""
+
+    format: Annotated[int, whole(_FORMAT, _FORMAT)] = _FORMAT
+    digest: str
+    layers: dict[str, _Layer]
 
 
 class Architecture(Mapping[str, np.ndarray]):
@@ -92,29 +104,29 @@ class Architecture(Mapping[str, np.ndarray]):
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back; lists the indices of the kept channels."""
-        layers = {name: {"channels": mask.size, "kept": np.flatnonzero(mask).tolist()} for name, mask in self.items()}
-        return json.dumps({"format": _FORMAT, "digest": self.digest(), "layers": layers})
+        layers = {name: _Layer(mask.size, np.flatnonzero(mask).tolist()) for name, mask in self.items()}
+        return to_json(_File(digest=self.digest(), layers=layers))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Architecture:
         """Inverse of `to_json`. Raises UserError for text that is truncated, altered or something else."""
         title = "architecture: not the JSON of an Architecture"
-        value = read(text, _SHAPE, title)
-        total = sum(layer["channels"] for layer in value["layers"].values())
+        file = read(text, _File, title)
+        total = sum(layer.channels for layer in file.layers.values())
         if total > MOST_CHANNELS:
             raise UserError(f"{title} (at most {MOST_CHANNELS:,} channels expected. Received: {total:,})")
         keep = {}
-        for name, layer in value["layers"].items():
-            mask = np.zeros(layer["channels"], bool)
+        for name, layer in file.layers.items():
+            mask = np.zeros(layer.channels, bool)
             try:
-                mask[np.array(layer["kept"], int)] = True
+                mask[np.array(layer.kept, int)] = True
             except IndexError as error:
                 raise UserError(f"{title} ('{name}': {error})") from None
             keep[name] = mask
         architecture = cls(keep)
-        if value["digest"] != (digest := architecture.digest()):
+        if file.digest != (digest := architecture.digest()):
             raise UserError(
-                f"architecture: altered since it was written: digest {brief(value['digest'][:12])} expected. Received: "
+                f"architecture: altered since it was written: digest {brief(file.digest[:12])} expected. Received: "
                 f"'{digest[:12]}'. Take the file as it was, or sample again"
             )
         return architecture

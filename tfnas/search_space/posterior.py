@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 
 from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
-from tfnas.common.schema import list_of, mapping_of, number, optional, read, record, text_of, whole
+from tfnas.common.schema import Share, list_of, mapping_of, number, read, to_json, whole
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
 
 _FORMAT = 1
@@ -22,20 +22,6 @@ PRICES = (*RESOURCES, "latency")  # and what has to be measured first
 _ATTEMPTS = 1_000  # draws of one candidate under a limit
 DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
 _MOST_SECONDS = 1e9  # of latency: what is beyond is no measurement
-_SHAPE = record(
-    {"format": whole(_FORMAT, _FORMAT)},
-    layers=list_of(
-        record(
-            {"multiply_adds_per_channel": optional(whole()), "latency_per_channel": optional(number(0, _MOST_SECONDS))},
-            name=text_of(),
-            group_sizes=list_of(whole(1, MOST_CHANNELS), 1),
-            drop_probability=list_of(number(0, 1), 1),
-            parameters_per_channel=whole(),
-        ),
-        1,
-    ),
-)
-_PUBLISHED = record(drop_probability=mapping_of(list_of(number(0, 1), 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +38,11 @@ class LayerGates:
     """
 
     name: str
-    group_sizes: tuple[int, ...]
-    drop_probability: tuple[float, ...]
+    group_sizes: Annotated[tuple[int, ...], list_of(whole(1, MOST_CHANNELS), 1)]
+    drop_probability: Annotated[tuple[float, ...], list_of(Share, 1)]
     parameters_per_channel: int
     multiply_adds_per_channel: int | None = None
-    latency_per_channel: float | None = None
+    latency_per_channel: Annotated[float, number(0, _MOST_SECONDS)] | None = None
 
     def __post_init__(self) -> None:
         if len(self.group_sizes) != len(self.drop_probability) or not self.group_sizes:
@@ -65,9 +51,8 @@ class LayerGates:
                 f"{len(self.group_sizes)} groups, {len(self.drop_probability)} probabilities"
             )
         if not all(0 <= p <= 1 for p in self.drop_probability):
-            raise ValueError(
-                f"LayerGates '{self.name}': drop probabilities must be in [0, 1]. Received: {self.drop_probability}"
-            )
+            received = self.drop_probability
+            raise ValueError(f"LayerGates '{self.name}': drop probabilities must be in [0, 1]. Received: {received}")
 
     @property
     def num_channels(self) -> int:
@@ -343,35 +328,20 @@ class Posterior:
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back exactly."""
-        return json.dumps({"format": _FORMAT, "layers": [dataclasses.asdict(g) for g in self.layers]}, indent=1)
+        return to_json(_File(layers=self.layers), 1)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Posterior:
         """Inverse of `to_json`. Raises UserError for text that is truncated or something else."""
         title = "posterior: not the JSON of a Posterior"
-        layers = read(text, _SHAPE, title)["layers"]
-        names = {g["name"] for g in layers}
+        layers = read(text, _File, title).layers
+        names = {g.name for g in layers}
         if len(names) < len(layers):
             raise UserError(f"{title} ({len(layers)} layers with names of their own expected. Received: {len(names)})")
-        total = sum(sum(g["group_sizes"]) for g in layers)
+        total = sum(sum(g.group_sizes) for g in layers)
         if total > MOST_CHANNELS:
             raise UserError(f"{title} (at most {MOST_CHANNELS:,} channels expected. Received: {total:,})")
-        try:
-            return cls(
-                tuple(
-                    LayerGates(
-                        name=g["name"],
-                        group_sizes=tuple(g["group_sizes"]),
-                        drop_probability=tuple(g["drop_probability"]),
-                        parameters_per_channel=g["parameters_per_channel"],
-                        multiply_adds_per_channel=g.get("multiply_adds_per_channel"),
-                        latency_per_channel=g.get("latency_per_channel"),
-                    )
-                    for g in layers
-                )
-            )
-        except ValueError as error:
-            raise UserError(f"{title} ({error})") from None
+        return cls(layers)
 
     @classmethod
     def from_reference(cls, text: str, like: Posterior) -> Posterior:
@@ -385,8 +355,8 @@ class Posterior:
         Raises:
             UserError: if the text is something else, or its layers or their sources are not those of `like`.
         """
-        value = read(text, _PUBLISHED, "posterior: not the JSON of a published posterior")
-        published = {name.replace(".", "_"): tuple(p) for name, p in value["drop_probability"].items()}
+        found = read(text, _Published, "posterior: not the JSON of a published posterior")
+        published = {name.replace(".", "_"): p for name, p in found.drop_probability.items()}
         odd = sorted(set(published) ^ {g.name for g in like.layers})
         if odd:
             where = "published" if odd[0] in published else "super-network's"
@@ -415,3 +385,14 @@ def _moved(gates: LayerGates, by: float) -> LayerGates:
     logits = np.log(p) - np.log1p(-p) + by
     drop = np.exp(-np.logaddexp(0.0, -logits))  # a sigmoid that does not overflow
     return dataclasses.replace(gates, drop_probability=tuple(drop.tolist()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _File:  # of `Posterior.to_json`
+    format: Annotated[int, whole(_FORMAT, _FORMAT)] = _FORMAT
+    layers: Annotated[tuple[LayerGates, ...], list_of(LayerGates, 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Published:  # of `Posterior.from_reference`
+    drop_probability: Annotated[dict[str, tuple[float, ...]], mapping_of(list_of(Share, 1))]

@@ -19,7 +19,6 @@ from tfnas.config import Config, Search
 from tfnas.cutting.subnets import subnet
 from tfnas.data import pipeline
 from tfnas.gating import saving
-from tfnas.gating.optimizers import Cosine
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import Cost, cost
@@ -29,6 +28,7 @@ from tfnas.runs.sampled import Kind
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import retrain, sample, search
 from tfnas.training import networks
+from tfnas.training.schedules import Cosine
 from tfnas.training.trained_baselines import mean_magnitude
 
 _GATE_LEARNING_RATE = 5.0  # of the published search: runs of few epochs need more than 1

@@ -36,13 +36,13 @@ from tfnas.common.statistics import kendall_tau
 from tfnas.config import from_config_dict
 from tfnas.cutting.subnets import subnet
 from tfnas.data import pipeline
-from tfnas.gating.optimizers import Cosine
 from tfnas.gating.recalibration import Recalibration, settle
 from tfnas.graph.costs import cost
 from tfnas.ranking.ranking import Evaluator
 from tfnas.runs import stage_table, workdir
 from tfnas.stages import search
 from tfnas.training import networks
+from tfnas.training.schedules import Cosine
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ranking_worth", "Of the search.")

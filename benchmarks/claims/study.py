@@ -21,7 +21,6 @@ from tfnas.common.errors import UserError
 from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.gating import saving
-from tfnas.gating.optimizers import Cosine
 from tfnas.gating.recalibration import Recalibration
 from tfnas.gating.recalibration import settle as settle_statistics
 from tfnas.gating.supernet import Supernet
@@ -32,6 +31,7 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.stages import search
 from tfnas.training import networks, trained_baselines
+from tfnas.training.schedules import Cosine
 
 _RECALIBRATE = 250  # training images
 _FIXED = "fixed/checkpoints"

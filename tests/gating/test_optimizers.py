@@ -15,7 +15,7 @@ import tfnas
 from tfnas.common.errors import UserError
 from tfnas.config import Config, Retrain, Search, Training
 from tfnas.gating import optimizers
-from tfnas.training import networks
+from tfnas.training import networks, schedules
 
 SCHEDULE = keras.optimizers.schedules.CosineDecay(0.1, 5)
 KINDS = {
@@ -246,7 +246,7 @@ def decays(config, precision, gates):
     model = tiny.build((8, 8, 1), 3)
     for variable in model.trainable_variables:
         variable.assign(tf.ones_like(variable.value))
-    rate = optimizers.search(config, 10)
+    rate = schedules.search(config, 10)
     if gates:
         model = tfnas.gate(model, num_examples=100, **(TARGET if config.search.recipe == "target" else {"ell2": 1.0}))
         networks.compile_gated(config, model, rate)
@@ -312,8 +312,8 @@ def test_one_cosine_runs_through_warm_up_search_and_retraining():
     config = Config(search=Search(epochs=6, learning_rate=0.2), retrain=Retrain(epochs=4)).check()
     assert config.search.warmup_epochs == 2
     # 5 steps an epoch, 50 in all.
-    warm_up, gated = optimizers.search(config, 5), optimizers.search(config, 5, 2)
-    retrained = optimizers.retraining(config).schedule(5)
+    warm_up, gated = schedules.search(config, 5), schedules.search(config, 5, 2)
+    retrained = schedules.retraining(config).schedule(5)
     for step in (0, 7, 19):
         assert float(warm_up(step)) == pytest.approx(cosine(step, 50), rel=1e-5)
         assert float(gated(step)) == pytest.approx(cosine(step + 10, 50), rel=1e-5)
@@ -324,12 +324,12 @@ def test_one_cosine_runs_through_warm_up_search_and_retraining():
 
 def test_other_schedules_are_searchs_alone():
     config = Config(search=Search(schedule="cosine", epochs=6), retrain=Retrain(epochs=4, learning_rate=0.2)).check()
-    assert float(optimizers.retraining(config).schedule(5)(7)) == pytest.approx(cosine(7, 20), rel=1e-5)
+    assert float(schedules.retraining(config).schedule(5)(7)) == pytest.approx(cosine(7, 20), rel=1e-5)
     # Retraining starts where search does, unless it is told another rate.
     follows = Config(search=Search(schedule="cosine", epochs=6, learning_rate=0.05), retrain=Retrain(epochs=4)).check()
-    assert float(optimizers.retraining(follows).schedule(5)(7)) == pytest.approx(cosine(7, 20, 0.05), rel=1e-5)
+    assert float(schedules.retraining(follows).schedule(5)(7)) == pytest.approx(cosine(7, 20, 0.05), rel=1e-5)
     steps = Config(
         search=Search(recipe="paper", schedule="steps", boundaries=(3.0,), warmup_epochs=2, epochs=6)
     ).check()
-    rate = optimizers.search(steps, 5, 2)
+    rate = schedules.search(steps, 5, 2)
     assert [float(rate(step)) for step in (0, 4, 5)] == pytest.approx([0.1, 0.1, 0.01])

@@ -17,10 +17,9 @@ from tfnas.common.errors import PreemptedError, UserError
 from tfnas.config import Search
 from tfnas.cutting import subnets
 from tfnas.data import pipeline
-from tfnas.gating import optimizers
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.workdir import Workdir
-from tfnas.training import loop, networks
+from tfnas.training import loop, networks, schedules
 
 EPOCHS, STEPS = tiny.EPOCHS, tiny.STEPS
 
@@ -153,7 +152,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def test_sgd_falls_as_a_cosine_and_decays_kernels_only():
-    optimizer = optimizers.sgd(Search(), optimizers.cosine(0.1, 10), weight_decay=0.5)
+    optimizer = schedules.sgd(Search(), schedules.cosine(0.1, 10), weight_decay=0.5)
     assert float(optimizer._learning_rate(0)) == pytest.approx(0.1)
     assert float(optimizer._learning_rate(5)) == pytest.approx(0.05)
     assert float(optimizer._learning_rate(10)) == pytest.approx(0.0, abs=1e-9)
@@ -186,7 +185,7 @@ RESTARTS = {"schedule": "cosine_restarts", "learning_rate": 0.05, "minimum_learn
     ids=["cosine", "cosine_restarts", "equal restarts", "steps", "step within an epoch"],
 )
 def test_schedules(settings, rates):
-    made = optimizers.search(config.Config(search=Search(**settings)).check(), 4)
+    made = schedules.search(config.Config(search=Search(**settings)).check(), 4)
     again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(made))
     for rate in (made, again):
         got = {step: float(rate(step)) for step in rates}
@@ -195,7 +194,7 @@ def test_schedules(settings, rates):
 
 def test_the_restarts_fill_630_epochs():
     """10 (1 + 2 + ... + 32) = 630: the paper's E and EI end at the bottom of the sixth cosine."""
-    rate = optimizers.search(config.Config(search=Search(epochs=630, **RESTARTS)), 100)
+    rate = schedules.search(config.Config(search=Search(epochs=630, **RESTARTS)), 100)
     assert float(rate(62_999)) == pytest.approx(1e-4, rel=1e-3)
     assert float(rate(31_000)) == pytest.approx(0.05, rel=1e-4)
     assert float(rate(47_000)) == pytest.approx(0.02505, rel=1e-4)
@@ -318,7 +317,7 @@ def test_a_training_of_few_steps_ends_with_statistics_taken_anew(tmp_path, capsy
     splits, work = pipeline.load(settings.data, tmp_path), Workdir(tmp_path / "run")
     networks.set_seed(0)
     model = networks.network(settings, splits)
-    networks.fit_plain(settings, splits, work, model, 2, optimizers.Cosine(1e-9, 2).schedule, "baseline")
+    networks.fit_plain(settings, splits, work, model, 2, schedules.Cosine(1e-9, 2).schedule, "baseline")
     images = networks.calibration_images(settings, splits, 60)
     expected = np.asarray(model.get_layer("stem_conv")(images)).mean((0, 1, 2))
     found = np.asarray(model.get_layer("stem_bn").moving_mean)

@@ -1,99 +1,14 @@
-"""What steps the weights, what steps the gates beside them, and the learning rates of a config."""
+"""GatedOptimizer: any Keras optimizer for the weights, and beside it one for the gates' logits."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfnas import config as config_lib
 from tfnas.common.errors import UserError
-
-Schedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
-
-
-@keras.saving.register_keras_serializable("tfnas")
-class Later(Schedule):
-    """`schedule`, entered after `first` of its steps."""
-
-    def __init__(self, schedule: Schedule, first: int):
-        super().__init__()
-        self.schedule, self.first = schedule, first
-
-    def __call__(self, step: Any) -> Any:
-        """The learning rate of step number `step` from here."""
-        return self.schedule(step + self.first)
-
-    def get_config(self) -> dict[str, Any]:
-        """Arguments from which `from_config` makes the same schedule."""
-        return {"schedule": keras.optimizers.schedules.serialize(self.schedule), "first": self.first}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Later:
-        """Inverse of `get_config`."""
-        return cls(keras.optimizers.schedules.deserialize(config["schedule"]), config["first"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Cosine:
-    """Half a cosine from `learning_rate` to zero over `epochs`, entered after `first` of them."""
-
-    learning_rate: float
-    epochs: int
-    first: int = 0
-
-    def schedule(self, steps_per_epoch: int) -> Schedule:
-        """The learning rate by step."""
-        return _entered(cosine(self.learning_rate, max(1, steps_per_epoch * self.epochs)), self.first * steps_per_epoch)
-
-
-def cosine(learning_rate: float, steps: int) -> Schedule:
-    """From `learning_rate` to zero as half a cosine over `steps`."""
-    return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-
-
-def whole(config: config_lib.Config) -> Cosine:
-    """Search's and retraining's epochs under one cosine, as the schedule 'one_cosine' has it."""
-    return Cosine(config.search.learning_rate, config.search.cosine_epochs)
-
-
-def retraining(config: config_lib.Config) -> Cosine:
-    """What retraining trains by, for its epochs."""
-    if config.search.schedule == "one_cosine":
-        return dataclasses.replace(whole(config), first=config.search.epochs)
-    return Cosine(config.retrain.learning_rate, config.retrain.epochs)
-
-
-def search(config: config_lib.Config, steps_per_epoch: int, first_epoch: int = 0) -> Schedule:
-    """Search's learning rate by step, entered after `first_epoch` of its epochs."""
-    settings = config.search
-    start = settings.learning_rate
-    if settings.schedule == "one_cosine":
-        return dataclasses.replace(whole(config), first=first_epoch).schedule(steps_per_epoch)
-    if settings.schedule == "cosine":
-        return Cosine(start, settings.epochs, first_epoch).schedule(steps_per_epoch)
-    if settings.schedule == "cosine_restarts":
-        made = keras.optimizers.schedules.CosineDecayRestarts(
-            start,
-            settings.restart_epochs * steps_per_epoch,
-            t_mul=settings.restart_multiplier,
-            alpha=settings.minimum_learning_rate / start,
-        )
-    else:
-        # Keras's last step at a rate is the boundary itself; steps count from 0.
-        boundaries = [round(epoch * steps_per_epoch) - 1 for epoch in settings.boundaries]
-        made = keras.optimizers.schedules.PiecewiseConstantDecay(
-            boundaries, [start / 10**i for i in range(len(boundaries) + 1)]
-        )
-    return _entered(made, first_epoch * steps_per_epoch)
-
-
-def _entered(schedule: Schedule, first: int) -> Schedule:
-    return Later(schedule, first) if first else schedule
-
 
 LOGIT = "drop_logit"  # what a gate's variable is called
 _GATE_STEP = 0.05
@@ -309,24 +224,3 @@ def gated(optimizer: Any, **rates: Any) -> Any:
         optimizer.inner_optimizer = gated(optimizer.inner_optimizer, **rates)
         return optimizer
     return optimizer if isinstance(optimizer, GatedOptimizer) else GatedOptimizer(optimizer, **rates)
-
-
-def sgd(config: config_lib.Search, rate: Schedule, weight_decay: float) -> keras.optimizers.SGD:
-    """SGD with search's momentum.
-
-    Args:
-        config: search's settings.
-        rate: learning rate by step.
-        weight_decay: decoupled, of kernels only: kernel -= rate x weight_decay x kernel.
-    """
-    kwargs: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
-    optimizer = keras.optimizers.SGD(rate, weight_decay=weight_decay or None, **kwargs)
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    return optimizer
-
-
-def gate_rates(config: config_lib.Search) -> dict[str, float]:
-    """What `GatedOptimizer` steps the gates by, with this search's recipe."""
-    if config.recipe == "target":
-        return {"gate_step": config.gate_step}
-    return {"gate_learning_rate": config.gate_learning_rate}

@@ -14,12 +14,11 @@ from tfnas.common.errors import unwrap_user_errors
 from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.exporting import conversion
-from tfnas.gating import optimizers
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
 from tfnas.ranking.engine import Engine
 from tfnas.runs import workdir
-from tfnas.training import distribution, loop, networks, preflight
+from tfnas.training import distribution, loop, networks, preflight, schedules
 
 _CANDIDATES = 4  # that are timed, after one that is not
 _KEPT = 0.95  # share of the gated weights that they keep
@@ -63,9 +62,9 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
         _say("", f"up to date there, will not run again, and not counted in all: {', '.join(done)}")
 
     steps = splits.sizes["train"] // search.batch_size
-    networks.compile_gated(config, supernet, optimizers.search(config, max(1, steps)))
+    networks.compile_gated(config, supernet, schedules.search(config, max(1, steps)))
     gated = _measured("search", config, splits, supernet, search.batch_size)
-    networks.compile_plain(config, plain, optimizers.search(config, max(1, steps)), retrain.weight_decay)
+    networks.compile_plain(config, plain, schedules.search(config, max(1, steps)), retrain.weight_decay)
     gateless = _measured("retrain", config, splits, plain, retrain.batch_size)
     ranked = _measured_ranking(config, splits, supernet)  # last, so that its memory is not counted as training's
     times = preflight.times(config, splits.sizes, gated, gateless, ranked, _devices(config))

@@ -20,7 +20,7 @@ from tfnas.config import Config
 from tfnas.cutting import latencies
 from tfnas.cutting.subnets import adapt, describe, subnet
 from tfnas.data import pipeline, sources
-from tfnas.gating import optimizers, saving
+from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Graph, deep
 from tfnas.graph.costs import cost
@@ -29,7 +29,7 @@ from tfnas.runs import stage_table, workdir
 from tfnas.runs.measured import Results, Row, Size
 from tfnas.runs.sampled import RANDOM, Kind, Paired, Ranked
 from tfnas.search_space.architecture import Architecture
-from tfnas.training import distribution, networks, trained_baselines
+from tfnas.training import distribution, networks, schedules, trained_baselines
 from tfnas.training.trained_baselines import Arm, Means
 
 _TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
@@ -65,7 +65,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     price = cost(supernet.graph, architecture, layout)
     before = Arm(f"{Kind.FOUND}, before retraining", Kind.FOUND, cut(architecture, layout), price)
     _check_exact(supernet, architecture, before.model, splits, config)
-    found, rates = [before], optimizers.retraining(config).schedule
+    found, rates = [before], schedules.retraining(config).schedule
     if settings.epochs:
         after = Arm(f"{Kind.FOUND}, retrained", Kind.FOUND, cut(architecture, layout), price)
         networks.fit_plain(config, splits, work, after.model, settings.epochs, rates, "retrain")

@@ -23,7 +23,7 @@ from tfnas.gating.supernet import Supernet
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir
-from tfnas.training import distribution, loop, preflight
+from tfnas.training import distribution, loop, preflight, schedules
 
 _STALE = 0.01  # moving statistics that are this much, or more, what they began with are taken anew
 
@@ -200,17 +200,17 @@ def fit_gated(
         UserError: as `loop.train`, or if the training images cannot be made into such batches.
     """
     settings = config.search
-    rate = optimizers.search(config, splits.sizes["train"] // settings.batch_size, settings.warmup_epochs)
+    rate = schedules.search(config, splits.sizes["train"] // settings.batch_size, settings.warmup_epochs)
     compile_gated(config, supernet, rate)
     epochs, batch_size = settings.gated_epochs, settings.batch_size
     return _fit(config, splits, work, supernet, epochs, batch_size, config.seed, folder, key, title, options)
 
 
-def compile_gated(config: config_lib.Config, supernet: Supernet, rate: optimizers.Schedule) -> None:
+def compile_gated(config: config_lib.Config, supernet: Supernet, rate: schedules.Schedule) -> None:
     """Compiles a supernet for search, its learning rate by the schedule `rate`."""
     settings = config.search
-    weights = optimizers.sgd(settings, rate, settings.weight_decay)
-    optimizer = _scaled(config, optimizers.gated(weights, **optimizers.gate_rates(settings)))
+    weights = schedules.sgd(settings, rate, settings.weight_decay)
+    optimizer = _scaled(config, optimizers.gated(weights, **schedules.gate_rates(settings)))
     supernet.compile(optimizer, loss=classification_loss(), metrics=["accuracy"], auto_scale_loss=False)
 
 
@@ -229,7 +229,7 @@ def warmed_up(config: config_lib.Config, splits: pipeline.Splits, work: Workdir)
     model = network(config, splits)
     settings = config.search
     if settings.warmup_epochs:
-        rate = optimizers.search(config, splits.sizes["train"] // settings.batch_size)
+        rate = schedules.search(config, splits.sizes["train"] // settings.batch_size)
         compile_plain(config, model, rate, settings.weight_decay)
         # Not the order again in which the gated epochs see the images: the seed is shifted.
         seed, key = config.seed + 3, work.key("search", config)
@@ -246,7 +246,7 @@ def fit_as_search(
     The weight decay is retrain's: the published search has none, but its regulariser instead, which needs gates.
     """
     settings = config.search
-    rates = functools.partial(optimizers.search, config)
+    rates = functools.partial(schedules.search, config)
     fit_plain(config, splits, work, model, settings.epochs, rates, title, settings.batch_size)
 
 
@@ -256,7 +256,7 @@ def fit_plain(
     work: Workdir,
     model: keras.Model,
     epochs: int,
-    rates: Callable[[int], optimizers.Schedule],
+    rates: Callable[[int], schedules.Schedule],
     title: str,
     batch_size: int = 0,
 ) -> None:
@@ -292,11 +292,9 @@ def fit_plain(
         settle(model, calibration_images(config, splits, number))
 
 
-def compile_plain(
-    config: config_lib.Config, model: keras.Model, rate: optimizers.Schedule, weight_decay: float
-) -> None:
+def compile_plain(config: config_lib.Config, model: keras.Model, rate: schedules.Schedule, weight_decay: float) -> None:
     """Compiles a network without gates, its learning rate by the schedule `rate`."""
-    optimizer = _scaled(config, optimizers.sgd(config.search, rate, weight_decay))
+    optimizer = _scaled(config, schedules.sgd(config.search, rate, weight_decay))
     model.compile(optimizer, loss=classification_loss(), metrics=["accuracy"], auto_scale_loss=False)
 
 

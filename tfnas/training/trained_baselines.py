@@ -20,7 +20,6 @@ import numpy as np
 from tfnas.config import Config
 from tfnas.cutting.subnets import subnet
 from tfnas.data import pipeline
-from tfnas.gating import optimizers
 from tfnas.gating.gates import Gated
 from tfnas.gating.recalibration import Recalibration
 from tfnas.gating.supernet import Supernet
@@ -31,7 +30,7 @@ from tfnas.runs.sampled import Kind
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
-from tfnas.training import networks
+from tfnas.training import networks, schedules
 
 _CERTAIN = 500.0  # a logit at which the relaxed gate is exactly 0 or 1 in float32, whatever noise is drawn
 
@@ -285,7 +284,7 @@ def _cut(
     if settings.epochs:
         tuned = Arm(f"{kind}, fine-tuned", kind, subnet(supernet, architecture), price, fine_tuned=True)
         networks.fit_plain(
-            config, splits, work, tuned.model, settings.epochs, optimizers.retraining(config).schedule, tuned.name
+            config, splits, work, tuned.model, settings.epochs, schedules.retraining(config).schedule, tuned.name
         )
         arms.append(tuned)
     return arms

@@ -24,7 +24,7 @@ from tfnas.cutting.subnets import adapt, subnet
 from tfnas.gating.recalibration import Recalibration
 from tfnas.graph.costs import cost
 from tfnas.graph.folding import Folding, weights_of
-from tfnas.layers.kinds import CUT_KINDS
+from tfnas.layers import BatchNormalization, Convolution, Input, Pointwise, Separable, Spatial, Whole
 from tfnas.ranking.engine import Engine
 
 NUM_MODELS = int(os.environ.get("TFNAS_RANDOM_MODELS", "4"))
@@ -39,7 +39,7 @@ def values(supernet, images):
     given = dict(zip(supernet.graph.inputs, images, strict=True))
     for i, node in enumerate(supernet.graph.nodes):
         tensors = [found[j] for j in node.inputs]
-        found.append(tf.convert_to_tensor(given[i]) if node.kind == "input" else node.call(node.layer, tensors))
+        found.append(tf.convert_to_tensor(given[i]) if isinstance(node, Input) else node.call(node.layer, tensors))
     return [np.asarray(value, np.float64) for value in found]
 
 
@@ -81,9 +81,10 @@ def check_cut(supernet, architecture, layout, images, expected):
     flow = graph.flow(architecture, layout)
     layers = {layer.name: layer for layer in cut.layers}
     for i, node in enumerate(graph.nodes):
-        if node.kind in (*CUT_KINDS, "norm", "pointwise", "spatial", "opaque") and isinstance(node.inner, keras.Layer):
+        always_there = node.kernel_is_cut or isinstance(node, BatchNormalization | Pointwise | Spatial | Whole)
+        if always_there and isinstance(node.inner, keras.Layer):
             assert flow.works(i) == (node.name in layers), node.name
-        if node.kind == "kernel" and flow.works(i) and layout == "gather":
+        if isinstance(node, Convolution) and not isinstance(node, Separable) and flow.works(i) and layout == "gather":
             given = layers[node.name].input.shape[-1]
             assert given - int(flow.reads(i).sum()) in ((0, 1) if node.pads else (0,)), node.name
     return cut

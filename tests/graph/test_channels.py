@@ -46,7 +46,7 @@ def test_explicit_and_live_by_hand():
     assert named(graph, flow.live, "a").tolist() == [True, False, True]
     assert not named(graph, flow.live, "b").any()
     assert not named(graph, flow.zero, "b").any()  # its bias stays
-    inputs, reads_ones = flow.kernel_inputs(graph.nodes[graph.index["out"]])
+    inputs, reads_ones = graph.nodes[graph.index["out"]].taken(flow.at(graph.index["out"]))
     assert inputs.tolist() == [True, False, True] and not reads_ones
 
 

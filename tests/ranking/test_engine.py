@@ -7,7 +7,7 @@ from conftest import random_weights
 import tfnas
 from tfnas import supernets
 from tfnas.common.errors import UserError
-from tfnas.ranking import compiled_network
+from tfnas.layers import convolution
 from tfnas.ranking.engine import Engine
 from tfnas.search_space.architecture import Architecture
 
@@ -166,8 +166,8 @@ def test_nothing_is_traced_after_the_engine_is_made(rng, monkeypatch):
     supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
     engine = Engine(supernet, examples(rng, 40, (8, 8, 1), 3)[2], batch_size=16)
     traced = []
-    applied = compiled_network._Kernel._applied
-    monkeypatch.setattr(compiled_network._Kernel, "_applied", lambda *args: (traced.append(args[0]), applied(*args))[1])
+    applied = convolution._Computation._applied
+    monkeypatch.setattr(convolution._Computation, "_applied", lambda *args: (traced.append(args[0]), applied(*args))[1])
     list(engine.evaluate([*supernet.posterior().sample(5, seed=0), *with_dropped_operations(supernet, rng, 5)]))
     assert traced == []
     Engine(supernet, examples(rng, 40, (8, 8, 1), 3)[2])

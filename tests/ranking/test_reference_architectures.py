@@ -6,7 +6,6 @@ import pytest
 
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
-from tfnas.layers.kinds import CUT_KINDS
 from tfnas.ranking.reference_architectures import (
     choice_blocks,
     counted,
@@ -135,7 +134,7 @@ def test_even_drop_keeps_the_same_weights_in_expectation():
 def blocks_of(model):
     """Under the gates that `gate` puts by default."""
     graph = Graph(model)
-    kernels = {i for i, node in enumerate(graph.nodes) if node.kind in CUT_KINDS}
+    kernels = {i for i, node in enumerate(graph.nodes) if node.kernel_is_cut}
     return choice_blocks(
         graph, {graph.nodes[i].name for i in kernels if graph.sees_kernel[i] and graph.feeds_kernel[i]}
     )

@@ -2,14 +2,15 @@
 
 Exact: the subnet's output is the supernet's under the mask. What a dropped operation still contributes is a constant
 per channel (batch normalisation of zeros), which is folded: into the next normalisation, a sum's offset, a kernel's
-bias, or, where a kernel pads with zeros and so sees a border, one input channel of ones.
+bias, or, where a kernel pads with zeros and so sees a border, one input channel of ones. How each layer is cut its
+family says (`tfnas.layers`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import keras
@@ -22,9 +23,9 @@ from tfnas.common.schema import list_of, mapping_of, number, read, text_of, whol
 from tfnas.config import BUILDERS
 from tfnas.gating.placement import copy_weights
 from tfnas.gating.supernet import Supernet
-from tfnas.graph.channels import Flow, Graph, Node
+from tfnas.graph.channels import Flow, Graph
 from tfnas.graph.folding import Folding, weights_of
-from tfnas.layers.kinds import TRANSPOSED
+from tfnas.layers.records import Builder, Value
 from tfnas.search_space.architecture import Architecture
 
 _SIZE = whole(1, 100_000)  # of an argument: channels, blocks, pixels, classes
@@ -50,25 +51,6 @@ class _Described:
 
     layout: Annotated[str, text_of("gather", "mask")]
     supernet: _Origin
-
-
-@dataclasses.dataclass(frozen=True)
-class _Value:
-    """A tensor of the supernet as the subnet holds it.
-
-    Attributes:
-        tensor: KerasTensor with the channels `channels` in that order; None if there are none.
-        channels: indices into the supernet's channels, ascending.
-        constants: value of every channel that is constant, shape (C,); elsewhere 0.
-        spatial: the axes between batch and channels.
-        dtype: of the supernet's tensor.
-    """
-
-    tensor: Any
-    channels: np.ndarray
-    constants: np.ndarray
-    spatial: tuple[int | None, ...]
-    dtype: str
 
 
 def subnet(
@@ -196,15 +178,11 @@ def builder(name: str, key: str) -> Callable[..., keras.Model]:
     return getattr(supernets, name) if name in BUILDERS else user_functions.resolve(key, name)
 
 
-# Kinds cut by one rule: channel by channel.
-_RULES = dict.fromkeys(("norm", "scale", "pointwise", "spatial", "padding", "reshape"), "channelwise")
-
-
 # Keras follows a graph by one call a layer, and Python's limit is 1,000 calls; the rest is for who loads the model.
 _DEEPEST = 800
 
 
-class _Cutter:
+class _Cutter(Builder):
     """Builds the subnet node by node, in parts where it would be too deep for Keras otherwise.
 
     Attributes:
@@ -218,9 +196,8 @@ class _Cutter:
         self.graph = graph
         self.flow = flow
         self.folding = Folding(flow, weights_of(graph))
-        self.weights: list[tuple[Any, list[np.ndarray]]] = []  # set once the model, and so every layer, is built
-        self.values: list[_Value] = []
-        self.num_operations = 0
+        super().__init__(graph.index, self.folding.dtype)
+        self.values: list[Value] = []
         self.first = 0
         self.given: dict[int, Any] = {}
         self.outer: dict[int, Any] = {}
@@ -235,24 +212,27 @@ class _Cutter:
                     "network to cut out; choose another candidate"
                 )
         for i, node in enumerate(self.graph.nodes):
-            held, exists = self.flow.held(i), node.kind == "input" or self.flow.works(i)
-            sources = [self._value(j) for j in node.inputs]
-            tensor = getattr(self, f"_{_RULES.get(node.kind, node.kind)}")(i, node, *sources) if exists else None
-            self.values.append(_Value(tensor, held, self.folding.constants[i], node.spatial, node.called.dtype))
+            x = self.folding.at(i)
+            tensor = None
+            if not node.inputs or self.flow.works(i):
+                tensor = node.cut(x, [self._value(j) for j in node.inputs], self)
+            if not node.inputs and self.num_parts:
+                self.outer[i] = tensor
+            self.values.append(Value(tensor, node.held(x), self.folding.constants[i], node.spatial, node.called.dtype))
             if tensor is not None and self._depth(tensor) > _DEEPEST:
                 self._close()
         if self.num_parts:
             self._close()
         ends = {i: self._value(i).tensor for i in self.graph.inputs}
         ends |= {
-            i: self._gather(self._value(i), np.arange(self.graph.nodes[i].num_channels)) for i in self.graph.outputs
+            i: self.gather(self._value(i), np.arange(self.graph.nodes[i].num_channels)) for i in self.graph.outputs
         }
         model = self.graph.model_of(ends, name)
         for layer, weights in self.weights:
             copy_weights(layer, weights)
         return model
 
-    def _value(self, j: int) -> _Value:
+    def _value(self, j: int) -> Value:
         """What node `j` gave, in the part that is being built."""
         value = self.values[j]
         if not self.num_parts or value.tensor is None or (j >= self.first and j not in self.outer):
@@ -271,7 +251,7 @@ class _Cutter:
         if not self.num_parts:
             for j in (j for j in self.graph.inputs if j < end):
                 self.given[j] = self.values[j].tensor
-                self.outer[j] = self._input(j, self.graph.nodes[j])
+                self.outer[j] = self.graph.nodes[j].cut(self.folding.at(j), [], self)
         later = {*self.graph.outputs, *(j for node in self.graph.nodes[end:] for j in node.inputs)}
         made = [j for j in range(self.first, end) if j in later and j not in self.outer]
         made = [j for j in made if self.values[j].tensor is not None]
@@ -292,174 +272,6 @@ class _Cutter:
             self._depths[id(call)] = 1 + max((self._depth(source) for source in call.input_tensors), default=-1)
         return self._depths[id(call)]
 
-    def _layer(self, node: Node, tensors: Sequence[Any], weights: Sequence[np.ndarray], **changes: Any) -> Any:
-        """The output of a copy of a node's layer, with other settings and weights, on these tensors."""
-        if not isinstance(node.inner, keras.Layer):
-            return node.call(node.inner, tensors)
-        layer = node.inner.__class__.from_config({**node.inner.get_config(), "name": node.name, **changes})
-        output = node.call(layer, tensors)
-        if weights:
-            self.weights.append((layer, list(weights)))
-        return output
-
-    def _operation(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        """One of `keras.ops` on tensors, named so that it cannot be taken for a layer of the model's."""
-        output = function(*arguments, **keywords)
-        self.num_operations += 1
-        while f"cut_{self.num_operations}" in self.graph.index:  # a subnet that is cut again
-            self.num_operations += 1
-        output._keras_history.operation.name = f"cut_{self.num_operations}"
-        return output
-
-    def _live(self, i: int) -> np.ndarray:
-        return np.flatnonzero(self.flow.live[i])
-
-    def _input(self, i: int, node: Node) -> Any:
-        tensor = keras.Input(batch_shape=node.layer.batch_shape, dtype=node.layer.dtype, name=node.name)
-        if self.num_parts:
-            self.outer[i] = tensor
-        return tensor
-
-    def _kernel(self, i: int, node: Node, source: _Value) -> Any:
-        kernel = self.folding.kernel(i)
-        inputs, constants = self.flow.kernel_inputs(node)
-        tensors, kernels = [], []
-        if inputs.any():
-            tensors.append(self._gather(source, np.flatnonzero(inputs)))
-            kernels.append(kernel.weights)
-        if kernel.border is not None:
-            tensors.append(self._ones(source.spatial, source.dtype))
-            kernels.append(kernel.border)
-        tensor = self._operation(keras.ops.concatenate, tensors, axis=-1) if len(tensors) > 1 else tensors[0]
-        joined = np.concatenate(kernels, axis=-2)
-        weights = [np.swapaxes(joined, -1, -2) if isinstance(node.inner, TRANSPOSED) else joined]
-        use_bias = node.inner.use_bias or (constants and not node.pads)
-        if use_bias:
-            weights.append(kernel.bias)
-        units = "units" if isinstance(node.inner, keras.layers.Dense) else "filters"
-        return self._layer(node, [tensor], weights, **{units: int(kernel.bias.size)}, use_bias=use_bias)
-
-    def _separable(self, i: int, node: Node, source: _Value) -> Any:
-        channels = self._live(i)
-        inputs, _ = self.flow.kernel_inputs(node)
-        rows = np.repeat(inputs, node.multiplier)
-        values = self.folding.weights[node.name]
-        depthwise = np.where(self.flow.kept(node)[:, None], values["depthwise_kernel"], 0.0)
-        weights = [depthwise[..., inputs, :], values["pointwise_kernel"][..., rows, :][..., channels]]
-        if node.inner.use_bias:
-            weights.append(values["bias"][channels])
-        tensor = self._gather(source, np.flatnonzero(inputs))
-        return self._layer(node, [tensor], weights, filters=int(channels.size))
-
-    def _depthwise(self, i: int, node: Node, source: _Value) -> Any:
-        values = self.folding.weights[node.name]
-        inputs = np.flatnonzero(self.flow.depthwise_inputs(node))
-        channels = self.flow.held(i)
-        if hasattr(node.inner, "depth_multiplier"):
-            weights, changes = [values["kernel"][..., inputs, :]], {}
-        else:
-            weights = [values["kernel"][..., channels]]
-            changes = {"groups": int(inputs.size), "filters": int(channels.size)}
-        if node.inner.use_bias:
-            weights.append(values["bias"][channels])
-        return self._layer(node, [self._gather(source, inputs)], weights, **changes)
-
-    def _channelwise(self, i: int, node: Node, source: _Value) -> Any:
-        channels = self._live(i)
-        changes: dict[str, Any] = {}
-        if node.kind == "norm":
-            changes = {"axis": -1}
-        elif node.kind == "scale":
-            changes = {"projection_dim": int(channels.size)}
-        elif node.kind == "reshape":
-            changes = {"target_shape": (*node.inner.target_shape[:-1], int(channels.size))}
-        weights = [w[channels] for w in node.inner.get_weights()] if getattr(node.inner, "weights", None) else []
-        return self._layer(node, [self._gather(source, channels)], weights, **changes)
-
-    def _flatten(self, i: int, node: Node, source: _Value) -> Any:
-        read = self.flow.live[i].reshape(-1, source.constants.size).any(0)
-        return self._layer(node, [self._gather(source, np.flatnonzero(read))], [])
-
-    def _merge(self, i: int, node: Node, *sources: _Value) -> Any:
-        channels = self._live(i)
-
-        def part(source: _Value) -> Any:
-            return self._gather(source, channels if source.constants.size == node.num_channels else np.arange(1))
-
-        if node.merge != "add":
-            return self._layer(node, [part(s) for s in sources], [])
-        # What is constant in an addend is in `offset`, and 0 in the tensor; an addend that is all constant is gone.
-        offset = np.sum([np.broadcast_to(s.constants, node.num_channels)[channels] for s in sources], axis=0)
-        tensors = [
-            part(dataclasses.replace(s, constants=np.zeros_like(s.constants)))
-            for s in sources
-            if np.isin(channels if s.constants.size == node.num_channels else [0], s.channels).any()
-        ]
-        output = self._layer(node, tensors, []) if len(tensors) > 1 else tensors[0]
-        if offset.any():
-            output = self._operation(keras.ops.add, output, offset.astype(self.folding.dtype))
-        return self._spread(self._as(node.called.dtype, output), (*node.spatial, int(channels.size)))
-
-    def _concat(self, i: int, node: Node, *sources: _Value) -> Any:
-        starts = np.cumsum([0] + [s.constants.size for s in sources])
-        channels = self._live(i)
-        tensors = []
-        for start, source in zip(starts, sources, strict=False):
-            wanted = channels[(channels >= start) & (channels < start + source.constants.size)] - start
-            if wanted.size:
-                tensors.append(self._gather(source, wanted))
-        return self._layer(node, tensors, []) if len(tensors) > 1 else tensors[0]
-
-    def _opaque(self, i: int, node: Node, *sources: _Value) -> Any:
-        tensors = [self._gather(s, np.arange(s.constants.size)) for s in sources]
-        return self._layer(node, tensors, getattr(node.inner, "weights", None) and node.inner.get_weights() or [])
-
-    def _gather(self, value: _Value, wanted: np.ndarray) -> Any:
-        """A tensor with the channels `wanted`, in order; those that `value` holds as constants are written out."""
-        if np.array_equal(wanted, value.channels):
-            return value.tensor
-        explicit = np.isin(wanted, value.channels)
-        constants = value.constants[wanted]
-        if not explicit.any():
-            ones = self._ones(value.spatial, value.dtype)
-            return self._as(value.dtype, self._operation(keras.ops.multiply, ones, constants))
-        position = np.searchsorted(value.channels, wanted).astype("int32")
-        if explicit.all():
-            return self._operation(keras.ops.take, value.tensor, position, axis=-1)
-        # Channels that are not there are taken from one of zeros behind the others.
-        zero = self._operation(keras.ops.zeros_like, self._operation(lambda x: x[..., :1], value.tensor))
-        tensor = self._operation(keras.ops.concatenate, [value.tensor, zero], axis=-1)
-        position = np.where(explicit, position, value.channels.size).astype("int32")
-        tensor = self._operation(keras.ops.take, tensor, position, axis=-1)
-        constants = np.where(explicit, 0.0, constants).astype(self.folding.dtype)
-        return self._as(value.dtype, self._operation(keras.ops.add, tensor, constants))
-
-    def _spread(self, tensor: Any, sizes: tuple[int | None, ...]) -> Any:
-        """A sum, repeated along the axes of which only addends that are gone had more than one element."""
-        repeats = tuple(size if have == 1 else 1 for have, size in zip(tensor.shape[1:], sizes, strict=True))
-        if None in repeats:
-            raise _unknown_size()
-        return self._operation(keras.ops.tile, tensor, (1, *repeats)) if set(repeats) != {1} else tensor
-
-    def _as(self, dtype: str, tensor: Any) -> Any:
-        """`tensor`, which constants of more bits may have made one of more bits, as one of `dtype` again."""
-        return tensor if tensor.dtype == dtype else self._operation(keras.ops.cast, tensor, dtype)
-
-    def _ones(self, spatial: tuple[int | None, ...], dtype: str) -> Any:
-        """Ones of shape (batch, *spatial, 1), for the batch at hand."""
-        if None in spatial:
-            raise _unknown_size()
-        # Of several inputs the one that comes first in the graph: the others may not be there yet.
-        image = self._value(min(self.graph.inputs)).tensor
-        corner = (slice(None), *[slice(0, 1)] * (len(image.shape) - 1))
-        one = self._operation(lambda x: x[corner], image)
-        one = self._operation(keras.ops.ones_like, self._operation(keras.ops.cast, one, dtype))
-        one = self._operation(keras.ops.reshape, one, (-1, *[1] * (len(spatial) + 1)))
-        return self._operation(keras.ops.tile, one, (1, *spatial, 1))
-
-
-def _unknown_size() -> UserError:
-    return UserError(
-        "subnet: a dropped operation leaves a constant where the spatial size is not known: give the model's input a "
-        "fixed size"
-    )
+    def image(self) -> Any:
+        """The first input in the graph's order; others may not be there yet."""
+        return self._value(min(self.graph.inputs)).tensor

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfnas.layers.kinds import SEPARABLE, TRANSPOSED, channel_kernels
+from tfnas.layers import family_of
 
 _hard: contextvars.ContextVar[bool] = contextvars.ContextVar("hard", default=False)
 
@@ -122,14 +122,14 @@ class Gated(keras.layers.Wrapper):
         channel on, for which each is 1.
         """
         terms = []
-        for kernel, shape in channel_kernels(self.layer):
+        for kernel, shape in self._kernels():
             weights = tf.reshape(tf.cast(tf.convert_to_tensor(kernel), tf.float32), shape)
             terms.append(tf.reduce_sum(tf.square(weights), axis=(0, 2)))
         return tf.add_n(terms) if terms else tf.ones(sum(self.group_sizes))
 
     def parameters_per_channel(self) -> int:
         """Number of kernel weights that read one input channel; 0 without a kernel."""
-        return sum(shape[0] * shape[2] for _, shape in channel_kernels(self.layer))
+        return sum(shape[0] * shape[2] for _, shape in self._kernels())
 
     def unit_gain_norm(self) -> float:
         """E||m_k||^2 of one input channel at variance 1 / fan-in, from shapes alone; 0 without a kernel.
@@ -137,13 +137,11 @@ class Gated(keras.layers.Wrapper):
         A kernel of shape (before, K, after) has the fan-in before x K, which leaves after / K. For a depthwise kernel
         that is the fan-in of all channels together, as Keras's initialisers define it.
         """
-        # Not valid where `channel_kernels` has outputs before the inputs, or intermediate channels behind them.
-        channels = sum(self.group_sizes)
-        if isinstance(self.layer, TRANSPOSED):
-            return self.layer.filters / channels
-        if isinstance(self.layer, SEPARABLE):
-            return (self.layer.depth_multiplier + self.layer.filters) / channels
-        return sum(after / channels for _, (_, _, after) in channel_kernels(self.layer))
+        return family_of(self.layer).fan_out(self.layer) / sum(self.group_sizes)
+
+    def _kernels(self) -> list[tuple[Any, tuple[int, ...]]]:
+        """The layer's kernels, each with the shape (before, K, after)."""
+        return family_of(self.layer).channel_kernels(self.layer)
 
     def channel_logits(self) -> tf.Tensor:
         """Logit of the drop probability of every input channel, float32, shape (K,)."""

@@ -15,8 +15,8 @@ from tfnas.config import FIRST_GATES
 from tfnas.gating.gates import Gated
 from tfnas.gating.supernet import Supernet, Target
 from tfnas.graph import reach
-from tfnas.graph.channels import Graph, Node, is_gateable
-from tfnas.layers.kinds import CHOICES, CUT_KINDS
+from tfnas.graph.channels import Graph
+from tfnas.layers.base import Node
 
 
 def gate(
@@ -177,8 +177,8 @@ def _chosen(
     for i, node in enumerate(graph.nodes):
         if matches(node, exclude):
             continue
-        grouped = node.kind == "opaque" and getattr(node.inner, "groups", 1) > 1 and hasattr(node.inner, "kernel_size")
-        if (matches(node, include) if include else grouped) and not is_gateable(node):
+        grouped = node.has_kernel and not node.kernel_is_cut
+        if (matches(node, include) if include else grouped) and not node.gateable:
             what = f"a grouped convolution ({node.inner.groups} groups)" if grouped else type(node.inner).__name__
             raise UserError(
                 f"gate: layer '{node.name}' is {what} and cannot be gated: leave it whole with exclude='{node.name}'"
@@ -186,10 +186,10 @@ def _chosen(
         if include:
             if matches(node, include):
                 chosen.add(node.name)
-        elif isinstance(node.inner, CHOICES):
+        elif node.gateable and not node.kernel_is_cut:
             if gate_pooling and graph.sees_kernel[i]:
                 chosen.add(node.name)
-        elif node.kind in CUT_KINDS:
+        elif node.gateable:
             wanted = gate_dense or not isinstance(node.inner, keras.layers.Dense)
             if wanted and graph.sees_kernel[i] and graph.feeds_kernel[i]:
                 chosen.add(node.name)

@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from tfnas.data import inputs
 from tfnas.gating.supernet import Supernet
-from tfnas.graph.channels import Graph, Node
-from tfnas.graph.folding import Weights
+from tfnas.graph.channels import Graph
+from tfnas.layers import BatchNormalization
+from tfnas.layers.records import Weights
 from tfnas.search_space.architecture import Architecture
 
 Statistics = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -66,14 +67,9 @@ def settle(model: keras.Model, images: Any) -> None:
             layer.momentum = momentum
 
 
-def is_frozen(node: Node) -> bool:
-    """Whether a normalisation keeps its statistics: not trainable, or called with training=False."""
-    return not node.inner.trainable or node.called.training is False
-
-
 def _norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     """Those that are not frozen."""
-    return [node.inner for node in Graph(model).nodes if node.kind == "norm" and not is_frozen(node)]
+    return [node.inner for node in Graph(model).nodes if isinstance(node, BatchNormalization) and not node.frozen]
 
 
 def _all_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -126,7 +122,7 @@ class Recalibration:
                 tensors = [tensors[0] * masks[node.name]]
             if number in self._inputs:
                 values.append(self._inputs[number])
-            elif node.kind == "norm" and not is_frozen(node):
+            elif isinstance(node, BatchNormalization) and not node.frozen:
                 (x,), layer = tensors, node.inner
                 mean, variance = tf.nn.moments(x, list(range(len(x.shape) - 1)))
                 found[node.name] = (mean, variance)
@@ -134,5 +130,5 @@ class Recalibration:
                 offset = tf.cast(tf.convert_to_tensor(layer.beta), tf.float32) if layer.center else None
                 values.append(tf.nn.batch_normalization(x, mean, variance, offset, scale, layer.epsilon))
             else:
-                values.append(tf.cast(node.call(node.inner, tensors, training=False), tf.float32))
+                values.append(node.infer(tensors))
         return found

@@ -179,7 +179,7 @@ class Supernet(keras.Model):
 
     def _multiply_adds(self, name: str) -> int | None:
         """Multiply-adds of one input channel of a gated layer; None if the image size is not fixed."""
-        positions = self.graph.positions(self.graph.nodes[self.graph.index[name]])
+        positions = self.graph.nodes[self.graph.index[name]].positions
         return None if positions is None else self.gated_layers[name].parameters_per_channel() * positions
 
     def compile(self, optimizer: Any = "sgd", loss: Any = None, *, auto_scale_loss: bool = True, **kwargs: Any) -> None:

@@ -8,8 +8,7 @@ value everywhere, for every input, and that value may be known to be *zero* with
 constants into what follows; it is a network only if its outputs depend on the input, and a layer is in it only if it
 *works*: if some of its output is live.
 
-What a layer does is of one kind (`kinds`); each kind has one rule here, and one in each of `costs`, `folding`,
-`subnets` and `program`.
+What a layer makes of its inputs' channels its family says (`tfnas.layers`); here is the walk over the graph.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,92 +24,12 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
+from tfnas.layers import Input, family_of_call, is_gate
+from tfnas.layers.base import Node
 from tfnas.layers.calls import Call
-from tfnas.layers.kinds import (
-    CHOICES,
-    CONSTANT_OPERATIONS,
-    CUT_KINDS,
-    DEPTHWISE,
-    KERNELS,
-    MERGES,
-    SEPARABLE,
-    TRANSPOSED,
-    is_gate,
-    is_pointwise,
-    kind_of,
-    zero_to_zero,
-)
+from tfnas.layers.records import Channels, State
 
 LAYOUTS = ("gather", "mask", "shared")
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """One call of a layer or operation in the graph.
-
-    Attributes:
-        name: unique in the graph; that of the layer, behind the names of the nested models it stands in.
-        kind: see the module's list.
-        layer: the Keras layer or operation; for a gated one, the wrapper.
-        inputs: indices of the nodes it reads, in order.
-        num_channels: size of the last axis of its output.
-        spatial: the axes between batch and channels; () for a vector.
-        zero_to_zero: whether zeros as input, without bias, give zeros (through activation or function).
-        called: how it was called; `call` calls it so again.
-        merge: for a merge, 'add', 'multiply', ...
-    """
-
-    name: str
-    kind: str
-    layer: Any
-    inputs: tuple[int, ...]
-    num_channels: int
-    spatial: tuple[int | None, ...]
-    zero_to_zero: bool
-    called: Call
-    merge: str = ""
-
-    @property
-    def inner(self) -> Any:
-        """The layer itself, without a gate round it."""
-        return self.layer.layer if is_gate(self.layer) else self.layer
-
-    @property
-    def gated(self) -> bool:
-        """Whether the layer is wrapped in a gate."""
-        return is_gate(self.layer)
-
-    @property
-    def mixes_outputs(self) -> bool:
-        """Whether its activation looks at all output channels at once, so that none may be missing (softmax)."""
-        return self.kind in CUT_KINDS and not is_pointwise(self.inner.activation)
-
-    @property
-    def pads(self) -> bool:
-        """Whether this convolution sees zeros beyond the border, so that a constant input gives no constant output."""
-        inner = self.inner
-        if isinstance(inner, TRANSPOSED):
-            return any(k > 1 for k in inner.kernel_size) or any(s > 1 for s in inner.strides)
-        padding = getattr(inner, "padding", "valid")
-        return padding != "valid" and any(k > 1 for k in getattr(inner, "kernel_size", ()))
-
-    @property
-    def multiplier(self) -> int:
-        """Of a depthwise or separable convolution: outputs of the depthwise step for each input channel."""
-        inner = self.inner
-        if isinstance(inner, (*DEPTHWISE, *SEPARABLE)):
-            return int(inner.depth_multiplier)
-        return int(inner.filters // inner.groups)
-
-    def call(self, layer: Any, tensors: Sequence[Any], training: bool | None = None) -> Any:
-        """Calls `layer`, a stand-in for this node's, on tensors that stand in for its inputs, as it was called.
-
-        Args:
-            layer: of this node, or made for it.
-            tensors: one for each input; fewer for a sum that has lost addends.
-            training: what the model is called with, which comes before what the layer was called with. None: nothing.
-        """
-        return self.called.again(layer, tensors, training)
 
 
 class Graph:
@@ -187,17 +105,16 @@ class Graph:
                 f"Received: {tuple(output.shape)}; give the model's input one"
             )
         called = Call(call, name, training)
-        kind = kind_of(operation, name, call, called)
-        return Node(
+        read = [self.nodes[i] for i in sources]
+        return family_of_call(operation, name, call, called)(
             name=name,
-            kind=kind,
             layer=operation,
             inputs=sources,
+            input_channels=tuple(node.num_channels for node in read),
+            input_spatial=tuple(node.spatial for node in read),
             num_channels=output.shape[-1],
             spatial=tuple(output.shape[1:-1]),
-            zero_to_zero=zero_to_zero(operation, kind, called),
             called=called,
-            merge=MERGES[type(operation).__name__] if kind == "merge" else "",
         )
 
     def rebuild(self, make: Callable[[Node], Any]) -> keras.Model:
@@ -208,9 +125,8 @@ class Graph:
         """
         tensors: list[Any] = []
         for node in self.nodes:
-            if node.kind == "input":
-                shape, dtype = node.layer.batch_shape, node.layer.dtype
-                tensors.append(keras.Input(batch_shape=shape, dtype=dtype, name=node.name))
+            if isinstance(node, Input):
+                tensors.append(node.tensor())
             else:
                 tensors.append(node.call(make(node), [tensors[i] for i in node.inputs]))
         return self.model_of(dict(enumerate(tensors)), self.model.name)
@@ -238,7 +154,7 @@ class Graph:
         """For each node, whether a kernel stands before it; the stem is what has none before it."""
         seen: list[bool] = []
         for node in self.nodes:
-            seen.append(any(seen[i] or _has_kernel(self.nodes[i]) for i in node.inputs))
+            seen.append(any(seen[i] or self.nodes[i].has_kernel for i in node.inputs))
         return seen
 
     @functools.cached_property
@@ -247,7 +163,7 @@ class Graph:
         feeds = [False] * len(self.nodes)
         for i in reversed(range(len(self.nodes))):
             for source in self.nodes[i].inputs:
-                feeds[source] |= feeds[i] or _has_kernel(self.nodes[i])
+                feeds[source] |= feeds[i] or self.nodes[i].has_kernel
         return feeds
 
     def group_sizes(self, name: str) -> tuple[int, ...]:
@@ -256,17 +172,7 @@ class Graph:
 
     def _sources(self, i: int) -> tuple[int, ...]:
         node = self.nodes[i]
-        if node.kind == "concat":
-            return tuple(size for source in node.inputs for size in self._sources(source))
-        if node.kind in ("norm", "scale", "pointwise", "spatial", "padding", "reshape"):
-            return self._sources(node.inputs[0])
-        return (node.num_channels,)
-
-    def positions(self, node: Node) -> int | None:
-        """How often a convolution's or dense layer's kernel is applied to one example; None without a fixed size."""
-        # A transposed convolution's once for each position of its input.
-        spatial = self.nodes[node.inputs[0]].spatial if isinstance(node.inner, TRANSPOSED) else node.spatial
-        return None if None in spatial else math.prod(size or 0 for size in spatial)
+        return tuple(size for j in node.carries for size in self._sources(j)) or (node.num_channels,)
 
     def flow(self, keep: Mapping[str, np.ndarray], layout: str = "gather", read: Sequence[int] = ()) -> Flow:
         """What each node computes when only the channels `keep` of the named layers' inputs are kept.
@@ -313,11 +219,11 @@ class Graph:
             if sum(int(mask.sum()) for mask in widened.values()) == before:
                 return widened
 
-    def _states(self, keep: Mapping[str, np.ndarray]) -> list[_State]:
+    def _states(self, keep: Mapping[str, np.ndarray]) -> list[State]:
         """What every node's channels are, by node number."""
-        found: list[_State] = []
+        found: list[State] = []
         for node in self.nodes:
-            state = _STATES[node.kind](node, [found[i] for i in node.inputs], keep.get(node.name, np.True_))
+            state = node.state([found[i] for i in node.inputs], keep.get(node.name, np.True_))
             found.append(dataclasses.replace(state, zero=state.zero & ~state.explicit))
         return found
 
@@ -337,35 +243,18 @@ class Graph:
             for i in reversed(range(len(self.nodes))):
                 node = self.nodes[i]
                 live[i] &= explicit[i]
-                if live[i].any() and (node.mixes_outputs or node.kind == "opaque"):
+                if live[i].any() and node.whole_output:
                     live[i][:] = True
-                for source, channels in zip(node.inputs, self._read(node, live[i], keep.get(node.name)), strict=True):
-                    live[source] |= channels
+                kept = keep.get(node.name, np.True_)
+                for source, channels in zip(node.inputs, node.read(live[i]), strict=True):
+                    live[source] |= channels & kept
             if linked:
                 for i, node in enumerate(self.nodes):
                     live[i] &= explicit[i]
-                    if node.kind in _LINKED and keep.get(node.name) is None and live[i].any():
-                        # A source of one channel, broadcast in a merge, says nothing of the others.
-                        whole = [s for s in node.inputs if node.kind != "merge" or live[s].size == node.num_channels]
-                        live[i] |= explicit[i] & _joined(node, [live[s] for s in whole])
+                    if keep.get(node.name) is None and live[i].any():
+                        live[i] |= explicit[i] & node.linked([live[j] for j in node.inputs])
             if not linked or sum(int(channels.sum()) for channels in live) == before:
                 return live
-
-    def _read(self, node: Node, live: np.ndarray, kept: np.ndarray | None) -> list[np.ndarray]:
-        """Which channels of each of its inputs a node reads for its live outputs; bool, shape (C of the input,)."""
-        sizes = [self.nodes[i].num_channels for i in node.inputs]
-        read: list[Any]
-        if node.kind == "concat":
-            return np.split(live, np.cumsum(sizes)[:-1])
-        if node.kind in ("kernel", "separable", "opaque"):
-            read = [np.full(size, bool(live.any())) for size in sizes]
-        elif node.kind == "depthwise":
-            read = [live.reshape(sizes[0], node.multiplier).any(1)]
-        elif node.kind == "flatten":
-            read = [live.reshape(-1, sizes[0]).any(0)]
-        else:  # a source of one channel is broadcast over all channels of a merge
-            read = [live if size == node.num_channels else np.full(size, bool(live.any())) for size in sizes]
-        return read if kept is None else [read[0] & kept]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,38 +283,22 @@ class Flow:
         """Input channels that a layer keeps, bool, shape (K,)."""
         return self.keep.get(node.name, np.ones_like(self.explicit[node.inputs[0]]))
 
-    def kernel_inputs(self, node: Node) -> tuple[np.ndarray, bool]:
-        """For a kernel that exists: the input channels it is given, bool (K,), and whether constants add to them.
-
-        In the subnet the constants become the bias of a kernel that does not pad, and one channel of ones for one that
-        does. A separable convolution is given its constants written out, so that none are left to add.
-        """
-        source = node.inputs[0]
-        kept = self.kept(node)
-        constants = kept & ~self.explicit[source] & ~self.zero[source]
-        inputs = kept & self.explicit[source]
-        if self.masked and inputs.any():
-            inputs = self.live[source]
-        if node.kind == "separable":
-            return inputs | constants, False
-        return inputs, bool(constants.any())
-
-    def depthwise_inputs(self, node: Node) -> np.ndarray:
-        """Input channels that a depthwise convolution is given, bool, shape (K,)."""
-        return np.any(self.live[self.graph.index[node.name]].reshape(-1, node.multiplier), axis=1)
+    def at(self, i: int) -> Channels:
+        """The channels at node `i`, by which its family answers."""
+        node = self.graph.nodes[i]
+        source = node.inputs[0] if node.inputs else i
+        return Channels(
+            live=self.live[i],
+            kept=self.kept(node) if node.inputs else self.live[i],
+            explicit=self.explicit[source],
+            zero=self.zero[source],
+            available=self.live[source],
+            masked=self.masked,
+        )
 
     def held(self, i: int) -> np.ndarray:
         """Channels of the tensor that node `i` computes, ascending: the live ones, and what comes with them."""
-        node = self.graph.nodes[i]
-        if node.kind == "input":
-            return np.arange(node.num_channels)
-        if node.kind == "depthwise":
-            return np.flatnonzero(np.repeat(self.depthwise_inputs(node), node.multiplier))
-        if node.kind == "flatten":
-            width = self.graph.nodes[node.inputs[0]].num_channels
-            read = self.live[i].reshape(-1, width).any(0)
-            return np.flatnonzero(np.tile(read, node.num_channels // width))
-        return np.flatnonzero(self.live[i])
+        return self.graph.nodes[i].held(self.at(i))
 
     def works(self, i: int) -> bool:
         """Whether the subnet has node `i`: whether anything of its output must be computed, and is read.
@@ -463,100 +336,6 @@ class Flow:
         return all(self.depends[i].any() for i in self.graph.outputs)
 
 
-# Kinds whose output channels are their input's, one by one.
-_LINKED = frozenset(("norm", "scale", "pointwise", "spatial", "padding", "reshape", "flatten", "merge", "concat"))
-
-
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """What one node's channels are, bool, shape (C,) each; for the names see `Flow`."""
-
-    depends: np.ndarray
-    explicit: np.ndarray
-    zero: np.ndarray
-
-
-def _joined(node: Node, sources: Sequence[np.ndarray]) -> Any:
-    """A property of the sources' channels, carried to the output: true where it is for any channel that joins in."""
-    if node.kind == "concat":
-        return np.concatenate(sources)
-    if node.kind == "flatten":
-        return np.tile(sources[0], node.num_channels // sources[0].size)
-    return np.any([np.broadcast_to(s, node.num_channels) for s in sources], axis=0)
-
-
-def _everywhere(node: Node, depends: Any, explicit: Any, zero: Any) -> _State:
-    """The same for all channels of a node's output."""
-    return _State(*(np.full(node.num_channels, bool(value)) for value in (depends, explicit, zero)))
-
-
-def _input_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
-    return _everywhere(node, True, True, False)
-
-
-def _kernel_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
-    (x,) = sources
-    constants = (kept & ~x.explicit & ~x.zero).any()
-    explicit = (kept & x.explicit).any() or (node.pads and constants)
-    return _everywhere(node, (kept & x.depends).any(), explicit, not constants and node.zero_to_zero)
-
-
-def _depthwise_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
-    (x,) = sources
-    constants = kept & ~x.explicit & ~x.zero
-    explicit = (kept & x.explicit) | (constants & node.pads)
-    zero = ~constants & node.zero_to_zero
-    return _State(*(np.repeat(channels, node.multiplier) for channels in (kept & x.depends, explicit, zero)))
-
-
-def _channelwise_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
-    (x,) = sources
-    return _State(x.depends & kept, x.explicit & kept, (x.zero | ~kept) & node.zero_to_zero)
-
-
-def _padding_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
-    (x,) = sources
-    return _State(x.depends, ~x.zero, x.zero)
-
-
-def _joined_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
-    depends, explicit = (_joined(node, [getattr(x, name) for x in sources]) for name in ("depends", "explicit"))
-    return _State(depends, explicit, ~_joined(node, [~x.zero for x in sources]))
-
-
-def _merge_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
-    state = _joined_state(node, sources, kept)
-    if node.merge == "divide":
-        return dataclasses.replace(state, zero=np.zeros_like(state.zero))
-    if node.merge != "multiply":
-        return state
-    zero = _joined(node, [x.zero for x in sources])  # whatever the other factors are
-    return _State(state.depends & ~zero, state.explicit & ~zero, zero)
-
-
-def _opaque_state(node: Node, sources: Sequence[_State], kept: Any) -> _State:
-    depends = any(x.depends.any() for x in sources) and type(node.inner).__name__ not in CONSTANT_OPERATIONS
-    return _everywhere(node, depends, True, False)
-
-
-_STATES: dict[str, Callable[[Node, Sequence[_State], Any], _State]] = {
-    "input": _input_state,
-    "kernel": _kernel_state,
-    "separable": _kernel_state,
-    "depthwise": _depthwise_state,
-    "norm": _channelwise_state,
-    "scale": _channelwise_state,
-    "pointwise": _channelwise_state,
-    "spatial": _channelwise_state,
-    "reshape": _channelwise_state,
-    "padding": _padding_state,
-    "flatten": _joined_state,
-    "concat": _joined_state,
-    "merge": _merge_state,
-    "opaque": _opaque_state,
-}
-
-
 @contextlib.contextmanager
 def deep() -> Iterator[None]:
     """While it lasts, Keras may follow graphs thousands of layers deep, which it does with one call a layer."""
@@ -569,15 +348,6 @@ def deep() -> Iterator[None]:
 
 
 _DEEPEST = 100_000
-
-
-def is_gateable(node: Node) -> bool:
-    """Whether `Gated` may wrap this node's layer."""
-    return node.kind in CUT_KINDS or isinstance(node.inner, CHOICES)
-
-
-def _has_kernel(node: Node) -> bool:
-    return node.kind in CUT_KINDS or isinstance(node.inner, KERNELS)
 
 
 def _functional(model: Any) -> Any:

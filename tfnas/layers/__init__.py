@@ -1,5 +1,95 @@
-"""What Keras layers do with channels.
+"""What Keras layers do with channels: one class for each family of layers has all its rules.
 
-calls.py  how a layer was called in its model, so that it can be called so again
-kinds.py  the kind of every Keras layer: what it does with channels, whether a gate may stand on it
+calls.py          how a layer was called in its model, so that it can be called so again
+records.py        what rules take: channels under an architecture, constants, the tools that build a subnet
+base.py           a node of the graph: the questions that a family answers
+normalization.py  BatchNormalization, LayerScale
+merging.py        Add, Multiply, ... and Concatenate
+pointwise.py      activations and other functions of each number by itself
+convolution.py    convolutions, transposed ones, Dense
+depthwise.py      depthwise and separable convolutions
+spatial.py        pooling, cropping, upsampling, dropout, padding
+reshaping.py      Reshape, Flatten
+whole.py          a model's inputs, and layers that are not cut: LayerNormalization, grouped convolutions, ...
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfnas.common.errors import UserError
+from tfnas.layers.base import Node, is_gate
+from tfnas.layers.calls import Call
+from tfnas.layers.convolution import Convolution, TransposedConvolution
+from tfnas.layers.depthwise import Depthwise, Separable
+from tfnas.layers.merging import Concatenation, Merge
+from tfnas.layers.normalization import BatchNormalization, Scale
+from tfnas.layers.pointwise import Pointwise
+from tfnas.layers.reshaping import Flatten, Reshape
+from tfnas.layers.spatial import Padding, Spatial
+from tfnas.layers.whole import Input, Whole
+
+# A layer is of the first family that takes it.
+FAMILIES: list[type[Node]] = [
+    Input,
+    Convolution,
+    TransposedConvolution,
+    Separable,
+    Depthwise,
+    BatchNormalization,
+    Scale,
+    Pointwise,
+    Padding,
+    Spatial,
+    Flatten,
+    Reshape,
+    Merge,
+    Concatenation,
+    Whole,
+]
+
+
+def family_of(layer: Any) -> type[Node]:
+    """The family of a built layer that a gate may wrap, which does not depend on how it is called."""
+    return next(family for family in FAMILIES if family.is_of(layer))
+
+
+def family_of_call(layer: Any, name: str, record: Any, called: Call) -> type[Node]:
+    """The family of a layer or operation, with or without a gate round it, under one call.
+
+    Args:
+        layer: built.
+        name: for messages.
+        record: Keras's own of the call, with its input and output tensors.
+        called: the same with its arguments checked.
+
+    Raises:
+        UserError: naming the layer and what to do, if no family takes it.
+    """
+    layer = layer.layer if is_gate(layer) else layer
+    if not type(layer).__module__.startswith("keras."):
+        # Also where it inherits from one of Keras's: what it does may be another thing, and a subnet of it could not be
+        # loaded without its code.
+        raise UserError(
+            f"layer '{name}': {type(layer).__name__} is a class of your own, and how channels pass through it is not "
+            "known: replace it by Keras's own layers, or put it before or behind the model"
+        )
+    if getattr(layer, "data_format", None) == "channels_first":
+        raise UserError(f"layer '{name}': data_format must be 'channels_last'. Received: {layer.data_format!r}")
+    for family in FAMILIES:
+        if family is Whole if called.masked else family.takes(layer, record, called):
+            family.check(layer, name, record, called)
+            return family
+    if isinstance(layer, keras.layers.TFSMLayer):
+        raise UserError(
+            f"layer '{name}': a TFSMLayer, which holds a SavedModel: its operations are fixed and cannot be cut. Gate "
+            "the Keras model that it was made from, from its .keras or .h5 file"
+        )
+    what = "a Lambda" if isinstance(layer, keras.layers.Lambda) else type(layer).__name__
+    raise UserError(
+        f"layer '{name}': {what} is not supported, because how channels pass through it is not known: replace it by "
+        "Keras's own layers (convolutions, Dense, normalisations, activations, pooling, padding, cropping, upsampling, "
+        "Flatten, Reshape, Add, Multiply, Concatenate and their like), or put it before or behind the model"
+    )

@@ -26,9 +26,11 @@ from tfnas.common.errors import UserError
 from tfnas.data import inputs
 from tfnas.gating.recalibration import Recalibration, with_statistics
 from tfnas.gating.supernet import Supernet
-from tfnas.graph.folding import Folding, Weights, weights_of
+from tfnas.graph.folding import Folding, weights_of
+from tfnas.layers.base import Fed
+from tfnas.layers.records import Weights
 from tfnas.ranking import compiled_network
-from tfnas.ranking.compiled_network import Fed, Unit
+from tfnas.ranking.compiled_network import Unit
 from tfnas.ranking.losses import Criterion
 from tfnas.search_space.architecture import Architecture
 
@@ -195,7 +197,7 @@ class Engine:
             lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), self._tensors(self._examples.take(slice(0, 1)))
         )
         if not first:
-            tensors = [tf.TensorSpec((None, *segment[0].source_shape, None))]
+            tensors = [tf.TensorSpec((None, *segment[0].computation.source_shapes[0], None))]
         fed = {unit.name: unit.signature() for unit in segment}
         return tf.function(run).get_concrete_function(tensors, truth, fed)
 

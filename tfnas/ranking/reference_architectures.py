@@ -12,14 +12,14 @@ import numpy as np
 
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import count
-from tfnas.layers.kinds import CUT_KINDS
+from tfnas.layers import BatchNormalization, Concatenation, Merge, Padding, Pointwise, Scale, Spatial
 from tfnas.runs.sampled import Kind
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
 _DRAWS = {Kind.EVEN: 1, Kind.ALLOCATED: 2, Kind.SINGLE_PATH: 3}  # a kind's number in a draw's seed
 # Through these an operation's output goes to where operations meet.
-_PASSED = frozenset(("norm", "scale", "pointwise", "spatial", "padding"))
+_PASSED = (BatchNormalization, Scale, Pointwise, Spatial, Padding)
 
 
 def random_candidate(
@@ -162,7 +162,7 @@ def choice_blocks(graph: Graph, gated: Collection[str]) -> list[list[str]]:
             node = graph.nodes[i]
             if node.name in gated:
                 return i
-            if node.kind not in _PASSED:
+            if not isinstance(node, _PASSED):
                 break
             i = node.inputs[0]
         return None
@@ -170,21 +170,21 @@ def choice_blocks(graph: Graph, gated: Collection[str]) -> list[list[str]]:
     def origin(i: int) -> int:
         """The node that made what layer `i` reads."""
         i = graph.nodes[i].inputs[0]
-        while graph.nodes[i].kind in _PASSED and graph.nodes[i].name not in gated:
+        while isinstance(graph.nodes[i], _PASSED) and graph.nodes[i].name not in gated:
             i = graph.nodes[i].inputs[0]
         return i
 
     def goes_round(one: int, other: int) -> bool:
-        kernels = (k for k in above[other] if graph.nodes[k].kind in CUT_KINDS)
+        kernels = (k for k in above[other] if graph.nodes[k].kernel_is_cut)
         return any(origin(one) in above[k] for k in kernels)
 
     blocks = []
     for node in graph.nodes:
-        if node.kind not in ("merge", "concat"):
+        if not isinstance(node, Merge | Concatenation):
             continue
         met = [i for i in map(operation, node.inputs) if i is not None]
         met = [i for i in met if not any(goes_round(i, other) for other in met)]
-        alike = node.kind == "concat" and len({_configuration(graph.nodes[i].inner) for i in met}) == 1
+        alike = isinstance(node, Concatenation) and len({_configuration(graph.nodes[i].inner) for i in met}) == 1
         if len(met) > 1 and not alike:
             blocks.append([graph.nodes[i].name for i in met])
     return blocks

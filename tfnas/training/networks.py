@@ -20,6 +20,7 @@ from tfnas.gating import optimizers
 from tfnas.gating.placement import gate
 from tfnas.gating.recalibration import Recalibration, settle, stale
 from tfnas.gating.supernet import Supernet
+from tfnas.layers import BatchNormalization
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir
@@ -161,7 +162,7 @@ def calibration_images(config: config_lib.Config, splits: pipeline.Splits, numbe
 def recalibration(config: config_lib.Config, splits: pipeline.Splits, supernet: Supernet) -> Recalibration | None:
     """What gives every candidate statistics of its own, as `config.sample` says; None if it has none to give."""
     number = config.sample.recalibrate
-    if not number or not any(node.kind == "norm" for node in supernet.graph.nodes):
+    if not number or not any(isinstance(node, BatchNormalization) for node in supernet.graph.nodes):
         return None
     return Recalibration(supernet, calibration_images(config, splits, number))
 

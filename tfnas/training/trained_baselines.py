@@ -24,7 +24,7 @@ from tfnas.gating.gates import Gated
 from tfnas.gating.recalibration import Recalibration
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import Cost, cost
-from tfnas.layers.kinds import channel_kernels
+from tfnas.layers import family_of
 from tfnas.ranking import ranking, reference_architectures
 from tfnas.runs.sampled import Kind
 from tfnas.runs.workdir import Workdir
@@ -219,7 +219,7 @@ class Paths:
 
 def mean_magnitude(layer: Gated) -> np.ndarray:
     """Mean absolute weight of each input channel, shape (K,); infinite where the layer has no kernel."""
-    kernels = channel_kernels(layer.layer)
+    kernels = family_of(layer.layer).channel_kernels(layer.layer)
     if not kernels:
         return np.full(sum(layer.group_sizes), np.inf)
     total = sum(np.abs(np.asarray(kernel, np.float64)).reshape(shape).sum((0, 2)) for kernel, shape in kernels)

@@ -1,0 +1,373 @@
+"""A node of the graph, which is one call of a layer, and the questions that its family answers.
+
+`Node` answers for a layer that is left whole. A family is a subclass that answers otherwise; `tfnas.layers.FAMILIES`
+lists them all. The walks over the graph (`graph`, `cutting`, `ranking`) ask, and know no family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas.layers.calls import Call
+from tfnas.layers.records import Builder, Channels, Folded, State, Value
+
+Fed = dict[str, Any]  # what one computation is given for one architecture
+
+
+def is_gate(layer: Any) -> bool:
+    """Whether a layer is `Gated`, which this folder cannot import."""
+    return getattr(layer, "gates_inputs", False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One call of a layer or operation in the graph, and the rules of its family.
+
+    Attributes:
+        name: unique in the graph; that of the layer, prefixed with the names of the nested models it is in.
+        layer: the Keras layer or operation; for a gated one, the wrapper.
+        inputs: indices of the nodes it reads, in order.
+        input_channels: size of the last axis of each of them.
+        input_spatial: the axes between batch and channels of each of them.
+        num_channels: C, the size of the last axis of its output.
+        spatial: the axes between batch and channels of its output; () for a vector.
+        called: how it was called; `call` calls it so again.
+    """
+
+    LAYERS: ClassVar[tuple[type, ...]] = ()  # Keras's classes that are of this family
+    kernel_is_cut: ClassVar[bool] = False  # whether it has a kernel whose input channels can be cut
+
+    name: str
+    layer: Any
+    inputs: tuple[int, ...]
+    input_channels: tuple[int, ...]
+    input_spatial: tuple[tuple[int | None, ...], ...]
+    num_channels: int
+    spatial: tuple[int | None, ...]
+    called: Call
+
+    @property
+    def inner(self) -> Any:
+        """The layer itself, without a gate round it."""
+        return self.layer.layer if is_gate(self.layer) else self.layer
+
+    @property
+    def gated(self) -> bool:
+        """Whether the layer is wrapped in a gate."""
+        return is_gate(self.layer)
+
+    def call(self, layer: Any, tensors: Sequence[Any], training: bool | None = None) -> Any:
+        """Calls `layer`, a stand-in for this node's, on tensors that stand in for its inputs, as it was called.
+
+        Args:
+            layer: of this node, or made for it.
+            tensors: one for each input; fewer for a sum that has lost addends.
+            training: what the model is called with, which comes before what the layer was called with. None: nothing.
+        """
+        return self.called.again(layer, tensors, training)
+
+    def infer(self, tensors: Sequence[Any]) -> tf.Tensor:
+        """The output at inference, without a gate, in float32 whatever the layer's precision."""
+        return tf.cast(self.call(self.inner, tensors, training=False), tf.float32)
+
+    # Which layers it is.
+
+    @classmethod
+    def is_of(cls, layer: Any) -> bool:
+        """Whether a built layer may be of this family, by what it is."""
+        return isinstance(layer, cls.LAYERS)
+
+    @classmethod
+    def takes(cls, layer: Any, record: Any, called: Call) -> bool:
+        """Whether a layer is of this family, by how it was called too.
+
+        Args:
+            layer: built, without a gate round it.
+            record: Keras's own of the call, with its input and output tensors.
+            called: the same with its arguments checked.
+        """
+        return cls.is_of(layer)
+
+    @classmethod
+    def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
+        """Raises UserError, naming the layer and what to do, for settings that this family cannot follow."""
+
+    # Gates.
+
+    @property
+    def gateable(self) -> bool:
+        """Whether a gate may stand on its input channels."""
+        return self.kernel_is_cut
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether it is a convolution of any kind or Dense, cut or not."""
+        return self.kernel_is_cut
+
+    @classmethod
+    def channel_kernels(cls, layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
+        """A gateable layer's kernels, each with the shape (before, K, after) that has its input channels in the middle.
+
+        A layer without a kernel (pooling) has none.
+        """
+        return []
+
+    @classmethod
+    def fan_out(cls, layer: Any) -> int:
+        """Outputs of a gateable layer that one input channel contributes to, over all its kernels."""
+        return 0
+
+    # Which channels it makes of which.
+
+    @functools.cached_property
+    def zero_to_zero(self) -> bool:
+        """Whether zeros as input give zeros, whatever the weights."""
+        return False
+
+    @property
+    def whole_output(self) -> bool:
+        """Whether output channels are only computed together."""
+        return True
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether the tensor it computes may hold channels that are not live."""
+        return False
+
+    @property
+    def carries(self) -> tuple[int, ...]:
+        """Indices of the inputs whose channels, one after the other, are its own; () if it makes others."""
+        return ()
+
+    def state(self, sources: Sequence[State], kept: Any) -> State:
+        """What its output channels are.
+
+        Args:
+            sources: what its inputs' channels are.
+            kept: which input channels it keeps, bool, shape (K,) or ().
+        """
+        return self.everywhere(any(x.depends.any() for x in sources), True, False)
+
+    def everywhere(self, depends: Any, explicit: Any, zero: Any) -> State:
+        """The same state for all output channels."""
+        return State(*(np.full(self.num_channels, bool(value)) for value in (depends, explicit, zero)))
+
+    def read(self, live: np.ndarray) -> list[np.ndarray]:
+        """Which channels of each input it reads for its live outputs, were all kept; bool, shape (its channels,)."""
+        return [np.full(size, bool(live.any())) for size in self.input_channels]
+
+    def linked(self, available: Sequence[np.ndarray]) -> Any:
+        """Which output channels it computes because its inputs hold theirs, in layout 'mask'; bool.
+
+        Args:
+            available: live channels of each input, bool.
+        """
+        return False
+
+    def held(self, x: Channels) -> np.ndarray:
+        """Indices of the channels of the tensor it computes: the live ones, and what comes with them."""
+        return np.flatnonzero(x.live)
+
+    def given(self, x: Channels, j: int) -> np.ndarray:
+        """Indices of the channels of input `j` that it is given."""
+        return np.arange(self.input_channels[j])
+
+    # What it costs.
+
+    @property
+    def positions(self) -> int | None:
+        """How often its kernel is applied to one example; None without a fixed size."""
+        return None if None in self.spatial else math.prod(size or 0 for size in self.spatial)
+
+    def count(self, x: Channels) -> tuple[int, int]:
+        """Its parameters, and those of them that are multiplied at every position; of a node that works."""
+        layer = self.inner
+        if not isinstance(layer, keras.Layer):
+            return 0, 0
+        parameters = sum(math.prod(v.shape) for v in layer._trainable_variables)  # frozen or not
+        return parameters, math.prod(layer.kernel.shape) if self.has_kernel else 0
+
+    # What is constant behind it.
+
+    def constants(self, x: Folded) -> Any:
+        """Values of its output channels that are constant, shape (C,) or (); of others anything."""
+        return np.float32(0)
+
+    # How it is cut.
+
+    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
+        """The tensor that a subnet computes, with the channels `held`; of a node that works."""
+        tensors = [build.gather(source, self.given(x, j)) for j, source in enumerate(sources)]
+        return self.rebuilt(build, tensors, self.inner.get_weights() if getattr(self.inner, "weights", None) else [])
+
+    def rebuilt(
+        self, build: Builder, tensors: Sequence[Any], weights: Sequence[np.ndarray] = (), **changes: Any
+    ) -> Any:
+        """The output of a copy of its layer, with other settings and weights, on these tensors."""
+        if not isinstance(self.inner, keras.Layer):
+            return self.call(self.inner, tensors)
+        layer = self.inner.__class__.from_config({**self.inner.get_config(), "name": self.name, **changes})
+        output = self.call(layer, tensors)
+        if weights:
+            build.weights.append((layer, list(weights)))
+        return output
+
+    # How it is computed for any architecture.
+
+    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
+        """Its step of the program that ranking runs.
+
+        Args:
+            shape: spatial axes of its output, all known.
+            source_shapes: those of its inputs.
+        """
+        return WholeComputation(self, shape, source_shapes)
+
+
+class Channelwise(Node):
+    """Treats each channel by itself."""
+
+    @functools.cached_property
+    def zero_to_zero(self) -> bool:
+        return True
+
+    @property
+    def whole_output(self) -> bool:
+        return False
+
+    @property
+    def carries(self) -> tuple[int, ...]:
+        return self.inputs
+
+    def state(self, sources: Sequence[State], kept: Any) -> State:
+        (x,) = sources
+        return State(x.depends & kept, x.explicit & kept, (x.zero | ~kept) & self.zero_to_zero)
+
+    def read(self, live: np.ndarray) -> list[np.ndarray]:
+        return [live]
+
+    def linked(self, available: Sequence[np.ndarray]) -> Any:
+        return available[0]
+
+    def given(self, x: Channels, j: int) -> np.ndarray:
+        return self.held(x)
+
+    def count(self, x: Channels) -> tuple[int, int]:
+        return 0, 0
+
+    def settings(self, channels: int) -> dict[str, Any]:
+        """Settings of its layer that differ where it has so many channels."""
+        return {}
+
+    def constants(self, x: Folded) -> Any:
+        return x.kept_constants
+
+    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
+        channels = self.held(x)
+        weights = [w[channels] for w in self.inner.get_weights()] if getattr(self.inner, "weights", None) else []
+        return self.rebuilt(build, [build.gather(sources[0], channels)], weights, **self.settings(channels.size))
+
+    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
+        return ChannelwiseComputation(self, shape, source_shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """One input of a computation.
+
+    Attributes:
+        tensor: makes the tensor with the channels that were asked for, constants written out.
+        absent: makes a bool scalar: whether all that was asked for is constant.
+        constants: of the channels asked for, where it is absent, float32.
+    """
+
+    tensor: Callable[[], tf.Tensor]
+    absent: Callable[[], tf.Tensor]
+    constants: tf.Tensor
+
+
+class Computation:
+    """A node as one step of a program that takes any architecture, without being traced again.
+
+    This one calls the layer as it is on the channels that it is given. Tensors have the channels that `Node.held` says,
+    in layout 'mask'.
+    """
+
+    def __init__(self, node: Node, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]):
+        self.node = node
+        self.shape = shape
+        self.source_shapes = source_shapes
+
+    def takes_held(self, source: Node) -> bool:
+        """Whether it is always given just what an input's tensor holds."""
+        return False
+
+    def absorbs(self, node: Node) -> bool:
+        """Whether it computes another node too, which alone reads its output and has no gate."""
+        return False
+
+    def wanted(self, x: Channels, j: int) -> np.ndarray | None:
+        """Indices of the channels of input `j` that it is given; None: whatever is there, for it is not looked at."""
+        return self.node.given(x, j)
+
+    def signature(self) -> Fed:
+        """What `feed` gives, as tf.TensorSpec."""
+        return {}
+
+    def feed(self, x: Folded) -> Fed:
+        """Its weights, for an architecture under which it works."""
+        return {}
+
+    def run(self, operands: Sequence[Operand], fed: Fed) -> tf.Tensor:
+        """Its output."""
+        return self.compute([operand.tensor() for operand in operands], fed)
+
+    def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
+        """Its output, from all of its inputs."""
+        return self.node.infer(tensors)
+
+
+class ChannelwiseComputation(Computation):
+    """A layer on the channels that are live, which are all that its input holds."""
+
+    def takes_held(self, source: Node) -> bool:
+        return not (self.node.gated or source.holds_more)
+
+
+class WholeComputation(Computation):
+    """A layer computed with all its channels, as the supernet does, and then cut to those that are read."""
+
+    def takes_held(self, source: Node) -> bool:
+        # A model's input has all its channels, and may be no numbers to gather: a mask's.
+        return not source.inputs
+
+    def wanted(self, x: Channels, j: int) -> np.ndarray | None:
+        return np.arange(self.node.input_channels[j])
+
+    def signature(self) -> Fed:
+        more = {"held": tf.TensorSpec((None,), tf.int32)}
+        return {**more, "mask": tf.TensorSpec((self.node.input_channels[0],))} if self.node.gated else more
+
+    def feed(self, x: Folded) -> Fed:
+        fed = {"held": self.node.held(x).astype(np.int32)}
+        return {**fed, "mask": x.kept.astype(np.float32)} if self.node.gated else fed
+
+    def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
+        sizes = self.node.input_channels
+        whole = [tf.ensure_shape(x, (*x.shape[:-1], size)) for x, size in zip(tensors, sizes, strict=True)]
+        if self.node.gated:
+            whole = [whole[0] * fed["mask"]]
+        output = self.node.infer(whole)
+        return tf.cond(
+            tf.equal(tf.size(fed["held"]), self.node.num_channels),
+            lambda: output,
+            lambda: tf.gather(output, fed["held"], axis=-1),
+        )

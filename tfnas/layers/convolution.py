@@ -1,0 +1,301 @@
+"""Convolutions, transposed ones, and Dense: every output channel mixes all input channels."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas.layers.base import Computation, Fed, Node
+from tfnas.layers.calls import Call
+from tfnas.layers.normalization import BatchNormalization
+from tfnas.layers.pointwise import Pointwise, check_activation, is_pointwise, is_zero_at_zero
+from tfnas.layers.records import Builder, Channels, Folded, State, Value, Weights
+
+
+class WithKernel(Node):
+    """What all layers with a kernel have in common."""
+
+    kernel_is_cut = True
+
+    @classmethod
+    def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
+        check_activation(layer, name)
+
+    @functools.cached_property
+    def zero_to_zero(self) -> bool:
+        activation = self.inner.activation
+        return not self.inner.use_bias and is_pointwise(activation) and is_zero_at_zero(activation)
+
+    @property
+    def whole_output(self) -> bool:
+        return not is_pointwise(self.inner.activation)  # softmax looks at all output channels at once
+
+    @property
+    def pads(self) -> bool:
+        """Whether it sees zeros beyond the border, so that a constant input gives no constant output."""
+        padding = getattr(self.inner, "padding", "valid")
+        return padding != "valid" and any(k > 1 for k in getattr(self.inner, "kernel_size", ()))
+
+    def bias(self, weights: Weights) -> np.ndarray:
+        """Its bias, shape (C,); zeros without one."""
+        return weights[self.name].get("bias", np.zeros(self.num_channels, np.float32))
+
+    def activated(self, constants: np.ndarray) -> np.ndarray:
+        """Its activation of one number for each channel."""
+        return np.asarray(self.inner.activation(constants[None]))[0]
+
+
+class Kernel(NamedTuple):
+    """The weights that an architecture leaves of a convolution or dense layer, constants folded in.
+
+    Attributes:
+        weights: of the channels it is given and computes, shape (*spatial, inputs, outputs); the last two axes
+            are in this order for a transposed convolution too.
+        border: what constants contribute to each position of the kernel, shape (*spatial, 1, outputs), where
+            it pads and so sees an edge; None where nothing is contributed.
+        bias: shape (outputs,); constants of a kernel that does not pad included.
+    """
+
+    weights: np.ndarray
+    border: np.ndarray | None
+    bias: np.ndarray
+
+
+class Convolution(WithKernel):
+    """A convolution that is not grouped, or Dense."""
+
+    LAYERS: ClassVar[tuple[type, ...]] = (
+        keras.layers.Conv1D,
+        keras.layers.Conv2D,
+        keras.layers.Conv3D,
+        keras.layers.Dense,
+    )
+
+    @classmethod
+    def is_of(cls, layer: Any) -> bool:
+        return isinstance(layer, cls.LAYERS) and getattr(layer, "groups", 1) == 1
+
+    @classmethod
+    def channel_kernels(cls, layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
+        return [(layer.kernel, (math.prod(layer.kernel.shape[:-2]), *layer.kernel.shape[-2:]))]
+
+    @classmethod
+    def fan_out(cls, layer: Any) -> int:
+        return int(layer.units if isinstance(layer, keras.layers.Dense) else layer.filters)
+
+    def state(self, sources: Sequence[State], kept: Any) -> State:
+        (x,) = sources
+        constants = (kept & ~x.explicit & ~x.zero).any()
+        explicit = (kept & x.explicit).any() or (self.pads and constants)
+        return self.everywhere((kept & x.depends).any(), explicit, not constants and self.zero_to_zero)
+
+    def taken(self, x: Channels) -> tuple[np.ndarray, bool]:
+        """The input channels it is given, bool, shape (K,), and whether constants add to them; where it works.
+
+        In the subnet the constants become the bias of a kernel that does not pad, and one channel of ones for one that
+        does.
+        """
+        inputs = x.kept & x.explicit
+        constants = bool((x.kept & ~x.explicit & ~x.zero).any())
+        return x.available if x.masked and inputs.any() else inputs, constants
+
+    def given(self, x: Channels, j: int) -> np.ndarray:
+        return np.flatnonzero(self.taken(x)[0])
+
+    def count(self, x: Channels) -> tuple[int, int]:
+        inputs, constants = self.taken(x)
+        outputs = int(x.live.sum())
+        as_channel, as_bias = constants and self.pads, constants and not self.pads
+        size = math.prod(getattr(self.inner, "kernel_size", ()))
+        weights = size * (int(inputs.sum()) + as_channel) * outputs
+        return weights + (outputs if self.inner.use_bias or as_bias else 0), weights
+
+    def _kernel(self, weights: Weights) -> np.ndarray:
+        """Shape (*spatial, K, C)."""
+        return weights[self.name]["kernel"]
+
+    def _of_constants(self, x: Folded) -> np.ndarray:
+        """What the source's constants that are kept give at each position of the kernel, shape (*spatial, C)."""
+        kernel = self._kernel(x.weights)
+        return np.tensordot(x.kept_constants, kernel, (0, kernel.ndim - 2))
+
+    def constants(self, x: Folded) -> Any:
+        return self.activated(self._of_constants(x).reshape(-1, self.num_channels).sum(0) + self.bias(x.weights))
+
+    def folded(self, x: Folded) -> Kernel:
+        """Its kernel under an architecture, where it works."""
+        outputs = np.flatnonzero(x.live)
+        inputs, constants = self.taken(x)
+        read = np.flatnonzero(inputs)
+        weights = self._kernel(x.weights)[..., read, :][..., outputs]
+        if not x.kept[read].all():
+            weights = np.where(x.kept[read][:, None], weights, np.float32(0))
+        bias = self.bias(x.weights)[outputs]
+        if not constants:
+            return Kernel(weights, None, bias)
+        folded = self._of_constants(x)[..., outputs]
+        if self.pads:
+            return Kernel(weights, folded[..., None, :], bias)
+        return Kernel(weights, None, bias + folded.reshape(-1, outputs.size).sum(0))
+
+    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
+        kernel = self.folded(x)
+        inputs, constants = self.taken(x)
+        (source,) = sources
+        tensors, kernels = [], []
+        if inputs.any():
+            tensors.append(build.gather(source, np.flatnonzero(inputs)))
+            kernels.append(kernel.weights)
+        if kernel.border is not None:
+            tensors.append(build.ones(source.spatial, source.dtype))
+            kernels.append(kernel.border)
+        tensor = build.operation(keras.ops.concatenate, tensors, axis=-1) if len(tensors) > 1 else tensors[0]
+        weights = [self._own_axes(np.concatenate(kernels, axis=-2))]
+        use_bias = self.inner.use_bias or (constants and not self.pads)
+        if use_bias:
+            weights.append(kernel.bias)
+        units = "units" if isinstance(self.inner, keras.layers.Dense) else "filters"
+        return self.rebuilt(build, [tensor], weights, **{units: int(kernel.bias.size)}, use_bias=use_bias)
+
+    def _own_axes(self, kernel: np.ndarray) -> np.ndarray:
+        """A kernel of shape (*spatial, K, C) with the axes that its layer has."""
+        return kernel
+
+    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
+        return _Computation(self, shape, source_shapes)
+
+
+class TransposedConvolution(Convolution):
+    """A transposed convolution, whose kernel's last two axes are the other way round."""
+
+    LAYERS = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+
+    @classmethod
+    def channel_kernels(cls, layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
+        return [(layer.kernel, (math.prod(layer.kernel.shape[:-1]), layer.kernel.shape[-1], 1))]
+
+    @property
+    def pads(self) -> bool:
+        return any(k > 1 for k in self.inner.kernel_size) or any(s > 1 for s in self.inner.strides)
+
+    @property
+    def positions(self) -> int | None:
+        (spatial,) = self.input_spatial
+        return None if None in spatial else math.prod(size or 0 for size in spatial)
+
+    def _kernel(self, weights: Weights) -> np.ndarray:
+        return np.swapaxes(weights[self.name]["kernel"], -1, -2)
+
+    def _own_axes(self, kernel: np.ndarray) -> np.ndarray:
+        return np.swapaxes(kernel, -1, -2)
+
+    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
+        return Node.computation(self, shape, source_shapes)
+
+
+_PLAIN, _WITH_BORDER, _BORDER_ONLY = range(3)
+
+
+class _Computation(Computation):
+    """A convolution or dense layer, the normalisation behind it folded in, and the activation behind that."""
+
+    node: Convolution
+    norm: BatchNormalization | None = None
+    activation: Pointwise | None = None
+
+    def takes_held(self, source: Node) -> bool:
+        return not source.holds_more
+
+    def absorbs(self, node: Node) -> bool:
+        linear = self.node.inner.activation is keras.activations.linear
+        if isinstance(node, BatchNormalization) and linear and self.norm is None and self.activation is None:
+            self.norm = node
+        elif isinstance(node, Pointwise) and self.activation is None:
+            self.activation = node
+        else:
+            return False
+        return True
+
+    def wanted(self, x: Channels, j: int) -> np.ndarray | None:
+        inputs = self.node.given(x, j)
+        return inputs if inputs.size else None  # one that sees nothing but its border
+
+    def signature(self) -> Fed:
+        kernel = tf.TensorSpec((*getattr(self.node.inner, "kernel_size", ()), None, None))
+        more = {"kernel": kernel, "bias": tf.TensorSpec((None,))}
+        return {**more, "case": tf.TensorSpec((), tf.int32), "border": kernel} if self.node.pads else more
+
+    def feed(self, x: Folded) -> Fed:
+        kernel, border, bias = self.node.folded(x)
+        case = _PLAIN if border is None else _WITH_BORDER if kernel.size else _BORDER_ONLY
+        border = kernel[..., :0, :] if border is None else border
+        if self.norm is not None:
+            scale, offset = (part[self.node.held(x)] for part in self.norm.affine(x.weights))
+            kernel, border, bias = kernel * scale, border * scale, bias * scale + offset
+        fed = {"kernel": kernel, "bias": bias}
+        return {**fed, "case": np.array(case, np.int32), "border": border} if self.node.pads else fed
+
+    def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
+        (x,) = tensors
+
+        def plain() -> tf.Tensor:
+            return self._finished(tf.nn.bias_add(self._applied(x, fed["kernel"]), fed["bias"]))
+
+        def border() -> tf.Tensor:
+            ones = tf.ones((1, *self.source_shapes[0], 1))
+            return tf.nn.bias_add(self._applied(ones, fed["border"]), fed["bias"])
+
+        def with_border() -> tf.Tensor:
+            return self._finished(self._applied(x, fed["kernel"]) + border())
+
+        def border_only() -> tf.Tensor:
+            return tf.repeat(self._finished(border()), tf.shape(x)[0], axis=0)
+
+        return tf.switch_case(fed["case"], [plain, with_border, border_only]) if self.node.pads else plain()
+
+    def _applied(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        inner = self.node.inner
+        if isinstance(inner, keras.layers.Dense):
+            return tf.matmul(x, kernel) if len(x.shape) == 2 else tf.tensordot(x, kernel, 1)
+        if len(inner.strides) == 2:
+            return tf.nn.conv2d(x, kernel, inner.strides, inner.padding.upper(), dilations=inner.dilation_rate)
+        if max(inner.dilation_rate) > 1:
+            return dilated(inner, x, self.source_shapes[0], lambda x: tf.nn.convolution(x, kernel, 1, "VALID"))
+        padding = inner.padding
+        if padding == "causal":
+            x = tf.pad(x, [[0, 0], [inner.kernel_size[0] - 1, 0], [0, 0]])
+            padding = "valid"
+        return tf.nn.convolution(x, kernel, inner.strides, padding.upper())
+
+    def _finished(self, y: tf.Tensor) -> tf.Tensor:
+        y = self.node.inner.activation(y)
+        return y if self.activation is None else self.activation.infer([y])
+
+
+def dilated(inner: Any, x: tf.Tensor, shape: tuple[int, ...], convolve: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """A layer's dilated convolution, as `convolve`, which is not dilated, on every d-th position by itself.
+
+    TensorFlow's own wants to know the number of channels when it is traced, but in two dimensions.
+
+    Args:
+        inner: the layer, with strides of 1.
+        x: shape (batch, *shape, channels).
+        shape: the spatial axes.
+        convolve: without padding.
+    """
+    paddings, crops = [], []
+    for length, size, rate in zip(shape, inner.kernel_size, inner.dilation_rate, strict=True):
+        reach = rate * (size - 1)
+        padded = 0 if inner.padding == "valid" else reach
+        before = reach if inner.padding == "causal" else padded // 2
+        fill = -(length + padded) % rate  # until the rate divides the length
+        paddings.append((before, padded - before + fill))
+        crops.append((0, fill))
+    parts = tf.space_to_batch(x, inner.dilation_rate, paddings)
+    return tf.batch_to_space(convolve(parts), inner.dilation_rate, crops)

@@ -1,0 +1,117 @@
+"""Batch normalisation, and scaling of each channel by a factor of its own (LayerScale)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas.common.errors import UserError
+from tfnas.layers.base import Channelwise, ChannelwiseComputation, Computation, Fed
+from tfnas.layers.calls import Call
+from tfnas.layers.records import Channels, Folded, Weights
+
+
+class BatchNormalization(Channelwise):
+    """Batch normalisation, at inference a factor and an offset for each channel; a constant stays one, but not zero."""
+
+    LAYERS = (keras.layers.BatchNormalization,)
+
+    @classmethod
+    def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
+        check_axis(layer, name, record)
+        if called.training:
+            raise UserError(
+                f"layer '{name}': a BatchNormalization called with training=True makes what an example gives depend on "
+                "the other examples of its batch, at inference too, so that no architecture has one result: leave the "
+                "argument out"
+            )
+
+    @functools.cached_property
+    def zero_to_zero(self) -> bool:
+        return False
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it keeps its statistics: not trainable, or called with training=False."""
+        return not self.inner.trainable or self.called.training is False
+
+    def affine(self, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+        """Factor and offset that it is at inference, shape (C,) each."""
+        values = weights[self.name]
+        scale = values.get("gamma", np.float32(1)) / np.sqrt(values["moving_variance"] + self.inner.epsilon)
+        return scale, values.get("beta", np.float32(0)) - values["moving_mean"] * scale
+
+    def count(self, x: Channels) -> tuple[int, int]:
+        return int(x.live.sum()) * (self.inner.scale + self.inner.center), 0
+
+    def constants(self, x: Folded) -> Any:
+        scale, offset = self.affine(x.weights)
+        return x.constants[0] * scale + offset
+
+    def settings(self, channels: int) -> dict[str, Any]:
+        return {"axis": -1}
+
+    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
+        return _Affine(self, shape, source_shapes)
+
+
+class _Affine(ChannelwiseComputation):
+    node: BatchNormalization
+
+    def signature(self) -> Fed:
+        return {"scale": tf.TensorSpec((None,)), "offset": tf.TensorSpec((None,))}
+
+    def feed(self, x: Folded) -> Fed:
+        scale, offset = self.node.affine(x.weights)
+        held = self.node.held(x)
+        return {"scale": scale[held], "offset": offset[held]}
+
+    def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
+        return tensors[0] * fed["scale"] + fed["offset"]
+
+
+class Scale(Channelwise):
+    """LayerScale, which Keras's ConvNeXt has: a factor for each channel."""
+
+    @classmethod
+    def is_of(cls, layer: Any) -> bool:
+        return type(layer).__name__ == "LayerScale"
+
+    def _factors(self, x: Folded) -> np.ndarray:
+        return x.weights[self.name]["gamma"]
+
+    def count(self, x: Channels) -> tuple[int, int]:
+        return int(x.live.sum()), 0
+
+    def constants(self, x: Folded) -> Any:
+        return x.constants[0] * self._factors(x)
+
+    def settings(self, channels: int) -> dict[str, Any]:
+        return {"projection_dim": channels}
+
+    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
+        return _Scaling(self, shape, source_shapes)
+
+
+class _Scaling(ChannelwiseComputation):
+    node: Scale
+
+    def signature(self) -> Fed:
+        return {"gamma": tf.TensorSpec((None,))}
+
+    def feed(self, x: Folded) -> Fed:
+        return {"gamma": self.node._factors(x)[self.node.held(x)]}
+
+    def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
+        return tensors[0] * fed["gamma"]
+
+
+def check_axis(layer: Any, name: str, record: Any) -> None:
+    """Raises UserError unless a layer's axis is the channels'."""
+    if layer.axis not in (-1, len(record.output_tensors[0].shape) - 1):
+        raise UserError(f"layer '{name}': axis must be the channels' (-1). Received: {layer.axis}")

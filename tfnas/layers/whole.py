@@ -1,0 +1,79 @@
+"""A model's inputs, and layers that read all channels and are left whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnas.layers.base import Node
+from tfnas.layers.calls import Call
+from tfnas.layers.convolution import Convolution
+from tfnas.layers.merging import MERGES
+from tfnas.layers.pointwise import check_activation
+from tfnas.layers.records import Builder, Channels, Folded, State, Value
+
+
+class Input(Node):
+    """An input of the model, which a subnet has with all its channels."""
+
+    LAYERS = (keras.layers.InputLayer,)
+
+    @property
+    def whole_output(self) -> bool:
+        return False
+
+    def state(self, sources: Sequence[State], kept: Any) -> State:
+        return self.everywhere(True, True, False)
+
+    def held(self, x: Channels) -> np.ndarray:
+        return np.arange(self.num_channels)
+
+    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
+        return self.tensor()
+
+    def tensor(self) -> Any:
+        """A new input of the same name, shape and dtype."""
+        return keras.Input(batch_shape=self.layer.batch_shape, dtype=self.layer.dtype, name=self.name)
+
+
+class Whole(Node):
+    """What is not cut: it is computed with all its channels, whichever are read, and costs what it has."""
+
+    LAYERS = (
+        *Convolution.LAYERS,  # grouped
+        keras.layers.Activation,  # softmax
+        keras.layers.GaussianNoise,  # always on
+        keras.layers.Reshape,  # to other channels
+        keras.layers.Rescaling,
+        keras.layers.Normalization,
+        keras.layers.LayerNormalization,
+        keras.layers.GroupNormalization,
+        keras.layers.UnitNormalization,
+        keras.layers.Softmax,
+        keras.layers.Permute,
+        keras.layers.RepeatVector,
+    )
+    # What subnets are built with, so that a subnet can be gated in its turn; of these, what looks at nothing but its
+    # input's shape; and merges with an array.
+    _CONSTANT = frozenset(("OnesLike", "ZerosLike"))
+    _OPERATIONS = frozenset(("Take", "GetItem", "Cast", "Reshape", "Tile")) | _CONSTANT | set(MERGES)
+
+    @classmethod
+    def takes(cls, layer: Any, record: Any, called: Call) -> bool:
+        return cls.is_of(layer) or type(layer).__name__ in cls._OPERATIONS
+
+    @classmethod
+    def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
+        if isinstance(layer, keras.layers.Activation):
+            check_activation(layer, name)
+
+    @property
+    def has_kernel(self) -> bool:
+        return isinstance(self.inner, Convolution.LAYERS)
+
+    def state(self, sources: Sequence[State], kept: Any) -> State:
+        depends = any(x.depends.any() for x in sources) and type(self.inner).__name__ not in self._CONSTANT
+        return self.everywhere(depends, True, False)

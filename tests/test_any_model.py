@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import random_weights
+from exactness import built_cost
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import tfnas
@@ -60,21 +61,6 @@ def largest_difference(cut, supernet, architecture, x):
         float(np.abs(np.asarray(g) - np.asarray(e)).max() / max(np.abs(np.asarray(e)).max(), 1e-6))
         for g, e in zip(got, expected, strict=True)
     )
-
-
-def built_cost(model):
-    """Trainable parameters and multiply-adds from the built layers' own weights and shapes, not from costs.py."""
-    multiply_adds = 0
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.SeparableConv1D | keras.layers.SeparableConv2D):
-            weights = math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
-        elif hasattr(layer, "kernel"):
-            weights = math.prod(layer.kernel.shape)
-        else:
-            continue
-        transposed = "Transpose" in type(layer).__name__
-        multiply_adds += weights * math.prod((layer.input if transposed else layer.output).shape[1:-1])
-    return sum(math.prod(v.shape) for v in model.trainable_variables), multiply_adds
 
 
 def check_exact(supernet, architecture, x, **options):

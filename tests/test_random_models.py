@@ -17,10 +17,11 @@ import pytest
 import random_models
 import tensorflow as tf
 from conftest import random_weights
+from exactness import check_cut, check_equal
 
 import tfnas
 from tfnas.common.errors import UserError
-from tfnas.cutting.subnets import adapt, subnet
+from tfnas.cutting.subnets import subnet
 from tfnas.gating.recalibration import Recalibration
 from tfnas.graph.costs import cost
 from tfnas.graph.folding import Folding, weights_of
@@ -60,24 +61,10 @@ def check_states(supernet, flow, computed, smooth):
             assert (spread[flow.depends[i]] > 0).any(), f"'{node.name}' is the same for every input"
 
 
-def check_equal(got, expected):
-    """Outputs are the same but for rounding, of which there is more the larger they are."""
-    for g, e in zip(keras.tree.flatten(got), keras.tree.flatten(expected), strict=True):
-        np.testing.assert_allclose(g, e, rtol=1e-3, atol=1e-4 * max(1e-3, np.abs(e).max()))
-
-
-def check_cut(supernet, architecture, layout, images, expected):
-    """The subnet equals the supernet under the mask, costs what was counted, and has the layers that work."""
-    graph = supernet.graph
-    cut = subnet(supernet, architecture, layout=layout)
-    if layout == "shared":
-        architecture = adapt(supernet, architecture, layout=layout)
-        supernet.set_architecture(architecture)
-        expected = keras.tree.flatten(supernet(images))
-    check_equal(cut(images), expected)
-    layout = "gather" if layout == "shared" else layout
-    counted = cost(graph, architecture, layout)
-    assert (counted.parameters, counted.multiply_adds) == built_cost(cut)
+def check_layers(supernet, architecture, layout, images, expected):
+    """The subnet, which is exact and has the layers that work."""
+    cut, architecture = check_cut(supernet, architecture, layout, images, expected)
+    graph, layout = supernet.graph, "gather" if layout == "shared" else layout
     flow = graph.flow(architecture, layout)
     layers = {layer.name: layer for layer in cut.layers}
     for i, node in enumerate(graph.nodes):
@@ -88,19 +75,6 @@ def check_cut(supernet, architecture, layout, images, expected):
             given = layers[node.name].input.shape[-1]
             assert given - int(flow.reads(i).sum()) in ((0, 1) if node.pads else (0,)), node.name
     return cut
-
-
-def built_cost(model):
-    """Parameters and multiply-adds from the built layers' own weights and shapes, not from costs.py."""
-    multiply_adds = 0
-    for layer in model.layers:
-        kernels = [getattr(layer, name, None) for name in ("kernel", "depthwise_kernel", "pointwise_kernel")]
-        weights = sum(math.prod(kernel.shape) for kernel in kernels if kernel is not None)
-        transposed = "Transpose" in type(layer).__name__
-        multiply_adds += (
-            weights * math.prod((layer.input if transposed else layer.output).shape[1:-1]) if weights else 0
-        )
-    return sum(math.prod(v.shape) for v in model.trainable_variables), multiply_adds
 
 
 @pytest.mark.parametrize("seed", range(NUM_MODELS))
@@ -131,7 +105,7 @@ def test_everything_agrees(seed, tmp_path):
         check_equal(engine.outputs(architecture), expected)
         if flow.reaches_outputs():
             for layout in ("gather", "mask", "shared"):
-                cut = check_cut(supernet, architecture, layout, given, expected)
+                cut = check_layers(supernet, architecture, layout, given, expected)
         else:
             with pytest.raises(UserError, match="drops every path to the output"):
                 subnet(supernet, architecture)

@@ -212,13 +212,13 @@ class _Cutter(Builder):
                     "network to cut out; choose another candidate"
                 )
         for i, node in enumerate(self.graph.nodes):
-            x = self.folding.at(i)
             tensor = None
             if not node.inputs or self.flow.works(i):
-                tensor = node.cut(x, [self._value(j) for j in node.inputs], self)
+                tensor = node.cut(self.folding.at(i), [self._value(j) for j in node.inputs], self)
             if not node.inputs and self.num_parts:
                 self.outer[i] = tensor
-            self.values.append(Value(tensor, node.held(x), self.folding.constants[i], node.spatial, node.called.dtype))
+            held, constants = self.flow.held(i), self.folding.constants[i]
+            self.values.append(Value(tensor, held, constants, node.spatial, node.called.dtype))
             if tensor is not None and self._depth(tensor) > _DEEPEST:
                 self._close()
         if self.num_parts:

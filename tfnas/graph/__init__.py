@@ -2,6 +2,6 @@
 
 channels.py  how channels flow through the graph: sources, constants, what is still read
 costs.py     parameters and multiply-adds of an architecture
-folding.py   constants that dropped operations leave, and kernels with them folded in
+folding.py   the constants that dropped operations leave
 reach.py     the smallest network that the gates can leave, and what holds the rest
 """

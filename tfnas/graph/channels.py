@@ -224,7 +224,7 @@ class Graph:
         found: list[State] = []
         for node in self.nodes:
             state = node.state([found[i] for i in node.inputs], keep.get(node.name, np.True_))
-            found.append(dataclasses.replace(state, zero=state.zero & ~state.explicit))
+            found.append(State(state.depends, state.explicit, state.zero & ~state.explicit))
         return found
 
     def _live(
@@ -245,9 +245,9 @@ class Graph:
                 live[i] &= explicit[i]
                 if live[i].any() and node.whole_output:
                     live[i][:] = True
-                kept = keep.get(node.name, np.True_)
+                kept = keep.get(node.name)
                 for source, channels in zip(node.inputs, node.read(live[i]), strict=True):
-                    live[source] |= channels & kept
+                    live[source] |= channels if kept is None else channels & kept
             if linked:
                 for i, node in enumerate(self.nodes):
                     live[i] &= explicit[i]
@@ -281,7 +281,7 @@ class Flow:
 
     def kept(self, node: Node) -> np.ndarray:
         """Input channels that a layer keeps, bool, shape (K,)."""
-        return self.keep.get(node.name, np.ones_like(self.explicit[node.inputs[0]]))
+        return self.keep.get(node.name, node.all_kept)
 
     def at(self, i: int) -> Channels:
         """The channels at node `i`, by which its family answers."""
@@ -289,7 +289,7 @@ class Flow:
         source = node.inputs[0] if node.inputs else i
         return Channels(
             live=self.live[i],
-            kept=self.kept(node) if node.inputs else self.live[i],
+            kept=self.kept(node),
             explicit=self.explicit[source],
             zero=self.zero[source],
             available=self.live[source],
@@ -298,7 +298,7 @@ class Flow:
 
     def held(self, i: int) -> np.ndarray:
         """Channels of the tensor that node `i` computes, ascending: the live ones, and what comes with them."""
-        return self.graph.nodes[i].held(self.at(i))
+        return self.graph.nodes[i].held(self.live[i])
 
     def works(self, i: int) -> bool:
         """Whether the subnet has node `i`: whether anything of its output must be computed, and is read.

@@ -1,8 +1,8 @@
-"""What an architecture leaves of a network's weights: constants of dropped operations, and kernels with them folded in.
+"""Weights of a network, and the constants that dropped operations leave under an architecture.
 
 A channel that is constant (see `channels`) needs no tensor: its value is known from the weights, and is folded into
 what reads it: the bias of a kernel that does not pad, a bias that depends on the position of one that does, the offset
-of a sum. `subnets` builds a Keras model with it, `engine` feeds one program with it.
+of a sum. `cutting.subnets` builds a Keras model with these constants, `ranking.engine` feeds its programs with them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,7 @@ import numpy as np
 from tfnas.graph.channels import Flow, Graph
 from tfnas.layers.records import Folded, Weights
 
-_VARIABLES = (
-    "kernel",
-    "bias",
-    "depthwise_kernel",
-    "pointwise_kernel",
-    "gamma",
-    "beta",
-    "moving_mean",
-    "moving_variance",
-)
+_VARIABLES = "kernel bias depthwise_kernel pointwise_kernel gamma beta moving_mean moving_variance".split()
 
 
 def weights_of(graph: Graph, most: Any = np.float64) -> Weights:
@@ -43,7 +34,7 @@ def weights_of(graph: Graph, most: Any = np.float64) -> Weights:
 
 
 class Folding:
-    """Constants and kernels of one architecture.
+    """Constants of one architecture.
 
     Args:
         flow: its channels.
@@ -62,8 +53,10 @@ class Folding:
         self.constants: list[np.ndarray] = []
         for i, node in enumerate(flow.graph.nodes):
             explicit = flow.explicit[i]
-            values = 0.0 if explicit.all() else np.asarray(node.constants(self.at(i)), self.dtype)
-            self.constants.append(np.where(explicit, 0.0, values).astype(self.dtype, copy=False))
+            constants = np.zeros(node.num_channels, self.dtype)
+            if not explicit.all():
+                constants = np.where(explicit, constants, np.asarray(node.constants(self.at(i)), self.dtype))
+            self.constants.append(constants)
 
     def at(self, i: int) -> Folded:
         """The channels, weights and constants at node `i`, by which its family answers."""

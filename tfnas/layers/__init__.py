@@ -1,5 +1,8 @@
 """What Keras layers do with channels: one class for each family of layers has all its rules.
 
+To support another layer, name it in the class of its family, or write a class that answers where `base.Node`'s answers
+do not fit, and add it to FAMILIES and to tests/layers/test_families.py.
+
 calls.py          how a layer was called in its model, so that it can be called so again
 records.py        what rules take: channels under an architecture, constants, the tools that build a subnet
 base.py           a node of the graph: the questions that a family answers
@@ -52,8 +55,8 @@ FAMILIES: list[type[Node]] = [
 
 
 def family_of(layer: Any) -> type[Node]:
-    """The family of a built layer that a gate may wrap, which does not depend on how it is called."""
-    return next(family for family in FAMILIES if family.is_of(layer))
+    """The family of a built layer that a gate may wrap; it does not depend on how the layer is called."""
+    return next((family for family in FAMILIES if family.is_of(layer)), Whole)
 
 
 def family_of_call(layer: Any, name: str, record: Any, called: Call) -> type[Node]:

@@ -1,7 +1,7 @@
 """A node of the graph, which is one call of a layer, and the questions that its family answers.
 
 `Node` answers for a layer that is left whole. A family is a subclass that answers otherwise; `tfnas.layers.FAMILIES`
-lists them all. The walks over the graph (`graph`, `cutting`, `ranking`) ask, and know no family.
+lists them all. The walks over the graph (in `graph`, `cutting` and `ranking`) ask, and so know no family's rules.
 """
 
 from __future__ import annotations
@@ -128,6 +128,11 @@ class Node:
     # Which channels it makes of which.
 
     @functools.cached_property
+    def all_kept(self) -> np.ndarray:
+        """A mask that keeps all channels of its first input, bool, shape (K,)."""
+        return np.ones(self.input_channels[0] if self.inputs else 0, bool)
+
+    @functools.cached_property
     def zero_to_zero(self) -> bool:
         """Whether zeros as input give zeros, whatever the weights."""
         return False
@@ -172,9 +177,9 @@ class Node:
         """
         return False
 
-    def held(self, x: Channels) -> np.ndarray:
+    def held(self, live: np.ndarray) -> np.ndarray:
         """Indices of the channels of the tensor it computes: the live ones, and what comes with them."""
-        return np.flatnonzero(x.live)
+        return np.flatnonzero(live)
 
     def given(self, x: Channels, j: int) -> np.ndarray:
         """Indices of the channels of input `j` that it is given."""
@@ -222,14 +227,10 @@ class Node:
 
     # How it is computed for any architecture.
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        """Its step of the program that ranking runs.
-
-        Args:
-            shape: spatial axes of its output, all known.
-            source_shapes: those of its inputs.
-        """
-        return WholeComputation(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        """How ranking's program computes it."""
+        return WholeComputation
 
 
 class Channelwise(Node):
@@ -258,7 +259,7 @@ class Channelwise(Node):
         return available[0]
 
     def given(self, x: Channels, j: int) -> np.ndarray:
-        return self.held(x)
+        return self.held(x.live)
 
     def count(self, x: Channels) -> tuple[int, int]:
         return 0, 0
@@ -271,12 +272,13 @@ class Channelwise(Node):
         return x.kept_constants
 
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
-        channels = self.held(x)
+        channels = self.held(x.live)
         weights = [w[channels] for w in self.inner.get_weights()] if getattr(self.inner, "weights", None) else []
         return self.rebuilt(build, [build.gather(sources[0], channels)], weights, **self.settings(channels.size))
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return ChannelwiseComputation(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return ChannelwiseComputation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +301,11 @@ class Computation:
 
     This one calls the layer as it is on the channels that it is given. Tensors have the channels that `Node.held` says,
     in layout 'mask'.
+
+    Args:
+        node: what is computed.
+        shape: spatial axes of its output, all known.
+        source_shapes: those of its inputs.
     """
 
     def __init__(self, node: Node, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]):
@@ -357,7 +364,7 @@ class WholeComputation(Computation):
         return {**more, "mask": tf.TensorSpec((self.node.input_channels[0],))} if self.node.gated else more
 
     def feed(self, x: Folded) -> Fed:
-        fed = {"held": self.node.held(x).astype(np.int32)}
+        fed = {"held": self.node.held(x.live).astype(np.int32)}
         return {**fed, "mask": x.kept.astype(np.float32)} if self.node.gated else fed
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:

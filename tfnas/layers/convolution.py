@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.layers.base import Computation, Fed, Node
+from tfnas.layers.base import Computation, Fed, Node, WholeComputation
 from tfnas.layers.calls import Call
 from tfnas.layers.normalization import BatchNormalization
 from tfnas.layers.pointwise import Pointwise, check_activation, is_pointwise, is_zero_at_zero
@@ -167,8 +167,9 @@ class Convolution(WithKernel):
         """A kernel of shape (*spatial, K, C) with the axes that its layer has."""
         return kernel
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return _Computation(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return _Computation
 
 
 class TransposedConvolution(Convolution):
@@ -195,8 +196,9 @@ class TransposedConvolution(Convolution):
     def _own_axes(self, kernel: np.ndarray) -> np.ndarray:
         return np.swapaxes(kernel, -1, -2)
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return Node.computation(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return WholeComputation
 
 
 _PLAIN, _WITH_BORDER, _BORDER_ONLY = range(3)
@@ -236,7 +238,7 @@ class _Computation(Computation):
         case = _PLAIN if border is None else _WITH_BORDER if kernel.size else _BORDER_ONLY
         border = kernel[..., :0, :] if border is None else border
         if self.norm is not None:
-            scale, offset = (part[self.node.held(x)] for part in self.norm.affine(x.weights))
+            scale, offset = (part[self.node.held(x.live)] for part in self.norm.affine(x.weights))
             kernel, border, bias = kernel * scale, border * scale, bias * scale + offset
         fed = {"kernel": kernel, "bias": bias}
         return {**fed, "case": np.array(case, np.int32), "border": border} if self.node.pads else fed

@@ -59,12 +59,12 @@ class Depthwise(WithKernel):
     def given(self, x: Channels, j: int) -> np.ndarray:
         return np.flatnonzero(*self.read(x.live))
 
-    def held(self, x: Channels) -> np.ndarray:
-        return np.flatnonzero(np.repeat(self.read(x.live)[0], self.multiplier))
+    def held(self, live: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(np.repeat(self.read(live)[0], self.multiplier))
 
     def count(self, x: Channels) -> tuple[int, int]:
         # All outputs of an input channel that is there are computed, also where only one of them is read.
-        outputs = self.held(x).size
+        outputs = self.held(x.live).size
         weights = outputs * math.prod(self.inner.kernel_size)
         return weights + (outputs if self.inner.use_bias else 0), weights
 
@@ -74,7 +74,7 @@ class Depthwise(WithKernel):
         return self.activated((x.kept_constants[:, None] * sums).reshape(-1) + self.bias(x.weights))
 
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
-        inputs, outputs = self.given(x, 0), self.held(x)
+        inputs, outputs = self.given(x, 0), self.held(x.live)
         kernel = x.weights[self.name]["kernel"]
         if isinstance(self.inner, self.LAYERS):
             weights, changes = [kernel[..., inputs, :]], {}
@@ -84,9 +84,10 @@ class Depthwise(WithKernel):
             weights.append(self.bias(x.weights)[outputs])
         return self.rebuilt(build, [build.gather(sources[0], inputs)], weights, **changes)
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
+    @property
+    def computation(self) -> type[Computation]:
         narrow = isinstance(self.inner, self.LAYERS) and _is_plain(self.inner)
-        return (_Filtering if narrow else WholeComputation)(self, shape, source_shapes)
+        return _Filtering if narrow else WholeComputation
 
 
 class Separable(Convolution):
@@ -127,7 +128,7 @@ class Separable(Convolution):
     def weights(self, x: Folded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Both kernels and the bias, of the channels it is given and computes."""
         values = x.weights[self.name]
-        inputs, outputs = self.taken(x)[0], self.held(x)
+        inputs, outputs = self.taken(x)[0], self.held(x.live)
         depthwise = np.where(x.kept[inputs][:, None], values["depthwise_kernel"][..., inputs, :], np.float32(0))
         rows = np.repeat(inputs, self.inner.depth_multiplier)
         return depthwise, values["pointwise_kernel"][..., rows, :][..., outputs], self.bias(x.weights)[outputs]
@@ -138,8 +139,9 @@ class Separable(Convolution):
         weights = [depthwise, pointwise, bias] if self.inner.use_bias else [depthwise, pointwise]
         return self.rebuilt(build, [tensor], weights, filters=int(bias.size))
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return (_Separated if _is_plain(self.inner) else WholeComputation)(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return _Separated if _is_plain(self.inner) else WholeComputation
 
 
 class _Filtering(Computation):
@@ -153,7 +155,7 @@ class _Filtering(Computation):
 
     def feed(self, x: Folded) -> Fed:
         kernel = x.weights[self.node.name]["kernel"][..., self.node.given(x, 0), :]
-        return {"kernel": kernel, "bias": self.node.bias(x.weights)[self.node.held(x)]}
+        return {"kernel": kernel, "bias": self.node.bias(x.weights)[self.node.held(x.live)]}
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
         filtered = _filtered(self.node.inner, tensors[0], fed["kernel"], self.source_shapes[0])

@@ -79,7 +79,7 @@ class Merge(Node):
         return self._any([x for x in available if x.size == self.num_channels])
 
     def given(self, x: Channels, j: int) -> np.ndarray:
-        return self.held(x) if self.input_channels[j] == self.num_channels else np.arange(1)
+        return self.held(x.live) if self.input_channels[j] == self.num_channels else np.arange(1)
 
     def count(self, x: Channels) -> tuple[int, int]:
         return 0, 0
@@ -92,7 +92,7 @@ class Merge(Node):
         if self.operation != "Add":
             return self.rebuilt(build, [build.gather(s, wanted) for s, wanted in zip(sources, given, strict=True)])
         # What is constant in an addend is in `offset`, and 0 in the tensor; an addend that is all constant is gone.
-        offset = np.sum([np.broadcast_to(s, self.num_channels)[self.held(x)] for s in x.constants], axis=0)
+        offset = np.sum([np.broadcast_to(s, self.num_channels)[self.held(x.live)] for s in x.constants], axis=0)
         tensors = [
             build.gather(dataclasses.replace(s, constants=np.zeros_like(s.constants)), wanted)
             for s, wanted in zip(sources, given, strict=True)
@@ -101,10 +101,11 @@ class Merge(Node):
         output = self.rebuilt(build, tensors) if len(tensors) > 1 else tensors[0]
         if offset.any():
             output = build.add(output, offset)
-        return build.spread(build.cast(output, self.called.dtype), (*self.spatial, int(self.held(x).size)))
+        return build.spread(build.cast(output, self.called.dtype), (*self.spatial, int(self.held(x.live).size)))
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return _Computation(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return _Computation
 
 
 class _Computation(Computation):
@@ -176,8 +177,9 @@ class Concatenation(Node):
         tensors = [build.gather(source, wanted) for source, wanted in given if wanted.size]
         return self.rebuilt(build, tensors) if len(tensors) > 1 else tensors[0]
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return _Concatenating(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return _Concatenating
 
 
 class _Concatenating(Computation):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -56,8 +55,9 @@ class BatchNormalization(Channelwise):
     def settings(self, channels: int) -> dict[str, Any]:
         return {"axis": -1}
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return _Affine(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return _Affine
 
 
 class _Affine(ChannelwiseComputation):
@@ -68,7 +68,7 @@ class _Affine(ChannelwiseComputation):
 
     def feed(self, x: Folded) -> Fed:
         scale, offset = self.node.affine(x.weights)
-        held = self.node.held(x)
+        held = self.node.held(x.live)
         return {"scale": scale[held], "offset": offset[held]}
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
@@ -94,8 +94,9 @@ class Scale(Channelwise):
     def settings(self, channels: int) -> dict[str, Any]:
         return {"projection_dim": channels}
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return _Scaling(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return _Scaling
 
 
 class _Scaling(ChannelwiseComputation):
@@ -105,7 +106,7 @@ class _Scaling(ChannelwiseComputation):
         return {"gamma": tf.TensorSpec((None,))}
 
     def feed(self, x: Folded) -> Fed:
-        return {"gamma": self.node._factors(x)[self.node.held(x)]}
+        return {"gamma": self.node._factors(x)[self.node.held(x.live)]}
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
         return tensors[0] * fed["gamma"]

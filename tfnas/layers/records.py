@@ -30,7 +30,7 @@ class State:
     zero: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass  # not frozen, which takes longer, and there is one for each node and architecture
 class Channels:
     """The channels at one node under an architecture, bool; K of its first input, C of its output.
 
@@ -50,7 +50,7 @@ class Channels:
     masked: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Folded(Channels):
     """The same with weights, and with the constants that dropped operations leave.
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas.layers.base import Channelwise, Computation, Node
+from tfnas.layers.base import Channelwise, Computation, WholeComputation
 from tfnas.layers.calls import Call
 from tfnas.layers.records import Builder, Channels, Folded, State, Value
 
@@ -24,8 +24,9 @@ class Reshape(Channelwise):
     def settings(self, channels: int) -> dict[str, Any]:
         return {"target_shape": (*self.inner.target_shape[:-1], channels)}
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return Node.computation(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return WholeComputation
 
 
 class Flatten(Channelwise):
@@ -54,8 +55,8 @@ class Flatten(Channelwise):
     def linked(self, available: Sequence[np.ndarray]) -> Any:
         return self._tiled(available[0])
 
-    def held(self, x: Channels) -> np.ndarray:
-        return np.flatnonzero(self._tiled(*self.read(x.live)))
+    def held(self, live: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(self._tiled(*self.read(live)))
 
     def given(self, x: Channels, j: int) -> np.ndarray:
         return np.flatnonzero(*self.read(x.live))
@@ -66,5 +67,6 @@ class Flatten(Channelwise):
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
         return self.rebuilt(build, [build.gather(sources[0], self.given(x, 0))])
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return Node.computation(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return WholeComputation

@@ -45,8 +45,9 @@ class Padding(Channelwise):
     def constants(self, x: Folded) -> Any:
         return x.constants[0] * 0  # what is not zero is explicit behind it
 
-    def computation(self, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]) -> Computation:
-        return Computation(self, shape, source_shapes)
+    @property
+    def computation(self) -> type[Computation]:
+        return Computation
 
 
 class Spatial(Channelwise):

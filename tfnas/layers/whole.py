@@ -13,7 +13,7 @@ from tfnas.layers.calls import Call
 from tfnas.layers.convolution import Convolution
 from tfnas.layers.merging import MERGES
 from tfnas.layers.pointwise import check_activation
-from tfnas.layers.records import Builder, Channels, Folded, State, Value
+from tfnas.layers.records import Builder, Folded, State, Value
 
 
 class Input(Node):
@@ -28,7 +28,7 @@ class Input(Node):
     def state(self, sources: Sequence[State], kept: Any) -> State:
         return self.everywhere(True, True, False)
 
-    def held(self, x: Channels) -> np.ndarray:
+    def held(self, live: np.ndarray) -> np.ndarray:
         return np.arange(self.num_channels)
 
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:

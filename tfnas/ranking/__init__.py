@@ -1,6 +1,6 @@
 """From a posterior to a winner: candidates, and what each is worth on held-out data.
 
-compiled_network.py         the network as steps that compute any architecture: one rule for each kind of layer
+compiled_network.py         the network as steps that compute any architecture: its units and how they are joined
 evaluation_log.py           each example's loss and accuracy by architecture, in a file, never computed twice
 losses.py                   the compiled loss, and the accuracy, of every single example
 racing.py                   stops evaluating candidates that cannot win, with a guarantee for the winner

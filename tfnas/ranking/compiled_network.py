@@ -93,7 +93,7 @@ class Unit:
         self.node = graph.nodes[i]
         self.name = self.node.name
         self.shape = shapes[i]
-        self.computation = self.node.computation(self.shape, [shapes[j] for j in self.node.inputs])
+        self.computation = self.node.computation(self.node, self.shape, [shapes[j] for j in self.node.inputs])
         sources = [graph.nodes[j] for j in self.node.inputs]
         self.edges = [(_Direct if self.computation.takes_held(source) else _Edge)(source) for source in sources]
 

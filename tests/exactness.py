@@ -1,0 +1,40 @@
+"""Checks that a subnet, its cost and the supernet under the mask agree."""
+
+import math
+
+import keras
+import numpy as np
+
+from tfnas.cutting.subnets import adapt, subnet
+from tfnas.graph.costs import cost
+
+
+def check_equal(got, expected):
+    """Outputs are the same but for rounding, of which there is more the larger they are."""
+    for g, e in zip(keras.tree.flatten(got), keras.tree.flatten(expected), strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-3, atol=1e-4 * max(1e-3, np.abs(e).max()))
+
+
+def check_cut(supernet, architecture, layout, images, expected):
+    """The subnet, which equals the supernet under the mask and costs what was counted."""
+    cut = subnet(supernet, architecture, layout=layout)
+    if layout == "shared":
+        architecture = adapt(supernet, architecture, layout=layout)
+        supernet.set_architecture(architecture)
+        expected = keras.tree.flatten(supernet(images))
+    check_equal(cut(images), expected)
+    counted = cost(supernet.graph, architecture, "gather" if layout == "shared" else layout)
+    assert (counted.parameters, counted.multiply_adds) == built_cost(cut)
+    return cut, architecture
+
+
+def built_cost(model):
+    """Trainable parameters and multiply-adds from the built layers' own weights and shapes."""
+    multiply_adds = 0
+    for layer in model.layers:
+        kernels = [getattr(layer, name, None) for name in ("kernel", "depthwise_kernel", "pointwise_kernel")]
+        weights = sum(math.prod(kernel.shape) for kernel in kernels if kernel is not None)
+        if weights:
+            transposed = "Transpose" in type(layer).__name__
+            multiply_adds += weights * math.prod((layer.input if transposed else layer.output).shape[1:-1])
+    return sum(math.prod(v.shape) for v in model.trainable_variables), multiply_adds

@@ -22,6 +22,7 @@ from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import Cost, cost
+from tfnas.layers import Pointwise
 from tfnas.ranking import ranking, reference_architectures
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.sampled import Kind
@@ -247,7 +248,7 @@ def own_scales(graph: Graph, gated: Sequence[str]) -> dict[str, keras.layers.Bat
     found = {}
     for name in gated:
         (i,) = graph.nodes[graph.index[name]].inputs
-        while readers[i] == 1 and graph.nodes[i].kind == "pointwise":
+        while readers[i] == 1 and isinstance(graph.nodes[i], Pointwise):
             (i,) = graph.nodes[i].inputs
         layer = graph.nodes[i].inner
         if readers[i] == 1 and isinstance(layer, keras.layers.BatchNormalization) and layer.scale:

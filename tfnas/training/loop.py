@@ -24,6 +24,7 @@ from tfnas.training import distribution
 
 # How often the loop waits for the devices to see how far they are; between two looks they are never kept waiting.
 _LOOK_SECONDS = 1.0
+_TITLE = 9  # columns
 
 Batches = Callable[[int, Share], tf.data.Dataset]
 
@@ -262,9 +263,19 @@ def _assign(variables: list[Any], found: Checkpoint) -> None:
         variable.assign(array)
 
 
+def line_start(title: str) -> tuple[str, str]:
+    """How a line on the terminal begins, so that columns align: its first nine, and what is to be told further on.
+
+    >>> line_start("baseline"), line_start("baseline, retrained")
+    (('baseline ', ''), ('training ', 'baseline, retrained '))
+    """
+    return (title.ljust(_TITLE), "") if len(title) <= _TITLE else ("training".ljust(_TITLE), f"{title} ")
+
+
 def _say_start(title: str, epochs_done: int, steps_done: int, epochs: int) -> None:
     within = f" and {steps_done} steps" if steps_done else ""
-    console.print(f"{title:9s} goes on after epoch {epochs_done}{within} of {epochs}")
+    head, tail = line_start(title)
+    console.print(f"{head} {tail}goes on after epoch {epochs_done}{within} of {epochs}")
 
 
 def _check_finite(totals: np.ndarray, title: str, epochs_done: int, steps_per_epoch: int, first: int) -> None:
@@ -296,7 +307,8 @@ class _Progress:
     """The line that shows how far a training is."""
 
     def __init__(self, title: str, epochs: int, steps_per_epoch: int, batch_size: int):
-        self._title, self._epochs, self._steps, self._batch_size = title, epochs, steps_per_epoch, batch_size
+        (self._head, self._tail), self._epochs = line_start(title), epochs
+        self._steps, self._batch_size = steps_per_epoch, batch_size
         columns = (
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(bar_width=24),
@@ -306,7 +318,9 @@ class _Progress:
         self._progress = rich.progress.Progress(*columns, console=console)
         # Shown on a terminal until the first step is taken; a file is given the last state only.
         self._task = self._progress.add_task(
-            f"{title:9s} building the step, once", total=epochs * steps_per_epoch, figures="minutes for a large network"
+            f"{self._head} building the step, once",
+            total=epochs * steps_per_epoch,
+            figures=f"{self._tail}minutes for a large network",
         )
         self._start = 0.0
 
@@ -336,8 +350,8 @@ class _Progress:
             for name, value in record.items()
             if not isinstance(value, list | dict)
         )
-        description = f"{self._title:9s} epoch {epoch}/{self._epochs}"
-        self._progress.update(self._task, completed=completed, description=description, figures=figures)
+        description = f"{self._head} epoch {epoch}/{self._epochs}"
+        self._progress.update(self._task, completed=completed, description=description, figures=self._tail + figures)
 
 
 def _short(value: Any) -> str:

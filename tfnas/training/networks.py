@@ -287,9 +287,9 @@ def fit_plain(
     _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {})
     number, left = config.sample.recalibrate, stale(model, epochs * steps)
     if number and left >= _STALE:
-        print(
-            f"{title:<9} batch normalisation's statistics taken anew: {left:.0%} of the moving ones are the first ones"
-        )
+        head, tail = loop.line_start(title)
+        told = f"batch normalisation's statistics taken anew: {left:.0%} of the moving ones are the first ones"
+        print(f"{head} {tail}{told}")
         settle(model, calibration_images(config, splits, number))
 
 

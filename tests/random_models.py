@@ -1,4 +1,4 @@
-"""Random Keras models of everything that a graph may have, and random masks for them; a function of a seed alone."""
+"""Random Keras models of everything that a graph may have, and random masks; a function of a seed alone."""
 
 import math
 
@@ -293,3 +293,21 @@ def masks(supernet, count, rng):
             for name in names[first : first + int(rng.integers(1, 4))]:
                 keep[name][:] = False
         yield Architecture(keep)
+
+
+def connected(supernet, keep, rng):
+    """The architecture that keeps these channels, and more where nothing of the input reaches the outputs.
+
+    So it is in most deep networks without skips. Layers then get half of their channels back, those that lost all of
+    them first, until something does; to draw until it happens might take for ever.
+    """
+    while not supernet.graph.flow(keep).reaches_outputs():
+        name = rng.choice([name for name, mask in keep.items() if not mask.any()] or list(keep))
+        keep[name] |= rng.random(len(keep[name])) < 0.5
+    return Architecture(keep)
+
+
+def architecture(supernet, rng, rates=(0.0, 0.6, 1.0)):
+    """A random connected one, of each of whose layers a share of the channels is kept that is drawn from `rates`."""
+    keep = {n: rng.random(g.mask.shape[0]) < rng.choice(rates) for n, g in supernet.gated_layers.items()}
+    return connected(supernet, keep, rng)

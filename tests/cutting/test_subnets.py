@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import random_models
 from conftest import random_weights
 
 import tfnas
@@ -33,16 +34,11 @@ def dense_blocks():
     return keras.Model(image, keras.layers.Dense(3, activation="softmax", name="classifier")(x))
 
 
-def masks(supernet, rng, kind):
-    keep = {}
-    for name, layer in supernet.gated_layers.items():
-        channels = layer.mask.shape[0]
-        rate = {"half": 0.5, "sparse": 0.15, "some layers gone": rng.choice([0.0, 0.6, 1.0]), "nothing": 0.0}[kind]
-        keep[name] = rng.random(channels) < rate
-    return Architecture(keep)
+# Shares of a layer's channels that are kept.
+KINDS = {"half": (0.5,), "sparse": (0.15,), "some layers gone": (0.0, 0.6, 1.0)}
 
 
-@pytest.mark.parametrize("kind", ["half", "sparse", "some layers gone"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("build", [resnet, lambda: resnet(2, (12, 8, 1)), dense_blocks])
 def test_subnet_equals_supernet_under_the_mask(build, kind, rng):
     model = build()
@@ -50,9 +46,7 @@ def test_subnet_equals_supernet_under_the_mask(build, kind, rng):
     supernet = tfnas.gate(model, ell2=1, num_examples=10)
     x = rng.normal(size=(3, *model.input_shape[1:])).astype("float32")
     for _ in range(6):
-        architecture = masks(supernet, rng, kind)
-        if not supernet.graph.flow(architecture).reaches_outputs():
-            continue
+        architecture = random_models.architecture(supernet, rng, KINDS[kind])
         supernet.set_architecture(architecture)
         expected = supernet(x).numpy()
         cut = subnet(supernet, architecture)
@@ -62,11 +56,12 @@ def test_subnet_equals_supernet_under_the_mask(build, kind, rng):
         assert multiply_adds(cut) == price.multiply_adds
 
 
-def test_nothing_kept_is_refused(rng):
+def test_nothing_kept_is_refused():
     supernet = tfnas.gate(resnet(), ell2=1, num_examples=10)
+    nothing = Architecture({n: np.zeros(g.mask.shape, bool) for n, g in supernet.gated_layers.items()})
     with pytest.raises(UserError, match="drops every path to the output 'classifier'"):
-        subnet(supernet, masks(supernet, rng, "nothing"))
-    assert cost(supernet.graph, masks(supernet, rng, "nothing")).multiply_adds == 0
+        subnet(supernet, nothing)
+    assert cost(supernet.graph, nothing).multiply_adds == 0
 
 
 def multiply_adds(model):
@@ -101,7 +96,7 @@ def test_everything_kept_is_the_model_itself(rng):
 
 def test_subnet_is_plain_keras_saves_and_trains(tmp_path, rng):
     supernet = tfnas.gate(dense_blocks(), ell2=1, num_examples=10)
-    cut = subnet(supernet, masks(supernet, rng, "some layers gone"))
+    cut = subnet(supernet, random_models.architecture(supernet, rng))
     modules = {type(layer).__module__ for layer in cut._operations}
     assert modules and all(module.startswith("keras.") for module in modules)
     cut.save(tmp_path / "cut.keras")
@@ -115,7 +110,7 @@ def test_subnet_is_plain_keras_saves_and_trains(tmp_path, rng):
 def test_rebuild_from_json_alone(layout, rng):
     arguments = {"width": 4, "num_blocks": 1, "num_classes": 3, "input_shape": (8, 8, 2), "stem_width": 4}
     supernet = tfnas.gate(multi_branch_resnet(**arguments), ell2=1, num_examples=10)
-    architecture = masks(supernet, rng, "half")
+    architecture = random_models.architecture(supernet, rng, KINDS["half"])
     cut = subnet(supernet, architecture, layout=layout)
     text = describe(architecture, "multi_branch_resnet", layout, **arguments)
     again = rebuild(text)
@@ -130,7 +125,7 @@ def test_rebuild_from_json_alone(layout, rng):
 def test_rebuild_takes_a_share_as_an_argument(rng):
     arguments = {"width": 4, "num_blocks": 1, "num_classes": 3, "input_shape": (8, 8, 2), "drop_path": 0.4}
     supernet = tfnas.gate(enas(**arguments), ell2=1, num_examples=10)
-    again = rebuild(describe(masks(supernet, rng, "half"), "enas", **arguments))
+    again = rebuild(describe(random_models.architecture(supernet, rng, KINDS["half"]), "enas", **arguments))
     assert again.get_layer("cell5_node1_x_droppath").rate == 0.4
 
 

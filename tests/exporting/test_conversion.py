@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import random_models
 import tensorflow as tf
 from conftest import random_weights
 from ml_collections.config_flags import tuple_parser
@@ -17,7 +18,6 @@ from tfnas.common.errors import UserError
 from tfnas.data import pipeline
 from tfnas.exporting import conversion
 from tfnas.runs.measured import Converted
-from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import densenet121, enas, multi_branch_resnet, resnet50
 
 MEAN, STD = (0.4, 0.5), (0.2, 0.3)
@@ -30,12 +30,7 @@ def cut(model, rng, keep=(0.0, 0.6, 1.0)):
     """A network cut out at random, whole branches gone, so that there are constants and gathered channels in it."""
     random_weights(model, rng)
     supernet = tfnas.gate(model, ell2=1, num_examples=10)
-    while True:
-        architecture = Architecture(
-            {name: rng.random(g.mask.shape[0]) < rng.choice(keep) for name, g in supernet.gated_layers.items()}
-        )
-        if supernet.graph.flow(architecture).reaches_outputs():
-            return tfnas.subnet(supernet, architecture)
+    return tfnas.subnet(supernet, random_models.architecture(supernet, rng, keep))
 
 
 def splits_of(shape, rng, sizes=(30, 9, 70), classes=3):

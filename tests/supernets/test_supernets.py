@@ -5,13 +5,13 @@ import re
 import keras
 import numpy as np
 import pytest
+import random_models
 from conftest import ROOT, random_weights
 
 from tfnas.cutting.subnets import describe, rebuild, subnet
 from tfnas.gating.placement import gate
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
-from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import densenet121, densenet121_3d, enas, multi_branch_resnet, resnet50
 
 BUILDERS = [multi_branch_resnet, enas, resnet50, densenet121, densenet121_3d]
@@ -246,11 +246,7 @@ def test_subnets_are_exact_and_can_be_rebuilt(build, rng):
     model = build(**arguments)
     random_weights(model, rng)
     supernet = gate(model, ell2=1, num_examples=10)
-    connected = False
-    while not connected:  # others are no network
-        keep = {n: rng.random(g.mask.shape[0]) < rng.choice([0, 0.6, 1]) for n, g in supernet.gated_layers.items()}
-        architecture = Architecture(keep)
-        connected = supernet.graph.flow(architecture).reaches_outputs()
+    architecture = random_models.architecture(supernet, rng)
     supernet.set_architecture(architecture)
     images = rng.normal(size=(2, *model.input_shape[1:])).astype("float32")
     expected = supernet(images).numpy()

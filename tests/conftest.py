@@ -136,7 +136,7 @@ def tfnas_stage(stage, path, *more, settings=SMALL, command=tfnas_command):
     return done.stdout
 
 
-def kill_when(stage, path, ready, *more, settings=SMALL):
+def kill_when(stage, path, ready, *more, settings=TINY):
     """Starts a stage and kills it with SIGKILL as soon as `ready()`."""
     process = processes.start_tfnas([stage, *settings, f"--workdir={path}", *more], os.devnull, os.devnull)
     deadline = time.monotonic() + 300

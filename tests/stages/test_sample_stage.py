@@ -6,7 +6,7 @@ import shutil
 
 import conftest
 import pytest
-from conftest import SAMPLED, TINY, lines, tfnas_command
+from conftest import SAMPLED, TINY, kill_when, lines, tfnas_command
 
 from tfnas.common.errors import UserError
 from tfnas.ranking.evaluation_log import Evaluations
@@ -16,7 +16,6 @@ from tfnas.stages.sample import Shard
 
 pytestmark = pytest.mark.slow
 tfnas_stage = functools.partial(conftest.tfnas_stage, settings=TINY)
-kill_when = functools.partial(conftest.kill_when, settings=TINY)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import math
 import shlex
 
 import pytest
-from conftest import SMALL, load_config, tfnas_command
+from conftest import TINY, load_config, tfnas_command
 from reports import KINDS, candidate, race, ranking_of
 
 from tfnas.common.errors import PreemptedError, SearchFailedError, UserError
@@ -351,15 +351,14 @@ def test_what_cannot_be_tuned_is_told(stages, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_on_the_digits(tmp_path):
-    options = [o.replace("digits.py", "digits_paper.py") for o in SMALL if "epochs" not in o]
-    options += ["--config.search.epochs=2", "--config.tune.ell2=20,600"]
+    options = [*TINY, "--config.search.epochs=2", "--config.tune.ell2=20,600"]
     done = tfnas_command("tune", *options, f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "KerasTuner" not in done.stdout
     found = results(tmp_path)
     small, large = sorted(found["trials"], key=lambda trial: trial["found"]["parameters"])
     assert (small["values"], large["values"]) == ({"ell2": 600.0}, {"ell2": 20.0})  # Table 4's direction
-    assert found["full_parameters"] == 9862 and large["found"]["parameters"] <= 9862
+    assert found["full_parameters"] == 3314 and large["found"]["parameters"] <= 3314
     assert large["found"]["fresh"] and large["found"]["num_examples"] == 79
     # The digits are prepared once, and what is told next goes on from the winner's search.
     assert [file.parent.name for file in tmp_path.rglob("dataset_info.json")] == ["1.0.0"]
@@ -374,9 +373,8 @@ def test_on_the_digits(tmp_path):
     from tfnas.stages import search
 
     second = found["trials"][1]
-    settings = to_dict(load_config("digits_paper"))
+    settings = to_dict(load_config("tiny", "tests"))
     settings["search"] |= {"epochs": 2, **second["values"]}
-    settings["supernet"] |= {"width": 4, "stem_width": 4}
     search.run(from_config_dict(settings), tmp_path / "alone")
     alone, theirs = (tmp_path / "alone", tmp_path / "tune" / second["folder"])
     assert (alone / stage_table.POSTERIOR).read_text() == (theirs / stage_table.POSTERIOR).read_text()

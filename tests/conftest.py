@@ -1,5 +1,6 @@
 """Fixtures and helpers shared by all tests."""
 
+import dataclasses
 import gc
 import os
 import pathlib
@@ -78,6 +79,13 @@ def load_config(name, folder="configs"):
     from tfnas import config
 
     return config.from_config_dict(config.load_file(ROOT / folder / f"{name}.py"))
+
+
+def tiny_config(**changed):
+    """The checked Config of tests/tiny.py, with the settings changed that are given as section={name: value}."""
+    whole = load_config("tiny", "tests")
+    sections = {name: dataclasses.replace(getattr(whole, name), **values) for name, values in changed.items()}
+    return dataclasses.replace(whole, **sections).check()
 
 
 def tfnas_script(*arguments, **options):

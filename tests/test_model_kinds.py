@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from conftest import ROOT, tfnas_stage
+from conftest import tiny_config
 
 import tfnas
 from tfnas.common.errors import UserError
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
 from tfnas.runs import stage_table
+from tfnas.stages import evaluate, export, report, retrain, sample, search
 
 # `functional` is what all other tests are of.
 KINDS = ("sequential", "built", "nested", "sequential_of_models")
@@ -48,19 +49,16 @@ def test_every_function(kind, tmp_path, rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[1:])  # a Sequential with an Input is the last too
-def test_every_stage(kind, tmp_path):
-    settings = [
-        f"--config={ROOT / 'tests' / 'tiny.py'}",
-        f"--config.supernet.source=model_kinds:{kind}",
-        "--config.search.epochs=2",
-        "--config.sample.num_candidates=8",
-        "--config.sample.num_random=4",
-        "--config.retrain.epochs=1",
-        "--config.evaluate.min_accuracy=0.0",
-        "--config.evaluate.max_accuracy_loss=1.0",
-        "--config.evaluate.max_parameters=1.0",
-    ]
-    tfnas_stage("run", tmp_path, settings=settings)
+def test_every_stage(kind, tmp_path, digits_folder):
+    config = tiny_config(
+        data={"data_dir": str(digits_folder)},
+        supernet={"source": f"model_kinds:{kind}"},
+        search={"epochs": 2},
+        sample={"num_candidates": 8, "num_random": 2, "num_tested": 2},
+        retrain={"epochs": 1},
+    )
+    for stage in (search, sample, retrain, evaluate, export, report):
+        stage.run(config, tmp_path)
     rows = {row["name"]: row for row in json.loads((tmp_path / stage_table.RESULTS).read_text())["rows"]}
     assert {"full network, same total budget", "found network, retrained"} <= set(rows)
     full = getattr(model_kinds, kind)((8, 8, 1), 10)

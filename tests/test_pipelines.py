@@ -17,7 +17,7 @@ import types
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, SMALL, load_config
+from conftest import ROOT, TINY, load_config
 
 from pipelines import nas_pipeline, run
 from pipelines.options import VERTEX_ACCELERATORS, Options
@@ -343,14 +343,13 @@ def test_the_screen_shows_what_stages_say(tmp_path):
     assert '"x": "{"' in log.getvalue() and "Executing task 'report-2'" in log.getvalue()
 
 
-# Smaller still: every stage is a process of its own, which takes ten seconds to start.
-TINY = [
-    *SMALL,
-    "--config.search.epochs=3",
-    "--config.sample.num_candidates=20",
-    "--config.sample.num_random=5",
-    "--config.sample.num_tested=5",
-    "--config.retrain.epochs=2",
+# The smallest: every stage is a process of its own, which takes long enough to start.
+SETTINGS = [
+    *TINY,
+    "--config.search.epochs=2",
+    "--config.sample.num_candidates=10",
+    "--config.sample.num_random=2",
+    "--config.sample.num_tested=2",
     "--config.retrain.baseline=false",
     "--runner=local",
     "--num_shards=2",
@@ -386,7 +385,7 @@ def one(path, stage, name):
 def killed(tmp_path_factory):
     """A pipeline killed, with all its processes, in retrain; what was there then; and the same command again."""
     path = tmp_path_factory.mktemp("pipeline run")
-    line = [sys.executable, "-m", "pipelines.run", *TINY, f"--workdir={path}"]
+    line = [sys.executable, "-m", "pipelines.run", *SETTINGS, f"--workdir={path}"]
     with open(path / "first.txt", "w") as out:
         process = subprocess.Popen(line, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         deadline = time.monotonic() + 400
@@ -397,7 +396,7 @@ def killed(tmp_path_factory):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     before = artifacts(path)
-    return path, before, command(*TINY, f"--workdir={path}")
+    return path, before, command(*SETTINGS, f"--workdir={path}")
 
 
 @pytest.mark.slow
@@ -439,7 +438,7 @@ def test_artifacts_hold_what_the_stages_measured(killed):
     assert np.trace(matrix) / 400 == pytest.approx(chosen["test_accuracy"])
     assert read(confusion) == {"classes": [str(i) for i in range(10)], "rows": matrix.tolist()}
     data, described = one(path, "check", "data")
-    assert read(data)["sizes"] == described["sizes"] == {"train": 1000, "validation": 397, "test": 400}
+    assert read(data)["sizes"] == described["sizes"] == {"train": 400, "validation": 397, "test": 400}
     assert described["image_shape"] == [8, 8, 1] and len(described["classes"]) == 10
     for stage, name in (("search", "run"), ("select", "run"), ("export", "model"), ("report", "html")):
         described = one(path, stage, name)[1]
@@ -472,7 +471,7 @@ def test_report_and_model_are_the_runs(killed):
 def test_impossible_thresholds_end_green_without_an_export(killed):
     path, before = killed[0], artifacts(killed[0])
     limits = ["--config.evaluate.min_accuracy=1.0", "--config.evaluate.max_parameters=0.01"]
-    done = command(*TINY, *limits, f"--workdir={path}")
+    done = command(*SETTINGS, *limits, f"--workdir={path}")
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith("model     none: the network is not what was asked for: ")

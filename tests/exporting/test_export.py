@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from conftest import load_config, random_weights
+from conftest import random_weights, tiny_config
 from PIL import Image
 from scipy.special import softmax
 
@@ -352,15 +352,13 @@ def test_gate_refuses_other_names(cropped):
 def exported(tmp_path_factory):
     """A short run of the digits up to its export, with an ensemble."""
     path = tmp_path_factory.mktemp("exported")
-    whole = load_config("tiny", "tests")
-    settings = dataclasses.replace(
-        whole,
-        data=dataclasses.replace(whole.data, train="train[:1000]"),
-        search=config.Search(recipe="paper", epochs=1, batch_size=50, guard="off"),  # candidates of any size
-        sample=dataclasses.replace(whole.sample, num_candidates=5, num_random=1, num_tested=3, recalibrate=100),
-        retrain=dataclasses.replace(whole.retrain, epochs=0, controls=False),
-        evaluate=config.Evaluate(min_accuracy=0.05),
-        export=config.Export(version=3, uncertainty=2),
+    settings = tiny_config(
+        data={"train": "train[:1000]"},
+        search={"epochs": 1, "guard": "off"},  # candidates of any size
+        sample={"num_candidates": 5, "num_random": 1, "num_tested": 3, "recalibrate": 100},
+        retrain={"epochs": 0},
+        evaluate={"min_accuracy": 0.05},
+        export={"version": 3, "uncertainty": 2},
     )
     for stage in (search, sample, retrain, evaluate, export):
         stage.run(settings, path)

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from conftest import ROOT, load_config
+from conftest import ROOT, tiny_config
 
 from tfnas import config as config_lib
 from tfnas.config import Config
@@ -125,10 +125,7 @@ def test_every_setting_that_a_stage_reads_is_one_that_it_depends_on(tmp_path, mo
     from tfnas.stages import evaluate, export, report, retrain, sample, search
 
     monkeypatch.syspath_prepend(ROOT / "tests")
-    tiny = load_config("tiny", "tests")
-    changed = {**WAYS[way], "data": {**WAYS[way]["data"], "data_dir": str(digits_folder)}}
-    sections = {name: dataclasses.replace(getattr(tiny, name), **values) for name, values in changed.items()}
-    config = dataclasses.replace(tiny, **sections).check()
+    config = tiny_config(**{**WAYS[way], "data": {**WAYS[way]["data"], "data_dir": str(digits_folder)}})
     with monkeypatch.context() as patch:
         recorder = Recorder(patch)
         for stage in (search, sample, retrain, evaluate, export, report):

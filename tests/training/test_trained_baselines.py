@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from conftest import load_config
+from conftest import tiny_config
 
 import tfnas
 from tfnas.data import pipeline
@@ -122,27 +122,23 @@ def test_magnitude_pruning_by_hand():
     assert tfnas.subnet(supernet, pruned).count_params() == 30
 
 
-def tiny_config():
-    config = load_config("tiny", "tests")
-    return dataclasses.replace(
-        config,
-        search=dataclasses.replace(config.search, epochs=2),
-        sample=dataclasses.replace(config.sample, num_candidates=8, num_random=4, num_tested=2),
-        retrain=dataclasses.replace(config.retrain, epochs=1, baseline=False, controls=True),
-    )
+CONFIG = tiny_config(
+    search={"epochs": 2},
+    sample={"num_candidates": 8, "num_random": 4, "num_tested": 2},
+    retrain={"epochs": 1, "baseline": False, "controls": True},
+)
 
 
 def test_no_single_path_where_nothing_competes(digits_folder, monkeypatch):
-    config = tiny_config()
     monkeypatch.setattr(reference_architectures, "choice_blocks", lambda graph, gated: [])
-    assert trained_baselines.single_path(config, pipeline.load(config.data, digits_folder), None) == []
+    assert trained_baselines.single_path(CONFIG, pipeline.load(CONFIG.data, digits_folder), None) == []
 
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "whole"
-    search.run(tiny_config(), path)
-    sample.run(tiny_config(), path)
+    search.run(CONFIG, path)
+    sample.run(CONFIG, path)
     return path
 
 
@@ -156,7 +152,7 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     shutil.copytree(sampled, whole)
     shutil.copytree(sampled, killed)
-    retrain.run(tiny_config(), whole)
+    retrain.run(CONFIG, whole)
     rows = rows_of(whole)
     assert [row["name"] for row in rows] == [
         "random, spread evenly, best of 4",
@@ -202,9 +198,9 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
 
         patch.setattr(workdir.Workdir, "write", write_and_die)
         with pytest.raises(KilledError):
-            retrain.run(tiny_config(), killed)
+            retrain.run(CONFIG, killed)
     assert not (killed / stage_table.RESULTS).exists()
-    retrain.run(tiny_config(), killed)
+    retrain.run(CONFIG, killed)
     assert "single path goes on after epoch 1 of 2" in capsys.readouterr().out
     assert rows_of(killed) == rows
 
@@ -216,8 +212,7 @@ def test_a_deterministic_candidate_without_a_path_is_left_out(sampled, tmp_path,
     monkeypatch.setattr(
         tfnas.Posterior, "mode", lambda self: Architecture({name: np.zeros_like(m) for name, m in mode(self).items()})
     )
-    config = tiny_config()
-    changed = dataclasses.replace(config.retrain, epochs=0, controls=False)
-    retrain.run(dataclasses.replace(config, retrain=changed), tmp_path / "run")
+    changed = dataclasses.replace(CONFIG.retrain, epochs=0, controls=False)
+    retrain.run(dataclasses.replace(CONFIG, retrain=changed), tmp_path / "run")
     names = [row["name"] for row in rows_of(tmp_path / "run")]
     assert "random, spread evenly, best of 4" in names and "deterministic candidate" not in names

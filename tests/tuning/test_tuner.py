@@ -7,7 +7,7 @@ import math
 import shlex
 
 import pytest
-from conftest import TINY, load_config, tfnas_command
+from conftest import TINY, tfnas_command, tiny_config
 from reports import KINDS, candidate, race, ranking_of
 
 from tfnas.common.errors import PreemptedError, SearchFailedError, UserError
@@ -369,13 +369,11 @@ def test_on_the_digits(tmp_path):
     assert again.stdout.split() == ["search", "up", "to", "date"], again.stderr
 
     # A trial is the search that these values give by themselves, whatever ran before it in the process.
-    from tfnas.config import from_config_dict, to_dict
     from tfnas.stages import search
 
     second = found["trials"][1]
-    settings = to_dict(load_config("tiny", "tests"))
-    settings["search"] |= {"epochs": 2, **second["values"]}
-    search.run(from_config_dict(settings), tmp_path / "alone")
+    settings = tiny_config(search={"epochs": 2, **second["values"]})
+    search.run(settings, tmp_path / "alone")
     alone, theirs = (tmp_path / "alone", tmp_path / "tune" / second["folder"])
     assert (alone / stage_table.POSTERIOR).read_text() == (theirs / stage_table.POSTERIOR).read_text()
     assert sorted(p.name for p in (tmp_path / "tune").iterdir()) == [

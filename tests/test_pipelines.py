@@ -313,7 +313,7 @@ def test_tf_config_of_the_training_operator(monkeypatch):
         assert mounts == {"/shared"} and "--workdir=/shared/cifar10_supnet_m" in options
 
 
-def test_the_screen_shows_what_stages_say(tmp_path):
+def test_the_screen_shows_what_stages_say():
     terminal, log = io.StringIO(), io.StringIO()
     screen = run._Screen(terminal, log)
     screen.write("10:00:00.000 - INFO - Executing task \x1b[96m'report-2'\x1b[0m\n")

@@ -169,7 +169,7 @@ def of_images(images):
     )
 
 
-def test_random_parts_have_the_areas_and_aspects_that_are_usual(rng):
+def test_random_parts_have_the_areas_and_aspects_that_are_usual():
     height, width, count = 90, 120, 400
     settings = dataclasses.replace(RANDOM_PARTS, image_size=30, mean=(0.0,), std=(1 / 255,))
     networks.set_seed(0)

@@ -312,7 +312,7 @@ def test_unknown_cardinality_is_counted_but_never_by_reading_test(source, three,
     list(pipeline.evaluation_batches(splits.validation, chosen, 10))
 
 
-def test_images_of_different_sizes_from_a_function(source, three, tmp_path, rng):
+def test_images_of_different_sizes_from_a_function(source, tmp_path):
     def varied(seed):
         made = np.random.default_rng(seed)
 

@@ -60,7 +60,7 @@ def test_the_winner_is_measured_again_on_examples_held_out(supernet, rng):
     assert result.fresh.loss == pytest.approx(loss, rel=1e-4) and result.fresh.accuracy == pytest.approx(accuracy)
 
 
-def test_racing_finds_the_winner_of_the_full_ranking_with_fewer_evaluations(supernet, rng, tmp_path):
+def test_racing_finds_the_winner_of_the_full_ranking_with_fewer_evaluations(supernet, rng):
     candidates = supernet.posterior().sample(40, seed=0)
     # Labels that one candidate gives to most examples, so that there is something to win.
     images = rng.normal(size=(800, 8, 8, 1)).astype("float32")

@@ -33,7 +33,7 @@ def test_preview_draws_and_measures(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["preview.png", "tensorflow_datasets"]
 
 
-def test_preview_never_reads_the_test_split(tmp_path, capsys):
+def test_preview_never_reads_the_test_split(tmp_path):
     preview.run(DIGITS, tmp_path)
     (file,) = (tmp_path / "tensorflow_datasets").rglob("digits-test*")
     file.write_bytes(b"destroyed")

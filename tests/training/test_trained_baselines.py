@@ -82,7 +82,7 @@ def test_gates_during_a_step_are_exactly_its_path(rng):
     assert len({tuple(gates[block[0]][0, 0] for block in BLOCKS) for gates in seen}) > 1
 
 
-def test_mean_magnitude_is_numpys(rng):
+def test_mean_magnitude_is_numpys():
     convolution = Gated(keras.layers.Conv2D(3, (3, 5)))
     convolution.build((None, 8, 8, 4))
     np.testing.assert_allclose(

@@ -120,7 +120,7 @@ def test_another_config_in_the_same_folder_is_refused(whole):
     assert "holds a search with search.parameters=0.25, and this config has 0.7: use another --workdir" in done.stderr
 
 
-# The smallest run with the recipe whose price of a parameter has to be restored too.
+# The smallest run with the recipe whose Lagrange multiplier has to be restored too.
 TARGET = [*TINY, "--config.search.recipe=target", "--config.search.parameters=0.5", "--config.search.ell2=0"]
 TARGET += ["--config.search.gate_learning_rate=1"]
 

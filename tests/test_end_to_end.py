@@ -155,7 +155,7 @@ def killed(whole, tmp_path_factory):
 
 def test_killed_run_goes_on_and_does_nothing_twice(killed):
     path, searched, sampled, done_before = killed
-    assert "search    goes on after epoch" in searched
+    assert "search    resumes after epoch" in searched
     assert re.search(r"sample    goes on: \d+ evaluations are there", sampled)
     assert (path / stage_table.EVALUATIONS).read_text().splitlines()[:10] == done_before
 

@@ -244,7 +244,7 @@ def test_a_loss_that_is_not_finite_is_told_by_check():
         def __call__(self, batches, totals, number):
             return (float("nan"),)
 
-    raises("check: a finite loss expected in the first ", preflight.measure, Step(), lambda *_: _batches())
+    raises("check: expected a finite loss in the first ", preflight.measure, Step(), lambda *_: _batches())
 
 
 def _batches():
@@ -256,16 +256,14 @@ def test_steps_that_cannot_be_taken(monkeypatch):
     several = types.SimpleNamespace(num_replicas_in_sync=2)
     with monkeypatch.context() as patched:
         patched.setattr(tf.distribute, "get_strategy", lambda: several)
-        raises(
-            "training.jit_compile: false expected with several replicas that are no TPU's", loop.Step, model, 1, True
-        )
+        raises("training.jit_compile: must be false", loop.Step, model, 1, True)
 
     def full(*arguments):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor of shape [1,2]\nmore")
 
     step = loop.Step(model)
     step._step = full
-    words = "a batch does not fit the memory (OOM when allocating tensor of shape [1,2]): try --config.training"
+    words = "a batch does not fit into memory (OOM when allocating tensor of shape [1,2]): try --config.training"
     raises(words, step, iter(()), step.totals(), 0)
 
 
@@ -282,7 +280,7 @@ def test_processes_that_see_different_folders(monkeypatch):
     monkeypatch.setattr(distribution, "cluster", lambda: types.SimpleNamespace(count=2, index=0))
     monkeypatch.setattr(tf.distribute, "get_strategy", Two)
     raises(
-        "process 0 of 2 goes on from step 8, and others from another (on average 6): --workdir must be one folder",
+        "process 0 of 2 resumes from step 8, and others from another (on average 6): --workdir must be one folder",
         distribution.agree,
         8,
     )

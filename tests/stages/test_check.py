@@ -172,7 +172,7 @@ def test_too_little_room_is_told_before_the_first_step(tmp_path, monkeypatch):
     # 1,000 weights and as many of momentum, 4 bytes each; three checkpoints, one in writing, three models.
     assert preflight.room(work, model, 3)[0] == 2 * 1000 * 4 * 7
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 2 * 1000 * 4 * 7 - 1))
-    with pytest.raises(UserError, match=r"workdir .*: 0 MB free expected, for 3 checkpoints and the models"):
+    with pytest.raises(UserError, match=r"workdir .*: 0 MB .* 3 checkpoints and the models"):
         preflight.room(work, model, 3)
 
 
@@ -184,7 +184,7 @@ def test_a_label_of_no_class_is_told(split, label):
 
     parts = {name: of([0, 2, label if name == split else 1]) for name in ("train", "validation", "test")}
     splits = pipeline.Splits(**parts, sizes={"train": 3}, image_shape=(4, 4, 1), label_names=("a", "b", "c"))
-    with pytest.raises(UserError, match=f"{split}: labels from 0 to 2 expected, one per class. Received: {label}"):
+    with pytest.raises(UserError, match=f"{split}: .*0 to 2.* Received: {label}"):
         preflight.examples(splits)
 
 

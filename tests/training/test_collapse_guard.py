@@ -103,7 +103,7 @@ def test_where_ungated_layers_lead_on_it_is_told_and_never_stops(capsys):
     guard.check(4)
     guard.check(5)
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 and "layers without gates still lead on. Usually" in printed
+    assert printed.count("\n") == 1 and "only layers without gates still have a path. Usually" in printed
 
 
 def test_an_initial_drop_without_a_path_is_refused_before_the_first_step(capsys):

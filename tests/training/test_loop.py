@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     other.compile("sgd", loss=networks.classification_loss())
     with pytest.raises(
         UserError,
-        match="checkpoint after step 3: .* arrays of this network's shapes expected. Received: .* another --workdir",
+        match="checkpoint after step 3: .* arrays .* Received: .* another --workdir",
     ):
         loop.train(loop.Step(other), other, batches, 12, 1, 3, checkpoints, "search")
 

@@ -77,7 +77,7 @@ def test_interrupted_and_continued_is_bit_identical(whole, tmp_path, capsys):
         fit(made(), tmp_path / "killed", kill_after_two)
     again = made()
     continued = fit(again, tmp_path / "killed")
-    assert "goes on after epoch 2 of 4" in capsys.readouterr().out
+    assert "resumes after epoch 2 of 4" in capsys.readouterr().out
     assert continued == whole.history
     assert_same(again, whole)
 
@@ -109,7 +109,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_the_end_is_the_same(whole, h
     again = made()
     assert fit(again, whole.path) == whole.history
     printed = " ".join(capsys.readouterr().out.split())
-    assert "step-000000012.npz: truncated or altered" in printed and "goes on after epoch 3 of 4" in printed
+    assert "step-000000012.npz: truncated or altered" in printed and "resumes after epoch 3 of 4" in printed
     assert_same(again, whole)
 
 
@@ -131,7 +131,7 @@ def test_sigterm_saves_in_mid_epoch_and_the_end_is_the_same(whole, tmp_path, cap
     assert caught.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
     again = made()
     assert fit(again, tmp_path / "killed") == whole.history
-    assert "goes on after epoch 1 and 2 steps of 4" in capsys.readouterr().out
+    assert "resumes after epoch 1 and 2 steps of 4" in capsys.readouterr().out
     assert_same(again, whole)
 
 
@@ -294,9 +294,9 @@ def _softmax(input_shape, num_classes, activation="softmax"):
         (lambda input_shape, num_classes: small(input_shape, 10), r"logits \(None, 4\).*output \(None, 10\)"),
         (
             lambda input_shape, num_classes: keras.Sequential([keras.Input(input_shape), keras.layers.ReLU()]),
-            "must give logits",
+            "must return logits",
         ),
-        (_softmax, "must give logits. Received: a softmax in 'dense"),
+        (_softmax, "must return logits. Received: a softmax in 'dense"),
     ],
 )
 def test_what_is_no_network_for_these_images_is_refused(own, function, message):
@@ -322,5 +322,5 @@ def test_a_training_of_few_steps_ends_with_statistics_taken_anew(tmp_path, capsy
     expected = np.asarray(model.get_layer("stem_conv")(images)).mean((0, 1, 2))
     found = np.asarray(model.get_layer("stem_bn").moving_mean)
     assert np.allclose(found, expected, atol=1e-5) == bool(number) and np.abs(expected).max() > 0.01
-    told = "baseline  batch normalisation's statistics taken anew: 96% of the moving ones are the first ones"
+    told = "baseline  recomputed the statistics of batch normalization: 96% of the moving ones were initial values"
     assert (told in capsys.readouterr().out) == bool(number)

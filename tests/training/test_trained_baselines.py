@@ -201,7 +201,7 @@ def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_
             retrain.run(CONFIG, killed)
     assert not (killed / stage_table.RESULTS).exists()
     retrain.run(CONFIG, killed)
-    assert "single path goes on after epoch 1 of 2" in capsys.readouterr().out
+    assert "single path resumes after epoch 1 of 2" in capsys.readouterr().out
     assert rows_of(killed) == rows
 
 

@@ -1,10 +1,10 @@
 """Training under any tf.distribute strategy.
 
-collapse_guard.py     ends or warns of a search in which everything is dropped, or nothing moves
-distribution.py       the strategy, the cluster's processes, and stages that all of them run
-loop.py               the training loop, which stops and resumes at any step
-preflight.py          what can be known before hours are spent: memory, disk, whole data, time of a step
+collapse_guard.py     stops or warns if a search drops everything, or does not move
+distribution.py       the strategy, the processes of a cluster, and stages that run in all of them
+loop.py               the training loop, which can be resumed at any step
+preflight.py          checks before a training: memory, disk space, data, time of a step
 schedules.py          learning rates and optimizers as a config has them
-networks.py           what search and retrain share: networks, warm-up, batches
-trained_baselines.py  networks of the same size, trained for as long, chosen without a posterior
+networks.py           shared by search and retrain: networks, warm-up, batches
+trained_baselines.py  networks of the same size, trained equally long, chosen without a posterior
 """

@@ -1,4 +1,4 @@
-"""Whether a search still leads anywhere: a posterior that has dropped everything, and one that does not move."""
+"""Detects a search whose posterior has dropped everything, or does not move."""
 
 from __future__ import annotations
 
@@ -12,49 +12,50 @@ from tfnas.config import Search
 from tfnas.gating.supernet import Supernet
 from tfnas.search_space.posterior import Posterior
 
-_SAMPLES = 20  # architectures drawn; one with a path to every output is enough
-_LEFT = 0.01  # below this expected share of the gated channels, nearly nothing is kept
-_MOVED = 0.01  # a change of p by more than this share, of p or of 1 - p, is a move
-_FIRST_EPOCHS = 3  # none of fewer epochs is called frozen
+_SAMPLES = 20  # architectures sampled; one with a path to every output is enough
+_NEARLY_EMPTY = 0.01  # expected share of the gated channels below which almost nothing is kept
+_MOVED = 0.01  # a gate has moved if p changed by more than this share of p or of 1 - p
+_FIRST_EPOCHS = 3  # a search is not called frozen before
 
 
 class Guard:
-    """Judges the posterior of a search before its first step and at every epoch's end, as `search.guard` says.
+    """Checks the posterior of a search before the first step and after every epoch, depending on `search.guard`.
 
-    Collapsed: none of 20 samples has a path to every output, so there is nothing to rank. Samples, because the mode is
-    no sign: where all p are 0.6 it drops everything, and every sample still has its path, as in the digits' first
-    epoch. Nor is the share kept, because a gate that costs little may stay open where all others have closed.
+    Collapsed: none of 20 samples has a path to every output, so there is nothing to rank. The mode is not used: if all
+        p
+    are 0.6, it drops everything although every sample has a path, as in the first epoch on the digits. The share kept
+    is not used either, because a cheap gate may stay open when all others are closed.
 
-    Nearly nothing left: below 1 % of the gated channels are expected to be kept, and samples still have a path, through
-    layers without gates. That may be what was asked, where few layers are gated; so it is told, and never stops.
+    Almost empty: less than 1 % of the gated channels are expected to be kept, but samples still have a path, through
+    layers without gates. This may be intended if few layers are gated, so it only causes a warning.
 
     Frozen: after a quarter of the epochs, at least 3, no p has moved from `initial_drop` by more than 1 % of it or of
-    its complement. It never stops either.
+    its complement. This only causes a warning too.
 
     Args:
-        settings: of the search.
-        supernet: the model trained.
-        seed: of the samples; the run's, so that they are the first that the stage 'sample' would rank.
+        settings: settings of the search.
+        supernet: the model being trained.
+        seed: seed of the samples; that of the run, so that they are the first ones that the stage 'sample' ranks.
     """
 
     def __init__(self, settings: Search, supernet: Supernet, seed: int):
         self._settings, self._supernet, self._seed = settings, supernet, seed
-        self._told = False
+        self._warned = False
 
     def begin(self) -> None:
-        """Judges the gates that the supernet was made with. Raises SearchFailedError if they leave no path, and may."""
+        """Checks the initial gates. Raises SearchFailedError if they leave no path and `search.guard` is 'stop'."""
         if self._settings.guard == "off" or self._connected(self._supernet.posterior()):
             return
         what = f"search.initial_drop ({self._settings.initial_drop:g}) leaves no path to the output (collapsed)"
         if self._settings.guard == "stop":
             raise SearchFailedError(
                 f"search stopped before its first step: {what}; try --config.search.initial_drop=0.1, or "
-                "--config.search.guard=off if that is meant"
+                "--config.search.guard=off if this is intended"
             )
-        self._tell(f"search: {what} before the first step")
+        self._warn_once(f"search: {what} before the first step")
 
     def check(self, epoch: int) -> None:
-        """Judges the posterior at the end of an epoch, counted from 1; warns of each thing once.
+        """Checks the posterior at the end of an epoch, counted from 1; warns of each problem once.
 
         Raises:
             SearchFailedError: if the posterior has collapsed, and `search.guard` is 'stop'.
@@ -69,16 +70,18 @@ class Guard:
             if self._settings.guard == "stop":
                 last = f"The last good checkpoint is epoch {epoch - 1}" if epoch > 1 else "There was no checkpoint yet"
                 raise SearchFailedError(f"search stopped at epoch {epoch}: {what}. {last}")
-            self._tell(f"search: at epoch {epoch}, {what}")
-        elif kept < _LEFT:
-            self._tell(f"search: at epoch {epoch}, {dropped}; layers without gates still lead on. {self._too_much()}")
+            self._warn_once(f"search: at epoch {epoch}, {what}")
+        elif kept < _NEARLY_EMPTY:
+            self._warn_once(
+                f"search: at epoch {epoch}, {dropped}; only layers without gates still have a path. {self._too_much()}"
+            )
         if epoch == max(_FIRST_EPOCHS, math.ceil(self._settings.gated_epochs / 4)) and self._is_frozen(posterior):
             warn(
                 f"search: no drop probability has moved by more than 1 % by epoch {epoch} (frozen). {self._too_small()}"
             )
 
     def _connected(self, posterior: Posterior) -> bool:
-        samples = (posterior.sample(1, self._seed, first=i)[0] for i in range(_SAMPLES))  # the first mostly will do
+        samples = (posterior.sample(1, self._seed, first=i)[0] for i in range(_SAMPLES))  # the first usually suffices
         return any(self._supernet.graph.flow(sample).reaches_outputs() for sample in samples)
 
     def _is_frozen(self, posterior: Posterior) -> bool:
@@ -86,10 +89,10 @@ class Guard:
         p = np.concatenate([gates.drop_probability for gates in posterior.layers])
         return bool((np.abs(p - start) <= _MOVED * min(start, 1 - start)).all())
 
-    def _tell(self, warning: str) -> None:
-        if not self._told:
+    def _warn_once(self, warning: str) -> None:
+        if not self._warned:
             warn(warning)
-        self._told = True
+        self._warned = True
 
     def _too_much(self) -> str:
         settings = self._settings
@@ -99,7 +102,7 @@ class Guard:
                 f"the gates' steps ({settings.gate_step:g}) are too long or search.{resource} ({share:g}) too small",
                 {"gate_step": settings.gate_step / 2, resource: (1 + share) / 2},
             )
-        # Half, because the border is sharp: far below it nothing is dropped. 1 is the paper's, and too slow to lower.
+        # Half, because the transition is sharp: far below it nothing is dropped. 1, the paper's rate, is not lowered.
         rate = settings.gate_learning_rate
         options = {"gate_learning_rate": max(1.0, rate / 2)} if rate > 1 else {}
         return self._published("high", {**options, "ell2": settings.ell2 / 2})

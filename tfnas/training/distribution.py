@@ -1,4 +1,4 @@
-"""Which devices a run trains and ranks on: the `tf.distribute` strategy, and what several processes must agree on."""
+"""The `tf.distribute` strategy of a run, and the coordination of several processes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tfnas.common.errors import UserError, WorkerLostError
 from tfnas.config import Config
 from tfnas.runs.workdir import Workdir
 
-_LEADERS = ("chief", "master")  # job names of the process that writes the files; without one, worker 0
+_LEADERS = ("chief", "master")  # jobs of the process that writes the files; worker 0 without them
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes that TF_CONFIG names, and which of them this one is.
+    """The processes that TF_CONFIG names, and the index of this one.
 
     Attributes:
-        index: of this process among those that train, the chief first.
-        count: of those that train.
-        name: the same in all of them, and in no other cluster; '' for one process.
+        index: index of this process among those that train, the chief first.
+        count: number of processes that train.
+        name: unique name of the cluster, the same in all of its processes; '' for a single process.
     """
 
     index: int = 0
@@ -40,10 +40,10 @@ class Cluster:
 
 
 def cluster() -> Cluster:
-    """The cluster of TF_CONFIG, as Kubernetes' training operators and Vertex AI set it; one process without it.
+    """Returns the cluster of TF_CONFIG, which Kubernetes' training operators and Vertex AI set; one process without it.
 
     Raises:
-        UserError: if TF_CONFIG is no JSON of a cluster of chief and workers, or this process is none of them.
+        UserError: if TF_CONFIG is not JSON of a cluster of chief and workers that includes this process.
     """
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
@@ -57,12 +57,10 @@ def cluster() -> Cluster:
         counts = {job: len(addresses) for job, addresses in jobs.items()}
         kind, index = value["task"]["type"], int(value["task"]["index"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"TF_CONFIG: {expected} expected. Received: {text[:200]!r}") from None
+        raise UserError(f"TF_CONFIG: expected {expected}. Received: {text[:200]!r}") from None
     training = [job for job in (*_LEADERS, "worker") if job in counts]
     if others := sorted(set(counts) - set(training)):
-        raise UserError(
-            f"TF_CONFIG: only chief and workers train here, every one of them alike. Received: the job '{others[0]}'"
-        )
+        raise UserError(f"TF_CONFIG: only the jobs chief and worker are supported. Received: the job '{others[0]}'")
     if kind not in training or not 0 <= index < counts[kind]:
         raise UserError(f"TF_CONFIG: its cluster has no task {index} of '{kind}'; it has {counts}")
     before = sum(counts[job] for job in training[: training.index(kind)])
@@ -73,15 +71,15 @@ def cluster() -> Cluster:
 
 @functools.cache
 def strategy(name: str) -> tf.distribute.Strategy:
-    """The strategy of `config.distribution`, made once in a process.
+    """Creates the strategy of `config.distribution`, once per process.
 
-    With several processes this must come before any other operation of TensorFlow's.
+    With several processes, it must be created before any TensorFlow operation runs.
 
     Args:
         name: 'one_device': the first GPU, or the CPU. 'mirrored': all GPUs of this machine, or all its logical CPUs.
             'multi_worker': all GPUs of all processes that TF_CONFIG names. 'tpu': the TPU that TPU_NAME names, or this
-            machine's own. 'auto': multi_worker where TF_CONFIG names several processes, else tpu where there is one,
-            mirrored where there are several GPUs, one_device otherwise.
+            machine's own. 'auto': multi_worker if TF_CONFIG names several processes, else tpu if there is one, mirrored
+            if there are several GPUs, one_device otherwise.
 
     Raises:
         UserError: if there is no such device, or TF_CONFIG cannot be read.
@@ -91,13 +89,13 @@ def strategy(name: str) -> tf.distribute.Strategy:
         name = "multi_worker" if several else "tpu" if _has_tpu() else "mirrored" if _several_gpus() else "one_device"
     if several and name != "multi_worker":
         raise UserError(
-            f"distribution: 'multi_worker' or 'auto' expected, as TF_CONFIG names {cluster().count} processes. "
+            f"distribution: must be 'multi_worker' or 'auto', because TF_CONFIG names {cluster().count} processes. "
             f"Received: {name!r}"
         )
     if name == "multi_worker":
         if not several:
             raise UserError(
-                "distribution: for 'multi_worker', a TF_CONFIG that names several processes expected. "
+                "distribution: 'multi_worker' needs a TF_CONFIG that names several processes. "
                 f"Received: {'one of a single process' if 'TF_CONFIG' in os.environ else 'none'}"
             )
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -110,9 +108,9 @@ def strategy(name: str) -> tf.distribute.Strategy:
 
 
 def ranking_strategy(name: str) -> tf.distribute.Strategy | None:
-    """The strategy whose devices evaluate candidates side by side; None where this process has one device for that.
+    """Returns the strategy whose devices evaluate candidates in parallel, or None if this process has only one device.
 
-    Candidates differ in their shapes, which a TPU cannot take: there its host evaluates them.
+    Candidates differ in shape, which a TPU does not support: there, the host evaluates them.
     """
     made = strategy(name)
     mirrored = isinstance(made, tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy)
@@ -121,9 +119,9 @@ def ranking_strategy(name: str) -> tf.distribute.Strategy | None:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """While it lasts, float32 is multiplied as float32: GPUs otherwise round to TF32, 10 bits after the first.
+    """Temporarily disables TF32, to which GPUs otherwise round float32 products (10 bits of mantissa).
 
-    For comparisons, whose tolerances are those of float32, and for what they compare with.
+    For comparisons with the tolerances of float32.
     """
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -134,7 +132,7 @@ def full_precision() -> Iterator[None]:
 
 
 def describe(strategy: tf.distribute.Strategy) -> str:
-    """For a message, such as '2 x GPU' or '8 x GPU in 4 processes'."""
+    """Describes a strategy, for example '2 x GPU' or '8 x GPU in 4 processes'."""
     kind = "TPU core"
     if not isinstance(strategy, tf.distribute.TPUStrategy):
         kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
@@ -147,18 +145,18 @@ def run_stage(
 ) -> None:
     """Runs a stage's body in every process of the cluster, in the scope of the strategy; only the chief writes.
 
-    All processes see one working directory. They leave the stage together, so that the next one finds its files.
+    All processes see one working directory. They finish the stage together, so that the next one finds its files.
 
     Args:
-        stage: its name.
-        config: names the strategy.
-        path: the working directory.
-        body: given the config, checked, and the working directory, does the stage's work; returns the names of further
-            files, or None, as `Workdir.run_stage` wants it.
+        stage: name of the stage.
+        config: settings, which include the strategy.
+        path: path of the working directory.
+        body: function of the checked config and the working directory that does the work of the stage; returns the
+            names of further files, or None, as for `Workdir.run_stage`.
 
     Raises:
         UserError: as `Workdir.run_stage` and `strategy`.
-        WorkerLostError: if another process of the cluster has gone.
+        WorkerLostError: if another process of the cluster has stopped.
     """
     config = config.check()
     work = Workdir(path, writes=cluster().is_chief)
@@ -167,25 +165,25 @@ def run_stage(
         with strategy(config.distribution).scope():
             return body(config, work)  # type: ignore[return-value]
 
-    with _workers_may_go():
+    with _detect_lost_workers():
         if work.run_stage(stage, config, in_scope, group=cluster().name):
-            with contextlib.suppress(WorkerLostError), _workers_may_go():
+            with contextlib.suppress(WorkerLostError), _detect_lost_workers():
                 wait_for_all(config.distribution)
                 return
-            # Whoever passed first may have ended before the others heard of it: that is no loss if all is written.
+            # The first process to finish may end before the others notice; this is fine if the stage is complete.
             if not work.is_current(stage, config):
                 raise WorkerLostError(
-                    f"another of the {cluster().count} processes has gone before {stage} was finished: start all of "
-                    "them again, with the same commands; they go on from the last checkpoint"
+                    f"another of the {cluster().count} processes has stopped before {stage} was finished: start all of "
+                    "them again, with the same commands; they resume from the last checkpoint"
                 )
 
 
 @contextlib.contextmanager
 def chief_first(name: str) -> Iterator[None]:
-    """Lets the chief pass first, and then the other processes: what it prepares on disk, they find.
+    """Lets the chief run first, so that the other processes find what it prepares on disk.
 
     Args:
-        name: as for `strategy`.
+        name: name of the strategy, as for `strategy`.
     """
     if not cluster().is_chief:
         wait_for_all(name)
@@ -195,7 +193,7 @@ def chief_first(name: str) -> Iterator[None]:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process of the cluster has come here."""
+    """Waits until every process of the cluster has called this function."""
     if cluster().count == 1:
         return
     made = strategy(name)
@@ -209,7 +207,7 @@ def wait_for_all(name: str) -> None:
 
 
 def agree(step: int) -> None:
-    """Raises UserError unless every process of the cluster goes on from this step, as all that see one folder do."""
+    """Raises UserError unless all processes of the cluster resume from the same step, as they do in a shared folder."""
     if cluster().count == 1:
         return
     made = tf.distribute.get_strategy()
@@ -221,13 +219,13 @@ def agree(step: int) -> None:
     mean = float(total()) / made.num_replicas_in_sync
     if mean != step:
         raise UserError(
-            f"process {cluster().index} of {cluster().count} goes on from step {step}, and others from another "
-            f"(on average {mean:g}): --workdir must be one folder that all of them see"
+            f"process {cluster().index} of {cluster().count} resumes from step {step}, and others from another "
+            f"(on average {mean:g}): --workdir must be one folder that all of them share"
         )
 
 
 @contextlib.contextmanager
-def _workers_may_go() -> Iterator[None]:
+def _detect_lost_workers() -> Iterator[None]:
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError, tf.errors.CancelledError) as e:
@@ -235,8 +233,9 @@ def _workers_may_go() -> Iterator[None]:
             raise
         reason = str(e).partition("\n")[0][:200]
         raise WorkerLostError(
-            f"another of the {cluster().count} processes has gone ({reason}): start all of them again, with the same "
-            "commands; they go on from the last checkpoint"
+            f"another of the {cluster().count} processes has stopped ({reason}): start all of them again, with the "
+            "same "
+            "commands; they resume from the last checkpoint"
         ) from None
 
 
@@ -255,7 +254,7 @@ def _tpu() -> tf.distribute.Strategy:
         if name != "local":
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except Exception as error:  # whatever the resolver, the network and the runtime may raise
+    except Exception as error:  # the resolver, the network and the runtime may raise anything
         reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"distribution: no TPU '{name}' could be used ({type(error).__name__}: {reason})") from None
+        raise UserError(f"distribution: TPU '{name}' cannot be used ({type(error).__name__}: {reason})") from None
     return tf.distribute.TPUStrategy(resolver)

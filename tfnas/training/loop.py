@@ -1,4 +1,4 @@
-"""The training loop: one for every strategy, which stops and goes on at any step as if nothing had happened."""
+"""The training loop for every strategy, which can be stopped and resumed exactly at any step."""
 
 from __future__ import annotations
 
@@ -22,28 +22,27 @@ from tfnas.gating.supernet import Supernet
 from tfnas.runs.checkpoints import Checkpoint, Checkpoints
 from tfnas.training import distribution
 
-# How often the loop waits for the devices to see how far they are; between two looks they are never kept waiting.
-_LOOK_SECONDS = 1.0
+# Seconds between the times when the loop waits for the devices, to read the totals.
+_SYNC_SECONDS = 1.0
 _TITLE = 9  # columns
 
 Batches = Callable[[int, Share], tf.data.Dataset]
 
 
 class Step:
-    """One step of gradient descent on a global batch, under the strategy whose scope it is made in.
+    """One step of gradient descent on a global batch, under the strategy in whose scope it is created.
 
     The loss is the mean of the compiled loss over the global batch, plus the losses that the model adds, such as the
-    ELBO's regularisers. Its gradient is the sum over replicas, and over the parts that each replica takes one after
-    another, of their shares. Batch normalisation, as everywhere, takes the statistics of each part by itself.
+    ELBO's regularizers. Its gradient is summed over replicas, and over the parts into which each replica splits its
+    batch. Batch normalization uses the statistics of each part, as usual.
 
     Args:
         model: compiled and built in the same scope, with integer labels.
-        accumulate: parts into which each replica's batch is cut; must divide it.
-        jit_compile: compile forward and backward pass with XLA; on a TPU it is anyway.
+        accumulate: number of parts of each replica's batch; must divide it.
+        jit_compile: whether to compile the forward and backward pass with XLA, as always on TPUs.
 
     Raises:
-        UserError: for XLA with several replicas that are no TPU's: updates of theirs inside a compiled step are beyond
-            TensorFlow.
+        UserError: for XLA with several replicas that are not TPU cores, which TensorFlow does not support.
     """
 
     def __init__(self, model: keras.Model, accumulate: int = 1, jit_compile: bool = False):
@@ -53,7 +52,8 @@ class Step:
         tpu = isinstance(self.strategy, tf.distribute.TPUStrategy)
         if jit_compile and replicas > 1 and not tpu:
             raise UserError(
-                f"training.jit_compile: false expected with several replicas that are no TPU's. Received: true, with "
+                "training.jit_compile: must be false with several replicas that are not TPU cores. Received: true, "
+                "with "
                 f"{replicas} replicas"
             )
         self._share = 1.0 / (replicas * accumulate)
@@ -61,29 +61,29 @@ class Step:
         self._step = tf.function(self._global_step)
 
     def totals(self, losses: float = 0.0, correct: float = 0.0) -> tf.Tensor:
-        """Totals of an epoch's steps: of losses, of correct examples; third, the number of the first bad step."""
+        """Totals of an epoch's steps: losses, correct examples, and the index of the first step that is not finite."""
         return tf.constant([losses, correct, math.inf], tf.float64)
 
     def __call__(self, batches: Any, totals: tf.Tensor, number: int) -> tf.Tensor:
-        """Takes a step on the next batch.
+        """Runs a step on the next batch.
 
         Args:
             batches: distributed iterator of (inputs, labels).
-            totals: of the steps before.
-            number: of this step in its epoch, from 0.
+            totals: totals of the previous steps.
+            number: index of this step in its epoch, from 0.
 
         Returns:
-            The totals with this step's, on the device: reading them waits for it.
+            The totals including this step, on the device: reading them waits for the step.
 
         Raises:
-            UserError: if the batch does not fit the memory.
+            UserError: if the batch does not fit into memory.
         """
         try:
             return self._step(batches, totals, tf.constant(number, tf.float64))
         except tf.errors.ResourceExhaustedError as error:
             reason = str(error).partition("\n")[0][:160]
             raise UserError(
-                f"a batch does not fit the memory ({reason}): try --config.training.accumulate=2, a smaller "
+                f"a batch does not fit into memory ({reason}): try --config.training.accumulate=2, a smaller "
                 "batch_size, or more devices"
             ) from None
 
@@ -103,14 +103,14 @@ class Step:
             figures += further
         optimizer = self._model.optimizer
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            gradients = _alike(gradients)
+            gradients = _agree_on_finite(gradients)
         optimizer.apply(gradients, variables)
         if isinstance(self._model, Supernet):
             self._model.update_multiplier()
         return figures
 
     def _part(self, inputs: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor | None], tf.Tensor]:
-        """Gradients of one part's share of the loss; that share of the loss, and how many of its examples are right."""
+        """Returns the gradients of one part's share of the loss, that share, and the number of correct examples."""
         with tf.GradientTape() as tape:
             outputs = tf.cast(self._model(inputs, training=True), tf.float32)
             loss = tf.reduce_mean(self._model.loss.call(labels, outputs))
@@ -119,12 +119,12 @@ class Step:
             loss *= self._share
             scaled = self._model.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self._model.trainable_variables)
-        hits = tf.cast(tf.argmax(outputs, -1), tf.int64) == tf.cast(tf.reshape(labels, [-1]), tf.int64)
-        return gradients, tf.stack([loss, tf.reduce_sum(tf.cast(hits, tf.float32))])
+        correct = tf.cast(tf.argmax(outputs, -1), tf.int64) == tf.cast(tf.reshape(labels, [-1]), tf.int64)
+        return gradients, tf.stack([loss, tf.reduce_sum(tf.cast(correct, tf.float32))])
 
 
-def _alike(gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
-    """Makes the gradients of all replicas not finite where those of one are: Keras asks only one of them."""
+def _agree_on_finite(gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
+    """Makes the gradients of all replicas NaN if those of any replica are not finite: Keras checks only one replica."""
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return gradients
@@ -148,35 +148,36 @@ def train(
     on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
     before_step: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains a compiled model, from its newest checkpoint if there is one of this run.
+    """Trains a compiled model, starting from the newest checkpoint of this run, if any.
 
-    A checkpoint is left at every epoch's end, within long epochs every `checkpoint_minutes`, and when the process is
-    told to end (SIGTERM). It has all that the rest depends on, so that the end is the same, bit for bit, on one device.
+    A checkpoint is written at the end of every epoch, every `checkpoint_minutes` within long epochs, and on SIGTERM. It
+    contains the complete state, so that on one device the result is bit-identical to an uninterrupted training.
 
     Args:
-        step: of this model.
-        model: compiled and built, in the step's strategy's scope.
-        batches: from the number of the first step, and this process's share, to a data set of all batches from there.
-        batch_size: of the global batch.
-        epochs: in all, those before an interruption included.
-        steps_per_epoch: batches in one epoch.
-        checkpoints: where they are kept.
-        title: what the progress line is called.
-        checkpoint_minutes: between two within an epoch.
-        describe: further figures for the epoch's record.
-        check: called with the number of every epoch, from 1, at its end, before it is saved; what it raises ends the
-            training, and the checkpoint before stays.
+        step: the step of this model.
+        model: compiled and built, in the scope of the step's strategy.
+        batches: function from the index of the first step and this process's share to a data set of all batches from
+            there.
+        batch_size: size of the global batch.
+        epochs: total number of epochs, including those before an interruption.
+        steps_per_epoch: number of batches in an epoch.
+        checkpoints: the checkpoints of this training.
+        title: name on the progress line.
+        checkpoint_minutes: minutes between checkpoints within an epoch.
+        describe: returns further figures for the epoch's record.
+        check: called with the number of every epoch, from 1, at its end, before it is saved. If it raises, training
+            ends and the previous checkpoint is kept.
         on_epoch: called with the history after every epoch.
-        before_step: called with the number of every step, from 0, before it is taken.
+        before_step: called with the index of every step, from 0, before it runs.
 
     Returns:
-        One record an epoch: loss, accuracy and what `describe` says.
+        One record per epoch: loss, accuracy and the figures of `describe`.
 
     Raises:
         PreemptedError: after SIGTERM, once a checkpoint is written.
-        SearchFailedError: if the loss is no longer finite; the last checkpoint stays.
-        UserError: if a checkpoint cannot be read, the memory does not suffice, the processes of a cluster have
-            different ones, or as `check` raises it.
+        SearchFailedError: if the loss is no longer finite; the last checkpoint is kept.
+        UserError: if a checkpoint cannot be read, memory is insufficient, or the processes of a cluster see different
+            checkpoints; and whatever `check` raises.
     """
     model.optimizer.build(model.trainable_variables)
     variables = _state(model)
@@ -186,7 +187,7 @@ def train(
         _assign(variables, found)
         history, totals = found.record["history"], step.totals(*found.record["totals"])
         first = found.step
-        _say_start(title, *divmod(first, steps_per_epoch), epochs)
+        _print_resumed(title, *divmod(first, steps_per_epoch), epochs)
     distribution.agree(first)
     if len(history) == epochs:
         return history
@@ -196,18 +197,17 @@ def train(
         checkpoints.save(Checkpoint(number, [np.array(variable) for variable in variables], record))
 
     iterator = distributed(step.strategy, batches, first)
-    shown = _Progress(title, epochs, steps_per_epoch, batch_size)
-    with checkpoints, shown as progress, _terminations() as terminated:
-        saved = looked = time.monotonic()
+    with checkpoints, _Progress(title, epochs, steps_per_epoch, batch_size) as progress, _terminations() as terminated:
+        saved = synced = time.monotonic()
         for number in range(first, epochs * steps_per_epoch):
             if before_step:
                 before_step(number)
             position = number % steps_per_epoch
             totals = step(iterator, totals, position)
             now, last = time.monotonic(), position + 1 == steps_per_epoch
-            if not (last or terminated.is_set() or now - looked > _LOOK_SECONDS):
+            if not (last or terminated.is_set() or now - synced > _SYNC_SECONDS):
                 continue
-            looked = now
+            synced = now
             values = np.asarray(totals)  # waits for the devices
             _check_finite(values, title, len(history), steps_per_epoch, first)
             done = position + 1
@@ -230,21 +230,21 @@ def train(
                     save(number + 1, values)
                 checkpoints.wait()
                 raise PreemptedError(
-                    f"{title} was told to end (SIGTERM) in epoch {number // steps_per_epoch + 1}, after step {done} of "
-                    f"{steps_per_epoch}; all is saved, and the same command goes on"
+                    f"{title} received SIGTERM in epoch {number // steps_per_epoch + 1}, after step {done} of "
+                    f"{steps_per_epoch}; its state is saved, and the same command resumes"
                 )
     return history
 
 
 def distributed(strategy: tf.distribute.Strategy, batches: Batches, first: int) -> Iterator[Any]:
-    """Every replica's batches from step number `first` on: what a `Step` takes them from."""
+    """Returns the distributed iterator for a `Step`: every replica's batches from step `first` on."""
 
-    def of_process(context: tf.distribute.InputContext) -> tf.data.Dataset:
+    def process_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
         processes = context.num_input_pipelines
         share = Share(context.input_pipeline_id, processes, context.num_replicas_in_sync // processes)
         return batches(first, share)
 
-    return iter(strategy.distribute_datasets_from_function(of_process))
+    return iter(strategy.distribute_datasets_from_function(process_batches))
 
 
 def _state(model: keras.Model) -> list[Any]:
@@ -256,8 +256,8 @@ def _assign(variables: list[Any], found: Checkpoint) -> None:
     shapes = [tuple(variable.shape) for variable in variables]
     if [array.shape for array in found.arrays] != shapes:
         raise UserError(
-            f"the checkpoint after step {found.step}: {len(shapes)} arrays of this network's shapes expected. "
-            f"Received: {len(found.arrays)}, of another network's: use another --workdir"
+            f"the checkpoint after step {found.step}: expected {len(shapes)} arrays with this network's shapes. "
+            f"Received: {len(found.arrays)}, of another network: use another --workdir"
         )
     for variable, array in zip(variables, found.arrays, strict=True):
         variable.assign(array)
@@ -272,17 +272,19 @@ def line_start(title: str) -> tuple[str, str]:
     return (title.ljust(_TITLE), "") if len(title) <= _TITLE else ("training".ljust(_TITLE), f"{title} ")
 
 
-def _say_start(title: str, epochs_done: int, steps_done: int, epochs: int) -> None:
+def _print_resumed(title: str, epochs_done: int, steps_done: int, epochs: int) -> None:
     within = f" and {steps_done} steps" if steps_done else ""
     head, tail = line_start(title)
-    console.print(f"{head} {tail}goes on after epoch {epochs_done}{within} of {epochs}")
+    console.print(f"{head} {tail}resumes after epoch {epochs_done}{within} of {epochs}")
 
 
 def _check_finite(totals: np.ndarray, title: str, epochs_done: int, steps_per_epoch: int, first: int) -> None:
     if not math.isfinite(totals[2]):
         return
     number = epochs_done * steps_per_epoch + int(totals[2]) + 1
-    kept = f"the checkpoint after epoch {epochs_done} stays" if epochs_done or first else "there was no checkpoint yet"
+    kept = (
+        f"the checkpoint after epoch {epochs_done} is kept" if epochs_done or first else "there was no checkpoint yet"
+    )
     raise SearchFailedError(
         f"{title} stopped at step {number} (epoch {epochs_done + 1}): the loss is no longer finite. Usually the "
         f"learning rate is too high: try a smaller one, in another --workdir; {kept}"
@@ -291,7 +293,7 @@ def _check_finite(totals: np.ndarray, title: str, epochs_done: int, steps_per_ep
 
 @contextlib.contextmanager
 def _terminations() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets while this lasts; only the main thread of a process is told of signals."""
+    """Yields an event that SIGTERM sets; only the main thread of a process receives signals."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -304,7 +306,7 @@ def _terminations() -> Iterator[threading.Event]:
 
 
 class _Progress:
-    """The line that shows how far a training is."""
+    """The progress line of a training."""
 
     def __init__(self, title: str, epochs: int, steps_per_epoch: int, batch_size: int):
         (self._head, self._tail), self._epochs = line_start(title), epochs
@@ -316,7 +318,7 @@ class _Progress:
             rich.progress.TextColumn("{task.fields[figures]}"),
         )
         self._progress = rich.progress.Progress(*columns, console=console)
-        # Shown on a terminal until the first step is taken; a file is given the last state only.
+        # Shown on a terminal until the first step is complete; a file receives only the last state.
         self._task = self._progress.add_task(
             f"{self._head} building the step, once",
             total=epochs * steps_per_epoch,
@@ -333,7 +335,7 @@ class _Progress:
         self._progress.stop()
 
     def step(self, taken: int, number: int, figures: dict[str, Any]) -> None:
-        """Shows the state after `number` steps in all, `taken` of them since the start."""
+        """Shows the state after `number` steps in total, `taken` of them since the start."""
         if number % self._steps == 0:
             self._progress.update(self._task, completed=number)
             return

@@ -1,4 +1,4 @@
-"""What search and retraining share: the networks, the optimiser and the batches that a config means."""
+"""Shared by search and retrain: the networks, optimizers and batches of a config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir
 from tfnas.training import distribution, loop, preflight, schedules
 
-_STALE = 0.01  # moving statistics that are this much, or more, what they began with are taken anew
+_STALE = 0.01  # share of the initial value in moving statistics from which they are recomputed
 
 
 def set_seed(seed: int) -> None:
@@ -36,10 +36,10 @@ def set_seed(seed: int) -> None:
 
 
 def load_data(config: config_lib.Config, work: Workdir) -> pipeline.Splits:
-    """The three splits, looked into; of several processes the chief reads first: it may have to prepare them in `work`.
+    """Loads and checks the three splits. With several processes, the chief loads first, and may prepare them in `work`.
 
     Raises:
-        UserError: as `data.load` and `checks.examples`.
+        UserError: as `pipeline.load` and `preflight.examples`.
     """
     with distribution.chief_first(config.distribution):
         splits = pipeline.load(config.data, work.path / "tensorflow_datasets")
@@ -48,20 +48,21 @@ def load_data(config: config_lib.Config, work: Workdir) -> pipeline.Splits:
 
 
 def builder_name(config: config_lib.Config) -> str:
-    """What `subnets.builder` finds the super-network's function by: the user's own, or one of `tfnas.supernets`."""
+    """Returns the name by which `subnets.builder` finds the supernet: a user's function, or one of "
+    "`tfnas.supernets`."""
     return config.supernet.source or config.supernet.name
 
 
 def network_arguments(config: config_lib.Config, splits: pipeline.Splits) -> dict[str, Any]:
-    """Arguments of the function that `builder_name` names, for these images and labels."""
+    """Returns the arguments of the function that `builder_name` names, for these images and labels."""
     return {**config.supernet.arguments(), "num_classes": splits.num_classes, "input_shape": splits.image_shape}
 
 
 def network(config: config_lib.Config, splits: pipeline.Splits) -> keras.Model:
-    """The plain, ungated super-network of `config`.
+    """Builds the plain, ungated supernet of `config`.
 
     Raises:
-        UserError: if it cannot take these images, or a function of the user's gives no network for them.
+        UserError: if it cannot take these images, or a user's function does not return a suitable network.
     """
     build = subnets.builder(builder_name(config), "supernet.source")
     arguments = network_arguments(config, splits)
@@ -90,19 +91,21 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
             f"supernet.source: the model of '{source}' must have one input and one output. "
             f"Received: {len(model.inputs)} and {len(model.outputs)}"
         )
-    takes, gives = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
-    wanted = (None, *splits.image_shape)
-    if len(takes) != 4 or any(t not in (None, w) for t, w in zip(takes, wanted, strict=True)):
-        raise UserError(f"supernet.source: the model of '{source}' must take images {wanted}. Received: input {takes}")
-    if gives != (None, splits.num_classes):
+    takes, returns = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
+    expected = (None, *splits.image_shape)
+    if len(takes) != 4 or any(a not in (None, b) for a, b in zip(takes, expected, strict=True)):
         raise UserError(
-            f"supernet.source: the model of '{source}' must give logits {(None, splits.num_classes)}, one a class. "
-            f"Received: output {gives}"
+            f"supernet.source: the model of '{source}' must take images {expected}. Received: input {takes}"
+        )
+    if returns != (None, splits.num_classes):
+        raise UserError(
+            f"supernet.source: the model of '{source}' must return logits {(None, splits.num_classes)}, one per "
+            f"class. Received: output {returns}"
         )
     last = model.layers[-1]
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
         raise UserError(
-            f"supernet.source: the model of '{source}' must give logits. Received: a softmax in '{last.name}'"
+            f"supernet.source: the model of '{source}' must return logits. Received: a softmax in '{last.name}'"
         )
 
 
@@ -113,18 +116,19 @@ def gated(
     initial_drop: float | None = None,
     check_share: bool = False,
 ) -> Supernet:
-    """`model` with search's gates.
+    """Adds the gates of a search to `model`.
 
     Args:
-        config: says what is gated, and the prior.
-        splits: whose training images the prior is weighed against.
-        model: as `network` makes it; its weights are copied.
-        initial_drop: drop probability of every gate, in (0, 1); None: search's.
-        check_share: look if the size asked for is within the gates' reach; a run does so once, before the warm-up.
+        config: settings of the gates and the prior.
+        splits: splits whose training images the prior is weighed against.
+        model: model built by `network`; its weights are copied.
+        initial_drop: drop probability of every gate, in (0, 1); None means `search.initial_drop`.
+        check_share: whether to check that the target size is within reach of the gates, as a run does once, before
+            the warm-up.
 
     Raises:
-        UserError: for a layer that cannot be gated, a pattern that matches none, nothing to gate, or a size out of
-            reach.
+        UserError: if a layer cannot be gated, a pattern matches no layer, there is nothing to gate, or the target size
+            is out of reach.
     """
     settings = config.search
     steps = max(1, settings.gated_epochs * (splits.sizes["train"] // settings.batch_size))
@@ -153,14 +157,14 @@ def _patterns(text: str) -> list[str]:
 
 
 def calibration_images(config: config_lib.Config, splits: pipeline.Splits, number: int) -> tf.Tensor:
-    """One batch of training images as training sees them, at most `number`."""
+    """Returns one batch of at most `number` augmented training images."""
     size = min(number, splits.sizes["train"])
     images, _ = next(iter(pipeline.training_batches(splits, config.data, size, 1, config.seed + 2)))
     return images
 
 
 def recalibration(config: config_lib.Config, splits: pipeline.Splits, supernet: Supernet) -> Recalibration | None:
-    """What gives every candidate statistics of its own, as `config.sample` says; None if it has none to give."""
+    """Returns the recalibration of `config.sample`, or None if it is off or there is no normalization."""
     number = config.sample.recalibrate
     if not number or not any(isinstance(node, BatchNormalization) for node in supernet.graph.nodes):
         return None
@@ -168,7 +172,7 @@ def recalibration(config: config_lib.Config, splits: pipeline.Splits, supernet: 
 
 
 def classification_loss() -> keras.losses.Loss:
-    """Mean negative log likelihood of integer labels from logits."""
+    """Returns the mean negative log-likelihood of integer labels, from logits."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -182,20 +186,20 @@ def fit_gated(
     title: str,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Compiles a supernet and trains it as `config.search` says, from its newest checkpoint if there is one.
+    """Compiles a supernet and trains it by `config.search`, starting from its newest checkpoint, if any.
 
     Args:
-        config: the run's.
-        splits: only the training images are read.
-        work: where the checkpoints are kept.
-        supernet: as `gated` makes it, in the strategy's scope, as all of this.
-        folder: of the checkpoints.
-        key: identifies the run; checkpoints of another key are not continued.
-        title: what the progress line is called.
+        config: settings of the run.
+        splits: the splits, of which only train is read.
+        work: working directory of the checkpoints.
+        supernet: supernet built by `gated`, in the scope of the strategy, like the call of this function.
+        folder: folder of the checkpoints.
+        key: identifies the run; checkpoints with another key are not resumed.
+        title: name on the progress line.
         options: `describe`, `check`, `on_epoch` and `before_step` of `loop.train`.
 
     Returns:
-        One record an epoch, as `loop.train`.
+        One record per epoch, as `loop.train`.
 
     Raises:
         UserError: as `loop.train`, or if the training images cannot be made into such batches.
@@ -208,7 +212,7 @@ def fit_gated(
 
 
 def compile_gated(config: config_lib.Config, supernet: Supernet, rate: schedules.Schedule) -> None:
-    """Compiles a supernet for search, its learning rate by the schedule `rate`."""
+    """Compiles a supernet for search, with the learning-rate schedule `rate`."""
     settings = config.search
     weights = schedules.sgd(settings, rate, settings.weight_decay)
     optimizer = _scaled(config, optimizers.gated(weights, **schedules.gate_rates(settings)))
@@ -216,12 +220,12 @@ def compile_gated(config: config_lib.Config, supernet: Supernet, rate: schedules
 
 
 def warmed_up(config: config_lib.Config, splits: pipeline.Splits, work: Workdir) -> keras.Model:
-    """The super-network without gates, after search's warm-up; as it is made where that has no epochs.
+    """Returns the supernet without gates after the warm-up of the search, if there is one.
 
     Args:
-        config: the run's.
-        splits: only the training images are read.
-        work: where the checkpoints are kept.
+        config: settings of the run.
+        splits: the splits, of which only train is read.
+        work: working directory of the checkpoints.
 
     Raises:
         UserError: as `network` and `loop.train`.
@@ -232,7 +236,7 @@ def warmed_up(config: config_lib.Config, splits: pipeline.Splits, work: Workdir)
     if settings.warmup_epochs:
         rate = schedules.search(config, splits.sizes["train"] // settings.batch_size)
         compile_plain(config, model, rate, settings.weight_decay)
-        # Not the order again in which the gated epochs see the images: the seed is shifted.
+        # A shifted seed, so that the order differs from that of the gated epochs.
         seed, key = config.seed + 3, work.key("search", config)
         epochs, batch_size = settings.warmup_epochs, settings.batch_size
         _fit(config, splits, work, model, epochs, batch_size, seed, WARMUP_CHECKPOINTS, key, "warm-up", {})
@@ -242,9 +246,9 @@ def warmed_up(config: config_lib.Config, splits: pipeline.Splits, work: Workdir)
 def fit_as_search(
     config: config_lib.Config, splits: pipeline.Splits, work: Workdir, model: keras.Model, title: str
 ) -> None:
-    """`fit_plain` in search's place: for as many epochs, by its learning rates, on batches of its size.
+    """Trains a network without gates with the epochs, learning rates and batch size of search.
 
-    The weight decay is retrain's: the published search has none, but its regulariser instead, which needs gates.
+    The weight decay is that of retrain: the published search has a regularizer instead, which needs gates.
     """
     settings = config.search
     rates = functools.partial(schedules.search, config)
@@ -261,20 +265,21 @@ def fit_plain(
     title: str,
     batch_size: int = 0,
 ) -> None:
-    """Compiles a network without gates and trains it as `config.retrain` says, from its newest checkpoint.
+    """Compiles a network without gates and trains it by `config.retrain`, starting from its newest checkpoint, if any.
 
-    Where so few steps leave batch normalisation's moving statistics partly what they began with, they are taken anew at
-    the end, as candidates' are, unless `config.sample` says that those keep search's.
+    If training is too short for the moving statistics of batch normalization to settle, they are recomputed at the end,
+    like those of candidates, unless `config.sample.recalibrate` is 0.
 
     Args:
-        config: the run's.
-        splits: only the training images are read.
-        work: where the checkpoints are kept.
-        model: classifies these images; trained in place. Made in the strategy's scope, as all of this.
-        epochs: in all.
-        rates: from the number of steps in an epoch to the learning rate by step.
-        title: what the progress line is called; names the checkpoints too, by its letters, so unique in the stage.
-        batch_size: 0: retrain's.
+        config: settings of the run.
+        splits: the splits, of which only train is read.
+        work: working directory of the checkpoints.
+        model: classifier of these images, trained in place; built in the scope of the strategy, like the call of this
+            function.
+        epochs: total number of epochs.
+        rates: function from the number of steps in an epoch to the learning-rate schedule.
+        title: name on the progress line. Its letters also name the checkpoints, so it must be unique in the stage.
+        batch_size: batch size; 0 means that of retrain.
 
     Raises:
         UserError: as `loop.train`, or if the training images cannot be made into such batches.
@@ -282,7 +287,7 @@ def fit_plain(
     batch_size = batch_size or config.retrain.batch_size
     steps = splits.sizes["train"] // batch_size
     compile_plain(config, model, rates(steps), config.retrain.weight_decay)
-    # Not search's order again: the seed is shifted.
+    # A shifted seed, so that the order differs from that of search.
     seed, key = config.seed + 1, work.key("retrain", config)
     _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {})
     number, left = config.sample.recalibrate, stale(model, epochs * steps)
@@ -294,23 +299,24 @@ def fit_plain(
 
 
 def compile_plain(config: config_lib.Config, model: keras.Model, rate: schedules.Schedule, weight_decay: float) -> None:
-    """Compiles a network without gates, its learning rate by the schedule `rate`."""
+    """Compiles a network without gates, with the learning-rate schedule `rate`."""
     optimizer = _scaled(config, schedules.sgd(config.search, rate, weight_decay))
     model.compile(optimizer, loss=classification_loss(), metrics=["accuracy"], auto_scale_loss=False)
 
 
 def retrain_checkpoints(title: str) -> str:
-    """Folder, in the working directory, of the checkpoints of what retrain trains under this title."""
+    """Returns the folder, within the working directory, of the checkpoints of a network that retrain trains."""
     return f"retrain/{re.sub(r'[^a-z]+', '_', title)}_checkpoints"
 
 
 @contextlib.contextmanager
 def precision(model: keras.Model, name: str) -> Iterator[None]:
-    """While it lasts, layers of `model` that compute in float32 compute by the policy `name` instead.
+    """Temporarily gives the policy `name` to the layers of `model` that compute in float32.
 
-    Also those set to float32 by hand: a policy does not tell whether it was given or the global one.
+    This includes layers with an explicit float32 policy, which cannot be distinguished from the global one.
 
-    So whatever is built, saved, ranked or served is in float32. A supernet itself is left so too: its regularisers.
+    Everything that is built, saved, ranked or served is therefore in float32. The policy of a supernet itself is not
+    changed, so that its regularizers stay in float32.
     """
     layers = [
         layer
@@ -327,7 +333,7 @@ def precision(model: keras.Model, name: str) -> Iterator[None]:
 
 
 def _scaled(config: config_lib.Config, optimizer: Any) -> Any:
-    """`optimizer`, whose loss is scaled where gradients would otherwise vanish in 16 bits."""
+    """Wraps `optimizer` in loss scaling if gradients could underflow in float16."""
     if config.training.precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
@@ -360,7 +366,7 @@ def _fit(
             batch_size,
             epochs,
             splits.sizes["train"] // batch_size,
-            # The title too: networks that are trained in one stage must not take each other's.
+            # With the title, because networks trained in one stage must not share checkpoints.
             Checkpoints(work, folder, f"{key} {title}", settings.checkpoints_kept),
             title,
             settings.checkpoint_minutes,

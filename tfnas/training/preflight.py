@@ -1,4 +1,4 @@
-"""What can be known before the hours are spent: room on the disk, whole data, what a step costs."""
+"""Checks before a training: disk space, data, and the cost of a step."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.training.loop import Batches, Step, distributed
 
 _TIMED_STEPS, _TIMED_SECONDS = 10, 10.0  # whichever ends first
-_MODELS = 3  # of a stage's own results, in sizes of what is trained
+_MODELS = 3  # disk space for a stage's results, in multiples of the trained model
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What steps of training cost.
+    """The cost of training steps.
 
     Attributes:
-        first_seconds: of the first step, tracing and compiling included.
-        seconds: of each after that, input pipeline included; the median.
-        memory_bytes: most that was in use at a time: on a GPU, or by this process on a CPU.
+        first_seconds: seconds of the first step, including tracing and compiling.
+        seconds: median seconds of the other steps, including the input pipeline.
+        memory_bytes: peak memory of a GPU, or of this process on a CPU.
     """
 
     first_seconds: float
@@ -43,18 +43,18 @@ class Measured:
 
     @property
     def tracing(self) -> float:
-        """Seconds that the first step took longer than the others: what is done once for each training."""
+        """Seconds by which the first step took longer than the others, once per training."""
         return max(0.0, self.first_seconds - self.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """What evaluating candidates costs.
+    """The cost of evaluating candidates.
 
     Attributes:
-        tracing: seconds of tracing and compiling, once for all of them.
-        candidate_seconds: of each candidate, for what does not depend on the number of validation images.
-        batch_seconds: of each candidate, for one batch of validation images.
+        tracing: seconds of tracing and compiling, once for all candidates.
+        candidate_seconds: seconds per candidate, independent of the number of validation images.
+        batch_seconds: seconds per candidate and batch of validation images.
     """
 
     tracing: float
@@ -64,57 +64,57 @@ class Ranked:
 
 @dataclasses.dataclass(frozen=True)
 class Time:
-    """About what a stage takes: `seconds` in all, of which `tracing` are for tracing and compiling."""
+    """Estimated time of a stage: `seconds` in total, including `tracing` seconds of tracing and compiling."""
 
     seconds: float
     tracing: float
 
 
 def room(work: Workdir, model: keras.Model, kept: int) -> tuple[int, int]:
-    """Bytes that training a model will write at most, and those that are free.
+    """Returns the bytes that training a model may write, and the free bytes.
 
     Args:
-        work: where it writes.
-        model: with its optimiser, or without: then momentum is counted.
-        kept: checkpoints.
+        work: working directory that it writes to.
+        model: model with its optimizer; without one, momentum is included.
+        kept: number of checkpoints kept.
 
     Raises:
-        UserError: if there is not enough room.
+        UserError: if there is not enough space.
     """
     size = sum(int(np.prod(v.shape)) * 4 for v in [*model.variables, *model.trainable_variables])
     needed = size * (kept + 1 + _MODELS)  # one more checkpoint while it is written
     free = shutil.disk_usage(work.path).free
     if free < needed:
         raise UserError(
-            f"workdir {work.path}: {needed / 1e6:,.0f} MB free expected, for {kept} checkpoints and the models. "
+            f"workdir {work.path}: {needed / 1e6:,.0f} MB of free space needed, for {kept} checkpoints and the models. "
             f"Received: {free / 1e6:,.0f} MB"
         )
     return needed, free
 
 
 def examples(splits: pipeline.Splits) -> None:
-    """Looks at the first labels of training and validation images, never at those of test.
+    """Checks the first labels of training and validation images, but not those of test.
 
     Raises:
-        UserError: if a label is none of the classes'; an image that cannot be read is told by `sources`.
+        UserError: if a label is out of range, or an image cannot be read.
     """
     for split in ("train", "validation"):
         for _, label in getattr(splits, split).take(64).as_numpy_iterator():
             if not 0 <= label < splits.num_classes:
                 raise UserError(
-                    f"{split}: labels from 0 to {splits.num_classes - 1} expected, one per class. Received: {label}"
+                    f"{split}: expected labels from 0 to {splits.num_classes - 1}, one per class. Received: {label}"
                 )
 
 
 def measure(step: Step, batches: Batches) -> Measured:
-    """Takes steps, which change the model, and times them.
+    """Runs and times training steps, which change the model.
 
     Args:
-        step: of a compiled model.
-        batches: at least eleven, as `loop.train` takes them.
+        step: step of a compiled model.
+        batches: at least eleven batches, as for `loop.train`.
 
     Raises:
-        UserError: if a batch does not fit the memory, or its loss is not finite.
+        UserError: if a batch does not fit into memory, or its loss is not finite.
     """
     iterator, totals = distributed(step.strategy, batches, 0), step.totals()
     times: list[float] = []
@@ -129,18 +129,18 @@ def measure(step: Step, batches: Batches) -> Measured:
         times.append(time.monotonic() - before)
     if not np.isfinite(loss):
         raise UserError(
-            f"check: a finite loss expected in the first {len(times)} steps. Received: {loss}; usually the learning "
+            f"check: expected a finite loss in the first {len(times)} steps. Received: {loss}; usually the learning "
             "rate is too high: try a smaller --config.search.learning_rate"
         )
     return Measured(times[0], float(np.median(times[1:] or times)), _peak_memory())
 
 
 def measure_ranking(make: Callable[[], Engine], candidates: Sequence[Architecture]) -> Ranked:
-    """Evaluates candidates on one batch, and times it.
+    """Times the evaluation of candidates on one batch.
 
     Args:
-        make: the engine, of one batch of examples.
-        candidates: at least two, no two alike; the first is evaluated to trace and compile.
+        make: creates the engine for one batch of examples.
+        candidates: at least two distinct candidates; the first is evaluated to trace and compile.
     """
     start = time.monotonic()
     engine = make()
@@ -149,7 +149,7 @@ def measure_ranking(make: Callable[[], Engine], candidates: Sequence[Architectur
     first: list[float] = []
     again: list[float] = []
     for candidate in candidates[1:]:
-        # By itself, so that it shares nothing with another; the second time its statistics are there.
+        # One at a time, so that nothing is shared; the second time, its statistics are cached.
         for seconds in (first, again):
             before = time.monotonic()
             list(engine.evaluate([candidate]))
@@ -161,7 +161,8 @@ def measure_ranking(make: Callable[[], Engine], candidates: Sequence[Architectur
 
 
 def num_candidates(config: Config) -> int:
-    """How many candidates sample ranks: the posterior's, also at every budget, and the random ones of two kinds."""
+    """Returns how many candidates sample ranks: those of the posterior, for each budget, and two kinds of random "
+    "ones."""
     settings = config.sample
     return settings.num_candidates * (1 + len(settings.budgets)) + 2 * settings.num_random
 
@@ -169,31 +170,31 @@ def num_candidates(config: Config) -> int:
 def times(
     config: Config, sizes: Mapping[str, int], gated: Measured, plain: Measured, ranked: Ranked, devices: int = 1
 ) -> dict[str, Time]:
-    """About what the stages take that train or rank, by name, if every network is as large as the full one.
+    """Estimates the time of the stages that train or rank, by name, if every network is as large as the full one.
 
-    Every candidate is counted on all validation images, though a race drops most of them earlier, and a warm-up's
-    steps as search's, though they are no longer.
+    Every candidate is counted on all validation images, although a race drops most of them earlier, and the steps of a
+    warm-up count as those of search, although they take no longer.
 
     Args:
-        config: the run's.
+        config: settings of the run.
         sizes: number of examples by split.
-        gated: steps of search.
-        plain: steps of the full network, without gates.
-        ranked: what a candidate costs.
-        devices: which evaluate candidates side by side.
+        gated: cost of the steps of search.
+        plain: cost of the steps of the full network, without gates.
+        ranked: cost of a candidate.
+        devices: number of devices that evaluate candidates in parallel.
     """
     search, retrain = config.search, config.retrain
     steps, plain_steps = (sizes["train"] // part.batch_size for part in (search, retrain))
     batches = -(-sizes["validation"] // config.sample.batch_size)
     evaluating = num_candidates(config) * (ranked.candidate_seconds + batches * ranked.batch_seconds) / devices
-    # One network found, and the full one.
+    # The network found, and the full network.
     networks, epochs = int(retrain.epochs > 0), retrain.epochs
     if retrain.baseline:
         networks, epochs = networks + 1, epochs + search.epochs + retrain.epochs
     searches = 0
     if retrain.controls:
-        # Under a fixed drop probability, along single paths, and by magnitude, each trained further. The first two
-        # begin with search's warm-up, which is there.
+        # Fixed drop probability, single paths and magnitude pruning, each retrained. The first two start from the
+        # existing warm-up of search.
         searches = 2
         networks, epochs = networks + 1 + 3 * (retrain.epochs > 0), epochs + search.epochs + 3 * retrain.epochs
     tracing = {
@@ -210,7 +211,7 @@ def times(
 
 
 def memory_bytes() -> int | None:
-    """Of the first GPU, as far as TensorFlow tells, or of this machine."""
+    """Returns the memory of this machine, or None for a GPU, whose size TensorFlow does not report."""
     if tf.config.list_physical_devices("GPU"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,11 +1,10 @@
-"""Controls: networks trained like the found one, for as long, but chosen without a posterior.
+"""Baselines that are trained like the network found, and equally long, but chosen without a posterior.
 
-Each is searched in its own way for `search.epochs`, cut out, and trained further for `retrain.epochs` as the found
-network is.
+Each is searched for `search.epochs` in its own way, cut out, and retrained for `retrain.epochs` like the network found.
 
-- Fixed drop: gates whose drop probability is one number for all, never learned (method.md, Table 3, 'random').
-- Single path: of the operations that compete, one at a time is trained (arXiv 1904.00420).
-- Magnitude pruning: no gates; the full network's channels of the smallest weights are dropped.
+- Fixed drop: all gates have the same, fixed drop probability (table 3 of the paper, 'random').
+- Single path: one of the operations that compete is trained at a time (arXiv 1904.00420).
+- Magnitude pruning: no gates; the channels with the smallest weights of the full network are dropped.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.training import networks, schedules
 
-_CERTAIN = 500.0  # a logit at which the relaxed gate is exactly 0 or 1 in float32, whatever noise is drawn
+_CERTAIN = 500.0  # logit at which the relaxed gate is exactly 0 or 1 in float32, whatever the noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +39,11 @@ class Arm:
     """One network of the comparison.
 
     Attributes:
-        name: of its row in the table.
-        kind: where it comes from.
+        name: name of its row in the table.
+        kind: kind of baseline.
         model: the network.
-        cost: of the network.
-        fine_tuned: whether it is the one before, trained further.
+        cost: cost of the network.
+        fine_tuned: whether this is the previous network, retrained.
     """
 
     name: str
@@ -59,13 +58,13 @@ class Means:
     """Candidates of one kind, which are compared by their means.
 
     Attributes:
-        kind: where they come from.
-        supernet: compiled, with the weights that they share.
-        first: those to be measured on the test split too.
-        accuracy: mean of those on the validation split.
-        parameters: mean of all.
-        multiply_adds: likewise.
-        recalibration: gives each normalisation statistics of its own; None: the supernet's.
+        kind: kind of baseline.
+        supernet: compiled supernet with the weights that the candidates share.
+        first: candidates to measure on the test split too.
+        accuracy: mean accuracy of `first` on the validation split.
+        parameters: mean over all candidates.
+        multiply_adds: mean over all candidates.
+        recalibration: recomputes normalization statistics for each candidate; None keeps the supernet's.
     """
 
     kind: Kind
@@ -80,22 +79,22 @@ class Means:
 def train(
     config: Config, splits: pipeline.Splits, work: Workdir, posterior: Posterior, found: Architecture, price: Cost
 ) -> tuple[list[Arm], list[Means]]:
-    """Trains all controls, from their checkpoints where there are some; reads the training and validation splits.
+    """Trains all baselines, starting from their checkpoints, if any; reads the training and validation splits.
 
     Args:
-        config: the run's.
+        config: settings of the run.
         splits: the images.
-        work: where the checkpoints are kept.
-        posterior: gives the gated layers; its probabilities are not used.
+        work: working directory of the checkpoints.
+        posterior: names the gated layers; its probabilities are not used.
         found: the architecture found.
-        price: what its network costs: controls that are drawn or pruned to its size cost no more, in the resource that
-            the search was given a share of, else in parameters.
+        price: cost of its network. Baselines that are sampled or pruned to its size cost no more, in the target
+            resource of the search, or in parameters without one.
 
     Returns:
-        The networks, without those that have no path to the output, and the means of those that were drawn.
+        The networks that have a path to the output, and the means of those that were sampled.
 
     Raises:
-        UserError: for a loss that is no longer finite, or a checkpoint that cannot be read.
+        UserError: if a loss is no longer finite, or a checkpoint cannot be read.
     """
     arms, means = fixed_drop(config, splits, work, reference_architectures.even_drop(posterior, found), price)
     arms += single_path(config, splits, work)
@@ -106,9 +105,9 @@ def train(
 def fixed_drop(
     config: Config, splits: pipeline.Splits, work: Workdir, drop: float, price: Cost
 ) -> tuple[list[Arm], list[Means]]:
-    """The best of random candidates that cost at most `price`, in a supernet trained under one fixed drop probability.
+    """Returns the best random candidate that costs at most `price`, in a supernet with a fixed drop probability.
 
-    `drop` is that probability. Other arguments as for `train`.
+    `drop` is that probability. The other arguments are those of `train`.
     """
     supernet = freeze(_at_start(config, splits, work, drop))
     kind = Kind.FIXED_DROP
@@ -139,10 +138,10 @@ def fixed_drop(
 
 
 def single_path(config: Config, splits: pipeline.Splits, work: Workdir) -> list[Arm]:
-    """The best of uniformly drawn paths in a supernet trained on one path a step; nothing if no operations compete.
+    """Returns the best uniformly sampled path in a supernet trained on one path per step, if operations compete.
 
-    Batch normalisation's moving statistics are those of all paths together, so each path is evaluated, and cut, with
-    its own, taken from one batch of training images (arXiv 1904.00420). Arguments as for `train`.
+    The moving statistics of batch normalization belong to all paths together, so each path is evaluated, and cut, with
+    its own statistics, from one batch of training images (arXiv 1904.00420). The arguments are those of `train`.
     """
     supernet = freeze(_at_start(config, splits, work))
     blocks = reference_architectures.choice_blocks(supernet.graph, supernet.gated_layers)
@@ -151,7 +150,7 @@ def single_path(config: Config, splits: pipeline.Splits, work: Workdir) -> list[
     kind = Kind.SINGLE_PATH
     _fit(config, splits, work, supernet, kind, before_step=Paths(supernet, blocks, config.seed))
     posterior, count = supernet.posterior(), config.sample.num_random
-    # Where few operations compete, many draws are of the same path.
+    # If few operations compete, many samples are the same path.
     paths = list(
         dict.fromkeys(reference_architectures.single_path(posterior, blocks, config.seed, i) for i in range(count))
     )
@@ -161,9 +160,9 @@ def single_path(config: Config, splits: pipeline.Splits, work: Workdir) -> list[
 
 
 def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, price: Cost) -> list[Arm]:
-    """The full network, trained without gates, less the input channels of the smallest weights, until it costs `price`.
+    """Trains the full network without gates and drops the channels with the smallest weights down to `price`.
 
-    Arguments as for `train`.
+    The arguments are those of `train`.
     """
     networks.set_seed(config.seed)
     full = networks.network(config, splits)
@@ -181,31 +180,31 @@ def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, pr
 
 
 def _resource(supernet: Supernet) -> str:
-    """What networks of equal size are equal in."""
+    """Returns the resource in which networks of equal size are equal."""
     return supernet.target.resource if supernet.target else "parameters"
 
 
 def freeze(supernet: Supernet) -> Supernet:
-    """`supernet`, whose drop probabilities training no longer moves; to be called before it is compiled."""
+    """Freezes the drop probabilities of `supernet`; call it before `compile`."""
     for layer in supernet.gated_layers.values():
         layer.drop_logit.trainable = False
     return supernet
 
 
 def impose(supernet: Supernet, architecture: Architecture) -> None:
-    """Makes training use `architecture`, of whole layers: relaxed gates of exactly 1 where it keeps one, else 0."""
+    """Makes training use `architecture`, which keeps or drops entire layers: relaxed gates are exactly 1 or 0."""
     for name, layer in supernet.gated_layers.items():
         logit = -_CERTAIN if architecture[name].all() else _CERTAIN
         layer.drop_logit.assign(np.full(layer.drop_logit.shape, logit, np.float32))
 
 
 class Paths:
-    """Draws and imposes one path before every training step; step i's is `baselines.single_path` number i.
+    """Samples and imposes a path before every training step; step i uses `reference_architectures.single_path` i.
 
     Args:
-        supernet: the model trained, its gates frozen.
-        blocks: of `baselines.choice_blocks`.
-        seed: of the draws.
+        supernet: the model being trained, with frozen gates.
+        blocks: blocks of `reference_architectures.choice_blocks`.
+        seed: seed of the samples.
     """
 
     def __init__(self, supernet: Supernet, blocks: Sequence[Sequence[str]], seed: int):
@@ -213,12 +212,12 @@ class Paths:
         self._posterior = supernet.posterior()
 
     def __call__(self, step: int) -> None:
-        """Imposes the path of step number `step`."""
+        """Imposes the path of a step."""
         impose(self._supernet, reference_architectures.single_path(self._posterior, self._blocks, self._seed, step))
 
 
 def mean_magnitude(layer: Gated) -> np.ndarray:
-    """Mean absolute weight of each input channel, shape (K,); infinite where the layer has no kernel."""
+    """Returns the mean absolute weight of each input channel, shape (K,); infinity if the layer has no kernel."""
     kernels = family_of(layer.layer).channel_kernels(layer.layer)
     if not kernels:
         return np.full(sum(layer.group_sizes), np.inf)
@@ -227,7 +226,7 @@ def mean_magnitude(layer: Gated) -> np.ndarray:
 
 
 def _at_start(config: Config, splits: pipeline.Splits, work: Workdir, initial_drop: float | None = None) -> Supernet:
-    """With the weights that search's gates start from."""
+    """Returns a gated supernet with the weights after the warm-up."""
     return networks.gated(config, splits, networks.warmed_up(config, splits, work), initial_drop)
 
 
@@ -246,7 +245,7 @@ def _evaluator(
 
 
 def _unchanged(architecture: Architecture) -> None:
-    """Leaves the supernet's normalisation statistics to every candidate."""
+    """Keeps the supernet's normalization statistics."""
 
 
 def _best(
@@ -260,7 +259,7 @@ def _best(
     count: int = 0,
     adjust: Callable[[Architecture], None] = _unchanged,
 ) -> list[Arm]:
-    """The candidate of the highest accuracy that has a path to the output, cut out; nothing if none has."""
+    """Cuts out the candidate with the highest accuracy among those with a path to the output, if any."""
     for i in sorted(range(len(scores)), key=lambda i: (-(scores[i].accuracy or 0.0), i)):
         if supernet.graph.flow(candidates[i]).reaches_outputs():
             adjust(candidates[i])
@@ -278,7 +277,7 @@ def _cut(
     name: str,
     kind: Kind,
 ) -> list[Arm]:
-    """The network as it is cut, and the same trained further."""
+    """Returns the network as cut, and the same network retrained."""
     price, settings = cost(supernet.graph, architecture), config.retrain
     arms = [Arm(name, kind, subnet(supernet, architecture), price)]
     if settings.epochs:

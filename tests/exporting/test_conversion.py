@@ -215,7 +215,7 @@ def test_a_format_that_answers_otherwise_is_refused(tmp_path, rng, monkeypatch):
     splits, _ = splits_of((4, 4, 2), rng)
     load = conversion._load_litert
     monkeypatch.setattr(conversion, "_load_litert", lambda file: lambda images: load(file)(images) + np.float32(2e-4))
-    with pytest.raises(UserError, match="'litert' differs by 2.0e-04 .*, at most 1e-04 expected; leave 'litert' out"):
+    with pytest.raises(UserError, match="'litert' differs by 2.0e-04 .* leave 'litert' out"):
         conversion.convert(tiny(), splits, SETTINGS, ("litert",), tmp_path)
 
 
@@ -232,7 +232,7 @@ def test_missing_packages_are_named_with_the_extra(tmp_path, rng, monkeypatch):
         conversion.importlib.util, "find_spec", lambda name: None if name in ("tf2onnx", "openvino") else find(name)
     )
     conversion.require(("litert", "litert_int8"))
-    with pytest.raises(UserError, match=r"onnx_int8 needs tf2onnx, not installed here: pip install 'tfnas\[formats\]'"):
+    with pytest.raises(UserError, match=r"onnx_int8 needs tf2onnx, not installed: pip install 'tfnas\[formats\]'"):
         conversion.require(("litert", "onnx_int8"))
     with pytest.raises(UserError, match="needs openvino, tf2onnx, not"):
         conversion.convert(tiny(), splits_of((4, 4, 2), rng)[0], SETTINGS, ("openvino",), tmp_path)

@@ -336,7 +336,7 @@ def test_gate_refuses_another_number_of_correct_answers(cropped, monkeypatch):
 
     monkeypatch.setattr(verification, "_fresh_process", lambda path: contextlib.nullcontext(ask))
     monkeypatch.setattr(verification, "_difference", lambda *_: 0.0)
-    words = "of 80 test images correctly, and the network did 80 of 80 when retrain evaluated it: the same expected"
+    words = "of 80 test images correctly, but the network 80 of 80"
     with pytest.raises(UserError, match=words):
         verification.check(*cropped[:-1], 80, 80)
 
@@ -344,7 +344,7 @@ def test_gate_refuses_another_number_of_correct_answers(cropped, monkeypatch):
 def test_gate_refuses_other_names(cropped):
     probabilities = np.eye(7)[[0, 3]]
     verification._check_names("s", probabilities, ["a", "d"], cropped[2])
-    with pytest.raises(UserError, match="s: the class 'd' expected. Received: 'b'"):
+    with pytest.raises(UserError, match="s: .*'d'.* Received: 'b'"):
         verification._check_names("s", probabilities, ["a", "b"], cropped[2])
 
 

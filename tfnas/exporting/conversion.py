@@ -1,8 +1,8 @@
-"""An exported network in other formats: LiteRT, ONNX, OpenVINO, in float32 and in 8 bits, scored in their own runtimes.
+"""Converts an exported network to LiteRT, ONNX and OpenVINO, in float32 and 8 bits, and scores it in their runtimes.
 
-Each file takes raw pixels, uint8 (N, H, W, C) of the network's own size and any N, and gives probabilities, float32
-(N, classes): scaling, mean and standard deviation are inside, resizing is not. The packages are the optional extra
-'formats', and are imported only where they are used: after TensorFlow, and only if one of these formats is asked for.
+Each file takes raw pixels, uint8 (N, H, W, C) of the network's own size and any N, and returns probabilities, float32
+(N, classes). Scaling and standardization are included, resizing is not. The packages are the optional extra 'formats'.
+They are imported where they are used, after TensorFlow, and only if one of these formats is requested.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ _PACKAGES = {
     "onnx": ("onnx", "tf2onnx", "onnxruntime"),
     "openvino": ("onnx", "tf2onnx", "openvino"),
 }
-_OPSET = 18  # of ONNX: the newest that tf2onnx writes
-_TOLERANCE = 1e-4  # of probabilities in float32: other runtimes sum in another order
+_OPSET = 18  # ONNX opset, the newest that tf2onnx writes
+_TOLERANCE = 1e-4  # of float32 probabilities, because other runtimes sum in another order
 _BATCH = 64
 
 
 def require(formats: Sequence[str]) -> None:
-    """Looks, without importing anything, whether what `formats` need is installed.
+    """Checks, without importing them, that the packages of `formats` are installed.
 
     Raises:
-        UserError: naming the packages that are missing, and the extra that brings them.
+        UserError: naming the missing packages and the extra that contains them.
     """
     needed = {package for name in formats for package in _PACKAGES[name.removesuffix("_int8")]}
     missing = sorted(package for package in needed if importlib.util.find_spec(package) is None)
     if missing:
         raise UserError(
-            f"export.formats: {','.join(formats)} needs {', '.join(missing)}, not installed here: "
+            f"export.formats: {','.join(formats)} needs {', '.join(missing)}, not installed: "
             "pip install 'tfnas[formats]'"
         )
 
@@ -66,16 +66,16 @@ def require(formats: Sequence[str]) -> None:
 def convert(
     model: keras.Model, splits: pipeline.Splits, config: Config, formats: Sequence[str], folder: pathlib.Path
 ) -> list[Converted]:
-    """Writes `model` to `folder/FORMAT/model.*` in each format. What is there if one fails is to be thrown away.
+    """Writes `model` to `folder/FORMAT/model.*` in each format. If one fails, discard the folder.
 
-    The test split is read once, after all is converted, and not at all if there is nothing to score.
+    The test split is read once, after all conversions, and not at all if there is nothing to score.
 
     Args:
-        model: from standardised float32 images (N, H, W, C) to logits (N, classes); not changed.
-        splits: the training images calibrate 8 bits, a validation batch compares, the test images score.
-        config: says how pixels are standardised, and how many images calibrate.
+        model: model from standardized float32 images (N, H, W, C) to logits (N, classes); not changed.
+        splits: the training images calibrate 8 bits, a validation batch is compared, the test images are scored.
+        config: settings of the standardization and of the number of calibration images.
         formats: names of `config.FORMATS`.
-        folder: empty, for what is not whole yet.
+        folder: empty temporary folder.
 
     Returns:
         For each format, in the order of `formats`, the files relative to `folder`, the accuracy by the format's own
@@ -93,15 +93,16 @@ def convert(
     expected = network.probabilities(images)
     if any(name.endswith("_int8") for name in formats):
         network.calibrate()
-    predictors, differences, alike = {}, {}, {}
+    predictors, differences, same = {}, {}, {}
     for name in formats:
         predictors[name], answer = _written(network, name, folder, images.numpy())
         differences[name] = float(np.abs(answer - expected).max())
-        alike[name] = int(np.sum(answer.argmax(-1) == expected.argmax(-1)))
+        same[name] = int(np.sum(answer.argmax(-1) == expected.argmax(-1)))
         if not name.endswith("_int8") and not differences[name] <= _TOLERANCE:
             raise UserError(
-                f"export.formats: the network as '{name}' differs by {differences[name]:.1e} in a probability, at most "
-                f"{_TOLERANCE:.0e} expected; leave '{name}' out, and please report it with your config"
+                f"export.formats: the network as '{name}' differs by {differences[name]:.1e} in a probability, more "
+                "than "
+                f"{_TOLERANCE:.0e}; leave '{name}' out, and please report it with your config"
             )
     accuracies = _accuracies(network, splits, predictors)
     converted = [
@@ -118,18 +119,18 @@ def convert(
     for one in converted:
         terminal.console.print(
             f"export    {one.format}: {one.bytes:,} bytes, test accuracy {one.test_accuracy:.2%} "
-            f"({one.test_accuracy_change:+.2f} points); {alike[one.format]} of {len(expected)} validation images "
-            f"classified as the Keras model does, their probabilities at most {one.largest_difference:.1e} from its"
+            f"({one.test_accuracy_change:+.2f} points); {same[one.format]} of {len(expected)} validation images "
+            f"classified like the Keras model, probabilities equal to {one.largest_difference:.1e}"
         )
     return converted
 
 
 def load(name: str, file: str | os.PathLike[str]) -> Predict:
-    """The network of a file that `convert` wrote, in the runtime of its format, on the CPU.
+    """Loads a file that `convert` wrote, in the runtime of its format, on the CPU.
 
     Args:
-        name: of the format, one of `config.FORMATS`.
-        file: 'model.*' of it.
+        name: name of the format, one of `config.FORMATS`.
+        file: path of its 'model.*'.
 
     Returns:
         A function from images, uint8 (N, H, W, C), any N, to probabilities, float32 (N, classes).
@@ -140,11 +141,11 @@ def load(name: str, file: str | os.PathLike[str]) -> Predict:
 
 
 class _Network:
-    """A model with what surrounds it, as the converters take it.
+    """A model with its preprocessing, as input of the converters.
 
     Attributes:
-        module: with one function, `serve`, from pixels to a dict of probabilities; the weights are constants in it,
-            because a converter that is given Keras's variables leaves them out of its file.
+        module: module with one function, `serve`, from pixels to a dict of probabilities. Its weights are constants,
+            because converters omit Keras's variables from their files.
         calibration: training images without augmentation, uint8 (at most `export.calibration`, H, W, C); after
             `calibrate` only.
     """
@@ -162,7 +163,7 @@ class _Network:
         pixels = tf.TensorSpec((None, *splits.image_shape), tf.float32)
 
         def exact(pixels: tf.Tensor) -> tf.Tensor:
-            with tf.device("CPU:0"):  # as the runtimes that are compared with it
+            with tf.device("CPU:0"):  # like the runtimes it is compared with
                 return tf.nn.softmax(model(pixels, training=False))
 
         self._exact = tf.function(exact, input_signature=[pixels], autograph=False)
@@ -176,13 +177,13 @@ class _Network:
         )
 
     def probabilities(self, images: tf.Tensor) -> np.ndarray:
-        """What the Keras model itself makes of a batch, on the CPU."""
+        """Returns the Keras model's probabilities for a batch, computed on the CPU."""
         with distribution.full_precision():
             return self._exact(pipeline.standardize(images, self.config.data)).numpy()
 
     @functools.cached_property
     def onnx(self) -> Any:
-        """The ONNX model, which OpenVINO reads too."""
+        """Returns the ONNX model, which OpenVINO reads too."""
         import onnx
         import tf2onnx
 
@@ -194,7 +195,7 @@ class _Network:
         return model
 
     def calibrate(self) -> None:
-        """Draws `calibration` from all of the training split, which may lie sorted by class; the same every time."""
+        """Draws `calibration` from the whole training split, which may be sorted by class, deterministically."""
         size = self.splits.sizes["train"]
         number = min(self.config.export.calibration, size)
         chosen = tf.constant(np.random.default_rng(0).choice(size, number, replace=False))
@@ -207,7 +208,7 @@ class _Network:
 
 
 def _written(network: _Network, name: str, folder: pathlib.Path, images: np.ndarray) -> tuple[Predict, np.ndarray]:
-    """Writes one format into `folder`; returns its function, and that function's answer to `images`."""
+    """Writes one format into `folder`; returns its prediction function, and its predictions for `images`."""
     file = folder / name / _FILES[name]
     file.parent.mkdir()
     writers: dict[str, Callable[[_Network, pathlib.Path], None]] = {
@@ -218,7 +219,7 @@ def _written(network: _Network, name: str, folder: pathlib.Path, images: np.ndar
         "openvino": _write_openvino,
     }
     try:
-        # The converters talk on standard error, of nothing that a user could mend; what fails is an exception.
+        # The converters write to standard error, nothing that a user could act on; failures are exceptions.
         with terminal.errors_expected(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             writers[name](network, file)
@@ -261,19 +262,19 @@ def _write_onnx_int8(network: _Network, file: pathlib.Path) -> None:
             self.batches = iter([images[i : i + _BATCH] for i in range(0, len(images), _BATCH)])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            """The next batch; None after the last."""
+            """Returns the next batch, or None after the last."""
             batch = next(self.batches, None)
             return None if batch is None else {"image": batch}
 
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         exact, prepared = (os.path.join(folder, name) for name in ("exact.onnx", "prepared.onnx"))
-        _write_onnx(network, pathlib.Path(exact))  # a model given in memory would be altered
+        _write_onnx(network, pathlib.Path(exact))  # a model in memory would be modified
         quantization.shape_inference.quant_pre_process(exact, prepared, skip_symbolic_shape=True)
         quantization.quantize_static(prepared, file, Reader(), per_channel=True)
 
 
 def _write_openvino(network: _Network, file: pathlib.Path) -> None:
-    # By way of ONNX: of the TensorFlow graph of some cut networks OpenVINO makes a convolution that it then refuses.
+    # Through ONNX, because OpenVINO converts the TensorFlow graph of some subnets to a convolution that it rejects.
     openvino = _openvino()
     model = openvino.Core().read_model(network.onnx.SerializeToString())
     openvino.save_model(model, file, compress_to_fp16=False)
@@ -288,7 +289,7 @@ def _load_litert(file: str) -> Predict:
 
     def predict(images: np.ndarray) -> np.ndarray:
         nonlocal shape
-        if images.shape != shape:  # tensors are allocated for one size of batch
+        if images.shape != shape:  # tensors are allocated for one batch size
             interpreter.resize_tensor_input(image["index"], images.shape)
             interpreter.allocate_tensors()
             shape = images.shape
@@ -309,13 +310,13 @@ def _load_onnx(file: str) -> Predict:
 
 
 def _load_openvino(file: str) -> Predict:
-    # Where the CPU has bfloat16, OpenVINO would compute in that without being asked.
+    # By default, OpenVINO computes in bfloat16 if the CPU supports it.
     network = _openvino().Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: network(images)["probabilities"]
 
 
 def _openvino() -> Any:
-    """The package, told not to report its use: where its reporter cannot be imported, it has one that does nothing."""
+    """Imports OpenVINO without its telemetry: if that cannot be imported, OpenVINO uses a stub."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -323,7 +324,7 @@ def _openvino() -> Any:
 
 
 def _accuracies(network: _Network, splits: pipeline.Splits, predictors: dict[str, Predict]) -> dict[str, float]:
-    """Share of the test images that each gets right, and the Keras model, as 'keras'; the images are read once."""
+    """Returns the test accuracy of each predictor, and of the Keras model as 'keras'; the images are read once."""
     right = dict.fromkeys(("keras", *predictors), 0)
     number = 0
     for images, labels in splits.test.batch(_BATCH):

@@ -1,4 +1,4 @@
-"""The SavedModel that is served: raw or encoded images in, named probabilities out. It stands alone."""
+"""The SavedModel for serving: raw or encoded images in, named probabilities out. It needs no other package."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tfnas.config import Config
 from tfnas.data import pipeline, sources
 
 DEFAULT, BYTES, UNCERTAINTY = "serving_default", "serve_bytes", "serve_uncertainty"
-_MOST_NAMED = 5  # classes that are answered by name
-# By format, how its files begin, and the numbers of channels that TensorFlow decodes them to. Not GIF, of which
-# TensorFlow decodes all frames to take one, each of a size of its own, so that no header says how much it will take.
+_TOP_CLASSES = 5  # number of classes returned by name
+# By format, the first bytes of its files, and the numbers of channels that TensorFlow decodes them to. Not GIF:
+# TensorFlow decodes all of its frames to use one, and no header states how much memory they take.
 _FORMATS = {
     "PNG": (b"\x89PNG\r\n\x1a\n", (1, 3, 4)),
     "JPEG": (b"\xff\xd8\xff", (1, 3)),
     "BMP": (b"BM", (3, 4)),
 }
-_HEADER = 32  # bytes that a PNG or BMP file's width and height are among
+_HEADER = 32  # leading bytes that contain the width and height of a PNG or BMP file
 
 
 def write(
@@ -32,27 +32,27 @@ def write(
 ) -> None:
     """Writes `model` as a SavedModel whose signatures prepare images as ranking and evaluation do.
 
-    - `serving_default`: `image` uint8 (N, H, W, C), raw pixels. Where `data.image_size` is set, H and W are any, and
-      resizing is inside; else they are the data's.
-    - `serve_bytes`: `image_bytes` string (N,), each a file of one of the `formats`, decoded as the data set's were, one
-      after the other, and only if its header says that it is of a size that is taken. Where `data.image_size` is set
-      they may differ in size. Data whose number of channels no file has, such as 2, has no such signature.
+    - `serving_default`: `image` uint8 (N, H, W, C), raw pixels. If `data.image_size` is set, images may have any size
+      and are resized; otherwise they must have the data's size.
+    - `serve_bytes`: `image_bytes` string (N,), each a file of one of the `formats`, decoded like the data set, one at a
+      time, and only if its header states a valid size. If `data.image_size` is set, files may differ in size. Data
+      with a number of channels that no file format has, such as 2, do not have this signature.
     - `serve_uncertainty`, with an `ensemble`: `image` as above.
 
-    The first two answer `probabilities` float32 (N, classes), in the order of the labels, and of the k = min(5,
-    classes) most probable classes, in falling order, the names `classes` string (N, k) and the probabilities `scores`
-    float32 (N, k). The third answers of the members' average: `mean` float32 (N, classes), `classes` and `scores` of
-    it, its `entropy` float32 (N,) in nats, and `disagreement` float32 (N,), the share of members whose most probable
-    class is not the mean's.
+    The first two return `probabilities` float32 (N, classes), in the order of the labels, and for the k = min(5,
+    classes) most probable classes in descending order, the names `classes` string (N, k) and the probabilities
+    `scores` float32 (N, k). The third returns, for the average of the members, `mean` float32 (N, classes), its
+    `classes` and `scores`, its `entropy` float32 (N,) in nats, and `disagreement` float32 (N,), the share of members
+    whose most probable class is not the mean's.
 
-    An empty batch, images of another size than the data's, or of more pixels than `export.max_pixels`, and bytes that
-    are no image are answered by an InvalidArgumentError that says what is expected and what was received.
+    An empty batch, an image of the wrong size or with more pixels than `export.max_pixels`, and bytes that are not an
+    image raise an InvalidArgumentError that states what is expected and what was received.
 
     Args:
-        model: from standardised float32 images (N, H, W, C) to logits (N, classes).
-        splits: only `image_shape` and `label_names` are read.
-        config: says how images are prepared.
-        path: folder to be written.
+        model: model from standardized float32 images (N, H, W, C) to logits (N, classes).
+        splits: the splits, of which only `image_shape` and `label_names` are read.
+        config: settings of the preprocessing.
+        path: folder to write.
         ensemble: models like `model`, whose probabilities are averaged.
     """
     labels = tf.constant(splits.label_names)
@@ -64,7 +64,7 @@ def write(
         return pipeline.prepare(_checked(image, splits, config), config.data)
 
     def named(found: tf.Tensor) -> dict[str, tf.Tensor]:
-        scores, places = tf.math.top_k(found, min(_MOST_NAMED, splits.num_classes))
+        scores, places = tf.math.top_k(found, min(_TOP_CLASSES, splits.num_classes))
         return {"classes": tf.gather(labels, places), "scores": scores}
 
     def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -105,29 +105,30 @@ def write(
 
 
 def names(splits: pipeline.Splits, ensemble: Sequence[keras.Model] = ()) -> list[str]:
-    """Of the signatures that `write` gives the SavedModel."""
+    """Returns the names of the signatures of the SavedModel."""
     return [DEFAULT, *[BYTES] * bool(formats(splits.image_shape[-1])), *[UNCERTAINTY] * bool(ensemble)]
 
 
 def formats(channels: int) -> list[str]:
-    """Names of the image files that `serve_bytes` reads for data of so many channels; none: there is no signature."""
+    """Returns the file formats that `serve_bytes` reads for a number of channels; without any, there is no "
+    "signature."""
     return [name for name, (_, possible) in _FORMATS.items() if channels in possible]
 
 
 def _size(splits: pipeline.Splits, config: Config) -> tuple[int | None, int | None]:
-    """Height and width that are taken; None for any."""
+    """Returns the height and width of inputs; None for any."""
     return (None, None) if config.data.image_size else splits.image_shape[:2]
 
 
 def _checked(image: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Tensor:
-    """`image`, once its shape is known to be what the signature declares: not every server looks."""
+    """Checks that the shape of `image` is what the signature declares, because not every server does."""
     shape = (*_size(splits, config), splits.image_shape[-1])
     shown = ", ".join(str(size or name) for size, name in zip(shape, ("H", "W", "C"), strict=True))
     text = f"image: shape (N, {shown}) of one or more images expected. Received:"
-    # Forgets the declared shape: checked against that, any image would be taken for right when the graph is made.
+    # Discards the declared shape, because a check against it would be optimized away when the graph is traced.
     image = tf.raw_ops.PlaceholderWithDefault(input=image, shape=tf.TensorShape(None))
     received = tf.shape(image)
-    four = tf.concat([received, [0] * 4], 0)[:4]  # whatever the rank is
+    four = tf.concat([received, [0] * 4], 0)[:4]  # for any rank
     wanted = tf.stack([1 if size is None else size for size in (None, *shape)])
     exact = [False, *(size is not None for size in shape)]
     fits = (tf.size(received) == 4) & tf.reduce_all(tf.where(exact, four == wanted, four >= wanted))
@@ -136,12 +137,12 @@ def _checked(image: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Te
         text = f"image: at most {config.export.max_pixels} pixels expected, {_SCALED}. Received, of height and width:"
         checks.append(_check(~fits | _is_small(four[1:3], config), text, four[1:3]))
     with tf.control_dependencies(checks):
-        # Not `ensure_shape`, from which TensorFlow concludes that the check above always holds, and leaves it out.
+        # Not `ensure_shape`, from which TensorFlow would infer that the check above always holds, and remove it.
         return tf.reshape(image, [four[i] if size is None else size for i, size in enumerate((None, *shape))])
 
 
 def _decoded(files: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Tensor:
-    """uint8 images (N, H, W, C) of encoded ones, each by itself brought to the size that the network takes."""
+    """Decodes files to uint8 images (N, H, W, C), each resized to the network's input."""
     height, width, channels = splits.image_shape
     taken = formats(channels)
 
@@ -171,19 +172,19 @@ def _decoded(files: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Te
     count = tf.size(files)
     with tf.control_dependencies([_check(count > 0, "image_bytes: one or more files expected. Received:", count)]):
         numbered = (tf.range(count), tf.identity(files))
-    # One at a time: of several that are decoded together, each may be as large as is allowed.
+    # One at a time, because each may be as large as the limit.
     spec = tf.TensorSpec(splits.image_shape, tf.uint8)
     return tf.map_fn(image, numbered, fn_output_signature=spec, parallel_iterations=1)
 
 
-_SCALED = "as sent and as scaled"  # what the limit of pixels holds for
+_SCALED = "as sent and as scaled"  # the limit on pixels applies to both
 
 
 def _is_small(size: tf.Tensor, config: Config) -> tf.Tensor:
     """Whether an image of `size`, int32 (height, width), has at least one pixel and at most `export.max_pixels`.
 
-    Neither before nor after the scaling that `data.prepare` does before it cuts out the centre: an image of one row
-    becomes as many times larger as it is long.
+    The limit applies before and after the resizing that precedes the center crop, which enlarges an image of a single
+    row as many times as it is long.
     """
     height, width = tf.unstack(tf.cast(size, tf.float32), 2)
     most = float(config.export.max_pixels)
@@ -194,21 +195,21 @@ def _is_small(size: tf.Tensor, config: Config) -> tf.Tensor:
 
 
 def _size_in_header(file: tf.Tensor, is_png: tf.Tensor, is_jpeg: tf.Tensor) -> tf.Tensor:
-    """int32 (height, width) by the header of a PNG, JPEG or else BMP file; of one that ends in it, anything."""
+    """Reads int32 (height, width) from the header of a PNG, JPEG or BMP file; undefined for a truncated header."""
     head = tf.strings.join([tf.strings.substr(file, 0, _HEADER), tf.constant(b"\0" * _HEADER)])
 
-    def png() -> tf.Tensor:  # width and height of the chunk IHDR, which is the first
+    def png() -> tf.Tensor:  # width and height are in the first chunk, IHDR
         return tf.io.decode_raw(tf.strings.substr(head, 16, 8), tf.int32, little_endian=False)[::-1]
 
     def jpeg() -> tf.Tensor:
         return tf.image.extract_jpeg_shape(file)[:2]
 
-    def bmp() -> tf.Tensor:  # of BITMAPINFOHEADER; a negative height is that of an image from the top down
+    def bmp() -> tf.Tensor:  # in BITMAPINFOHEADER; the height is negative for images stored from the top down
         return tf.abs(tf.io.decode_raw(tf.strings.substr(head, 18, 8), tf.int32)[::-1])
 
     return tf.ensure_shape(tf.cond(is_png, png, lambda: tf.cond(is_jpeg, jpeg, bmp)), (2,))
 
 
 def _check(condition: tf.Tensor, text: str, *values: tf.Tensor) -> tf.Operation:
-    # An operation of the graph, so that it is in the SavedModel; what depends on it runs after it.
+    # An operation of the graph, so that it is part of the SavedModel; dependent operations run after it.
     return tf.debugging.Assert(condition, [text, *values], summarize=10)

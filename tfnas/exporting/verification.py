@@ -1,4 +1,4 @@
-"""The gate before an export: a fresh process, which has TensorFlow alone, must answer as the network does here."""
+"""Verifies an export: a new process with TensorFlow only must return the predictions of the network."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tfnas.data import pipeline, sources
 from tfnas.exporting import savedmodel
 from tfnas.training import distribution
 
-_TOLERANCE = 1e-5  # of probabilities, between the network here and the SavedModel there
+_TOLERANCE = 1e-5  # of probabilities, between the network and the SavedModel
 _COMPARED = 64  # validation images whose probabilities are compared
 _BATCH = 64  # test images that are sent at a time
-_NEAR_TIE = 1e-3  # between the two largest probabilities: another device's rounding may decide which is the largest
-_PER_DIFFERENCE = 10_000  # test images, for every begun number of which one near-tie may fall otherwise
+_NEAR_TIE = 1e-3  # difference of the two largest probabilities whose order may depend on a device's rounding
+_PER_DIFFERENCE = 10_000  # test images per near-tie that may be classified differently, rounded up
 
 _WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
-# Neither keras nor tfnas can be imported by the process that reloads: a SavedModel must stand alone.
+# The process that reloads cannot import keras or tfnas, because a SavedModel must not need them.
 _RELOAD = """
 import io
 import sys
@@ -73,36 +73,39 @@ def check(
     total: int,
     ensemble: Sequence[keras.Model] = (),
 ) -> dict[str, Any]:
-    """Holds a SavedModel, in a process without keras and tfnas, against the network and what was measured of it.
+    """Compares a SavedModel, in a process without keras and tfnas, with the network and its test accuracy.
 
-    Both compute on the CPU. Every signature must answer a batch of validation images as `model` does here, or the
-    average of `ensemble`; and `serving_default` must classify as many test images correctly as the network did when it
-    was evaluated, but for one near-tie in every 10,000, because that may have been on another device. Images are sent
-    through pipes, as they lie, of their own sizes: no disk is needed.
+    Both compute on the CPU. Every signature must return the probabilities of `model`, or the average of `ensemble`, for
+    a batch of validation images. `serving_default` must classify as many test images correctly as the network did when
+    it was evaluated, except for one near-tie per 10,000, because the evaluation may have run on another device. Raw
+    images are sent through pipes in their own sizes, without using the disk.
 
     Args:
-        model: from standardised images to logits.
-        source: of the images, as they lie.
-        splits: the same, prepared.
-        config: says how.
-        path: of the SavedModel, by `signatures.write`.
-        correct: test images that the network classified correctly when it was evaluated.
-        total: of so many.
-        ensemble: what was given to `signatures.write`.
+        model: model from standardized images to logits.
+        source: source of the raw images.
+        splits: the prepared splits of the same images.
+        config: settings of the preprocessing.
+        path: path of the SavedModel that `savedmodel.write` wrote.
+        correct: number of test images that the network classified correctly when it was evaluated.
+        total: number of test images.
+        ensemble: the ensemble of `savedmodel.write`.
 
     Returns:
-        `largest_difference`, of a validation image's probability from the network's here, over all signatures, and
-        `correct`, of so many test images, the `total`.
+        `largest_difference` between the probabilities of the SavedModel and the network on validation images, over all
+        signatures, and the number `correct` of `total` test images.
 
     Raises:
-        UserError: if it answers otherwise.
-        RuntimeError: if it cannot be reloaded, or answers nothing.
+        UserError: if the predictions differ.
+        RuntimeError: if it cannot be reloaded, or does not respond.
     """
     images = [image for image, _ in source.splits["validation"].take(_COMPARED).as_numpy_iterator()]
     ((pixels, _),) = pipeline.evaluation_batches(splits.validation.take(_COMPARED), config.data, _COMPARED)
 
     def probabilities(network: keras.Model) -> np.ndarray:
-        with distribution.full_precision(), tf.device("CPU:0"):  # as there: the tolerance leaves no room for another
+        with (
+            distribution.full_precision(),
+            tf.device("CPU:0"),
+        ):  # like the other process, because the tolerance is tight
             return tf.nn.softmax(network(pixels, training=False)).numpy()
 
     expected = dict.fromkeys(savedmodel.names(splits), probabilities(model))
@@ -120,9 +123,8 @@ def check(
             seen += len(batch)
     if seen != total or abs(found - correct) > min(near_ties, math.ceil(total / _PER_DIFFERENCE)):
         raise UserError(
-            f"export: the SavedModel classifies {found:,} of {seen:,} test images correctly, and the network did "
-            f"{correct:,} of {total:,} when retrain evaluated it: the same expected. If the data has changed since, "
-            "run retrain again"
+            f"export: the SavedModel classifies {found:,} of {seen:,} test images correctly, but the network "
+            f"{correct:,} of {total:,} when retrain evaluated it. If the data have changed since, run retrain again"
         )
     return {"largest_difference": largest, "correct": found, "total": seen}
 
@@ -141,13 +143,13 @@ def _batches(examples: Iterable[tuple[np.ndarray, int]]) -> Iterator[list[tuple[
 def _difference(
     signature: str, expected: np.ndarray, answer: tuple[np.ndarray, list[str]], splits: pipeline.Splits
 ) -> float:
-    """The largest of a probability. Raises UserError if it is too large, or a name is not the most probable class's."""
+    """Returns the largest difference of a probability. Raises UserError if it is too large, or class names differ."""
     got, names = answer
     largest = float(np.abs(got - expected).max())
     if not largest <= _TOLERANCE:
         raise UserError(
-            f"export: {signature} of the reloaded SavedModel differs from the network by {largest:.1e}, at most "
-            f"{_TOLERANCE:.0e} expected; please report it with your config"
+            f"export: {signature} of the reloaded SavedModel differs from the network by {largest:.1e}, more than "
+            f"{_TOLERANCE:.0e}; please report it with your config"
         )
     _check_names(signature, got, names, splits)
     return largest
@@ -157,33 +159,33 @@ def _check_names(signature: str, probabilities: np.ndarray, names: list[str], sp
     expected = [splits.label_names[i] for i in probabilities.argmax(-1)]
     if names != expected:
         i = next(i for i, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1])
-        raise UserError(f"export: {signature}: the class {expected[i]!r} expected. Received: {names[i]!r}")
+        raise UserError(f"export: {signature}: expected the class {expected[i]!r}. Received: {names[i]!r}")
 
 
 @contextlib.contextmanager
 def _fresh_process(path: str | os.PathLike[str]) -> Iterator[_Ask]:
-    """A function of a signature's name and images that a process of its own answers: probabilities, first names."""
+    """Yields a function from a signature's name and images to probabilities and class names of a new process."""
     command = [sys.executable, "-c", _RELOAD, os.fspath(path)]
-    # This process holds the GPU's memory, so that one computes without.
+    # This process occupies the GPU's memory, so the new one does not use the GPU.
     environment = {**os.environ, **_WITHOUT_GPU, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    told: collections.deque[bytes] = collections.deque(maxlen=30)
+    stderr_lines: collections.deque[bytes] = collections.deque(maxlen=30)
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         into, out, errors = (cast(IO[bytes], end) for end in (process.stdin, process.stdout, process.stderr))
-        listener = threading.Thread(target=lambda: told.extend(errors))  # a full pipe would hold the process up
+        listener = threading.Thread(target=lambda: stderr_lines.extend(errors))  # a full pipe would block the process
         listener.start()
 
         def ask(signature: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
             sent = io.BytesIO()
             arrays: dict[str, Any] = {str(i): image for i, image in enumerate(images)}
             np.savez(sent, signature=signature, **arrays)
-            with contextlib.suppress(BrokenPipeError):  # it has ended, and told why
+            with contextlib.suppress(BrokenPipeError):  # it has exited, and reported why
                 into.write(len(sent.getvalue()).to_bytes(8, "little") + sent.getvalue())
                 into.flush()
             size = int.from_bytes(out.read(8), "little")
             if not size:
                 listener.join()
-                message = b"".join(told).decode(errors="replace")
+                message = b"".join(stderr_lines).decode(errors="replace")
                 raise RuntimeError(f"export: the SavedModel could not be used in a fresh process:\n{message}")
             with np.load(io.BytesIO(out.read(size)), allow_pickle=False) as answer:
                 return answer["probabilities"], [name.decode() for name in answer["names"]]
@@ -191,7 +193,7 @@ def _fresh_process(path: str | os.PathLike[str]) -> Iterator[_Ask]:
         try:
             yield ask
         finally:
-            process.kill()  # it has nothing to finish
+            process.kill()  # it has no state to save
             listener.join()
             with contextlib.suppress(BrokenPipeError):
                 into.close()

@@ -1,8 +1,8 @@
-"""Requests that TensorFlow Serving sends itself before it takes a user's: the first ones of a kind are slow.
+"""Warm-up requests that TensorFlow Serving runs before it accepts clients, because first requests are slow.
 
-They lie in `assets.extra/tf_serving_warmup_requests`, a TFRecord file of `PredictionLog` messages. Written here in
-protocol buffers' wire format (https://protobuf.dev/programming-guides/encoding), four nested messages of a few fields,
-because their Python classes are in tensorflow-serving-api only, which serving by other means does not need.
+The file `assets.extra/tf_serving_warmup_requests` is a TFRecord of `PredictionLog` messages. It is written here in the
+wire format of protocol buffers (https://protobuf.dev/programming-guides/encoding), as four nested messages with a few
+fields, because their Python classes are only in tensorflow-serving-api, which other ways to serve do not need.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tfnas.common.errors import add_filename
 from tfnas.exporting import savedmodel
 
 FILE = "assets.extra/tf_serving_warmup_requests"
-_BATCHES = (1, 8)  # images in a request: what is compiled or allocated for one is not for several
-# Numbers of the fields, of PredictionLog, PredictLog, PredictRequest, ModelSpec and a map's entry.
+_BATCHES = (1, 8)  # images per request: both are compiled and allocated separately
+# Field numbers of PredictionLog, PredictLog, PredictRequest, ModelSpec and map entries.
 _PREDICT_LOG, _REQUEST, _MODEL_SPEC, _INPUTS, _NAME, _SIGNATURE, _KEY, _VALUE = 6, 1, 1, 2, 1, 3, 1, 2
 
 
 def write(images: np.ndarray, name: str, saved_model: str | os.PathLike[str], uncertainty: bool) -> None:
-    """Adds warm-up requests to a SavedModel that `signatures.write` wrote, one of each batch size for each signature.
+    """Adds warm-up requests to a SavedModel that `savedmodel.write` wrote, one per batch size and signature.
 
     Args:
-        images: uint8 (N, H, W, C), of the validation split; the first 8 are sent.
-        name: of the served model.
-        saved_model: folder.
-        uncertainty: whether there is `serve_uncertainty`.
+        images: validation images, uint8 (N, H, W, C); the first 8 are used.
+        name: name of the served model.
+        saved_model: folder of the SavedModel.
+        uncertainty: whether there is the signature `serve_uncertainty`.
     """
     inputs = {savedmodel.DEFAULT: ("image", images[: _BATCHES[-1]])}
     if savedmodel.formats(images.shape[-1]):
@@ -60,7 +60,7 @@ def _prediction_log(name: str, signature: str, inputs: Mapping[str, np.ndarray])
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A field whose content has a length: text, bytes, or a message."""
+    """Encodes a length-delimited field: text, bytes, or a message."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 

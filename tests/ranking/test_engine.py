@@ -192,10 +192,10 @@ def test_parts_of_the_examples_in_a_seeded_order(rng):
 def test_what_cannot_be_evaluated_is_refused(rng):
     supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
     _, _, batches = examples(rng, 10, (8, 8, 1), 3)
-    with pytest.raises(UserError, match="rank: at least one batch of validation data expected. Received: none"):
+    with pytest.raises(UserError, match="rank: .* at least one batch of validation data"):
         Engine(supernet, batches.take(0))
     fresh = tfnas.gate(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1)), ell2=1, num_examples=10)
-    with pytest.raises(UserError, match="rank: a supernet compiled with its loss expected"):
+    with pytest.raises(UserError, match="rank: .*call supernet.compile"):
         Engine(fresh, batches)
     with pytest.raises(UserError, match="Received: .other.; was it made for another"):
         list(Engine(supernet, batches).evaluate([Architecture({"other": np.ones(3, bool)})]))

@@ -63,7 +63,7 @@ def test_another_runs_file_is_begun_again_and_another_runs_shard_refused(tmp_pat
     write(shard, "other run")
     with Evaluations(path, "run") as kept:
         assert kept.count == 0
-    with pytest.raises(UserError, match="1-of-2.jsonl: holds evaluations of another run"):
+    with pytest.raises(UserError, match="1-of-2.jsonl: contains evaluations of another run"):
         Evaluations(path, "run", [shard])
 
 

@@ -354,20 +354,16 @@ def test_no_example_loses_more_than_the_largest_loss():
 
 def test_what_the_loss_cannot_be_computed_from_is_refused():
     supernet = supernet_of(dense(CLASSES))
-    with pytest.raises(UserError, match="rank: a supernet compiled with its loss expected"):
+    with pytest.raises(UserError, match="rank: .*call supernet.compile"):
         Engine(supernet, (IMAGES, NUMBERS))
     supernet.compile("adam")
-    with pytest.raises(UserError, match="rank: a supernet compiled with its loss expected"):
+    with pytest.raises(UserError, match="rank: .*call supernet.compile"):
         Engine(supernet, (IMAGES, NUMBERS))
     supernet.compile(loss="categorical_crossentropy")
-    with pytest.raises(
-        UserError, match="rank: labels that the compiled loss can be computed from .* shape .2,. for out"
-    ):
+    with pytest.raises(UserError, match="rank: .* loss cannot be computed from labels of shape .2,. for out"):
         Engine(supernet, (IMAGES, NUMBERS))
     supernet = supernet_of(kind_and_size_listed)
     supernet.compile(loss=[sparse(reduction="mean_with_sample_weight"), "mse"])
     labels = list(KINDS_AND_SIZES.values())
-    with pytest.raises(
-        UserError, match="rank: sample weights for all outputs together expected with reduction='mean_w"
-    ):
+    with pytest.raises(UserError, match="rank: reduction='mean_w"):
         Engine(supernet, (IMAGES, labels, [WEIGHTS, WEIGHTS]))

@@ -175,7 +175,7 @@ def test_nothing_to_rank_is_refused(supernet, rng):
     one = supernet.posterior().sample(1, 0)
     with pytest.raises(UserError, match="at least one candidate"):
         rank(supernet, [], validation)
-    with pytest.raises(UserError, match="rank: at least one batch of validation data expected. Received: none"):
+    with pytest.raises(UserError, match="rank: .* at least one batch of validation data"):
         rank(supernet, one, validation.take(0))
     with pytest.raises(UserError, match="'loss' or 'accuracy'. Received: 'luck'"):
         rank(supernet, one, validation, by="luck")

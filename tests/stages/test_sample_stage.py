@@ -60,7 +60,7 @@ def test_what_is_wrong_with_shards_is_told(searched, tmp_path):
     Evaluations(path / stage_table.SHARDS / "1-of-3.jsonl", "another run").__exit__()
     (path / stage_table.RANKING).unlink()
     done = tfnas_command("sample", *TINY, f"--workdir={path}")
-    assert done.returncode == 1 and "1-of-3.jsonl: holds evaluations of another run" in done.stderr
+    assert done.returncode == 1 and "1-of-3.jsonl: contains evaluations of another run" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -102,10 +102,7 @@ def check(
     ((pixels, _),) = pipeline.evaluation_batches(splits.validation.take(_COMPARED), config.data, _COMPARED)
 
     def probabilities(network: keras.Model) -> np.ndarray:
-        with (
-            distribution.full_precision(),
-            tf.device("CPU:0"),
-        ):  # like the other process, because the tolerance is tight
+        with distribution.full_precision(), tf.device("CPU:0"):  # like the other process: the tolerance is tight
             return tf.nn.softmax(network(pixels, training=False)).numpy()
 
     expected = dict.fromkeys(savedmodel.names(splits), probabilities(model))

@@ -1,11 +1,11 @@
-"""From a posterior to a winner: candidates, and what each is worth on held-out data.
+"""From a posterior to a winner: candidates and their evaluation on held-out data.
 
 compiled_network.py         the network as steps that compute any architecture: its units and how they are joined
-evaluation_log.py           each example's loss and accuracy by architecture, in a file, never computed twice
+evaluation_log.py           a file of each example's loss and accuracy by architecture, so that none is recomputed
 losses.py                   the compiled loss, and the accuracy, of every single example
-racing.py                   stops evaluating candidates that cannot win, with a guarantee for the winner
+racing.py                   drops candidates that cannot win, with a guarantee for the winner
 reference_architectures.py  the most probable architecture, random and pruned ones, single paths
-candidates.py               sample(): candidates of the size that the search was asked for
+candidates.py               sample(): candidates of the target size
 engine.py                   evaluates any architecture with programs compiled once
 ranking.py                  rank(): many candidates, raced on the same examples
 contests.py                 the contests of a run: the posterior's candidates, random ones, and those at budgets

@@ -1,4 +1,4 @@
-"""Candidates of the size that a search was asked for."""
+"""Candidates of the target size of a search."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
 NO_PATH, LARGER, SMALLER = "no path to the output", "larger", "smaller"  # why a candidate cannot win
-_NEAR = 0.03  # candidates that are smaller than the most probable one by more than this share are of another size
+_NEAR = 0.03  # candidates smaller than the most probable one by more than this share are not of the target size
 
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """Where candidates of one size come from.
+    """Samples candidates of one size.
 
-    The first is the most probable network of at most that size. The others are drawn from the posterior tilted to what
-    the first one costs, and cost no more, as the posterior counts it: each gated layer with all of its outputs.
+    The first is the most probable network of at most that size. The others are sampled from the posterior tilted to the
+    cost of the first, and cost no more as the posterior counts it: each gated layer with all of its outputs.
 
     Attributes:
         posterior: tilted to the first one's cost.
         first: the most probable one.
-        limit: its cost as the posterior counts it; 0: it has no channel.
+        limit: its cost as the posterior counts it; 0 if it has no channel.
         resource: 'parameters' or 'multiply_adds'.
-        least: what a candidate that is of this size costs at least, counted exactly.
-        most: and at most.
+        least: smallest exact cost of a candidate of this size.
+        most: largest exact cost.
     """
 
     posterior: Posterior
@@ -44,12 +44,12 @@ class Sized:
 
     @classmethod
     def of(cls, posterior: Posterior, graph: Graph, target: Target) -> Sized:
-        """Of the size that `target` asks for.
+        """Creates the sampler for the size of `target`.
 
         Args:
-            posterior: of a supernet.
-            graph: of the same.
-            target: a share of the cost of the whole network.
+            posterior: posterior of a supernet.
+            graph: graph of the same supernet.
+            target: share of the cost of the full network.
         """
         resource = target.resource
         most = target.share * count(graph, resource)
@@ -61,32 +61,32 @@ class Sized:
         return cls(posterior, first, limit, resource, least, most)
 
     def draw(self, i: int, seed: int) -> Architecture:
-        """Candidate number `i`, a function of (seed, i) alone. Some are not of this size: `fits` tells."""
+        """Returns candidate `i`, a function of (seed, i) only. It may not have the size: see `misfit`."""
         return self.posterior.sample(1, seed, first=i, limit={self.resource: self.limit})[0] if i else self.first
 
     def misfit(self, price: float) -> str | None:
-        """LARGER or SMALLER, if a candidate of this cost, counted exactly, is not of this size."""
+        """Returns LARGER or SMALLER if a candidate with this exact cost does not have the size, else None."""
         if price > self.most:
             return LARGER
         return SMALLER if price < self.least else None
 
 
 def shortfall(misfits: Iterable[str | None], distinct: int) -> str:
-    """Why fewer candidates can be compared than were asked for, as a sentence; '' if all can, and differ.
+    """Describes why fewer candidates can be compared than requested; '' if all can be, and are distinct.
 
     Args:
-        misfits: of each candidate, why it cannot win, or None.
-        distinct: how many different ones there are among those that can.
+        misfits: for each candidate, why it cannot win, or None.
+        distinct: number of distinct candidates among those that can.
     """
     counts = collections.Counter(misfits)
     able, asked = counts[None], counts.total()
-    told = [f"{counts[why]:,} {words}" for why, words in _MISFITS.items() if counts[why]]
+    reason = [f"{counts[why]:,} {words}" for why, words in _MISFITS.items() if counts[why]]
     if able == asked and distinct == able:
         return ""
     words = f"{able:,} of {asked:,} candidates can be compared"
     if distinct < able:
         words += f", {distinct:,} of them different"
-    return words + (f"; left out: {', '.join(told)}" if told else "")
+    return words + (f"; left out: {', '.join(reason)}" if reason else "")
 
 
 _MISFITS: Mapping[str, str] = {
@@ -97,18 +97,17 @@ _MISFITS: Mapping[str, str] = {
 
 
 def sample(supernet: Supernet, num_candidates: int, seed: int) -> list[Architecture]:
-    """Candidates for `rank`: of the size that `gate` was asked for; without one, the posterior's as they are drawn.
+    """Samples candidates for `rank`: of the target size of `gate`, or without one, directly from the posterior.
 
-    Of a size, they have at most the share of the parameters, or multiply-adds, that `gate` was given, counted exactly,
-    and are at most 3 % smaller than the first, which is the most probable network of that size and no sample of the
-    posterior. So they can be compared with each other; and the size is met even where the search's own expectation has
-    not arrived at it.
+    With a target, candidates have at most the target share of the parameters or multiply-adds, counted exactly, and are
+    at most 3 % smaller than the first, which is the most probable network of the target size and not a sample. This
+    makes them comparable, and they meet the target even if the expected size of the search has not reached it.
 
-    If fewer are returned than were asked for, or some are equal, a warning on the terminal says how many and why.
+    If fewer candidates are returned than requested, or some are equal, a warning states how many and why.
 
     Args:
-        supernet: after its training.
-        num_candidates: how many to draw. Those of another size are left out, and without a size none is.
+        supernet: trained supernet.
+        num_candidates: number of candidates to sample. With a target, those of another size are omitted.
         seed: non-negative integer.
 
     Raises:
@@ -128,8 +127,8 @@ def sample(supernet: Supernet, num_candidates: int, seed: int) -> list[Architect
                 f"sample: no candidate of at most {target.share:.1%} of the {target.resource} has a path to the "
                 f"output: gate with a larger share of the {target.resource}"
             )
-    if told := shortfall(misfits, len({candidate.digest() for candidate in found})):
-        terminal.warn(f"sample: {told}")
+    if reason := shortfall(misfits, len({candidate.digest() for candidate in found})):
+        terminal.warn(f"sample: {reason}")
     return found
 
 

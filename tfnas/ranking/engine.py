@@ -1,13 +1,13 @@
-"""Evaluates any architecture of a supernet by programs compiled once, doing only the work that its subnet would.
+"""Evaluates any architecture of a supernet with programs compiled once, at the cost of its subnet.
 
-What changes from candidate to candidate are the programs' inputs: kernels cut to the channels that are kept, with mask
-and batch normalisation folded in, of whatever shape; and flags that let a program step over operations that are
-dropped. So a candidate costs its own multiply-adds, and nothing is traced again or rebuilt. Convolution, bias and
-activation stand together, so that TensorFlow runs them as one operation.
+Only the inputs of the programs change between candidates: kernels cut to the channels that are kept, with mask and
+batch normalization folded in, of any shape; and flags that let a program skip dropped operations. A candidate therefore
+costs its own multiply-adds, and nothing is retraced or rebuilt. Convolution, bias and activation are adjacent, so that
+TensorFlow fuses them.
 
-The network is taken in segments, between the tensors that everything flows through. A posterior is decided in most of
-its gates, so that many candidates begin alike: they are evaluated in the order of their masks, and what a candidate has
-in common with the one before it, from the input on, is not computed again.
+The network is split into segments at the tensors through which everything flows. Most gates of a posterior are decided,
+so many candidates start with the same layers: they are evaluated in the order of their masks, and the segments that a
+candidate shares with the previous one, from the input on, are not recomputed.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from tfnas.ranking.compiled_network import Unit
 from tfnas.ranking.losses import Criterion
 from tfnas.search_space.architecture import Architecture
 
-_FED_BYTES = 256e6  # weights of candidates that are kept at a time
-_STATISTICS_BYTES = 64e6  # and of their recalibrated statistics
+_FED_BYTES = 256e6  # cached weights of candidates
+_STATISTICS_BYTES = 64e6  # cached recalibrated statistics
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Of one architecture on the examples from number `start` on.
+    """The evaluation of one architecture on consecutive examples.
 
     Attributes:
-        number: of the architecture among those that were asked for.
-        start: number of the first example.
-        figures: what `Criterion` finds of each example, by name, such as 'loss'; float32, shape (examples,).
-        outputs: of the network, in the model's structure, float32, shape (examples, ...) each.
+        number: index of the architecture among those requested.
+        start: index of the first example.
+        figures: values of `Criterion` for each example, by name, such as 'loss'; float32, shape (examples,).
+        outputs: outputs of the network, in the model's structure, float32, shape (examples, ...) each.
     """
 
     number: int
@@ -59,17 +59,19 @@ class Engine:
     """Evaluates architectures of one supernet on one set of examples.
 
     Args:
-        supernet: compiled with the loss to rank by. Its weights are those of now. Computed in float32, whatever its
+        supernet: compiled with the loss to rank by. Uses its current weights, and computes in float32 whatever its
             policy.
-        examples: inputs, labels and perhaps sample weights, of any kind that `tfnas.data.inputs.read` takes. Read once.
-        batch_size: examples that are computed at a time.
-        seed: of the random order in which the examples are numbered; None keeps theirs.
-        strategy: a `tf.distribute` strategy, whose devices then evaluate different candidates side by side. None: one.
-        recalibration: gives every candidate normalisation statistics of its own; None: the supernet's.
+        examples: inputs, labels and optional sample weights, in any form that `tfnas.data.inputs.read` accepts. Read
+            once.
+        batch_size: number of examples computed at a time.
+        seed: seed of a random order of the examples; None keeps their order.
+        strategy: a `tf.distribute` strategy whose devices evaluate different candidates in parallel. None means one
+            device.
+        recalibration: recomputes normalization statistics for each candidate; None keeps the supernet's.
 
     Attributes:
-        names: of the figures that are found of each example (see `Criterion`).
-        largest: what the loss of an example is at the most; None if that is not known (see `Criterion`).
+        names: names of the figures of each example (see `Criterion`).
+        largest: upper bound of the loss of an example; None if unknown (see `Criterion`).
 
     Raises:
         UserError: if the supernet is not compiled, there are no examples, or they do not fit the model or the loss.
@@ -97,26 +99,26 @@ class Engine:
         self._weights: Weights = weights_of(self.graph, np.float32)
         self._statistics = None
         if recalibration is not None:
-            # A race comes back to its candidates at every look.
+            # A race returns to its candidates at every look.
             size = sum(values["moving_mean"].nbytes * 2 for values in self._weights.values() if "moving_mean" in values)
             self._statistics = functools.lru_cache(int(_STATISTICS_BYTES / max(size, 1)) + 1)(recalibration.statistics)
         self._segments = compiled_network.segments(self.graph, self._examples.take(slice(0, 1)).inputs)
-        # What ends a segment is computed whole, so that whether it can be shared does not depend on what follows.
+        # The output of a segment is computed with all channels, so that sharing it does not depend on what follows.
         self._ends = [segment[-1].last for segment in self._segments[:-1]]
         self._programs = [self._program(segment) for segment in self._segments]
         self._num_kept = int(np.clip(_FED_BYTES / _kernel_bytes(self._weights), 1, 128))
 
     @property
     def num_examples(self) -> int:
-        """Examples in all."""
+        """Total number of examples."""
         return len(self._examples)
 
     def evaluate(
         self, architectures: Sequence[Architecture], start: int = 0, stop: int | None = None
     ) -> Iterator[Evaluation]:
-        """Evaluates architectures on the examples from number `start` to `stop`, a batch at a time.
+        """Evaluates architectures on the examples from `start` to `stop`, one batch at a time.
 
-        Batch by batch, and within a batch in the order of the masks, so that common beginnings are found.
+        Within a batch, architectures are ordered by their masks, so that shared segments are found.
 
         Raises:
             UserError: if an architecture is not one of this supernet.
@@ -139,11 +141,12 @@ class Engine:
                     yield from done
 
     def labels(self, start: int = 0, stop: int | None = None) -> Any:
-        """The labels of the examples from number `start` to `stop`, in the structure that they were given in."""
+        """Returns the labels of the examples from `start` to `stop`, in their original structure."""
         return self._examples.take(self._order[start:stop]).labels
 
     def outputs(self, architecture: Architecture, start: int = 0, stop: int | None = None) -> Any:
-        """The network's outputs under one architecture, in its structure, float32, shape (stop - start, ...) each."""
+        """Returns the network's outputs for one architecture, in its structure, float32, shape (stop - start, ...) "
+        "each."""
         parts = [e.outputs for e in self.evaluate([architecture], start, stop)]
         return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
@@ -154,7 +157,7 @@ class Engine:
         for first in range(start, stop, self.batch_size):
             last = min(first + self.batch_size, stop)
             given, truth = self._tensors(self._examples.take(self._order[first:last]))
-            keys: list[bytes] = []  # of what was computed last, segment by segment
+            keys: list[bytes] = []  # keys of the last computed segments
             results: list[Any] = [given]
             for (number, _), candidate in zip(chosen, candidates, strict=True):
                 common = 0
@@ -172,14 +175,14 @@ class Engine:
         try:
             return self._programs[j](tensors, truth, fed)
         except tf.errors.AbortedError as error:
-            # Seen with convolutions of one channel to one, with a kernel of one position (TensorFlow 2.21).
+            # Observed for 1x1 convolutions from one channel to one (TensorFlow 2.21).
             raise UserError(
                 "rank: a convolution failed in TensorFlow's oneDNN; set the environment variable "
                 f"TF_ENABLE_ONEDNN_OPTS=0 and run again. TensorFlow says: {' '.join(error.message.split())[:200]}"
             ) from error
 
     def _program(self, segment: Sequence[Unit]) -> Any:
-        """One segment, traced here and never again."""
+        """Traces the program of a segment."""
 
         first, last = segment is self._segments[0], segment is self._segments[-1]
         starts = self.graph.inputs if first else segment[0].reads[:1]
@@ -203,7 +206,7 @@ class Engine:
 
     @staticmethod
     def _tensors(examples: inputs.Examples) -> tuple[list[tf.Tensor], dict[str, Any]]:
-        """What the programs are given of examples: inputs; labels and weights."""
+        """Returns the program inputs of examples: inputs, and labels with weights."""
         truth = {"labels": examples.labels, "weights": examples.weights}
         return keras.tree.map_structure(
             tf.convert_to_tensor, (examples.inputs, {key: part for key, part in truth.items() if part is not None})
@@ -211,10 +214,10 @@ class Engine:
 
 
 class _Candidate:
-    """What the programs are fed for one architecture.
+    """Program inputs for one architecture.
 
     Attributes:
-        keys: for each segment, all that its output depends on besides the examples.
+        keys: for each segment, everything that its output depends on, except the examples.
     """
 
     def __init__(self, engine: Engine, architecture: Architecture):
@@ -234,7 +237,7 @@ class _Candidate:
             self.keys.append(key)
 
     def feed(self, j: int) -> dict[str, Fed]:
-        """Inputs of the program of segment `j`."""
+        """Returns the inputs of the program of segment `j`."""
         if j not in self._fed:
             flow = self._folding.flow
             fed = {unit.name: unit.feed(flow, self._folding) for unit in self._segments[j]}

@@ -1,9 +1,8 @@
-"""Losses and accuracies of architectures on numbered examples, in a file that grows by one line an evaluation.
+"""A log of the losses and accuracies of architectures on numbered examples, with one line per evaluation.
 
-What is in the file is never computed again: a run that was killed, a shard of a run on another machine, and a run with
-more candidates or other budgets all go on from what they find. A line is a checksum and JSON; the first names what the
-evaluations depend on. Several processes may append to one file: each line is one write, while the file is locked. No
-TensorFlow.
+Logged evaluations are not repeated: a run that was killed, a shard on another machine, and a run with more candidates
+or other budgets all reuse them. A line is a checksum and JSON; the first line identifies what the evaluations depend
+on. Several processes may append to a file: each line is a single write, while the file is locked. No TensorFlow.
 """
 
 from __future__ import annotations
@@ -47,14 +46,13 @@ class _Evaluation:
 
 
 class Evaluations:
-    """By architecture, on the examples from the first on.
+    """Evaluations by architecture, on examples counted from the first one.
 
     Args:
-        path: of the file that is read and appended to. One that was begun with another `key` is replaced by a new one:
-            a process that still appends to the old one keeps that to itself. A last line cut short by a kill is
-            dropped.
-        key: names all that an evaluation depends on: the supernet, the data and their order.
-        others: further files that are only read, for example those of shards.
+        path: file to read and append to. A file with another `key` is replaced; processes that still append to the old
+            file do not affect the new one. A truncated last line is dropped.
+        key: identifies everything that an evaluation depends on: the supernet, the data and their order.
+        others: further files to read, for example those of shards.
 
     Raises:
         UserError: naming the file, if a line was altered, or one of `others` has another key.
@@ -63,7 +61,7 @@ class Evaluations:
     def __init__(self, path: pathlib.Path, key: str, others: Sequence[pathlib.Path] = ()):
         self.path = path
         self._files: list[Any] = []
-        # digest -> number of the first example that was not known before -> (file, offset, bytes of the line)
+        # digest -> index of the first new example -> (file, offset, bytes of the line)
         self._places: dict[bytes, dict[int, tuple[int, int, int]]] = {}
         self._known: dict[bytes, int] = {}
         with contextlib.ExitStack() as on_error:
@@ -72,7 +70,7 @@ class Evaluations:
                 self._files.append(open(other, "rb"))
                 if _key(self._files[-1], other) != key:
                     raise UserError(
-                        f"{other}: holds evaluations of another run (another supernet, other data or another seed): "
+                        f"{other}: contains evaluations of another run (another supernet, other data or another seed): "
                         "delete it, or put the shards of this run there"
                     )
                 self._index(other)
@@ -90,20 +88,20 @@ class Evaluations:
 
     @property
     def count(self) -> int:
-        """Lines that were found and appended, but for those that say nothing new, or leave a gap before them."""
+        """Number of lines read and appended, except those that add nothing, or follow a gap."""
         return sum(map(len, self._places.values()))
 
     def known(self, digest: str) -> int:
-        """On how many examples from the first on an architecture was evaluated, without a gap."""
+        """Returns on how many consecutive examples, from the first one, an architecture was evaluated."""
         return self._known.get(bytes.fromhex(digest), 0)
 
     def append(self, digest: str, start: int, figures: Mapping[str, np.ndarray]) -> None:
-        """Writes an evaluation through to the file.
+        """Appends an evaluation to the file.
 
         Args:
-            digest: of the architecture.
-            start: number of the first example.
-            figures: of each example, by name, such as 'loss' and 'accuracy'; float32, shape (n,) each.
+            digest: digest of the architecture.
+            start: index of the first example.
+            figures: values of each example by name, such as 'loss' and 'accuracy'; float32, shape (n,) each.
         """
         encoded = {name: _encoded(values) for name, values in figures.items()}
         evaluation = _Evaluation(digest, start, len(next(iter(figures.values()))), encoded)
@@ -113,13 +111,13 @@ class Evaluations:
         self._note(evaluation, len(self._files) - 1, offset, len(line))
 
     def read(self, digest: str, stop: int) -> dict[str, np.ndarray]:
-        """Figures that all examples in [0, stop) have, which must be known, by name; float32, shape (stop,) each."""
+        """Returns the figures of examples [0, stop), which must be known, by name; float32, shape (stop,) each."""
         places = self._places.get(bytes.fromhex(digest), {})
         figures: dict[str, list[np.ndarray]] = {}
         start = 0
         while start < stop:
             file, offset, size = places[start]
-            # Not through the stream's buffer, which may be of before another process appended.
+            # Not through the stream's buffer, which may predate what another process appended.
             # Its schema was checked when it was indexed, or it was written since.
             found = json.loads(os.pread(self._files[file].fileno(), size, offset)[9:])
             known = start - found["start"]
@@ -131,13 +129,13 @@ class Evaluations:
         return {name: values for name, values in joined.items() if len(values) == stop}
 
     def _open_own(self, key: str) -> bool:
-        """Opens the file that is appended to, begun with `key`; whether it is still the one that lies at `path`."""
-        # Unbuffered, so that a line is one write, at the file's end whoever else writes.
+        """Opens the file with `key` to append to; returns whether it is still the file at `path`."""
+        # Unbuffered, so that a line is a single write at the end of the file, even with other writers.
         stream = open(self.path, "a+b", buffering=0)
         with contextlib.ExitStack() as on_error:
             on_error.callback(stream.close)
             with locks.exclusive(stream.fileno()):
-                if not locks.is_same_file(stream.fileno(), self.path):  # replaced between its opening and its lock
+                if not locks.is_same_file(stream.fileno(), self.path):  # replaced before it was locked
                     return False
                 with open(self.path, "rb") as reader:
                     found = _key(reader, self.path)
@@ -153,7 +151,7 @@ class Evaluations:
         return True
 
     def _index(self, path: pathlib.Path, own: Any = None) -> None:
-        """Notes where every evaluation of the file that was opened last stands; drops a line of `own` cut short."""
+        """Indexes the evaluations of the last opened file; drops a truncated line of `own`."""
         with open(path, "rb") as file:
             offset = len(file.readline())
             for number, line in enumerate(iter(file.readline, b""), 2):
@@ -162,22 +160,22 @@ class Evaluations:
                         own.truncate(offset)
                     return
                 found = _parsed(line, path, number, _Evaluation)
-                if not _is_whole(found):
-                    raise UserError(f"{_altered(path, number)} (a digest, and figures of each example, are expected)")
+                if not _is_complete(found):
+                    raise UserError(f"{_altered(path, number)} (expected a digest, and figures of each example)")
                 self._note(found, len(self._files) - 1, offset, len(line))
                 offset += len(line)
 
     def _note(self, evaluation: _Evaluation, file: int, offset: int, size: int) -> None:
         digest = bytes.fromhex(evaluation.digest)
         known, end = self._known.get(digest, 0), evaluation.start + evaluation.count
-        # Files that several machines wrote may overlap.
+        # Files of several machines may overlap.
         if evaluation.start <= known < end:
             self._places.setdefault(digest, {})[known] = (file, offset, size)
             self._known[digest] = end
 
 
 def _key(file: Any, path: pathlib.Path) -> str | None:
-    """The key that a file was begun with; None if its first line is cut short or there is none."""
+    """Returns the key in a file's first line; None if there is no complete first line."""
     first = file.readline()
     if not first.endswith(b"\n"):
         return None
@@ -185,21 +183,21 @@ def _key(file: Any, path: pathlib.Path) -> str | None:
 
 
 def _append(file: int, line: bytes, alone: bool) -> int:
-    """Writes a line at the end, and returns where it begins; a disk that is full leaves the file as it was.
+    """Appends a line and returns its offset; a full disk leaves the file unchanged.
 
     Args:
         file: descriptor, opened to append.
-        line: ends with a newline.
-        alone: no other process writes meanwhile, so that what is cut short may be removed.
+        line: line that ends with a newline.
+        alone: whether no other process writes at the same time, so that a truncated line may be removed.
     """
     end = os.fstat(file).st_size
     if alone and end and os.pread(file, 1, end - 1) != b"\n":
-        # Of a process that was killed while it wrote; this line must not become a part of that.
+        # Left by a process that was killed while writing; the new line must not be joined to it.
         while end and os.pread(file, 1, end - 1) != b"\n":
             end -= 1
         os.ftruncate(file, end)
     written = os.write(file, line)
-    # The descriptor now stands behind what it wrote, wherever other processes had moved the end to.
+    # The descriptor is now after what it wrote, even if other processes had moved the end.
     begin = os.lseek(file, 0, os.SEEK_CUR) - written
     try:
         while written < len(line):
@@ -228,22 +226,22 @@ def _altered(path: pathlib.Path, number: int) -> str:
 
 
 def _encoded(values: np.ndarray) -> str:
-    """Base64 of float32, or of bits where all values are 0 or 1, as of most accuracies."""
+    """Encodes float32 values in base64, or bits if all values are 0 or 1, as for most accuracies."""
     bits = values.astype(bool)
     packed = np.packbits(bits) if np.array_equal(bits, values) else values.astype("<f4")
     return base64.b64encode(packed.tobytes()).decode()
 
 
 def _decoded(text: str, count: int) -> np.ndarray:
-    """The values, float32, shape (count,)."""
+    """Decodes the values, float32, shape (count,)."""
     packed = base64.b64decode(text, validate=True)
     if len(packed) == 4 * count:
         return np.frombuffer(packed, "<f4")
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(np.float32)
 
 
-def _is_whole(evaluation: _Evaluation) -> bool:
-    """Whether the digest is one, and there are a loss and other figures of each example."""
+def _is_complete(evaluation: _Evaluation) -> bool:
+    """Whether there are a valid digest, and a loss and other figures of each example."""
     count = evaluation.count
     try:
         bytes.fromhex(evaluation.digest)

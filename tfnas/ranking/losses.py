@@ -1,12 +1,12 @@
-"""What the compiled loss is of every single example, and whether the example is classified correctly.
+"""The compiled loss of each example, and whether the example is classified correctly.
 
-The loss of an example is the compiled loss of a batch that holds it alone: reduced over everything but the example, for
-every loss, structure of outputs and loss weights, with its sample weights. So the mean over examples is what `evaluate`
-reports, less the regularisers, in batches of any size where the loss of a batch is a mean over its examples, and in
-batches of one where it is not (a sum, or a Dice loss over the whole batch).
+The loss of an example is the compiled loss of a batch that contains only this example: reduced over everything but the
+example, for any loss, structure of outputs and loss weights, with its sample weights. Its mean over examples is what
+`evaluate` reports, without the regularizers: for batches of any size if the loss of a batch is the mean over its
+examples, and for batches of one otherwise (a sum, or a Dice loss over the batch).
 
-Keras itself takes structures apart and finds what 'accuracy' and 'crossentropy' mean for the shapes: a model without
-layers is compiled with the same losses and metrics, each replaced by a stand-in that keeps the axis of examples.
+Keras itself flattens structures and resolves 'accuracy' and 'crossentropy' for the shapes: a model without layers is
+compiled with the same losses and metrics, each replaced by a wrapper that keeps the axis of examples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers import compile_utils  # where 'accuracy' and 'crossentropy' are resolved; nothing public does
+from keras.src.trainers import compile_utils  # resolves 'accuracy' and 'crossentropy'; there is no public function
 
 from tfnas.common.errors import UserError, plain_message
 from tfnas.data.inputs import Examples
@@ -26,13 +26,13 @@ from tfnas.gating.supernet import Supernet
 
 Note = Callable[[tf.Tensor, dict[str, tf.Tensor]], None]
 LOSS, ACCURACY, TOP5_ACCURACY = "loss", "accuracy", "top5_accuracy"
-_MANY_CLASSES = 20  # a data set of more has a top-5 accuracy
+_MANY_CLASSES = 20  # with more classes, there is a top-5 accuracy
 _SPARSE, _CATEGORICAL, _BINARY = (
     keras.metrics.sparse_categorical_accuracy,
     keras.metrics.categorical_accuracy,
     keras.metrics.binary_accuracy,
 )
-# Losses that are of a classification, whatever the metrics.
+# Losses of classifications, whatever the metrics.
 _CLASSIFYING = {
     keras.losses.sparse_categorical_crossentropy: _SPARSE,
     keras.losses.categorical_crossentropy: _CATEGORICAL,
@@ -43,23 +43,23 @@ _CLASSIFYING = {
 
 
 class Criterion:
-    """The compiled loss, and the accuracy where there is one, of every example.
+    """The compiled loss, and the accuracy if there is one, of each example.
 
-    An output has an accuracy if one of its compiled metrics, weighted or not, is an accuracy, or else if its loss is a
-    cross-entropy of Keras's. It is the share of the example's positions that are right (one, or for example its
-    pixels), and does not look at sample weights.
+    An output has an accuracy if one of its compiled metrics, weighted or not, is an accuracy, or if its loss is a Keras
+    cross-entropy. It is the share of the example's positions that are correct (one position, or for example its
+    pixels), without sample weights.
 
     Args:
-        supernet: compiled.
-        examples: whose labels and weights it will be given; those of the first are tried.
+        supernet: compiled supernet.
+        examples: examples with the labels and weights; the first ones are tried.
 
     Attributes:
-        names: of what is found of each example: 'loss'; 'accuracy' and, with more than 20 classes, 'top5_accuracy' if
-            exactly one output has an accuracy; of several that have one, 'OUTPUT_accuracy' and 'OUTPUT_top5_accuracy'.
-        largest: what the loss of an example is at the most; None if that is not known, as for all but Keras's
-            cross-entropies. Of these a position loses -log(epsilon), 16.1 nats, where Keras clips probabilities, if its
-            labels are probabilities. From logits nothing is clipped: that no class has a probability below epsilon is
-            an assumption. Counts the largest sample weight, the loss weights and, of a sum, the positions.
+        names: names of the figures of each example: 'loss'; 'accuracy' and, with more than 20 classes, 'top5_accuracy'
+            if exactly one output has an accuracy; if several have one, 'OUTPUT_accuracy' and 'OUTPUT_top5_accuracy'.
+        largest: upper bound of the loss of an example; None if unknown, as for all losses but Keras's cross-entropies.
+            For these, the loss of a position is at most -log(epsilon), 16.1 nats, at which Keras clips probabilities.
+            Logits are not clipped; that no class has a probability below epsilon is an assumption. Includes the
+            largest sample weight, the loss weights and, for a sum, the number of positions.
 
     Raises:
         UserError: if the supernet is not compiled with a loss, or the loss cannot be computed from these labels.
@@ -70,22 +70,22 @@ class Criterion:
         network = supernet.network
         self._structure = network.output
         self._output_names = _names(network)
-        self._found: dict[int, dict[str, tf.Tensor]] = {}  # by a tensor of the outputs, while one is looked at
+        self._found: dict[int, dict[str, tf.Tensor]] = {}  # by output tensor, during a call
 
         def metrics(given: Any) -> Any:
-            return given and keras.tree.map_structure(lambda m: m and _Judge(m, self._note), given)
+            return given and keras.tree.map_structure(lambda m: m and _PerExampleAccuracy(m, self._note), given)
 
         divisor = _divisor(arguments["loss"], examples.weights)
 
-        def model(stand_in: Callable[[Any], keras.losses.Loss], **others: Any) -> keras.Model:
+        def model(wrapper: Callable[[Any], keras.losses.Loss], **others: Any) -> keras.Model:
             model = keras.Model()
             model.output_names = network.output_names
-            losses = keras.tree.map_structure(lambda loss: loss and stand_in(loss), arguments["loss"])
+            losses = keras.tree.map_structure(lambda loss: loss and wrapper(loss), arguments["loss"])
             model.compile(loss=losses, loss_weights=arguments["loss_weights"], **others)
             return model
 
         self._model = model(
-            lambda loss: _OfEachExample(loss, self._note, divisor),
+            lambda loss: _PerExampleLoss(loss, self._note, divisor),
             metrics=metrics(arguments["metrics"]),
             weighted_metrics=metrics(arguments["weighted_metrics"]),
         )
@@ -93,37 +93,38 @@ class Criterion:
         inputs = keras.tree.pack_sequence_as(network.input, few.inputs)
         outputs = [tf.cast(x, tf.float32) for x in keras.tree.flatten(network(inputs, training=False))]
         try:
-            # Not in a graph, because Keras makes its variables in the first call.
+            # Not in a graph, because Keras creates its variables in the first call.
             self.names = tuple(self(outputs, few.labels, few.weights))
         except (ValueError, TypeError, KeyError, IndexError, tf.errors.InvalidArgumentError) as error:
             shapes = keras.tree.map_structure(lambda x: x.shape, few.labels)
             raise UserError(
-                f"rank: labels that the compiled loss can be computed from expected. Received: of shape {shapes} for "
+                f"rank: the compiled loss cannot be computed from labels of shape {shapes} for "
                 f"outputs of shape {[tuple(x.shape) for x in outputs]} ({plain_message(error)})"
             ) from None
         weights = [w for w in keras.tree.flatten(examples.weights) if w is not None]
         factors = [w for w in keras.tree.flatten(arguments["loss_weights"]) if w is not None]
         self.largest: float | None = None
-        if min([*factors, *(w.min() for w in weights)], default=0) >= 0:  # below zero, a loss may lower the others' sum
+        # A negative weight may lower the sum of the others.
+        if min([*factors, *(w.min() for w in weights)], default=0) >= 0:
             most = max((float(w.max()) for w in weights), default=1.0)
-            # Keras itself adds up what the outputs' losses are at the most.
-            bounding = model(lambda loss: _Largest(loss, most, divisor))
+            # Keras itself adds up the upper bounds of the outputs' losses.
+            bounding = model(lambda loss: _LargestLossLoss(loss, most, divisor))
             structure = keras.tree.pack_sequence_as(self._structure, outputs)
             largest = float(bounding.compute_loss(None, few.labels, structure, few.weights))
             self.largest = largest if math.isfinite(largest) else None
 
     def __call__(self, outputs: list[tf.Tensor], labels: Any, weights: Any = None) -> dict[str, tf.Tensor]:
-        """Figures of each example by name, float32, shape (B,) each; may be traced.
+        """Computes the figures of each example by name, float32, shape (B,) each; may be traced.
 
         Args:
-            outputs: the network's, float32, in the order of `network.outputs`.
+            outputs: outputs of the network, float32, in the order of `network.outputs`.
             labels: a structure of tensors, shape (B, ...) each.
             weights: sample weights, likewise, or None.
         """
         self._found.clear()
         structure = keras.tree.pack_sequence_as(self._structure, outputs)
         losses = self._model.compute_loss(None, labels, structure, weights)
-        # Metrics last: what they say of an output goes before what its loss does.
+        # Metrics last, because they take precedence over the loss of an output.
         self._model.compute_metrics(None, labels, structure, weights)
         judged = {
             name: self._found[id(x)]
@@ -153,13 +154,13 @@ def in_top5(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor | None:
     return keras.metrics.sparse_top_k_categorical_accuracy(labels, outputs, k=5)
 
 
-class _OfEachExample(keras.losses.Loss):
-    """Stands in for a compiled loss: reduced over everything but the example.
+class _PerExampleLoss(keras.losses.Loss):
+    """Wraps a compiled loss to reduce over everything but the example.
 
     Args:
-        loss: as `compile` takes it.
-        note: is told the outputs and their accuracies, if the loss is of a classification.
-        divisor: of the weighted sum of an example's losses, where that is not how many they are.
+        loss: loss as for `compile`.
+        note: receives the outputs and their accuracies if the loss is that of a classification.
+        divisor: divisor of the weighted sum of an example's losses, if it is not their number.
     """
 
     def __init__(self, loss: Any, note: Note, divisor: float | None):
@@ -168,7 +169,7 @@ class _OfEachExample(keras.losses.Loss):
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         resolved = compile_utils.get_loss(self._loss, y_true, y_pred)
-        loss = object.__new__(type(resolved))  # a copy; Keras's goes through JSON, which a user's class may not have
+        loss = object.__new__(type(resolved))  # a copy; Keras copies through JSON, which a user's class may not support
         vars(loss).update(vars(resolved), reduction=None)
         if (judge := _CLASSIFYING.get(getattr(loss, "fn", None))) is not None:
             options = {}
@@ -177,7 +178,7 @@ class _OfEachExample(keras.losses.Loss):
             self._note(y_pred, _accuracies(judge, options, y_true, y_pred))
         values = tf.cast(loss(y_true, y_pred), tf.float32)
         if not values.shape.rank or values.shape[0] != y_pred.shape[0]:
-            # The function has reduced the batch; it is asked for the loss of each example alone.
+            # The function has reduced the batch; call it for each example separately.
             values = tf.map_fn(
                 lambda one: tf.reduce_mean(tf.cast(loss(one[0][None], one[1][None]), tf.float32)),
                 (tf.convert_to_tensor(y_true), y_pred),
@@ -193,13 +194,13 @@ class _OfEachExample(keras.losses.Loss):
         return tf.reduce_mean(values, 1)
 
 
-class _Largest(keras.losses.Loss):
-    """Stands in for a compiled loss: what it is of an example at the most; infinite if that is not known.
+class _LargestLossLoss(keras.losses.Loss):
+    """Wraps a compiled loss to compute the upper bound for an example; infinite if unknown.
 
     Args:
-        loss: as `compile` takes it.
-        weight: the largest sample weight, at least 0.
-        divisor: as of `_OfEachExample`.
+        loss: loss as for `compile`.
+        weight: largest sample weight, at least 0.
+        divisor: as for `_PerExampleLoss`.
     """
 
     def __init__(self, loss: Any, weight: float, divisor: float | None):
@@ -208,11 +209,11 @@ class _Largest(keras.losses.Loss):
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> float:
         loss = compile_utils.get_loss(self._loss, y_true, y_pred)
-        # A user's class may compute anything from the same function.
+        # A user's class may compute anything with the same function.
         if getattr(loss, "fn", None) not in _CLASSIFYING or not type(loss).__module__.startswith("keras."):
             return math.inf
         largest = -math.log(keras.config.epsilon())
-        if (alpha := loss._fn_kwargs.get("alpha")) is not None:  # of a focal loss, whose other factor is at most 1
+        if (alpha := loss._fn_kwargs.get("alpha")) is not None:  # a focal loss, whose other factor is at most 1
             largest *= max(1.0, float(np.max(alpha)))
         largest *= self._weight
         shape = y_pred.shape[1:]
@@ -224,8 +225,8 @@ class _Largest(keras.losses.Loss):
         return largest
 
 
-class _Judge(keras.metrics.Metric):
-    """Stands in for a compiled metric: tells what each example's accuracy is, if it is one."""
+class _PerExampleAccuracy(keras.metrics.Metric):
+    """Wraps a compiled metric to compute each example's accuracy, if it is an accuracy."""
 
     def __init__(self, metric: Any, note: Note):
         super().__init__(name="judge")
@@ -233,7 +234,7 @@ class _Judge(keras.metrics.Metric):
         self._resolved: Any = None
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        if self._resolved is None:  # once, because a metric makes variables
+        if self._resolved is None:  # once, because a metric creates variables
             self._resolved = compile_utils.get_metric(self._metric, y_true, y_pred)
         judge = getattr(self._resolved, "_fn", None)
         if judge in (_SPARSE, _CATEGORICAL, _BINARY):
@@ -244,7 +245,7 @@ class _Judge(keras.metrics.Metric):
 
 
 def _accuracies(judge: Any, options: dict[str, Any], y_true: Any, y_pred: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Mean over each example's positions of whether they are right, and whether within the first five."""
+    """Returns the share of correct positions of each example, and the share within the top five."""
     y_true = tf.cast(y_true, tf.float32)
     found = {ACCURACY: judge(y_true, y_pred, **options)}
     if judge is not _BINARY:
@@ -262,7 +263,7 @@ def _name(loss: Any) -> str:
 
 
 def _aligned(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """Sample weights with as many axes as the values that they are multiplied with, from the examples' axis on."""
+    """Adds axes to sample weights until they have as many as the values that they multiply."""
     if weights.shape.rank == values.shape.rank + 1:
         return tf.squeeze(weights, -1)
     missing = values.shape.rank - weights.shape.rank
@@ -270,29 +271,26 @@ def _aligned(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
 
 def _compiled(supernet: Supernet) -> dict[str, Any]:
-    """The losses, loss weights and metrics that a supernet was compiled with, as the user gave them."""
+    """Returns the losses, loss weights and metrics that a supernet was compiled with."""
     if not getattr(supernet, "compiled", False) or supernet.loss is None:
-        raise UserError(
-            "rank: a supernet compiled with its loss expected. Received: one that is not; call "
-            "supernet.compile(loss=...) first"
-        )
-    return supernet._compile_config.config  # what get_compile_config() gives as JSON
+        raise UserError("rank: needs a compiled supernet; call supernet.compile(loss=...) first")
+    return supernet._compile_config.config  # what get_compile_config() returns as JSON
 
 
 def _names(network: keras.Model) -> list[str]:
-    """What the outputs are called: by their keys where they are a dictionary, else by their layers."""
+    """Returns the names of the outputs: the keys of a dictionary, or the names of their layers."""
     paths = [path for path, _ in keras.tree.flatten_with_path(network.output)]
     return ["/".join(path) for path in paths] if isinstance(network.output, dict) else list(network.output_names)
 
 
 def _divisor(losses: Any, weights: Any) -> float | None:
-    """Mean over the examples of the sum of their weights, where a loss divides by the sum over all."""
+    """Returns the mean over examples of the sum of their weights, if a loss divides by the sum over all."""
     reductions = [getattr(loss, "reduction", None) for loss in keras.tree.flatten(losses)]
     if weights is None or "mean_with_sample_weight" not in reductions:
         return None
     if keras.tree.is_nested(weights):
         raise UserError(
-            "rank: sample weights for all outputs together expected with reduction='mean_with_sample_weight'. "
-            "Received: some for each output"
+            "rank: reduction='mean_with_sample_weight' needs one array of sample weights for all outputs. "
+            "Received: one per output"
         )
     return float(np.sum(weights, dtype=np.float64)) / len(weights)

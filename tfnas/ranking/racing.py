@@ -1,4 +1,4 @@
-"""Racing: all candidates on the same examples in random order; who cannot win any more is not evaluated further."""
+"""Racing: evaluates all candidates on the same examples in random order, and drops those that can no longer win."""
 
 from __future__ import annotations
 
@@ -12,35 +12,32 @@ from scipy import stats
 
 from tfnas.common.errors import UserError
 
-LARGEST_LOSS = -math.log(1e-7)  # nats, 16.1: the cross-entropy of a class of probability 1e-7, where Keras clips
-_TIES = 0.95  # confidence of the ties of a race that was run without one
+LARGEST_LOSS = -math.log(1e-7)  # 16.1 nats, the cross-entropy of a class of probability 1e-7, at which Keras clips
+_TIES = 0.95  # confidence for ties in a race without a confidence
 
 
 class Values(Protocol):
-    """Where a race has its values from: who evaluates and who stores is not its concern.
-
-    The examples are in random order, the same for all candidates.
-    """
+    """The values of a race, on examples in a random order that is the same for all candidates."""
 
     def fill(self, candidates: Sequence[int], stop: int) -> None:
-        """Evaluates these candidates on the examples from what each of them has up to `stop`."""
+        """Evaluates these candidates on the examples that each of them lacks, up to `stop`."""
 
     def read(self, candidate: int, stop: int) -> np.ndarray:
-        """Loss, or error of 0 or 1 (lower is better), of a candidate on examples [0, stop), float, shape (stop,)."""
+        """Returns a candidate's losses, or errors of 0 or 1 (lower is better), on examples [0, stop), shape (stop,)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a race ended.
+    """The outcome of a race.
 
     Attributes:
-        winner: number of the candidate with the smallest mean over all examples, among the survivors.
-        order: all candidates, best first. Those that got further come first; among those with equally many examples,
-            whoever can win before those that cannot (excluded, or not finite), then by mean, then by number.
-        num_examples: examples each candidate was evaluated on.
-        survivors: evaluated in full and able to win, best first; the winner is the first.
+        winner: index of the survivor with the smallest mean over all examples.
+        order: all candidates, best first. Candidates evaluated on more examples come first; among equals, those that
+            can win before those that cannot (excluded, or not finite), then by mean, then by index.
+        num_examples: number of examples that each candidate was evaluated on.
+        survivors: candidates that were evaluated in full and can win, best first, starting with the winner.
         ties: survivors other than the winner that are not significantly worse, best first.
-        evaluations: of one candidate on one example, in all.
+        evaluations: total number of evaluations of one candidate on one example.
     """
 
     winner: int
@@ -52,17 +49,17 @@ class Outcome:
 
     @property
     def saved(self) -> float:
-        """Share of all evaluations that were not made, in [0, 1]."""
+        """Share of all evaluations that were saved, in [0, 1]."""
         return 1 - self.evaluations / (len(self.num_examples) * self.num_examples[self.winner])
 
 
 def looks(num_examples: int, least: int = 100, first: int = 32) -> list[int]:
-    """After how many examples a race looks at its candidates: doubling, the last time at all of them.
+    """Returns after how many examples a race compares its candidates: doubling, up to all examples.
 
     Args:
         num_examples: n, at least 1.
-        least: no look at fewer, unless n itself is less: Student's t wants a sample that is not small.
-        first: no look at fewer than n / first.
+        least: no comparison on fewer examples, unless n is smaller: Student's t requires a sufficient sample.
+        first: no comparison on fewer than n / first examples.
 
     >>> looks(5000)
     [157, 313, 625, 1250, 2500, 5000]
@@ -84,52 +81,53 @@ def race(
 ) -> Outcome:
     """Finds the candidate with the smallest mean over all n examples without evaluating each on all of them.
 
-    At each of the `looks`, after m < n examples, the leader is the candidate with the smallest mean so far. Another one
-    is dropped where the lower confidence bound of its mean difference d to the leader, paired by example, says that it
-    is not better than the leader by more than epsilon:
+    At each of the `looks`, after m < n examples, the leader is the candidate with the smallest mean so far. Another
+    candidate is dropped if the lower confidence bound of its mean difference d to the leader, paired by example, shows
+    that it is not better than the leader by more than epsilon:
 
         mean(d) - sqrt((q^2 S + L^2 R^2) / (m - 1)) sqrt(1/m - 1/n) > -epsilon = -tolerance sd(leader) / sqrt(n)
 
     S is the sum of squares of d about its mean, but at least the median of those of all candidates in the race; q the
     quantile of Student's t, m - 1 degrees of freedom, at 1 - (1 - confidence) / (K (C - 1)) for K looks before the last
     and C candidates (Bonferroni); 1 - m/n the finite-population correction, because the m examples are drawn without
-    replacement from the n that decide. Who has ever led is kept to the end.
+    replacement from the n that decide. Every candidate that was ever the leader is kept to the end.
 
-    With S alone, of the candidate, what a sample does not show would count for nothing, and a candidate would be
-    dropped for being a little worse on the many examples where the leader makes none of its rare, large mistakes:
+    With the candidate's S alone, events that are missing from the sample would be ignored, and a candidate would be
+    dropped for being slightly worse on the many examples where the leader makes none of its rare, large mistakes:
 
-    - Mistakes that all leaders make on the same examples. R is one imagined difference, as large as the losses allow:
-      `largest`, or the range of what the two have lost on any example so far, whichever is more. It adds L R / m to
-      what a lead must exceed. Examples that cost R each and would undo such a lead are all missing among the m with a
-      probability of about exp(-L), so that L = max(q, log(K / (1 - confidence))) keeps the promise.
-    - Mistakes that each makes on examples of its own. One of hundreds of candidates is lucky enough to show none, and
-      it will lead; the median is that of candidates that are not.
+    - Mistakes that all leaders make on the same examples. R is one hypothetical difference, as large as the losses
+    allow:
+      `largest`, or the range of the losses of the two on any example so far, whichever is larger. It adds L R / m to
+      the lead that is required. Examples that cost R each and would undo such a lead are all missing among the m with
+      a probability of about exp(-L), so L = max(q, log(K / (1 - confidence))) preserves the guarantee.
+    - Mistakes that each candidate makes on different examples. One of hundreds of candidates will by chance show none,
+      and become the leader; the median S is that of more typical candidates.
 
-    Guarantee, as far as Student's t holds for means of m examples whose variance is so taken: with at least this
-    confidence, the winner's mean over all n examples is within `tolerance` standard errors of the best candidate's.
+    Guarantee, if Student's t holds for means of m examples with this variance: with at least this confidence, the
+    winner's mean over all n examples is within `tolerance` standard errors of the best candidate's.
     Proof: with that probability all bounds of the best candidate hold at once. If it was dropped against a leader, that
     leader's mean over all n is less than epsilon above its own; and as leaders are never dropped, the winner is at
-    least as good. Could they be, each drop might cost another epsilon. A leader whose later values are not finite
-    leaves after all, and those that were dropped against it come back. `python -m benchmarks.racing_bounds` measures
+    least as good. If they could be, each drop might cost another epsilon. A leader whose later values are not finite is
+    dropped nevertheless, and those that were dropped against it return. `python -m benchmarks.racing_bounds` measures
     how often it holds for losses of many kinds, and what other bounds cost.
 
     Sources: Maron and Moore 1994 (Hoeffding races), Moore and Lee 1994 (blocking: paired comparisons), Cochran,
     Sampling Techniques, section 2.6 (finite-population correction).
 
     Args:
-        values: evaluates and hands out; the order of the examples must be random. Of no more than two
-            candidates are the values held at a time.
-        num_candidates: C; they are numbered from 0.
+        values: source of the values; the order of the examples must be random. Values of at most two candidates are in
+            memory at a time.
+        num_candidates: C.
         num_examples: n.
-        confidence: of the guarantee, between 0 and 1; None evaluates everything in full.
-        tolerance: in standard errors of a leader's mean over all n examples, at least 0.
-        excluded: candidates that are evaluated up to the first look, so that their statistics exist, and cannot lead.
-        largest: what a candidate may lose on one example at the most, known beforehand: 1 for errors. The guarantee
-            holds only if no example costs more, or one that does is seen before anybody is dropped.
+        confidence: confidence of the guarantee, between 0 and 1; None evaluates everything in full.
+        tolerance: tolerance in standard errors of a leader's mean over all n examples, at least 0.
+        excluded: candidates that are evaluated up to the first look, so that their statistics exist, but cannot lead.
+        largest: upper bound of a candidate's loss on one example, known in advance: 1 for errors. The guarantee holds
+            only if no example costs more, or one that does is seen before any candidate is dropped.
 
     Raises:
-        UserError: if there is no candidate or example, an argument is out of its range, all candidates are excluded, or
-            none that is not has finite values.
+        UserError: if there is no candidate or example, an argument is out of range, all candidates are excluded, or
+            none of the others has finite values.
     """
     _check(num_candidates, num_examples, confidence, tolerance, excluded, largest)
     sizes = [num_examples] if confidence is None else looks(num_examples)
@@ -137,7 +135,7 @@ def race(
     means = [math.inf] * num_candidates
     seen = [0] * num_candidates
     barred = set(excluded)
-    dropped: dict[int, list[int]] = {}  # by each that has led
+    dropped: dict[int, list[int]] = {}  # by leader
     alive = list(range(num_candidates))
     for size in sizes:
         pending, alive = alive, []
@@ -148,11 +146,10 @@ def race(
             diverged = [i for i in pending if not math.isfinite(means[i])]
             barred.update(diverged)
             alive += [i for i in pending if i not in barred]
-            pending = [i for leader in diverged for i in dropped.pop(leader, [])]  # for nothing, as it turns out
+            # Candidates that were dropped against a leader that has diverged return.
+            pending = [i for leader in diverged for i in dropped.pop(leader, [])]
         if not alive:
-            raise UserError(
-                f"race: finite values expected of at least one candidate. Received: none on the first {size} examples"
-            )
+            raise UserError(f"race: no candidate has finite values on the first {size} examples")
         leader = min(alive, key=lambda i: (means[i], i))
         dropped.setdefault(leader, [])
         if confidence is not None and size < num_examples and len(alive) > 1:
@@ -185,9 +182,9 @@ def _check(
     largest: float,
 ) -> None:
     if num_candidates < 1:
-        raise UserError(f"race: at least one candidate expected. Received: {num_candidates}")
+        raise UserError(f"race: expected at least one candidate. Received: {num_candidates}")
     if num_examples < 1:
-        raise UserError(f"race: at least one example expected. Received: {num_examples}")
+        raise UserError(f"race: expected at least one example. Received: {num_examples}")
     if confidence is not None and not 0 < confidence < 1:
         raise UserError(f"race: confidence must lie between 0 and 1, or be None. Received: {confidence}")
     if not 0 <= tolerance < math.inf:
@@ -199,7 +196,7 @@ def _check(
         raise UserError(f"race: excluded candidates must be from 0 to {num_candidates - 1}. Received: {unknown}")
     if len(set(excluded)) == num_candidates:
         raise UserError(
-            f"race: a candidate that can win expected. Received: all {num_candidates} candidates are excluded"
+            f"race: at least one candidate must not be excluded. Received: all {num_candidates} are excluded"
         )
 
 
@@ -208,12 +205,12 @@ def _read(values: Values, candidate: int, stop: int) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> float:
-    with np.errstate(invalid="ignore", over="ignore"):  # infinities of both signs: the mean is NaN, as it should be
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities of both signs correctly give NaN
         return float(np.mean(values, dtype=np.float64))
 
 
 def _compared(values: np.ndarray, leader: np.ndarray, largest: float) -> tuple[float, float, float]:
-    """Mean difference to the leader, sum of squares about it, and the largest difference that one example can make."""
+    """Returns the mean difference to the leader, its sum of squares, and the largest difference of one example."""
     difference = values - leader
     mean = difference.mean()
     seen = max(values.max(), leader.max(), 0.0) - min(values.min(), leader.min(), 0.0)
@@ -223,15 +220,15 @@ def _compared(values: np.ndarray, leader: np.ndarray, largest: float) -> tuple[f
 def _lower(
     means: np.ndarray, squares: np.ndarray, ranges: np.ndarray, size: int, total: int, risk: float, others: int
 ) -> np.ndarray:
-    """Lower bounds of the mean differences to a leader over all examples, see `race`.
+    """Returns lower bounds of the mean differences to a leader over all examples, see `race`.
 
     Args:
-        means: of the differences on the examples seen, shape (A,).
+        means: mean differences on the examples seen, shape (A,).
         squares: sums of squares about the means, shape (A,).
-        ranges: the largest difference that one example can make, shape (A,).
+        ranges: largest possible difference on one example, shape (A,).
         size: m, the number of examples seen.
-        total: n, the number of all.
-        risk: that one of a candidate's bounds fails at this look.
+        total: n, the total number of examples.
+        risk: probability that one of a candidate's bounds fails at this look.
         others: C - 1, the number of candidates that it may be compared with.
     """
     quantile = stats.t.isf(risk / others, size - 1)
@@ -241,13 +238,13 @@ def _lower(
 
 
 def _ties(values: Values, survivors: list[int], num_examples: int, confidence: float) -> list[int]:
-    """Survivors that a one-sided paired t-test, Bonferroni over all of them, does not find worse than the winner.
+    """Returns survivors that are not significantly worse than the winner (one-sided paired t-test, Bonferroni).
 
-    Without the finite-population correction, because the question is about new examples.
+    Without the finite-population correction, because it generalizes to new examples.
     """
     winner, *others = survivors
     if num_examples == 1:
-        return others  # one example says nothing about the next
+        return others  # no variance from one example
     best = _read(values, winner, num_examples)
     quantile = stats.t.isf((1 - confidence) / max(1, len(others)), num_examples - 1)
     ties = []

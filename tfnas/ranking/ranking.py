@@ -1,4 +1,4 @@
-"""Many candidates compared fairly: raced on the same held-out examples with their inherited weights, and ranked."""
+"""Ranks many candidates: races them on the same held-out examples with their inherited weights."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from tfnas.ranking.racing import Outcome, looks, race
 from tfnas.search_space.architecture import Architecture
 
 CRITERIA = (LOSS, ACCURACY)
-_MOST_SHOWN = 10  # candidates in a notebook's table
+_MAX_ROWS = 10  # candidates in a notebook's table
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Of one candidate on held-out examples.
+    """The score of one candidate on held-out examples.
 
     Attributes:
-        loss: mean of the compiled loss (see `tfnas.ranking.losses`), nats for a cross-entropy.
+        loss: mean of the compiled loss (see `tfnas.ranking.losses`), in nats for a cross-entropy.
         accuracy: share of correct positions (examples, or for example their pixels), in [0, 1]; None unless exactly one
             output is a classification.
-        num_examples: how many there were.
+        num_examples: number of examples.
         top5_accuracy: share whose label is among the five most probable classes; None with at most 20 classes.
-        accuracies: of each output, where several are classifications, by the figures' names in `Criterion`.
+        accuracies: accuracies of each output if several are classifications, by the names of `Criterion`.
     """
 
     loss: float
@@ -48,28 +48,28 @@ class Score:
 
     @classmethod
     def of(cls, figures: Mapping[str, np.ndarray]) -> Score:
-        """From what `Criterion` finds of every example."""
+        """Averages the figures of `Criterion` over examples."""
         means = {name: float(np.mean(values, dtype=np.float64)) for name, values in figures.items()}
         loss, accuracy, top5 = means.pop(LOSS), means.pop(ACCURACY, None), means.pop(TOP5_ACCURACY, None)
         return cls(loss, accuracy, len(figures[LOSS]), top5, means)
 
     def figures(self) -> dict[str, Any]:
-        """Of a single classification, as `tfnas.runs.sampled.Score` has them."""
+        """Returns the figures of a single classification, as in `tfnas.runs.sampled.Score`."""
         names = ("loss", "accuracy", "num_examples", "top5_accuracy")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Ranking:
-    """Candidates and how they did.
+    """Ranked candidates.
 
     Attributes:
-        candidates: the architectures, in the order given.
-        scores: one each, on as many examples as it was evaluated on before it was dropped.
+        candidates: the architectures, in the given order.
+        scores: score of each candidate, on the examples that it was evaluated on before it was dropped.
         by: 'loss' or 'accuracy'.
-        outcome: of the race: order, ties with the winner, evaluations made and saved.
-        fresh: the winner's score on examples that the race did not use: what it did in the race is flattered, because
-            the best of many is partly the luckiest. None if no examples were held out.
+        outcome: outcome of the race: order, ties with the winner, evaluations made and saved.
+        fresh: the winner's score on examples that the race did not use. Its score in the race is biased, because the
+            best of many is partly the luckiest. None if no examples were held out.
     """
 
     candidates: Sequence[Architecture]
@@ -112,7 +112,7 @@ class Ranking:
                     place.get(i, "-"),
                 ],
             )
-            for i in self.order[:_MOST_SHOWN]
+            for i in self.order[:_MAX_ROWS]
         ]
         headings = ("candidate", "loss", "accuracy", *(["top-5"] if has_top5 else []), "examples", "channels", "race")
         accuracies = [100 * score.accuracy for score in self.scores if score.accuracy is not None]
@@ -133,7 +133,7 @@ class Ranking:
 
     @property
     def order(self) -> list[int]:
-        """Numbers of the candidates, best first."""
+        """Indices of the candidates, best first."""
         return self.outcome.order
 
     @property
@@ -166,31 +166,31 @@ def rank(
     Args:
         supernet: trained and compiled; not changed.
         candidates: architectures, for example from `posterior.sample`. One that drops every path to the output is
-            evaluated a little and never wins.
-        validation: never the test split: a tuple (inputs, labels) or (inputs, labels, sample weights) of arrays, or of
-            structures of arrays as the model has them; or a `tf.data.Dataset` of such tuples, batched or not, a
-            `keras.utils.PyDataset`, or a generator that ends.
-        by: 'loss', by far the more reliable, or 'accuracy', the paper's, where exactly one output is a classification.
+            evaluated on few examples and never wins.
+        validation: held-out examples, never the test split: a tuple (inputs, labels) or (inputs, labels, sample
+            weights) of arrays, or of structures of arrays as the model has them; or a `tf.data.Dataset` of such tuples,
+            batched or not, a `keras.utils.PyDataset`, or a finite generator.
+        by: 'loss', by far the more reliable, or 'accuracy', as in the paper, if exactly one output is a classification.
         racing: confidence that the winner is within `tolerance` of the best, see `tfnas.ranking.racing`; None
-            evaluates every candidate in full. So does a race by a loss of which it is not known what it is of an
-            example at the most, with a line that says so: see `largest_loss`.
-        tolerance: in standard errors of a candidate's mean over the race's examples.
-        holdout: share of the examples, drawn at random, that the race does not see, to measure the winner on.
-        batch_size: examples computed at a time.
-        seed: of the random order of the examples.
-        strategy: whose devices evaluate candidates side by side.
-        recalibration: gives every candidate normalisation statistics of its own; call its `apply(ranking.best)` before
-            that is cut out. None: the supernet's.
-        largest_loss: what an example's loss is at the most, in the loss's unit, its weights included: the race's
-            confidence rests on it. None: what `tfnas.ranking.losses.Criterion.largest` knows, of Keras's
-            cross-entropies alone; from logits it assumes that no class has a probability below 1e-7.
+            evaluates every candidate in full. So does a loss without a known upper bound, with a warning: see
+            `largest_loss`.
+        tolerance: tolerance in standard errors of a candidate's mean over the race's examples.
+        holdout: share of the examples, drawn at random, that the race does not use, to measure the winner on.
+        batch_size: number of examples computed at a time.
+        seed: seed of the random order of the examples.
+        strategy: strategy whose devices evaluate candidates in parallel.
+        recalibration: recomputes normalization statistics for each candidate; call its `apply(ranking.best)` before
+            cutting out the subnet. None keeps the supernet's statistics.
+        largest_loss: upper bound of an example's loss, including its weights, on which the confidence of the race
+            relies. None uses `tfnas.ranking.losses.Criterion.largest`, which knows only Keras's cross-entropies; for
+            logits, it assumes that no class has a probability below 1e-7.
 
     Raises:
-        UserError: if there is no candidate that reaches the output, no example, the examples do not fit the model or
-            its loss, a setting is out of its range, or the supernet is not compiled.
+        UserError: if no candidate reaches the output, there are no examples, the examples do not fit the model or its
+            loss, a setting is out of range, or the supernet is not compiled.
     """
     if not candidates:
-        raise UserError("rank: at least one candidate expected. Received: none")
+        raise UserError("rank: expected at least one candidate. Received: none")
     engine = Engine(supernet, validation, batch_size, seed, strategy, recalibration)
     cut_off = [i for i, a in enumerate(candidates) if not supernet.graph.flow(a).reaches_outputs()]
     with tempfile.TemporaryDirectory() as folder, Evaluations(pathlib.Path(folder) / "rank.jsonl", "rank") as kept:
@@ -199,18 +199,18 @@ def rank(
 
 
 class Field:
-    """Candidates that race: evaluated by an engine, kept in a file; the `Values` of `tfnas.ranking.racing`.
+    """The candidates of a race, evaluated by an engine and logged; the `Values` of `tfnas.ranking.racing`.
 
     Args:
-        engine: with its examples in random order; the first of them are raced on.
-        evaluations: found ones are not made again.
-        candidates: architectures; may be made anew on every access.
+        engine: engine with its examples in random order; the race uses the first ones.
+        evaluations: log of evaluations, which are not repeated.
+        candidates: architectures; may be created on every access.
         by: 'loss' or 'accuracy'.
-        holdout: share of the engine's examples, the last ones, that are not raced on.
+        holdout: share of the engine's examples, the last ones, that the race does not use.
 
     Attributes:
-        num_examples: that are raced on.
-        progress: is called with (candidates in the race, examples each has by now) as these change.
+        num_examples: number of examples of the race.
+        progress: called with (candidates in the race, examples evaluated so far) when these change.
 
     Raises:
         UserError: if a setting is out of its range, or the race is left without an example.
@@ -229,7 +229,7 @@ class Field:
         if by not in engine.names:
             raise UserError(
                 "rank: by='accuracy' needs exactly one output with a compiled accuracy or a cross-entropy. Received: a "
-                f"supernet that gives {', '.join(engine.names)}; rank by='loss', or compile with metrics=['accuracy']"
+                f"supernet with {', '.join(engine.names)}; rank by='loss', or compile with metrics=['accuracy']"
             )
         if not 0 <= holdout < 1:
             raise UserError(f"rank: holdout must be a share of the examples in [0, 1). Received: {holdout}")
@@ -242,7 +242,7 @@ class Field:
         self.progress: Callable[[int, int], None] = lambda alive, examples: None
 
     def fill(self, candidates: Sequence[int], stop: int) -> None:
-        """Evaluates candidates on the examples that they miss up to number `stop`."""
+        """Evaluates candidates on the examples that they lack up to `stop`."""
         missing: dict[int, dict[str, int]] = {}  # known examples -> one candidate for each digest
         for i in candidates:
             if (known := self._evaluations.known(self._digests[i])) < stop:
@@ -250,18 +250,18 @@ class Field:
         for start, chosen in sorted(missing.items()):
             numbers = list(chosen.values())
             done = 0
-            for e in self.engine.evaluate(_Some(self.candidates, numbers), start, stop):
+            for e in self.engine.evaluate(_Subset(self.candidates, numbers), start, stop):
                 self._evaluations.append(self._digests[numbers[e.number]], e.start, e.figures)
                 done += len(e.figures[LOSS])
                 self.progress(len(candidates), start + done // len(numbers))
 
     def read(self, candidate: int, stop: int) -> np.ndarray:
-        """What is raced by, lower is better: losses, or errors in [0, 1]."""
+        """Returns the values of the race, lower is better: losses, or errors in [0, 1]."""
         figures = self._evaluations.read(self._digests[candidate], stop)
         return figures[LOSS] if self.by == LOSS else 1.0 - figures[ACCURACY]
 
     def score(self, candidate: int, stop: int) -> Score:
-        """Of a candidate on its first `stop` examples."""
+        """Scores a candidate on its first `stop` examples."""
         return Score.of(self._evaluations.read(self._digests[candidate], stop))
 
     def race(
@@ -273,13 +273,13 @@ class Field:
     ) -> Ranking:
         """Races all candidates; `excluded` ones cannot win.
 
-        By a loss that has no known bound nobody is dropped: whoever is ahead may have its one large loss still to come.
+        If the loss has no known bound, no candidate is dropped, because the leader may still have a large loss ahead.
 
         Args:
-            confidence: as `tfnas.ranking.racing.race` has it.
+            confidence: as for `tfnas.ranking.racing.race`.
             tolerance: likewise.
-            excluded: numbers of candidates.
-            largest_loss: of an example; None: the engine's.
+            excluded: indices of candidates.
+            largest_loss: upper bound of the loss of an example; None uses the engine's.
 
         Raises:
             UserError: if a setting is out of its range.
@@ -290,8 +290,9 @@ class Field:
         if largest is None:
             if confidence is not None:
                 terminal.warn(
-                    "rank: every candidate is evaluated in full, because it is not known what the compiled loss is of "
-                    "an example at the most: to race, give rank(..., largest_loss=)"
+                    "rank: every candidate is evaluated in full, because the compiled loss has no known upper bound: "
+                    "to "
+                    "race, pass rank(..., largest_loss=)"
                 )
             confidence, largest = None, 0.0
         outcome = race(self, len(self.candidates), self.num_examples, confidence, tolerance, excluded, largest)
@@ -299,18 +300,18 @@ class Field:
         return Ranking(self.candidates, scores, self.by, outcome, self.fresh(outcome.winner))
 
     def fresh(self, candidate: int) -> Score | None:
-        """A candidate's score on the examples held out; None if there are none."""
+        """Scores a candidate on the held-out examples; None if there are none."""
         if self.num_examples == self.engine.num_examples:
             return None
         return _score(self.engine, self.candidates[candidate], self.num_examples)
 
     def first_look(self) -> int:
-        """Examples that every candidate is evaluated on in a race."""
+        """Number of examples that every candidate is evaluated on in a race."""
         return looks(self.num_examples)[0]
 
 
-class _Some(Sequence[Architecture]):
-    """Some of a sequence's items, by number, none of them held."""
+class _Subset(Sequence[Architecture]):
+    """A view of some items of a sequence, by index."""
 
     def __init__(self, items: Sequence[Architecture], numbers: Sequence[int]):
         self._items, self._numbers = items, numbers
@@ -328,7 +329,7 @@ class Evaluator:
     Args:
         supernet: compiled with the loss to rank by.
         validation: as for `rank`.
-        recalibration: gives every architecture normalisation statistics of its own; None: the supernet's.
+        recalibration: recomputes normalization statistics for each architecture; None keeps the supernet's.
 
     Raises:
         UserError: if the supernet is not compiled or there are no examples.
@@ -338,18 +339,18 @@ class Evaluator:
         self._engine = Engine(supernet, validation, recalibration=recalibration)
 
     def __call__(self, architecture: Architecture) -> Score:
-        """The architecture's mean loss and accuracy over all examples."""
+        """Returns the architecture's mean loss and accuracy over all examples."""
         return _score(self._engine, architecture, 0)
 
 
 def _score(engine: Engine, architecture: Architecture, start: int) -> Score:
-    """On the examples from number `start` on."""
+    """Scores an architecture on the examples from `start` on."""
     parts = [e.figures for e in engine.evaluate([architecture], start)]
     return Score.of(keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts))
 
 
 def summary(scores: Iterable[Score]) -> dict[str, Any]:
-    """Mean and deviation over candidates of accuracy and loss."""
+    """Returns mean and standard deviation of accuracy and loss over candidates."""
     scores = list(scores)
     accuracy = np.array([s.accuracy for s in scores], np.float64)
     loss = np.array([s.loss for s in scores])

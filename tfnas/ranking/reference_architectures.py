@@ -1,7 +1,7 @@
-"""Architectures of a given size: the posterior's most probable one, and what the network found is compared with.
+"""Architectures of a given size: the most probable one, and references for the network found.
 
-Sizes are counted exactly: every channel has a threshold, and the level above which it is kept is found by bisection, so
-that channels are only ever added as the size grows.
+Sizes are counted exactly: every channel has a threshold, and bisection finds the level above which channels are kept,
+so that channels are only added as the size grows.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tfnas.runs.sampled import Kind
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 
-_DRAWS = {Kind.EVEN: 1, Kind.ALLOCATED: 2, Kind.SINGLE_PATH: 3}  # a kind's number in a draw's seed
-# Through these an operation's output goes to where operations meet.
+_DRAWS = {Kind.EVEN: 1, Kind.ALLOCATED: 2, Kind.SINGLE_PATH: 3}  # index of a kind in the seed of a sample
+# Operations between a gated layer's output and the merge of a block.
 _PASSED = (BatchNormalization, Scale, Pointwise, Spatial, Padding)
 
 
@@ -31,16 +31,17 @@ def random_candidate(
     i: int,
     price: Callable[[Architecture], float] | None = None,
 ) -> Architecture:
-    """Random candidate number `i`, as large as it may be.
+    """Returns random candidate `i`, as large as allowed.
 
     Args:
-        posterior: gives the gated layers; its probabilities are not used.
-        graph: of the supernet.
-        most: what it may cost.
-        kind: EVEN: every channel alike. ALLOCATED: every source of a layer's input first draws a keep rate, U(0, 1).
-        seed: of the whole set of candidates.
-        i: number of the candidate; the draw is a function of (seed, kind, i) alone.
-        price: what an architecture costs, more with every channel; None: the subnet's parameters.
+        posterior: names the gated layers; its probabilities are not used.
+        graph: graph of the supernet.
+        most: largest cost.
+        kind: EVEN keeps every channel with the same probability. ALLOCATED first draws a keep rate from U(0, 1) for
+            every source of a layer's input.
+        seed: seed of the set of candidates.
+        i: index of the candidate; the sample is a function of (seed, kind, i) only.
+        price: cost of an architecture, increasing with every channel; None means the subnet's parameters.
     """
     rng = np.random.default_rng([seed, _DRAWS[kind], i])
     thresholds = {}  # a channel is kept once the shift exceeds its threshold
@@ -56,12 +57,12 @@ def random_candidate(
 def magnitude_candidate(
     graph: Graph, scores: Mapping[str, np.ndarray], most: float, resource: str = "parameters"
 ) -> Architecture:
-    """The channels of the largest scores over all layers, as many as there may be.
+    """Keeps the channels with the largest scores over all layers, as many as allowed.
 
     Args:
-        graph: of the supernet.
-        scores: by gated layer, one number per input channel, shape (K,); infinite: kept at every size.
-        most: what the subnet may cost.
+        graph: graph of the supernet.
+        scores: by gated layer, one number per input channel, shape (K,); infinite scores are always kept.
+        most: largest cost of the subnet.
         resource: 'parameters' or 'multiply_adds', counted exactly.
     """
     thresholds = {name: -np.asarray(score, np.float64) for name, score in scores.items()}
@@ -69,35 +70,35 @@ def magnitude_candidate(
 
 
 def counted(graph: Graph, resource: str = "parameters") -> Callable[[Architecture], float]:
-    """What a supernet's subnet costs, counted exactly, in 'parameters' or 'multiply_adds', as a function of it."""
+    """Returns a function from an architecture to the exact 'parameters' or 'multiply_adds' of its subnet."""
     return lambda architecture: count(graph, resource, architecture)
 
 
 def of_size(thresholds: Mapping[str, np.ndarray], most: float, price: Callable[[Architecture], float]) -> Architecture:
-    """The architecture of the highest common level that costs at most `most`; of the lowest one if none does.
+    """Returns the architecture with the highest common level that costs at most `most`; the lowest level if none does.
 
     Args:
-        thresholds: by gated layer, float64, shape (K,): a channel is kept from that level on.
-        most: what it may cost.
-        price: what an architecture costs, more with every channel.
+        thresholds: by gated layer, float64, shape (K,): the level from which a channel is kept.
+        most: largest cost.
+        price: cost of an architecture, increasing with every channel.
     """
-    # Below the lowest threshold nothing is kept, but for what is kept at every level.
+    # Below the lowest threshold, only channels are kept that are kept at every level.
     levels = np.concatenate([[-np.inf], np.unique(np.concatenate(list(thresholds.values())))])
     over = _bisected(0, len(levels), lambda i: price(_up_to(thresholds, levels[i])) <= most)
     return _up_to(thresholds, levels[over - 1])
 
 
 def within(posterior: Posterior, graph: Graph, resource: str, most: float) -> Architecture:
-    """The most probable channels, as many as there may be: the posterior's mode, were its keep logits moved alike.
+    """Keeps the most probable channels, as many as allowed: the mode after shifting all keep logits equally.
 
-    Of equally probable ones the first of each layer come first, so that the size is met as nearly where channels share
-    a gate.
+    Among equally probable channels, the first ones of each layer come first, so that the size is met as closely if
+    channels share a gate.
 
     Args:
-        posterior: of the supernet.
-        graph: of the supernet.
+        posterior: posterior of the supernet.
+        graph: graph of the supernet.
         resource: 'parameters' or 'multiply_adds' of the subnet, counted exactly.
-        most: what it may have of them; nothing is kept where that is too little for any channel.
+        most: largest cost in this resource; nothing is kept if it is too small for any channel.
     """
     drops = np.concatenate([g.channel_drop for g in posterior.layers])
     places = np.concatenate([np.arange(g.num_channels) for g in posterior.layers])
@@ -113,7 +114,7 @@ def _up_to(thresholds: Mapping[str, np.ndarray], level: float) -> Architecture:
 
 
 def _bisected(low: int, high: int, below: Callable[[int], bool]) -> int:
-    """The first number above `low` for which `below` no longer holds; `high` if there is none before it."""
+    """Returns the first integer above `low` for which `below` is false, at most `high`."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if below(middle) else (low, middle)
@@ -121,43 +122,43 @@ def _bisected(low: int, high: int, below: Callable[[int], bool]) -> int:
 
 
 def even_drop(posterior: Posterior, architecture: Architecture) -> float:
-    """The drop probability that, the same in every gate, is expected to keep as many kernel weights as `architecture`.
+    """Returns the common drop probability whose expected number of kernel weights kept equals that of `architecture`.
 
     Kernel weights of the gated layers, each with all of its outputs, as `Posterior.expected_cost` counts them.
 
     Returns:
-        A number in [1e-6, 1 - 1e-6], because the gates of a supernet are never quite certain.
+        A number in [1e-6, 1 - 1e-6], because the gates of a supernet are never exactly certain.
     """
     kept = sum(int(architecture[g.name].sum()) * g.parameters_per_channel for g in posterior.layers)
     return float(np.clip(1 - kept / posterior.total_parameters(), 1e-6, 1 - 1e-6))
 
 
 def choice_blocks(graph: Graph, gated: Collection[str]) -> list[list[str]]:
-    """Where operations compete: each block lists gated layers of which a single-path network has one.
+    """Finds the blocks of competing operations: gated layers of which a single-path network has one.
 
-    The operations of a block meet in one merge or concatenation, two or more of them, each directly but for
-    normalisations, activations, pooling and padding, and feed nothing else. Not among them are
+    Two or more operations of a block are inputs of the same merge or concatenation, with only normalizations,
+    activations, pooling and padding in between, and are read by nothing else. A block does not include
 
-    - a shortcut, which reads what another of them is computed from through further kernels: it stays beside any;
+    - a shortcut, which reads the origin of another operation that has further kernels: it is compatible with any;
     - equal layers that are concatenated (the two halves of the multi-branch ResNet's skip): parts of one operation.
 
     Args:
-        graph: of the network or of the supernet.
+        graph: graph of the network or of the supernet.
         gated: names of the layers that may be dropped.
 
     Returns:
-        Blocks in the graph's order, disjoint, each with its layers' names in the order in which they are joined.
+        Disjoint blocks in the order of the graph, each with the names of its layers in the order of the merge.
     """
     readers = [0] * len(graph.nodes)
     for node in graph.nodes:
         for i in node.inputs:
             readers[i] += 1
-    above: list[set[int]] = []  # of each node, all that it is computed from
+    above: list[set[int]] = []  # the ancestors of each node
     for node in graph.nodes:
         above.append({*node.inputs}.union(*(above[i] for i in node.inputs)))
 
     def operation(i: int) -> int | None:
-        """The gated layer whose output node `i` is and nobody else reads."""
+        """Returns the gated layer whose output is node `i`, if nothing else reads it."""
         while readers[i] == 1:
             node = graph.nodes[i]
             if node.name in gated:
@@ -168,13 +169,13 @@ def choice_blocks(graph: Graph, gated: Collection[str]) -> list[list[str]]:
         return None
 
     def origin(i: int) -> int:
-        """The node that made what layer `i` reads."""
+        """Returns the node that produces the input of layer `i`."""
         i = graph.nodes[i].inputs[0]
         while isinstance(graph.nodes[i], _PASSED) and graph.nodes[i].name not in gated:
             i = graph.nodes[i].inputs[0]
         return i
 
-    def goes_round(one: int, other: int) -> bool:
+    def is_shortcut(one: int, other: int) -> bool:
         kernels = (k for k in above[other] if graph.nodes[k].kernel_is_cut)
         return any(origin(one) in above[k] for k in kernels)
 
@@ -183,7 +184,7 @@ def choice_blocks(graph: Graph, gated: Collection[str]) -> list[list[str]]:
         if not isinstance(node, Merge | Concatenation):
             continue
         met = [i for i in map(operation, node.inputs) if i is not None]
-        met = [i for i in met if not any(goes_round(i, other) for other in met)]
+        met = [i for i in met if not any(is_shortcut(i, other) for other in met)]
         alike = isinstance(node, Concatenation) and len({_configuration(graph.nodes[i].inner) for i in met}) == 1
         if len(met) > 1 and not alike:
             blocks.append([graph.nodes[i].name for i in met])
@@ -191,18 +192,18 @@ def choice_blocks(graph: Graph, gated: Collection[str]) -> list[list[str]]:
 
 
 def _configuration(layer: object) -> str:
-    """All that says what a layer does, but for its name."""
+    """Returns the configuration of a layer without its name."""
     return repr({key: value for key, value in layer.get_config().items() if key != "name"})  # type: ignore[attr-defined]
 
 
 def single_path(posterior: Posterior, blocks: Sequence[Sequence[str]], seed: int, i: int) -> Architecture:
-    """Path number `i`: of each block one operation, uniformly at random and whole; all other gated layers whole.
+    """Returns path `i`: one operation of each block, uniformly at random; all other gated layers are kept entirely.
 
     Args:
-        posterior: gives the gated layers; its probabilities are not used.
-        blocks: of `choice_blocks`.
-        seed: of the whole set of paths.
-        i: number of the path; the draw is a function of (seed, i) alone.
+        posterior: names the gated layers; its probabilities are not used.
+        blocks: blocks of `choice_blocks`.
+        seed: seed of the set of paths.
+        i: index of the path; the sample is a function of (seed, i) only.
     """
     rng = np.random.default_rng([seed, _DRAWS[Kind.SINGLE_PATH], i])
     dropped = {name for block in blocks for name in block} - {block[int(rng.integers(len(block)))] for block in blocks}

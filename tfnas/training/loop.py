@@ -264,7 +264,7 @@ def _assign(variables: list[Any], found: Checkpoint) -> None:
 
 
 def line_start(title: str) -> tuple[str, str]:
-    """How a line on the terminal begins, so that columns align: its first nine, and what is to be told further on.
+    """Returns the aligned first column of a terminal line, and the rest of a title that does not fit into it.
 
     >>> line_start("baseline"), line_start("baseline, retrained")
     (('baseline ', ''), ('training ', 'baseline, retrained '))

@@ -293,8 +293,11 @@ def fit_plain(
     number, left = config.sample.recalibrate, stale(model, epochs * steps)
     if number and left >= _STALE:
         head, tail = loop.line_start(title)
-        told = f"batch normalisation's statistics taken anew: {left:.0%} of the moving ones are the first ones"
-        print(f"{head} {tail}{told}")
+        print(
+            f"{head} {tail}recomputed the statistics of batch normalization: {left:.0%} of the moving ones were "
+            "initial "
+            "values"
+        )
         settle(model, calibration_images(config, splits, number))
 
 

@@ -280,7 +280,7 @@ def report(
     model: Optional[Input[Model]] = None,  # noqa: UP045
     exported: Optional[Input[Artifact]] = None,  # noqa: UP045
 ):
-    """Tells of the run on one page, and ends with where it and the model are, or why there is no model.
+    """Reports the run on one page.
 
     Args:
         search_config: JSON of the sections data, supernet, search, training, distribution and seed.
@@ -293,7 +293,7 @@ def report(
         selected: what select left.
         retrained: what retrain left.
         evaluated: what evaluate left.
-        html: the page.
+        html: the page; its metadata says where the model is, or why there is none.
         model: the exported model, if there is one.
         exported: what export left, if it ran.
     """
@@ -308,5 +308,4 @@ def report(
 
         stage.run(task.config, task.path)
         task.write_report(html.path, model.uri if model else "")
-        task.describe(html)
-        task.say_end(html.uri, f"{model.uri}/{model.metadata['saved_model']}" if model else "")
+        task.end(html, f"{model.uri}/{model.metadata['saved_model']}" if model else "")

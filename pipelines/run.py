@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.util
+import json
 import logging
 import os
 import pathlib
@@ -29,7 +30,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from pipelines import nas_pipeline
-from pipelines.options import Options
+from pipelines.options import STAGES, Options
 from tfnas import cli as command_line
 from tfnas import config as config_lib
 from tfnas.common import terminal, user_functions
@@ -64,8 +65,7 @@ _LOCATION = flags.DEFINE_string("location", "us-central1", "vertex: region.")
 _BUCKET = flags.DEFINE_string("bucket", "", "vertex: gs://BUCKET/FOLDER for all artifacts.")
 _SERVICE_ACCOUNT = flags.DEFINE_string("service_account", "", "vertex: that the tasks run as; empty: the project's.")
 
-_LOG = "pipeline.log"
-_KFP_LOG = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - [A-Z]+ - (.*)", re.DOTALL)
+_LOG, _ARTIFACTS = "pipeline.log", "artifacts"
 _COLOR = re.compile(r"\x1b\[\d*m")
 
 
@@ -163,36 +163,62 @@ def _run_in(place: pathlib.Path, log: TextIO, options: Options, arguments: dict[
     from kfp import local
 
     _let_tasks_import()
-    # Its last lines are needed, and a task from the cache says nothing.
+    # The report's artifact says where the model is, and a task from the cache leaves none in this run's folder.
     options = dataclasses.replace(options, uncached=(*options.uncached, "report"))
-    screen = _Screen(sys.stdout, log)
-    with tempfile.TemporaryDirectory() as workspace, _kept_as_it_was(screen):
+    with tempfile.TemporaryDirectory() as temporary, _relayed(pathlib.Path(temporary), log), _kept_as_it_was(log):
         # Of images that are no Python's, and of machines' sizes, both of which say nothing here.
         warnings.simplefilter("ignore")
         local.init(
             local.SubprocessRunner(use_venv=False),
-            pipeline_root=str(place / "artifacts"),
-            workspace_root=workspace,
+            pipeline_root=str(place / _ARTIFACTS),
+            workspace_root=tempfile.mkdtemp(dir=temporary),
             enable_caching=True,
         )
+        errors = pathlib.Path(temporary) / "stderr"
         try:
-            with contextlib.redirect_stdout(screen):
+            with contextlib.redirect_stdout(log):
                 nas_pipeline.create_pipeline(options)(**arguments)
         except RuntimeError as error:  # kfp's, for a stage that failed
-            reason = screen.error or f"{_COLOR.sub('', str(error))} All that it said is in {place / _LOG}"
-            raise UserError(reason) from None
+            reasons = re.findall("^tfnas: (.*)", errors.read_text(), re.MULTILINE)
+            unknown = f"{_COLOR.sub('', str(error))} All of its output is in {place / _LOG}"
+            raise UserError(reasons[-1] if reasons else unknown) from None
+        finally:
+            log.write(errors.read_text())
     shutil.rmtree(place / "scratch", ignore_errors=True)
-    _say_end(place, screen.ends)
+    _say_end(place)
 
 
 @contextlib.contextmanager
-def _kept_as_it_was(screen: TextIO) -> Iterator[None]:
-    """Puts back what kfp replaces of Python, and in parallel loops leaves as another thread's: print and logging."""
+def _relayed(folder: pathlib.Path, log: TextIO) -> Iterator[None]:
+    """Prints and logs what tasks write to `folder`/stdout, as they write it; makes `folder`/stderr for their errors."""
+    pipe, screen = folder / "stdout", sys.stdout
+    os.mkfifo(pipe)
+    (folder / "stderr").touch()
+
+    def relay() -> None:
+        with open(pipe, encoding="utf-8") as lines:
+            for line in lines:
+                for stream in (screen, log):
+                    stream.write(line)
+                    stream.flush()
+
+    reader = threading.Thread(target=relay, daemon=True)
+    reader.start()
+    os.environ[handover.OUTPUT] = str(folder)
+    try:
+        with open(pipe, "w"):  # as long as one writer is left, the reader does not end
+            yield
+    finally:
+        reader.join()
+        del os.environ[handover.OUTPUT]
+
+
+@contextlib.contextmanager
+def _kept_as_it_was(log: TextIO) -> Iterator[None]:
+    """Restores what kfp replaces in Python, and in parallel loops leaves as another thread's: print and logging."""
     root, printing = logging.getLogger(), builtins.print
     level, handlers = root.level, root.handlers[:]
-    handler = logging.StreamHandler(screen)
-    handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d - %(levelname)s - %(message)s", "%H:%M:%S"))
-    root.handlers[:] = [handler]
+    root.handlers[:] = [logging.StreamHandler(log)]
     try:
         with warnings.catch_warnings():
             yield
@@ -202,76 +228,32 @@ def _kept_as_it_was(screen: TextIO) -> Iterator[None]:
         root.handlers[:] = handlers
 
 
-def _say_end(place: pathlib.Path, ends: dict[str, str]) -> None:
-    """Prints where the report and the model are, under names in `place` that do not change from run to run."""
-    _link(place / "report.html", ends["report"])
+def _say_end(place: pathlib.Path) -> None:
+    """Prints which stages were not repeated, and where the report and the model are.
+
+    The latter have names in `place` that do not change from run to run.
+    """
+    run = max((place / _ARTIFACTS).glob(f"{nas_pipeline.NAME}-*"))  # its name is the time
+    left = {file.parent.name.removesuffix("-2"): file for file in run.rglob("executor_output.json")}
+    (page,) = json.loads(left["report"].read_text())["artifacts"]["html"]["artifacts"]
+    saved_model = page["metadata"]["saved_model"]
+    for stage in STAGES:
+        if stage not in left and (stage != "export" or saved_model):
+            print(f"{stage:9s} finished before: its artifacts are taken")
+    _link(place / "report.html", page["uri"])
     print(f"report    {place / 'report.html'}")
-    folder, version = os.path.split(ends["model"].partition("     (")[0])
-    exported = not ends["model"].startswith("none")
-    _link(place / "model", folder if exported else "")
-    said = (
-        f"{place / 'model' / version}     (SavedModel; how to serve it: docs/serving.md)" if exported else ends["model"]
-    )
-    print(f"model     {said}")
+    _link(place / "model", os.path.dirname(saved_model))
+    if saved_model:
+        version = os.path.basename(saved_model)
+        print(f"model     {place / 'model' / version}     (SavedModel; how to serve it: docs/serving.md)")
+    else:
+        print(f"model     none: the network is not what was asked for: {page['metadata']['reasons']}")
 
 
 def _link(link: pathlib.Path, target: str) -> None:
     link.unlink(missing_ok=True)
     if target:
         link.symlink_to(os.path.relpath(target, link.parent))
-
-
-class _Screen:
-    """Standard output of a local run: the log gets all, the terminal what the stages say and which ones run."""
-
-    def __init__(self, terminal: TextIO, log: TextIO):
-        self.error = ""  # the last message that a stage ended with
-        self.ends: dict[str, str] = {}  # where the report and the model are, as the last stage says
-        self._terminal, self._log = terminal, log
-        self._thread = threading.local()  # shards run in parallel, and no line is to be mixed of two
-        self._lock = threading.Lock()
-
-    def write(self, text: str) -> int:
-        begun = getattr(self._thread, "begun", "") + text
-        *lines, self._thread.begun = begun.split("\n")
-        if record := _KFP_LOG.match(text):  # whole, as the logging module writes them
-            lines, self._thread.begun = [text.rstrip("\n")], ""
-        with self._lock:
-            for line in lines:
-                self._log.write(_COLOR.sub("", line).rstrip() + "\n")
-                shown = self._event(_COLOR.sub("", record[1])) if record else self._said(line.strip())
-                if shown:
-                    self._terminal.write(shown + "\n")
-            self._log.flush()
-            self._terminal.flush()
-        return len(text)
-
-    def flush(self) -> None:
-        self._terminal.flush()
-
-    def _event(self, message: str) -> str:
-        if executed := re.match(r"Executing task '(.*?)(-2)?'", message):
-            return f"{executed[1]:9s} begins"
-        if cached := re.match(r"Task (.*) cache hit", message):
-            return f"{cached[1]:9s} finished before: its artifacts are taken"
-        return ""
-
-    def _said(self, line: str) -> str:
-        """What is shown of a line that a stage's process printed."""
-        depth = getattr(self._thread, "depth", 0)  # in the JSON of its inputs, which kfp prints
-        if depth:
-            self._thread.depth = depth + line.endswith(("{", "[")) - line.startswith(("}", "]"))
-            return ""
-        if line == "{":
-            self._thread.depth = 1
-            return ""
-        if line.startswith("tfnas: "):
-            self.error = line.removeprefix("tfnas: ")
-            return ""
-        if end := re.match(r"(report|model) +(/.*|none: .*)", line):
-            self.ends[end[1]] = end[2]
-            return ""
-        return "" if not line.strip("-") or line.startswith("[KFP Executor") else line
 
 
 def _let_tasks_import() -> None:

@@ -23,6 +23,7 @@ from pipelines import nas_pipeline, run
 from pipelines.options import VERTEX_ACCELERATORS, Options
 from tfnas.common.errors import UserError
 from tfnas.config import Sample
+from tfnas.stages import handover
 
 GOLDEN = ROOT / "tests" / "golden" / "nas_pipeline.yaml"
 CONFIG = load_config("digits")
@@ -313,34 +314,19 @@ def test_tf_config_of_the_training_operator(monkeypatch):
         assert mounts == {"/shared"} and "--workdir=/shared/cifar10_supnet_m" in options
 
 
-def test_the_screen_shows_what_stages_say():
-    terminal, log = io.StringIO(), io.StringIO()
-    screen = run._Screen(terminal, log)
-    screen.write("10:00:00.000 - INFO - Executing task \x1b[96m'report-2'\x1b[0m\n")
-    for line in (
-        "[KFP Executor 2026-11-25 INFO]: Got executor_input:",
-        "{",
-        '    "inputs": {',
-        '        "x": "{"',
-        "    }",
-        "}",
-        "search    epoch 3/3",
-        "",
-        "report    /a b/html",
-        "model     none: not accurate",
-        "tfnas: posterior.json: no such file",
-    ):
-        screen.write("    ")
-        screen.write(line + "\n")
-    screen.write("10:00:01.000 - INFO - Task search cache hit (key=01); skipping execution.\n")
-    assert terminal.getvalue().splitlines() == [
-        "report    begins",
-        "search    epoch 3/3",
-        "search    finished before: its artifacts are taken",
-    ]
-    assert screen.error == "posterior.json: no such file"
-    assert screen.ends == {"report": "/a b/html", "model": "none: not accurate"}
-    assert '"x": "{"' in log.getvalue() and "Executing task 'report-2'" in log.getvalue()
+def test_what_stages_print_is_relayed_and_how_they_fail_kept(tmp_path, capsys):
+    part, log = nas_pipeline.arguments(CONFIG)["search_config"], io.StringIO()
+    with run._relayed(tmp_path, log):
+        with handover.task("evaluate", [part]):
+            print("evaluate  a line\nand another")
+        print("the engine's own")
+        with pytest.raises(SystemExit), handover.task("evaluate", [part], shard="1/2"):
+            raise UserError("posterior.json: no such file")
+    shown = "evaluate  begins\nevaluate  a line\nand another\nevaluate  begins with shard 1/2\n"
+    out, error = capsys.readouterr()
+    assert log.getvalue() == shown and out.replace("the engine's own\n", "") == shown and error == ""
+    assert (tmp_path / "stderr").read_text() == "tfnas: posterior.json: no such file\n"
+    assert handover.OUTPUT not in os.environ
 
 
 # The smallest: every stage is a process of its own, which takes long enough to start.

@@ -45,6 +45,9 @@ PARTS = {
     "export": ("export",),
 }
 FUNCTIONS = "TFNAS_FUNCTIONS"  # environment variable: folders with the user's own functions, separated as PATH's are
+# Environment variable: a folder with a file `stdout` for what stages print, and `stderr` for how they fail, because an
+# engine that runs tasks on this machine mixes their output with its own.
+OUTPUT = "TFNAS_OUTPUT"
 _READY = "ready"  # in a scratch folder: all inputs are in its working directory
 
 
@@ -186,14 +189,27 @@ class Task:
             text = text.replace(str((self.path / saved).parent), model)
         _write(path, text)
 
-    def say_end(self, page: str, model: str) -> None:
-        """Prints the comparison, and where the report and the exported model are, or why there is none."""
+    def end(self, page: Any, saved_model: str) -> None:
+        """Prints the comparison, and describes the report's artifact with what the run ended with.
+
+        Args:
+            page: the artifact. Its metadata gets `saved_model`, and the `reasons` for which there is one or none.
+            saved_model: where the exported model is; empty if there is none.
+        """
         report.print_table(Workdir(self.path), self.config)
-        print(f"report    {page}")
-        if model:
-            print(f"model     {model}     (SavedModel; how to serve it: docs/serving.md)")
-        else:
-            print(f"model     none: the network is not what was asked for: {acceptance.reasons(self.verdict())}")
+        reasons = acceptance.reasons(self.verdict())
+        self.describe(page, {**self.facts(), "saved_model": saved_model, "reasons": reasons})
+
+
+@contextlib.contextmanager
+def _redirected() -> Iterator[None]:
+    """Redirects what Python code prints to the folder that OUTPUT names, if it names one."""
+    with contextlib.ExitStack() as stack:
+        if folder := os.environ.get(OUTPUT):
+            for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+                file = open(os.path.join(folder, name), "a", buffering=1, encoding="utf-8")
+                stack.enter_context(redirect(stack.enter_context(file)))
+        yield
 
 
 @contextlib.contextmanager
@@ -219,7 +235,8 @@ def task(
             directory is temporary.
         shard: which part of the stage this is; each works in a directory of its own.
     """
-    with exit_on_error(scratch or tempfile.gettempdir()):
+    with _redirected(), exit_on_error(scratch or tempfile.gettempdir()):
+        print(f"{stage:9s} begins{shard and f' with shard {shard}'}", flush=True)
         for folder in filter(None, os.environ.get(FUNCTIONS, "").split(os.pathsep)):
             user_functions.add_import_folder(folder)
         config = join(parts)

@@ -1,9 +1,8 @@
 """One component a stage: makes the working directory, calls the stage's `run`, hands over what it left.
 
 The engine ships a function's source, and nothing else of this file, into the image's Python, where tfnas is installed:
-so a body imports what it needs, and all that is more than a call is in tfnas/stages/handover.py. Every component
-takes the parts of the config that its stage depends on, and no later ones: a change of those makes it run again, and
-no other.
+so a body imports what it needs, and what is more than a call is in tfnas/stages/handover.py. Every component takes the
+parts of the config that its stage depends on, and no later ones: only a change of those makes it run again.
 """
 
 from typing import List, Optional  # noqa: UP035  kfp 2.17 knows artifacts' lists and options by these names
@@ -24,7 +23,7 @@ def check(
     version: str,
     data: Output[Dataset],
 ):
-    """Looks at the data and takes some steps, before the hours are spent.
+    """Checks the data and takes some training steps, before the hours are spent.
 
     Args:
         search_config: JSON of the sections data, supernet, search, training, distribution and seed.
@@ -53,7 +52,7 @@ def search(search_config: str, version: str, scratch: str, run: Output[Model], m
     Args:
         search_config: JSON of the sections data, supernet, search, training, distribution and seed.
         version: of the code, which the engine's cache cannot see.
-        scratch: folder that outlives the task, where an interrupted search goes on; empty for none.
+        scratch: folder that outlives the task, where an interrupted search resumes; empty for none.
         run: the trained super-network, its posterior and history.
         metrics: of the last epoch.
     """
@@ -85,7 +84,7 @@ def sample(
         sample_config: JSON of the section sample.
         shard: 'i/n', part i of n.
         version: of the code, which the engine's cache cannot see.
-        scratch: folder that outlives the task, where an interrupted stage goes on; empty for none.
+        scratch: folder that outlives the task, where an interrupted stage resumes; empty for none.
         searched: what search left.
         run: the evaluations.
     """
@@ -118,7 +117,7 @@ def select(
         search_config: JSON of the sections data, supernet, search, training, distribution and seed.
         sample_config: JSON of the section sample.
         version: of the code, which the engine's cache cannot see.
-        scratch: folder that outlives the task, where an interrupted stage goes on; empty for none.
+        scratch: folder that outlives the task, where an interrupted stage resumes; empty for none.
         searched: what search left.
         shards: what the shards left.
         run: every candidate's score, and the winner's architecture.
@@ -157,7 +156,7 @@ def retrain(
         sample_config: JSON of the section sample.
         retrain_config: JSON of the section retrain.
         version: of the code, which the engine's cache cannot see.
-        scratch: folder that outlives the task, where an interrupted stage goes on; empty for none.
+        scratch: folder that outlives the task, where an interrupted stage resumes; empty for none.
         data: what check found.
         searched: what search left.
         selected: what select left.
@@ -193,7 +192,7 @@ def evaluate(
     run: Output[Artifact],
     metrics: Output[Metrics],
 ) -> bool:
-    """Holds the network found against the thresholds; returns whether it is blessed.
+    """Compares the network found with the thresholds; returns whether it is blessed.
 
     Args:
         search_config: JSON of the sections data, supernet, search, training, distribution and seed.
@@ -203,7 +202,7 @@ def evaluate(
         version: of the code, which the engine's cache cannot see.
         retrained: what retrain left.
         run: the verdict.
-        metrics: what was held against the thresholds; blessed is 1 or 0.
+        metrics: the values compared with the thresholds; blessed is 1 or 0.
     """
     from tfnas.stages import handover
 

@@ -110,7 +110,7 @@ def arguments(config: Config, num_shards: int = 1, scratch: str = "") -> dict[st
     Args:
         config: settings.
         num_shards: parts that the candidates are evaluated in, side by side.
-        scratch: folder that outlives a task, where an interrupted stage goes on; empty for none.
+        scratch: folder that outlives a task, where an interrupted stage resumes; empty for none.
 
     Raises:
         UserError: for a number of shards below 1, or shards whose candidates depend on the machine that draws them.

@@ -50,7 +50,7 @@ class Options:
     memory: str = ""  # of the same tasks, such as '16G'
     retries: int = 0  # of a task that fails
     backoff: str = "60s"  # before the first retry; doubled before each further one
-    # The report always runs, for its last lines tell where all is.
+    # The report always runs, because the metadata of its page say where the model is.
     uncached: tuple[str, ...] = ("report",)
 
     def check(self, runner: str = "") -> "Options":

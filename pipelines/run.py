@@ -2,10 +2,10 @@
 
 python -m pipelines.run --runner=local|kubeflow|vertex --config=configs/NAME.py [--config.KEY=VALUE ...]
 
-local     on this machine, offline, in the folder of --workdir; the same command again takes up what is finished
+local     on this machine, offline, in the folder of --workdir; the same command again reuses finished stages
 kubeflow  on the Kubeflow Pipelines of --host
 vertex    on Vertex AI, in --project, --location and --bucket
-With --compile_to=pipeline.yaml it is written and not run, unless --runner is given too. docs/pipelines.md has examples.
+With --compile_to=pipeline.yaml it is written, and only run if --runner is given too. docs/pipelines.md has examples.
 """
 
 import builtins
@@ -43,7 +43,7 @@ _RUNNER = flags.DEFINE_enum("runner", None, ["local", "kubeflow", "vertex"], "Wh
 _COMPILE_TO = flags.DEFINE_string("compile_to", None, "File that the pipeline is written to, as YAML.")
 _NUM_SHARDS = flags.DEFINE_integer("num_shards", 2, "Parts that the candidates are evaluated in, side by side.")
 _SCRATCH = flags.DEFINE_string(
-    "scratch", None, "Folder on a volume that outlives a task, where an interrupted stage goes on. Local: its own."
+    "scratch", None, "Folder on a volume that outlives a task, where an interrupted stage resumes. local: its own."
 )
 _IMAGE = flags.DEFINE_string("image", _DEFAULTS.image, "Image of all tasks, built from pipelines/Dockerfile.")
 _ACCELERATOR_TYPE = flags.DEFINE_string(
@@ -141,8 +141,8 @@ def compile_to(file: str, options: Options, arguments: dict[str, Any]) -> None:
 def run_locally(options: Options, arguments: dict[str, Any], folder: str) -> None:
     """Runs the pipeline on this machine, with kfp's own local runner; no container, no network.
 
-    Finished stages are taken from their artifacts in `folder`, interrupted ones go on in `scratch` there. All that was
-    said is in `pipeline.log`, what the stages say on the terminal too.
+    Finished stages are taken from their artifacts in `folder`, interrupted ones resume in `scratch` there. All output
+    is in `pipeline.log`; that of the stages is printed too.
 
     Raises:
         UserError: with the stage's own message, if one fails; if another process runs one in this folder.
@@ -166,7 +166,7 @@ def _run_in(place: pathlib.Path, log: TextIO, options: Options, arguments: dict[
     # The report's artifact says where the model is, and a task from the cache leaves none in this run's folder.
     options = dataclasses.replace(options, uncached=(*options.uncached, "report"))
     with tempfile.TemporaryDirectory() as temporary, _relayed(pathlib.Path(temporary), log), _kept_as_it_was(log):
-        # Of images that are no Python's, and of machines' sizes, both of which say nothing here.
+        # About images without Python in their name and about machine sizes, neither of which matters here.
         warnings.simplefilter("ignore")
         local.init(
             local.SubprocessRunner(use_venv=False),
@@ -276,7 +276,7 @@ def submit_to_kubeflow(options: Options, arguments: dict[str, Any], host: str, n
         )
     import kfp
 
-    # Its retries, each of which it tells of, and a greeting of the client's: the reason is told once, below.
+    # Silences its messages on each retry and the client's greeting: the reason is reported once, below.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     with _compiled(options, arguments) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -26,7 +26,7 @@ def test_a_path_without_a_version_is_told_with_the_way_on(tmp_path, monkeypatch)
     assert versions.newest("run/export/digits", "F") == pathlib.Path("run/export/digits/12")
     for path, words in [
         ("run/export/digitz", "'run/export/digitz' is not there"),
-        ("small_model/saved_model.pb", "'small_model/saved_model.pb' is no folder"),
+        ("small_model/saved_model.pb", "'small_model/saved_model.pb' is not a folder"),
         (
             "run/export/digits/1/",
             "'run/export/digits/1' is itself a version: give the folder above it, 'run/export/digits'",
@@ -34,7 +34,7 @@ def test_a_path_without_a_version_is_told_with_the_way_on(tmp_path, monkeypatch)
         ("run/export", "'run/export' holds no version, but 'digits' does: give 'run/export/digits'"),
         ("run", "'run' holds no version, but 'export/digits' does: give 'run/export/digits'"),
         ("two", "'two' holds no version, but 'a' does: give 'two/a'"),
-        ("run/search/checkpoints", "'run/search/checkpoints/7' is no SavedModel: it has no file 'saved_model.pb'"),
+        ("run/search/checkpoints", "'run/search/checkpoints/7' is not a SavedModel: it has no file 'saved_model.pb'"),
         ("none", "'none' holds no version, a numbered folder with a SavedModel, such as tfnas export writes"),
         (
             "small_model",

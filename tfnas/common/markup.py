@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import jinja2
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
-# Okabe and Ito's palette, told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 RED = "#D55E00"
 WIDTH = 4.8  # inches of a picture: on a telephone its words are then still of some ten pixels

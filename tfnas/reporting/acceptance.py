@@ -1,4 +1,4 @@
-"""Whether a network may be exported: what was asked for, held against what was measured. No TensorFlow."""
+"""Whether a network may be exported: the thresholds of config.evaluate compared with the results. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tfnas.common.resources import Resource
 from tfnas.config import Evaluate
 from tfnas.runs.measured import Check, Results, Verdict
 
-_FAR = 0.1  # of accuracy: no network is better than the whole of it by this much, if both were trained alike
-_ROUNDING = 1e-9  # of a difference of two shares of whole numbers
+_FAR = 0.1  # of accuracy: a subnet is not better than the full network by this much if both were trained alike
+_ROUNDING = 1e-9  # of a difference of two fractions
 
 
 def doubt(results: Results) -> str:
-    """Why the full network is nothing to compare with, in one line; empty if it is, or if it was not trained.
+    """The reason why the full network is not a fair comparison, in one line; empty if it is one or was not trained.
 
     Args:
         results: of retrain.
@@ -28,14 +28,14 @@ def doubt(results: Results) -> str:
     low, _ = statistics.proportion_interval(round(accuracy * total), total, 0.95)
     ahead = results.chosen_row.test_accuracy - accuracy
     if low <= chance:
-        why = f"is not told from answering the most frequent class always ({chance:.1%})"
+        why = f"is not distinguishable from always answering the most frequent class ({chance:.1%})"
     elif ahead > _FAR:
         why = f"is {100 * ahead:.1f} points below the network found"
     else:
         return ""
     return (
-        f"the full network is nothing to compare with: its {accuracy:.1%} on test {why}, so it was not trained as it "
-        "could be; try another search.learning_rate or more epochs"
+        f"the full network is not a fair comparison: its {accuracy:.1%} on test {why}, so it was not trained well; try "
+        "another search.learning_rate or more epochs"
     )
 
 
@@ -43,11 +43,11 @@ def judge(settings: Evaluate, results: Results) -> Verdict:
     """The verdict on the network that retrain chose.
 
     Args:
-        settings: the thresholds; those left at their defaults are not held against anything.
+        settings: the thresholds; those left at their defaults are not checked.
         results: of retrain.
 
     Raises:
-        UserError: if the full network's accuracy is asked for, and it was not trained.
+        UserError: if there is a threshold on the full network's accuracy, and it was not trained.
     """
     chosen = results.chosen_row
     accuracy = chosen.test_accuracy
@@ -77,17 +77,17 @@ def judge(settings: Evaluate, results: Results) -> Verdict:
     return Verdict(all(check.passed for check in checks), tuple(checks))
 
 
-def told(verdict: Verdict) -> list[str]:
-    """What the network lacks; of a blessed one, what it has."""
+def findings(verdict: Verdict) -> list[str]:
+    """The thresholds that the network does not meet; of a blessed one, those that it meets."""
     says = [check.says for check in verdict.checks if verdict.blessed or not check.passed]
     return says or ["no threshold is set"]
 
 
 def reasons(verdict: Verdict) -> str:
-    """`told` in one line."""
-    return "; ".join(told(verdict))
+    """`findings` in one line."""
+    return "; ".join(findings(verdict))
 
 
 def _check(setting: str, value: float, limit: float, margin: float, says: str) -> Check:
-    """A threshold, which is met unless its margin is negative."""
+    """The record of a threshold, which is met unless its margin is negative."""
     return Check(f"evaluate.{setting}", value, limit, margin >= -_ROUNDING, says)

@@ -69,7 +69,7 @@ def _verdict(comparisons: Mapping[Kind, Comparison]) -> str:
     if worse:
         return f"Worse than chance, than {' and '.join(worse)}"
     if level:
-        return f"Not told apart from chance, from {' and '.join(level)}, by so few examples"
+        return f"Not distinguishable from chance, from {' and '.join(level)}, with so few examples"
     return "Better than chance"
 
 
@@ -89,7 +89,7 @@ def discordant(paired: Paired) -> str:
 
 def with_interval(accuracy: float, num_examples: int) -> str:
     """An accuracy in percent, in brackets its 95 % interval (Wilson's)."""
-    # Here and not above, because it takes a second that the terminal's table need not wait.
+    # Imported here because it takes a second, which the terminal's table does not need.
     from tfnas.common.statistics import proportion_interval
 
     return _interval(accuracy, *proportion_interval(round(accuracy * num_examples), num_examples))

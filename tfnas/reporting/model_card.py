@@ -135,8 +135,8 @@ def _measured(row: Row, total: int) -> dict[str, Any]:
 
 def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
     return [
-        f"For images like those of {config.data.title}, as they are: the SavedModel prepares them.",
-        f"Every image is given one of the {len(label_names):,} classes, also one that shows none of them: there is no "
+        f"For raw images like those of {config.data.title}: the SavedModel preprocesses them.",
+        f"Every image is assigned one of the {len(label_names):,} classes, even if it shows none of them: there is no "
         "class for anything else.",
     ]
 
@@ -147,7 +147,7 @@ def _limits(
     label_names: Sequence[str],
     versions: Mapping[str, Mapping[str, str]],
 ) -> list[str]:
-    told = [
+    limits = [
         f"It was measured on the test split of {config.data.title} only. How it does on images from elsewhere, on "
         "damaged or distorted ones, or on ones made to mislead it, was not measured.",
         "The test split was read when retrain evaluated its finished networks, and by export, which scored the "
@@ -155,26 +155,26 @@ def _limits(
         "The probabilities are the network's own; whether they are calibrated was not measured here.",
     ]
     if doubted := acceptance.doubt(results):
-        told.append(f"{doubted[0].upper()}{doubted[1:]}.")
+        limits.append(f"{doubted[0].upper()}{doubted[1:]}.")
     recall = {
         name: row[i] / sum(row)
         for i, (name, row) in enumerate(zip(label_names, results.confusion, strict=True))
         if sum(row)
     }
     worst = min(recall, key=lambda name: recall[name])
-    told.append(
+    limits.append(
         f"Classes differ: of the test images of '{worst}' it classifies {recall[worst]:.1%} correctly, the least of "
         "all classes. No other groups were compared."
     )
     if config.export.uncertainty:
-        told.append(
+        limits.append(
             f"serve_uncertainty answers by {config.export.uncertainty} other networks, the search's best candidates "
             "under its own weights, not retrained: its mean is not the served network's answer, and its accuracy was "
             "not measured on test."
         )
     if different := provenance.differences(versions):
-        told.append(f"It was made in stages that ran with different versions: {different}.")
-    return told
+        limits.append(f"It was made in stages that ran with different versions: {different}.")
+    return limits
 
 
 def _plain(value: Any) -> Any:

@@ -65,7 +65,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     """The report as one self-contained HTML page.
 
     Raises:
-        UserError: if a stage that it tells of has not run, or left files that were changed since.
+        UserError: if a stage that it reports on has not run, or its files were changed since.
     """
     results = work.read_json(stage_table.RESULTS, "report", Results)
     history = work.read_lines(stage_table.HISTORY, "report", Epoch)
@@ -197,7 +197,7 @@ def _pruned(results: Results) -> dict[str, Any] | None:
         return None
     # By validation: chosen by the test split, the best of several would be flattered there.
     best, paired = max(pruned, key=lambda pair: pair[0].validation_accuracy)
-    verdict = "Not told apart from pruning, by so few examples"
+    verdict = "Not distinguishable from pruning, with so few examples"
     if candidates_section.significant(paired):
         better = paired.only_found > paired.only_other
         verdict = "Better than pruning" if better else "Worse than pruning"
@@ -267,7 +267,7 @@ def _exported(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None
 
 def _repetition(work: Workdir, config: config_lib.Config) -> dict[str, Any]:
     """What it takes to run the same again."""
-    # What `tune` would try is no part of a run.
+    # The settings of `tune` are not part of a run.
     config = dataclasses.replace(config, tune=config_lib.Tune())
     stages = work.manifest().stages
     ran_with = {stage: stages[stage].versions for stage in stage_table.STAGES if stage in stages and stage != "report"}

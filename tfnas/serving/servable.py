@@ -52,7 +52,7 @@ class Model:
             max_images: that a request may have: computing with one takes many times the memory of its pixels.
 
         Raises:
-            UserError: if `base_path` has no version, or the newest is no SavedModel.
+            UserError: if `base_path` has no version, or the newest is not a SavedModel.
         """
         path = versions.newest(base_path, "base_path")
         self.name = name
@@ -113,7 +113,7 @@ class Model:
         return {name: answer[name] for name in outputs or sorted(answer)}
 
     def _warm_up(self, file: pathlib.Path) -> None:
-        """The first request of a signature takes longer than all others; these are nobody's."""
+        """Answers the warm-up requests, because the first request of a signature takes longer than all others."""
         from tensorflow_serving.apis import prediction_log_pb2  # loaded here only: it is an extra's
 
         if not file.exists():

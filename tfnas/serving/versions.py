@@ -1,4 +1,4 @@
-"""The newest version in the folder of an exported model. No TensorFlow: a mistyped path is told before it loads."""
+"""The newest version in the folder of an exported model. No TensorFlow: a mistyped path is reported at once."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ def newest(base_path: str | os.PathLike[str], title: str) -> pathlib.Path:
         title: how the message begins: the flag or the argument that gave `base_path`.
 
     Raises:
-        UserError: if it has no version, or the newest is no SavedModel; the message names what was probably meant.
+        UserError: if it has no version, or the newest is not a SavedModel; the message names what was
+            probably meant.
     """
     folder = pathlib.Path(base_path)
     if not os.path.exists(folder):
         raise UserError(f"{title}: '{folder}' is not there")
     if not os.path.isdir(folder):
-        raise UserError(f"{title}: '{folder}' is no folder")
+        raise UserError(f"{title}: '{folder}' is not a folder")
     versions = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir()}
     if versions:
         version = versions[max(versions)]
         if not (version / _SAVED_MODEL).exists():
-            raise UserError(f"{title}: '{version}' is no SavedModel: it has no file '{_SAVED_MODEL}'")
+            raise UserError(f"{title}: '{version}' is not a SavedModel: it has no file '{_SAVED_MODEL}'")
         return version
     if (folder / _SAVED_MODEL).exists():
         if os.path.basename(os.path.abspath(folder)).isdecimal():

@@ -26,6 +26,6 @@ def _evaluate(config: Config, work: workdir.Workdir) -> None:
     verdict = acceptance.judge(config.evaluate, measured)
     work.write_json(stage_table.EVALUATION, verdict)
     begins = f"evaluate  {'blessed' if verdict.blessed else 'not blessed'}: "
-    print(begins + f";\n{' ' * len(begins)}".join(acceptance.told(verdict)))
+    print(begins + f";\n{' ' * len(begins)}".join(acceptance.findings(verdict)))
     if doubted := acceptance.doubt(measured):
         warn(f"evaluate  {doubted}")

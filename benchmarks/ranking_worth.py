@@ -36,7 +36,7 @@ from tfnas.common.statistics import kendall_tau
 from tfnas.config import from_config_dict
 from tfnas.cutting.subnets import subnet
 from tfnas.data import pipeline
-from tfnas.gating.recalibration import Recalibration, settle
+from tfnas.gating.recalibration import Recalibration, recompute_statistics
 from tfnas.graph.costs import cost
 from tfnas.ranking.ranking import Evaluator
 from tfnas.runs import stage_table, workdir
@@ -95,7 +95,7 @@ def _retrained(config, splits, supernet, architecture, title, batches, images):
         work = workdir.Workdir(folder)
         networks.fit_plain(config, splits, work, model, _EPOCHS.value, cosine.schedule, title)
     found = [model.evaluate(batches, verbose=0, return_dict=True)]
-    settle(model, images)
+    recompute_statistics(model, images)
     found.append(model.evaluate(batches, verbose=0, return_dict=True))
     return [{"loss": scores["loss"], "accuracy": scores["accuracy"]} for scores in found]
 

@@ -79,7 +79,7 @@ def _measure_tau(study: Study, seed: int) -> dict[str, Any]:
     for i, candidate in enumerate(pool.candidates):
         model = subnet(searched.supernet, candidate)
         title = f"candidate {'abcdefgh'[i]}"
-        scores = study.trained(searched, model, epochs, settings.learning_rate, title, settle=True)
+        scores = study.trained(searched, model, epochs, settings.learning_rate, title, recalibrate=True)
         retrained.append(scores["validation"]["loss"])
     return {
         "epochs": epochs,

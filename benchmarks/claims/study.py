@@ -21,8 +21,7 @@ from tfnas.common.errors import UserError
 from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.gating import saving
-from tfnas.gating.recalibration import Recalibration
-from tfnas.gating.recalibration import settle as settle_statistics
+from tfnas.gating.recalibration import Recalibration, recompute_statistics
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
 from tfnas.ranking.engine import Engine
@@ -226,7 +225,7 @@ class Study:
         epochs: int,
         rate: float,
         title: str,
-        settle: bool = False,
+        recalibrate: bool = False,
     ) -> dict[str, dict[str, float]]:
         """Trains a network without gates by one cosine from `rate`, and scores it; test comes last.
 
@@ -236,11 +235,11 @@ class Study:
             epochs: of the training.
             rate: the learning rate at the start.
             title: names the checkpoints, so unique in that folder.
-            settle: score it with normalisation statistics taken anew.
+            recalibrate: evaluate it with recomputed normalisation statistics.
         """
         networks.fit_plain(
             searched.config, self.splits, searched.work, model, epochs, Cosine(rate, epochs).schedule, title
         )
-        if settle:
-            settle_statistics(model, networks.calibration_images(self.config, self.splits, _RECALIBRATE))
+        if recalibrate:
+            recompute_statistics(model, networks.calibration_images(self.config, self.splits, _RECALIBRATE))
         return records.scores(model, self.splits, self.config)

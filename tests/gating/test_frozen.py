@@ -9,7 +9,7 @@ from conftest import random_weights
 import tfnas
 from tfnas.cutting.subnets import subnet
 from tfnas.gating.gates import Gated
-from tfnas.gating.recalibration import Recalibration, settle
+from tfnas.gating.recalibration import Recalibration, recompute_statistics
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
 
@@ -74,7 +74,7 @@ def test_frozen_layers(tmp_path, rng):
     assert full.parameters == cost(supernet.graph).parameters == thawed(keras.models.clone_model(model))
     assert small.parameters == cost(Graph(cut)).parameters == thawed(keras.models.load_model(tmp_path / "cut.keras"))
 
-    # Recalibration and settle give new statistics to one normalisation alone.
+    # Recalibration and recompute_statistics give new statistics to one normalisation alone.
     images = rng.normal(2, 3, (32, 6, 6, 3)).astype("f4")
     found = Recalibration(supernet, images).statistics(supernet.architecture())
     assert set(found) == {"free"}
@@ -84,7 +84,7 @@ def test_frozen_layers(tmp_path, rng):
     np.testing.assert_allclose(found["free"][1], np.var(behind, (0, 1, 2)), rtol=1e-4, atol=1e-4)
     Recalibration(supernet, images).apply(supernet.architecture())
     settled = statistics(cut)
-    settle(cut, images)
+    recompute_statistics(cut, images)
     for old, new in ((before, statistics(supernet.network)), (settled, statistics(cut))):
         moved = {name for name in old if not all(map(np.array_equal, old[name], new[name]))}
         assert moved == {"free"}

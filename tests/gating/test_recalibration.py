@@ -5,7 +5,7 @@ import tensorflow as tf
 from conftest import random_weights
 
 import tfnas
-from tfnas.gating.recalibration import Recalibration, settle, stale
+from tfnas.gating.recalibration import Recalibration, initial_share, recompute_statistics
 from tfnas.ranking import reference_architectures
 from tfnas.ranking.engine import Engine
 from tfnas.search_space.architecture import Architecture
@@ -77,15 +77,15 @@ def small(momentum):
 
 
 def test_what_is_left_of_the_first_statistics():
-    assert stale(small(0.9), 3) == pytest.approx(0.729)
-    assert stale(small(0.999), 160) == pytest.approx(0.852, abs=5e-4)
+    assert initial_share(small(0.9), 3) == pytest.approx(0.729)
+    assert initial_share(small(0.999), 160) == pytest.approx(0.852, abs=5e-4)
     image = keras.Input((4, 4, 2))
-    assert stale(keras.Model(image, keras.layers.Conv2D(3, 3)(image)), 1) == 0
+    assert initial_share(keras.Model(image, keras.layers.Conv2D(3, 3)(image)), 1) == 0
 
 
 def test_a_plain_network_is_given_the_statistics_of_one_batch(rng):
     model, images = small(0.999), rng.normal(2, 3, size=(50, 4, 4, 2)).astype("float32")
-    settle(model, images)
+    recompute_statistics(model, images)
     convolved = np.asarray(model.layers[1](images))
     norm, frozen = model.get_layer("first"), model.get_layer("frozen")
     np.testing.assert_allclose(norm.moving_mean, convolved.mean((0, 1, 2)), rtol=1e-4, atol=1e-4)

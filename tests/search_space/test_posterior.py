@@ -14,10 +14,10 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import LayerGates, Posterior
 
 Q = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9), LayerGates("b", (4,), (0.4,), 25)))
-PRICED = Posterior(
+COSTED = Posterior(
     (LayerGates("a", (3, 2), (0.1, 0.7), 9, 9 * 64, 3e-7), LayerGates("b", (4,), (0.4,), 25, 25 * 16, 5e-8))
 )
-PRICES = [("parameters", (9, 25)), ("multiply_adds", (576, 400)), ("latency", (3e-7, 5e-8))]
+COSTS = [("parameters", (9, 25)), ("multiply_adds", (576, 400)), ("latency", (3e-7, 5e-8))]
 
 
 def test_log_prob_and_entropy_are_tfps():
@@ -57,11 +57,11 @@ def test_under_a_limit_samples_are_the_posterior_conditioned_on_it(limit):
     probability = np.prod(np.where(masks, *np.array([[0.9, 0.1]] * 3 + [[0.3, 0.7]] * 2 + [[0.6, 0.4]] * 4).T), axis=1)
     within = np.ones(512, bool)
     for resource, most in limit.items():
-        in_a, in_b = dict(PRICES)[resource]
+        in_a, in_b = dict(COSTS)[resource]
         within &= masks @ np.array([in_a] * 5 + [in_b] * 4) <= most
     conditioned = probability * within / probability[within].sum()
 
-    draws = PRICED.sample(4000, seed=3, limit=limit)
+    draws = COSTED.sample(4000, seed=3, limit=limit)
     numbers = [int(np.concatenate([d["a"], d["b"]]) @ 2 ** np.arange(9)[::-1]) for d in draws]
     frequency = np.bincount(numbers, minlength=512) / 4000
     assert not frequency[~within].any()
@@ -74,14 +74,14 @@ def test_under_a_limit_samples_are_the_posterior_conditioned_on_it(limit):
 def test_a_candidate_under_a_limit_is_the_first_of_its_own_draws_within_it():
     limit = {"parameters": 70}
     drop = np.array([0.1] * 3 + [0.7] * 2 + [0.4] * 4)
-    for i, candidate in enumerate(PRICED.sample(30, seed=5, limit=limit)):
+    for i, candidate in enumerate(COSTED.sample(30, seed=5, limit=limit)):
         for entropy in ([5, i], *([5, i, attempt, 1] for attempt in range(1, 1000))):
             keep = np.random.default_rng(entropy).random(9) >= drop
             if keep @ np.array([9] * 5 + [25] * 4) <= 70:
                 break
         np.testing.assert_array_equal(np.concatenate([candidate["a"], candidate["b"]]), keep)
-    assert PRICED.sample(3, seed=5, first=4, limit=limit) == PRICED.sample(7, seed=5, limit=limit)[4:]
-    assert PRICED.sample(9, seed=5, limit={"parameters": 145}) == PRICED.sample(9, seed=5) == PRICED.sample(9, 5, 0, {})
+    assert COSTED.sample(3, seed=5, first=4, limit=limit) == COSTED.sample(7, seed=5, limit=limit)[4:]
+    assert COSTED.sample(9, seed=5, limit={"parameters": 145}) == COSTED.sample(9, seed=5) == COSTED.sample(9, 5, 0, {})
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_limit_that_is_hardly_ever_met_is_refused(limit, message):
 
 def test_a_limit_on_what_is_not_known_is_refused():
     with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds', 'latency' expected. Received: 'layers'"):
-        PRICED.sample(1, seed=5, limit={"layers": 3})
+        COSTED.sample(1, seed=5, limit={"layers": 3})
     with pytest.raises(UserError, match="latency is not known"):
         Q.sample(1, seed=5, limit={"latency": 3})
 
@@ -128,16 +128,16 @@ def test_expected_sizes_by_hand():
     assert Posterior((LayerGates("a", (1, 1, 1), (0.01, 0.5, 0.99), 1),)).decided() == (2, 3)
 
 
-@pytest.mark.parametrize("resource, costs", PRICES)
+@pytest.mark.parametrize("resource, costs", COSTS)
 def test_expected_cost_and_its_deviation_against_monte_carlo(resource, costs):
-    draws = PRICED.sample(20_000, seed=2)
+    draws = COSTED.sample(20_000, seed=2)
     kept = np.array([d["a"].sum() * costs[0] + d["b"].sum() * costs[1] for d in draws])
-    assert PRICED.expected_cost(resource) == pytest.approx(kept.mean(), abs=5 * kept.std() / np.sqrt(20_000))
-    assert PRICED.cost_deviation(resource) == pytest.approx(kept.std(), rel=0.03)
-    assert PRICED.total_cost(resource) == pytest.approx(5 * costs[0] + 4 * costs[1], rel=1e-12)
-    assert isinstance(PRICED.total_cost(resource), type(costs[0]))
-    assert [PRICED.cost_of(draw, resource) for draw in draws[:50]] == pytest.approx(kept[:50], rel=1e-12)
-    assert isinstance(PRICED.cost_of(draws[0], resource), type(costs[0]))
+    assert COSTED.expected_cost(resource) == pytest.approx(kept.mean(), abs=5 * kept.std() / np.sqrt(20_000))
+    assert COSTED.cost_deviation(resource) == pytest.approx(kept.std(), rel=0.03)
+    assert COSTED.total_cost(resource) == pytest.approx(5 * costs[0] + 4 * costs[1], rel=1e-12)
+    assert isinstance(COSTED.total_cost(resource), type(costs[0]))
+    assert [COSTED.cost_of(draw, resource) for draw in draws[:50]] == pytest.approx(kept[:50], rel=1e-12)
+    assert isinstance(COSTED.cost_of(draws[0], resource), type(costs[0]))
 
 
 def test_cost_of_another_networks_architecture_is_refused():
@@ -147,7 +147,7 @@ def test_cost_of_another_networks_architecture_is_refused():
         Q.cost_of(Architecture({"a": [True] * 5, "b": [True] * 3}))
 
 
-@pytest.mark.parametrize("resource, per_channel", PRICES)
+@pytest.mark.parametrize("resource, per_channel", COSTS)
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.95])
 def test_tilt_is_the_exponential_tilting_of_all_architectures(resource, per_channel, share):
     """All 512 architectures written out, weighted by exp(-lambda cost), lambda by another root finder."""
@@ -164,7 +164,7 @@ def test_tilt_is_the_exponential_tilting_of_all_architectures(resource, per_chan
     end = 20 / min(per_channel)
     strength = scipy.optimize.brentq(lambda s: tilted(s) @ cost - budget, -end, end, xtol=1e-15)
     marginals = tilted(strength) @ masks
-    ours = PRICED.tilt(**{resource: budget})
+    ours = COSTED.tilt(**{resource: budget})
     assert ours.expected_cost(resource) == pytest.approx(budget, rel=1e-9)
     np.testing.assert_allclose(np.concatenate([1 - g.channel_drop for g in ours.layers]), marginals, rtol=1e-6)
 
@@ -273,8 +273,11 @@ def test_published_posterior_of_densenet121():
     "text, message",
     [
         ("[]", "not the JSON of a published posterior"),
-        ('{"drop_probability": {"a": [0.1]}}', "layers differ, first 'b', which is only among the super-network's"),
-        ('{"drop_probability": {"a": [0.1], "b": [0.1], "c": [1]}}', "first 'c', which is only among the published"),
+        ('{"drop_probability": {"a": [0.1]}}', "layers differ, first 'b', which is only among the layers of the"),
+        (
+            '{"drop_probability": {"a": [0.1], "b": [0.1], "c": [1]}}',
+            "first 'c', which is only among the published layers",
+        ),
         (
             '{"drop_probability": {"a": [0.1], "b": [0.1, 0.2]}}',
             "'b' has 1 sources, one value each expected. Received: 2",

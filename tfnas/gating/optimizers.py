@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfnas.common.errors import UserError
 
-LOGIT = "drop_logit"  # what a gate's variable is called
+LOGIT = "drop_logit"  # name of a gate's variable
 _GATE_STEP = 0.05
 _GATE_BETAS = (0.9, 0.99)
 
@@ -19,35 +19,36 @@ _GATE_BETAS = (0.9, 0.99)
 class GatedOptimizer(keras.optimizers.Optimizer):
     """Any Keras optimizer for the weights, and beside it one for the gates' logits, which never decays them.
 
-    Where a search is steered to a size, the logits take steps of Adam at a rate of their own. What one channel's gate
-    saves or costs is a small part of the loss, the smaller the wider the network, and differs between layers by orders
-    of magnitude; Adam's steps do not depend on its size (arXiv 1412.6980, algorithm 1).
+    In a search with a target size, Adam steps the logits at a rate of its own. The gradient of one channel's gate is
+    small, the smaller the wider the network, and differs between layers by orders of magnitude; Adam's steps do not
+    depend on its scale (arXiv 1412.6980, algorithm 1).
 
-    The published method minimises over weights and probabilities by the same optimizer (method.md, section 2). With
-    `gate_learning_rate` the logits' optimizer is therefore a copy of the weights', whose learning rate is that multiple
-    of theirs at every step, whichever schedule or callback sets it.
+    The published method uses the same optimizer for weights and probabilities (method.md, section 2). With
+    `gate_learning_rate` the logits' optimizer is therefore a copy of the weights', with that multiple of their learning
+    rate at every step, whichever schedule or callback sets it.
 
-    `Supernet.compile` wraps the optimizer that it is given in one of these, so it is only written out for a rate other
-    than the default, or in a training loop of your own:
+    `Supernet.compile` wraps its optimizer in a GatedOptimizer, so you only need this class for a rate other than the
+    default, or in a training loop of your own:
 
     >>> optimizer = tfnas.GatedOptimizer(keras.optimizers.SGD(0.05, momentum=0.9))  # doctest: +SKIP
     >>> optimizer.build(supernet.trainable_variables)  # doctest: +SKIP
     >>> optimizer.apply(gradients, supernet.trainable_variables)  # doctest: +SKIP
 
-    Its learning rate and its count of steps are the weights'. A `keras.optimizers.LossScaleOptimizer` goes around it.
+    Its learning rate and its iterations are those of the weights' optimizer. A `keras.optimizers.LossScaleOptimizer`
+    wraps it, not the other way round.
 
     Args:
-        weights_optimizer: a Keras optimizer or the name of one, for all variables but the logits. Its weight decay and
-            what is excluded from it, its clipping, moving average and schedule hold as they were set, for the weights.
+        weights_optimizer: a Keras optimizer or its name, for all variables except the logits. Its weight decay and the
+            variables excluded from it, its clipping, moving average and schedule apply to the weights as they were set.
         gate_step: Adam's learning rate for the logits, > 0; it does not follow the weights' schedule. None: 0.05,
             unless `gate_learning_rate` is given.
         gate_learning_rate: the logits' learning rate as a multiple of the weights', > 0; for searches with `ell2`. 1 is
-            the paper's; a run of few epochs wants 3 to 10.
+            the paper's; a run of few epochs needs 3 to 10.
         name: of the optimizer.
 
     Attributes:
         weights_optimizer: as given.
-        gates_optimizer: of the logits.
+        gates_optimizer: for the logits.
 
     Raises:
         UserError: for both rates at once, one that is not above 0, an optimizer that cannot be wrapped, or with
@@ -80,7 +81,7 @@ class GatedOptimizer(keras.optimizers.Optimizer):
             self.gates_optimizer = self._copy(gate_learning_rate)
 
     def _copy(self, multiple: float) -> Any:
-        """The weights' optimizer again, without its weight decay, at `multiple` times its present learning rate."""
+        """Copies the weights' optimizer, without its weight decay, with `multiple` times its current learning rate."""
         weights = self.weights_optimizer
         rate = weights._learning_rate
         try:
@@ -101,7 +102,7 @@ class GatedOptimizer(keras.optimizers.Optimizer):
         return made
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Creates the state of both optimizers, for the variables that each of them steps."""
+        """Creates the state of both optimizers, each for its own variables."""
         if self.built:
             return
         super().build(variables)
@@ -109,22 +110,22 @@ class GatedOptimizer(keras.optimizers.Optimizer):
         if self._undecayed is not None:
             excluded = [v for v in weights if v.path in self._undecayed]
             self.weights_optimizer.exclude_from_weight_decay(var_list=excluded)
-        for optimizer, its in (
+        for optimizer, own in (
             (self.weights_optimizer, weights),
             (self.gates_optimizer, [v for v in variables if v.name == LOGIT]),
         ):
             if not optimizer.built:
-                optimizer.build(its)
+                optimizer.build(own)
 
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
-        """What `keras.optimizers.Optimizer.apply` calls with the variables that have a gradient."""
+        """Called by `keras.optimizers.Optimizer.apply` with the variables that have a gradient."""
         pairs = list(zip(grads, trainable_variables, strict=True))
         # The gates first: the weights' step moves the schedule on, from which a copy reads its rate.
         for optimizer, of_gates in ((self.gates_optimizer, True), (self.weights_optimizer, False)):
-            its = [(gradient, variable) for gradient, variable in pairs if (variable.name == LOGIT) == of_gates]
-            if its:
-                optimizer.apply(*zip(*its, strict=True))
-            else:  # a schedule goes on though all that it is for is frozen
+            own = [(gradient, variable) for gradient, variable in pairs if (variable.name == LOGIT) == of_gates]
+            if own:
+                optimizer.apply(*zip(*own, strict=True))
+            else:  # the schedule advances even if all its variables are frozen
                 optimizer._iterations.assign_add(1)
 
     @property
@@ -139,7 +140,7 @@ class GatedOptimizer(keras.optimizers.Optimizer):
 
     @property
     def learning_rate(self) -> Any:
-        """The weights' present one."""
+        """Current learning rate of the weights."""
         return self.weights_optimizer.learning_rate
 
     @learning_rate.setter
@@ -214,11 +215,11 @@ def _check_gated(optimizer: Any, gate_step: float | None, gate_learning_rate: fl
 
 
 def gated(optimizer: Any, **rates: Any) -> Any:
-    """`optimizer` with one for the gates beside it, inside a `LossScaleOptimizer` if there is one.
+    """Adds an optimizer for the gates to `optimizer`, inside a `LossScaleOptimizer` if there is one.
 
     Args:
-        optimizer: a Keras optimizer. Left as it is if it is gated already.
-        rates: of `GatedOptimizer`.
+        optimizer: a Keras optimizer. Returned unchanged if it has one already.
+        rates: arguments of `GatedOptimizer`.
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer.inner_optimizer = gated(optimizer.inner_optimizer, **rates)

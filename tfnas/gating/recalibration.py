@@ -1,8 +1,8 @@
-"""Batch-normalisation statistics of one architecture, instead of those of all architectures that training drew.
+"""Batch-normalisation statistics of one architecture, instead of those of all architectures drawn in training.
 
-Search's moving statistics are of relaxed, random gates. Under one hard mask a layer's inputs are distributed otherwise;
-statistics taken anew from a batch of training images fit (arXiv 1904.00420 does so for each path of a single-path
-super-network).
+The moving statistics of a search are those of relaxed, random gates. Under one hard mask a layer's inputs have another
+distribution, and statistics are recomputed from a batch of training images (arXiv 1904.00420 does so for each path of a
+single-path super-network).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Statistics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def with_statistics(weights: Weights, statistics: Statistics) -> Weights:
-    """`weights` with other means and variances for some normalisations."""
+    """Returns `weights` with other means and variances for some normalisations."""
     return {
         name: {**values, "moving_mean": statistics[name][0], "moving_variance": statistics[name][1]}
         if name in statistics
@@ -34,11 +34,11 @@ def with_statistics(weights: Weights, statistics: Statistics) -> Weights:
     }
 
 
-def stale(model: keras.Model, steps: int) -> float:
-    """The share of what a network's moving statistics began with that is still in them after so many steps.
+def initial_share(model: keras.Model, steps: int) -> float:
+    """The share of their initial values in a network's moving statistics after so many steps.
 
     Args:
-        model: a plain network, whose normalisations are trained unless they are frozen.
+        model: a plain network. Frozen normalisations are ignored.
         steps: of its training.
 
     Returns:
@@ -47,19 +47,19 @@ def stale(model: keras.Model, steps: int) -> float:
     return max((layer.momentum**steps for layer in _norms(model)), default=0.0)
 
 
-def settle(model: keras.Model, images: Any) -> None:
-    """Gives a plain network's normalisations the statistics of one batch, instead of moving ones.
+def recompute_statistics(model: keras.Model, images: Any) -> None:
+    """Replaces the moving statistics of a plain network's normalisations by those of one batch.
 
     Args:
-        model: changed in place, but for frozen normalisations.
-        images: of training, as training sees them, shape (batch, ..., channels).
+        model: changed in place, except for frozen normalisations.
+        images: training images, augmented as in training, shape (batch, ..., channels).
     """
     moving = set(_norms(model))
     momenta = {layer: layer.momentum for layer in _all_norms(model)}
     try:
         for layer in momenta:
-            # The next call's statistics replace the moving ones; or, where Keras would move what was called with
-            # training=False as well, change nothing.
+            # The next call's statistics replace the moving ones. For a layer called with training=False, which Keras
+            # would update as well, they change nothing.
             layer.momentum = 0.0 if layer in moving else 1.0
         model(images, training=True)
     finally:
@@ -68,7 +68,7 @@ def settle(model: keras.Model, images: Any) -> None:
 
 
 def _norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """Those that are not frozen."""
+    """Normalisations that are not frozen."""
     return [node.inner for node in Graph(model).nodes if isinstance(node, BatchNormalization) and not node.frozen]
 
 
@@ -77,18 +77,18 @@ def _all_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
 
 
 class Recalibration:
-    """Takes statistics of images in a supernet under any architecture.
+    """Computes batch-normalisation statistics of a supernet under any architecture.
 
-    Normalisations that are frozen keep theirs: those that are not trainable, and those that were called with
-    training=False, by themselves or in a nested model.
+    Frozen normalisations keep theirs: those that are not trainable, and those that were called with training=False,
+    directly or in a nested model.
 
-    After `apply(architecture)` inference under that architecture, and a subnet cut for it, have them.
+    After `apply(architecture)`, inference under that architecture and a subnet cut for it use these statistics.
 
     Args:
         supernet: its weights at the time of a call are used.
-        images: one batch of training images, as training sees them, shape (batch, ..., channels); with several inputs,
-            arrays in the structure that the model's inputs have. Or a tuple (images, labels), or a data set or other
-            iterable of such batches, whose first is taken; see `tfnas.data.inputs.one_batch`.
+        images: one batch of training images, augmented as in training, shape (batch, ..., channels); for several
+            inputs, arrays in the structure of the model's inputs. Or a tuple (images, labels), or a data set or other
+            iterable of such batches, of which the first is used; see `tfnas.data.inputs.one_batch`.
 
     Raises:
         UserError: if the images do not fit the model.
@@ -101,12 +101,12 @@ class Recalibration:
         self._program = tf.function(self._moments)
 
     def statistics(self, architecture: Architecture) -> Statistics:
-        """Mean and variance of every normalisation's inputs, by node, float32, shape (C,) each; not of frozen ones."""
+        """Mean and variance of the inputs of every normalisation that is not frozen, by node, float32, shape (C,)."""
         masks = {name: tf.constant(mask, tf.float32) for name, mask in architecture.items()}
         return {name: (mean.numpy(), variance.numpy()) for name, (mean, variance) in self._program(masks).items()}
 
     def apply(self, architecture: Architecture) -> None:
-        """Gives the supernet's own normalisations these statistics."""
+        """Assigns these statistics to the supernet's own normalisations."""
         graph = self._supernet.graph
         for name, (mean, variance) in self.statistics(architecture).items():
             layer = graph.nodes[graph.index[name]].inner

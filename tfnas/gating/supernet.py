@@ -15,9 +15,9 @@ from tfnas.gating.gates import Gated, hard_gates
 from tfnas.graph.channels import Graph, deep
 from tfnas.graph.costs import count
 from tfnas.search_space.architecture import Architecture
-from tfnas.search_space.posterior import DECIDED, RESOURCES, LayerGates, Posterior
+from tfnas.search_space.posterior import COUNTED, DECIDED, LayerGates, Posterior
 
-PRIORS = ("uniform", *RESOURCES, "constant")
+PRIORS = ("uniform", *COUNTED, "constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Supernet(keras.Model):
         self.prior = prior
         self.graph = Graph(network)
         self.gated_layers = {n.name: n.layer for n in self.graph.nodes if isinstance(n.layer, Gated)}
-        self.prior_factors = self._factors() if prior in RESOURCES else ()
+        self.prior_factors = self._factors() if prior in COUNTED else ()
         self.target: Any = target
         self.multiplier: Any = None
         if target:

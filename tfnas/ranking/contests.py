@@ -15,7 +15,7 @@ from tfnas.ranking import reference_architectures
 from tfnas.ranking.candidates import NO_PATH, Sized, shortfall
 from tfnas.runs.sampled import RANDOM, Kind
 from tfnas.search_space.architecture import Architecture, Packed
-from tfnas.search_space.posterior import PRICES, Posterior
+from tfnas.search_space.posterior import Posterior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Contests:
             numbers: of the candidates, which are functions of (seed, number).
         """
         settings = self._settings
-        budget = {Resource(resource): share for resource in PRICES if (share := getattr(settings, resource))}
+        budget = {resource: share for resource in Resource if (share := getattr(settings, resource))}
         target = None if budget else self._supernet.target
         found = self._within(target, numbers) if target else self._drawn(budget, None, numbers)
         yield found

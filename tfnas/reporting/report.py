@@ -13,13 +13,14 @@ import rich.table
 from tfnas import config as config_lib
 from tfnas.common import markup, terminal
 from tfnas.common.errors import UserError
+from tfnas.common.resources import Resource
 from tfnas.reporting import acceptance, candidates_section, network_section, pareto_front
 from tfnas.runs import provenance, stage_table
 from tfnas.runs.measured import Exported, Results, Row, Verdict
 from tfnas.runs.sampled import Candidate, Epoch, Front, Kind, Ranked
 from tfnas.runs.workdir import Manifest, Workdir
 from tfnas.search_space.architecture import Architecture
-from tfnas.search_space.posterior import PRICES, Posterior
+from tfnas.search_space.posterior import Posterior
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SEVERAL = "they are of several runs; run the stages again, in another --workdir"
@@ -211,7 +212,7 @@ def _notes(results: Results, config: config_lib.Config) -> Iterable[str]:
         f"Test is read only after every choice is made; means are of the first {tested} candidates of a kind, mean "
         "sizes of all."
     )
-    if config.search.target and not any(getattr(config.sample, resource) for resource in PRICES):
+    if config.search.target and not any(getattr(config.sample, resource) for resource in Resource):
         means += (
             " The posterior's are drawn by the size of their gated layers alone: those that are larger in all than was "
             "asked for cannot win. The most probable network of that size races with them, and is not in their means."

@@ -14,7 +14,7 @@ from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import list_of, read, to_json, whole
 
 _FORMAT = 1
-MOST_CHANNELS = 2**24  # gated channels of one network: far more than any has, and little memory
+MOST_CHANNELS = 2**24  # gated channels of one network: far above any real one, and little memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Architecture(Mapping[str, np.ndarray]):
 
     def _repr_html_(self) -> str:
         shares = [float(mask.mean()) for mask in self.values()]
-        # Which layers are then removed only the graph can tell: `tfnas.graph.channels.Flow.works`.
+        # Only the graph knows which layers are removed: `tfnas.graph.channels.Flow.works`.
         words = [f"{mask.sum()} of {mask.size}" for mask in self.values()]
         lead = f"{self.kept} of {self.total} channels kept in {len(self)} gated layers; {shares.count(0)} keep none."
         return markup.paragraph(lead) + markup.bars(
@@ -109,7 +109,7 @@ class Architecture(Mapping[str, np.ndarray]):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Architecture:
-        """Inverse of `to_json`. Raises UserError for text that is truncated, altered or something else."""
+        """Inverse of `to_json`. Raises UserError for text that is truncated, altered or not an architecture."""
         title = "architecture: not the JSON of an Architecture"
         file = read(text, _File, title)
         total = sum(layer.channels for layer in file.layers.values())
@@ -127,13 +127,13 @@ class Architecture(Mapping[str, np.ndarray]):
         if file.digest != (digest := architecture.digest()):
             raise UserError(
                 f"architecture: altered since it was written: digest {brief(file.digest[:12])} expected. Received: "
-                f"'{digest[:12]}'. Take the file as it was, or sample again"
+                f"'{digest[:12]}'. Restore the file, or sample again"
             )
         return architecture
 
 
 class Packed(Sequence[Architecture]):
-    """Many architectures of one supernet, a bit a channel; each is made anew on access.
+    """Many architectures of one supernet, one bit per channel; each is unpacked on access.
 
     >>> a, b = Architecture({"conv": [True, False, True]}), Architecture({"conv": [False, True, True]})
     >>> packed = Packed([a, b])

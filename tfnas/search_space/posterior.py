@@ -13,15 +13,15 @@ import numpy as np
 
 from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
+from tfnas.common.resources import Resource
 from tfnas.common.schema import Share, list_of, mapping_of, number, read, to_json, whole
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
 
 _FORMAT = 1
-RESOURCES = ("parameters", "multiply_adds")  # what a gate may be priced by, counted from shapes
-PRICES = (*RESOURCES, "latency")  # and what has to be measured first
+COUNTED = ("parameters", "multiply_adds")  # resources that follow from shapes; a latency has to be measured
 _ATTEMPTS = 1_000  # draws of one candidate under a limit
 DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
-_MOST_SECONDS = 1e9  # of latency: what is beyond is no measurement
+_MOST_SECONDS = 1e9  # of latency: more cannot have been measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,9 @@ class LayerGates:
         name: the gated layer's Keras path.
         group_sizes: channels in each group, in order; they add up to the layer's K input channels.
         drop_probability: one p per group, in [0, 1].
-        parameters_per_channel: kernel weights that one input channel carries.
-        multiply_adds_per_channel: multiply-adds that one input channel costs; None where the image size is not fixed.
-        latency_per_channel: seconds for one example that one input channel costs; None where it was not measured.
+        parameters_per_channel: kernel weights that read one input channel.
+        multiply_adds_per_channel: multiply-adds of one input channel; None if the image size is not fixed.
+        latency_per_channel: seconds of one input channel for one example; None if it was not measured.
     """
 
     name: str
@@ -67,7 +67,7 @@ class LayerGates:
 
 @dataclasses.dataclass(frozen=True)
 class Posterior:
-    """q(phi) over the gates of all layers (method.md, section 1); weights are a point mass, kept by the supernet.
+    """q(phi) over the gates of all layers (method.md, section 1); the weights are a point mass, held by the supernet.
 
     >>> q = Posterior((LayerGates("conv", (2, 1), (0.0, 1.0), 9),))
     >>> q.sample(1, seed=0)[0]["conv"].tolist()
@@ -97,20 +97,20 @@ class Posterior:
     def sample(
         self, num_candidates: int, seed: int, first: int = 0, limit: Mapping[str, float] | None = None
     ) -> list[Architecture]:
-        """Hard masks, eps ~ Bernoulli(1 - p): one architecture per candidate.
+        """Draws hard masks, eps ~ Bernoulli(1 - p): one architecture per candidate.
 
-        Candidate i is a function of (seed, i) alone, so that any range of candidates can be drawn again, anywhere.
-        Under a limit it is the first of its own draws that meets it, so that the candidates are this posterior's,
-        conditioned on the limit. A limit that is seldom met costs many draws: `tilt` to it first.
+        Candidate i depends only on (seed, i), so that any range of candidates can be drawn again, anywhere. With a
+        limit, it is the first of its own draws that meets the limit, so that the candidates are samples of this
+        posterior conditioned on the limit. A limit that is rarely met needs many draws: `tilt` to it first.
 
         Args:
             num_candidates: how many to draw.
             seed: non-negative integer.
             first: index of the first candidate drawn.
-            limit: the most that a candidate may cost, by resource, as `cost_of` counts it: {'parameters': 50_000}.
+            limit: largest cost of a candidate by resource, as counted by `cost_of`: {'parameters': 50_000}.
 
         Raises:
-            UserError: for a limit on a resource that is not known, or one that 1,000 draws of a candidate do not meet.
+            UserError: for a limit on an unknown resource, or one that 1,000 draws of a candidate do not meet.
         """
         costs = {resource: self._per_channel(resource) for resource in limit or {}}
         return [self._candidate(seed, first + i, limit or {}, costs) for i in range(num_candidates)]
@@ -160,13 +160,14 @@ class Posterior:
         return total
 
     def with_latency(self, seconds: Mapping[str, float]) -> Posterior:
-        """This posterior with each layer's latency per input channel, as `tfnas.layer_latencies` measures it.
+        """Returns this posterior with each layer's latency per input channel, as measured by `tfnas.layer_latencies`.
 
         Args:
             seconds: for one input channel and one example, by the layers' names.
 
         Raises:
-            UserError: for a layer that is missing or not this posterior's, or a value that is not finite or negative.
+            UserError: for a missing layer, one that this posterior does not have, or a value that is negative or not
+                finite.
         """
         names = [g.name for g in self.layers]
         for name in names:
@@ -183,11 +184,12 @@ class Posterior:
 
     def _check_layers(self, architecture: Architecture, title: str) -> None:
         """Raises UserError for another network's architecture."""
-        odd = sorted(set(architecture) ^ {g.name for g in self.layers})
-        if odd:
-            where = "the architecture" if odd[0] in architecture else "the posterior"
+        differing = sorted(set(architecture) ^ {g.name for g in self.layers})
+        if differing:
+            first = differing[0]
+            where = "the architecture" if first in architecture else "the posterior"
             raise UserError(
-                f"{title}: the layers of this posterior expected. Received: others; '{odd[0]}' is only in {where}"
+                f"{title}: the layers of this posterior expected. Received: others; '{first}' is only in {where}"
             )
         for g in self.layers:
             if (received := architecture[g.name].size) != g.num_channels:
@@ -196,9 +198,10 @@ class Posterior:
                 )
 
     def _per_channel(self, resource: str) -> list[float]:
-        """Cost of one input channel of each layer; int where it is counted. Raises UserError if it is not known."""
-        if resource not in PRICES:
-            raise UserError(f"posterior: one of {', '.join(map(repr, PRICES))} expected. Received: {resource!r}")
+        """Cost of one input channel of each layer; int if it is counted. Raises UserError if it is unknown."""
+        if resource not in list(Resource):
+            known = ", ".join(f"'{known}'" for known in Resource)
+            raise UserError(f"posterior: one of {known} expected. Received: {resource!r}")
         costs = [getattr(g, f"{resource}_per_channel") for g in self.layers]
         if None in costs and resource == "latency":
             raise UserError(
@@ -213,14 +216,14 @@ class Posterior:
         return costs
 
     def cost_of(self, architecture: Architecture, resource: str = "parameters") -> float:
-        """What `expected_cost` is the mean of, for one architecture: the sum of c over the channels it keeps.
+        """Cost of one architecture, of which `expected_cost` is the mean: the sum of c over the channels kept.
 
         Args:
             architecture: of this posterior's layers.
             resource: 'parameters' or 'multiply_adds', then an int; or 'latency', seconds for one example.
 
         Raises:
-            UserError: for another network's architecture, or a resource that is not known.
+            UserError: for another network's architecture, or an unknown resource.
         """
         self._check_layers(architecture, "cost_of")
         return _total({g.name: architecture[g.name] for g in self.layers}, self._per_channel(resource))
@@ -232,14 +235,14 @@ class Posterior:
             resource: 'parameters', 'multiply_adds' or 'latency' (seconds for one example, see `with_latency`).
 
         Raises:
-            UserError: for a resource that is not known.
+            UserError: for an unknown resource.
         """
         return float(
             sum((1 - g.channel_drop).sum() * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
         )
 
     def cost_deviation(self, resource: str = "parameters") -> float:
-        """Standard deviation of what `expected_cost` is the mean of: the root of sum over channels of p (1 - p) c^2."""
+        """Standard deviation of the cost: the root of the sum over channels of p (1 - p) c^2."""
         costs = self._per_channel(resource)
         variances = [
             (g.channel_drop * (1 - g.channel_drop)).sum() * c**2 for g, c in zip(self.layers, costs, strict=True)
@@ -247,7 +250,7 @@ class Posterior:
         return float(np.sqrt(sum(variances)))
 
     def total_cost(self, resource: str = "parameters") -> float:
-        """What `expected_cost` is with every channel kept; an int but for latency."""
+        """Cost with every channel kept; an int, or for latency a float."""
         return sum(g.num_channels * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
 
     def expected_parameters(self) -> float:
@@ -263,35 +266,35 @@ class Posterior:
         return self.expected_parameters() / self.total_parameters()
 
     def decided(self) -> tuple[int, int]:
-        """(groups whose p is below 0.05 or above 0.95, all groups)."""
+        """Number of groups with p below 0.05 or above 0.95, and of all groups."""
         p = np.concatenate([g.drop_probability for g in self.layers])
         return int(((p < DECIDED) | (p > 1 - DECIDED)).sum()), p.size
 
     def undecided(self, num: int | None = None) -> list[tuple[str, int, float]]:
-        """The groups with 0.05 <= p <= 0.95, the most undecided (p nearest 1/2) first, equals in the layers' order.
+        """Lists the groups with 0.05 <= p <= 0.95, the most undecided (p nearest 1/2) first, ties in the layers' order.
 
         Args:
             num: at most this many; None: all.
 
         Returns:
-            (layer's name, number of the group in that layer, p) of each.
+            Layer's name, index of the group in that layer, and p, of each.
         """
         groups = [(g.name, i, p) for g in self.layers for i, p in enumerate(g.drop_probability)]
-        open_ones = [group for group in groups if DECIDED <= group[2] <= 1 - DECIDED]
-        # Rounded, so that 0.3 and 0.7 are equals, as in float64 they are not.
-        return sorted(open_ones, key=lambda group: round(abs(group[2] - 0.5), 12))[:num]
+        undecided = [group for group in groups if DECIDED <= group[2] <= 1 - DECIDED]
+        # Rounded, so that 0.3 and 0.7 are a tie, which in float64 they are not.
+        return sorted(undecided, key=lambda group: round(abs(group[2] - 0.5), 12))[:num]
 
     def tilt(
         self, *, parameters: float | None = None, multiply_adds: float | None = None, latency: float | None = None
     ) -> Posterior:
-        """The posterior conditioned on a budget in expectation: every keep logit is moved by lambda times its cost.
+        """Conditions the posterior on an expected cost: every keep logit is shifted by lambda times the cost.
 
         Exponential tilting: of all distributions over architectures with that expected cost, q(a) exp(-lambda cost(a))
-        is the nearest to this one in KL divergence. As the cost adds up over channels, so do the logits, and the gates
-        stay independent. Lambda is found by bisection. What costs nothing (a gate on pooling) is not moved.
+        is the nearest to this one in KL divergence. The cost is a sum over channels, so that the gates stay
+        independent. Lambda is found by bisection. A gate without a cost (on pooling) is unchanged.
 
-        The cost is that of the gated layers' kernels, each with all of its outputs, as `expected_cost` counts it. The
-        subnet of a candidate is smaller still, because outputs that nobody reads go as well: see `tfnas.cost`.
+        The cost is that of the gated layers' kernels, each with all of its outputs, as in `expected_cost`. The subnet
+        of a candidate is smaller, because outputs that no layer reads are removed too: see `tfnas.cost`.
 
         Args:
             parameters: expected kernel weights kept, strictly between 0 and `total_cost()`.
@@ -299,13 +302,13 @@ class Posterior:
             latency: or expected seconds for one example, strictly between 0 and `total_cost("latency")`.
 
         Raises:
-            UserError: unless exactly one of them is given, is known and lies in its range.
+            UserError: unless exactly one of them is given, known and in its range.
         """
         budgets = {"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency}
         given = {resource: budget for resource, budget in budgets.items() if budget is not None}
         if len(given) != 1:
             received = ", ".join(f"{resource}={budget}" for resource, budget in given.items()) or "none of them"
-            raise UserError(f"tilt: exactly one of {', '.join(PRICES)} expected. Received: {received}")
+            raise UserError(f"tilt: exactly one of {', '.join(Resource)} expected. Received: {received}")
         ((resource, budget),) = given.items()
         total = self.total_cost(resource)
         if not 0 < budget < total:
@@ -314,7 +317,7 @@ class Posterior:
         scale = max(costs)
 
         def tilted(strength: float) -> Posterior:
-            return Posterior(tuple(_moved(g, strength * c / scale) for g, c in zip(self.layers, costs, strict=True)))
+            return Posterior(tuple(_shifted(g, strength * c / scale) for g, c in zip(self.layers, costs, strict=True)))
 
         low, high = -1.0, 1.0
         while tilted(low).expected_cost(resource) < budget:
@@ -332,7 +335,7 @@ class Posterior:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Posterior:
-        """Inverse of `to_json`. Raises UserError for text that is truncated or something else."""
+        """Inverse of `to_json`. Raises UserError for text that is truncated or is not the JSON of a posterior."""
         title = "posterior: not the JSON of a Posterior"
         layers = read(text, _File, title).layers
         names = {g.name for g in layers}
@@ -345,7 +348,7 @@ class Posterior:
 
     @classmethod
     def from_reference(cls, text: str, like: Posterior) -> Posterior:
-        """The gates of `like` with published drop probabilities.
+        """Returns the gates of `like` with published drop probabilities.
 
         Args:
             text: JSON with `drop_probability`, from layer names to one p per source in the order of concatenation. A
@@ -353,14 +356,14 @@ class Posterior:
             like: of the super-network that the names belong to, for example `gate(densenet121(), ...).posterior()`.
 
         Raises:
-            UserError: if the text is something else, or its layers or their sources are not those of `like`.
+            UserError: if the text is not such JSON, or its layers or their sources are not those of `like`.
         """
         found = read(text, _Published, "posterior: not the JSON of a published posterior")
         published = {name.replace(".", "_"): p for name, p in found.drop_probability.items()}
-        odd = sorted(set(published) ^ {g.name for g in like.layers})
-        if odd:
-            where = "published" if odd[0] in published else "super-network's"
-            raise UserError(f"posterior: layers differ, first {brief(odd[0])}, which is only among the {where}")
+        differing = sorted(set(published) ^ {g.name for g in like.layers})
+        if differing:
+            where = "published layers" if differing[0] in published else "layers of the super-network"
+            raise UserError(f"posterior: layers differ, first {brief(differing[0])}, which is only among the {where}")
         for g in like.layers:
             if len(published[g.name]) != len(g.group_sizes):
                 raise UserError(
@@ -379,8 +382,8 @@ def _shown(cost: float, resource: str) -> str:
     return f"{cost:.3g}" if resource == "latency" else f"{cost:,.0f}"
 
 
-def _moved(gates: LayerGates, by: float) -> LayerGates:
-    """With `by` added to every drop logit. A gate that is quite certain moves as if p were 1e-12 from certainty."""
+def _shifted(gates: LayerGates, by: float) -> LayerGates:
+    """Adds `by` to every drop logit. A certain gate is shifted as if its p were 1e-12 from 0 or 1."""
     p = np.clip(np.asarray(gates.drop_probability, np.float64), 1e-12, 1 - 1e-12)
     logits = np.log(p) - np.log1p(-p) + by
     drop = np.exp(-np.logaddexp(0.0, -logits))  # a sigmoid that does not overflow

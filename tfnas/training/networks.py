@@ -18,7 +18,7 @@ from tfnas.cutting import subnets
 from tfnas.data import pipeline
 from tfnas.gating import optimizers
 from tfnas.gating.placement import gate
-from tfnas.gating.recalibration import Recalibration, settle, stale
+from tfnas.gating.recalibration import Recalibration, initial_share, recompute_statistics
 from tfnas.gating.supernet import Supernet
 from tfnas.layers import BatchNormalization
 from tfnas.runs.checkpoints import Checkpoints
@@ -290,7 +290,7 @@ def fit_plain(
     # A shifted seed, so that the order differs from that of search.
     seed, key = config.seed + 1, work.key("retrain", config)
     _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {})
-    number, left = config.sample.recalibrate, stale(model, epochs * steps)
+    number, left = config.sample.recalibrate, initial_share(model, epochs * steps)
     if number and left >= _STALE:
         head, tail = loop.line_start(title)
         print(
@@ -298,7 +298,7 @@ def fit_plain(
             "initial "
             "values"
         )
-        settle(model, calibration_images(config, splits, number))
+        recompute_statistics(model, calibration_images(config, splits, number))
 
 
 def compile_plain(config: config_lib.Config, model: keras.Model, rate: schedules.Schedule, weight_decay: float) -> None:

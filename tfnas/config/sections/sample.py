@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from tfnas.common.resources import Resource
 from tfnas.config import fields
 
-_RESOURCES = ("parameters", "multiply_adds", "latency")
+_RESOURCES = tuple(resource.value for resource in Resource)
 
 
 @dataclasses.dataclass(frozen=True)

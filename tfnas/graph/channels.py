@@ -172,7 +172,7 @@ class Graph:
 
     def _sources(self, i: int) -> tuple[int, ...]:
         node = self.nodes[i]
-        return tuple(size for j in node.carries for size in self._sources(j)) or (node.num_channels,)
+        return tuple(size for j in node.inputs for size in self._sources(j)) if node.carries else (node.num_channels,)
 
     def flow(self, keep: Mapping[str, np.ndarray], layout: str = "gather", read: Sequence[int] = ()) -> Flow:
         """What each node computes when only the channels `keep` of the named layers' inputs are kept.

@@ -44,6 +44,7 @@ class Node:
 
     LAYERS: ClassVar[tuple[type, ...]] = ()  # Keras's classes that are of this family
     kernel_is_cut: ClassVar[bool] = False  # whether it has a kernel whose input channels can be cut
+    carries: ClassVar[bool] = False  # whether its channels are those of its inputs, one input after the other
 
     name: str
     layer: Any
@@ -132,7 +133,7 @@ class Node:
         """A mask that keeps all channels of its first input, bool, shape (K,)."""
         return np.ones(self.input_channels[0] if self.inputs else 0, bool)
 
-    @functools.cached_property
+    @property
     def zero_to_zero(self) -> bool:
         """Whether zeros as input give zeros, whatever the weights."""
         return False
@@ -146,11 +147,6 @@ class Node:
     def holds_more(self) -> bool:
         """Whether the tensor it computes may hold channels that are not live."""
         return False
-
-    @property
-    def carries(self) -> tuple[int, ...]:
-        """Indices of the inputs whose channels, one after the other, are its own; () if it makes others."""
-        return ()
 
     def state(self, sources: Sequence[State], kept: Any) -> State:
         """What its output channels are.
@@ -236,17 +232,12 @@ class Node:
 class Channelwise(Node):
     """Treats each channel by itself."""
 
-    @functools.cached_property
+    carries = True
+    whole_output = False
+
+    @property
     def zero_to_zero(self) -> bool:
         return True
-
-    @property
-    def whole_output(self) -> bool:
-        return False
-
-    @property
-    def carries(self) -> tuple[int, ...]:
-        return self.inputs
 
     def state(self, sources: Sequence[State], kept: Any) -> State:
         (x,) = sources
@@ -262,7 +253,8 @@ class Channelwise(Node):
         return self.held(x.live)
 
     def count(self, x: Channels) -> tuple[int, int]:
-        return 0, 0
+        # Each variable has one number a channel.
+        return int(x.live.sum()) * len(getattr(self.inner, "_trainable_variables", ())), 0
 
     def settings(self, channels: int) -> dict[str, Any]:
         """Settings of its layer that differ where it has so many channels."""
@@ -274,7 +266,8 @@ class Channelwise(Node):
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
         channels = self.held(x.live)
         weights = [w[channels] for w in self.inner.get_weights()] if getattr(self.inner, "weights", None) else []
-        return self.rebuilt(build, [build.gather(sources[0], channels)], weights, **self.settings(channels.size))
+        tensor = build.gather(sources[0], self.given(x, 0))
+        return self.rebuilt(build, [tensor], weights, **self.settings(channels.size))
 
     @property
     def computation(self) -> type[Computation]:

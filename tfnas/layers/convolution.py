@@ -116,13 +116,16 @@ class Convolution(WithKernel):
         weights = size * (int(inputs.sum()) + as_channel) * outputs
         return weights + (outputs if self.inner.use_bias or as_bias else 0), weights
 
-    def _kernel(self, weights: Weights) -> np.ndarray:
-        """Shape (*spatial, K, C)."""
-        return weights[self.name]["kernel"]
+    def _turned(self, kernel: np.ndarray) -> np.ndarray:
+        """From its layer's axes to (*spatial, K, C), and back."""
+        return kernel
+
+    def _kernel(self, x: Folded) -> np.ndarray:
+        return self._turned(x.weights[self.name]["kernel"])
 
     def _of_constants(self, x: Folded) -> np.ndarray:
         """What the source's constants that are kept give at each position of the kernel, shape (*spatial, C)."""
-        kernel = self._kernel(x.weights)
+        kernel = self._kernel(x)
         return np.tensordot(x.kept_constants, kernel, (0, kernel.ndim - 2))
 
     def constants(self, x: Folded) -> Any:
@@ -133,7 +136,7 @@ class Convolution(WithKernel):
         outputs = np.flatnonzero(x.live)
         inputs, constants = self.taken(x)
         read = np.flatnonzero(inputs)
-        weights = self._kernel(x.weights)[..., read, :][..., outputs]
+        weights = self._kernel(x)[..., read, :][..., outputs]
         if not x.kept[read].all():
             weights = np.where(x.kept[read][:, None], weights, np.float32(0))
         bias = self.bias(x.weights)[outputs]
@@ -156,16 +159,12 @@ class Convolution(WithKernel):
             tensors.append(build.ones(source.spatial, source.dtype))
             kernels.append(kernel.border)
         tensor = build.operation(keras.ops.concatenate, tensors, axis=-1) if len(tensors) > 1 else tensors[0]
-        weights = [self._own_axes(np.concatenate(kernels, axis=-2))]
+        weights = [self._turned(np.concatenate(kernels, axis=-2))]
         use_bias = self.inner.use_bias or (constants and not self.pads)
         if use_bias:
             weights.append(kernel.bias)
         units = "units" if isinstance(self.inner, keras.layers.Dense) else "filters"
         return self.rebuilt(build, [tensor], weights, **{units: int(kernel.bias.size)}, use_bias=use_bias)
-
-    def _own_axes(self, kernel: np.ndarray) -> np.ndarray:
-        """A kernel of shape (*spatial, K, C) with the axes that its layer has."""
-        return kernel
 
     @property
     def computation(self) -> type[Computation]:
@@ -176,6 +175,7 @@ class TransposedConvolution(Convolution):
     """A transposed convolution, whose kernel's last two axes are the other way round."""
 
     LAYERS = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+    computation = WholeComputation
 
     @classmethod
     def channel_kernels(cls, layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
@@ -190,15 +190,8 @@ class TransposedConvolution(Convolution):
         (spatial,) = self.input_spatial
         return None if None in spatial else math.prod(size or 0 for size in spatial)
 
-    def _kernel(self, weights: Weights) -> np.ndarray:
-        return np.swapaxes(weights[self.name]["kernel"], -1, -2)
-
-    def _own_axes(self, kernel: np.ndarray) -> np.ndarray:
+    def _turned(self, kernel: np.ndarray) -> np.ndarray:
         return np.swapaxes(kernel, -1, -2)
-
-    @property
-    def computation(self) -> type[Computation]:
-        return WholeComputation
 
 
 _PLAIN, _WITH_BORDER, _BORDER_ONLY = range(3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +32,8 @@ MERGES["TrueDivide"] = MERGES["Divide"]
 class Merge(Node):
     """A merge of two or more tensors; one of a single channel is broadcast over all."""
 
+    whole_output = False
+
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
         return type(layer).__name__ in MERGES and len(record.input_tensors) > 1
@@ -51,13 +52,9 @@ class Merge(Node):
         """What it does, a key of `MERGES`."""
         return type(self.inner).__name__
 
-    @functools.cached_property
+    @property
     def zero_to_zero(self) -> bool:
         return self.operation not in ("Divide", "TrueDivide")
-
-    @property
-    def whole_output(self) -> bool:
-        return False
 
     def state(self, sources: Sequence[State], kept: Any) -> State:
         depends, explicit = self._any([x.depends for x in sources]), self._any([x.explicit for x in sources])
@@ -81,22 +78,18 @@ class Merge(Node):
     def given(self, x: Channels, j: int) -> np.ndarray:
         return self.held(x.live) if self.input_channels[j] == self.num_channels else np.arange(1)
 
-    def count(self, x: Channels) -> tuple[int, int]:
-        return 0, 0
-
     def constants(self, x: Folded) -> Any:
         return MERGES[self.operation][0]([s.astype("float64") for s in x.constants])
 
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
-        given = [self.given(x, j) for j in range(len(sources))]
         if self.operation != "Add":
-            return self.rebuilt(build, [build.gather(s, wanted) for s, wanted in zip(sources, given, strict=True)])
+            return super().cut(x, sources, build)
         # What is constant in an addend is in `offset`, and 0 in the tensor; an addend that is all constant is gone.
         offset = np.sum([np.broadcast_to(s, self.num_channels)[self.held(x.live)] for s in x.constants], axis=0)
         tensors = [
             build.gather(dataclasses.replace(s, constants=np.zeros_like(s.constants)), wanted)
-            for s, wanted in zip(sources, given, strict=True)
-            if np.isin(wanted, s.channels).any()
+            for j, s in enumerate(sources)
+            if np.isin(wanted := self.given(x, j), s.channels).any()
         ]
         output = self.rebuilt(build, tensors) if len(tensors) > 1 else tensors[0]
         if offset.any():
@@ -131,6 +124,10 @@ class _Computation(Computation):
 class Concatenation(Node):
     """A concatenation along channels."""
 
+    carries = True
+    zero_to_zero = True
+    whole_output = False
+
     @classmethod
     def is_of(cls, layer: Any) -> bool:
         return type(layer).__name__ == "Concatenate"
@@ -138,18 +135,6 @@ class Concatenation(Node):
     @classmethod
     def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
         check_axis(layer, name, record)
-
-    @functools.cached_property
-    def zero_to_zero(self) -> bool:
-        return True
-
-    @property
-    def whole_output(self) -> bool:
-        return False
-
-    @property
-    def carries(self) -> tuple[int, ...]:
-        return self.inputs
 
     def _split(self, channels: np.ndarray) -> list[np.ndarray]:
         return np.split(channels, np.cumsum(self.input_channels)[:-1])
@@ -165,9 +150,6 @@ class Concatenation(Node):
 
     def given(self, x: Channels, j: int) -> np.ndarray:
         return np.flatnonzero(self._split(x.live)[j])
-
-    def count(self, x: Channels) -> tuple[int, int]:
-        return 0, 0
 
     def constants(self, x: Folded) -> Any:
         return np.concatenate(x.constants)

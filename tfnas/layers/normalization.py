@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import keras
@@ -12,13 +11,30 @@ import tensorflow as tf
 from tfnas.common.errors import UserError
 from tfnas.layers.base import Channelwise, ChannelwiseComputation, Computation, Fed
 from tfnas.layers.calls import Call
-from tfnas.layers.records import Channels, Folded, Weights
+from tfnas.layers.records import Folded, Weights
 
 
-class BatchNormalization(Channelwise):
-    """Batch normalisation, at inference a factor and an offset for each channel; a constant stays one, but not zero."""
+class _Affine(Channelwise):
+    """At inference a factor and an offset for each channel; a constant stays one."""
+
+    def affine(self, weights: Weights) -> tuple[Any, Any]:
+        """Factor and offset, shape (C,) each."""
+        raise NotImplementedError
+
+    def constants(self, x: Folded) -> Any:
+        scale, offset = self.affine(x.weights)
+        return x.constants[0] * scale + offset
+
+    @property
+    def computation(self) -> type[Computation]:
+        return _Computation
+
+
+class BatchNormalization(_Affine):
+    """Batch normalisation, which makes another constant of zero."""
 
     LAYERS = (keras.layers.BatchNormalization,)
+    zero_to_zero = False
 
     @classmethod
     def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
@@ -30,38 +46,37 @@ class BatchNormalization(Channelwise):
                 "argument out"
             )
 
-    @functools.cached_property
-    def zero_to_zero(self) -> bool:
-        return False
-
     @property
     def frozen(self) -> bool:
         """Whether it keeps its statistics: not trainable, or called with training=False."""
         return not self.inner.trainable or self.called.training is False
 
-    def affine(self, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
-        """Factor and offset that it is at inference, shape (C,) each."""
+    def affine(self, weights: Weights) -> tuple[Any, Any]:
         values = weights[self.name]
         scale = values.get("gamma", np.float32(1)) / np.sqrt(values["moving_variance"] + self.inner.epsilon)
         return scale, values.get("beta", np.float32(0)) - values["moving_mean"] * scale
 
-    def count(self, x: Channels) -> tuple[int, int]:
-        return int(x.live.sum()) * (self.inner.scale + self.inner.center), 0
-
-    def constants(self, x: Folded) -> Any:
-        scale, offset = self.affine(x.weights)
-        return x.constants[0] * scale + offset
-
     def settings(self, channels: int) -> dict[str, Any]:
         return {"axis": -1}
 
-    @property
-    def computation(self) -> type[Computation]:
-        return _Affine
+
+class Scale(_Affine):
+    """LayerScale, which Keras's ConvNeXt has: a factor for each channel."""
+
+    @classmethod
+    def is_of(cls, layer: Any) -> bool:
+        return type(layer).__name__ == "LayerScale"
+
+    def affine(self, weights: Weights) -> tuple[Any, Any]:
+        gamma = weights[self.name]["gamma"]
+        return gamma, np.zeros_like(gamma)
+
+    def settings(self, channels: int) -> dict[str, Any]:
+        return {"projection_dim": channels}
 
 
-class _Affine(ChannelwiseComputation):
-    node: BatchNormalization
+class _Computation(ChannelwiseComputation):
+    node: _Affine
 
     def signature(self) -> Fed:
         return {"scale": tf.TensorSpec((None,)), "offset": tf.TensorSpec((None,))}
@@ -73,43 +88,6 @@ class _Affine(ChannelwiseComputation):
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
         return tensors[0] * fed["scale"] + fed["offset"]
-
-
-class Scale(Channelwise):
-    """LayerScale, which Keras's ConvNeXt has: a factor for each channel."""
-
-    @classmethod
-    def is_of(cls, layer: Any) -> bool:
-        return type(layer).__name__ == "LayerScale"
-
-    def _factors(self, x: Folded) -> np.ndarray:
-        return x.weights[self.name]["gamma"]
-
-    def count(self, x: Channels) -> tuple[int, int]:
-        return int(x.live.sum()), 0
-
-    def constants(self, x: Folded) -> Any:
-        return x.constants[0] * self._factors(x)
-
-    def settings(self, channels: int) -> dict[str, Any]:
-        return {"projection_dim": channels}
-
-    @property
-    def computation(self) -> type[Computation]:
-        return _Scaling
-
-
-class _Scaling(ChannelwiseComputation):
-    node: Scale
-
-    def signature(self) -> Fed:
-        return {"gamma": tf.TensorSpec((None,))}
-
-    def feed(self, x: Folded) -> Fed:
-        return {"gamma": self.node._factors(x)[self.node.held(x.live)]}
-
-    def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
-        return tensors[0] * fed["gamma"]
 
 
 def check_axis(layer: Any, name: str, record: Any) -> None:

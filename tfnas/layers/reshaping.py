@@ -8,13 +8,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas.layers.base import Channelwise, Computation, WholeComputation
+from tfnas.layers.base import Channelwise, WholeComputation
 from tfnas.layers.calls import Call
-from tfnas.layers.records import Builder, Channels, Folded, State, Value
+from tfnas.layers.records import Channels, Folded, State
 
 
 class Reshape(Channelwise):
     """A Reshape that leaves the channels as they are."""
+
+    computation = WholeComputation
 
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
@@ -24,23 +26,14 @@ class Reshape(Channelwise):
     def settings(self, channels: int) -> dict[str, Any]:
         return {"target_shape": (*self.inner.target_shape[:-1], channels)}
 
-    @property
-    def computation(self) -> type[Computation]:
-        return WholeComputation
-
 
 class Flatten(Channelwise):
     """Spatial axes and channels become one axis; a channel comes back at every position."""
 
     LAYERS = (keras.layers.Flatten,)
-
-    @property
-    def holds_more(self) -> bool:
-        return True
-
-    @property
-    def carries(self) -> tuple[int, ...]:
-        return ()
+    computation = WholeComputation
+    carries = False
+    holds_more = True
 
     def _tiled(self, channels: np.ndarray) -> np.ndarray:
         return np.tile(channels, self.num_channels // self.input_channels[0])
@@ -63,10 +56,3 @@ class Flatten(Channelwise):
 
     def constants(self, x: Folded) -> Any:
         return self._tiled(x.constants[0])
-
-    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
-        return self.rebuilt(build, [build.gather(sources[0], self.given(x, 0))])
-
-    @property
-    def computation(self) -> type[Computation]:
-        return WholeComputation

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfnas.layers.base import Channelwise, Computation
 from tfnas.layers.calls import Call
@@ -33,6 +34,7 @@ class Padding(Channelwise):
     """Zeros round the border, or dropout that is always on: a constant channel stays one only if it is zero."""
 
     LAYERS = (keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D, keras.layers.ZeroPadding3D)
+    computation = Computation
 
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
@@ -43,11 +45,7 @@ class Padding(Channelwise):
         return State(x.depends, ~x.zero, x.zero)
 
     def constants(self, x: Folded) -> Any:
-        return x.constants[0] * 0  # what is not zero is explicit behind it
-
-    @property
-    def computation(self) -> type[Computation]:
-        return Computation
+        return np.float32(0)  # what is not zero is explicit behind it
 
 
 class Spatial(Channelwise):

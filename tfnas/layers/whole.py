@@ -20,10 +20,7 @@ class Input(Node):
     """An input of the model, which a subnet has with all its channels."""
 
     LAYERS = (keras.layers.InputLayer,)
-
-    @property
-    def whole_output(self) -> bool:
-        return False
+    whole_output = False
 
     def state(self, sources: Sequence[State], kept: Any) -> State:
         return self.everywhere(True, True, False)

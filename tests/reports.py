@@ -11,7 +11,8 @@ from conftest import load_config
 from tfnas.common import digests
 from tfnas.reporting import report
 from tfnas.runs import stage_table, workdir
-from tfnas.search_space.posterior import LayerGates, Posterior
+from tfnas.search_space.layer_gates import LayerGates
+from tfnas.search_space.posterior import Posterior
 
 FULL = {
     "name": "full network, same total budget",

@@ -7,7 +7,8 @@ import pytest
 from reports import CONFIG, FOUND, FRONT, FULL, MEAN, made
 
 from tfnas.reporting import report
-from tfnas.search_space.posterior import LayerGates, Posterior
+from tfnas.search_space.layer_gates import LayerGates
+from tfnas.search_space.posterior import Posterior
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Names as long as pretrained networks have them.

@@ -26,7 +26,8 @@ from tfnas.reporting import report
 from tfnas.runs import stage_table
 from tfnas.runs.sampled import Candidate, Epoch, Kind, Ranked
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
-from tfnas.search_space.posterior import LayerGates, Posterior
+from tfnas.search_space.layer_gates import LayerGates
+from tfnas.search_space.posterior import Posterior
 from tfnas.stages import export
 from tfnas.training import distribution, loop, preflight
 

@@ -29,7 +29,8 @@ from tfnas.ranking import evaluation_log
 from tfnas.reporting import report
 from tfnas.runs import measured, sampled, stage_table, workdir
 from tfnas.search_space.architecture import Architecture
-from tfnas.search_space.posterior import LayerGates, Posterior
+from tfnas.search_space.layer_gates import LayerGates
+from tfnas.search_space.posterior import Posterior
 
 POSTERIOR = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9, 90, 1e-6), LayerGates("b/c", (4,), (0.4,), 25)))
 ARCHITECTURE = Architecture({"a": [True, False, True], "b/c": [False, False, True, True]})

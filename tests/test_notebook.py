@@ -6,7 +6,8 @@ import xml.etree.ElementTree
 import numpy as np
 
 from tfnas.search_space.architecture import Architecture
-from tfnas.search_space.posterior import LayerGates, Posterior
+from tfnas.search_space.layer_gates import LayerGates
+from tfnas.search_space.posterior import Posterior
 
 POSTERIOR = Posterior(
     (

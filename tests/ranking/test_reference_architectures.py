@@ -17,7 +17,8 @@ from tfnas.ranking.reference_architectures import (
 )
 from tfnas.runs.sampled import Kind
 from tfnas.search_space.architecture import Architecture
-from tfnas.search_space.posterior import LayerGates, Posterior
+from tfnas.search_space.layer_gates import LayerGates
+from tfnas.search_space.posterior import Posterior
 from tfnas.supernets import densenet121, multi_branch_resnet, resnet50
 
 GRAPH = Graph(multi_branch_resnet(8, 1, 3, (8, 8, 1), stem_width=8))

@@ -29,7 +29,8 @@ from tfnas.common.errors import UserError
 from tfnas.reporting import report
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.sampled import Kind
-from tfnas.search_space.posterior import LayerGates, Posterior
+from tfnas.search_space.layer_gates import LayerGates
+from tfnas.search_space.posterior import Posterior
 
 
 def test_table_shows_what_retrain_measured(tmp_path):

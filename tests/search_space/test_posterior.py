@@ -11,7 +11,8 @@ import tfnas
 from tfnas import supernets
 from tfnas.common.errors import UserError
 from tfnas.search_space.architecture import Architecture
-from tfnas.search_space.posterior import LayerGates, Posterior
+from tfnas.search_space.layer_gates import LayerGates
+from tfnas.search_space.posterior import Posterior
 
 Q = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9), LayerGates("b", (4,), (0.4,), 25)))
 COSTED = Posterior(

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
-from tfnas.config import FIRST_GATES
+from tfnas.config import DEFAULT_GATES
 from tfnas.gating.gates import Gated
 from tfnas.gating.supernet import Supernet, Target
 from tfnas.graph import reach
@@ -88,9 +88,9 @@ def gate(
         ValueError: for a number out of range.
     """
     target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps)
-    first_drop, first_size = FIRST_GATES["target" if target else "paper"]
-    initial_drop = first_drop if initial_drop is None else initial_drop
-    group_size = first_size if group_size is None else group_size
+    default_drop, default_size = DEFAULT_GATES["target" if target else "paper"]
+    initial_drop = default_drop if initial_drop is None else initial_drop
+    group_size = default_size if group_size is None else group_size
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
     graph = Graph(model)

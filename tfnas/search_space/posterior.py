@@ -14,55 +14,14 @@ import numpy as np
 from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
 from tfnas.common.resources import Resource
-from tfnas.common.schema import Share, list_of, mapping_of, number, read, to_json, whole
+from tfnas.common.schema import Share, list_of, mapping_of, read, to_json, whole
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
+from tfnas.search_space.layer_gates import LayerGates
 
 _FORMAT = 1
 COUNTED = ("parameters", "multiply_adds")  # resources that follow from shapes; a latency has to be measured
 _ATTEMPTS = 1_000  # draws of one candidate under a limit
 DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
-_MOST_SECONDS = 1e9  # of latency: more cannot have been measured
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerGates:
-    """The gates of one layer.
-
-    Attributes:
-        name: the gated layer's Keras path.
-        group_sizes: channels in each group, in order; they add up to the layer's K input channels.
-        drop_probability: one p per group, in [0, 1].
-        parameters_per_channel: kernel weights that read one input channel.
-        multiply_adds_per_channel: multiply-adds of one input channel; None if the image size is not fixed.
-        latency_per_channel: seconds of one input channel for one example; None if it was not measured.
-    """
-
-    name: str
-    group_sizes: Annotated[tuple[int, ...], list_of(whole(1, MOST_CHANNELS), 1)]
-    drop_probability: Annotated[tuple[float, ...], list_of(Share, 1)]
-    parameters_per_channel: int
-    multiply_adds_per_channel: int | None = None
-    latency_per_channel: Annotated[float, number(0, _MOST_SECONDS)] | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.group_sizes) != len(self.drop_probability) or not self.group_sizes:
-            raise ValueError(
-                f"LayerGates '{self.name}': one drop probability per group expected. Received: "
-                f"{len(self.group_sizes)} groups, {len(self.drop_probability)} probabilities"
-            )
-        if not all(0 <= p <= 1 for p in self.drop_probability):
-            received = self.drop_probability
-            raise ValueError(f"LayerGates '{self.name}': drop probabilities must be in [0, 1]. Received: {received}")
-
-    @property
-    def num_channels(self) -> int:
-        """K, the layer's input channels."""
-        return sum(self.group_sizes)
-
-    @property
-    def channel_drop(self) -> np.ndarray:
-        """Drop probability of each channel, float64, shape (K,)."""
-        return np.repeat(np.asarray(self.drop_probability, np.float64), self.group_sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,7 +276,7 @@ class Posterior:
         scale = max(costs)
 
         def tilted(strength: float) -> Posterior:
-            return Posterior(tuple(_shifted(g, strength * c / scale) for g, c in zip(self.layers, costs, strict=True)))
+            return Posterior(tuple(g.shifted(strength * c / scale) for g, c in zip(self.layers, costs, strict=True)))
 
         low, high = -1.0, 1.0
         while tilted(low).expected_cost(resource) < budget:
@@ -380,14 +339,6 @@ def _total(keep: Mapping[str, np.ndarray], costs: Sequence[float]) -> float:
 
 def _shown(cost: float, resource: str) -> str:
     return f"{cost:.3g}" if resource == "latency" else f"{cost:,.0f}"
-
-
-def _shifted(gates: LayerGates, by: float) -> LayerGates:
-    """Adds `by` to every drop logit. A certain gate is shifted as if its p were 1e-12 from 0 or 1."""
-    p = np.clip(np.asarray(gates.drop_probability, np.float64), 1e-12, 1 - 1e-12)
-    logits = np.log(p) - np.log1p(-p) + by
-    drop = np.exp(-np.logaddexp(0.0, -logits))  # a sigmoid that does not overflow
-    return dataclasses.replace(gates, drop_probability=tuple(drop.tolist()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from tfnas.config import fields
 from tfnas.config.sections.retrain import Retrain
 
 # By recipe: the drop probability before the first step, and how many channels share one (0: all of a source).
-FIRST_GATES = {"target": (0.02, 1), "paper": (0.1, 0)}
+DEFAULT_GATES = {"target": (0.02, 1), "paper": (0.1, 0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Search:
         """These settings, with the recipe's values for those that are left out."""
         unset = {"schedule": "", "warmup_epochs": -1, "weight_decay": -1.0, "initial_drop": 0.0, "group_size": -1}
         if self.recipe == "target":
-            recipe = ("one_cosine", (self.epochs + 1) // 3, retrain.weight_decay, *FIRST_GATES["target"])
+            recipe = ("one_cosine", (self.epochs + 1) // 3, retrain.weight_decay, *DEFAULT_GATES["target"])
             further: dict[str, Any] = {} if self.target else {"parameters": 0.5}
         else:
-            recipe = ("cosine", 0, 0.0, *FIRST_GATES["paper"])
+            recipe = ("cosine", 0, 0.0, *DEFAULT_GATES["paper"])
             further = {} if self.ell2 else {"ell2": 50.0}
         chosen: dict[str, Any] = dict(zip(unset, recipe, strict=True))
         chosen = {name: value for name, value in chosen.items() if getattr(self, name) == unset[name]}

@@ -419,7 +419,7 @@ def test_a_confusion_of_other_classes_is_not_exported(tmp_path, monkeypatch):
     splits = types.SimpleNamespace(num_classes=10)
     monkeypatch.setattr(export.sources, "load", lambda *_: None)
     monkeypatch.setattr(export.pipeline, "from_source", lambda *_: splits)
-    monkeypatch.setattr(export.saving, "load", lambda *_: None)
+    monkeypatch.setattr(export.saving, "load_model", lambda *_: None)
     monkeypatch.setattr(export, "_check_fits", lambda *_: None)
     words = "retrain/results.json: a confusion of 10 classes expected. Received: 2; run retrain again"
     raises(words, export._export, CONFIG, work)

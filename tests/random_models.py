@@ -296,14 +296,15 @@ def masks(supernet, count, rng):
 
 
 def connected(supernet, keep, rng):
-    """The architecture that keeps these channels, and more where nothing of the input reaches the outputs.
+    """The architecture that keeps these channels (`keep`: name -> mask), and more if no input reaches the outputs.
 
     So it is in most deep networks without skips. Layers then get half of their channels back, those that lost all of
     them first, until something does; to draw until it happens might take for ever.
     """
+    keep = dict(keep)
     while not supernet.graph.flow(keep).reaches_outputs():
         name = rng.choice([name for name, mask in keep.items() if not mask.any()] or list(keep))
-        keep[name] |= rng.random(len(keep[name])) < 0.5
+        keep[name] = keep[name] | (rng.random(len(keep[name])) < 0.5)
     return Architecture(keep)
 
 

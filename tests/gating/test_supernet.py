@@ -18,12 +18,6 @@ def small(**arguments):
     return model, tfnas.gate(model, **{"ell2": 50, "num_examples": 1000, **arguments})
 
 
-def compiled(optimizer, **arguments):
-    _, supernet = small(**arguments)
-    supernet.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return supernet
-
-
 def batch(rng):
     return rng.normal(size=(8, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 8)
 
@@ -204,7 +198,8 @@ def test_the_constant_prior_is_an_l2_that_no_gate_sees():
 
 
 def test_prior_trains(rng):
-    supernet = compiled("sgd", prior="multiply_adds")
+    supernet = narrow(prior="multiply_adds")
+    supernet.compile("sgd", LOSS)
     x, y = batch(rng)
     losses = supernet.fit(x, y, epochs=5, verbose=0, shuffle=False).history["loss"]
     assert losses[-1] < losses[0]

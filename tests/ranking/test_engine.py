@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from conftest import random_weights
 
 import tfnas
@@ -163,7 +164,7 @@ def test_common_beginnings_are_computed_once_and_results_do_not_depend_on_compan
 
 
 def test_nothing_is_traced_after_the_engine_is_made(rng, monkeypatch):
-    supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
+    supernet = gated(tiny.build((8, 8, 1), 3), rng)
     engine = Engine(supernet, examples(rng, 40, (8, 8, 1), 3)[2], batch_size=16)
     traced = []
     applied = convolution._Computation._applied
@@ -175,7 +176,7 @@ def test_nothing_is_traced_after_the_engine_is_made(rng, monkeypatch):
 
 
 def test_parts_of_the_examples_in_a_seeded_order(rng):
-    supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
+    supernet = gated(tiny.build((8, 8, 1), 3), rng)
     images, labels, batches = examples(rng, 50, (8, 8, 1), 3)
     engine = Engine(supernet, batches, batch_size=7, seed=3)
     candidate = supernet.posterior().sample(1, seed=0)[0]
@@ -190,11 +191,11 @@ def test_parts_of_the_examples_in_a_seeded_order(rng):
 
 
 def test_what_cannot_be_evaluated_is_refused(rng):
-    supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
+    supernet = gated(tiny.build((8, 8, 1), 3), rng)
     _, _, batches = examples(rng, 10, (8, 8, 1), 3)
     with pytest.raises(UserError, match="rank: .* at least one batch of validation data"):
         Engine(supernet, batches.take(0))
-    fresh = tfnas.gate(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1)), ell2=1, num_examples=10)
+    fresh = tfnas.gate(tiny.build((8, 8, 1), 3), ell2=1, num_examples=10)
     with pytest.raises(UserError, match="rank: .*call supernet.compile"):
         Engine(fresh, batches)
     with pytest.raises(UserError, match="Received: .other.; was it made for another"):
@@ -202,7 +203,7 @@ def test_what_cannot_be_evaluated_is_refused(rng):
 
 
 def test_a_failure_of_onednn_says_what_to_set(rng, monkeypatch):
-    supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
+    supernet = gated(tiny.build((8, 8, 1), 3), rng)
     engine = Engine(supernet, examples(rng, 4, (8, 8, 1), 3)[2])
 
     def aborted(*_):

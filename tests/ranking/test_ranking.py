@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from conftest import random_weights
 
 import tfnas
@@ -14,13 +15,16 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
 
 
-@pytest.fixture
-def supernet(rng):
-    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+def gated(model, rng):
     random_weights(model, rng)
     supernet = tfnas.gate(model, ell2=1, num_examples=10, initial_drop=0.3)
     supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     return supernet
+
+
+@pytest.fixture
+def supernet(rng):
+    return gated(tiny.build((8, 8, 1), 3), rng)
 
 
 def batches(rng, number):
@@ -60,7 +64,8 @@ def test_the_winner_is_measured_again_on_examples_held_out(supernet, rng):
     assert result.fresh.loss == pytest.approx(loss, rel=1e-4) and result.fresh.accuracy == pytest.approx(accuracy)
 
 
-def test_racing_finds_the_winner_of_the_full_ranking_with_fewer_evaluations(supernet, rng):
+def test_racing_finds_the_winner_of_the_full_ranking_with_fewer_evaluations(rng):
+    supernet = gated(multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
     candidates = supernet.posterior().sample(40, seed=0)
     # Labels that one candidate gives to most examples, so that there is something to win.
     images = rng.normal(size=(800, 8, 8, 1)).astype("float32")

@@ -11,6 +11,7 @@ from conftest import load_config
 from tfnas.common import digests
 from tfnas.reporting import report
 from tfnas.runs import stage_table, workdir
+from tfnas.runs.manifest import Finished
 from tfnas.search_space.layer_gates import LayerGates
 from tfnas.search_space.posterior import Posterior
 
@@ -208,7 +209,7 @@ def ended(work, stage, config=CONFIG, *further, **facts):
     outputs = {name: digests.of_file(work.path / name) for name in (*stage_table.STAGES[stage].outputs, *further)}
     depends = work.dependencies(stage, config)
     facts = {"versions": {"keras": "3.15.1"}, **facts}
-    manifest.stages[stage] = workdir.Finished(**depends, outputs=outputs, **facts)
+    manifest.stages[stage] = Finished(**depends, outputs=outputs, **facts)
     work.write_sealed(stage_table.MANIFEST, manifest)
 
 

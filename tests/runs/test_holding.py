@@ -18,6 +18,7 @@ from conftest import ROOT, tfnas_script
 from tfnas import config as config_lib
 from tfnas.common.errors import UserError
 from tfnas.runs import holding, workdir
+from tfnas.runs.manifest import Manifest
 
 # Holds a folder until its standard input is closed.
 HOLDER = """
@@ -204,7 +205,7 @@ def test_a_second_run_is_told_who_works_there(tmp_path):
         assert done.returncode == 1 and done.stdout == ""
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"tfnas: workdir {tmp_path}: process {process.pid} on ") and "--workdir" in line
-        assert workdir.Workdir(tmp_path).manifest() == workdir.Manifest()
+        assert workdir.Workdir(tmp_path).manifest() == Manifest()
 
 
 def test_shards_share_a_folder_and_a_whole_sample_does_not(tmp_path):

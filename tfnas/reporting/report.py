@@ -16,9 +16,10 @@ from tfnas.common.errors import UserError
 from tfnas.common.resources import Resource
 from tfnas.reporting import acceptance, candidates_section, network_section, pareto_front
 from tfnas.runs import provenance, stage_table
+from tfnas.runs.manifest import Manifest
 from tfnas.runs.measured import Exported, Results, Row, Verdict
 from tfnas.runs.sampled import Candidate, Epoch, Front, Kind, Ranked
-from tfnas.runs.workdir import Manifest, Workdir
+from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 

@@ -112,11 +112,11 @@ class Run:
         return dataclasses.replace(self.config, search=published).check()
 
     def cost_at(self, width: int) -> Cost:
-        """Of the network of this width."""
+        """Returns the cost of the network of this width."""
         return cost(Graph(networks.network(_with_width(self.config, width), self.splits)))
 
     def network(self, width: int = 0) -> keras.Model:
-        """With new weights, the same whenever it is called; of the config's width if none is given."""
+        """Builds the network with new, reproducible weights; with the config's width by default."""
         networks.set_seed(self.config.seed)
         return networks.network(_with_width(self.config, width or self.config.supernet.width), self.splits)
 
@@ -147,7 +147,7 @@ class Run:
         Args:
             supernet: with the weights of the search.
             architecture: what is kept.
-            cosine: to its end; None: the whole budget's goes on where the plain search left it.
+            cosine: to its end; None: that of the whole budget continues where the plain search stopped.
             facts: what else its record says.
         """
         cosine = cosine or dataclasses.replace(self.cosine, first=self.config.search.epochs)
@@ -159,7 +159,7 @@ class Run:
         return _found(supernet, architecture, model, **facts)
 
     def cut(self, supernet: Supernet, architecture: Architecture) -> keras.Model:
-        """The network that `architecture` keeps, with normalisation statistics of its own."""
+        """The network that `architecture` keeps, with normalization statistics of its own."""
         if not supernet.graph.flow(architecture).reaches_outputs():
             raise UserError("contest: what was chosen has no path to the output")
         if recalibration := networks.recalibration(self.config, self.splits, supernet):
@@ -197,7 +197,7 @@ def _found(supernet: Supernet, architecture: Architecture, model: keras.Model, *
 
 
 def _described(architecture: Architecture) -> dict[str, Any]:
-    """What a record says of it."""
+    """Returns the entries of a record."""
     kept = {name: int(mask.sum()) for name, mask in architecture.items()}
     return {"kept": kept, "architecture": json.loads(architecture.to_json())}
 
@@ -243,7 +243,7 @@ def _magnitude(run: Run) -> Found:
 
 
 def own_scales(graph: Graph, gated: Sequence[str]) -> dict[str, keras.layers.BatchNormalization]:
-    """By gated layer, the normalisation whose output nothing but it reads, and through nothing but activations."""
+    """Maps each gated layer to the normalization that only it reads, directly or through activations."""
     readers = collections.Counter(i for node in graph.nodes for i in node.inputs)
     found = {}
     for name in gated:
@@ -283,7 +283,7 @@ def _random(run: Run) -> Found:
 
 
 def of_equal_size(supernet: Supernet, parameters: float, seed: int) -> list[Architecture]:
-    """Of 100 candidates those with nearly so many parameters, or the nearest one.
+    """Selects, from 100 candidates, those with nearly the given number of parameters, or the nearest one.
 
     They are drawn from the posterior tilted until their mean is that number, counted exactly.
     """

@@ -17,7 +17,7 @@ Test is read when a run's network is fixed, and chooses nothing.
                            is then read no more
     last-stage-half        the same, with half of the full network's parameters
     magnitude              full for search.epochs, less the channels of the smallest weights, then trained on
-    bn-scale               the same by batch normalisation's scales, under an L1 penalty (arXiv 1708.06519); channels
+    bn-scale               the same by batch normalization's scales, under an L1 penalty (arXiv 1708.06519); channels
                            that more than one layer reads have no scale of their own and stay
     random                 full for search.epochs, then the best of 20 random allocations by inherited weights
     paper                  the published search, with a cosine of its own, for 2 search.epochs; candidates of its
@@ -30,7 +30,7 @@ Test is read when a run's network is fixed, and chooses nothing.
 
 Ranking is timed apart from training; the default recipe's training includes what its stages evaluate.
 
-A run is a file, WORKDIR/ARM/decay-D/seedN.json, and is not repeated; one that was interrupted goes on from its last
+A run is a file, WORKDIR/ARM/decay-D/seedN.json, and is not repeated; an interrupted one resumes from its last
 checkpoint. --jobs=i/n does every n-th run, so that n processes share the work; where a decay is to be chosen by a run
 of another process, it is waited for. The process that ends last writes results.json and table.md. --decays_from takes
 the decays that another contest chose. --export=NAME writes NAME.json and NAME.md too.
@@ -107,7 +107,7 @@ class Contest:
         return chosen + [(arm, None, seed) for seed in others for arm in self.options]
 
     def record(self, arm: str, decay: float, seed: int) -> dict[str, Any] | None:
-        """Of a run that is done."""
+        """Returns the record of a finished run."""
         file = self.work.path / f"{_folder(arm, decay, seed)}.json"
         return json.loads(file.read_text()) if file.exists() else None
 
@@ -124,7 +124,7 @@ class Contest:
     def conduct(self, index: int, count: int) -> None:
         """Does part `index` of `count` of the plan, but for what is done; waits for what others have to do first."""
         left = self.plan()[index - 1 :: count]
-        told = False
+        announced = False
         while left:
             waiting = []
             for arm, given, seed in left:
@@ -135,9 +135,9 @@ class Contest:
                     print(f"contest   {_folder(arm, decay, seed)}", flush=True)
                     self._do(arm, decay, seed)
             if len(waiting) == len(left):
-                if not told:
+                if not announced:
                     print(f"contest   waits for the decays of {', '.join(sorted({arm for arm, *_ in waiting}))}")
-                told = True
+                announced = True
                 time.sleep(_POLL_SECONDS)
             left = waiting
 
@@ -242,8 +242,8 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
         off = {seed: r["off_target"] for seed, r in runs.items() if abs(r["off_target"] or 0.0) > NEAR}
         if off:
-            told = ", ".join(f"{100 * value:+.1f} % at seed {seed}" for seed, value in off.items())
-            notes.append(f"{arm} is more than {100 * NEAR:.0f} % off the size asked for: {told}.")
+            offsets = ", ".join(f"{100 * value:+.1f} % at seed {seed}" for seed, value in off.items())
+            notes.append(f"{arm} is more than {100 * NEAR:.0f} % off the target size: {offsets}.")
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
@@ -284,8 +284,8 @@ def options(
     Raises:
         UserError: for an arm that is not known, or that the other contest did not have.
     """
-    if odd := [arm for arm in arms if arm not in ARMS]:
-        raise UserError(f"--arms: some of {', '.join(ARMS)} expected. Received: {odd[0]!r}")
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise UserError(f"--arms: some of {', '.join(ARMS)} expected. Received: {unknown[0]!r}")
     found: dict[str, tuple[float, ...]] = {}
     for arm in arms:
         if not ARMS[arm].decayed:

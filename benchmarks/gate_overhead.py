@@ -33,13 +33,13 @@ class _WithoutNoise(Gated):
         return tf.repeat(tf.sigmoid(-self.channel_logits())[None], batch_size, axis=0)
 
 
-def _gated(without_noise=False, without_regulariser=False):
+def _gated(without_noise=False, without_regularizer=False):
     supernet = tfnas.gate(_plain(), ell2=50, num_examples=5e5)
     if without_noise:
         for layer in supernet.gated_layers.values():
             layer.relaxed_gates = _WithoutNoise.relaxed_gates.__get__(layer)
-    if without_regulariser:
-        supernet.regulariser = lambda: tf.constant(0.0)
+    if without_regularizer:
+        supernet.regularizer = lambda: tf.constant(0.0)
     return supernet
 
 
@@ -67,8 +67,8 @@ def main(_):
         "plain": _plain(),
         "gated": _gated(),
         "gated, no noise drawn": _gated(without_noise=True),
-        "gated, no regulariser": _gated(without_regulariser=True),
-        "gated, neither": _gated(without_noise=True, without_regulariser=True),
+        "gated, no regularizer": _gated(without_regularizer=True),
+        "gated, neither": _gated(without_noise=True, without_regularizer=True),
     }
     steps = {name: _step(model, images, labels) for name, model in variants.items()}
     for step in steps.values():

@@ -1,4 +1,4 @@
-"""What the published posterior of DenseNet-121 on ImageNet says, without training anything.
+"""Evaluates the published posterior of DenseNet-121 on ImageNet, without training.
 
     .venv/bin/python benchmarks/published_posterior.py [--samples=1500]
 

@@ -1,4 +1,4 @@
-"""How often does a race keep its promise, and what does it cost? Bounds and losses of many kinds, simulated.
+"""Simulates races with many bounds and losses: how often the guarantee holds, and what it costs.
 
     .venv/bin/python -m benchmarks.racing_bounds [--tables=10] [--orders=20] [--examples=2000] [--candidates=200]
 
@@ -38,7 +38,7 @@ class Kind:
 
     Attributes:
         draw: a table, shape (candidates, examples), from a generator and these two numbers.
-        largest: what one example's loss is at the most, as far as a race is told.
+        largest: upper bound of one example's loss that the race receives.
         few: number of candidates where the kind is about few; 0: any.
     """
 
@@ -49,7 +49,7 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Of many races: the share whose winner misses the best by more than was promised, and of evaluations made."""
+    """The share of races whose winner violates the guarantee, and the share of evaluations made."""
 
     violations: float
     evaluated: float
@@ -66,7 +66,7 @@ def _heavy(rng: np.random.Generator, candidates: int, examples: int) -> np.ndarr
 
 
 def _cross_entropy(mean_margin: float) -> Callable[[np.random.Generator, int, int], np.ndarray]:
-    """Of confident networks: of two classes, with margins of `mean_margin` standard deviations on average."""
+    """Losses of confident networks on two classes, with margins of `mean_margin` standard deviations on average."""
 
     def draw(rng: np.random.Generator, candidates: int, examples: int) -> np.ndarray:
         skill = mean_margin + rng.normal(size=(candidates, 1)) * 0.1

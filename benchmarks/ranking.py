@@ -7,7 +7,7 @@ of 32 x 32, is searched first (minutes; once a --workdir). Then, in one run:
 
 - naive: set the masks, `supernet.evaluate`, on every 50th candidate, before and after all else;
 - engine: every candidate in full; racing: the same candidates again, from nothing, and once more with batch
-  normalisation recalibrated for each on 250 training images. All include tracing;
+  normalization recalibrated for each on 250 training images. All include tracing;
 - races on 200 other orders of the same examples, simulated on the losses found in full;
 - the limit: multiply-adds of the sampled networks over the fastest convolution measured here.
 """
@@ -143,7 +143,7 @@ class _Shuffled:
 
 
 def _repeated(losses, seed, repeats):
-    """Of races on other orders: ended within half a standard error of the best; at the best; share evaluated."""
+    """Repeats races in other orders: share within half a standard error of the best, at the best, evaluated."""
     means = losses.mean(1, dtype=np.float64)
     error = losses[means.argmin()].std(ddof=1) / np.sqrt(losses.shape[1])
     rows = []

@@ -9,7 +9,7 @@ The search is run in the working directory if there is none. The pools, without 
 - mixed sizes: samples of the posterior tilted to 0.3 to 1 times the gated parameters that it expects to keep, spread
   evenly over the candidates. Only downwards, because upwards revives channels that search stopped training.
 
-Each candidate is evaluated with inherited weights, without and with batch-normalisation statistics of its own, then cut
+Each candidate is evaluated with inherited weights, without and with batch-normalization statistics of its own, then cut
 out (without these statistics) and retrained for --epochs as the config says, all with one schedule and one seed. Losses
 and accuracies are on the validation split; test is not read. Intervals are the 95 % bootstrap's over candidates.
 
@@ -101,7 +101,8 @@ def _retrained(config, splits, supernet, architecture, title, batches, images):
 
 
 def _measured(config, splits, supernet, pools):
-    """For each pool one record a candidate: its parameters, and loss and accuracy with each kind of weights."""
+    """Returns one record per candidate of each pool: its parameters, and loss and accuracy with each kind of "
+    "weights."""
     batches = pipeline.evaluation_batches(splits.validation, config.data, config.sample.batch_size)
     images = networks.calibration_images(config, splits, _RECALIBRATE.value)
     evaluators = [Evaluator(supernet, batches), Evaluator(supernet, batches, Recalibration(supernet, images))]

@@ -1,4 +1,4 @@
-"""What the records of a measurement say: where they come from, differences with their intervals, cells of tables."""
+"""Records of a measurement: their provenance, differences with intervals, cells of tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tfnas.training import networks
 
 _SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training", "tune")  # what a result may depend on
 SPLITS = ("validation", "train", "test")  # test is read last
-# How the work was shared out, and where things lie: of no command that is told.
+# Flags for splitting the work and for paths, which a reported command omits.
 _LEFT_OUT = ("--jobs=",)
 _PLACES = ("--workdir=", "--config.data.data_dir=")
 
@@ -59,16 +59,16 @@ def claim(work: workdir.Workdir, name: str, config: Config, what: str, **further
     Raises:
         UserError: if it was made with others.
     """
-    mine = json.loads(json.dumps({"config": stage_table.settings(config, _SECTIONS), **further}))
+    record = json.loads(json.dumps({"config": stage_table.settings(config, _SECTIONS), **further}))
     file = work.path / name
-    if file.exists() and json.loads(file.read_text()) != mine:
+    if file.exists() and json.loads(file.read_text()) != record:
         raise UserError(f"workdir {work.path}: holds a {what} with other settings: use another --workdir")
-    work.write_json(name, mine)
-    return mine
+    work.write_json(name, record)
+    return record
 
 
 def commit() -> str | None:
-    """Of the code that measures; None where there is no git."""
+    """Returns the commit of the measuring code; None without git."""
     command = ["git", "describe", "--always", "--dirty"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         here = pathlib.Path(__file__).parent
@@ -84,7 +84,7 @@ def machine() -> str:
 
 
 def command(module: str) -> str:
-    """As it was given, but for how the work was shared out, and for the places where things lie: these read DIR."""
+    """Returns the command without flags for splitting the work, and with DIR for paths."""
     given = [a for a in sys.argv[1:] if not a.startswith(_LEFT_OUT)]
     given = [f"{a.partition('=')[0]}=DIR" if a.startswith(_PLACES) else a for a in given]
     return shlex.join([".venv/bin/python", "-m", module, *given])
@@ -102,9 +102,9 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float, float, float]:
+def difference(found: Mapping[int, float], others: Mapping[int, float]) -> tuple[float, float, float]:
     """Mean difference over the seeds that both have, and its 95 % t interval; NaN without two of them."""
-    return interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    return interval([found[seed] - others[seed] for seed in found if seed in others])
 
 
 def mean_cell(values: Sequence[float], form: str) -> str:

@@ -1,4 +1,4 @@
-"""Requests a second and latency of super-networks against subnets of them, in one server under the same load.
+"""Requests per second and latency of supernets against subnets of them, in one server under the same load.
 
     .venv/bin/python benchmarks/serving.py [--rounds=7] [--seconds=1.5] [--clients=2] [--layout=gather]
 
@@ -8,7 +8,7 @@ gets the same load once, in an order that turns, so that a drift of the machine'
 of one round, and the table has their median and range. 'in process' calls the signature without any server, from one
 thread.
 
-A subnet is sampled from the posterior of the untrained super-network, tilted to a share of its multiply-adds, and cut.
+A subnet is sampled from the posterior of the untrained supernet, tilted to a share of its multiply-adds, and cut.
 Weights have no part in speed, so nothing is trained.
 """
 
@@ -39,17 +39,17 @@ _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each network gets the loa
 _SECONDS = flags.DEFINE_float("seconds", 1.5, "How long, each time.")
 _CLIENTS = flags.DEFINE_integer("clients", 2, "How many requests are under way at any time.")
 _LAYOUT = flags.DEFINE_enum("layout", "gather", ["gather", "mask", "shared"], "Of the subnets; see tfnas.subnet.")
-_SHARES = flags.DEFINE_list("shares", ["0.5", "0.3"], "Of the super-network's multiply-adds, one subnet each.")
+_SHARES = flags.DEFINE_list("shares", ["0.5", "0.3"], "Of the supernet's multiply-adds, one subnet each.")
 
 # Builder, images in a request. The first computes for longer than a request takes to be read, the second does not.
 _SIZES = {
     "SupNet-M, width 32, one block a stage, 32 x 32 x 3": (lambda: supernets.multi_branch_resnet(32, 1), 16),
-    "that of the digits, 8 x 8 x 1": (lambda: supernets.multi_branch_resnet(8, 1, input_shape=(8, 8, 1)), 1),
+    "digits network, 8 x 8 x 1": (lambda: supernets.multi_branch_resnet(8, 1, input_shape=(8, 8, 1)), 1),
 }
 
 
 def _networks(build):
-    """(title, network, cost) of the super-network without gates and of its subnets."""
+    """(title, network, cost) of the supernet without gates and of its subnets."""
     model = build()
     supernet = tfnas.gate(model, ell2=1, num_examples=10)
     full = tfnas.cost(supernet.graph)
@@ -57,7 +57,7 @@ def _networks(build):
     posterior = supernet.posterior()
     total = posterior.total_cost("multiply_adds")
     for share in map(float, _SHARES.value):
-        # Tilting counts kernels with all their outputs; what nobody reads goes as well, so subnets cost less than that.
+        # Tilting counts kernels with all their outputs; unused outputs are dropped as well, so subnets cost less.
         tilted = [posterior.tilt(multiply_adds=min(more * share, 0.95) * total) for more in (1.0, 1.15, 1.3)]
         sampled = [candidate for each in tilted for candidate in each.sample(60, seed=0)]
         found = [candidate for candidate in sampled if supernet.graph.flow(candidate).reaches_outputs()]
@@ -93,7 +93,7 @@ class _Rest:
 
 class _Grpc:
     def __init__(self, place, name, images):
-        # Channels to one place share a connection unless told otherwise.
+        # By default, channels to the same address share a connection.
         self.channel = grpc.insecure_channel(place, options=[("grpc.use_local_subchannel_pool", 1)])
         self.stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.request = predict_pb2.PredictRequest(inputs={"image": tf.make_tensor_proto(images)})
@@ -104,7 +104,7 @@ class _Grpc:
 
 
 def _load(clients):
-    """Seconds that every request took, and requests a second, of all clients together."""
+    """Seconds that every request took, and requests per second, of all clients together."""
     end = time.perf_counter() + _SECONDS.value
 
     def ask(client):
@@ -167,8 +167,8 @@ def main(_):
         try:
             ready = re.search(r"REST http://(\S+), gRPC (\S+)", server.stdout.readline())
             print(
-                "| super-network | images a request | protocol | network | multiply-adds | parameters "
-                "| requests a second | p50, ms | p95, ms | requests over full's | range over rounds |"
+                "| supernet | images per request | protocol | network | multiply-adds | parameters "
+                "| requests per second | p50, ms | p95, ms | requests over full's | range over rounds |"
             )
             print("|---|---|---|---|---|---|---|---|---|---|---|")
             for title, networks, images in sizes:

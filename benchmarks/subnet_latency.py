@@ -1,4 +1,4 @@
-"""Latency, file size and multiply-adds of subnets over their super-network, by keep rate and layout, one run.
+"""Latency, file size and multiply-adds of subnets over their supernet, by keep rate and layout, one run.
 
     .venv/bin/python benchmarks/subnet_latency.py [--models=M,D-121,MobileNetV2] [--batch=16] [--rounds=15]
 
@@ -23,7 +23,7 @@ from tfnas import supernets
 from tfnas.graph.channels import Graph
 from tfnas.search_space.architecture import Architecture
 
-_MODELS = flags.DEFINE_list("models", ["M", "D-121", "MobileNetV2"], "Which super-networks.")
+_MODELS = flags.DEFINE_list("models", ["M", "D-121", "MobileNetV2"], "Which supernets.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images a step.")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "How often each network is stepped.")
 _RATES = flags.DEFINE_list("rates", ["0.25", "0.5", "0.75"], "Keep rates.")

@@ -126,7 +126,7 @@ def _pipeline():
     print("\n| input pipeline | images/s |\n| --- | --- |")
     for name, settings, keep in (
         ("cached, augmented", augmented, True),
-        ("cached, standardised only", {**augmented, "pad_crop": 0, "flip": False, "cutout": 0}, True),
+        ("cached, standardized only", {**augmented, "pad_crop": 0, "flip": False, "cutout": 0}, True),
         ("read anew and shuffled in a window, augmented", augmented, False),
     ):
         memory = pipeline._MEMORY

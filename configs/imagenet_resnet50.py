@@ -2,7 +2,7 @@
 
     tfnas run --config=configs/imagenet_resnet50.py --workdir=runs/resnet50 --config.data.data_dir=DIR
 
-Published beside it: ResNet-50 23.96 %, this full super-network 22.93 %. The super-network has 28.1 M parameters as the
+Published beside it: ResNet-50 23.96 %, this full supernet 22.93 %. The supernet has 28.1 M parameters as the
 text describes it, where the paper's table says 44.0 M. 90 epochs of 1.23 M images: GPU days; never run in full by this
 project.
 

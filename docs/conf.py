@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `make docs`."""
+"""Sphinx configuration of the site, for `make docs`."""
 
 import importlib.metadata
 

@@ -37,7 +37,7 @@ def from_report(page: str) -> dict[str, str]:
 
 
 def imported(folder: str) -> list[tuple[pathlib.Path, str]]:
-    """What the files of a folder of tfnas, or a file at its root, import of others: (file, folder), each once."""
+    """Returns the imports of a folder of tfnas, or of a file at its root, from other folders: (file, folder)."""
     place = _ROOT / "tfnas" / folder
     found = set()
     for file in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
@@ -62,7 +62,7 @@ def folders() -> dict[str, list[str]]:
 
 
 def arrows(of: dict[str, list[str]]) -> dict[tuple[str, str], int]:
-    """How many files stand behind each import of one folder by another; implied ones are left out."""
+    """Counts the files behind each import of one folder by another; implied imports are omitted."""
     count = collections.Counter((folder, other) for folder in of for _, other in imported(folder))
     reached = set(count)
     for through, a, b in itertools.product(of, of, of):

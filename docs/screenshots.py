@@ -24,7 +24,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 COLUMNS = 116
 RECORDING = "terminal.ansi"
 REPORT_HEIGHT = 2600  # pixels of the page's top that are shown
-COLOURS = 256  # so few keep the files small
+COLORS = 256  # so few keep the files small
 
 
 def record(workdir: pathlib.Path) -> None:
@@ -45,10 +45,10 @@ def record(workdir: pathlib.Path) -> None:
 
 
 def seen(recording: str) -> rich.text.Text:
-    """What stands on the screen at the end: of a line that was written again and again, the last state."""
+    """Returns the final contents of the screen: the last state of lines that were rewritten."""
     lines = recording.replace("\r\n", "\n").split("\n")
     last = [re.sub(r"\x1b\[\?25[lh]", "", re.split(r"\r(?:\x1b\[2K)?", line)[-1]) for line in lines]
-    # Styles go on from line to line, so the lines are read together.
+    # Styles continue across lines, so the lines are read together.
     return rich.text.Text.from_ansi("\n".join(last).strip("\n"))
 
 
@@ -65,9 +65,9 @@ def terminal_page(text: rich.text.Text) -> str:
 
 
 def smaller(file: pathlib.Path) -> None:
-    """Rewrites a PNG with few colours."""
+    """Rewrites a PNG with few colors."""
     with Image.open(file) as picture:
-        few = picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few = picture.convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(file, optimize=True)
 
 

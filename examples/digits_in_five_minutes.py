@@ -57,7 +57,7 @@ posterior
 
 # %% [markdown]
 # Candidates of it race on the validation images: the most probable network of a quarter of the parameters, and others
-# of that size. Each gets batch-normalisation statistics of its own, from 250 training images, because those of the
+# of that size. Each gets batch-normalization statistics of its own, from 250 training images, because those of the
 # search are of relaxed, random gates.
 
 # %%
@@ -71,7 +71,7 @@ ranking
 ranking.best
 
 # %% [markdown]
-# The winner is cut out: a plain `keras.Model`, physically smaller. It goes on training at the learning rate at which
+# The winner is cut out: a plain `keras.Model`, physically smaller. It continues training at the learning rate at which
 # the search stopped.
 
 # %%

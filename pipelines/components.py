@@ -47,13 +47,13 @@ def check(
 
 @_component
 def search(search_config: str, version: str, scratch: str, run: Output[Model], metrics: Output[Metrics]):
-    """Trains the super-network and learns how likely each channel is to be dropped.
+    """Trains the supernet and learns how likely each channel is to be dropped.
 
     Args:
         search_config: JSON of the sections data, supernet, search, training, distribution and seed.
         version: of the code, which the engine's cache cannot see.
         scratch: folder that outlives the task, where an interrupted search resumes; empty for none.
-        run: the trained super-network, its posterior and history.
+        run: the trained supernet, its posterior and history.
         metrics: of the last epoch.
     """
     from tfnas.stages import handover

@@ -1,4 +1,4 @@
-"""What is compiled into a pipeline: the image, the machines of its tasks, retries, caching. kfp checks none of it."""
+"""Options compiled into a pipeline: image, machines of its tasks, retries, caching. kfp does not check them."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ _COUNTS = (1, 2, 4, 8, 16)  # what kfp takes
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of a pipeline, as it is compiled."""
+    """Options of a compiled pipeline."""
 
     image: str = IMAGE  # of all tasks, built from pipelines/Dockerfile
     accelerator_type: str = ""  # of the tasks that train or rank; empty: none

@@ -185,7 +185,7 @@ def _run_in(place: pathlib.Path, log: TextIO, options: Options, arguments: dict[
         finally:
             log.write(errors.read_text())
     shutil.rmtree(place / "scratch", ignore_errors=True)
-    _say_end(place)
+    _print_end(place)
 
 
 @contextlib.contextmanager
@@ -228,7 +228,7 @@ def _kept_as_it_was(log: TextIO) -> Iterator[None]:
         root.handlers[:] = handlers
 
 
-def _say_end(place: pathlib.Path) -> None:
+def _print_end(place: pathlib.Path) -> None:
     """Prints which stages were not repeated, and where the report and the model are.
 
     The latter have names in `place` that do not change from run to run.

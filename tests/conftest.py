@@ -109,7 +109,7 @@ def tfnas_command(*arguments):
 
 
 def random_weights(model, rng):
-    """Gives every variable a value that no initialiser gives, so that no offset or statistic is 0 or 1 by luck."""
+    """Gives every variable a value that no initializer gives, so that no offset or statistic is 0 or 1 by luck."""
     for variable in model.variables:
         if "moving_variance" in variable.path:
             variable.assign(rng.uniform(0.3, 2.0, variable.shape))

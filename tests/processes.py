@@ -1,6 +1,6 @@
 """Processes of their own that need not import TensorFlow first, which takes as long as the rest of most tests.
 
-They are forked from a server that has imported it and done nothing else: nothing is initialised, no device found. So
+They are forked from a server that has imported it and done nothing else: nothing is initialized, no device found. So
 each has its own exit code, environment, standard output and devices, and can be killed, as one begun by the console
 script. That script itself is run by `test_cli.py` and by the whole run of `test_end_to_end.py`.
 """

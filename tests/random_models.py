@@ -59,7 +59,7 @@ class Builder:
 
     def step(self, x, maps):
         """One more map, from `x` and perhaps others."""
-        steps = [self.conv, self.conv, self.transposed, self.normalised, self.activated, self.pooled, self.passed]
+        steps = [self.conv, self.conv, self.transposed, self.normalized, self.activated, self.pooled, self.passed]
         steps += [self.excited, self.attended, self.padded, self.resized, self.number]
         steps += [self.broadcast] * 3  # which few masks hit where it matters
         steps += [self.residual, self.nested, lambda x: self.joined(x, self.pick(maps)), self.opaque]
@@ -137,8 +137,8 @@ class Builder:
             settings["kernel_size"] = settings["strides"]
         return getattr(L, f"Conv{self.rank}DTranspose")(int(self.rng.integers(1, 5)), **settings)(x)
 
-    def normalised(self, x):
-        """Batch normalisation, mostly behind a convolution of its own."""
+    def normalized(self, x):
+        """Batch normalization, mostly behind a convolution of its own."""
         if self.rng.random() < 0.7:
             x = self.conv(x)
         layer = L.BatchNormalization(scale=bool(self.rng.random() < 0.8), center=bool(self.rng.random() < 0.8))

@@ -82,7 +82,7 @@ def test_applications_are_cut_exactly(name, rng):
         check_exact(supernet, architecture, x)
 
 
-# Every super-network of the paper, narrow and shallow.
+# Every supernet of the paper, narrow and shallow.
 SUPERNETS = {
     "multi_branch_resnet": {"width": 4, "num_blocks": 2, "input_shape": (8, 8, 3), "stem_width": 4},
     "enas": {"width": 4, "num_blocks": 1, "input_shape": (8, 8, 3), "drop_path": 0.4},
@@ -238,7 +238,7 @@ def test_a_constant_map_of_unknown_size_is_refused():
 
 
 def test_a_layer_that_is_dead_stays_dead_when_others_are_widened():
-    """It keeps one channel, which has become constant; what its neighbours read of the same tensor is not for it."""
+    """It keeps one channel, which has become constant; what its neighbors read of the same tensor is not for it."""
     image = keras.Input((6, 6, 3))
     x = keras.layers.Conv2D(4, 1, name="stem")(image)
     x = keras.layers.Concatenate()([x, keras.layers.Conv2D(4, 1, name="gone")(x)])
@@ -279,7 +279,7 @@ def test_several_inputs_and_outputs_nested_models_and_names(tmp_path, rng):
     x = {"left": rng.normal(size=(2, 8, 8, 3)).astype("f4"), "right": rng.normal(size=(2, 8, 8, 1)).astype("f4")}
     for head in ("map", "label"):
         np.testing.assert_allclose(supernet(x)[head], model(x)[head], rtol=1e-5, atol=1e-5)
-    # A frozen backbone stays frozen, its normalisation's statistics too; its gates are trained.
+    # A frozen backbone stays frozen, its normalization's statistics too; its gates are trained.
     supernet.compile("sgd", loss={"map": "mse", "label": "mse"})
     statistics = supernet.network.get_layer("block_bn").moving_mean.numpy()
     supernet.train_on_batch(x, {"map": np.zeros((2, 8, 8, 2), "f4"), "label": np.zeros((2, 3), "f4")})

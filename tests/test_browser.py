@@ -108,17 +108,17 @@ def test_text_of_pictures_is_whole_and_large_enough(page):
         })"""
     )
     assert {*NAMES, "validation accuracy, %", "epoch of search"} <= {text for text, _, _ in texts}
-    # What is turned by 90 degrees has no size along the page's x axis, and the same as its neighbours.
+    # What is turned by 90 degrees has no size along the page's x axis, and the same as its neighbors.
     assert [(text, size) for text, size, _ in texts if 0.1 < size < LEAST_LETTERS] == []
     assert [(text, room) for text, _, room in texts if room < -1] == []
 
 
-def test_colours_of_text_can_be_told_from_the_page(page):
-    colours = page.evaluate(
+def test_colors_of_text_can_be_told_from_the_page(page):
+    colors = page.evaluate(
         """() => {
             const behind = one => {
-                const colour = getComputedStyle(one).backgroundColor
-                return colour == 'rgba(0, 0, 0, 0)' ? behind(one.parentElement) : colour
+                const color = getComputedStyle(one).backgroundColor
+                return color == 'rgba(0, 0, 0, 0)' ? behind(one.parentElement) : color
             }
             return Array.from(document.querySelectorAll('h1, h2, p, td, th, pre, figcaption, summary'),
                 one => [one.tagName, getComputedStyle(one).color, behind(one)])
@@ -126,21 +126,21 @@ def test_colours_of_text_can_be_told_from_the_page(page):
                     ['text', getComputedStyle(one).fill, behind(one.closest('figure'))]))
         }"""
     )
-    assert {"P", "TD", "PRE", "FIGCAPTION", "SUMMARY", "text"} <= {tag for tag, _, _ in colours}
-    weak = {colour for colour in map(tuple, colours) if contrast(*colour[1:]) < LEAST_CONTRAST}
+    assert {"P", "TD", "PRE", "FIGCAPTION", "SUMMARY", "text"} <= {tag for tag, _, _ in colors}
+    weak = {color for color in map(tuple, colors) if contrast(*color[1:]) < LEAST_CONTRAST}
     assert weak == set()
     drawn = page.evaluate(
         """() => Array.from(document.querySelectorAll('svg path, svg use'), one => getComputedStyle(one).stroke)
             .filter(stroke => stroke.startsWith('rgb('))"""
     )
-    assert drawn and {line for line in drawn if contrast(line, colours[0][2]) < LEAST_CONTRAST_OF_LINES} == set()
+    assert drawn and {line for line in drawn if contrast(line, colors[0][2]) < LEAST_CONTRAST_OF_LINES} == set()
     dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
-    assert (luminance(colours[0][2]) < 0.1) == dark
+    assert (luminance(colors[0][2]) < 0.1) == dark
 
 
-def luminance(colour):
+def luminance(color):
     """Relative luminance of 'rgb(r, g, b)', as WCAG defines it."""
-    parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    parts = [int(part) / 255 for part in color.removeprefix("rgb(").removesuffix(")").split(",")]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return sum(weight * p for weight, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 

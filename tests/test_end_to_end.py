@@ -53,7 +53,7 @@ def test_results_hold_every_arm(whole):
             {"random": 10, "posterior": 20}[row["name"].split(",")[0]] if "mean" in row["name"] else None
         )
         assert row["parameters"] <= rows[0]["parameters"]
-    # So few steps that normalisation's moving statistics lag behind; a guess would be right once in ten.
+    # So few steps that normalization's moving statistics lag behind; a guess would be right once in ten.
     assert rows[0]["test_accuracy"] > 0.6
 
 
@@ -156,7 +156,7 @@ def killed(whole, tmp_path_factory):
 def test_killed_run_goes_on_and_does_nothing_twice(killed):
     path, searched, sampled, done_before = killed
     assert "search    resumes after epoch" in searched
-    assert re.search(r"sample    goes on: \d+ evaluations are there", sampled)
+    assert re.search(r"sample    resumes: \d+ evaluations found", sampled)
     assert (path / stage_table.EVALUATIONS).read_text().splitlines()[:10] == done_before
 
 

@@ -447,9 +447,9 @@ def test_requests_that_name_no_input_or_a_label():
     model._loaded = types.SimpleNamespace(signatures={servable.DEFAULT_SIGNATURE: signature})
     words = "inputs by name expected: 'a', 'b'. Received: values without names"
     raises(words, lambda: model.predict("", [[1, 2]], [], servable.from_json), kind=servable.RequestError)
-    labelled = types.SimpleNamespace(version_label="stable")
+    labeled = types.SimpleNamespace(version_label="stable")
     words = "version_label: none is served, a version expected. Received: stable"
-    raises(words, servable.Models([]).wanted, labelled, kind=servable.RequestError)
+    raises(words, servable.Models([]).wanted, labeled, kind=servable.RequestError)
 
 
 def test_words_of_tensorflow_come_without_its_names_for_places():

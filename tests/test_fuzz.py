@@ -87,7 +87,7 @@ def test_architecture(data, sign):
 
 def test_a_mask_beyond_all_memory_is_refused():
     layers = {"a": {"channels": 10**12, "kept": [0]}}
-    with pytest.raises(UserError, match=r"'layers.a.channels' must be a whole number in \[1, 16777216\]"):
+    with pytest.raises(UserError, match=r"'layers.a.channels' must be an integer in \[1, 16777216\]"):
         Architecture.from_json(json.dumps({"layers": layers, "digest": ""}))
     layers = {str(i): {"channels": 2**24, "kept": []} for i in range(1000)}
     with pytest.raises(UserError, match="at most 16,777,216 channels expected"):

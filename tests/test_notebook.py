@@ -71,8 +71,8 @@ def test_the_same_page_each_time():
     assert POSTERIOR._repr_html_() == POSTERIOR._repr_html_()
 
 
-def test_pictures_have_their_colours_on_a_page_that_has_none():
-    """The report gives colours names, which no notebook knows: each name has the colour itself beside it."""
+def test_pictures_have_their_colors_on_a_page_that_has_none():
+    """The report gives colors names, which no notebook knows: each name has the color itself beside it."""
     html = ARCHITECTURE._repr_html_()
     names = re.findall(r"var\(--\w+[^)]*\)", html)
     assert names and all(re.fullmatch(r"var\(--\w+, #[0-9A-F]{6}\)", name) for name in names)

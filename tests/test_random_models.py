@@ -25,7 +25,7 @@ from tfnas.cutting.subnets import subnet
 from tfnas.gating.recalibration import Recalibration
 from tfnas.graph.costs import cost
 from tfnas.graph.folding import Folding, weights_of
-from tfnas.layers import BatchNormalization, Convolution, Input, Pointwise, Separable, Spatial, Whole
+from tfnas.layers import BatchNormalization, Convolution, Input, Pointwise, Separable, Spatial, Uncut
 from tfnas.ranking.engine import Engine
 
 NUM_MODELS = int(os.environ.get("TFNAS_RANDOM_MODELS", "4"))
@@ -68,7 +68,7 @@ def check_layers(supernet, architecture, layout, images, expected):
     flow = graph.flow(architecture, layout)
     layers = {layer.name: layer for layer in cut.layers}
     for i, node in enumerate(graph.nodes):
-        always_there = node.kernel_is_cut or isinstance(node, BatchNormalization | Pointwise | Spatial | Whole)
+        always_there = node.kernel_is_cut or isinstance(node, BatchNormalization | Pointwise | Spatial | Uncut)
         if always_there and isinstance(node.inner, keras.Layer):
             assert flow.works(i) == (node.name in layers), node.name
         if isinstance(node, Convolution) and not isinstance(node, Separable) and flow.works(i) and layout == "gather":

@@ -71,8 +71,10 @@ def render(name: str, folder: pathlib.Path) -> None:
     seconds = sum(one["seconds"] for one in kept.values())
     commits = ", ".join(sorted({one["commit"] or "unknown" for one in kept.values()}))
     seeds = f"Seeds {', '.join(kept)}. " if claim.seeded else ""
-    told = f"{seeds}{raw['machine']}. Commit {commits}. {seconds:,.0f} s, besides what other claims had done before."
-    lines = [f"# {claim.title}", f"`{raw['command']}`", told, claim.about, report.table.rstrip()]
+    provenance_line = (
+        f"{seeds}{raw['machine']}. Commit {commits}. {seconds:,.0f} s, besides what other claims had done before."
+    )
+    lines = [f"# {claim.title}", f"`{raw['command']}`", provenance_line, claim.about, report.table.rstrip()]
     if report.draw:
         lines.append(f"![{claim.title}]({name}.svg)")
         work.write(f"{name}.svg", lambda file: _draw(report.draw, name, file))
@@ -117,7 +119,7 @@ def summary(folder: pathlib.Path) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _summarise(folder: pathlib.Path) -> None:
+def _summarize(folder: pathlib.Path) -> None:
     """Writes the page above the studies that FOLDER is one of."""
     text = summary(folder.parent)
     workdir.Workdir(folder.parent.parent).write(_SUMMARY, lambda file: file.write_text(text))
@@ -140,14 +142,14 @@ def main(_: Sequence[str]) -> None:
 
 
 def _run(given: Any) -> None:
-    if odd := [name for name in given.claims if name not in CLAIMS]:
-        raise UserError(f"--claims: some of {', '.join(CLAIMS)} expected. Received: {odd[0]!r}")
+    if unknown := [name for name in given.claims if name not in CLAIMS]:
+        raise UserError(f"--claims: some of {', '.join(CLAIMS)} expected. Received: {unknown[0]!r}")
     if given.render:
         folder = pathlib.Path(given.render)
         for name in given.claims:
             if (folder / f"{name}.json").exists():
                 render(name, folder)
-        _summarise(folder)
+        _summarize(folder)
         return
     if not given.config or not given.workdir:
         raise UserError("claims: --config and --workdir expected, or --render")
@@ -162,7 +164,7 @@ def _run(given: Any) -> None:
         if given.export:
             export(name, found, records.command("benchmarks.claims"), pathlib.Path(given.export))
     if given.export:
-        _summarise(pathlib.Path(given.export))
+        _summarize(pathlib.Path(given.export))
 
 
 if __name__ == "__main__":

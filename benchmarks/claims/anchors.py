@@ -17,7 +17,7 @@ from tfnas import supernets
 _SAMPLES = 1500
 _WITHIN = 0.01  # what counts as the published number
 _RANKING = (73.26, 0.06, 73.43)  # top-1 on ImageNet of D-121's samples, %: mean, deviation and best
-# Super-network, published parameters in M, and how it is made.
+# Supernet, published parameters in M, and how it is made.
 _NETWORKS: dict[str, tuple[float, Any]] = {
     "SupNet-M": (26.2, lambda: supernets.multi_branch_resnet()),
     "SupNet-MI": (72.7, lambda: supernets.multi_branch_resnet(width=160)),
@@ -96,7 +96,7 @@ def _report(found: Records) -> Report:
 CLAIMS = {
     "anchors": Claim(
         "Published figures that need no training",
-        "Parameters of the super-networks as their builders make them, and of the released posterior of DenseNet-121.",
+        "Parameters of the supernets as their builders make them, and of the released posterior of DenseNet-121.",
         _measure,
         _report,
         seeded=False,

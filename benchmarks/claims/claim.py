@@ -1,4 +1,4 @@
-"""What a claim is: what is measured for one seed, and what the seeds' records say of it."""
+"""A claim: its measurement for one seed, and the report on the records of all seeds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the records say.
+    """The report on the records of a claim.
 
     Attributes:
         table: Markdown.
@@ -105,6 +105,6 @@ def percent(values: Sequence[float], form: str = ".2f") -> str:
     return records.spread_cell([100 * value for value in values], form)
 
 
-def points(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+def points(found: Sequence[float], others: Sequence[float]) -> list[float]:
     """Differences of shares, in points."""
-    return list(100 * (np.asarray(ours) - np.asarray(theirs)))
+    return list(100 * (np.asarray(found) - np.asarray(others)))

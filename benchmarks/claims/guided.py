@@ -23,7 +23,7 @@ def posterior_pool(study: Study, searched: Searched, own: bool = False) -> Pool:
 
 
 def _as_many(study: Study, searched: Searched, own: bool = False) -> Pool:
-    """As many of the posterior's candidates as there are random ones: the best of more would be better by itself."""
+    """Returns as many of the posterior's candidates as random ones: the best of more would be better by chance."""
     return study.sampled(searched, own, study.config.sample.num_random)
 
 
@@ -98,7 +98,7 @@ def _report_table(found: Records) -> Report:
             points(tests["PGNAS, search"], tests["random, search"]),
         ),
         decided(
-            "The same where every candidate has normalisation statistics of its own",
+            "The same where every candidate has normalization statistics of its own",
             points(tests["PGNAS, own"], tests["random, own"]),
         ),
         decided(
@@ -152,10 +152,10 @@ def _report_histogram(found: Records) -> Report:
             every = [value for record in found.values() for values in record[kind].values() for value in values]
             bins = np.linspace(100 * min(every), 100 * max(every) + 1e-6, 41)
             axes.spines[["top", "right"]].set_visible(False)
-            for name, colour in (("posterior", markup.BLUE), ("random", markup.ORANGE)):
+            for name, color in (("posterior", markup.BLUE), ("random", markup.ORANGE)):
                 values = 100 * np.concatenate([record[kind][name] for record in found.values()])
                 weights = np.full(len(values), 100 / len(values))
-                axes.hist(values, bins, weights=weights, color=colour, alpha=0.65, label=name)
+                axes.hist(values, bins, weights=weights, color=color, alpha=0.65, label=name)
             axes.set(xlabel="validation accuracy, %", title={"search": "search's statistics", "own": "its own"}[kind])
         figure.axes[0].set_ylabel("share of candidates, %")
         figure.axes[0].legend(frameon=False)
@@ -215,8 +215,8 @@ def _report_layers(found: Records) -> Report:
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         places = np.arange(len(first))
-        colours = [markup.ORANGE if wide else markup.BLUE for wide in widens]
-        axes.bar(places, 100 * kept.mean(0), color=colours)
+        colors = [markup.ORANGE if wide else markup.BLUE for wide in widens]
+        axes.bar(places, 100 * kept.mean(0), color=colors)
         axes.set_xticks(places, [layer["name"] for layer in first], rotation=90, fontsize=7)
         axes.set(ylabel="input channels kept, %", title="orange: layers that widen")
 
@@ -228,7 +228,7 @@ CLAIMS = {
         "Table 3: posterior-guided sampling against random sampling",
         "Random is the paper's: a supernet trained under one fixed drop probability, the best of random candidates of "
         "at most the size that PGNAS found, by validation loss, and as many candidates as PGNAS has here. Candidates "
-        "are evaluated with search's normalisation statistics, as in the paper, and in further rows with statistics of "
+        "are evaluated with search's normalization statistics, as in the paper, and in further rows with statistics of "
         "their own from 250 training images. All networks that are trained on have search's and retraining's epochs in "
         "all, the full network too.",
         _measure_table,
@@ -244,7 +244,7 @@ CLAIMS = {
     "table7": Claim(
         "Table 7: what is dropped",
         "Of the network found: the share of gated input channels that is dropped, and of operations (all channels of "
-        "one source in one convolution); what is kept of a layer that nothing is left for, or that nobody reads, "
+        "one source in one convolution); what is kept of a layer that nothing is left for, or that is not read, "
         "counts as dropped.",
         _measure_dropped,
         _report_dropped,

@@ -1,4 +1,5 @@
-"""What the prior and the temperature do: Table 4, Table 5, the correlated weight term, and budgets by tilting."""
+"""The effects of the prior and the temperature: Table 4, Table 5, the correlated weight term, and budgets by "
+"tilting."""
 
 from __future__ import annotations
 
@@ -74,13 +75,13 @@ def _report_ell2(found: Records) -> Report:
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        for name, series, colour in (("search's", tests, markup.BLUE), ("its own", own, markup.GREEN)):
+        for name, series, color in (("search's", tests, markup.BLUE), ("its own", own, markup.GREEN)):
             for i in range(len(found)):
                 axes.plot(
                     [sizes[v][i] for v in values],
                     [100 * (1 - series[v][i]) for v in values],
                     "o-",
-                    color=colour,
+                    color=color,
                     alpha=0.6,
                     label=f"{name} statistics" if not i else None,
                 )
@@ -119,9 +120,9 @@ def _report_temperature(found: Records) -> Report:
 
 
 def _measure_correlated(study: Study, seed: int) -> dict[str, Any]:
-    ours, constant = study.searched(seed), study.searched(seed, prior="constant", guard="warn")
-    found: dict[str, Any] = {"correlated": _both(study, ours), "constant": _both(study, constant)}
-    wanted, total = ours.posterior.expected_parameters(), constant.posterior.total_parameters()
+    correlated, constant = study.searched(seed), study.searched(seed, prior="constant", guard="warn")
+    found: dict[str, Any] = {"correlated": _both(study, correlated), "constant": _both(study, constant)}
+    wanted, total = correlated.posterior.expected_parameters(), constant.posterior.total_parameters()
     found["kept"] = {"correlated": wanted / total, "constant": constant.posterior.expected_kept()}
     if abs(constant.posterior.expected_kept() - wanted / total) > _NEAR:
         found["tilted"] = _both(study, constant, constant.posterior.tilt(parameters=wanted))
@@ -195,9 +196,9 @@ def _report_front(found: Records) -> Report:
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         pairs = [pair for record in found.values() for pair in record.values()]
-        for key, colour in (("searched", markup.BLUE), ("tilted", markup.ORANGE)):
+        for key, color in (("searched", markup.BLUE), ("tilted", markup.ORANGE)):
             x, y = [p[key]["parameters"] for p in pairs], [100 * p[key]["test"] for p in pairs]
-            axes.scatter(x, y, color=colour, label=key)
+            axes.scatter(x, y, color=color, label=key)
         axes.set(xlabel="parameters", ylabel="test accuracy, %")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.legend(frameon=False)
@@ -229,7 +230,7 @@ CLAIMS = {
     "front": Claim(
         "Budgets from one search against a search for each",
         "The posterior of the smallest ell2, tilted to the size that each larger ell2 arrives at, against the search "
-        "with that ell2. All candidates have normalisation statistics of their own.",
+        "with that ell2. All candidates have normalization statistics of their own.",
         _measure_front,
         _report_front,
         beyond=True,

@@ -1,4 +1,4 @@
-"""What the inherited weights are worth: retraining from them, from scratch, and whether the ranking survives it."""
+"""The value of inherited weights: retraining from them, from scratch, and whether the ranking survives it."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ CLAIMS = {
         "Does the ranking survive retraining?",
         f"{_CANDIDATES} candidates between {_SHARES[0]:.0%} and all of the learned size, ranked by validation loss "
         "with inherited weights and statistics of their own, and again after a quarter of retraining's epochs, with "
-        "statistics taken anew.",
+        "recomputed statistics.",
         _measure_tau,
         _report_tau,
         beyond=True,

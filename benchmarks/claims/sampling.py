@@ -1,4 +1,4 @@
-"""How many candidates, ranked how: Table 6, loss against accuracy, racing, and ensembles."""
+"""The number of candidates and their ranking: Table 6, loss against accuracy, racing, and ensembles."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def _report_counts(found: Records) -> Report:
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        for (kind, seeds), colour in zip(curves.items(), (markup.BLUE, markup.GREEN), strict=True):
+        for (kind, seeds), color in zip(curves.items(), (markup.BLUE, markup.GREEN), strict=True):
             for i, curve in enumerate(seeds):
                 x, y = [point["count"] for point in curve], [100 * (1 - point["mean"]) for point in curve]
                 label = {"search": "search's statistics", "own": "its own"}[kind] if not i else None
-                axes.plot(x, y, "o-", color=colour, alpha=0.6, label=label)
+                axes.plot(x, y, "o-", color=color, alpha=0.6, label=label)
         axes.set_xscale("log")
         axes.set(xlabel="candidates", ylabel="test error of the best, %")
         axes.legend(frameon=False)
@@ -111,7 +111,7 @@ def _measure_ranking(study: Study, seed: int) -> dict[str, Any]:
         pool = posterior_pool(study, searched, own)
         rng = np.random.default_rng([seed, own])
         scores = {"loss": pool.loss, "accuracy": -pool.accuracy}
-        values = {"loss": pool.losses, "accuracy": pool.hits}
+        values = {"loss": pool.losses, "accuracy": pool.correct}
         winners: dict[str, list[float]] = {name: [] for name in scores}
         for _ in range(_SUBSETS):
             chosen = rng.permutation(len(pool.candidates))[:_CHOSEN]

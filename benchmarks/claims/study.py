@@ -1,4 +1,4 @@
-"""What the claims share: one search for each setting and seed, and pools of candidates evaluated once.
+"""Shared by the claims: one search for each setting and seed, and pools of candidates evaluated once.
 
 All of it is kept in the study's folder, and nothing that is there is done again.
 """
@@ -46,7 +46,7 @@ class Searched:
 
     @property
     def posterior(self) -> Posterior:
-        """Of its gates."""
+        """Returns the posterior of its gates."""
         return self.supernet.posterior()
 
 
@@ -58,17 +58,17 @@ class Pool:
         candidates: C of them.
         parameters: of each, shape (C,).
         losses: on validation, nats, shape (C, examples).
-        hits: on validation, bool, shape (C, examples).
+        correct: on validation, bool, shape (C, examples).
         test_losses: shape (C, examples of test).
-        test_hits: bool, shape (C, examples of test).
+        test_correct: bool, shape (C, examples of test).
     """
 
     candidates: Sequence[Architecture]
     parameters: np.ndarray
     losses: np.ndarray
-    hits: np.ndarray
+    correct: np.ndarray
     test_losses: np.ndarray
-    test_hits: np.ndarray
+    test_correct: np.ndarray
 
     @property
     def loss(self) -> np.ndarray:
@@ -78,12 +78,12 @@ class Pool:
     @property
     def accuracy(self) -> np.ndarray:
         """Validation accuracy of each candidate."""
-        return self.hits.mean(1)
+        return self.correct.mean(1)
 
     @property
     def test(self) -> np.ndarray:
         """Test accuracy of each candidate."""
-        return self.test_hits.mean(1)
+        return self.test_correct.mean(1)
 
     @property
     def winner(self) -> int:
@@ -126,7 +126,7 @@ class Study:
 
     @property
     def epochs(self) -> int:
-        """Of a network's whole training: its search and its retraining."""
+        """Total epochs of a network: search and retraining."""
         return self.config.search.epochs + self.config.retrain.epochs
 
     @property
@@ -162,7 +162,7 @@ class Study:
             searched: where the evaluations are kept, and whose supernet it is.
             name: of the pool, in that folder.
             candidates: to be evaluated.
-            own: whether each gets normalisation statistics of its own.
+            own: whether each gets normalization statistics of its own.
             supernet: with other weights; None: the search's.
         """
         supernet = supernet or searched.supernet
@@ -178,7 +178,7 @@ class Study:
             return Pool(connected, **kept)
 
     def engines(self, supernet: Supernet, own: bool) -> dict[str, Engine]:
-        """What evaluates on validation and on test, in the examples' order."""
+        """Creates the engines for validation and test, in the order of the examples."""
         supernet.compile(loss=networks.classification_loss())
         statistics = None
         if own:
@@ -205,12 +205,12 @@ class Study:
         place = [numbers[candidate.digest()] for candidate in candidates]
         for split, engine in self.engines(supernet, own).items():
             losses = np.empty((len(distinct), engine.num_examples), np.float32)
-            hits = np.empty(losses.shape, bool)
+            correct = np.empty(losses.shape, bool)
             for e in engine.evaluate(list(distinct.values())):
                 part = slice(e.start, e.start + len(e.figures["loss"]))
-                losses[e.number, part], hits[e.number, part] = e.figures["loss"], e.figures["accuracy"]
+                losses[e.number, part], correct[e.number, part] = e.figures["loss"], e.figures["accuracy"]
             prefix = "test_" if split == "test" else ""
-            arrays |= {f"{prefix}losses": losses[place], f"{prefix}hits": hits[place]}
+            arrays |= {f"{prefix}losses": losses[place], f"{prefix}correct": correct[place]}
         return arrays
 
     def sampled(self, searched: Searched, own: bool, count: int = 0, posterior: Posterior | None = None) -> Pool:
@@ -235,7 +235,7 @@ class Study:
             epochs: of the training.
             rate: the learning rate at the start.
             title: names the checkpoints, so unique in that folder.
-            recalibrate: evaluate it with recomputed normalisation statistics.
+            recalibrate: evaluate it with recomputed normalization statistics.
         """
         networks.fit_plain(
             searched.config, self.splits, searched.work, model, epochs, Cosine(rate, epochs).schedule, title

@@ -1,4 +1,4 @@
-"""What becomes of a run that is killed, runs out of disk, or finds its files damaged.
+"""Runs that are killed, run out of disk space, or find damaged files.
 
     .venv/bin/python -m benchmarks.faults [--parts=kills,disk,damage] [--kills=50] [--sizes=4] [--damage=200] [--seed=0]
 

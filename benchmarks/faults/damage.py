@@ -13,7 +13,7 @@ from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.runs import stage_table, workdir
 
-# With these a stage reads measured latencies too. No two runs have them alike; here they are copied.
+# With these a stage reads measured latencies too. They differ between runs; here they are copied.
 _LATENCY = ["--config.sample.resource=latency"]
 _CHECKPOINTS = ("**/*checkpoint*.npz", "**/*checkpoint*/*.npz")
 _DATA = "tensorflow_datasets/digits/1.0.0"
@@ -54,7 +54,7 @@ def damage(folder, number, seed):
             for output in map(path.joinpath, outputs):  # as if the stage had been killed at its end
                 shutil.rmtree(output) if output.is_dir() else output.unlink()
         outcome = _outcome(stage, settings, path, name, reference)
-        good = outcome == "right" or outcome.startswith("told")
+        good = outcome == "right" or outcome.startswith("reported")
         counts[_kind(name), "cases"] += 1
         counts[_kind(name), "good"] += good
         counts[outcome.partition(":")[0]] += 1
@@ -63,8 +63,8 @@ def damage(folder, number, seed):
         shutil.rmtree(path)
     kinds = sorted({key[0] for key in counts if isinstance(key, tuple)})
     rows = [(f"damaged {kind}", counts[kind, "cases"], counts[kind, "good"]) for kind in kinds]
-    told = f"damaged, in all ({counts['right']} end right, {counts['told']} with one line)"
-    return [*rows, (told, len(cases), sum(good for _, _, good in rows))]
+    total = f"damaged, in total ({counts['right']} end right, {counts['reported']} with one line)"
+    return [*rows, (total, len(cases), sum(good for _, _, good in rows))]
 
 
 def _read(stage, recorded):
@@ -76,7 +76,7 @@ def _read(stage, recorded):
 
 
 def _config(reference):
-    """What the command line makes of the settings."""
+    """Returns the config as the command line parses it."""
     values = config.load_file(ROOT / "configs" / "digits.py").to_dict()
     for setting in reference.settings[1:]:
         key, _, text = setting.removeprefix("--config.").partition("=")
@@ -97,13 +97,13 @@ def _spoil(path, name, how, rng):
     elif how == "emptied":
         content = b""
     else:
-        alike = sorted(f for f in path.rglob(f"*{file.suffix}") if f.is_file() and f.read_bytes() != content)
-        content = rng.choice(alike or sorted(f for f in path.rglob("*.json"))).read_bytes()
+        others = sorted(f for f in path.rglob(f"*{file.suffix}") if f.is_file() and f.read_bytes() != content)
+        content = rng.choice(others or sorted(f for f in path.rglob("*.json"))).read_bytes()
     file.write_bytes(content)
 
 
 def _outcome(stage, settings, path, name, reference):
-    """'right', 'told: MESSAGE', or what is wrong."""
+    """'right', 'reported: MESSAGE', or what is wrong."""
     try:
         keras.backend.clear_session()
         with contextlib.redirect_stdout(io.StringIO()):
@@ -112,7 +112,7 @@ def _outcome(stage, settings, path, name, reference):
         # Of a data set the folder is what is to be deleted.
         named = str(path / (_DATA if name.startswith(_DATA) else name)) in str(error)
         one_line = "\n" not in str(error)
-        return f"{'told' if named and one_line else 'not named, or not in one line'}: {error}"
+        return f"{'reported' if named and one_line else 'not named, or not in one line'}: {error}"
     except Exception as error:
         return f"traceback: {type(error).__name__}: {str(error)[:300]}; {traceback.format_exc().splitlines()[-4:-1]}"
     wrong = differences(evidence(path, [stage]), reference.evidence)
@@ -120,7 +120,7 @@ def _outcome(stage, settings, path, name, reference):
 
 
 def _kind(name):
-    """What rows of the table are called."""
+    """Returns the name of a row of the table."""
     if name.startswith(SAVED_MODEL):
         return SAVED_MODEL
     if "checkpoint" in name:

@@ -11,7 +11,7 @@ import subprocess
 
 from benchmarks.faults.reference import ROOT, STAGES, command, differences, environment, evidence, keras, names, start
 
-_AGAIN = 0.3  # how often a run that goes on is killed once more
+_AGAIN = 0.3  # probability that a resumed run is killed again
 
 
 def kills(folder, reference, number, parallel, seed):

@@ -79,7 +79,7 @@ class Reference:
 
     @functools.cached_property
     def evidence(self):
-        """What others' results are to be equal to."""
+        """Returns the results that others must equal."""
         return evidence(self.path)
 
     def _run(self, stage, *more):
@@ -95,13 +95,13 @@ class Reference:
 
 
 def command(stage, path, *settings):
-    """What a user would type."""
+    """Returns the command line of a user."""
     return [sys.executable, "-m", "tfnas.cli", stage, f"--workdir={path}", *settings]
 
 
 @functools.cache
 def images():
-    """The validation images, as they lie: uint8."""
+    """The raw validation images: uint8."""
     with tempfile.TemporaryDirectory() as folder:
         splits = pipeline.load(config.Data(), pathlib.Path(folder))
         return tf.stack([image for image, _ in splits.validation])
@@ -128,7 +128,7 @@ def results(path):
 
 
 def evidence(path, stages=STAGES):
-    """By name, all that is to be equal of the stages' results."""
+    """Returns by name everything that must be equal in the results of the stages."""
     found = {}
     for stage in stages:
         found |= {name: (path / name).read_bytes() for name in _EXACT[stage]}
@@ -147,7 +147,7 @@ def differences(found, expected):
 
 
 def names(path):
-    """Files in a working directory. TensorBoard begins another one whenever a search goes on."""
+    """Files in a working directory. TensorBoard begins another one whenever a search resumes."""
     files = {file.relative_to(path) for file in path.rglob("*") if file.is_file()}
     return {str(file.parent) if file.parts[0] == "tensorboard" else str(file) for file in files}
 
@@ -160,6 +160,6 @@ def start(folder, reference, stage):
 
 
 def environment(folder):
-    """With a folder of its own for temporary files, which a kill leaves there."""
+    """Returns an environment with its own folder for temporary files, which a kill leaves behind."""
     (folder / "tmp").mkdir(exist_ok=True)
     return {**os.environ, "TMPDIR": str(folder / "tmp")}

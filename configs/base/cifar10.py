@@ -1,4 +1,4 @@
-"""CIFAR-10 as every run on it prepares the images: normalised, shifted and mirrored at random."""
+"""CIFAR-10 as every run on it prepares the images: normalized, shifted and mirrored at random."""
 
 from tfnas.config import Config, Data, to_config_dict
 

@@ -1,4 +1,4 @@
-"""How the paper's searches on CIFAR-10 use the images, rank and end: the published recipe, without retraining."""
+"""The published recipe on CIFAR-10: the paper's use of the images and ranking, without retraining."""
 
 from tfnas.config import load_file
 

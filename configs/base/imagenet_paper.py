@@ -1,4 +1,4 @@
-"""How the paper's searches on ImageNet use the images, rank and end: the published recipe, without retraining."""
+"""The published recipe on ImageNet: the paper's use of the images and ranking, without retraining."""
 
 from tfnas.config import Config, Data, Retrain, Sample, Search, to_config_dict
 

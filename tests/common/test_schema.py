@@ -13,14 +13,14 @@ from tfnas.common.errors import UserError
 from tfnas.common.schema import Count, Loss, Share, expect, list_of
 
 
-class Colour(enum.StrEnum):
+class Color(enum.StrEnum):
     RED = "red"
     BLUE = "blue"
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    colour: Colour
+    color: Color
     sizes: Annotated[tuple[Count, ...], list_of(Count, 1)]
 
 
@@ -28,15 +28,15 @@ class Part:
 class Whole:
     name: str
     parts: tuple[Part, ...]
-    chosen: Colour
-    shares: dict[Colour, Share]
+    chosen: Color
+    shares: dict[Color, Share]
     loss: Loss
     kept: bool
     number: int | None = None
     empty: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        expect(self.chosen in [part.colour for part in self.parts], "chosen", self.chosen, "a part's colour")
+        expect(self.chosen in [part.color for part in self.parts], "chosen", self.chosen, "a part's color")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Outer:
     inner: dict[str, Whole]
 
 
-WHOLE = Whole("a", (Part(Colour.RED, (1, 2)),), Colour.RED, {Colour.BLUE: 0.5}, math.inf, True)
+WHOLE = Whole("a", (Part(Color.RED, (1, 2)),), Color.RED, {Color.BLUE: 0.5}, math.inf, True)
 
 
 def test_what_is_written_is_read_back_with_its_types():
     found = schema.read(schema.to_json(Outer({"x": WHOLE})), Outer, "t")
-    assert found == Outer({"x": WHOLE}) and isinstance(found.inner["x"].parts[0].colour, Colour)
-    assert list(found.inner["x"].shares) == [Colour.BLUE] and found.inner["x"].parts[0].sizes == (1, 2)
+    assert found == Outer({"x": WHOLE}) and isinstance(found.inner["x"].parts[0].color, Color)
+    assert list(found.inner["x"].shares) == [Color.BLUE] and found.inner["x"].parts[0].sizes == (1, 2)
 
 
 def text(**changes):
@@ -67,17 +67,17 @@ def test_what_has_a_default_may_be_absent_and_what_is_unknown_is_ignored():
     [
         ({"name": "a\nb"}, "'inner.x.name' must be text. Received: 'a\\nb'"),
         ({"parts": {}}, "'inner.x.parts' must be a list of 0 or more. Received: {}"),
-        ({"parts": [{"colour": "red"}]}, "'inner.x.parts[0].sizes' must be there. Received: None"),
-        ({"parts": [{"colour": "red", "sizes": []}]}, "'inner.x.parts[0].sizes' must be a list of 1 or more. Received"),
-        ({"parts": [{"colour": "red", "sizes": [True]}]}, "'inner.x.parts[0].sizes[0]' must be a whole number in [1, "),
-        ({"parts": [3]}, "'inner.x.parts[0]' must be an object with 'colour', 'sizes'. Received: 3"),
+        ({"parts": [{"color": "red"}]}, "'inner.x.parts[0].sizes' must be there. Received: None"),
+        ({"parts": [{"color": "red", "sizes": []}]}, "'inner.x.parts[0].sizes' must be a list of 1 or more. Received"),
+        ({"parts": [{"color": "red", "sizes": [True]}]}, "'inner.x.parts[0].sizes[0]' must be an integer in [1, "),
+        ({"parts": [3]}, "'inner.x.parts[0]' must be an object with 'color', 'sizes'. Received: 3"),
         ({"chosen": "green"}, "'inner.x.chosen' must be one of 'red', 'blue'. Received: 'green'"),
-        ({"chosen": "blue"}, "'inner.x.chosen' must be a part's colour. Received: <Colour.BLUE: 'blue'>"),
+        ({"chosen": "blue"}, "'inner.x.chosen' must be a part's color. Received: <Color.BLUE: 'blue'>"),
         ({"shares": {"blue": 1.5}}, "'inner.x.shares.blue' must be a finite number in [0, 1]. Received: 1.5"),
         ({"shares": {"green": 1}}, "'inner.x.shares' must be one of 'red', 'blue'. Received: 'green'"),
         ({"loss": None}, "'inner.x.loss' must be a finite number. Received: None"),
         ({"kept": 1}, "'inner.x.kept' must be true or false. Received: 1"),
-        ({"number": -1}, "'inner.x.number' must be a whole number in [0, 9007199254740992]. Received: -1"),
+        ({"number": -1}, "'inner.x.number' must be an integer in [0, 9007199254740992]. Received: -1"),
     ],
 )
 def test_anything_else_is_refused_by_its_place(changes, says):

@@ -210,7 +210,7 @@ def test_locked_dict_refuses_new_keys():
         ("export", "formats", ("litert", "tflite"), "one of 'litert', .*. Received: 'tflite'"),
         ("export", "formats", ("onnx,onnx",), "must be different formats"),
         ("export", "formats", "onnx", "must be names separated by commas. Received: 'onnx'"),
-        ("export", "formats", ("openvino_int8",), "has no 'openvino_int8': OpenVINO quantises with NNCF"),
+        ("export", "formats", ("openvino_int8",), "has no 'openvino_int8': OpenVINO quantizes with NNCF"),
         ("export", "calibration", 0, "at least 1"),
     ],
 )

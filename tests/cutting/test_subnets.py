@@ -118,7 +118,7 @@ def test_rebuild_from_json_alone(layout, rng):
     x = rng.normal(size=(2, 8, 8, 2)).astype("float32")
     np.testing.assert_array_equal(again(x), cut(x))
     assert Architecture.from_json(text) == architecture
-    with pytest.raises(UserError, match="names no super-network"):
+    with pytest.raises(UserError, match="names no supernet"):
         rebuild(architecture.to_json())
 
 

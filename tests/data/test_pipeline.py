@@ -58,7 +58,7 @@ def test_unknown_and_absent_data_sets_are_refused(tmp_path):
         pipeline.load(config.Data(name="mnist", data_dir=str(tmp_path)), tmp_path)
 
 
-def test_standardise_by_hand():
+def test_standardize_by_hand():
     settings = config.Data(mean=(0.5, 0.25), std=(0.25, 0.5))
     image = tf.constant([[[0, 255], [51, 102]]], tf.uint8)
     np.testing.assert_allclose(pipeline.standardize(image, settings), [[[-2, 1.5], [-1.2, 0.3]]], rtol=1e-6)
@@ -225,7 +225,7 @@ def test_a_batch_that_replicas_cannot_share_equally_is_refused(digits_folder):
 
 
 @pytest.mark.parametrize("height, width", [(64, 96), (96, 64), (200, 100), (17, 90), (5, 6)])
-def test_evaluation_takes_the_centre_of_the_whole(height, width):
+def test_evaluation_takes_the_center_of_the_whole(height, width):
     size = 28
     settings = dataclasses.replace(RANDOM_PARTS, image_size=size)
     image = pipeline.prepare(tf.constant(place_image(height, width)), settings).numpy().astype(float)

@@ -115,11 +115,11 @@ def picture(path, rng, mode="RGB", **options):
     image.save(path, **options)
 
 
-GREY = [("L", "png"), ("LA", "png"), ("I;16", "png"), ("1", "png"), ("L", "jpg")]
-COLOURED = [("RGB", "png"), ("RGBA", "png"), ("P", "png"), ("RGB", "jpg"), ("CMYK", "jpg")]
+GRAY = [("L", "png"), ("LA", "png"), ("I;16", "png"), ("1", "png"), ("L", "jpg")]
+COLORED = [("RGB", "png"), ("RGBA", "png"), ("P", "png"), ("RGB", "jpg"), ("CMYK", "jpg")]
 
 
-@pytest.mark.parametrize("mode, ending", GREY + COLOURED)
+@pytest.mark.parametrize("mode, ending", GRAY + COLORED)
 def test_a_header_says_what_is_gray(tmp_path, rng, mode, ending):
     files = {"plain": {}}
     if ending == "jpg":
@@ -129,8 +129,8 @@ def test_a_header_says_what_is_gray(tmp_path, rng, mode, ending):
         content = (tmp_path / f"{name}.{ending}").read_bytes()
         if mode != "CMYK":  # which TensorFlow decodes only if it is told to what
             decoded = tf.io.decode_image(content, expand_animations=False).shape[-1]
-            assert ((mode, ending) in GREY) == (decoded < 3)
-        assert folders._is_gray(str(tmp_path / f"{name}.{ending}")) == ((mode, ending) in GREY)
+            assert ((mode, ending) in GRAY) == (decoded < 3)
+        assert folders._is_gray(str(tmp_path / f"{name}.{ending}")) == ((mode, ending) in GRAY)
         for end in (0, 1, 3, 20, 25, 30, len(content) // 2):
             (tmp_path / "cut").write_bytes(content[:end])
             folders._is_gray(str(tmp_path / "cut"))  # no error: it is told when it is decoded
@@ -138,19 +138,19 @@ def test_a_header_says_what_is_gray(tmp_path, rng, mode, ending):
 
 @pytest.mark.parametrize("position", [0, 50, 74, 99])
 @pytest.mark.parametrize("image_size", [0, 8])
-def test_one_image_in_colour_makes_a_folder_colour(tmp_path, rng, position, image_size):
-    """Wherever it stands in train or validation, after however many grey ones; test is not looked at."""
+def test_one_image_in_color_makes_a_folder_color(tmp_path, rng, position, image_size):
+    """Wherever it stands in train or validation, after however many gray ones; test is not looked at."""
     for i in range(100):
         picture(tmp_path / "d" / "c" / f"{i}.jpg", rng, "L")
-    coloured = pathlib.Path(folders._files(tmp_path / "d")["train"][position][0])
-    picture(coloured, rng, "RGB")
+    colored = pathlib.Path(folders._files(tmp_path / "d")["train"][position][0])
+    picture(colored, rng, "RGB")
     chosen = settings(tmp_path / "d", image_size=image_size)
     source = sources.load(chosen, tmp_path)
     channels = 1 if position == 99 else 3
     assert source.image_shape[-1] == channels
     split, place = {0: ("train", 0), 50: ("validation", 50), 74: ("validation", 50), 99: ("test", 75)}[position]
     image = arrays(source.splits[split])[0][position - place]
-    np.testing.assert_array_equal(image, tf.io.decode_jpeg(coloured.read_bytes(), channels=channels))
+    np.testing.assert_array_equal(image, tf.io.decode_jpeg(colored.read_bytes(), channels=channels))
     others = arrays(source.splits["train"])[0][1:]
     assert {image.shape[-1] for image in others} == {channels} and all(np.ptp(image, -1).max() == 0 for image in others)
 

@@ -74,7 +74,7 @@ def test_any_batch_of_raw_pixels_is_answered_as_the_keras_model_does(converted, 
         assert got.dtype == np.float32
         difference = np.abs(got - golden(model, batch))
         if name.endswith("int8"):
-            assert 1e-5 < difference.mean() < 0.05  # if they were equal, nothing would be quantised
+            assert 1e-5 < difference.mean() < 0.05  # if they were equal, nothing would be quantized
         else:
             assert difference.max() < 1e-5
 
@@ -144,7 +144,7 @@ def test_openvino_reports_nothing_home(converted):
     assert type(openvino.tools.ovc.telemetry).__module__ == "openvino.tools.ovc.telemetry_stub"
 
 
-def test_openvino_reads_what_onnx_quantised(converted):
+def test_openvino_reads_what_onnx_quantized(converted):
     folder, _, model, parts, _ = converted
     images = parts["test"][0][:5]
     got = conversion.load("openvino", folder / "onnx_int8" / "model.onnx")(images)

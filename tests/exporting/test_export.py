@@ -224,7 +224,7 @@ def test_a_size_is_refused_by_the_header(fixed, resized, cut, form, height, widt
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
-    """Signatures that scale the shorter side and cut out the centre; at most 10,000 pixels."""
+    """Signatures that scale the shorter side and cut out the center; at most 10,000 pixels."""
     model, chosen = network((12, 12, 3)), dataclasses.replace(DATA, image_size=12, random_resized_crop=True)
     splits = pipeline.Splits(None, None, None, {}, (12, 12, 3), NAMES)
     path = tmp_path_factory.mktemp("cut") / "model"
@@ -258,7 +258,7 @@ def test_images_of_two_channels_come_in_no_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def cropped(tmp_path_factory):
-    """A SavedModel of data of several sizes whose centre is cut out: network, source, splits, config, path, correct."""
+    """A SavedModel of data of several sizes whose center is cut out: network, source, splits, config, path, correct."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*rng.integers(14, 40, 2), 3), np.uint8) for _ in range(90)]
     labels = rng.integers(0, 7, len(images))

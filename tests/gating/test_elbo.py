@@ -26,14 +26,14 @@ def test_weight_term_and_entropy_against_numpy(rng):
     assert float(elbo.negative_entropy(tf.constant(LOGITS, tf.float32))) == pytest.approx(entropy, rel=1e-5)
 
 
-def test_regulariser_and_its_gradients(rng):
+def test_regularizer_and_its_gradients(rng):
     kernel = rng.normal(size=(1, 1, 3, 4))
     ell2, num_examples = 80.0, 700.0
     p, norms = sigmoid(LOGITS), (kernel**2).sum((0, 1, 3))
     logits, weights = tf.Variable(LOGITS, dtype=tf.float32), tf.Variable(kernel, dtype=tf.float32)
     with tf.GradientTape() as tape:
         squares = tf.reduce_sum(tf.square(weights.value()), (0, 1, 3))
-        value = elbo.regulariser([(logits.value(), squares)], ell2, num_examples)
+        value = elbo.regularizer([(logits.value(), squares)], ell2, num_examples)
     by_logits, by_weights = tape.gradient(value, [logits, weights])
 
     entropy = (p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
@@ -49,14 +49,14 @@ def test_factors_multiply_the_weight_terms_alone(rng):
     pairs = [(tf.constant(LOGITS, tf.float32), tf.constant(n, tf.float32)) for n in norms]
     weights = 0.5 * ((1 - p) * norms[0]).sum() + 3.0 * ((1 - p) * norms[1]).sum()
     entropy = 2 * (p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
-    value = elbo.regulariser(pairs, 80.0, 700.0, factors=(0.5, 3.0))
+    value = elbo.regularizer(pairs, 80.0, 700.0, factors=(0.5, 3.0))
     assert float(value) == pytest.approx((80 / 2 * weights + entropy) / 700, rel=1e-5)
 
 
 def test_a_constant_weight_term_has_no_gradient_by_the_gates(rng):
     logits, norms = tf.Variable(rng.normal(size=4)), tf.constant(rng.uniform(size=4))
     with tf.GradientTape() as tape:
-        value = elbo.regulariser([(logits, norms)], 80.0, 700.0, correlated=False)
+        value = elbo.regularizer([(logits, norms)], 80.0, 700.0, correlated=False)
     p = 1 / (1 + np.exp(-logits.numpy()))
     entropy = p * np.log(p) + (1 - p) * np.log(1 - p)
     assert float(value) == pytest.approx((40.0 * norms.numpy().sum() + entropy.sum()) / 700.0)
@@ -74,17 +74,17 @@ def test_cost_factors_by_hand():
 def test_extreme_logits_stay_finite():
     extreme = tf.Variable([-100.0, 100.0])
     with tf.GradientTape() as tape:
-        value = elbo.regulariser([(extreme.value(), tf.ones(2))], 1.0, 1.0)
+        value = elbo.regularizer([(extreme.value(), tf.ones(2))], 1.0, 1.0)
     assert np.isfinite(value) and np.isfinite(tape.gradient(value, extreme)).all()
     assert float(value) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_regulariser_is_float32_under_mixed_precision():
+def test_regularizer_is_float32_under_mixed_precision():
     keras.mixed_precision.set_global_policy("mixed_float16")
     image = keras.Input((1, 1, 2))
     x = keras.layers.Conv2D(2, 1, kernel_initializer=keras.initializers.Constant(300.0), name="conv")(image)
     supernet = tfnas.gate(keras.Model(image, x), ell2=1, num_examples=1, initial_drop=0.5, include="conv")
-    value = supernet.regulariser()
+    value = supernet.regularizer()
     assert value.dtype == tf.float32
     # 300^2 overflows float16; 2 channels of 2 weights each.
     assert float(value) == pytest.approx(0.5 * 2 * 0.5 * 2 * 90_000 - 2 * np.log(2), rel=1e-6)
@@ -119,7 +119,7 @@ def test_the_multiplier_is_a_prior_under_which_a_channel_is_kept_the_less_the_mo
     num_examples, multiplier, costs = 300.0, 0.7, (0.02, 0.005)
     posteriors = [[rng.normal(size=k).astype("float32") for k in (3, 5)] for _ in range(2)]
 
-    def regulariser(drop_logits):
+    def regularizer(drop_logits):
         logits = [tf.constant(values) for values in drop_logits]
         share = elbo.expected_share(logits, costs, 0.1)
         keep = [(1 / (1 + np.exp(values.astype(np.float64)))).sum() for values in drop_logits]
@@ -135,7 +135,7 @@ def test_the_multiplier_is_a_prior_under_which_a_channel_is_kept_the_less_the_mo
         return total
 
     one, other = posteriors
-    difference = num_examples * (regulariser(one) - regulariser(other))
+    difference = num_examples * (regularizer(one) - regularizer(other))
     assert difference == pytest.approx(divergence(one) - divergence(other), rel=1e-4)
 
 

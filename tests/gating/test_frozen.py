@@ -17,7 +17,7 @@ layers = keras.layers
 
 
 def model_with_frozen_layers():
-    """A frozen convolution and normalisation, a frozen nested model, and one called with training=False."""
+    """A frozen convolution and normalization, a frozen nested model, and one called with training=False."""
     image = keras.Input((6, 6, 3), name="image")
     x = layers.Conv2D(6, 1, name="stem")(image)
     conv = layers.Conv2D(6, 3, padding="same", name="conv")
@@ -74,7 +74,7 @@ def test_frozen_layers(tmp_path, rng):
     assert full.parameters == cost(supernet.graph).parameters == thawed(keras.models.clone_model(model))
     assert small.parameters == cost(Graph(cut)).parameters == thawed(keras.models.load_model(tmp_path / "cut.keras"))
 
-    # Recalibration and recompute_statistics give new statistics to one normalisation alone.
+    # Recalibration and recompute_statistics give new statistics to one normalization alone.
     images = rng.normal(2, 3, (32, 6, 6, 3)).astype("f4")
     found = Recalibration(supernet, images).statistics(supernet.architecture())
     assert set(found) == {"free"}

@@ -153,7 +153,7 @@ def test_groups_that_do_not_add_up():
         (keras.layers.Dense(4), (500,)),
         (keras.layers.Conv2D(4, 3), (9 * 500,)),
         (keras.layers.Conv1DTranspose(4, 3), (3 * 500,)),
-        # Of the depthwise kernel as Keras's initialisers count it, all channels together.
+        # Of the depthwise kernel as Keras's initializers count it, all channels together.
         (keras.layers.SeparableConv1D(4, 3, depth_multiplier=2), (3 * 500, 2 * 500)),
         (keras.layers.DepthwiseConv2D(3, depth_multiplier=2), (9 * 500,)),
         (keras.layers.MaxPooling1D(2), ()),

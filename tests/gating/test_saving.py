@@ -144,7 +144,7 @@ def test_an_architecture_file_names_no_code_that_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     architecture = tfnas.gate(network(), ell2=1, num_examples=10).architecture()
     for builder in ("payload_of_json:build", "densenet", "__loader__", "os:system"):
-        with pytest.raises(UserError, match=f"architecture: names the super-network '{builder}', one of multi_branch"):
+        with pytest.raises(UserError, match=f"architecture: names the supernet '{builder}', one of multi_branch"):
             subnets.rebuild(subnets.describe(architecture, builder, width=4))
     with pytest.raises(UserError, match="or my_model:build$"):
         subnets.rebuild(subnets.describe(architecture, "payload_of_json:build"), source="my_model:build")

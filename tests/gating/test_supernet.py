@@ -167,7 +167,7 @@ def test_prior_presses_a_channel_by_what_it_costs(prior, rng):
         kernels = [v.numpy() for v in layer.layer.trainable_variables if "bias" not in v.name]
         weights += factor * (1 - p) * (sum((kernel**2).sum() for kernel in kernels) if kernels else 6)
         entropy += layer.mask.shape[0] * (p * np.log(p) + (1 - p) * np.log(1 - p))
-    assert float(supernet.regulariser()) == pytest.approx((50 / 2 * weights + entropy) / 1000, rel=1e-5)
+    assert float(supernet.regularizer()) == pytest.approx((50 / 2 * weights + entropy) / 1000, rel=1e-5)
 
 
 def test_prior_is_saved_and_uniform_is_what_it_was(tmp_path):
@@ -176,12 +176,12 @@ def test_prior_is_saved_and_uniform_is_what_it_was(tmp_path):
         for layer, other in zip(supernet.gated_layers.values(), plain.gated_layers.values(), strict=True):
             layer.set_weights(other.get_weights())
     pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in plain.gated_layers.values()]
-    assert plain.regulariser() == uniform.regulariser() == elbo.regulariser(pairs, 50, 1000)
-    assert weighted.regulariser() != uniform.regulariser()
+    assert plain.regularizer() == uniform.regularizer() == elbo.regularizer(pairs, 50, 1000)
+    assert weighted.regularizer() != uniform.regularizer()
     weighted.save(tmp_path / "s.keras")
     again = keras.models.load_model(tmp_path / "s.keras")
     assert (again.prior, plain.prior) == ("multiply_adds", "uniform")
-    assert again.regulariser() == weighted.regulariser()
+    assert again.regularizer() == weighted.regularizer()
     older = {name: value for name, value in plain.get_config().items() if name != "prior"}
     assert tfnas.Supernet.from_config(older).prior == "uniform"
 
@@ -193,7 +193,7 @@ def test_the_constant_prior_is_an_l2_that_no_gate_sees():
         entropies += float(np.sum(tfp.distributions.Bernoulli(probs=gates.channel_drop).entropy()))
         norms += sum(float(np.sum(np.square(kernel))) for kernel in layer.layer.get_weights() if kernel.ndim > 1)
     expected = (0.5 * supernet.ell2 * norms - entropies) / supernet.num_examples
-    assert float(supernet.regulariser()) == pytest.approx(expected, rel=1e-5)
+    assert float(supernet.regularizer()) == pytest.approx(expected, rel=1e-5)
     assert tfnas.Supernet.from_config(supernet.get_config()).prior == "constant"
 
 

@@ -25,7 +25,7 @@ def test_preview_draws_and_measures(tmp_path, capsys):
     assert mean == pytest.approx(pixels.mean(), abs=0.005) and std == pytest.approx(pixels.std(), abs=0.005)
     assert printed[1] == f"preview   {tmp_path / 'preview.png'}"
     picture = matplotlib.image.imread(tmp_path / "preview.png")[..., :3]
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100  # digits have 17 greys, and letters some
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100  # digits have 17 grays, and letters some
     height = len(picture)
     for half in (picture[: height // 2], picture[height // 2 :]):
         assert (half < 0.1).all(-1).mean() > 0.1  # their black background, in both halves
@@ -40,7 +40,7 @@ def test_preview_never_reads_the_test_split(tmp_path):
     preview.run(DIGITS, tmp_path)
 
 
-def test_few_colour_images_and_a_users_mistake(cifar10_folder, tmp_path, capsys):
+def test_few_color_images_and_a_users_mistake(cifar10_folder, tmp_path, capsys):
     chosen = config.Data(
         name="cifar10", data_dir=str(cifar10_folder), train="train[:5]", validation="train[5:8]", image_size=24
     )

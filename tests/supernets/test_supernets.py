@@ -229,7 +229,7 @@ def test_any_size_trains_and_has_names_of_its_own(build, rng):
     assert np.isfinite(model.train_on_batch(images, np.array([0, 1])))
     changed = [np.any(v.numpy() != b) for v, b in zip(model.trainable_variables, before, strict=True)]
     assert np.mean(changed) > 0.9
-    for layer in model.layers:  # a bias before a normalisation does nothing
+    for layer in model.layers:  # a bias before a normalization does nothing
         assert layer.name == "classifier" or not getattr(layer, "use_bias", False), layer.name
 
 

@@ -32,7 +32,7 @@ def test_full_precision_lasts_as_long_as_it_should(before):
         tf.config.experimental.enable_tensor_float_32_execution(True)
 
 
-# A network without normalisation, so that the mean over the global batch is all that replicas must agree on.
+# A network without normalization, so that the mean over the global batch is all that replicas must agree on.
 TRAIN = """
 import sys
 import numpy as np, keras, tensorflow as tf

@@ -88,8 +88,8 @@ def test_xla_changes_nothing_but_the_last_bits():
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_sixteen_bits_compute_layers_and_nothing_else(precision):
     exact, mixed = supernet(), supernet(scaled=precision == "mixed_float16")
-    regularisers, gates, outputs = [], [], []
-    regulariser, two = mixed.regulariser, mixed.gated_layers["two"]
+    regularizers, gates, outputs = [], [], []
+    regularizer, two = mixed.regularizer, mixed.gated_layers["two"]
     drawn, convolve = two.relaxed_gates, two.layer.call
 
     def seen(values, function):
@@ -99,17 +99,17 @@ def test_sixteen_bits_compute_layers_and_nothing_else(precision):
 
         return call
 
-    mixed.regulariser = seen(regularisers, regulariser)
+    mixed.regularizer = seen(regularizers, regularizer)
     two.relaxed_gates, two.layer.call = seen(gates, drawn), seen(outputs, convolve)
-    before = float(exact.regulariser())
+    before = float(exact.regularizer())
     losses = steps(mixed, precision)
     half = precision.removeprefix("mixed_")
-    assert regularisers[0].dtype == gates[0].dtype == "float32" and outputs[0].dtype == half
+    assert regularizers[0].dtype == gates[0].dtype == "float32" and outputs[0].dtype == half
     assert all(v.dtype == "float32" for v in mixed.trainable_variables)
     assert losses == pytest.approx(steps(exact), rel=2e-2)
     for one, other in zip(weights(mixed), weights(exact), strict=True):
         np.testing.assert_allclose(one, other, rtol=0.1, atol=2e-2)
-    # The regulariser itself keeps all its bits where the layers around it compute in 16.
+    # The regularizer itself keeps all its bits where the layers around it compute in 16.
     again = supernet()
     with networks.precision(again, precision):
         added = []

@@ -224,7 +224,7 @@ def test_network_that_cannot_take_the_images_is_refused():
 
 @pytest.fixture
 def own(monkeypatch):
-    """Makes a function the source of the super-network; returns what `training.network` builds with it."""
+    """Makes a function the source of the supernet; returns what `training.network` builds with it."""
     splits = pipeline.Splits(*[tf.data.Dataset.range(1)] * 3, {}, (8, 8, 3), ("a", "b", "c", "d"))
 
     def build(function):

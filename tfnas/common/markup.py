@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import jinja2
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
-# Okabe and Ito's palette, which colour-blind readers can distinguish too.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+# Okabe and Ito's palette, which color-blind readers can distinguish too.
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#E69F00", "#009E73", "#999999"
 RED = "#D55E00"
 WIDTH = 4.8  # inches of a picture: on a telephone its words are then still of some ten pixels
-# The report's own colours, which are others where the reader has asked for a dark page; on any other page, such as a
+# The report's own colors, which are others where the reader has asked for a dark page; on any other page, such as a
 # notebook's, these. As matplotlib writes them.
-_PAGE_COLOURS = {
+_PAGE_COLORS = {
     "#000000": "currentColor",
     BLUE.lower(): f"var(--blue, {BLUE})",
     ORANGE.lower(): f"var(--orange, {ORANGE})",
@@ -87,7 +87,7 @@ def legend(figure: Any, *axes: Any, **options: Any) -> None:
 
 
 def plot(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> Markup:
-    """What `draw` puts on a matplotlib Axes, as `drawing` makes it."""
+    """Returns the drawing of `draw` on a matplotlib Axes, as `drawing` does."""
 
     def on_axes(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -117,7 +117,7 @@ def bars(
     """
 
     def draw(axes: Any) -> None:
-        axes.barh(names, [100] * len(names), color=GREY, alpha=0.2)
+        axes.barh(names, [100] * len(names), color=GRAY, alpha=0.2)
         axes.barh(names, [100 * share for share in shares], color=BLUE)
         for y, (share, word) in enumerate(zip(shares, words, strict=True)):
             axes.text(101, y, word, va="center", fontsize=8, color="black" if share else RED)
@@ -125,13 +125,13 @@ def bars(
         axes.tick_params("y", labelsize=8)
         axes.set(xlabel=label, xlim=(0, 130), xticks=range(0, 101, 50))
         for y in ends:
-            axes.axhline(y + 0.5, color=GREY, linewidth=0.6)
+            axes.axhline(y + 0.5, color=GRAY, linewidth=0.6)
 
     return plot(draw, (WIDTH, 0.6 + 0.24 * len(names)), caption)
 
 
 def drawing(draw: Callable[[Any], None], size: tuple[float, float], caption: str) -> Markup:
-    """What `draw` puts on a matplotlib Figure, as SVG with a caption.
+    """Returns the drawing of `draw` on a matplotlib Figure, as SVG with a caption.
 
     Args:
         draw: is given the empty figure.
@@ -154,7 +154,7 @@ def drawing(draw: Callable[[Any], None], size: tuple[float, float], caption: str
     # Ids are made unique, because several pictures share one page.
     prefix = f"f{zlib.crc32(caption.encode()):08x}"
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    svg = re.sub("|".join(_PAGE_COLOURS), lambda colour: _PAGE_COLOURS[colour[0]], svg)
+    svg = re.sub("|".join(_PAGE_COLORS), lambda color: _PAGE_COLORS[color[0]], svg)
     return Markup('<figure><svg role="img" aria-label="{}"{}<figcaption>{}</figcaption></figure>').format(
         caption, Markup(svg.removeprefix("<svg")), caption
     )

@@ -1,4 +1,4 @@
-"""What a network costs: the resources that a search is given a share of."""
+"""The resources of a network, of which a search has a target share."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ class Resource(enum.StrEnum):
 
     @property
     def words(self) -> str:
-        """As sentences have it: 'multiply-adds'."""
+        """Returns the name in prose, such as 'multiply-adds'."""
         return self.value.replace("_", "-")

@@ -33,7 +33,7 @@ from typing import Annotated, Any
 from tfnas.common.errors import UserError, brief
 
 Schema = Callable[[Any, str], Any]
-MOST = 2**53  # whole numbers up to here are exact as float64 too
+MOST = 2**53  # integers up to here are exact as float64 too
 
 
 class MismatchError(ValueError):
@@ -95,7 +95,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Schema:
 
     def check(value: Any, place: str) -> Any:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        # Before it is compared with anything else, because a whole number may have no float64.
+        # Before it is compared with anything else, because an integer may have no float64.
         expect(is_number and -1e308 < value < 1e308 and low <= value <= high, place, value, f"a finite number{bounds}")
         return value
 
@@ -108,12 +108,12 @@ def loss() -> Schema:
     return lambda value, place: value if isinstance(value, float) else finite(value, place)
 
 
-def whole(low: int = 0, high: int = MOST) -> Schema:
-    """A whole number in [low, high]."""
+def integer(low: int = 0, high: int = MOST) -> Schema:
+    """An integer in [low, high]."""
 
     def check(value: Any, place: str) -> Any:
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        expect(is_whole and low <= value <= high, place, value, f"a whole number in [{low}, {high}]")
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        expect(is_integer and low <= value <= high, place, value, f"an integer in [{low}, {high}]")
         return value
 
     return check
@@ -218,8 +218,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_PLAIN: Mapping[Any, Schema] = {int: whole(), float: number(), str: text_of(), bool: flag, Any: anything}
-Count = Annotated[int, whole(1)]
+_PLAIN: Mapping[Any, Schema] = {int: integer(), float: number(), str: text_of(), bool: flag, Any: anything}
+Count = Annotated[int, integer(1)]
 Share = Annotated[float, number(0, 1)]
 Amount = Annotated[float, number(0, MOST)]
 Loss = Annotated[float, loss()]

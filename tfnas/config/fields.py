@@ -12,7 +12,7 @@ from tfnas.common.errors import UserError, brief
 
 
 def parsed(expected: Any, text: str, key: str) -> Any:
-    """What `text`, from a command line, says for a setting of type `expected`. Raises UserError for anything else."""
+    """Parses `text` from the command line as a setting of type `expected`. Raises UserError if it cannot."""
     try:
         if expected is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]

@@ -1,4 +1,4 @@
-"""What networks and layers take on this machine, measured."""
+"""Measured latencies of networks and layers on this machine."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def layer_latencies(supernet: Supernet, batch_size: int = 16, repeats: int = 20)
 
 
 def _median_seconds(call: Callable[[Any], Any], inputs: Any, repeats: int) -> float:
-    """Of the compiled `call` on `inputs`."""
+    """Returns the median seconds of the compiled `call` on `inputs`."""
     return statistics.median(_seconds(_warm(call, inputs), repeats))
 
 

@@ -1,7 +1,7 @@
 """Cuts an architecture out of its supernet: a plain Keras model with the dropped channels physically gone.
 
 Exact: the subnet's output is the supernet's under the mask. What a dropped operation still contributes is a constant
-per channel (batch normalisation of zeros), which is folded: into the next normalisation, a sum's offset, a kernel's
+per channel (batch normalization of zeros), which is folded: into the next normalization, a sum's offset, a kernel's
 bias, or, where a kernel pads with zeros and so sees a border, one input channel of ones. How each layer is cut its
 family says (`tfnas.layers`).
 """
@@ -19,7 +19,7 @@ import numpy as np
 from tfnas import supernets
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError, brief
-from tfnas.common.schema import list_of, mapping_of, number, read, text_of, whole
+from tfnas.common.schema import integer, list_of, mapping_of, number, read, text_of
 from tfnas.config import BUILDERS
 from tfnas.gating.placement import copy_weights
 from tfnas.gating.supernet import Supernet
@@ -28,7 +28,7 @@ from tfnas.graph.folding import Folding, weights_of
 from tfnas.layers.records import Builder, Value
 from tfnas.search_space.architecture import Architecture
 
-_SIZE = whole(1, 100_000)  # of an argument: channels, blocks, pixels, classes
+_SIZE = integer(1, 100_000)  # of an argument: channels, blocks, pixels, classes
 _SIZES = list_of(_SIZE)
 _SHARE = number(0, 1)
 
@@ -39,7 +39,7 @@ def _argument(value: Any, place: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Origin:
-    """The super-network that an architecture is of: who builds it, with which arguments."""
+    """The supernet that an architecture is of: who builds it, with which arguments."""
 
     builder: str
     arguments: Annotated[dict[str, Any], mapping_of(_argument)]
@@ -47,7 +47,7 @@ class _Origin:
 
 @dataclasses.dataclass(frozen=True)
 class _Described:
-    """What an architecture's JSON says besides, so that it can be rebuilt."""
+    """Further entries of an architecture's JSON, from which the subnet can be rebuilt."""
 
     layout: Annotated[str, text_of("gather", "mask")]
     supernet: _Origin
@@ -121,7 +121,7 @@ def adapt(
 
 
 def describe(architecture: Architecture, builder: str, layout: str = "gather", **arguments: Any) -> str:
-    """JSON of an architecture together with the super-network it belongs to, from which `rebuild` makes the model.
+    """JSON of an architecture together with the supernet it belongs to, from which `rebuild` makes the model.
 
     Args:
         architecture: which channels are kept.
@@ -140,7 +140,7 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
     (`tfnas.subnet`) are operations, with which Keras may order the weights otherwise. They are not weights, and are
     missing here; the `.keras` file of the network that was cut has both.
 
-    The text is data, and names no code that is run: its super-network is one of `tfnas.supernets`. A function of the
+    The text is data, and names no code that is run: its supernet is one of `tfnas.supernets`. A function of the
     user's own is imported and called only if the caller names it too.
 
     Args:
@@ -149,15 +149,15 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
         source: the user's own 'package.module:function' that the text may name, as `supernet.source` in the settings.
 
     Raises:
-        UserError: if the text is not such JSON, or names a super-network that is neither one of `tfnas.supernets` nor
+        UserError: if the text is not such JSON, or names a supernet that is neither one of `tfnas.supernets` nor
             `source`, or one that takes other arguments or cannot be imported.
     """
     architecture = Architecture.from_json(text)
-    described = read(text, _Described, "architecture: names no super-network of tfnas.supernets")
+    described = read(text, _Described, "architecture: names no supernet of tfnas.supernets")
     found, arguments = described.supernet.builder, described.supernet.arguments
     if found != source and found not in BUILDERS:
         raise UserError(
-            f"architecture: names the super-network {brief(found)}, one of {', '.join(BUILDERS)} expected"
+            f"architecture: names the supernet {brief(found)}, one of {', '.join(BUILDERS)} expected"
             + (f", or {source}" if source else "; if it is yours and you trust it, pass it as source=...")
         )
     build = builder(found, "architecture")
@@ -166,14 +166,14 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
 
 
 def builder(name: str, key: str) -> Callable[..., keras.Model]:
-    """The function that builds a super-network: one of `tfnas.supernets`, or the user's 'package.module:function'.
+    """The function that builds a supernet: one of `tfnas.supernets`, or the user's 'package.module:function'.
 
     Args:
-        name: of one that `config.BUILDERS` has, or of a function of the user's, whose module is then imported.
+        name: of one that `config.BUILDERS` has, or of a user's function, whose module is then imported.
         key: the setting that names it.
 
     Raises:
-        UserError: naming the setting `key`, if a function of the user's cannot be imported.
+        UserError: naming the setting `key`, if a user's function cannot be imported.
     """
     return getattr(supernets, name) if name in BUILDERS else user_functions.resolve(key, name)
 
@@ -233,7 +233,7 @@ class _Cutter(Builder):
         return model
 
     def _value(self, j: int) -> Value:
-        """What node `j` gave, in the part that is being built."""
+        """Returns the output of node `j` in the part that is being built."""
         value = self.values[j]
         if not self.num_parts or value.tensor is None or (j >= self.first and j not in self.outer):
             return value

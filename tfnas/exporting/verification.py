@@ -141,14 +141,14 @@ def _difference(
     signature: str, expected: np.ndarray, answer: tuple[np.ndarray, list[str]], splits: pipeline.Splits
 ) -> float:
     """Returns the largest difference of a probability. Raises UserError if it is too large, or class names differ."""
-    got, names = answer
-    largest = float(np.abs(got - expected).max())
+    actual, names = answer
+    largest = float(np.abs(actual - expected).max())
     if not largest <= _TOLERANCE:
         raise UserError(
             f"export: {signature} of the reloaded SavedModel differs from the network by {largest:.1e}, more than "
             f"{_TOLERANCE:.0e}; please report it with your config"
         )
-    _check_names(signature, got, names, splits)
+    _check_names(signature, actual, names, splits)
     return largest
 
 

@@ -1,6 +1,6 @@
-"""The regularisers of the ELBO, in float32, and the only division by N (method.md, section 2).
+"""The regularizers of the ELBO, in float32, and the only division by N (method.md, section 2).
 
-There are two priors on the gates. `regulariser` has the published one, of eq. 15. `lagrangian` has that of the recipe
+There are two priors on the gates. `regularizer` has the published one, of eq. 15. `lagrangian` has that of the recipe
 'target': a channel of cost c is kept with the prior log odds -N lambda c, where lambda is the Lagrange multiplier of a
 bound on the expected cost. `next_multiplier` adjusts it until the posterior's expected cost is the requested one
 (docs/method.md).
@@ -37,12 +37,12 @@ def cost_factors(num_channels: Sequence[int], norms: Sequence[float], costs: Seq
     """Each layer's factor of ell2 under which a channel is pressed in proportion to what it costs.
 
     Eq. 15 has a length scale for every layer and kernel size. Here factor_l = a cost_l / E||m_k||^2_l, so that the
-    expected weight term of every channel is a x its cost at an initialisation of unit gain; `a` is such that the sum
+    expected weight term of every channel is a x its cost at an initialization of unit gain; `a` is such that the sum
     of these terms over all channels is what it is with a factor of 1 everywhere.
 
     Args:
         num_channels: K of each layer.
-        norms: E||m_k||^2 of one input channel at that initialisation; 0 for a layer without a kernel: its factor is 1.
+        norms: E||m_k||^2 of one input channel at that initialization; 0 for a layer without a kernel: its factor is 1.
         costs: of one input channel, in any unit; 0 for a layer without a kernel.
 
     Returns:
@@ -55,7 +55,7 @@ def cost_factors(num_channels: Sequence[int], norms: Sequence[float], costs: Seq
     return tuple(np.divide(scale * cost, norm, out=np.ones_like(norm), where=norm > 0).tolist())
 
 
-def regulariser(
+def regularizer(
     gates: Sequence[tuple[tf.Tensor, tf.Tensor]],
     ell2: float,
     num_examples: float,

@@ -118,7 +118,7 @@ class Gated(keras.layers.Wrapper):
     def squared_norms(self) -> tf.Tensor:
         """||m_k||^2 of all weights that read input channel k, float32, shape (K,).
 
-        A pooling layer or Identity has no weights; its gate is penalised like the 1x1 convolution that passes every
+        A pooling layer or Identity has no weights; its gate is penalized like the 1x1 convolution that passes every
         channel on, for which each is 1.
         """
         terms = []
@@ -135,7 +135,7 @@ class Gated(keras.layers.Wrapper):
         """E||m_k||^2 of one input channel at variance 1 / fan-in, from shapes alone; 0 without a kernel.
 
         A kernel of shape (before, K, after) has the fan-in before x K, which leaves after / K. For a depthwise kernel
-        that is the fan-in of all channels together, as Keras's initialisers define it.
+        that is the fan-in of all channels together, as Keras's initializers define it.
         """
         return family_of(self.layer).fan_out(self.layer) / sum(self.group_sizes)
 

@@ -39,7 +39,7 @@ def gate(
     seed: int = 0,
     check_share: bool = True,
 ) -> Supernet:
-    """Makes a super-network of `model`, with a gate on the input channels of every convolution that may be narrowed.
+    """Makes a supernet of `model`, with a gate on the input channels of every convolution that may be narrowed.
 
     The stem (convolutions that read the image itself) and the classifier (convolutions and dense layers with no other
     after them) are not gated. In the paper, all channels of a convolution's input share a drop probability, or if that
@@ -57,7 +57,7 @@ def gate(
             optimizer a weight decay.
         multiply_adds: or as a share of its multiply-adds.
         steps: training steps in which the target size is to be reached.
-        group_size: largest number of neighbouring channels that share a drop probability; 1: each channel has its own;
+        group_size: largest number of neighboring channels that share a drop probability; 1: each channel has its own;
             0: all of a source share one. None: 1 with a target size, 0 with ell2, as in the paper.
         by_source: whether groups end where a source of a concatenated input ends. False: such an input is one source,
             so that with a `group_size` of 0 the layer has one drop probability.
@@ -65,13 +65,13 @@ def gate(
         initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with a target size, 0.1 with
             ell2.
         prior: 'uniform': the same ell2 for every weight. 'parameters' or 'multiply_adds': each layer's is ell2 times a
-            factor, so that at initialisation a channel is penalised in proportion to its kernel weights, or its
+            factor, so that at initialization a channel is penalized in proportion to its kernel weights, or its
             multiply-adds, and all channels together as much as with 'uniform' (`elbo.cost_factors`). 'constant': an L2
             term without the gates' probabilities, the paper's ablation: only the images then determine how much is
             dropped.
         gate_dense: gate dense layers too, except the classifier.
         gate_pooling: gate pooling and `Identity` layers too, so that these operations can be dropped; each such gate is
-            penalised like a 1x1 convolution that passes its channel on, and costs nothing at inference.
+            penalized like a 1x1 convolution that passes its channel on, and costs nothing at inference.
         include: glob patterns of names; if given, exactly the matching layers are gated, of whatever class.
         exclude: glob patterns of names that are never gated.
         seed: of the gates' noise.
@@ -123,8 +123,8 @@ def gate(
     network = graph.rebuild(make)
     for node in graph.nodes:
         if getattr(node.layer, "weights", None):
-            twin = layers[node.name]
-            copy_weights(twin.layer if isinstance(twin, Gated) else twin, node.layer.get_weights())
+            target = layers[node.name]
+            copy_weights(target.layer if isinstance(target, Gated) else target, node.layer.get_weights())
     return Supernet(network, num_examples, ell2, target, prior=prior)
 
 

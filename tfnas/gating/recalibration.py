@@ -1,8 +1,8 @@
-"""Batch-normalisation statistics of one architecture, instead of those of all architectures drawn in training.
+"""Batch-normalization statistics of one architecture, instead of those of all architectures drawn in training.
 
 The moving statistics of a search are those of relaxed, random gates. Under one hard mask a layer's inputs have another
 distribution, and statistics are recomputed from a batch of training images (arXiv 1904.00420 does so for each path of a
-single-path super-network).
+single-path supernet).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Statistics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def with_statistics(weights: Weights, statistics: Statistics) -> Weights:
-    """Returns `weights` with other means and variances for some normalisations."""
+    """Returns `weights` with other means and variances for some normalizations."""
     return {
         name: {**values, "moving_mean": statistics[name][0], "moving_variance": statistics[name][1]}
         if name in statistics
@@ -38,20 +38,20 @@ def initial_share(model: keras.Model, steps: int) -> float:
     """The share of their initial values in a network's moving statistics after so many steps.
 
     Args:
-        model: a plain network. Frozen normalisations are ignored.
+        model: a plain network. Frozen normalizations are ignored.
         steps: of its training.
 
     Returns:
-        The largest `momentum ** steps` of its normalisations, in [0, 1]; 0 if there is none.
+        The largest `momentum ** steps` of its normalizations, in [0, 1]; 0 if there is none.
     """
     return max((layer.momentum**steps for layer in _norms(model)), default=0.0)
 
 
 def recompute_statistics(model: keras.Model, images: Any) -> None:
-    """Replaces the moving statistics of a plain network's normalisations by those of one batch.
+    """Replaces the moving statistics of a plain network's normalizations by those of one batch.
 
     Args:
-        model: changed in place, except for frozen normalisations.
+        model: changed in place, except for frozen normalizations.
         images: training images, augmented as in training, shape (batch, ..., channels).
     """
     moving = set(_norms(model))
@@ -68,7 +68,7 @@ def recompute_statistics(model: keras.Model, images: Any) -> None:
 
 
 def _norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """Normalisations that are not frozen."""
+    """Normalizations that are not frozen."""
     return [node.inner for node in Graph(model).nodes if isinstance(node, BatchNormalization) and not node.frozen]
 
 
@@ -77,9 +77,9 @@ def _all_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
 
 
 class Recalibration:
-    """Computes batch-normalisation statistics of a supernet under any architecture.
+    """Computes batch-normalization statistics of a supernet under any architecture.
 
-    Frozen normalisations keep theirs: those that are not trainable, and those that were called with training=False,
+    Frozen normalizations keep theirs: those that are not trainable, and those that were called with training=False,
     directly or in a nested model.
 
     After `apply(architecture)`, inference under that architecture and a subnet cut for it use these statistics.
@@ -101,12 +101,12 @@ class Recalibration:
         self._program = tf.function(self._moments)
 
     def statistics(self, architecture: Architecture) -> Statistics:
-        """Mean and variance of the inputs of every normalisation that is not frozen, by node, float32, shape (C,)."""
+        """Mean and variance of the inputs of every normalization that is not frozen, by node, float32, shape (C,)."""
         masks = {name: tf.constant(mask, tf.float32) for name, mask in architecture.items()}
         return {name: (mean.numpy(), variance.numpy()) for name, (mean, variance) in self._program(masks).items()}
 
     def apply(self, architecture: Architecture) -> None:
-        """Assigns these statistics to the supernet's own normalisations."""
+        """Assigns these statistics to the supernet's own normalizations."""
         graph = self._supernet.graph
         for name, (mean, variance) in self.statistics(architecture).items():
             layer = graph.nodes[graph.index[name]].inner

@@ -56,7 +56,7 @@ class Supernet(keras.Model):
                 raise ValueError(f"Supernet: {name} must be greater than 0. Received: {name}={value}")
         if prior not in PRIORS:
             raise UserError(f"gate: prior must be one of {', '.join(map(repr, PRIORS))}. Received: {prior!r}")
-        # Not the global policy: under a mixed one the regulariser's kernels would be rounded before they are squared.
+        # Not the global policy: under a mixed one the regularizer's kernels would be rounded before they are squared.
         # Nor are inputs cast to it: the network casts them, to float64 where it computes in that.
         super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
         self.network = network
@@ -78,18 +78,18 @@ class Supernet(keras.Model):
         return self.network.output_names
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """The network's output; in training, also adds the regulariser to the losses.
+        """The network's output; in training, also adds the regularizer to the losses.
 
         If `training` is None, the value with which each layer was called applies, as in any Keras model.
         """
         if training:
-            self.add_loss(self.regulariser())
+            self.add_loss(self.regularizer())
             return self.network(inputs, training=True)
         with hard_gates():
             return self.network(inputs, training=training)
 
-    def regulariser(self) -> tf.Tensor:
-        """Regulariser of the ELBO, to be added to the mean negative log likelihood, float32 scalar."""
+    def regularizer(self) -> tf.Tensor:
+        """Regularizer of the ELBO, to be added to the mean negative log likelihood, float32 scalar."""
         if self.ell2 is None:
             logits = [layer.channel_logits() for layer in self.gated_layers.values()]
             return elbo.lagrangian(
@@ -97,7 +97,7 @@ class Supernet(keras.Model):
             )
         pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in self.gated_layers.values()]
         correlated = self.prior != "constant"
-        return elbo.regulariser(pairs, self.ell2, self.num_examples, self.prior_factors, correlated)
+        return elbo.regularizer(pairs, self.ell2, self.num_examples, self.prior_factors, correlated)
 
     def expected_share(self) -> tf.Tensor:
         """Expected share of the full network's cost, in the target's resource, float32 scalar; with a target only.
@@ -197,7 +197,7 @@ class Supernet(keras.Model):
         if optimizer is not None:
             optimizer = optimizers.gated(optimizer, **({} if self.target else {"gate_learning_rate": 1.0}))
             scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-            # Keras would look at the supernet's own policy, which is float32 because of the regularisers.
+            # Keras would look at the supernet's own policy, which is float32 because of the regularizers.
             if auto_scale_loss and not scaled and self._computes_in_float16():
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer=optimizer, loss=loss, auto_scale_loss=False, **kwargs)

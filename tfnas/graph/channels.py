@@ -1,4 +1,4 @@
-"""How channels flow through a Keras graph: the one place that reads a model's structure.
+"""The flow of channels through a Keras graph: the only module that reads a model's structure.
 
 Under an architecture a channel of a tensor *depends* on the model's input if some path of kept channels leads to it.
 It is *explicit* when it has to be computed: because it depends on the input, because it varies with the position (a
@@ -121,7 +121,7 @@ class Graph:
         """A functional model of the same structure, nested models taken apart.
 
         Args:
-            make: from a node to the layer that stands in for it; an operation that is no layer is called as it is.
+            make: from a node to the layer that stands in for it; an operation that is not a layer is called directly.
         """
         tensors: list[Any] = []
         for node in self.nodes:
@@ -151,7 +151,7 @@ class Graph:
 
     @functools.cached_property
     def sees_kernel(self) -> list[bool]:
-        """For each node, whether a kernel stands before it; the stem is what has none before it."""
+        """Returns for each node whether there is a kernel before it; the stem has none."""
         seen: list[bool] = []
         for node in self.nodes:
             seen.append(any(seen[i] or self.nodes[i].has_kernel for i in node.inputs))
@@ -159,7 +159,7 @@ class Graph:
 
     @functools.cached_property
     def feeds_kernel(self) -> list[bool]:
-        """For each node, whether a kernel stands after it; the classifier is what has none after it."""
+        """Returns for each node whether there is a kernel after it; the classifier has none."""
         feeds = [False] * len(self.nodes)
         for i in reversed(range(len(self.nodes))):
             for source in self.nodes[i].inputs:
@@ -167,7 +167,7 @@ class Graph:
         return feeds
 
     def group_sizes(self, name: str) -> tuple[int, ...]:
-        """Channels of each source that a layer's input concatenates, in order; one entry if it is no concatenation."""
+        """Channels of each source that a layer's input concatenates, in order; one entry without a concatenation."""
         return self._sources(self.nodes[self.index[name]].inputs[0])
 
     def _sources(self, i: int) -> tuple[int, ...]:
@@ -175,7 +175,7 @@ class Graph:
         return tuple(size for j in node.inputs for size in self._sources(j)) if node.carries else (node.num_channels,)
 
     def flow(self, keep: Mapping[str, np.ndarray], layout: str = "gather", read: Sequence[int] = ()) -> Flow:
-        """What each node computes when only the channels `keep` of the named layers' inputs are kept.
+        """Returns the flow if only the channels `keep` of the named layers' inputs are kept.
 
         Args:
             keep: an Architecture.
@@ -192,7 +192,7 @@ class Graph:
             if name not in self.index:
                 raise UserError(
                     f"architecture: one of the layers {', '.join(list(self.index)[:8])}, ... expected. "
-                    f"Received: '{name}'; was it made for another super-network?"
+                    f"Received: '{name}'; was it made for another supernet?"
                 )
             expected = self.nodes[self.nodes[self.index[name]].inputs[0]].num_channels
             if mask.shape != (expected,):
@@ -220,7 +220,7 @@ class Graph:
                 return widened
 
     def _states(self, keep: Mapping[str, np.ndarray]) -> list[State]:
-        """What every node's channels are, by node number."""
+        """Returns the state of every node's channels, by node number."""
         found: list[State] = []
         for node in self.nodes:
             state = node.state([found[i] for i in node.inputs], keep.get(node.name, np.True_))
@@ -243,7 +243,7 @@ class Graph:
             for i in reversed(range(len(self.nodes))):
                 node = self.nodes[i]
                 live[i] &= explicit[i]
-                if live[i].any() and node.whole_output:
+                if live[i].any() and node.full_output:
                     live[i][:] = True
                 kept = keep.get(node.name)
                 for source, channels in zip(node.inputs, node.read(live[i]), strict=True):
@@ -317,7 +317,7 @@ class Flow:
         return self.kept(self.graph.nodes[i]) & self.live[source] & self.works(i)
 
     def reads_of(self, names: Iterable[str]) -> dict[str, int | None]:
-        """How many input channels each of these layers reads, for pictures; None for one that does not work."""
+        """Returns how many input channels each layer reads, for drawings; None for a layer that does not work."""
         numbers = {name: self.graph.index[name] for name in names}
         return {name: int(self.reads(i).sum()) if self.works(i) else None for name, i in numbers.items()}
 

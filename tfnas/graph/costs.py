@@ -1,4 +1,4 @@
-"""What an architecture costs: parameters and multiply-adds, exactly, without building it."""
+"""The exact cost of an architecture, in parameters and multiply-adds, without building it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfnas.layers.base import Node
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one forward pass of one example.
+    """The cost of a forward pass of one example.
 
     Attributes:
         parameters: kernels, biases, scales and offsets, of frozen layers too; not the moving statistics. So all that
@@ -56,7 +56,7 @@ def count(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None = N
 
 
 def by_node(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None = None) -> dict[str, int]:
-    """What each node has of that count, by its name; those that do not work (`Flow.works`) have none.
+    """Returns each node's share of that count, by name; nodes that do not work (`Flow.works`) have none.
 
     Args and Raises as of `count`.
     """

@@ -18,7 +18,7 @@ _VARIABLES = "kernel bias depthwise_kernel pointwise_kernel gamma beta moving_me
 
 
 def weights_of(graph: Graph, most: Any = np.float64) -> Weights:
-    """Values of every layer's kernels, biases and normalisation, by node and by the variable's Keras name.
+    """Values of every layer's kernels, biases and normalization, by node and by the variable's Keras name.
 
     In float32, or in float64 where a variable and `most` are so.
     """

@@ -1,4 +1,4 @@
-"""How small a network given gates can leave, and what holds the rest: a share that is asked for must be reachable."""
+"""The smallest network that given gates can leave, and the layers that account for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Reach:
 
     @classmethod
     def of(cls, graph: Graph, gated: Collection[str], resource: str, enough: float = 0.0) -> Reach:
-        """Of the layers named `gated`.
+        """Computes the reach of gates on the layers `gated`.
 
         The search begins with one channel of every source of every gated layer's input, and drops whole layers, then
         sources, in the order of what that saves, as long as every output depends on the input. Where all that is left
@@ -56,8 +56,8 @@ class Reach:
         def connected(keep: Mapping[str, np.ndarray]) -> bool:
             return graph.flow(keep).reaches_outputs()
 
-        whole = graph.flow({})
-        keep = {name: _first_of_sources(whole, name) for name in gated}
+        complete = graph.flow({})
+        keep = {name: _first_of_sources(complete, name) for name in gated}
         least, reached = 0.0, share(keep)
         for parts in (_layers, _channels):
             if reached <= enough:

@@ -1,4 +1,4 @@
-"""What Keras layers do with channels: one class for each family of layers has all its rules.
+"""The rules of Keras layers for channels: one class per family of layers.
 
 To support another layer, name it in the class of its family, or write a class that answers where `base.Node`'s answers
 do not fit, and add it to FAMILIES and to tests/layers/test_families.py.
@@ -13,7 +13,7 @@ convolution.py    convolutions, transposed ones, Dense
 depthwise.py      depthwise and separable convolutions
 spatial.py        pooling, cropping, upsampling, dropout, padding
 reshaping.py      Reshape, Flatten
-whole.py          a model's inputs, and layers that are not cut: LayerNormalization, grouped convolutions, ...
+uncut.py          a model's inputs, and layers that are not cut: LayerNormalization, grouped convolutions, ...
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tfnas.layers.normalization import BatchNormalization, Scale
 from tfnas.layers.pointwise import Pointwise
 from tfnas.layers.reshaping import Flatten, Reshape
 from tfnas.layers.spatial import Padding, Spatial
-from tfnas.layers.whole import Input, Whole
+from tfnas.layers.uncut import Input, Uncut
 
 # A layer is of the first family that takes it.
 FAMILIES: list[type[Node]] = [
@@ -50,13 +50,13 @@ FAMILIES: list[type[Node]] = [
     Reshape,
     Merge,
     Concatenation,
-    Whole,
+    Uncut,
 ]
 
 
 def family_of(layer: Any) -> type[Node]:
     """The family of a built layer that a gate may wrap; it does not depend on how the layer is called."""
-    return next((family for family in FAMILIES if family.is_of(layer)), Whole)
+    return next((family for family in FAMILIES if family.is_of(layer)), Uncut)
 
 
 def family_of_call(layer: Any, name: str, record: Any, called: Call) -> type[Node]:
@@ -82,7 +82,7 @@ def family_of_call(layer: Any, name: str, record: Any, called: Call) -> type[Nod
     if getattr(layer, "data_format", None) == "channels_first":
         raise UserError(f"layer '{name}': data_format must be 'channels_last'. Received: {layer.data_format!r}")
     for family in FAMILIES:
-        if family is Whole if called.masked else family.takes(layer, record, called):
+        if family is Uncut if called.masked else family.takes(layer, record, called):
             family.check(layer, name, record, called)
             return family
     if isinstance(layer, keras.layers.TFSMLayer):
@@ -93,6 +93,6 @@ def family_of_call(layer: Any, name: str, record: Any, called: Call) -> type[Nod
     what = "a Lambda" if isinstance(layer, keras.layers.Lambda) else type(layer).__name__
     raise UserError(
         f"layer '{name}': {what} is not supported, because how channels pass through it is not known: replace it by "
-        "Keras's own layers (convolutions, Dense, normalisations, activations, pooling, padding, cropping, upsampling, "
+        "Keras's own layers (convolutions, Dense, normalizations, activations, pooling, padding, cropping, upsampling, "
         "Flatten, Reshape, Add, Multiply, Concatenate and their like), or put it before or behind the model"
     )

@@ -139,7 +139,7 @@ class Node:
         return False
 
     @property
-    def whole_output(self) -> bool:
+    def full_output(self) -> bool:
         """Whether output channels are only computed together."""
         return True
 
@@ -149,7 +149,7 @@ class Node:
         return False
 
     def state(self, sources: Sequence[State], kept: Any) -> State:
-        """What its output channels are.
+        """Returns the state of its output channels.
 
         Args:
             sources: what its inputs' channels are.
@@ -185,7 +185,7 @@ class Node:
 
     @property
     def positions(self) -> int | None:
-        """How often its kernel is applied to one example; None without a fixed size."""
+        """Number of times that its kernel is applied to one example; None without a fixed size."""
         return None if None in self.spatial else math.prod(size or 0 for size in self.spatial)
 
     def count(self, x: Channels) -> tuple[int, int]:
@@ -225,7 +225,7 @@ class Node:
 
     @property
     def computation(self) -> type[Computation]:
-        """How ranking's program computes it."""
+        """Returns its computation in the programs of ranking."""
         return WholeComputation
 
 
@@ -233,7 +233,7 @@ class Channelwise(Node):
     """Treats each channel by itself."""
 
     carries = True
-    whole_output = False
+    full_output = False
 
     @property
     def zero_to_zero(self) -> bool:
@@ -319,7 +319,7 @@ class Computation:
         return self.node.given(x, j)
 
     def signature(self) -> Fed:
-        """What `feed` gives, as tf.TensorSpec."""
+        """Returns the tf.TensorSpec of the values of `feed`."""
         return {}
 
     def feed(self, x: Folded) -> Fed:
@@ -362,10 +362,10 @@ class WholeComputation(Computation):
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
         sizes = self.node.input_channels
-        whole = [tf.ensure_shape(x, (*x.shape[:-1], size)) for x, size in zip(tensors, sizes, strict=True)]
+        full = [tf.ensure_shape(x, (*x.shape[:-1], size)) for x, size in zip(tensors, sizes, strict=True)]
         if self.node.gated:
-            whole = [whole[0] * fed["mask"]]
-        output = self.node.infer(whole)
+            full = [full[0] * fed["mask"]]
+        output = self.node.infer(full)
         return tf.cond(
             tf.equal(tf.size(fed["held"]), self.node.num_channels),
             lambda: output,

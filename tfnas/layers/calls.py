@@ -1,4 +1,4 @@
-"""How a layer was called in a model: its own arguments, kept so that the call can be made again on other tensors."""
+"""The arguments of a layer's call in a model, so that the call can be repeated on other tensors."""
 
 from __future__ import annotations
 

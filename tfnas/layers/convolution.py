@@ -19,7 +19,7 @@ from tfnas.layers.records import Builder, Channels, Folded, State, Value, Weight
 
 
 class WithKernel(Node):
-    """What all layers with a kernel have in common."""
+    """Base class of all layers with a kernel."""
 
     kernel_is_cut = True
 
@@ -33,7 +33,7 @@ class WithKernel(Node):
         return not self.inner.use_bias and is_pointwise(activation) and is_zero_at_zero(activation)
 
     @property
-    def whole_output(self) -> bool:
+    def full_output(self) -> bool:
         return not is_pointwise(self.inner.activation)  # softmax looks at all output channels at once
 
     @property
@@ -124,7 +124,7 @@ class Convolution(WithKernel):
         return self._turned(x.weights[self.name]["kernel"])
 
     def _of_constants(self, x: Folded) -> np.ndarray:
-        """What the source's constants that are kept give at each position of the kernel, shape (*spatial, C)."""
+        """Returns the output of the source's constants at each position of the kernel, shape (*spatial, C)."""
         kernel = self._kernel(x)
         return np.tensordot(x.kept_constants, kernel, (0, kernel.ndim - 2))
 
@@ -198,7 +198,7 @@ _PLAIN, _WITH_BORDER, _BORDER_ONLY = range(3)
 
 
 class _Computation(Computation):
-    """A convolution or dense layer, the normalisation behind it folded in, and the activation behind that."""
+    """A convolution or dense layer, the normalization behind it folded in, and the activation behind that."""
 
     node: Convolution
     norm: BatchNormalization | None = None

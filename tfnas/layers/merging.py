@@ -32,7 +32,7 @@ MERGES["TrueDivide"] = MERGES["Divide"]
 class Merge(Node):
     """A merge of two or more tensors; one of a single channel is broadcast over all."""
 
-    whole_output = False
+    full_output = False
 
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
@@ -49,7 +49,7 @@ class Merge(Node):
 
     @property
     def operation(self) -> str:
-        """What it does, a key of `MERGES`."""
+        """Its operation, a key of `MERGES`."""
         return type(self.inner).__name__
 
     @property
@@ -126,7 +126,7 @@ class Concatenation(Node):
 
     carries = True
     zero_to_zero = True
-    whole_output = False
+    full_output = False
 
     @classmethod
     def is_of(cls, layer: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Batch normalisation, and scaling of each channel by a factor of its own (LayerScale)."""
+"""Batch normalization, and scaling of each channel by a factor of its own (LayerScale)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Affine(Channelwise):
 
 
 class BatchNormalization(_Affine):
-    """Batch normalisation, which makes another constant of zero."""
+    """Batch normalization, which makes another constant of zero."""
 
     LAYERS = (keras.layers.BatchNormalization,)
     zero_to_zero = False

@@ -1,4 +1,4 @@
-"""What the rules of families take: channels under an architecture, constants, and the tools that build a subnet."""
+"""Arguments of the rules of families: channels under an architecture, constants, and tools to build a subnet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Weights = Mapping[str, Mapping[str, np.ndarray]]  # by node, and by the variable
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What a node's output channels are under an architecture, bool, shape (C,) each; see `graph.channels`.
+    """The state of a node's output channels under an architecture, bool, shape (C,) each; see `graph.channels`.
 
     Attributes:
         depends: which depend on the model's input; a subset of the explicit ones.

@@ -1,4 +1,4 @@
-"""From a posterior to a winner: candidates and their evaluation on held-out data.
+"""Ranking: candidates of a posterior and their evaluation on held-out data.
 
 compiled_network.py         the network as steps that compute any architecture: its units and how they are joined
 evaluation_log.py           a file of each example's loss and accuracy by architecture, so that none is recomputed

@@ -43,7 +43,7 @@ def _shapes(graph: Graph, example: Sequence[np.ndarray]) -> list[tuple[int, ...]
 
 
 def _units(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> list[Unit]:
-    """The program's steps, in order: a kernel together with the normalisation and activation that only it feeds."""
+    """The program's steps, in order: a kernel together with the normalization and activation that only it feeds."""
     readers: list[list[int]] = [[] for _ in graph.nodes]
     for i, node in enumerate(graph.nodes):
         for j in node.inputs:
@@ -110,12 +110,12 @@ class Unit:
         return True
 
     def signature(self) -> Fed:
-        """What `feed` gives."""
+        """Returns the signature of the values of `feed`."""
         edges = {f"edge{j}": edge.signature() for j, edge in enumerate(self.edges)}
         return {"exists": tf.TensorSpec((), tf.bool), **edges, **self.computation.signature()}
 
     def feed(self, flow: Flow, folding: Folding) -> Fed:
-        """For one candidate; what does not exist is fed with nothing."""
+        """Returns the values for one candidate; missing channels have empty values."""
         if not flow.works(self.i):
             return {**_nothing(self.signature()), "exists": np.array(False)}
         x = folding.at(self.i)
@@ -137,7 +137,7 @@ class Unit:
 
 
 class _Edge:
-    """From what a tensor holds to what a reader wants: mostly the same; else gathered, with constants written out."""
+    """Converts the channels of a tensor to those of a reader: usually the same, else gathered, with constants."""
 
     def __init__(self, source: Node):
         self.source = source
@@ -164,7 +164,7 @@ class _Edge:
         return tf.cond(fed["same"], lambda: x, gather)
 
     def operand(self, x: tf.Tensor, fed: Fed) -> Operand:
-        """What a computation is given for the tensor `x`."""
+        """Returns the operand of a computation for the tensor `x`."""
 
         def absent() -> tf.Tensor:
             return tf.logical_and(tf.equal(tf.shape(x)[-1], 0), tf.logical_not(fed["same"]))
@@ -173,7 +173,7 @@ class _Edge:
 
 
 class _Direct(_Edge):
-    """Where a reader always wants just what the tensor holds."""
+    """An edge whose reader always uses exactly the channels of the tensor."""
 
     def signature(self) -> Fed:
         return {}

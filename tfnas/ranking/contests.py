@@ -20,7 +20,7 @@ from tfnas.search_space.posterior import Posterior
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a candidate before it is evaluated, as `tfnas.runs.sampled.Candidate` has it."""
+    """Facts about a candidate before its evaluation, as in `tfnas.runs.sampled.Candidate`."""
 
     digest: str
     parameters: int
@@ -76,7 +76,7 @@ class Contest:
 
     @property
     def num_able(self) -> int:
-        """How many may win."""
+        """Number of candidates that may win."""
         return len(self.candidates) - len(self.excluded)
 
     @property
@@ -86,7 +86,7 @@ class Contest:
 
     @property
     def distinct(self) -> int:
-        """How many different ones there are among those that may win."""
+        """Number of distinct candidates among those that may win."""
         return len({self.facts[i].digest for i in self.able(range(len(self.facts)))})
 
     @property
@@ -131,16 +131,16 @@ class Contests:
         yield found
         price, sizes = self._sizes(found, next(iter(budget), None))
         for kind in RANDOM:
-            mine = [i for i in numbers if i < settings.num_random]
+            chosen = [i for i in numbers if i < settings.num_random]
             made = Packed(
                 reference_architectures.random_candidate(
                     self._posterior, self._supernet.graph, sizes[i], kind, self._config.seed, i, price
                 )
-                for i in mine
+                for i in chosen
             )
             # The best random one is chosen by what the table shows, whatever ranks the posterior's: their losses are
             # mostly those of confident mistakes, and the comparison is not to flatter the posterior.
-            yield Contest(kind, kind, None, None, mine, made, [self._facts(a) for a in made], "accuracy")
+            yield Contest(kind, kind, None, None, chosen, made, [self._facts(a) for a in made], "accuracy")
         for share in settings.budgets:
             yield self._drawn({Resource(settings.resource): share}, share, numbers)
 
@@ -156,7 +156,7 @@ class Contests:
     def _sizes(
         self, drawn: Contest, budget: Resource | None
     ) -> tuple[Callable[[Architecture], float], Mapping[int, float]]:
-        """What random candidates are sized by, and what each may cost, by number: what was found of that number costs.
+        """Returns the resource of random candidates and the largest cost of each, by index: that of the network found.
 
         Where that one is of another size than it should be, what the most probable network of the size costs.
         """

@@ -22,7 +22,7 @@ import numpy as np
 
 from tfnas.common import atomic, locks
 from tfnas.common.errors import UserError
-from tfnas.common.schema import mapping_of, read, to_json, whole
+from tfnas.common.schema import integer, mapping_of, read, to_json
 
 _MOST_EXAMPLES = 2**31
 _Line = TypeVar("_Line")
@@ -41,7 +41,7 @@ class _Evaluation:
 
     digest: str
     start: int
-    count: Annotated[int, whole(1, _MOST_EXAMPLES)]
+    count: Annotated[int, integer(1, _MOST_EXAMPLES)]
     figures: Annotated[dict[str, str], mapping_of(str, 1)]
 
 

@@ -1,4 +1,4 @@
-"""What the winners of races are worth on fresh examples, which no race has used, against others on the same ones."""
+"""Comparisons of the winners of races with others on fresh examples, which no race has used."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ class Fresh:
         chosen = [contest.first(count) for contest in (found, other)]
         fields = [Field(self._engine, evaluations, c.candidates, c.by, settings.holdout) for c in chosen]
         winners = [field.race(settings.racing or None, settings.tolerance).best for field in fields]
-        ours, theirs = self._correct(winners, fields[0].num_examples)
-        paired = Paired(**statistics.Paired.of(ours, theirs).record())
-        return Comparison(count, len(ours), float(ours.mean()), float(theirs.mean()), paired)
+        correct, other_correct = self._correct(winners, fields[0].num_examples)
+        paired = Paired(**statistics.Paired.of(correct, other_correct).record())
+        accuracies = float(correct.mean()), float(other_correct.mean())
+        return Comparison(count, len(correct), *accuracies, paired)
 
     def curve(self, contest: Contest, ranking: Ranking) -> tuple[BestOf, ...]:
         """Fresh accuracy of the best among fewer candidates, by the race's order (Table 6's question); () without any.

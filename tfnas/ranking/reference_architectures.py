@@ -185,8 +185,8 @@ def choice_blocks(graph: Graph, gated: Collection[str]) -> list[list[str]]:
             continue
         met = [i for i in map(operation, node.inputs) if i is not None]
         met = [i for i in met if not any(is_shortcut(i, other) for other in met)]
-        alike = isinstance(node, Concatenation) and len({_configuration(graph.nodes[i].inner) for i in met}) == 1
-        if len(met) > 1 and not alike:
+        equal_parts = isinstance(node, Concatenation) and len({_configuration(graph.nodes[i].inner) for i in met}) == 1
+        if len(met) > 1 and not equal_parts:
             blocks.append([graph.nodes[i].name for i in met])
     return blocks
 

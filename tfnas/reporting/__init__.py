@@ -1,6 +1,6 @@
-"""What a run found, for people: report.html, the model card, acceptance. No TensorFlow.
+"""The results of a run for readers: report.html, the model card, acceptance. No TensorFlow.
 
-pareto_front.py        accuracy against cost, from one super-network
+pareto_front.py        accuracy against cost, from one supernet
 acceptance.py          whether the measured network meets the thresholds of config.evaluate
 templates/             report.html, its sections and its style; the model card's Markdown
 candidates_section.py  the report's section on candidates

@@ -10,7 +10,7 @@ import numpy as np
 from tfnas.common import markup
 from tfnas.runs.sampled import SAMPLED, BestOf, Candidate, Comparison, Group, Kind, Paired, Ranked
 
-_COLOURS = dict(zip(SAMPLED, (markup.BLUE, markup.ORANGE, markup.GREEN), strict=True))
+_COLORS = dict(zip(SAMPLED, (markup.BLUE, markup.ORANGE, markup.GREEN), strict=True))
 _HEADINGS = (
     "kind",
     "candidates",
@@ -27,7 +27,7 @@ _CLOSE = 0.005  # of accuracy: as good as the best of all
 
 
 def section(candidates: Sequence[Candidate], ranked: Ranked) -> dict[str, Any]:
-    """What candidates.html shows.
+    """Returns the contents of candidates.html.
 
     Args:
         candidates: the records of candidates.jsonl.
@@ -79,7 +79,7 @@ def significant(paired: Paired) -> bool:
 
 
 def discordant(paired: Paired) -> str:
-    """What McNemar's test is of, and what it says."""
+    """Returns the subject and the result of McNemar's test."""
     p = paired.p_value
     return (
         f"{paired.only_found:,} are right by the former alone, {paired.only_other:,} by the latter alone "
@@ -129,7 +129,7 @@ def _histogram(by_kind: Mapping[Kind, Sequence[Candidate]]) -> str:
         bins = np.linspace(every.min() - 0.5, every.max() + 0.5, 41)
         for kind, values in accuracies.items():
             weights = np.full(len(values), 100 / len(values))
-            axes.hist(values, bins, weights=weights, color=_COLOURS[kind], alpha=0.65, label=kind)
+            axes.hist(values, bins, weights=weights, color=_COLORS[kind], alpha=0.65, label=kind)
         axes.set(xlabel="validation accuracy, %", ylabel="share of candidates, %")
         markup.legend(axes.figure, axes)
 
@@ -144,7 +144,7 @@ def _scatter(by_kind: Mapping[Kind, Sequence[Candidate]], best: Candidate) -> st
     def draw(axes: Any) -> None:
         for kind, found in reversed(list(by_kind.items())):
             x, y = [c.parameters for c in found], [100 * c.accuracy for c in found]
-            axes.scatter(x, y, 12, color=_COLOURS[kind], alpha=0.5, linewidths=0, label=kind)
+            axes.scatter(x, y, 12, color=_COLORS[kind], alpha=0.5, linewidths=0, label=kind)
         axes.scatter(best.parameters, 100 * best.accuracy, 90, color="black", marker="*", label="found", zorder=3)
         axes.set(xlabel="parameters", ylabel="validation accuracy, %")
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -158,7 +158,7 @@ def _scatter(by_kind: Mapping[Kind, Sequence[Candidate]], best: Candidate) -> st
 
 
 def _best_of(curve: Sequence[BestOf]) -> dict[str, int]:
-    """How many candidates have a best one as good as that of all; empty if there is nothing to compare.
+    """Returns how many candidates suffice for a winner as good as that of all; empty without a comparison.
 
     Args:
         curve: the posterior's `best_of`, of rising counts.
@@ -182,8 +182,8 @@ def _curves(curves: Mapping[Kind, Sequence[BestOf]]) -> str:
                 counts = [point.count for point in curves[kind]]
                 mean = [100 * point.mean for point in curves[kind]]
                 low, high = [100 * point.low for point in curves[kind]], [100 * point.high for point in curves[kind]]
-                axes.plot(counts, mean, "o-", markersize=3, color=_COLOURS[kind], label=kind)
-                axes.fill_between(counts, low, high, color=_COLOURS[kind], alpha=0.25, linewidth=0)
+                axes.plot(counts, mean, "o-", markersize=3, color=_COLORS[kind], label=kind)
+                axes.fill_between(counts, low, high, color=_COLORS[kind], alpha=0.25, linewidth=0)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.xaxis.set_minor_formatter(NullFormatter())

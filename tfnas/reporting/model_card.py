@@ -80,7 +80,7 @@ def card(
             "classes": list(label_names),
             "preprocessing": {
                 "image_size": data.image_size,
-                "centre_crop": data.random_resized_crop,
+                "center_crop": data.random_resized_crop,
                 "mean": list(data.mean),
                 "std": list(data.std),
             },

@@ -24,7 +24,7 @@ def section(
     posterior: Posterior,
     history: Sequence[Epoch],
 ) -> dict[str, Any]:
-    """What network.html shows.
+    """Returns the contents of network.html.
 
     Args:
         architecture: of the network found.

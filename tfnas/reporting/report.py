@@ -148,8 +148,8 @@ def _check_one_run(
             f"report: the layers of {stage_table.ARCHITECTURE} are not those of {stage_table.POSTERIOR}: {_SEVERAL}"
         )
     epochs = [{name: len(p) for name, p in epoch.drop_probability.items()} for epoch in history]
-    alike = all(epoch == epochs[0] for epoch in epochs)
-    if not epochs or not alike or list(epochs[0]) != [g.name for g in posterior.layers]:
+    consistent = all(epoch == epochs[0] for epoch in epochs)
+    if not epochs or not consistent or list(epochs[0]) != [g.name for g in posterior.layers]:
         raise UserError(
             f"report: the layers of {stage_table.HISTORY} are not those of {stage_table.POSTERIOR} in every epoch: "
             f"{_SEVERAL}"
@@ -179,7 +179,7 @@ def _comparison(results: Results, config: config_lib.Config) -> dict[str, Any]:
 
 
 def _durations(manifest: Manifest) -> dict[str, float]:
-    """How many seconds each stage took, of those whose time is not negligible."""
+    """Returns the seconds of each stage whose time is not negligible."""
     seconds = {name: stage.seconds for name, stage in manifest.stages.items()}
     # That of the report itself is an earlier one's.
     return {name: taken for name, taken in seconds.items() if taken >= 0.5 and name != "report"}
@@ -207,7 +207,7 @@ def _pruned(results: Results) -> dict[str, Any] | None:
 
 
 def _notes(results: Results, config: config_lib.Config) -> Iterable[str]:
-    """What the table does not say of its columns."""
+    """Returns notes on the columns of the table."""
     tested = max(row.num_tested or 0 for row in results.rows)
     means = (
         f"Test is read only after every choice is made; means are of the first {tested} candidates of a kind, mean "
@@ -227,7 +227,7 @@ def _notes(results: Results, config: config_lib.Config) -> Iterable[str]:
 
 
 def _front(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None:
-    """What sample measured at its budgets; None if it had none, whatever an earlier run of it left."""
+    """Returns the measurements at the budgets of sample; None if it had none, whatever an earlier run left."""
     if not work.has(stage_table.FRONT, config):
         return None
     front = work.read_json(stage_table.FRONT, "report", Front)
@@ -260,7 +260,7 @@ def _tilted(posterior: Posterior) -> list[tuple[bool, list[str]]]:
 
 
 def _exported(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None:
-    """What export left, and the SavedModel's path as Python writes it; None if it has not run under these settings."""
+    """Returns the outputs of export and the path of the SavedModel; None if it has not run under these settings."""
     if not work.has(stage_table.EXPORT_RESULTS, config):
         return None
     exported = work.read_json(stage_table.EXPORT_RESULTS, "report", Exported)
@@ -268,7 +268,7 @@ def _exported(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None
 
 
 def _repetition(work: Workdir, config: config_lib.Config) -> dict[str, Any]:
-    """What it takes to run the same again."""
+    """Returns the instructions for repeating the run."""
     # The settings of `tune` are not part of a run.
     config = dataclasses.replace(config, tune=config_lib.Tune())
     stages = work.manifest().stages

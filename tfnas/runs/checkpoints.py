@@ -24,11 +24,11 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zip
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """All that a training goes on from.
+    """The state from which a training resumes.
 
     Attributes:
-        step: optimiser steps taken.
-        arrays: values of the model's and the optimiser's variables, in their order.
+        step: optimizer steps taken.
+        arrays: values of the model's and the optimizer's variables, in their order.
         record: whatever else, as JSON holds it; floats keep every bit.
     """
 

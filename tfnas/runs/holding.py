@@ -1,8 +1,8 @@
-"""Who works in a folder: one process alone, or several of one group side by side.
+"""Locks of a working directory: held by one process, or by several of one group.
 
 The hold is a lock of the system on the file `holders.jsonl` in the folder, so it ends with its process, however that
 ends, and with its machine. Each line of the file says, as JSON, who holds it: `host`, `process` (its id there),
-`command`, `since` (UTC) and `group`. The last one to go deletes the file; one that a killed process left holds nobody
+`command`, `since` (UTC) and `group`. The last one to go deletes the file; one that a killed process left does not hold
 up.
 """
 
@@ -29,7 +29,7 @@ _PATIENCE = 1.0  # seconds: locks are held for a moment only while a group comes
 _PAUSE = 0.02
 
 _guard = threading.Lock()
-_mine: dict[tuple[int, int], _Hold] = {}  # by device and inode: what this process holds
+_held_here: dict[tuple[int, int], _Hold] = {}  # by device and inode: what this process holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Holder:
 def held(folder: pathlib.Path, group: str = "") -> Iterator[None]:
     """Holds a folder while it lasts; within a hold of this process it adds nothing.
 
-    Where the file system has no locks, nobody is kept out.
+    Without locks in the file system, no process is kept out.
 
     Args:
         folder: which is there.
@@ -59,8 +59,8 @@ def held(folder: pathlib.Path, group: str = "") -> Iterator[None]:
     place = folder.stat()
     key = (place.st_dev, place.st_ino)
     with _guard:
-        hold = _mine.get(key) or _Hold(folder, group)
-        _mine[key] = hold
+        hold = _held_here.get(key) or _Hold(folder, group)
+        _held_here[key] = hold
         hold.count += 1
     try:
         yield
@@ -68,12 +68,12 @@ def held(folder: pathlib.Path, group: str = "") -> Iterator[None]:
         with _guard:
             hold.count -= 1
             if not hold.count:
-                del _mine[key]
+                del _held_here[key]
                 hold.release()
 
 
 class _Hold:
-    """Of this process, from when it is made until `release`.
+    """The lock of this process, from its creation to `release`.
 
     Attributes:
         count: uses of it, one within another.
@@ -134,27 +134,27 @@ class _Hold:
         command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
         since = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}"
         holder = _Holder(socket.gethostname(), os.getpid(), command, since, self._group)
-        # On a full disk nobody can say who, and the lock holds nevertheless.
+        # On a full disk, the holder cannot be recorded, but the lock holds nevertheless.
         with contextlib.suppress(OSError):
             os.write(file, (to_json(holder) + "\n").encode())
 
     def _refusal(self) -> UserError:
-        told = "another process works in it"
+        holder = "another process works in it"
         # While one of a group keeps the lock, the file also keeps the lines of those that have left or were killed.
         by_process = {(one.host, one.process): one for one in _holders(self._path) if not _is_gone(one)}
         holders = [*by_process.values()]
         if holders:
             first = holders[0]
             more = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
-            told = (
+            holder = (
                 f"process {first.process} on {first.host}{more} works in it since {first.since} UTC: "
                 f"{brief(first.command)}"
             )
-        return UserError(f"workdir {self._folder}: {told}; wait until that ends, or use another --workdir")
+        return UserError(f"workdir {self._folder}: {holder}; wait until that ends, or use another --workdir")
 
 
 def _is_gone(holder: _Holder) -> bool:
-    """Whether it was this process, or one of this machine that has ended; of another machine nobody knows."""
+    """Whether it was this process, or one of this machine that has ended; unknown for other machines."""
     if holder.host != socket.gethostname():
         return False
     if holder.process == os.getpid():

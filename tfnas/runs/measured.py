@@ -1,4 +1,4 @@
-"""What retrain, evaluate and export leave in JSON files: one record for each, for its writer and its readers.
+"""The JSON files of retrain, evaluate and export: one record for each, for its writer and its readers.
 
 Accuracies and other shares are in [0, 1]; `tfnas.runs.stage_table` has the files' names. No TensorFlow.
 """
@@ -15,7 +15,7 @@ from tfnas.runs.sampled import Kind, Paired
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a network costs."""
+    """The size of a network."""
 
     parameters: Count
     multiply_adds: Count
@@ -60,7 +60,7 @@ class Results:
 
     Attributes:
         chosen: name of the row that is exported.
-        full: the whole super-network's size.
+        full: the whole supernet's size.
         confusion: the chosen one's test examples by label (rows) and most probable class (columns).
         rows: of the table.
         latency_spread: how many times one network's latencies differ between rounds, at most.

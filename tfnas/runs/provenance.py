@@ -1,4 +1,4 @@
-"""What the stages of a run ran with: versions of Python, this project and packages. No TensorFlow."""
+"""Versions of Python, this project and packages that the stages of a run used. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def then(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """Versions of a stage that was interrupted under some and goes on under others, as '3.14.0, then 3.15.1'.
+    """Versions of a stage that was interrupted and resumed under others, as '3.14.0, then 3.15.1'.
 
     Args:
         before: by package, perhaps of several attempts.
@@ -36,7 +36,7 @@ def then(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
 
 
 def by_package(stages: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """For each package its version, or the versions that different stages ran with, as 'search 3.14.0; sample 3.15.1'.
+    """Returns the version of each package, or the versions of different stages, as 'search 3.14.0; sample 3.15.1'.
 
     Args:
         stages: versions by package, by stage, in the order of the run.
@@ -46,13 +46,13 @@ def by_package(stages: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
         by_version: dict[str, list[str]] = {}
         for stage, of_one in stages.items():
             by_version.setdefault(of_one.get(package, "not recorded"), []).append(stage)
-        told = [f"{', '.join(names)} {version}" for version, names in by_version.items()]
-        found[package] = "; ".join(told) if len(told) > 1 else next(iter(by_version))
+        versions_by_stage = [f"{', '.join(names)} {version}" for version, names in by_version.items()]
+        found[package] = "; ".join(versions_by_stage) if len(versions_by_stage) > 1 else next(iter(by_version))
     return found
 
 
 def differences(stages: Mapping[str, Mapping[str, str]]) -> str:
-    """What `by_package` says of packages whose versions differ between stages, in one line; '' if none do."""
+    """Returns the packages of `by_package` whose versions differ between stages, in one line; '' if none do."""
     found = by_package(stages)
     return "; ".join(
         f"{package} ({found[package]})"

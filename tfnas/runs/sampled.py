@@ -1,4 +1,4 @@
-"""What search and sample leave in JSON files: one record for each, for its writer and its readers. No TensorFlow.
+"""The JSON files of search and sample: one record for each, for its writer and its readers. No TensorFlow.
 
 Accuracies and other shares are in [0, 1], losses in nats; `tfnas.runs.stage_table` has the files' names.
 """
@@ -30,7 +30,7 @@ Architecture = Annotated[dict[str, Any], mapping_of(anything)]  # as `tfnas.sear
 
 
 class Kind(enum.StrEnum):
-    """Where a network comes from, in the order of the comparison's table."""
+    """The origin of a network, in the order of the comparison's table."""
 
     FULL = "full network"
     EVEN = "random, spread evenly"
@@ -79,7 +79,7 @@ class Epoch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a candidate did on held-out examples.
+    """The score of a candidate on held-out examples.
 
     Attributes:
         loss: mean.
@@ -131,13 +131,13 @@ class BestOf:
 
 @dataclasses.dataclass(frozen=True)
 class Race:
-    """What became of candidates of one kind that raced.
+    """The outcome of a race of candidates of one kind.
 
     Attributes:
         best: the winner.
         architecture: the winner's.
         fresh: the winner on examples that the race did not use; None if none were kept.
-        ties: numbers of the candidates that are not told from the winner.
+        ties: indices of the candidates that tie with the winner.
         evaluations: of one example by one candidate, that the race took.
         saved: share of those that a full evaluation would take.
         best_of: of how many candidates the best has which fresh accuracy; empty if no examples were kept.
@@ -224,7 +224,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """How good probabilities are: figures with the ends of their 95 % intervals, and the calibration error."""
+    """The quality of probabilities: figures with their 95 % intervals, and the calibration error."""
 
     accuracy: Annotated[tuple[float, ...], _WithInterval]
     nll: Annotated[tuple[float, ...], list_of(Loss, 3, 3)]
@@ -266,7 +266,7 @@ class Ranked:
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a posterior expects its candidates to cost: the mean, its deviation, and the cost of all channels."""
+    """The expected cost of a posterior's candidates: mean, standard deviation, and the cost of all channels."""
 
     mean: Amount
     deviation: Amount

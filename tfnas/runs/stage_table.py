@@ -38,7 +38,7 @@ REPORT = "report.html"
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage depends on and what it writes.
+    """The dependencies and outputs of a stage.
 
     Attributes:
         settings: that change its result: whole sections, or 'section.name'.
@@ -133,12 +133,12 @@ def config_digest(config: tfnas.config.Config) -> str:
     return digests.of_value(settings(config, STAGES["report"].settings))
 
 
-def followed(key: str, held: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+def followed(key: str, held: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The setting of retrain's that search's `key` follows where it is left out, and its values in two configs.
 
     None where `key` was set, in one of them, by itself.
     """
-    both = (held, ours)
+    both = (held, current)
     if key == "search.weight_decay":
         name, follows = "weight_decay", [c["retrain"]["weight_decay"] for c in both]
     elif key == "search.cosine_epochs":
@@ -147,4 +147,4 @@ def followed(key: str, held: Mapping[str, Any], ours: Mapping[str, Any]) -> tupl
         return None
     if follows != [c["search"][key.partition(".")[2]] for c in both]:
         return None
-    return f"retrain.{name}", held["retrain"][name], ours["retrain"][name]
+    return f"retrain.{name}", held["retrain"][name], current["retrain"][name]

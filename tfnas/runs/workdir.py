@@ -170,7 +170,7 @@ class Workdir:
         return bool(_recorded(self.manifest().stages, [name]))
 
     def manifest(self) -> Manifest:
-        """What is known of this folder; empty for a new one."""
+        """Returns the manifest of this folder; an empty one for a new folder."""
         if not (self.path / MANIFEST).exists():
             return Manifest()
         manifest = self.read_sealed(MANIFEST, Manifest)
@@ -187,31 +187,31 @@ class Workdir:
     def claim(self, config: tfnas.config.Config) -> None:
         """Makes this folder `config`'s; only the process that writes. Raises UserError as `check_search`."""
         self.check_search(config)
-        manifest, mine = self.manifest(), stage_table.every_setting(config)
-        if self.writes and manifest.config != mine:
-            self.write_sealed(MANIFEST, dataclasses.replace(manifest, config=mine))
+        manifest, given = self.manifest(), stage_table.every_setting(config)
+        if self.writes and manifest.config != given:
+            self.write_sealed(MANIFEST, dataclasses.replace(manifest, config=given))
 
     def check_search(self, config: tfnas.config.Config) -> None:
         """Raises UserError if this folder holds another search's results, or part of them."""
         manifest = self.manifest()
-        held, ours = manifest.config, stage_table.settings(config, STAGES["search"].settings)
-        # Before anything is there, a mistake in the settings may be mended.
+        held, current = manifest.config, stage_table.settings(config, STAGES["search"].settings)
+        # While the folder is empty, settings may still be corrected.
         begun = manifest.stages or any((self.path / CHECKPOINTS).glob("*.npz"))
         if held is None or not begun:
             return
-        for section, values in ours.items():
-            for key, theirs, mine in _differences(section, held.get(section), values):
+        for section, values in current.items():
+            for key, stored, given in _differences(section, held.get(section), values):
                 if key in NEUTRAL:
                     continue
                 if followed := stage_table.followed(key, held, stage_table.every_setting(config)):
                     name, before, now = followed
                     raise UserError(
                         f"workdir {self.path}: holds a search made for {name}={brief(before)}, and this config has "
-                        f"{brief(now)}: --config.{key}={brief(theirs)} keeps that search, or use another --workdir"
+                        f"{brief(now)}: --config.{key}={brief(stored)} keeps that search, or use another --workdir"
                     )
                 raise UserError(
-                    f"workdir {self.path}: holds a search with {key}={brief(theirs)}, and this config has "
-                    f"{brief(mine)}: use another --workdir, or delete this one"
+                    f"workdir {self.path}: holds a search with {key}={brief(stored)}, and this config has "
+                    f"{brief(given)}: use another --workdir, or delete this one"
                 )
 
     def dependencies(self, stage: str, config: tfnas.config.Config) -> dict[str, Any]:
@@ -309,10 +309,10 @@ class Workdir:
         for stage in names:
             if stage not in stages:
                 return stage, "has none"
-            ours = self.dependencies(stage, config)
-            for name, theirs, mine in _differences("", stages[stage].settings, ours["settings"]):
-                return stage, f"has those of {name}={brief(theirs)}, while this config has {brief(mine)}"
-            for name, _, _ in _differences("", stages[stage].inputs, ours["inputs"]):
+            current = self.dependencies(stage, config)
+            for name, stored, given in _differences("", stages[stage].settings, current["settings"]):
+                return stage, f"has those of {name}={brief(stored)}, while this config has {brief(given)}"
+            for name, _, _ in _differences("", stages[stage].inputs, current["inputs"]):
                 return stage, f"has those of another {name}"
         return None
 
@@ -326,9 +326,9 @@ def _recorded(stages: Mapping[str, Finished], names: Iterable[str]) -> dict[str,
     return {name: found[name] for name, found in outputs.items() if name in found}
 
 
-def _differences(key: str, theirs: Any, mine: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
-        for name in sorted(set(theirs) | set(mine)):
-            yield from _differences(f"{key}.{name}" if key else name, theirs.get(name), mine.get(name))
-    elif theirs != mine:
-        yield key, theirs, mine
+def _differences(key: str, stored: Any, given: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(stored, Mapping) and isinstance(given, Mapping):
+        for name in sorted(set(stored) | set(given)):
+            yield from _differences(f"{key}.{name}" if key else name, stored.get(name), given.get(name))
+    elif stored != given:
+        yield key, stored, given

@@ -1,4 +1,4 @@
-"""What is searched, as plain records. No TensorFlow.
+"""The search space, as plain records. No TensorFlow.
 
 architecture.py  Architecture: the input channels that each gated layer keeps; JSON
 layer_gates.py   LayerGates: drop probabilities of one layer's input channels, and what the channels cost

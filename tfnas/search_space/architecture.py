@@ -11,7 +11,7 @@ import numpy as np
 
 from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
-from tfnas.common.schema import list_of, read, to_json, whole
+from tfnas.common.schema import integer, list_of, read, to_json
 
 _FORMAT = 1
 MOST_CHANNELS = 2**24  # gated channels of one network: far above any real one, and little memory
@@ -19,17 +19,17 @@ MOST_CHANNELS = 2**24  # gated channels of one network: far above any real one, 
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """How many input channels a gated layer has, and which are kept."""
+    """The number of input channels of a gated layer, and those that are kept."""
 
-    channels: Annotated[int, whole(1, MOST_CHANNELS)]
-    kept: Annotated[Sequence[int], list_of(whole(0, MOST_CHANNELS))]
+    channels: Annotated[int, integer(1, MOST_CHANNELS)]
+    kept: Annotated[Sequence[int], list_of(integer(0, MOST_CHANNELS))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _File:
     """An architecture's JSON."""
 
-    format: Annotated[int, whole(_FORMAT, _FORMAT)] = _FORMAT
+    format: Annotated[int, integer(_FORMAT, _FORMAT)] = _FORMAT
     digest: str
     layers: dict[str, _Layer]
 

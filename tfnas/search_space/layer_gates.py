@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from tfnas.common.schema import Share, list_of, number, whole
+from tfnas.common.schema import Share, integer, list_of, number
 from tfnas.search_space.architecture import MOST_CHANNELS
 
 _MOST_SECONDS = 1e9  # of latency: more cannot have been measured
@@ -27,7 +27,7 @@ class LayerGates:
     """
 
     name: str
-    group_sizes: Annotated[tuple[int, ...], list_of(whole(1, MOST_CHANNELS), 1)]
+    group_sizes: Annotated[tuple[int, ...], list_of(integer(1, MOST_CHANNELS), 1)]
     drop_probability: Annotated[tuple[float, ...], list_of(Share, 1)]
     parameters_per_channel: int
     multiply_adds_per_channel: int | None = None

@@ -14,7 +14,7 @@ import numpy as np
 from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
 from tfnas.common.resources import Resource
-from tfnas.common.schema import Share, list_of, mapping_of, read, to_json, whole
+from tfnas.common.schema import Share, integer, list_of, mapping_of, read, to_json
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
 from tfnas.search_space.layer_gates import LayerGates
 
@@ -312,7 +312,7 @@ class Posterior:
         Args:
             text: JSON with `drop_probability`, from layer names to one p per source in the order of concatenation. A
                 published name matches a layer's with its dots written as underscores ('denseblock1.denselayer1.conv1').
-            like: of the super-network that the names belong to, for example `gate(densenet121(), ...).posterior()`.
+            like: of the supernet that the names belong to, for example `gate(densenet121(), ...).posterior()`.
 
         Raises:
             UserError: if the text is not such JSON, or its layers or their sources are not those of `like`.
@@ -321,7 +321,7 @@ class Posterior:
         published = {name.replace(".", "_"): p for name, p in found.drop_probability.items()}
         differing = sorted(set(published) ^ {g.name for g in like.layers})
         if differing:
-            where = "published layers" if differing[0] in published else "layers of the super-network"
+            where = "published layers" if differing[0] in published else "layers of the supernet"
             raise UserError(f"posterior: layers differ, first {brief(differing[0])}, which is only among the {where}")
         for g in like.layers:
             if len(published[g.name]) != len(g.group_sizes):
@@ -343,7 +343,7 @@ def _shown(cost: float, resource: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _File:  # of `Posterior.to_json`
-    format: Annotated[int, whole(_FORMAT, _FORMAT)] = _FORMAT
+    format: Annotated[int, integer(_FORMAT, _FORMAT)] = _FORMAT
     layers: Annotated[tuple[LayerGates, ...], list_of(LayerGates, 1)]
 
 

@@ -109,7 +109,7 @@ class Model:
         try:
             answer = {name: value.numpy() for name, value in signature(**tensors).items()}
         except tf.errors.OpError as error:
-            raise RequestError(_said(error.message), _code(error.error_code)) from error
+            raise RequestError(_message(error.message), _code(error.error_code)) from error
         return {name: answer[name] for name in outputs or sorted(answer)}
 
     def _warm_up(self, file: pathlib.Path) -> None:
@@ -271,7 +271,7 @@ def _fits(shape: Sequence[int], expected: Any) -> bool:
     """Whether a shape is one that a TensorSpec's allows."""
     if min(shape, default=0) < 0 or len(shape) != expected.rank:
         return False
-    return all(want in (None, got) for got, want in zip(shape, expected, strict=True))
+    return all(want in (None, size) for size, want in zip(shape, expected, strict=True))
 
 
 def _unfit(name: str, spec: Any, received: str) -> RequestError:
@@ -298,8 +298,8 @@ def _code(number: int) -> str:
     return error_codes_pb2.Code.Name(number)
 
 
-def _said(message: str) -> str:
-    """What an operation says, without TensorFlow's words on where in the graph it stands."""
+def _message(message: str) -> str:
+    """Returns the message of an operation without TensorFlow's names of graph nodes."""
     message = message.partition("\n\t [[")[0].rpartition("<stack traces unavailable>\n")[2]
     message = re.sub(r"\{\{.*?\}\} ?|\[Op:\w+\].*", "", message)
     message = re.sub(r"^assertion failed: \[(.*?)\]", r"\1", message.strip(), flags=re.DOTALL)

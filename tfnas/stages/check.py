@@ -31,7 +31,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         `data`, what messages call it; `sizes`, number of examples by split ('test' only where it is known unread);
-        `image_shape`, (H, W, C); `classes`, names; `parameters`, trainable, and `gated_layers` of the super-network;
+        `image_shape`, (H, W, C); `classes`, names; `parameters`, trainable, and `gated_layers` of the supernet;
         `up_to_date`, names of the stages that a run would skip; `seconds`, about what those of search, sample and
         retrain will take that it would not.
 
@@ -47,19 +47,19 @@ def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
 def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     networks.set_seed(config.seed)
     strategy = tf.distribute.get_strategy()
-    _say("devices", distribution.describe(strategy))
+    _print("devices", distribution.describe(strategy))
     splits = networks.load_data(config, work)
-    _say("data", f"{config.data.title}: {splits.summary()}")
+    _print("data", f"{config.data.title}: {splits.summary()}")
     search, retrain = config.search, config.retrain
     plain = networks.network(config, splits)
     supernet = networks.gated(config, splits, plain, check_share=True)
     parameters = cost(supernet.graph).parameters
-    _say("supernet", f"{parameters:,} parameters, {len(supernet.gated_layers)} gated layers")
+    _print("supernet", f"{parameters:,} parameters, {len(supernet.gated_layers)} gated layers")
     needed, free = preflight.room(work, supernet, config.training.checkpoints_kept)
-    _say("folder", f"{work.path}: writable, {_bytes(free)} free, about {_bytes(needed)} needed")
+    _print("folder", f"{work.path}: writable, {_bytes(free)} free, about {_bytes(needed)} needed")
     done = work.up_to_date(config)
     if done:
-        _say("", f"up to date there, will not run again, and not counted in all: {', '.join(done)}")
+        _print("", f"up to date there, will not run again, and not counted in all: {', '.join(done)}")
 
     steps = splits.sizes["train"] // search.batch_size
     networks.compile_gated(config, supernet, schedules.search(config, max(1, steps)))
@@ -68,7 +68,7 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     gateless = _measured("retrain", config, splits, plain, retrain.batch_size)
     ranked = _measured_ranking(config, splits, supernet)  # last, so that its memory is not counted as training's
     times = preflight.times(config, splits.sizes, gated, gateless, ranked, _devices(config))
-    _say_times(config, splits, times, done)
+    _print_times(config, splits, times, done)
     return {
         "data": config.data.title,
         "sizes": splits.sizes,
@@ -99,7 +99,7 @@ def _measured(
     of = f" of {_bytes(total)}" if total else " of the GPU's"
     speed = f"a batch of {batch_size}: {1000 * found.seconds:,.0f} ms, {batch_size / found.seconds:,.0f} images/s"
     memory = f"up to {_bytes(found.memory_bytes)}{of} in use"
-    _say(title, f"{speed}; {_once(found.tracing)}; {memory}")
+    _print(title, f"{speed}; {_once(found.tracing)}; {memory}")
     if _may_compile(settings.jit_compile):
         _compare(measured, settings.jit_compile, found)
     return found
@@ -117,20 +117,20 @@ def _measured_ranking(config: Config, splits: pipeline.Splits, supernet: Superne
     )
     size = min(size, splits.sizes["validation"])
     seconds = found.candidate_seconds + found.batch_seconds
-    _say("sample", f"a candidate on {size} images: {1000 * seconds:,.0f} ms; {_once(found.tracing)}")
+    _print("sample", f"a candidate on {size} images: {1000 * seconds:,.0f} ms; {_once(found.tracing)}")
     return found
 
 
 def _devices(config: Config) -> int:
-    """How many of them, in all processes, evaluate candidates side by side."""
+    """Number of devices, in all processes, that evaluate candidates in parallel."""
     strategy = distribution.ranking_strategy(config.distribution)
     return distribution.cluster().count * (len(strategy.extended.worker_devices) if strategy else 1)
 
 
-def _say_times(
+def _print_times(
     config: Config, splits: pipeline.Splits, times: Mapping[str, preflight.Time], done: Sequence[str]
 ) -> None:
-    """What the stages that are not done will take, one a line, and together."""
+    """Prints the estimated time of each remaining stage, and the total."""
     search = config.search
     steps = splits.sizes["train"] // search.batch_size
     work = {
@@ -141,9 +141,9 @@ def _say_times(
     }
     left = {stage: time for stage, time in times.items() if stage not in done}
     for stage, time in left.items():
-        _say(stage, f"{_shown(time)}: {work[stage]}")
+        _print(stage, f"{_shown(time)}: {work[stage]}")
     together = preflight.Time(sum(time.seconds for time in left.values()), sum(time.tracing for time in left.values()))
-    _say("in all", f"{_shown(together)}; left out: the test images, evaluate, export and report")
+    _print("in all", f"{_shown(together)}; left out: the test images, evaluate, export and report")
 
 
 def _may_compile(jit_compile: bool) -> bool:
@@ -156,7 +156,7 @@ def _compare(measured: Callable[[bool], preflight.Measured], jit_compile: bool, 
     other = measured(not jit_compile)
     ratio = other.seconds / found.seconds
     setting = str(not jit_compile).lower()
-    _say("", f"with training.jit_compile={setting} {ratio:.2f} x the time" + (": set it" if ratio < 0.97 else ""))
+    _print("", f"with training.jit_compile={setting} {ratio:.2f} x the time" + (": set it" if ratio < 0.97 else ""))
 
 
 def _shown(time: preflight.Time) -> str:
@@ -167,7 +167,7 @@ def _once(seconds: float) -> str:
     return f"tracing and compiling, once: {seconds:.1f} s"
 
 
-def _say(title: str, text: str) -> None:
+def _print(title: str, text: str) -> None:
     print(f"{title:9s} {text}")
 
 

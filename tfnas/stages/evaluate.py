@@ -15,7 +15,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     """Holds the network in `path` against the thresholds of `config.evaluate`; writes evaluation.json.
 
     Raises:
-        UserError: for bad settings or files, or if retrain has not run. A network that is not blessed is no error.
+        UserError: for bad settings or files, or if retrain has not run. A network that is not blessed is not an error.
     """
     config, work = config.check(), workdir.Workdir(path)
     work.run_stage("evaluate", config, lambda: _evaluate(config, work))

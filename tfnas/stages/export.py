@@ -134,7 +134,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
 
 
 def _versions(work: workdir.Workdir) -> dict[str, dict[str, str]]:
-    """What the stages before this one ran with."""
+    """Returns the versions that earlier stages used."""
     before = list(stage_table.STAGES)[: list(stage_table.STAGES).index("export")]
     return {stage: entry.versions for stage, entry in work.manifest().stages.items() if stage in before}
 
@@ -147,7 +147,7 @@ def _check_fits(model: keras.Model, splits: pipeline.Splits, path: pathlib.Path)
 
 
 def _ensemble(config: Config, work: workdir.Workdir, splits: pipeline.Splits) -> list[keras.Model]:
-    """The best candidates of the posterior, cut out with the normalisation statistics that they were ranked with."""
+    """The best candidates of the posterior, cut out with the normalization statistics that they were ranked with."""
     count = config.export.uncertainty
     if not count:
         return []

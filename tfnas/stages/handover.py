@@ -58,7 +58,7 @@ def split(config: config_lib.Config) -> dict[str, str]:
 
 
 def join(texts: Iterable[str]) -> config_lib.Config:
-    """The config of some parts, defaults for the rest. Raises UserError for text that is no part, or bad settings."""
+    """The config of some parts, defaults for the rest. Raises UserError for invalid text or settings."""
     values: dict[str, Any] = {}
     for text in texts:
         values |= read(text, mapping_of(anything), "config: not JSON of sections")
@@ -66,7 +66,7 @@ def join(texts: Iterable[str]) -> config_lib.Config:
 
 
 def version(config: config_lib.Config) -> str:
-    """Of all code that a result depends on: of tfnas, with a digest of its files and of the user's own functions'.
+    """Returns the version of all code that a result depends on: tfnas, its files, and the user's own functions.
 
     A pipeline's engine keys what it caches by arguments, and does not see the code behind them.
     """
@@ -119,7 +119,7 @@ class Task:
         return os.path.basename(exported)
 
     def facts(self) -> dict[str, float | bool]:
-        """What the stage measured, as scalars.
+        """Returns the measurements of the stage as scalars.
 
         Raises:
             UserError: if its files are not what it left.
@@ -151,11 +151,11 @@ class Task:
         return facts
 
     def verdict(self) -> Verdict:
-        """What evaluate found."""
+        """Returns the verdict of evaluate."""
         return Workdir(self.path).read_json(stage_table.EVALUATION, "export", Verdict)
 
     def metadata(self) -> dict[str, Any]:
-        """What every artifact of the stage has: digest of its settings, versions and seed."""
+        """Returns the metadata of every artifact of the stage: digest of its settings, versions and seed."""
         return {
             "config_sha256": stage_table.config_digest(self.config),
             "seed": self.config.seed,
@@ -230,7 +230,7 @@ def task(
         parts: JSON of `split` that it depends on.
         inputs: folders that earlier stages handed over, in the order of the run.
         version: of the code.
-        scratch: folder that outlives the process. There a stage with the same parts, inputs and version goes on from
+        scratch: folder that outlives the process. There a stage with the same parts, inputs and version resumes from
             where an earlier one was interrupted; one that still works there is waited for. Without it, the working
             directory is temporary.
         shard: which part of the stage this is; each works in a directory of its own.
@@ -269,7 +269,7 @@ def _working_directory(
 @contextlib.contextmanager
 def _alone_in(place: pathlib.Path) -> Iterator[None]:
     with open(place / "lock", "w") as lock:
-        # Some file systems have no locks: there nobody is waited for.
+        # On file systems without locks, there is no waiting.
         with contextlib.suppress(OSError):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

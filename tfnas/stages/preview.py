@@ -82,6 +82,6 @@ def _draw(splits: pipeline.Splits, config: Config, file: pathlib.Path) -> None:
 
 
 def _shown(images: np.ndarray, config: Config) -> Sequence[Any]:
-    """Standardised images as matplotlib takes them: in [0, 1], without a lone channel's axis."""
+    """Standardized images as matplotlib takes them: in [0, 1], without a lone channel's axis."""
     pixels = np.clip(images * np.array(config.data.std) + np.array(config.data.mean), 0.0, 1.0)
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]

@@ -131,10 +131,10 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         rows.append(row)
     for _, groups in itertools.groupby(means, key=lambda group: id(group.supernet)):
         rows += _means_on_test(list(groups), splits, config)
-    whole = cost(supernet.graph)
+    total = cost(supernet.graph)
     results = Results(
         chosen=chosen.name,
-        full=Size(whole.parameters, whole.multiply_adds),
+        full=Size(total.parameters, total.multiply_adds),
         confusion=_matrix(labels, best, chosen.model.output_shape[-1]).tolist(),
         latency_spread=spread,
         rows=tuple(sorted(rows, key=lambda row: (row.kind.place, row.fine_tuned))),
@@ -169,7 +169,7 @@ def _means_on_test(groups: Sequence[Means], splits: pipeline.Splits, config: Con
 
 
 def _known(arm: Arm, splits: pipeline.Splits, config: Config) -> dict[str, Any]:
-    """What a network's row has before the test split is read."""
+    """Returns the part of a network's row that does not need the test split."""
     with tempfile.TemporaryDirectory() as folder, add_filename(folder):
         file = pathlib.Path(folder) / "model.keras"
         _without_optimizer(arm.model).save(file)
@@ -223,8 +223,8 @@ def _check_exact(
     images, _ = next(iter(pipeline.evaluation_batches(splits.validation, config.data, 16)))
     supernet.set_architecture(architecture)
     with distribution.full_precision():
-        expected, got = (np.asarray(network(images, training=False)) for network in (supernet, model))
-    error = np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-6)
+        expected, actual = (np.asarray(network(images, training=False)) for network in (supernet, model))
+    error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-6)
     if not error <= _TOLERANCE:
         raise UserError(
             f"retrain: the network cut out differs from the supernet it was ranked in by {error:.1e} of the largest "

@@ -63,7 +63,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """From 'i/n'. Raises UserError for anything but two numbers, 1 <= i <= n."""
+        """Parses 'i/n'. Raises UserError unless 1 <= i <= n."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(f"--shard: i/n with 1 <= i <= n expected, such as 1/3. Received: {text!r}")
@@ -71,7 +71,7 @@ class Shard:
 
     @property
     def file(self) -> str:
-        """Where its evaluations are kept."""
+        """Path of its evaluations."""
         return f"{stage_table.SHARDS}/{self.index}-of-{self.count}.jsonl"
 
 
@@ -120,7 +120,7 @@ def _sample(config: Config, work: workdir.Workdir) -> Iterable[str]:
 
 
 class _Sampling:
-    """What the whole and its shards share: the same candidates, evaluated by the same engine."""
+    """Shared by the complete stage and its shards: the same candidates, evaluated by the same engine."""
 
     def __init__(self, config: Config, work: workdir.Workdir):
         self.config = config
@@ -176,10 +176,10 @@ class _Sampling:
         fresh = Fresh(self.engine, self.settings)
         with add_filename(self.work.path / kept), self._evaluations(kept, shards) as evaluations:
             if evaluations.count:
-                print(f"sample    goes on: {evaluations.count:,} evaluations are there")
+                print(f"sample    resumes: {evaluations.count:,} evaluations found")
             for contest in self._contests(Shard(1, 1)):
-                group, theirs, ranking = self._ranked(contest, evaluations, fresh)
-                candidates += theirs
+                group, records, ranking = self._ranked(contest, evaluations, fresh)
+                candidates += records
                 if contest.share is None:
                     groups[contest.kind] = group
                 if contest.posterior is not None and group.race:
@@ -206,7 +206,7 @@ class _Sampling:
     def _ranked(
         self, contest: Contest, evaluations: Evaluations, fresh: Fresh
     ) -> tuple[Group, list[Candidate], Ranking | None]:
-        """What became of a contest, every candidate's record, and the ranking if there is a winner."""
+        """Returns the result of a contest, every candidate's record, and the ranking if there is a winner."""
         if not contest.num_able and contest.posterior is not None:
             raise self.contests.cut_off(contest)
         ranking = self._race(contest, evaluations) if contest.num_able else None
@@ -249,11 +249,11 @@ class _Sampling:
         return group, records, ranking
 
     def _won(self, contest: Contest, ranking: Ranking, records: Sequence[Candidate], fresh: Fresh) -> Race:
-        """What became of a race, also said on the terminal."""
+        """Returns the outcome of a race, and prints it."""
         outcome, leaders = ranking.outcome, []
         if contest.kind == Kind.POSTERIOR:
             leaders = contest.able(ranking.order)[: self.settings.num_tested]
-        _say(contest, ranking)
+        _print_outcome(contest, ranking)
         return Race(
             best=records[outcome.winner],
             architecture=_as_json(ranking.best),
@@ -310,7 +310,7 @@ class _Sampling:
         return self.work.read_sealed(stage_table.LATENCIES, Latencies).seconds
 
 
-def _say(contest: Contest, ranking: Ranking) -> None:
+def _print_outcome(contest: Contest, ranking: Ranking) -> None:
     def shown(score: ranking_lib.Score) -> str:
         if contest.by == "loss":
             return f"{score.loss:.3g}"
@@ -324,8 +324,8 @@ def _say(contest: Contest, ranking: Ranking) -> None:
         f"{shown(ranking.scores[outcome.winner])}{again}; {len(outcome.ties):,} tie; "
         f"{1 - outcome.saved:.0%} evaluated"
     )
-    if told := contest.shortfall:
-        terminal.warn(f"sample    {contest.title}: {told}")
+    if reason := contest.shortfall:
+        terminal.warn(f"sample    {contest.title}: {reason}")
 
 
 def _as_json(architecture: Architecture) -> dict[str, Any]:

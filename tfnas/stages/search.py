@@ -63,7 +63,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         on_epoch=on_epoch,
     )
     write_history(history)  # the file may be of before an interruption
-    _say_size(supernet, config)
+    _report_size(supernet, config)
     work.write(stage_table.SUPERNET, supernet.save)
     posterior = supernet.posterior().to_json()
     work.write(stage_table.POSTERIOR, lambda file: file.write_text(posterior))
@@ -79,7 +79,7 @@ def _print_size(supernet: Supernet, config: Config) -> None:
     )
 
 
-def _say_size(supernet: Supernet, config: Config) -> None:
+def _report_size(supernet: Supernet, config: Config) -> None:
     options = f"a larger --config.search.epochs or --config.search.gate_step={2 * config.search.gate_step:g}"
     sizes.report(supernet, "search    ", f". Usually {options} helps, in another --workdir")
 

@@ -55,7 +55,7 @@ def plot(path: pathlib.Path, names: Sequence[str], trials: Sequence[Trial], full
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     error, kept = figure.subplots(1, 2)
-    name, line = names[0], "-" if len(names) == 1 else ""  # else other settings differ too between neighbours
+    name, line = names[0], "-" if len(names) == 1 else ""  # else other settings differ too between neighbors
     found = sorted(((trial.values[name], trial.found) for trial in trials if trial.found), key=lambda pair: pair[0])
     x = [value for value, _ in found]
     parts = [
@@ -63,8 +63,8 @@ def plot(path: pathlib.Path, names: Sequence[str], trials: Sequence[Trial], full
         (error, "mean of candidates", markup.ORANGE, [_error(f.mean_accuracy) for _, f in found]),
         (kept, "best candidate", markup.BLUE, [100 * f.parameters / full_parameters for _, f in found]),
     ]
-    for axes, label, colour, values in parts:
-        axes.plot(x, values, f"o{line}", color=colour, label=label)
+    for axes, label, color, values in parts:
+        axes.plot(x, values, f"o{line}", color=color, label=label)
     for axes, label in ((error, "validation error, %"), (kept, "parameters kept, %")):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set(xscale="log", xlabel=name, ylabel=label, ylim=(0, None))
@@ -76,7 +76,7 @@ def plot(path: pathlib.Path, names: Sequence[str], trials: Sequence[Trial], full
 
 
 def shown(value: float) -> str:
-    """As short as it can be read back."""
+    """Returns the shortest text that parses to the same value."""
     return short if float(short := f"{value:g}") == value else repr(value)
 
 

@@ -84,7 +84,7 @@ class Trial:
     found: Found | None = None
 
     def score(self, objective: str) -> float:
-        """What is maximised, in [0, 1]: the accuracy, or exp(-loss), which is in the losses' order; 0 if not complete.
+        """The objective, in [0, 1]: the accuracy, or exp(-loss), which is in the losses' order; 0 if not complete.
 
         Bounded, because KerasTuner's Gaussian process takes an infinite loss for 0, which would be the best of all.
         """
@@ -111,9 +111,9 @@ def run(config: Config, work: Workdir, trial: Trial, full_parameters: int) -> Tr
         UserError: for what is not a matter of the trial's values.
     """
     failure = work.path / _FAILURE
-    if failure.exists() and config.search.guard == "stop":  # with another guard the search may go on
-        told = schema.read(failure.read_bytes(), _Failure, f"{failure}: altered: delete it")
-        return dataclasses.replace(trial, state=FAILED, message=told.message)
+    if failure.exists() and config.search.guard == "stop":  # with another guard, the search may continue
+        record = schema.read(failure.read_bytes(), _Failure, f"{failure}: altered: delete it")
+        return dataclasses.replace(trial, state=FAILED, message=record.message)
     if work.is_current("search", config) and work.is_current("sample", config):
         print("tune      up to date")
     try:

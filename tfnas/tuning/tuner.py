@@ -3,7 +3,7 @@
 KerasTuner proposes the values; a trial is the stages search and sample in a working directory of its own, named by the
 digest of all that its search depends on. Nothing of KerasTuner's is read from disk: after an interruption it proposes
 the same values again, and a trial that is finished answers at once with what its folder holds. KerasTuner 1.4.8 does
-not write its files atomically, its grid search cannot be resumed from them, and it could not go on with more values.
+not write its files atomically, its grid search cannot be resumed from them, and it could not continue with more values.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RESULTS = "results.json"
 def run(config: Config, path: str | os.PathLike[str]) -> Trial:
     """Tries the values of `config.tune` in the folder `tune` of a working directory, and returns the best trial.
 
-    It goes on from where it was; a finished trial is not run again, even if there are now more values, or another
+    It resumes an interrupted trial; a finished trial is not run again, even if there are now more values, or another
     method proposes its own. The best is the one of the highest score, of equals the smallest network, among the trials
     of the most epochs. The test split is not read, and the working directory does not become this config's.
 
@@ -79,7 +79,7 @@ class _Tuner(base_tuner.BaseTuner):
 
     Args:
         tuning: runs the trials.
-        directory: for files that nobody reads.
+        directory: for unused files.
     """
 
     def __init__(self, tuning: _Tuning, directory: str):
@@ -87,11 +87,11 @@ class _Tuner(base_tuner.BaseTuner):
         super().__init__(_oracle(tuning.config), directory=directory)
 
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> float:
-        """The score of a trial's values. Raises FatalError from anything that is no matter of these values."""
+        """The score of a trial's values. Raises FatalError from errors that do not depend on them."""
         proposed = trial.hyperparameters.values
         try:
             return self._tuning.run(proposed, proposed.get("tuner/epochs", self._tuning.config.search.epochs))
-        except Exception as error:  # KerasTuner takes any other for a failed trial, and goes on
+        except Exception as error:  # KerasTuner treats any other as a failed trial, and continues
             raise keras_tuner.errors.FatalError from error
 
 
@@ -122,7 +122,7 @@ def _oracle(config: Config) -> keras_tuner.Oracle:
 
 
 def _with(config: Config, values: Mapping[str, Any], epochs: int) -> Config:
-    """With these values, in these epochs: a short round of Hyperband's is the whole search in small."""
+    """Returns the config with these values and epochs: a short round of Hyperband is a complete, shorter search."""
     search = config.search.resolved(config.retrain).shortened(epochs)
     return dataclasses.replace(config, search=dataclasses.replace(search, **values))
 
@@ -147,16 +147,16 @@ class _Tuning:
         self.trials: dict[str, Trial] = {}  # by folder, in the order of their beginning
 
     def run(self, proposed: Mapping[str, Any], epochs: int) -> float:
-        """The score of a trial with these values. Raises UserError for what is no matter of theirs."""
+        """The score of a trial with these values. Raises UserError for errors that do not depend on them."""
         settings = self.config.tune
-        # What is drawn from a range gets three digits, so that it can be told, and typed again.
+        # What is drawn from a range gets three digits, so that it can be read and typed.
         drawn = settings.method in ("bayesian", "hyperband")
         values = {name: float(f"{proposed[name]:.3g}") if drawn else proposed[name] for name in self.names}
         config = _with(self.config, values, epochs)
         folder = f"trials/{self.work.key('search', config)[:12]}"
         if folder not in self.trials:
-            told = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
-            print(f"tune      trial {len(self.trials) + 1}: {told}; {epochs} epochs, {self.work.path / folder}")
+            described = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
+            print(f"tune      trial {len(self.trials) + 1}: {described}; {epochs} epochs, {self.work.path / folder}")
             trial = Trial(folder, values, epochs, RUNNING)
             trial = trials.run(config, Workdir(self.work.path / folder), trial, self.full_parameters)
             if trial.message:

@@ -25,7 +25,7 @@ class Data:
     train: str = "train[:1000]"  # TFDS split expressions; they must not overlap
     validation: str = "train[1000:]"  # ranks the candidates
     test: str = "test"  # read only by retrain's last evaluation and by export's check of the SavedModel
-    channels: int = 0  # `folder`: 1 (grey) or 3 (colour); 0: colour, unless all of train and validation is grey
+    channels: int = 0  # `folder`: 1 (gray) or 3 (color); 0: color, unless all of train and validation is gray
     image_size: int = 0  # resize to a square of this many pixels; 0 keeps the data set's size
     mean: tuple[float, ...] = (0.5,)  # per channel (or one for all), of pixels scaled to [0, 1]
     std: tuple[float, ...] = (0.25,)
@@ -33,7 +33,7 @@ class Data:
     flip: bool = False  # mirror left-right at random
     cutout: int = 0  # side of the square blanked out at a random place, pixels
     # Train on random crops of 8 to 100 % of the area, aspect ratio 3/4 to 4/3, resized to image_size. Other images are
-    # then resized to image_size / 0.875 on the shorter side and cropped at the centre, instead of being squeezed into a
+    # then resized to image_size / 0.875 on the shorter side and cropped at the center, instead of being squeezed into a
     # square.
     random_resized_crop: bool = False
 

@@ -9,7 +9,7 @@ from tfnas.config import fields
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """What a network must reach on the test split to be exported; by default, nothing."""
+    """Thresholds on the test split that a network must meet to be exported; none by default."""
 
     min_accuracy: float = 0.0  # on test
     max_accuracy_loss: float = 1.0  # below the full network's test accuracy; needs retrain.baseline

@@ -7,7 +7,7 @@ import dataclasses
 from tfnas.common.errors import UserError
 from tfnas.config import fields
 
-# Formats besides the SavedModel; '_int8' is quantised after training.
+# Formats besides the SavedModel; '_int8' is quantized after training.
 FORMATS = ("litert", "litert_int8", "onnx", "onnx_int8", "openvino")
 _LONGEST_NAME = 200  # bytes: file systems allow 255, and temporary files' names are longer
 
@@ -37,7 +37,7 @@ class Export:
         for name in self.formats:
             if name == "openvino_int8":
                 raise UserError(
-                    "config: 'export.formats' has no 'openvino_int8': OpenVINO quantises with NNCF, which is not used "
+                    "config: 'export.formats' has no 'openvino_int8': OpenVINO quantizes with NNCF, which is not used "
                     "here; OpenVINO reads the file of 'onnx_int8'"
                 )
             fields.one_of("export.formats", name, FORMATS)

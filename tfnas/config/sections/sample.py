@@ -29,7 +29,7 @@ class Sample:
     racing: float = 0.95  # confidence of the race (tfnas/ranking/racing.py); 0: evaluate every candidate in full
     tolerance: float = 0.5  # standard errors by which the winner of the race may miss the best
     holdout: float = 0.2  # share of the validation images kept from the race, to measure the winner on
-    # Number of training images from which each candidate's own batch-normalisation statistics are computed; search's
+    # Number of training images from which each candidate's own batch-normalization statistics are computed; search's
     # are those of relaxed, random gates. 0: keep search's.
     recalibrate: int = 250
     ensemble: int = 0  # also evaluate the average of this many of the best candidates, and of as many posterior samples

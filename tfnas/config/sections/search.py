@@ -1,4 +1,4 @@
-"""Settings of training the super-network, and the values that follow from its recipe."""
+"""Settings of training the supernet, and the values that follow from its recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_GATES = {"target": (0.02, 1), "paper": (0.1, 0)}
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Training the super-network on the ELBO (docs/method.md).
+    """Training the supernet on the ELBO (docs/method.md).
 
     The recipe determines the objective, and every value that is left out. 'target', for a small budget, adjusts a
     Lagrange multiplier on the expected cost until the network has the requested size; 'paper' is the published method.
@@ -45,12 +45,12 @@ class Search:
     example_multiplier: float = 10.0  # N = this x training images: examples distinct under augmentation
     temperature: float = 0.2  # of the relaxed Bernoulli gates
     initial_drop: float = 0.0  # drop probability before the first step; 0: 'target' 0.02, 'paper' 0.1
-    # Number of neighbouring channels that share a gate's logit; 0: all of a source. -1: 'target' 1, 'paper' 0.
+    # Number of neighboring channels that share a gate's logit; 0: all of a source. -1: 'target' 1, 'paper' 0.
     group_size: int = -1
     by_source: bool = True  # groups end where a source of a concatenated input ends; False: such an input is one source
     gate_step: float = 0.05  # 'target': Adam's learning rate of the gates' logits
     gate_learning_rate: float = 1.0  # 'paper': as a multiple of the weights'; 3 to 10 helps runs with few epochs
-    # 'paper': 'parameters' or 'multiply_adds' penalise each channel by its cost; 'constant' not at all (`tfnas.gate`)
+    # 'paper': 'parameters' or 'multiply_adds' penalize each channel by its cost; 'constant' not at all (`tfnas.gate`)
     prior: str = "uniform"
     gate_dense: bool = False  # gate dense layers too, except the classifier
     gate_pooling: bool = False  # gate pooling and Identity layers too, so that such an operation can be dropped

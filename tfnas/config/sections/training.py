@@ -9,10 +9,10 @@ from tfnas.config import fields
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How search and retraining are computed; `Config.distribution` says on what (docs/devices.md)."""
+    """Computation of search and retraining; `Config.distribution` sets the devices (docs/devices.md)."""
 
     # 'mixed_bfloat16' (TPUs, newer GPUs) or 'mixed_float16' (older GPUs; the loss is scaled): layers compute in 16
-    # bits; weights, gates and regularisers stay in 32. Applies to every layer of policy 'float32', even one that your
+    # bits; weights, gates and regularizers stay in 32. Applies to every layer of policy 'float32', even one that your
     # own model sets explicitly; a layer of another policy keeps it.
     precision: str = "float32"
     accumulate: int = 1  # compute each replica's batch in this many parts, if it does not fit into memory

@@ -20,7 +20,7 @@ class Input(Node):
     """An input of the model, which a subnet has with all its channels."""
 
     LAYERS = (keras.layers.InputLayer,)
-    whole_output = False
+    full_output = False
 
     def state(self, sources: Sequence[State], kept: Any) -> State:
         return self.everywhere(True, True, False)
@@ -36,7 +36,7 @@ class Input(Node):
         return keras.Input(batch_shape=self.layer.batch_shape, dtype=self.layer.dtype, name=self.name)
 
 
-class Whole(Node):
+class Uncut(Node):
     """What is not cut: it is computed with all its channels, whichever are read, and costs what it has."""
 
     LAYERS = (

@@ -123,8 +123,8 @@ def gate(
     network = graph.rebuild(make)
     for node in graph.nodes:
         if getattr(node.layer, "weights", None):
-            target = layers[node.name]
-            copy_weights(target.layer if isinstance(target, Gated) else target, node.layer.get_weights())
+            built = layers[node.name]
+            copy_weights(built.layer if isinstance(built, Gated) else built, node.layer.get_weights())
     return Supernet(network, num_examples, ell2, target, prior=prior)
 
 

@@ -117,7 +117,7 @@ class Convolution(WithKernel):
         return weights + (outputs if self.inner.use_bias or as_bias else 0), weights
 
     def _turned(self, kernel: np.ndarray) -> np.ndarray:
-        """From its layer's axes to (*spatial, K, C), and back."""
+        """Transposes between its layer's axes and (*spatial, K, C)."""
         return kernel
 
     def _kernel(self, x: Folded) -> np.ndarray:

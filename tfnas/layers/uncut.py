@@ -37,7 +37,7 @@ class Input(Node):
 
 
 class Uncut(Node):
-    """What is not cut: it is computed with all its channels, whichever are read, and costs what it has."""
+    """A layer that is not cut: it computes all of its channels, whichever are read, at full cost."""
 
     LAYERS = (
         *Convolution.LAYERS,  # grouped

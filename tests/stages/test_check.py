@@ -204,6 +204,6 @@ def test_a_run_looks_once_if_the_size_is_within_reach(small, tmp_path, monkeypat
     monkeypatch.setattr(reach, "check", lambda *arguments: looked.append(arguments))
     monkeypatch.setattr(networks, "_fit", lambda *arguments: None)
     monkeypatch.setattr(networks, "fit_gated", lambda *arguments, **options: [])
-    monkeypatch.setattr(search.sizes, "tell", lambda *arguments: None)
+    monkeypatch.setattr(search.sizes, "report", lambda *arguments: None)
     search.run(settings, tmp_path)
     assert len(looked) == 1

@@ -1,4 +1,4 @@
-"""What is known of a working directory: the record of `manifest.json`. No TensorFlow."""
+"""The state of a working directory: the record of `manifest.json`. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Begun:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What is known of a working directory: the file `manifest.json`, which has its own digest too.
+    """The state of a working directory: the file `manifest.json`, which has its own digest too.
 
     Attributes:
         config: the settings of the last command that worked in the folder, by which another search is refused.

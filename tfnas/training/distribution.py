@@ -228,7 +228,7 @@ def agree(step: int) -> None:
 def _detect_lost_workers() -> Iterator[None]:
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError, tf.errors.CanceledError) as e:
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError, tf.errors.CancelledError) as e:
         if cluster().count == 1:
             raise
         reason = str(e).partition("\n")[0][:200]

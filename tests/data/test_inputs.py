@@ -160,7 +160,7 @@ def test_what_cannot_be_read_is_refused(arrays):
             read(data, one_input(), "rank")
     with pytest.raises(UserError, match="Recalibration: expected at least one batch of inputs"):
         one_batch(iter(()), one_input(), "Recalibration")
-    with pytest.raises(UserError, match="Recalibration: inputs of shape"):
+    with pytest.raises(UserError, match="Recalibration: expected inputs of shape"):
         one_batch(arrays[0], two_inputs("list"), "Recalibration")
-    with pytest.raises(UserError, match=r"Recalibration: inputs of shape \(None, 4, 4, 1\) .* \(5, 3, 3, 1\)"):
+    with pytest.raises(UserError, match=r"Recalibration: expected inputs of shape \(None, 4, 4, 1\) .* \(5, 3, 3, 1\)"):
         one_batch((np.zeros((5, 3, 3, 1)), np.zeros(5)), one_input(), "Recalibration")

@@ -162,5 +162,5 @@ def test_what_cannot_be_read_is_refused(arrays):
         one_batch(iter(()), one_input(), "Recalibration")
     with pytest.raises(UserError, match="Recalibration: expected inputs of shape"):
         one_batch(arrays[0], two_inputs("list"), "Recalibration")
-    with pytest.raises(UserError, match=r"Recalibration: expected inputs of shape \(None, 4, 4, 1\) .* \(5, 3, 3, 1\)"):
+    with pytest.raises(UserError, match=r"Recalibration: expected inputs of shape \(None, 4, 4, 1\).* \(5, 3, 3, 1\)"):
         one_batch((np.zeros((5, 3, 3, 1)), np.zeros(5)), one_input(), "Recalibration")

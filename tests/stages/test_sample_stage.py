@@ -1,4 +1,4 @@
-"""The sample stage through the command line: shards, budgets, what can be wrong with them."""
+"""The sample stage, through the command line where that may matter: shards, budgets, what can be wrong with them."""
 
 import functools
 import json
@@ -6,13 +6,13 @@ import shutil
 
 import conftest
 import pytest
-from conftest import SAMPLED, TINY, kill_when, lines, tfnas_command
+from conftest import SAMPLED, TINY, kill_when, lines, tfnas_command, tiny_config
 
 from tfnas.common.errors import UserError
 from tfnas.ranking.evaluation_log import Evaluations
 from tfnas.runs import stage_table
 from tfnas.search_space.architecture import Architecture
-from tfnas.stages.sample import Shard
+from tfnas.stages import sample, search
 
 pytestmark = pytest.mark.slow
 tfnas_stage = functools.partial(conftest.tfnas_stage, settings=TINY)
@@ -27,7 +27,7 @@ def searched(tmp_path_factory):
     return path
 
 
-def test_three_shards_one_of_them_killed_end_as_one_run_does(searched, tmp_path):
+def test_three_shards_one_of_them_killed_end_as_one_run_does(searched, tmp_path, capsys):
     for i in (1, 2, 3):
         shutil.copytree(searched, tmp_path / str(i))
         shutil.rmtree(tmp_path / str(i) / "sample")
@@ -35,12 +35,12 @@ def test_three_shards_one_of_them_killed_end_as_one_run_does(searched, tmp_path)
     kill_when("sample", tmp_path / "2", lambda: lines(second) >= 8, "--shard=2/3")
     (tmp_path / "1" / stage_table.SHARDS).mkdir(parents=True)
     for i in (1, 2, 3):
-        printed = tfnas_stage("sample", tmp_path / str(i), f"--shard={i}/3")
-        assert f"shard {i} of 3" in printed
+        sample.run(tiny_config(), tmp_path / str(i), f"{i}/3")
+        assert f"shard {i} of 3" in capsys.readouterr().out
         assert not (tmp_path / str(i) / stage_table.RANKING).exists()
     for i in (2, 3):
         shutil.copy(tmp_path / str(i) / stage_table.SHARDS / f"{i}-of-3.jsonl", tmp_path / "1" / stage_table.SHARDS)
-    tfnas_stage("sample", tmp_path / "1")
+    sample.run(tiny_config(), tmp_path / "1")
     for name in SAMPLED:
         assert (tmp_path / "1" / name).read_text() == (searched / name).read_text(), name
 
@@ -48,7 +48,7 @@ def test_three_shards_one_of_them_killed_end_as_one_run_does(searched, tmp_path)
 @pytest.mark.parametrize("text", ["0/3", "4/3", "2", "a/b", "1/0"])
 def test_a_shard_that_is_none_is_told(text):
     with pytest.raises(UserError, match=f"--shard: i/n with 1 <= i <= n expected, such as 1/3. Received: '{text}'"):
-        Shard.parse(text)
+        sample.Shard.parse(text)
 
 
 def test_what_is_wrong_with_shards_is_told(searched, tmp_path):
@@ -64,11 +64,11 @@ def test_what_is_wrong_with_shards_is_told(searched, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_budgets_make_a_front(searched, tmp_path):
+def test_budgets_make_a_front(searched, tmp_path, capsys):
     path = tmp_path / "run"
     shutil.copytree(searched, path)
-    options = ["--config.sample.budgets=0.3,0.6", "--config.sample.resource=latency", "--config.sample.ensemble=5"]
-    printed = tfnas_stage("sample", path, *options)
+    sample.run(tiny_config(sample={"budgets": (0.3, 0.6), "resource": "latency", "ensemble": 5}), path)
+    printed = capsys.readouterr().out
     found = json.loads((path / stage_table.FRONT).read_text())
     assert found["resource"] == "latency" and {point["share"] for point in found["points"]} == {None, 0.3, 0.6}
     for point in found["points"]:
@@ -83,8 +83,8 @@ def test_budgets_make_a_front(searched, tmp_path):
     for measured in predictive.values():
         assert all(low <= value <= high for value, low, high in (measured["accuracy"], measured["nll"]))
     # What is then sampled within one of the budgets is what the front has there.
-    printed = tfnas_stage("sample", path, "--config.sample.latency=0.3")
-    assert "of the gated latency to 30.0%" in printed
+    sample.run(tiny_config(sample={"latency": 0.3}), path)
+    assert "of the gated latency to 30.0%" in capsys.readouterr().out
     (point,) = (point for point in found["points"] if point["share"] == 0.3)
     assert json.loads((path / stage_table.ARCHITECTURE).read_text()) == point["architecture"]
 
@@ -100,11 +100,14 @@ def test_a_budget_that_no_candidate_can_meet_is_told(searched, tmp_path):
         assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
 
 
-def test_fewer_images_than_a_batch_and_everything_in_full(searched, tmp_path):
-    path = tmp_path / "run"
-    few = ["--config.data.validation=train[1000:1020]", "--config.sample.racing=0", "--config.sample.recalibrate=50"]
-    tfnas_stage("search", path, *few, "--config.search.epochs=3")
-    tfnas_stage("sample", path, *few, "--config.search.epochs=3", "--config.sample.holdout=0")
-    kinds = json.loads((path / stage_table.RANKING).read_text())["kinds"]
+def test_fewer_images_than_a_batch_and_everything_in_full(tmp_path):
+    config = tiny_config(
+        data={"validation": "train[1000:1020]"},
+        search={"epochs": 3},
+        sample={"racing": 0.0, "recalibrate": 50, "holdout": 0.0},
+    )
+    search.run(config, tmp_path)
+    sample.run(config, tmp_path)
+    kinds = json.loads((tmp_path / stage_table.RANKING).read_text())["kinds"]
     race = kinds["posterior"]["race"]
     assert race["best"]["num_examples"] == 20 and race["saved"] == 0 and race["fresh"] is None

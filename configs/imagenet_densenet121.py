@@ -2,7 +2,7 @@
 
     tfnas run --config=configs/imagenet_densenet121.py --workdir=runs/densenet121 --config.data.data_dir=DIR
 
-The 6.6 M are those kept of 6.86 M in the gated convolutions; the whole network has 7.98 M. 180 epochs of 1.23 M images:
+The 6.6 M are those kept of 6.86 M in the gated convolutions; the full network has 7.98 M. 180 epochs of 1.23 M images:
 GPU days; never run in full by this project.
 
 The paper gives ell2 = 100, and the released script passes just that to a weight term without eq. 15's factor 1/2: twice

@@ -332,7 +332,7 @@ def test_include_and_exclude():
     assert names(exclude="*b") == names() - {"depth_b", "separable_b"}
     with pytest.raises(UserError, match="gate: no layer matches 'cnov'; there are image, rescaling, stem"):
         names(exclude="cnov")
-    with pytest.raises(UserError, match="layer 'sum' is Add and cannot be gated: leave it whole with exclude='sum'"):
+    with pytest.raises(UserError, match="layer 'sum' is Add and cannot be gated: leave it out with exclude='sum'"):
         names(include="s*m")
     with pytest.raises(UserError, match="has no convolution to gate besides its stem and classifier"):
         names(exclude="*")

@@ -24,14 +24,14 @@ def parsed(expected: Any, text: str, key: str) -> Any:
 
 
 def typed(expected: Any, value: Any, key: str) -> Any:
-    """`value` as the type `expected`, of a number, a text or a tuple of them. Raises UserError for another type."""
+    """Converts `value` to the type `expected`: a number, a text or a tuple of them. Raises UserError if it cannot."""
     if typing.get_origin(expected) is tuple:
         if isinstance(value, list | tuple):
             items = tuple(typed(typing.get_args(expected)[0], item, key) for item in value)
-            # Of names without quotation marks on the command line, ml_collections makes one text.
+            # ml_collections passes names without quotation marks as one text.
             return _names(",".join(items)) if typing.get_args(expected)[0] is str else items
     elif expected is float and isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # a whole number beyond all floats
+        with contextlib.suppress(OverflowError):  # an integer beyond the largest float
             return float(value)
     elif isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
@@ -55,7 +55,7 @@ def positive(key: str, value: float) -> None:
 
 
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises UserError for a text that is none of `choices`."""
+    """Raises UserError for a text that is not one of `choices`."""
     require(value in choices, key, value, "one of " + ", ".join(repr(c) for c in choices))
 
 

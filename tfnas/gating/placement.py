@@ -181,7 +181,7 @@ def _chosen(
         if (matches(node, include) if include else grouped) and not node.gateable:
             what = f"a grouped convolution ({node.inner.groups} groups)" if grouped else type(node.inner).__name__
             raise UserError(
-                f"gate: layer '{node.name}' is {what} and cannot be gated: leave it whole with exclude='{node.name}'"
+                f"gate: layer '{node.name}' is {what} and cannot be gated: leave it out with exclude='{node.name}'"
             )
         if include:
             if matches(node, include):

@@ -14,7 +14,7 @@ from tfnas.gating.supernet import Supernet
 
 _Model = TypeVar("_Model", bound=keras.Model)
 _MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}  # the files in a model that Keras saved
-_LONGEST = 300  # characters of Keras's message, which may hold the whole config
+_LONGEST = 300  # characters of Keras's message, which may contain the entire config
 
 
 def load_model(path: pathlib.Path, kind: type[_Model]) -> _Model:

@@ -17,8 +17,7 @@ def resnet50(
 
     The four are 1x1, 3x3, 3x3 dilated to 5x5 and 5x5 dilated to 9x9, each with a quarter of the maps. A stage's stride
     is in its first 1x1 convolution, as in the ResNet paper: a convolution cannot have both stride and dilation, and
-        this
-    way all four see every pixel of their input.
+    this way all four see every pixel of their input.
 
     Trainable parameters for 1,000 classes and 3 channels: 28,071,976, of which ResNet-50 has 25,557,032 and the four
     convolutions add 2 width^2 in every block. The paper's table says 44.0 M, which does not follow from its text; this

@@ -89,8 +89,8 @@ STAGES = {
 WRITERS = {name: stage for stage, spec in STAGES.items() for name in (*spec.outputs, *spec.sometimes)}
 WITHOUT_TENSORFLOW = ("evaluate", "report")  # stages that need not wait for its import
 # What a search is: with another value of any of these, the results in a working directory are another run's.
-# Where the data lies is not part of it, nor what is made of a search that leads nowhere, nor how fast and how safely it
-# is run: a run may be continued on other devices.
+# The location of the data is not part of it, nor the reaction to a failed search, nor how fast and safely it runs: a
+# run may be resumed on other devices.
 NEUTRAL = (
     "distribution",
     "data.data_dir",

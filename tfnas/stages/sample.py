@@ -278,7 +278,7 @@ class _Sampling:
             task = progress.add_task(contest.title, total=total, figures="")
 
             def update(alive: int, examples: int) -> None:
-                # Whoever is out of the race is done.
+                # A candidate that is out of the race is done.
                 done = total - alive * (field.num_examples - examples)
                 figures = f"{alive:,} candidates on {examples:,} examples"
                 progress.update(task, completed=done, figures=figures)
@@ -301,7 +301,7 @@ class _Sampling:
         return Evaluations(self.work.file(name), key, others)
 
     def _latencies(self) -> dict[str, float]:
-        """Seconds per channel of every gated layer, measured once in a working directory, whoever is the first."""
+        """Seconds per channel of every gated layer, measured once in a working directory, by the first process."""
         file = self.work.path / stage_table.LATENCIES
         with distribution.chief_first(self.config.distribution):
             if not file.exists():

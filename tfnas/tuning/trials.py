@@ -161,7 +161,7 @@ def _best(config: Config, winner: Candidate, able: Sequence[Candidate], full_par
 
     def rank(candidate: Candidate) -> tuple[float, float]:
         value = candidate.loss if config.sample.rank_by == "loss" else -candidate.accuracy
-        # First those that the race kept longest: whoever leaves it is worse than some that stay.
+        # First those that the race kept longest: a candidate that leaves it is worse than some that stay.
         return -candidate.num_examples, math.inf if math.isnan(value) else value
 
     return min(within, key=rank), ""

@@ -16,21 +16,21 @@ from tfnas.gating.supernet import Supernet
 
 
 def latency(model: keras.Model, batch_size: int = 1, repeats: int = 200) -> float:
-    """Median seconds of one compiled forward pass on `batch_size` images of zeros, on this machine."""
+    """Measures the median seconds of one compiled forward pass on `batch_size` images of zeros, on this machine."""
     return statistics.median(_seconds(_warm_pass(model, batch_size), repeats))
 
 
 def compared(models: Sequence[keras.Model], rounds: int = 10, repeats: int = 20) -> tuple[list[float], float]:
-    """Latencies of networks on one image, measured in turns, so that a busy moment of the machine is all networks'.
+    """Measures latencies of networks on one image in turns, so that other load on the machine affects all alike.
 
     Args:
         models: the networks.
-        rounds: in each, every network has its turn.
+        rounds: in each round, every network has one turn.
         repeats: passes in a turn.
 
     Returns:
-        For each network the median over the rounds of its turns' median seconds; and how many times the longest of
-        these medians is the shortest of the same network, at most: about 1 on a machine that does nothing else.
+        For each network, the median over the rounds of its turns' median seconds; and the largest ratio of the longest
+        to the shortest of these medians of one network: about 1 on a machine that does nothing else.
     """
     passes = [_warm_pass(model, 1) for model in models]
     turns = [[statistics.median(_seconds(call, repeats)) for call in passes] for _ in range(rounds)]
@@ -39,19 +39,19 @@ def compared(models: Sequence[keras.Model], rounds: int = 10, repeats: int = 20)
 
 
 def layer_latencies(supernet: Supernet, batch_size: int = 16, repeats: int = 20) -> dict[str, float]:
-    """Seconds that one input channel of each gated layer takes for one example, on this machine.
+    """Measures the seconds per input channel and example of each gated layer, on this machine.
 
-    Each inner layer is compiled and timed alone, on zeros, with all of its channels; the median is shared out equally
-    to channels and examples. What calling anything compiled takes on the same input, several times as long as a small
-    layer itself, is measured beside it and taken off; a layer that is not slower than that has 0.
+    Each inner layer is compiled and timed alone, on zeros, with all of its channels; the median is divided equally
+    among channels and examples. The overhead of calling compiled code on the same input, several times the latency of a
+    small layer, is measured as well and subtracted; a layer that is not slower than that has 0.
 
     Args:
-        supernet: its input has a fixed size.
+        supernet: must have an input of fixed size.
         batch_size: examples in a pass.
         repeats: passes timed.
 
     Returns:
-        Seconds for each gated layer, in the order of the graph, as `Posterior.with_latency` takes them.
+        Seconds by gated layer, in the order of the graph, as `Posterior.with_latency` takes them.
 
     Raises:
         UserError: if the input has no fixed size, or for a number below 1.
@@ -86,7 +86,7 @@ def _warm_pass(model: keras.Model, batch_size: int) -> Callable[[], Any]:
 
 
 def _warm(call: Callable[[Any], Any], inputs: Any) -> Callable[[], Any]:
-    """The compiled `call` on `inputs`, after five passes to warm up."""
+    """A function that runs the compiled `call` on `inputs`, after five passes to warm up."""
     compiled = tf.function(call)
     for _ in range(5):
         compiled(inputs)

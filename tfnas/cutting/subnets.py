@@ -2,8 +2,8 @@
 
 Exact: the subnet's output is the supernet's under the mask. What a dropped operation still contributes is a constant
 per channel (batch normalization of zeros), which is folded: into the next normalization, a sum's offset, a kernel's
-bias, or, where a kernel pads with zeros and so sees a border, one input channel of ones. How each layer is cut its
-family says (`tfnas.layers`).
+bias, or, where a kernel pads with zeros and so sees a border, one input channel of ones. Each layer's
+family (`tfnas.layers`) defines how it is cut.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def subnet(
     layout: str = "gather",
     name: str = "subnet",
 ) -> keras.Model:
-    """The network that `architecture` keeps, with the supernet's weights.
+    """Builds the network that `architecture` keeps, with the supernet's weights.
 
     Args:
         supernet: trained or not; not changed.
@@ -90,13 +90,13 @@ def subnet(
 def adapt(
     supernet: Supernet, architecture: Architecture, *, channel_multiple: int = 1, layout: str = "gather"
 ) -> Architecture:
-    """`architecture` widened to what hardware likes; nothing that it keeps is dropped, no dropped operation comes back.
+    """Widens `architecture` to suit hardware; nothing that it keeps is dropped, and no dropped operation comes back.
 
     Args:
-        supernet: whose weights say which channels to add: those of the largest norm first.
-        architecture: to be widened.
-        channel_multiple: every gated layer keeps a multiple of this many input channels, or all it has.
-        layout: 'shared' makes all readers of a tensor keep the same of its channels; others add nothing.
+        supernet: channels are added in the order of the norms of its weights, the largest first.
+        architecture: is not changed.
+        channel_multiple: every gated layer keeps a multiple of this many input channels, or all of them.
+        layout: 'shared' makes all readers of a tensor keep the same channels of it; others add nothing.
 
     Raises:
         UserError: for a multiple below 1, or an architecture of another supernet.
@@ -134,11 +134,11 @@ def describe(architecture: Architecture, builder: str, layout: str = "gather", *
 
 
 def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
-    """The network that `describe`'s JSON says, with fresh weights.
+    """Builds the network that `describe`'s JSON describes, with fresh weights.
 
-    Weights of a network that was cut may be set in it, by their paths: constants that dropped operations leave
-    (`tfnas.subnet`) are operations, with which Keras may order the weights otherwise. They are not weights, and are
-    missing here; the `.keras` file of the network that was cut has both.
+    Weights of a network that was cut can be set in it by their paths; Keras may order them differently, because the
+    constants that dropped operations leave (`tfnas.subnet`) are operations of the network that was cut. Those constants
+    are not weights and are missing here; the `.keras` file of the network that was cut has both.
 
     The text is data, and names no code that is run: its supernet is one of `tfnas.supernets`. A function of the
     user's own is imported and called only if the caller names it too.
@@ -178,7 +178,7 @@ def builder(name: str, key: str) -> Callable[..., keras.Model]:
     return getattr(supernets, name) if name in BUILDERS else user_functions.resolve(key, name)
 
 
-# Keras follows a graph by one call a layer, and Python's limit is 1,000 calls; the rest is for who loads the model.
+# Keras traverses a graph with one recursive call per layer, and Python's limit is 1,000; the loader needs the rest.
 _DEEPEST = 800
 
 

@@ -3,12 +3,12 @@
 Under an architecture a channel of a tensor *depends* on the model's input if some path of kept channels leads to it.
 It is *explicit* when it has to be computed: because it depends on the input, because it varies with the position (a
 padded kernel on a constant), or because the layer that makes it is not cut. Otherwise it is *constant*: it has one
-value everywhere, for every input, and that value may be known to be *zero* without a look at the weights. A channel is
+value everywhere, for every input, and that value may be known to be *zero* without looking at the weights. A channel is
 *live* when it is explicit and some kept channel downstream reads it. A subnet computes what is live, and folds
 constants into what follows; it is a network only if its outputs depend on the input, and a layer is in it only if it
 *works*: if some of its output is live.
 
-What a layer makes of its inputs' channels its family says (`tfnas.layers`); here is the walk over the graph.
+This file walks over the graph; each layer's family (`tfnas.layers`) defines what it makes of its inputs' channels.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ LAYOUTS = ("gather", "mask", "shared")
 
 
 class Graph:
-    """The nodes of a functional model, each after all it reads; nested models are taken apart.
+    """The nodes of a functional model, each after those it reads; nested models are flattened.
 
     Args:
         model: a functional or Sequential Keras model, built, channels last.
 
     Attributes:
-        nodes: in an order in which they can be computed.
-        inputs, outputs: numbers of the model's input and output nodes.
+        nodes: in topological order.
+        inputs, outputs: indices of the model's input and output nodes.
         model: the model itself.
 
     Raises:
-        UserError: naming the layer and what to do, if the model has something whose channels cannot be followed.
+        UserError: naming the layer and what to do, if it is unknown how channels pass through a part of the model.
     """
 
     def __init__(self, model: keras.Model):
@@ -118,7 +118,7 @@ class Graph:
         )
 
     def rebuild(self, make: Callable[[Node], Any]) -> keras.Model:
-        """A functional model of the same structure, nested models taken apart.
+        """Builds a functional model of the same structure, with nested models flattened.
 
         Args:
             make: from a node to the layer that stands in for it; an operation that is not a layer is called directly.
@@ -179,12 +179,12 @@ class Graph:
 
         Args:
             keep: an Architecture.
-            layout: 'gather': a tensor holds what anybody reads and each reader gathers its own. 'mask': each reader
-                takes what the tensor holds. 'shared': as 'gather', for `keep` widened by `shared`.
-            read: numbers of nodes that are read whole, as the outputs are.
+            layout: 'gather': a tensor holds what any reader reads, and each gathers its own. 'mask': each reader takes
+                all that the tensor holds. 'shared': as 'gather', for `keep` widened by `shared`.
+            read: indices of nodes whose output is read in full, as the model's outputs are.
 
         Raises:
-            UserError: if `keep` names a layer that is not here, or has a mask of another length; unknown layout.
+            UserError: if `keep` names an unknown layer or has a mask of another length, or for an unknown layout.
         """
         if layout not in LAYOUTS:
             raise UserError(f"layout: one of {', '.join(map(repr, LAYOUTS))} expected. Received: {layout!r}")
@@ -207,7 +207,7 @@ class Graph:
         return Flow(self, depends, explicit, zero, live, dict(keep), layout == "mask")
 
     def shared(self, keep: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`keep` widened until all readers of a tensor keep the same of its channels, so that nothing is gathered."""
+        """Widens `keep` until all readers of a tensor keep the same channels of it, so that nothing is gathered."""
         widened = {name: np.array(mask) for name, mask in keep.items()}
         while True:
             flow = self.flow(widened, "mask")
@@ -234,7 +234,14 @@ class Graph:
         linked: bool,
         read: Sequence[int] = (),
     ) -> list[np.ndarray]:
-        """Which explicit channels are read. `linked`: what is channel by channel is computed for all that is there."""
+        """Which explicit channels are read.
+
+        Args:
+            keep: an Architecture.
+            explicit: by node.
+            linked: whether layers that treat each channel by itself compute all channels that their inputs hold.
+            read: indices of nodes whose output is read in full.
+        """
         live = [np.zeros(node.num_channels, bool) for node in self.nodes]
         for i in (*self.outputs, *read):
             live[i][:] = True
@@ -304,7 +311,7 @@ class Flow:
         """Whether the subnet has node `i`: whether anything of its output must be computed, and is read.
 
         A gated layer may keep channels and yet do no work, because those channels have become constant or because
-        nothing reads its output any more. This is the one answer to the question; cost and cut agree with it.
+        nothing reads its output any more. Cost and cut follow this answer.
         """
         return bool(self.live[i].any())
 
@@ -338,7 +345,7 @@ class Flow:
 
 @contextlib.contextmanager
 def deep() -> Iterator[None]:
-    """While it lasts, Keras may follow graphs thousands of layers deep, which it does with one call a layer."""
+    """Lets Keras traverse graphs thousands of layers deep, which it does with one recursive call per layer."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, _DEEPEST))
     try:

@@ -17,8 +17,8 @@ class Cost:
     """The cost of a forward pass of one example.
 
     Attributes:
-        parameters: kernels, biases, scales and offsets, of frozen layers too; not the moving statistics. So all that
-            would be trained if nothing were frozen.
+        parameters: number of kernel weights, biases, scales and offsets, including those of frozen layers, without
+            moving statistics: what would be trained if nothing were frozen.
         multiply_adds: of convolutions and dense layers.
     """
 
@@ -27,7 +27,7 @@ class Cost:
 
 
 def cost(graph: Graph, keep: Mapping[str, np.ndarray] | None = None, layout: str = "gather") -> Cost:
-    """Cost of the subnet of `graph` that keeps the channels `keep`; of the whole network without them.
+    """Returns the cost of the subnet of `graph` that keeps the channels `keep`; of the whole network if it is None.
 
     Args:
         graph: of the network or of the supernet (`supernet.graph`).
@@ -42,7 +42,7 @@ def cost(graph: Graph, keep: Mapping[str, np.ndarray] | None = None, layout: str
 
 
 def count(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None = None) -> int:
-    """One part of `cost`: parameters are known also where the image has no fixed size.
+    """Returns one part of `cost`; parameters are known even if the image has no fixed size.
 
     Args:
         graph: as of `cost`.
@@ -58,7 +58,7 @@ def count(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None = N
 def by_node(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None = None) -> dict[str, int]:
     """Returns each node's share of that count, by name; nodes that do not work (`Flow.works`) have none.
 
-    Args and Raises as of `count`.
+    Takes and raises what `count` does.
     """
     return _of(resource, graph.flow(keep or {}))
 

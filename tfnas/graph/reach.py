@@ -13,8 +13,8 @@ from tfnas.graph.channels import Flow, Graph
 from tfnas.graph.costs import by_node, count
 
 Keep = dict[str, np.ndarray]
-_HOLDERS = 3  # layers without a gate that are named, the largest first
-_WORTH_NAMING = 0.05  # and what share of the smallest network such a layer has at least
+_HOLDERS = 3  # how many layers without a gate are named, the largest first
+_WORTH_NAMING = 0.05  # the least share of the smallest network that such a layer has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Reach:
 
     Attributes:
         keep: its architecture.
-        share: what it costs of the full network; another may cost less, if `least` is smaller.
-        least: what no such network costs less than.
+        share: its share of the full network's cost; another network may cost less if `least` is smaller.
+        least: a lower bound of that share over all such networks.
     """
 
     keep: Keep
@@ -36,14 +36,14 @@ class Reach:
         """Computes the reach of gates on the layers `gated`.
 
         The search begins with one channel of every source of every gated layer's input, and drops whole layers, then
-        sources, in the order of what that saves, as long as every output depends on the input. Where all that is left
-        stands on every path, nothing smaller is possible; elsewhere the layers that do bound what is.
+        sources, in the order of what that saves, as long as every output depends on the input. If every remaining layer
+        is on every path, nothing smaller is possible; otherwise the layers that are give the lower bound.
 
         Args:
             graph: of the network, gated or not.
             gated: names of the layers whose input channels may be dropped.
             resource: 'parameters' or 'multiply_adds'.
-            enough: a network of this share ends the search.
+            enough: the search ends at a network of this share.
 
         Raises:
             UserError: as `costs.count`.
@@ -64,7 +64,7 @@ class Reach:
                 return cls(keep, reached, least)
             keep = _narrowed(keep, parts(keep), share, connected)
             reached = share(keep)
-        # What every path goes through costs no less in any other network; what no gate can drop is there besides.
+        # What is on every path costs no less in any other network; what no gate can drop is there as well.
         counts = by_node(graph, resource, keep)
         needed = {name for name, part in counts.items() if part and not connected({name: _none(graph, name)})}
         least = sum(counts[name] for name in needed) / full
@@ -75,15 +75,15 @@ class Reach:
 def check(
     graph: Graph, gated: Collection[str], resource: str, share: float, others: Mapping[str, Collection[str]]
 ) -> None:
-    """Warns of a share that may be out of reach, and refuses one that is.
+    """Warns about a share that may be out of reach, and rejects one that is.
 
     Args:
         graph: of the network, gated or not.
         gated: names of the layers whose input channels may be dropped.
-        resource: 'parameters' or 'multiply_adds', and
-        share: how much of it is asked for.
-        others: what else might be gated, by the words that say how; the first that brings the share within reach is
-            named.
+        resource: 'parameters' or 'multiply_adds'.
+        share: the requested share of it, in (0, 1).
+        others: names of the layers gated under other options, by the words that describe the option; the message names
+            the first option that brings the share within reach.
 
     Raises:
         UserError: if no network of that share has a path to the output.
@@ -116,7 +116,7 @@ def check(
 
 
 def _none(graph: Graph, name: str) -> np.ndarray:
-    """A mask that keeps nothing of what a node reads."""
+    """A mask that keeps no input channel of a node."""
     inputs = graph.nodes[graph.index[name]].inputs
     return np.zeros(graph.nodes[inputs[0]].num_channels, bool)
 
@@ -141,7 +141,7 @@ def _layers(keep: Keep) -> list[tuple[str, np.ndarray]]:
 
 
 def _channels(keep: Keep) -> list[tuple[str, np.ndarray]]:
-    """Each channel that is kept beside others of its layer."""
+    """Each kept channel of the layers that keep several."""
     numbers = [(name, mask, k) for name, mask in keep.items() if mask.sum() > 1 for k in np.flatnonzero(mask)]
     return [(name, np.arange(mask.size) == k) for name, mask, k in numbers]
 
@@ -152,7 +152,7 @@ def _narrowed(
     share: Callable[[Keep], float],
     connected: Callable[[Keep], bool],
 ) -> Keep:
-    """`keep` without the parts that it can do without, those that cost most tried first."""
+    """`keep` without the parts that it does not need; the most expensive are tried first."""
 
     def without(name: str, lost: np.ndarray) -> Keep:
         return {**keep, name: keep[name] & ~lost}

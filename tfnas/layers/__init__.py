@@ -60,12 +60,12 @@ def family_of(layer: Any) -> type[Node]:
 
 
 def family_of_call(layer: Any, name: str, record: Any, called: Call) -> type[Node]:
-    """The family of a layer or operation, with or without a gate round it, under one call.
+    """Returns the family of a layer or operation, with or without a gate round it, under one call.
 
     Args:
         layer: built.
         name: for messages.
-        record: Keras's own of the call, with its input and output tensors.
+        record: Keras's record of the call, with its input and output tensors.
         called: the same with its arguments checked.
 
     Raises:

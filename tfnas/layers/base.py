@@ -83,16 +83,16 @@ class Node:
 
     @classmethod
     def is_of(cls, layer: Any) -> bool:
-        """Whether a built layer may be of this family, by what it is."""
+        """Whether a built layer may be of this family, whatever its call."""
         return isinstance(layer, cls.LAYERS)
 
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
-        """Whether a layer is of this family, by how it was called too.
+        """Whether a layer is of this family, considering how it was called.
 
         Args:
             layer: built, without a gate round it.
-            record: Keras's own of the call, with its input and output tensors.
+            record: Keras's record of the call, with its input and output tensors.
             called: the same with its arguments checked.
         """
         return cls.is_of(layer)
@@ -315,7 +315,7 @@ class Computation:
         return False
 
     def wanted(self, x: Channels, j: int) -> np.ndarray | None:
-        """Indices of the channels of input `j` that it is given; None: whatever is there, for it is not looked at."""
+        """Indices of the channels of input `j` that it is given; None if it does not look at them."""
         return self.node.given(x, j)
 
     def signature(self) -> Fed:

@@ -18,16 +18,16 @@ _MASKED = (keras.layers.GlobalAveragePooling1D, keras.layers.Softmax)
 class Call:
     """One call of a layer or operation.
 
-    As in Keras, `training` is what the model is called with; if that says nothing, what the outermost nested model
-    round the layer was called with that says anything; else what the layer itself was called with.
+    As in Keras, `training` is what the model is called with; if that is None, what the outermost nested model round the
+    layer that was called with a value was called with; else what the layer itself was called with.
 
     Args:
-        record: Keras's own of the call (a node of its graph).
+        record: Keras's record of the call (a node of its graph).
         name: of the layer, for messages.
-        training: what the nested models round it were called with; None: nothing.
+        training: what the nested models round it were called with; None if with nothing.
 
     Attributes:
-        training: True or False as said above, without what the model will be called with; None: nothing was said.
+        training: True or False by that rule, apart from what the model will be called with; None if unspecified.
         dtype: of its output.
         masked: whether a mask was passed by hand.
 

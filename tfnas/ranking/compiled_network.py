@@ -1,7 +1,7 @@
 """A supernet's network as steps of a program that takes any architecture's channels, without being traced again.
 
-What a step is fed for an architecture, and what it computes from that, its family says (`tfnas.layers`). What is
-dropped is stepped over; tensors hold the channels that `Flow.held` says, in layout 'mask'.
+A layer's family (`tfnas.layers`) defines what its step is fed for an architecture and what it computes. Dropped layers
+are skipped; tensors hold the channels that `Flow.held` returns, in layout 'mask'.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tfnas.graph.channels import Flow, Graph
 from tfnas.graph.folding import Folding
 from tfnas.layers.base import Computation, Fed, Node, Operand
 
-OUTPUT = -1  # number of what the unit makes that writes the first output's constants out; the next one's is one less
+OUTPUT = -1  # number of the first output with its constants written out; the next output's is one less
 
 
 def segments(graph: Graph, example: Sequence[np.ndarray]) -> list[list[Unit]]:

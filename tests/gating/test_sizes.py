@@ -74,7 +74,7 @@ def test_search_says_it_at_its_end_with_the_settings_that_help(capsys):
     for a, advice in ((4, "--config.search.epochs or --config.search.gate_step=0.1 helps"), (3, "")):
         supernet = chain(parameters=0.39, steps=40)
         drop(supernet, (8 - a, 4))
-        search._say_size(supernet, settings)
+        search._report_size(supernet, settings)
         printed = capsys.readouterr().out
         assert printed.startswith("search    target size 39.0% of the parameters, ") and printed.count("\n") == 1
         assert advice in printed and bool(advice) == ("gate_step" in printed)

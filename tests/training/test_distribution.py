@@ -267,7 +267,7 @@ def test_only_the_chief_claims_a_folder_and_does_what_needs_no_training(monkeypa
     ran = []
     monkeypatch.setattr(cli, "_run_stage", lambda stage, config, work: ran.append(stage))
     monkeypatch.setattr(cli, "_blessed", lambda work: True)
-    monkeypatch.setattr(cli, "_say_end", lambda work, config: ran.append("end"))
+    monkeypatch.setattr(cli, "_print_summary", lambda work, config: ran.append("end"))
     with flagsaver.as_parsed(config=str(processes.ROOT / "configs" / "digits.py"), workdir=str(tmp_path), shard=""):
         cli._run(["run"])
     stages = list(stage_table.STAGES)

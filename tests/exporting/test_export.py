@@ -354,8 +354,8 @@ def exported(tmp_path_factory):
     path = tmp_path_factory.mktemp("exported")
     settings = tiny_config(
         data={"train": "train[:1000]"},
-        search={"epochs": 1, "guard": "off"},  # candidates of any size
-        sample={"num_candidates": 5, "num_random": 1, "num_tested": 3, "recalibrate": 100},
+        search={"epochs": 1, "guard": "off"},
+        sample={"num_candidates": 5, "num_random": 1, "num_tested": 3, "recalibrate": 100, "parameters": 0.6},
         retrain={"epochs": 0},
         evaluate={"min_accuracy": 0.05},
         export={"version": 3, "uncertainty": 2},
@@ -470,7 +470,7 @@ def test_no_version_is_left_of_what_does_not_pass(exported):
         manifest.stages["retrain"].outputs[stage_table.RESULTS] = digest
         manifest.stages["evaluate"].inputs[stage_table.RESULTS] = digest
         work.write_sealed(stage_table.MANIFEST, manifest)
-        with pytest.raises(UserError, match="of 400 test images correctly, and the network did"):
+        with pytest.raises(UserError, match="of 400 test images correctly, but the network"):
             export.run(other, path)
     finally:
         for name, content in before.items():

@@ -1,4 +1,8 @@
-"""Evaluate: whether what retrain measured is good enough to be exported. Reads no data: retrain has read it all."""
+"""Evaluate: whether what retrain measured is good enough to be exported. Reads no data, not even the test split.
+
+The test split has two readers: the final evaluation in `stages/retrain.py`, and export, which scores what it wrote
+(`exporting/verification.py`, `exporting/conversion.py`). Neither chooses a network by it.
+"""
 
 from __future__ import annotations
 

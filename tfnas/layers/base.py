@@ -1,7 +1,7 @@
 """A node of the graph, which is one call of a layer, and the questions that its family answers.
 
 `Node` answers for a layer that is left whole. A family is a subclass that answers otherwise; `tfnas.layers.FAMILIES`
-lists them all, and that is where a class for another layer is added. The walks over the graph (in `graph`, `cutting` and
+lists them all, and a class for another layer is added there. The walks over the graph (in `graph`, `cutting` and
 `ranking`) ask, and so know no family's rules.
 """
 

@@ -336,7 +336,7 @@ def default(config: Config, work: workdir.Workdir, resource: str, share: float) 
         share: of the full network's, that the network found may have.
     """
     target = dataclasses.replace(config.search, **{"parameters": 0.0, "multiply_adds": 0.0, resource: share})
-    further = dataclasses.replace(config.retrain, baseline=False, controls=False)
+    further = dataclasses.replace(config.retrain, baseline=False, trained_baselines=False)
     config = dataclasses.replace(config, search=target, retrain=further)
     for stage in (search, sample, retrain):
         stage.run(config, work.path)

@@ -51,7 +51,7 @@ def get_config():
             supernet=Supernet(source=f"{pathlib.Path(__file__).stem}:small_cnn"),
             search=Search(epochs=20, batch_size=50, learning_rate=0.1, parameters=0.5),  # change: the size you want
             sample=Sample(num_candidates=200, num_random=50),
-            # change: controls=True also trains networks to compare with, which takes as long as three more searches
-            retrain=Retrain(epochs=40, batch_size=50, controls=False),
+            # change: trained_baselines=True also trains networks to compare with, which takes as long as three searches
+            retrain=Retrain(epochs=40, batch_size=50, trained_baselines=False),
         )
     )

@@ -29,7 +29,7 @@ def get_config():
                 recipe="paper", epochs=6, batch_size=50, learning_rate=0.1, ell2=60.0, gate_learning_rate=10.0
             ),
             sample=Sample(num_candidates=40, num_random=10),
-            retrain=Retrain(epochs=2, batch_size=50, learning_rate=0.1, weight_decay=5e-4, controls=False),
+            retrain=Retrain(epochs=2, batch_size=50, learning_rate=0.1, weight_decay=5e-4, trained_baselines=False),
         )
     )
 

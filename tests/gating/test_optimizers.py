@@ -291,7 +291,7 @@ def test_whatever_compiles_a_supernet_its_gates_are_never_decayed(kind, scaled):
 
 
 def test_nothing_but_training_compiles_with_an_optimizer():
-    """So that the two tests above are of every network that search, retrain, the controls and the contest train."""
+    """So that the two tests above are of every network that search, retrain, its baselines and the contest train."""
     found = set()
     for path in [*(ROOT / "tfnas").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):

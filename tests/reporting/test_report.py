@@ -341,7 +341,7 @@ def test_page_says_whether_it_is_better_than_pruning(tmp_path, pair, verdict):
 
 def test_page_says_how_to_compare_with_pruning(tmp_path):
     text = said(made(tmp_path))
-    assert "not compared with pruning" in text and "--config.retrain.controls=true" in text
+    assert "not compared with pruning" in text and "--config.retrain.trained_baselines=true" in text
 
 
 def test_page_says_what_the_run_took(tmp_path):

@@ -125,7 +125,7 @@ def test_magnitude_pruning_by_hand():
 CONFIG = tiny_config(
     search={"epochs": 2},
     sample={"num_candidates": 8, "num_random": 4, "num_tested": 2},
-    retrain={"epochs": 1, "baseline": False, "controls": True},
+    retrain={"epochs": 1, "baseline": False, "trained_baselines": True},
 )
 
 
@@ -212,7 +212,7 @@ def test_a_deterministic_candidate_without_a_path_is_left_out(sampled, tmp_path,
     monkeypatch.setattr(
         tfnas.Posterior, "mode", lambda self: Architecture({name: np.zeros_like(m) for name, m in mode(self).items()})
     )
-    changed = dataclasses.replace(CONFIG.retrain, epochs=0, controls=False)
+    changed = dataclasses.replace(CONFIG.retrain, epochs=0, trained_baselines=False)
     retrain.run(dataclasses.replace(CONFIG, retrain=changed), tmp_path / "run")
     names = [row["name"] for row in rows_of(tmp_path / "run")]
     assert "random, spread evenly, best of 4" in names and "deterministic candidate" not in names

@@ -98,7 +98,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         )
         for kind, group in kinds.items()
     ]
-    if settings.controls:
+    if settings.trained_baselines:
         arms, drawn = trained_baselines.train(config, splits, work, posterior, architecture, price)
         others += arms
         means += drawn

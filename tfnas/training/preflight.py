@@ -192,7 +192,7 @@ def times(
     if retrain.baseline:
         networks, epochs = networks + 1, epochs + search.epochs + retrain.epochs
     searches = 0
-    if retrain.controls:
+    if retrain.trained_baselines:
         # Fixed drop probability, single paths and magnitude pruning, each retrained. The first two start from the
         # existing warm-up of search.
         searches = 2

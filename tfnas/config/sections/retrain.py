@@ -25,7 +25,7 @@ class Retrain:
     baseline: bool = True
     # Also train networks that were chosen in other ways, in the same epochs: random and one-path gates, magnitude
     # pruning of the full network. Costs about three more searches, and as many retrainings.
-    controls: bool = True
+    trained_baselines: bool = True
 
     def check(self) -> None:
         """Raises UserError for a value out of range, in settings that are resolved."""

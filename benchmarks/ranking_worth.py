@@ -101,8 +101,8 @@ def _retrained(config, splits, supernet, architecture, title, batches, images):
 
 
 def _measured(config, splits, supernet, pools):
-    """Returns one record per candidate of each pool: its parameters, and loss and accuracy with each kind of "
-    "weights."""
+    """Returns one record per candidate of each pool: its parameters, and loss and accuracy with each kind of
+    weights."""
     batches = pipeline.evaluation_batches(splits.validation, config.data, config.sample.batch_size)
     images = networks.calibration_images(config, splits, _RECALIBRATE.value)
     evaluators = [Evaluator(supernet, batches), Evaluator(supernet, batches, Recalibration(supernet, images))]
@@ -112,7 +112,7 @@ def _measured(config, splits, supernet, pools):
         found[pool] = []
         for i, architecture in enumerate(architectures):
             title = f"{pool}, {i + 1} of {len(architectures)}"
-            scores = [evaluate(architecture).record() for evaluate in evaluators]
+            scores = [evaluate(architecture).figures() for evaluate in evaluators]
             for c in configs:
                 scores += _retrained(c, splits, supernet, architecture, title, batches, images)
             record = {"parameters": cost(supernet.graph, architecture).parameters}

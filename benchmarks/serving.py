@@ -43,7 +43,7 @@ _SHARES = flags.DEFINE_list("shares", ["0.5", "0.3"], "Of the supernet's multipl
 
 # Builder, images in a request. The first computes for longer than a request takes to be read, the second does not.
 _SIZES = {
-    "SupNet-M, width 32, one block a stage, 32 x 32 x 3": (lambda: supernets.multi_branch_resnet(32, 1), 16),
+    "SupNet-M, width 32, one block per stage, 32 x 32 x 3": (lambda: supernets.multi_branch_resnet(32, 1), 16),
     "digits network, 8 x 8 x 1": (lambda: supernets.multi_branch_resnet(8, 1, input_shape=(8, 8, 1)), 1),
 }
 
@@ -168,7 +168,7 @@ def main(_):
             ready = re.search(r"REST http://(\S+), gRPC (\S+)", server.stdout.readline())
             print(
                 "| supernet | images per request | protocol | network | multiply-adds | parameters "
-                "| requests per second | p50, ms | p95, ms | requests over full's | range over rounds |"
+                "| requests per second | p50, ms | p95, ms | requests relative to full | range over rounds |"
             )
             print("|---|---|---|---|---|---|---|---|---|---|---|")
             for title, networks, images in sizes:

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -176,7 +177,7 @@ def _run_in(place: pathlib.Path, log: TextIO, options: Options, arguments: dict[
         )
         errors = pathlib.Path(temporary) / "stderr"
         try:
-            with contextlib.redirect_stdout(log):
+            with contextlib.redirect_stdout(_Uncolored(log)):
                 nas_pipeline.create_pipeline(options)(**arguments)
         except RuntimeError as error:  # kfp's, for a stage that failed
             reasons = re.findall("^tfnas: (.*)", errors.read_text(), re.MULTILINE)
@@ -213,12 +214,26 @@ def _relayed(folder: pathlib.Path, log: TextIO) -> Iterator[None]:
         del os.environ[handover.OUTPUT]
 
 
+class _Uncolored(io.TextIOBase):
+    """Writes to a log without the colors that kfp gives its records."""
+
+    def __init__(self, log: TextIO):
+        self._log = log
+
+    def write(self, text: str) -> int:
+        self._log.write(_COLOR.sub("", text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._log.flush()
+
+
 @contextlib.contextmanager
 def _kept_as_it_was(log: TextIO) -> Iterator[None]:
     """Restores what kfp replaces in Python, and in parallel loops leaves as another thread's: print and logging."""
     root, printing = logging.getLogger(), builtins.print
     level, handlers = root.level, root.handlers[:]
-    root.handlers[:] = [logging.StreamHandler(log)]
+    root.handlers[:] = [logging.StreamHandler(_Uncolored(log))]
     try:
         with warnings.catch_warnings():
             yield

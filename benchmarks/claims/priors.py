@@ -1,5 +1,5 @@
-"""The effects of the prior and the temperature: Table 4, Table 5, the correlated weight term, and budgets by "
-"tilting."""
+"""The effects of the prior and the temperature: Table 4, Table 5, the correlated weight term, and budgets by
+tilting."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The server, started as a user starts it, and asked as TensorFlow Serving's clients ask."""
 
+import asyncio
 import base64
 import concurrent.futures
 import contextlib
@@ -19,6 +20,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from conftest import ROOT, load_config
 from sklearn.datasets import load_digits
 
@@ -190,6 +192,19 @@ def test_grpc_predicts_pixels_and_files(running, weights):
     assert_message(running.grpc({"image_bytes": pngs(pixels)}, "serve_bytes", version=3), expected)
     only = running.grpc({"image": pixels[:1]}, output_filter=["scores"])
     assert list(only.outputs) == ["scores"]
+
+
+def test_an_unexpected_failure_is_answered_in_json_too():
+    class Broken:
+        def find(self, name, version):
+            raise MemoryError
+
+    async def ask():
+        async with TestClient(TestServer(server.rest_application(Broken(), 1000))) as client:
+            answer = await client.get("/v1/models/digits")
+            return answer.status, list(await answer.json())
+
+    assert asyncio.run(ask()) == (500, ["error"])
 
 
 def test_status_and_metadata(running):

@@ -231,8 +231,7 @@ def _check_batch(batch: Any, first: Any, caller: str) -> None:
         if array.shape[1:] != like.shape[1:]:
             raise UserError(
                 f"{caller}: expected examples of the same shape. Received: {like.shape[1:]}, then {array.shape[1:]}; "
-                "resize "
-                "or pad them"
+                "resize or pad them"
             )
 
 

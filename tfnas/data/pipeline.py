@@ -136,7 +136,7 @@ def training_batches(
     """Returns shuffled, augmented batches from step `first_step` to the end of `epochs`.
 
     Order and augmentation are functions of (TensorFlow's global seed, seed, epoch, position), so a run that resumes at
-    any step, on any devices, sees the same images. The global seed must not be 0 (see `training.set_seed`). All batches
+    any step, on any devices, sees the same images. The global seed must not be 0 (see `networks.set_seed`). All batches
     are full; the examples left out of an epoch differ between epochs.
 
     Up to 4 GB of images, estimated from the first ones, are read once, cached, and shuffled as a whole. Larger data

@@ -101,8 +101,7 @@ def convert(
         if not name.endswith("_int8") and not differences[name] <= _TOLERANCE:
             raise UserError(
                 f"export.formats: the network as '{name}' differs by {differences[name]:.1e} in a probability, more "
-                "than "
-                f"{_TOLERANCE:.0e}; leave '{name}' out, and please report it with your config"
+                f"than {_TOLERANCE:.0e}; leave '{name}' out, and please report it with your config"
             )
     accuracies = _accuracies(network, splits, predictors)
     converted = [

@@ -110,8 +110,8 @@ def names(splits: pipeline.Splits, ensemble: Sequence[keras.Model] = ()) -> list
 
 
 def formats(channels: int) -> list[str]:
-    """Returns the file formats that `serve_bytes` reads for a number of channels; without any, there is no "
-    "signature."""
+    """Returns the file formats that `serve_bytes` reads for a number of channels; without any, there is no
+    signature."""
     return [name for name, (_, possible) in _FORMATS.items() if channels in possible]
 
 

@@ -145,8 +145,8 @@ class Engine:
         return self._examples.take(self._order[start:stop]).labels
 
     def outputs(self, architecture: Architecture, start: int = 0, stop: int | None = None) -> Any:
-        """Returns the network's outputs for one architecture, in its structure, float32, shape (stop - start, ...) "
-        "each."""
+        """Returns the network's outputs for one architecture, in its structure, float32, shape (stop - start, ...)
+        each."""
         parts = [e.outputs for e in self.evaluate([architecture], start, stop)]
         return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 

@@ -291,8 +291,7 @@ class Field:
             if confidence is not None:
                 terminal.warn(
                     "rank: every candidate is evaluated in full, because the compiled loss has no known upper bound: "
-                    "to "
-                    "race, pass rank(..., largest_loss=)"
+                    "to race, pass rank(..., largest_loss=)"
                 )
             confidence, largest = None, 0.0
         outcome = race(self, len(self.candidates), self.num_examples, confidence, tolerance, excluded, largest)

@@ -93,7 +93,7 @@ class Workdir:
 
         Without `replace`, a file that is there by then stays: of several processes the first one's.
 
-        Raises OSError, add_filename `name`, for a disk that is full or cannot be written; the old file stays.
+        Raises OSError, naming `name`, for a disk that is full or cannot be written; the old file stays.
         """
         target = self.file(name)
         if not self.writes:

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from tfnas.common import terminal
 from tfnas.common.errors import UserError, fail
@@ -219,6 +219,9 @@ def rest_application(models: servable.Models, max_bytes: int) -> Any:
             return answered({"error": message}, 413)
         except web.HTTPException as error:  # no such path, or no such method there
             return answered({"error": f"{error.reason}: {request.method} {request.path}"}, error.status)
+        except Exception:
+            logging.exception("%s %s failed", request.method, request.path)
+            return answered({"error": "internal error; the server's log has more"}, 500)
 
     application = web.Application(client_max_size=max_bytes, middlewares=[refusals])
     for path in ("/v1/models/{name}", r"/v1/models/{name}/versions/{version:\d+}"):

@@ -22,8 +22,7 @@ class Guard:
     """Checks the posterior of a search before the first step and after every epoch, depending on `search.guard`.
 
     Collapsed: none of 20 samples has a path to every output, so there is nothing to rank. The mode is not used: if all
-        p
-    are 0.6, it drops everything although every sample has a path, as in the first epoch on the digits. The share kept
+    p are 0.6, it drops everything although every sample has a path, as in the first epoch on the digits. The share kept
     is not used either, because a cheap gate may stay open when all others are closed.
 
     Almost empty: less than 1 % of the gated channels are expected to be kept, but samples still have a path, through

@@ -234,8 +234,7 @@ def _detect_lost_workers() -> Iterator[None]:
         reason = str(e).partition("\n")[0][:200]
         raise WorkerLostError(
             f"another of the {cluster().count} processes has stopped ({reason}): start all of them again, with the "
-            "same "
-            "commands; they resume from the last checkpoint"
+            "same commands; they resume from the last checkpoint"
         ) from None
 
 

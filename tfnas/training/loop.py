@@ -53,8 +53,7 @@ class Step:
         if jit_compile and replicas > 1 and not tpu:
             raise UserError(
                 "training.jit_compile: must be false with several replicas that are not TPU cores. Received: true, "
-                "with "
-                f"{replicas} replicas"
+                f"with {replicas} replicas"
             )
         self._share = 1.0 / (replicas * accumulate)
         self._gradients = tf.function(self._part, jit_compile=True) if jit_compile and not tpu else self._part

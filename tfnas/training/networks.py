@@ -48,8 +48,8 @@ def load_data(config: config_lib.Config, work: Workdir) -> pipeline.Splits:
 
 
 def builder_name(config: config_lib.Config) -> str:
-    """Returns the name by which `subnets.builder` finds the supernet: a user's function, or one of "
-    "`tfnas.supernets`."""
+    """Returns the name by which `subnets.builder` finds the supernet: a user's function, or one in
+    `tfnas.supernets`."""
     return config.supernet.source or config.supernet.name
 
 
@@ -295,8 +295,7 @@ def fit_plain(
         head, tail = loop.line_start(title)
         print(
             f"{head} {tail}recomputed the statistics of batch normalization: {left:.0%} of the moving ones were "
-            "initial "
-            "values"
+            "initial values"
         )
         recompute_statistics(model, calibration_images(config, splits, number))
 

@@ -161,8 +161,8 @@ def measure_ranking(make: Callable[[], Engine], candidates: Sequence[Architectur
 
 
 def num_candidates(config: Config) -> int:
-    """Returns how many candidates sample ranks: those of the posterior, for each budget, and two kinds of random "
-    "ones."""
+    """Returns how many candidates sample ranks: those of the posterior, for each budget, and two kinds of random
+    ones."""
     settings = config.sample
     return settings.num_candidates * (1 + len(settings.budgets)) + 2 * settings.num_random
 

@@ -72,8 +72,7 @@ def from_tfds(config: config_lib.Data, folder: pathlib.Path) -> Source:
     if not keys or len(keys) != 2 or not isinstance(features[keys[1]], tfds.features.ClassLabel):
         raise UserError(
             f"data.name: expected a data set of (image, label) pairs for classification. Received: '{config.name}', "
-            "with "
-            f"{'the pair ' + str(keys) if keys else 'no pairs'}"
+            f"with {'the pair ' + str(keys) if keys else 'no pairs'}"
         )
     pixels, labels = features[keys[0]], features[keys[1]]
     shape = tuple(pixels.shape)
@@ -163,8 +162,7 @@ def _check_records(builder: tfds.core.DatasetBuilder, part: Part) -> None:
         if found != size:
             raise UserError(
                 f"{file}: missing, truncated or altered; expected {size:,} complete records. Delete its folder and "
-                "prepare "
-                "the data set again (the bundled digits are prepared automatically)"
+                "prepare the data set again (the bundled digits are prepared automatically)"
             )
 
 

@@ -1,4 +1,4 @@
-"""Settings: their defaults, checks and rendering. No TensorFlow.
+"""Settings: their defaults, checks and reading. No TensorFlow.
 
 fields.py    the value of one setting: of its type, read from text, checked
 sections/    every setting, its default and its check: a frozen dataclass for each section of a config

@@ -44,7 +44,7 @@ class UpdateCosts(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Reports the size reached."""
-        advice = ": train longer, with that many gate(steps=...), or with a larger GatedOptimizer(gate_step=...)"
+        advice = ": train longer, with gate(steps=...) raised to match, or with a larger GatedOptimizer(gate_step=...)"
         report(self.model, "gate: ", advice)
 
 

@@ -125,7 +125,6 @@ class Concatenation(Node):
     """A concatenation along channels."""
 
     carries = True
-    zero_to_zero = True
     full_output = False
 
     @classmethod

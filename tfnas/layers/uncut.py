@@ -72,5 +72,5 @@ class Uncut(Node):
         return isinstance(self.inner, Convolution.LAYERS)
 
     def state(self, sources: Sequence[State], kept: Any) -> State:
-        depends = any(x.depends.any() for x in sources) and type(self.inner).__name__ not in self._CONSTANT
-        return self.everywhere(depends, True, False)
+        constant = type(self.inner).__name__ in self._CONSTANT
+        return self.everywhere(False, True, False) if constant else super().state(sources, kept)

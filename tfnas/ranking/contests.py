@@ -156,7 +156,7 @@ class Contests:
     def _sizes(
         self, drawn: Contest, budget: Resource | None
     ) -> tuple[Callable[[Architecture], float], Mapping[int, float]]:
-        """Returns the resource of random candidates and the largest cost of each, by index: that of the network found.
+        """Returns how random candidates are counted, and the largest cost of each, by number: that of the same sample.
 
         Where that one is of another size than it should be, what the most probable network of the size costs.
         """

@@ -177,7 +177,7 @@ class Engine:
         except tf.errors.AbortedError as error:
             # Observed for 1x1 convolutions from one channel to one (TensorFlow 2.21).
             raise UserError(
-                "rank: a convolution failed in TensorFlow's oneDNN; set the environment variable "
+                "rank: TensorFlow aborted, as oneDNN's convolutions sometimes do; set the environment variable "
                 f"TF_ENABLE_ONEDNN_OPTS=0 and run again. TensorFlow says: {' '.join(error.message.split())[:200]}"
             ) from error
 

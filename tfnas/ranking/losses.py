@@ -108,7 +108,7 @@ class Criterion:
         if min([*factors, *(w.min() for w in weights)], default=0) >= 0:
             most = max((float(w.max()) for w in weights), default=1.0)
             # Keras itself adds up the upper bounds of the outputs' losses.
-            bounding = model(lambda loss: _LargestLossLoss(loss, most, divisor))
+            bounding = model(lambda loss: _LargestLoss(loss, most, divisor))
             structure = keras.tree.pack_sequence_as(self._structure, outputs)
             largest = float(bounding.compute_loss(None, few.labels, structure, few.weights))
             self.largest = largest if math.isfinite(largest) else None
@@ -194,7 +194,7 @@ class _PerExampleLoss(keras.losses.Loss):
         return tf.reduce_mean(values, 1)
 
 
-class _LargestLossLoss(keras.losses.Loss):
+class _LargestLoss(keras.losses.Loss):
     """Wraps a compiled loss to compute the upper bound for an example; infinite if unknown.
 
     Args:

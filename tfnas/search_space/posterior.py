@@ -79,7 +79,7 @@ class Posterior:
     ) -> Architecture:
         broken: collections.Counter[str] = collections.Counter()
         for attempt in range(_ATTEMPTS):
-            # The last number keeps these draws apart from those of `baselines`, whose seeds have three numbers.
+            # The last number keeps these draws apart from those of `reference_architectures`, whose seeds have three.
             drawn = self._from_uniform(np.random.default_rng([seed, i, attempt, 1] if attempt else [seed, i]))
             beyond = [resource for resource, most in limit.items() if _total(drawn, costs[resource]) > most]
             if not beyond:

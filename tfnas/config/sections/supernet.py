@@ -23,7 +23,7 @@ _WIDTHS = {  # divisors of the width
 
 @dataclasses.dataclass(frozen=True)
 class Supernet:
-    """Which supernet. docs/method.md lists the published sizes, `tfnas.supernets` the builders.
+    """Which supernet. docs/reproducing.md has the published sizes, `tfnas.supernets` the builders.
 
     A number left at 0 is the builder's own default, that of the published network.
     """

@@ -96,9 +96,9 @@ def race(
     dropped for being slightly worse on the many examples where the leader makes none of its rare, large mistakes:
 
     - Mistakes that all leaders make on the same examples. R is one hypothetical difference, as large as the losses
-      allow: `largest`, or the range of the losses of the two on any example so far, whichever is larger. It adds L R / m
-      to the lead that is required. Examples that cost R each and would undo such a lead are all missing among the m with
-      a probability of about exp(-L), so L = max(q, log(K / (1 - confidence))) preserves the guarantee.
+      allow: `largest`, or the range of the losses of the two on any example so far, whichever is larger. It adds L R /
+      m to the lead that is required. Examples that cost R each and would undo such a lead are all missing among the m
+      with a probability of about exp(-L), so L = max(q, log(K / (1 - confidence))) preserves the guarantee.
     - Mistakes that each candidate makes on different examples. One of hundreds of candidates will by chance show none,
       and become the leader; the median S is that of more typical candidates.
 

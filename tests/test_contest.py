@@ -154,7 +154,7 @@ def test_table(tmp_path):
     assert lines[2] == "| narrowed | 51.00 ± 1.00 | 28.0 | 37.0 | 99.00 | - | - | 0.1 | 24 | 60 | 2 |"
     mean, low, high = records.difference({0: 55.0, 1: 55.0, 2: 52.0}, {0: 50.0, 1: 52.0, 2: 51.0})
     assert f"| +3.00 ({low:+.2f} to {high:+.2f}) | narrowed | 0.2 | 24 | 60 | 2 |" in lines[3]
-    assert lines[4:] == ["", "paper is more than 3 % off the size asked for: +4.0 % at seed 0."]
+    assert lines[4:] == ["", "paper is more than 3 % off the target size: +4.0 % at seed 0."]
     assert len({line.count("|") for line in lines[:4]}) == 1
 
     contest.export(results, tmp_path / "results" / "small")

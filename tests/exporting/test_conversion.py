@@ -53,6 +53,7 @@ def golden(model, images):
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     """All formats of one network: (folder, records, model, splits' arrays)."""
+    keras.utils.set_random_seed(1)  # how far eight bits are off depends on the kernels
     rng = np.random.default_rng(5)
     model = cut(multi_branch_resnet(16, 1, 3, (8, 8, 2), stem_width=4), rng, keep=(0.0, 0.7, 1.0, 1.0))
     splits, parts = splits_of((8, 8, 2), rng)
@@ -108,8 +109,8 @@ def test_what_was_compared_is_said_of_each_format(converted):
         got = conversion.load(record.format, folder / record.file)(images)
         alike = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
         match = re.search(
-            rf"export {record.format}: [^;]*; {alike} of 9 validation images classified as the Keras model does, "
-            r"their probabilities at most (\S+) from its",
+            rf"export {record.format}: [^;]*; {alike} of 9 validation images classified like the Keras model, "
+            r"probabilities within (\S+) of its",
             printed,
         )
         assert match and float(match[1]) == pytest.approx(np.abs(got - expected).max(), rel=0.06, abs=1e-6), printed
@@ -149,6 +150,8 @@ def test_openvino_reads_what_onnx_quantized(converted):
     images = parts["test"][0][:5]
     got = conversion.load("openvino", folder / "onnx_int8" / "model.onnx")(images)
     np.testing.assert_allclose(got, golden(model, images), atol=0.1)
+    by_onnx = conversion.load("onnx_int8", folder / "onnx_int8" / "model.onnx")(images)
+    np.testing.assert_allclose(got, by_onnx, atol=0.05)
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_a_candidate_without_a_path_never_wins(supernet, rng):
     supernet.network.layers[-1].bias.assign([50.0, 0, 0])  # whose constant answer would be right
     validation = batches(rng, 30).map(lambda x, y: (x, tf.zeros_like(y)))
     assert rank(supernet, [none, *some], validation, racing=None).best != none
-    with pytest.raises(UserError, match="all 1 candidates are excluded"):
+    with pytest.raises(UserError, match="all 1 are excluded"):
         rank(supernet, [none], validation)
 
 

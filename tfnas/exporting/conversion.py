@@ -119,7 +119,7 @@ def convert(
         terminal.console.print(
             f"export    {one.format}: {one.bytes:,} bytes, test accuracy {one.test_accuracy:.2%} "
             f"({one.test_accuracy_change:+.2f} points); {same[one.format]} of {len(expected)} validation images "
-            f"classified like the Keras model, probabilities equal to {one.largest_difference:.1e}"
+            f"classified like the Keras model, probabilities within {one.largest_difference:.1e} of its"
         )
     return converted
 

@@ -37,8 +37,8 @@ def with_dropped_operations(supernet, rng, number):
 
 
 def test_count_of_correct_examples_is_plain_evaluations_for_50_candidates(rng):
-    supernet = gated(supernets.multi_branch_resnet(8, 1, 10, (12, 12, 3), stem_width=8), rng)
-    images, labels, batches = examples(rng, 300, (12, 12, 3))
+    supernet = gated(supernets.multi_branch_resnet(4, 1, 10, (8, 8, 3), stem_width=4), rng)
+    images, labels, batches = examples(rng, 300, (8, 8, 3))
     engine = Engine(supernet, batches, batch_size=128)
     candidates = [*supernet.posterior().sample(25, seed=0), *with_dropped_operations(supernet, rng, 25)]
     losses = {i: [] for i in range(50)}
@@ -106,7 +106,7 @@ def test_outputs_are_the_masked_supernets(name, rng):
     supernet = gated(build(shape, 5), rng, gate_dense=True, gate_pooling=True)
     images, labels, batches = examples(rng, 12, shape, 5)
     engine = Engine(supernet, batches, batch_size=8)
-    candidates = [*supernet.posterior().sample(3, seed=0), *with_dropped_operations(supernet, rng, 6)]
+    candidates = [*supernet.posterior().sample(2, seed=0), *with_dropped_operations(supernet, rng, 4)]
     for candidate in candidates:
         supernet.set_architecture(candidate)
         expected = np.asarray(supernet(images, training=False))

@@ -36,7 +36,6 @@ from tfnas import config as config_lib
 from tfnas.common import terminal, user_functions
 from tfnas.common.errors import UserError, brief, exit_on_error, fail
 from tfnas.runs import provenance, stage_table, workdir
-from tfnas.runs.measured import Exported, Verdict
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; created if it does not exist.")
@@ -178,6 +177,8 @@ def _run_stage(stage: str, config: config_lib.Config, work: workdir.Workdir) -> 
 
 
 def _blessed(work: workdir.Workdir) -> bool:
+    from tfnas.runs.measured import Verdict  # its records take --help longer than all else of runs/
+
     return work.read_json(stage_table.EVALUATION, "run", Verdict).blessed
 
 
@@ -208,6 +209,7 @@ def _load(name: str, package: str = "tfnas.stages") -> Any:
 
 def _print_summary(work: workdir.Workdir, config: config_lib.Config) -> None:
     from tfnas.reporting import report
+    from tfnas.runs.measured import Exported
 
     report.print_table(work, config)
     print(f"report    {work.path / stage_table.REPORT}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import keras
@@ -14,12 +15,12 @@ from tfnas.layers.calls import Call
 from tfnas.layers.records import Folded, Weights
 
 
-class _Affine(Channelwise):
+class _Affine(Channelwise, abc.ABC):
     """At inference a factor and an offset for each channel; a constant stays one."""
 
+    @abc.abstractmethod
     def affine(self, weights: Weights) -> tuple[Any, Any]:
         """Factor and offset, shape (C,) each."""
-        raise NotImplementedError
 
     def constants(self, x: Folded) -> Any:
         scale, offset = self.affine(x.weights)

@@ -1,6 +1,6 @@
 """Requests per second and latency of supernets against subnets of them, in one server under the same load.
 
-    .venv/bin/python benchmarks/serving.py [--rounds=7] [--seconds=1.5] [--clients=2] [--layout=gather]
+    .venv/bin/python benchmarks/serving.py [--rounds=7] [--seconds=1.5] [--clients=2]
 
 All networks are exported and served by one process of `tfnas.serving.server`; the clients run on the same machine,
 each with a connection of its own, and send the next request when the last is answered. In every round each network
@@ -38,7 +38,6 @@ from tfnas.graph.channels import Graph
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each network gets the load.")
 _SECONDS = flags.DEFINE_float("seconds", 1.5, "How long, each time.")
 _CLIENTS = flags.DEFINE_integer("clients", 2, "How many requests are under way at any time.")
-_LAYOUT = flags.DEFINE_enum("layout", "gather", ["gather", "mask", "shared"], "Of the subnets; see tfnas.subnet.")
 _SHARES = flags.DEFINE_list("shares", ["0.5", "0.3"], "Of the supernet's multiply-adds, one subnet each.")
 
 # Builder, images in a request. The first computes for longer than a request takes to be read, the second does not.
@@ -63,7 +62,7 @@ def _networks(build):
         found = [candidate for candidate in sampled if supernet.graph.flow(candidate).reaches_outputs()]
         wanted = share * full.multiply_adds
         costs = [tfnas.cost(supernet.graph, candidate).multiply_adds for candidate in found]
-        network = tfnas.subnet(supernet, found[int(np.argmin(np.abs(np.array(costs) - wanted)))], layout=_LAYOUT.value)
+        network = tfnas.subnet(supernet, found[int(np.argmin(np.abs(np.array(costs) - wanted)))])
         yield "subnet", network, tfnas.cost(Graph(network))
 
 

@@ -1,4 +1,4 @@
-"""Latency, file size and multiply-adds of subnets over their supernet, by keep rate and layout, one run.
+"""Latency, file size and multiply-adds of subnets over their supernet, by keep rate, one run.
 
     .venv/bin/python benchmarks/subnet_latency.py [--models=M,D-121,MobileNetV2] [--batch=16] [--rounds=15]
 
@@ -33,13 +33,6 @@ _BUILD = {
     "D-121": lambda: supernets.densenet121(num_classes=10, input_shape=(64, 64, 3)),
     "MobileNetV2": lambda: keras.applications.MobileNetV2(input_shape=(96, 96, 3), weights=None, classes=10),
 }
-_LAYOUTS = {
-    "gather": {},
-    "mask": {"layout": "mask"},
-    "shared": {"layout": "shared"},
-    "gather, multiple of 8": {"channel_multiple": 8},
-    "shared, multiple of 8": {"layout": "shared", "channel_multiple": 8},
-}
 
 
 def _candidate(supernet, rate, rng):
@@ -62,18 +55,16 @@ def _measure(name, rng):
     image = tf.constant(rng.normal(size=(_BATCH.value, *model.input_shape[1:])), tf.float32)
     full, full_size, full_call = tfnas.cost(supernet.graph), _size(model), _compiled(model, image)
     for rate in _RATES.value:
-        architecture = _candidate(supernet, float(rate), rng)
-        for layout, options in _LAYOUTS.items():
-            network = tfnas.subnet(supernet, architecture, **options)
-            seconds = _in_turn(full_call, _compiled(network, image))
-            price = tfnas.cost(Graph(network))
-            ratio = statistics.median(b / a for a, b in seconds)
-            multiply_adds = price.multiply_adds / full.multiply_adds
-            before, after = (1e3 * statistics.median(values) for values in zip(*seconds, strict=True))
-            cells = [name, rate, layout, f"{before:.1f}", f"{after:.1f}"]
-            ratios = (price.parameters / full.parameters, _size(network) / full_size, multiply_adds, ratio)
-            cells += [f"{value:.2f}" for value in (*ratios, ratio / multiply_adds)]
-            print(f"| {' | '.join(cells)} |", flush=True)
+        network = tfnas.subnet(supernet, _candidate(supernet, float(rate), rng))
+        seconds = _in_turn(full_call, _compiled(network, image))
+        price = tfnas.cost(Graph(network))
+        ratio = statistics.median(b / a for a, b in seconds)
+        multiply_adds = price.multiply_adds / full.multiply_adds
+        before, after = (1e3 * statistics.median(values) for values in zip(*seconds, strict=True))
+        cells = [name, rate, f"{before:.1f}", f"{after:.1f}"]
+        ratios = (price.parameters / full.parameters, _size(network) / full_size, multiply_adds, ratio)
+        cells += [f"{value:.2f}" for value in (*ratios, ratio / multiply_adds)]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _compiled(network, image):
@@ -97,10 +88,8 @@ def _in_turn(one, other):
 def main(_):
     """Prints one table."""
     rng = np.random.default_rng(0)
-    print(
-        "| network | keep | layout | full, ms | subnet, ms | parameters | file | mult-adds | latency | over mult-adds |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| network | keep | full, ms | subnet, ms | parameters | file | mult-adds | latency | over mult-adds |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in _MODELS.value:
         _measure(name, rng)
 

@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 
-from tfnas.cutting.subnets import adapt, subnet
+from tfnas.cutting.subnets import subnet
 from tfnas.graph.costs import cost
 
 
@@ -15,17 +15,13 @@ def check_equal(got, expected):
         np.testing.assert_allclose(g, e, rtol=1e-3, atol=1e-4 * max(1e-3, np.abs(e).max()))
 
 
-def check_cut(supernet, architecture, layout, images, expected):
+def check_cut(supernet, architecture, images, expected):
     """The subnet, which equals the supernet under the mask and costs what was counted."""
-    cut = subnet(supernet, architecture, layout=layout)
-    if layout == "shared":
-        architecture = adapt(supernet, architecture, layout=layout)
-        supernet.set_architecture(architecture)
-        expected = keras.tree.flatten(supernet(images))
+    cut = subnet(supernet, architecture)
     check_equal(cut(images), expected)
-    counted = cost(supernet.graph, architecture, "gather" if layout == "shared" else layout)
+    counted = cost(supernet.graph, architecture)
     assert (counted.parameters, counted.multiply_adds) == built_cost(cut)
-    return cut, architecture
+    return cut
 
 
 def built_cost(model):

@@ -15,7 +15,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 import tfnas
 from tfnas import supernets
 from tfnas.common.errors import UserError
-from tfnas.cutting.subnets import adapt, subnet
+from tfnas.cutting.subnets import subnet
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
 from tfnas.ranking.engine import Engine
@@ -57,12 +57,10 @@ def largest_difference(cut, supernet, architecture, x):
     )
 
 
-def check_exact(supernet, architecture, x, **options):
-    cut = subnet(supernet, architecture, **options)
-    ranked = adapt(supernet, architecture, **{"layout": "gather", **options}) if options else architecture
-    assert largest_difference(cut, supernet, ranked, x) <= 1e-4
-    layout = options.get("layout", "gather")
-    price = cost(supernet.graph, ranked, "gather" if layout == "shared" else layout)
+def check_exact(supernet, architecture, x):
+    cut = subnet(supernet, architecture)
+    assert largest_difference(cut, supernet, architecture, x) <= 1e-4
+    price = cost(supernet.graph, architecture)
     assert (price.parameters, price.multiply_adds) == built_cost(cut)
     return cut
 
@@ -99,8 +97,8 @@ def test_supernets_are_cut_exactly(name, rng):
     random_weights(model, rng)
     supernet = tfnas.gate(model, ell2=1, num_examples=10, gate_pooling=True)
     x = rng.normal(size=(2, *model.input_shape[1:])).astype("float32")
-    for layout, architecture in zip(itertools.cycle(("gather", "mask")), candidates(supernet, rng), strict=False):
-        check_exact(supernet, architecture, x, layout=layout)
+    for architecture in candidates(supernet, rng):
+        check_exact(supernet, architecture, x)
 
 
 def everything(x, grouped=True):
@@ -146,8 +144,7 @@ def small_model(grouped=True):
     return keras.Model(image, keras.layers.Dense(3, activation="softmax", name="classifier")(hidden))
 
 
-@pytest.mark.parametrize("options", [{}, {"layout": "mask"}, {"layout": "shared"}, {"channel_multiple": 4}])
-def test_every_kind_of_layer_in_every_layout(options, rng):
+def test_every_kind_of_layer(rng):
     model = small_model()
     random_weights(model, rng)
     supernet = tfnas.gate(model, ell2=1, num_examples=10, gate_dense=True, gate_pooling=True)
@@ -156,7 +153,7 @@ def test_every_kind_of_layer_in_every_layout(options, rng):
     x = rng.normal(size=(3, 8, 8, 3)).astype("float32")
     for _ in range(2):
         for architecture in candidates(supernet, rng):
-            check_exact(supernet, architecture, x, **options)
+            check_exact(supernet, architecture, x)
 
 
 def test_one_dimension_and_three(rng):
@@ -207,8 +204,7 @@ def test_a_map_that_has_become_constant_keeps_its_size(merge, rng):
     engine = Engine(supernet, data)
     for dropped in ({name: ~whole[name] for name in maps}, {name: ~whole[name] for name in maps[::2]} | some):
         architecture = Architecture({**whole, **dropped})
-        for layout in ("gather", "mask"):
-            check_exact(supernet, architecture, x, layout=layout)
+        check_exact(supernet, architecture, x)
         supernet.set_architecture(architecture)
         np.testing.assert_allclose(engine.outputs(architecture), supernet(x), rtol=1e-4, atol=1e-4)
 
@@ -235,21 +231,6 @@ def test_a_constant_map_of_unknown_size_is_refused():
     supernet = tfnas.gate(keras.Model(image, keras.layers.Conv2D(2, 1)(x)), ell2=1, num_examples=10)
     with pytest.raises(UserError, match="leaves a constant where the spatial size is not known"):
         subnet(supernet, Architecture({"one": np.ones(4, bool), "map": np.zeros(4, bool)}))
-
-
-def test_a_layer_that_is_dead_stays_dead_when_others_are_widened():
-    """It keeps one channel, which has become constant; what its neighbors read of the same tensor is not for it."""
-    image = keras.Input((6, 6, 3))
-    x = keras.layers.Conv2D(4, 1, name="stem")(image)
-    x = keras.layers.Concatenate()([x, keras.layers.Conv2D(4, 1, name="gone")(x)])
-    heads = [keras.layers.Conv2D(3, 1, name=name)(x) for name in ("dead", "alive")]
-    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Concatenate()(heads))
-    supernet = tfnas.gate(keras.Model(image, keras.layers.Dense(2)(x)), ell2=1, num_examples=10)
-    keep = {"gone": np.zeros(4, bool), "dead": np.arange(8) == 5, "alive": np.arange(8) < 3}
-    for options in ({"layout": "shared"}, {"channel_multiple": 4}):
-        wide = adapt(supernet, Architecture(keep), **options)
-        np.testing.assert_array_equal(wide["dead"], keep["dead"])
-        assert not supernet.graph.flow(wide).works(supernet.graph.index["dead"])
 
 
 def test_several_inputs_and_outputs_nested_models_and_names(tmp_path, rng):
@@ -373,34 +354,6 @@ def test_pooling_gates_drop_the_operation(rng):
     assert "pool" not in {layer.name for layer in cut.layers}
 
 
-def test_layouts_do_what_they_say(rng):
-    image = keras.Input((8, 8, 3))
-    x = keras.layers.Conv2D(16, 1, name="stem")(image)
-    x = keras.layers.Add(name="add")([x, keras.layers.Conv2D(16, 3, padding="same", name="a")(x)])
-    heads = [keras.layers.Conv2D(6, 1, name=name)(keras.layers.ReLU()(x)) for name in ("b", "c")]
-    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Concatenate()(heads))
-    model = keras.Model(image, keras.layers.Dense(2, name="classifier")(x))
-    random_weights(model, rng)
-    supernet = tfnas.gate(model, ell2=1, num_examples=10)
-    architecture = Architecture({name: rng.random(16) < 0.5 for name in ("a", "b", "c")})
-    x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
-    gathers = {}
-    for layout in ("gather", "mask", "shared"):
-        cut = check_exact(supernet, architecture, x, layout=layout)
-        gathers[layout] = sum(type(op).__name__ == "Take" for op in cut.operations)
-    assert gathers["gather"] > 0 and gathers["mask"] == gathers["shared"] == 0
-    union = architecture["a"] | architecture["b"] | architecture["c"]
-    for mask in adapt(supernet, architecture, layout="shared").values():
-        np.testing.assert_array_equal(mask, union)
-    for mask in adapt(supernet, architecture, channel_multiple=8).values():
-        assert mask.sum() % 8 == 0
-    norms = np.asarray(supernet.gated_layers["a"].squared_norms())
-    added = adapt(supernet, architecture, channel_multiple=16)["a"] & ~architecture["a"]
-    assert added.sum() == 16 - architecture["a"].sum()
-    nine = adapt(supernet, Architecture({**architecture, "a": np.arange(16) == 0}), channel_multiple=2)["a"]
-    assert nine[1:].argmax() + 1 == norms[1:].argmax() + 1  # the heaviest of the others
-
-
 def test_a_subnet_is_gated_and_cut_again(rng):
     model = small_model()
     random_weights(model, rng)
@@ -424,19 +377,6 @@ def test_an_array_in_the_graph_is_not_cut(rng):
     x = rng.normal(size=(2, 6, 6, 3)).astype("float32")
     for architecture in candidates(supernet, rng):
         assert largest_difference(subnet(supernet, architecture), supernet, architecture, x) <= 1e-4
-
-
-def test_bad_options_are_refused():
-    supernet = tfnas.gate(small_model(), ell2=1, num_examples=10)
-    architecture = supernet.architecture()
-    with pytest.raises(UserError, match="layout: one of 'gather', 'mask', 'shared' expected. Received: 'packed'"):
-        subnet(supernet, architecture, layout="packed")
-    with pytest.raises(UserError, match="channel_multiple: at least 1 expected. Received: 0"):
-        subnet(supernet, architecture, channel_multiple=0)
-    other = Architecture({"other": [True]})
-    for options in ({}, {"channel_multiple": 8}):
-        with pytest.raises(UserError, match="one of the layers .* expected. Received: 'other'; was it made"):
-            subnet(supernet, other, **options)
 
 
 def profiled_multiply_adds(model):

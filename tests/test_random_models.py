@@ -61,17 +61,17 @@ def check_states(supernet, flow, computed, smooth):
             assert (spread[flow.depends[i]] > 0).any(), f"'{node.name}' is the same for every input"
 
 
-def check_layers(supernet, architecture, layout, images, expected):
+def check_layers(supernet, architecture, images, expected):
     """The subnet, which is exact and has the layers that work."""
-    cut, architecture = check_cut(supernet, architecture, layout, images, expected)
-    graph, layout = supernet.graph, "gather" if layout == "shared" else layout
-    flow = graph.flow(architecture, layout)
+    cut = check_cut(supernet, architecture, images, expected)
+    graph = supernet.graph
+    flow = graph.flow(architecture)
     layers = {layer.name: layer for layer in cut.layers}
     for i, node in enumerate(graph.nodes):
         always_there = node.kernel_is_cut or isinstance(node, BatchNormalization | Pointwise | Spatial | Uncut)
         if always_there and isinstance(node.inner, keras.Layer):
             assert flow.works(i) == (node.name in layers), node.name
-        if isinstance(node, Convolution) and not isinstance(node, Separable) and flow.works(i) and layout == "gather":
+        if isinstance(node, Convolution) and not isinstance(node, Separable) and flow.works(i):
             given = layers[node.name].input.shape[-1]
             assert given - int(flow.reads(i).sum()) in ((0, 1) if node.pads else (0,)), node.name
     return cut
@@ -104,8 +104,7 @@ def test_everything_agrees(seed, tmp_path):
         expected = [computed[j] for j in supernet.graph.outputs]
         check_equal(engine.outputs(architecture), expected)
         if flow.reaches_outputs():
-            for layout in ("gather", "mask", "shared"):
-                cut = check_layers(supernet, architecture, layout, given, expected)
+            cut = check_layers(supernet, architecture, given, expected)
         else:
             with pytest.raises(UserError, match="drops every path to the output"):
                 subnet(supernet, architecture)

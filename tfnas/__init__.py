@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from tfnas import supernets as supernets
     from tfnas.cutting.latencies import latency as latency
     from tfnas.cutting.latencies import layer_latencies as layer_latencies
-    from tfnas.cutting.subnets import adapt as adapt
     from tfnas.cutting.subnets import subnet as subnet
     from tfnas.gating.gates import Gated as Gated
     from tfnas.gating.optimizers import GatedOptimizer as GatedOptimizer
@@ -38,7 +37,6 @@ _HOMES = {
     "Recalibration": "gating.recalibration",
     "UpdateCosts": "gating.sizes",
     "Supernet": "gating.supernet",
-    "adapt": "cutting.subnets",
     "cost": "graph.costs",
     "gate": "gating.placement",
     "latency": "cutting.latencies",

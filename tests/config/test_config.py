@@ -193,8 +193,6 @@ def test_locked_dict_refuses_new_keys():
         ("sample", "num_candidates", 0, "at least 1"),
         ("sample", "parameters", 1.0, "'sample.parameters' must be a share in .*. Received: 1.0"),
         ("sample", "multiply_adds", -0.1, "'sample.multiply_adds' must be a share in"),
-        ("retrain", "layout", "packed", "one of 'gather', 'mask', 'shared'"),
-        ("retrain", "channel_multiple", 0, "at least 1"),
         ("retrain", "epochs", -1, "at least 0"),
         ("evaluate", "min_accuracy", 1.5, "a share in \\[0, 1\\]. Received: 1.5"),
         ("evaluate", "max_accuracy_loss", -1.5, "a share in \\[-1, 1\\]"),

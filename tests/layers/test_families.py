@@ -76,12 +76,12 @@ def test_a_family(name, tmp_path, rng):
     images = rng.normal(size=(3, 5, 5, 2)).astype("float32")
     check_equal(supernet(images), model(images))
     engine = Engine(supernet, (images, np.zeros(3, int)))
-    for architecture, layout in zip(masks(supernet, 3, rng), ("gather", "mask", "shared"), strict=True):
+    for architecture in masks(supernet, 3, rng):
         architecture = connected(supernet, architecture, rng)
         supernet.set_architecture(architecture)
         expected = supernet(images)
         check_equal(engine.outputs(architecture), expected)
-        cut, _ = check_cut(supernet, architecture, layout, images, expected)
+        cut = check_cut(supernet, architecture, images, expected)
     cut.save(tmp_path / "cut.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "cut.keras")(images), cut(images))
     supernet.save(tmp_path / "supernet.keras")

@@ -115,8 +115,6 @@ WAYS = {
             "epochs": 0,
             "trained_baselines": False,
             "baseline": False,
-            "layout": "mask",
-            "channel_multiple": 2,
         },
         "training": {"accumulate": 2, "precision": "mixed_bfloat16"},
         "export": {"formats": ("litert_int8",), "uncertainty": 2, "name": "mine", "version": 2},
@@ -146,14 +144,14 @@ def test_every_setting_that_a_stage_reads_is_one_that_it_depends_on(tmp_path, mo
         "paper": {
             "search": {"search.temperature", "search.ell2", "data.pad_crop", "seed", "distribution"},
             "sample": {"sample.racing", "sample.budgets", "sample.recalibrate"},
-            "retrain": {"retrain.layout", "sample.num_random"},
+            "retrain": {"retrain.epochs", "sample.num_random"},
             "evaluate": {"evaluate.max_accuracy_loss"},
             "export": {"export.uncertainty"},
         },
         "target": {
             "search": {"search.gate_step", "search.guard", "data.cutout", "training.accumulate"},
             "sample": {"sample.latency", "sample.resource", "sample.hard_limit", "sample.ensemble"},
-            "retrain": {"retrain.channel_multiple", "sample.batch_size", "sample.recalibrate"},
+            "retrain": {"retrain.baseline", "sample.batch_size", "sample.recalibrate"},
             "export": {"export.calibration", "export.version", "sample.recalibrate"},
         },
     }

@@ -19,7 +19,7 @@ import numpy as np
 from tfnas import supernets
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError, brief
-from tfnas.common.schema import integer, list_of, mapping_of, number, read, text_of
+from tfnas.common.schema import integer, list_of, mapping_of, number, read
 from tfnas.config import BUILDERS
 from tfnas.gating.placement import copy_weights
 from tfnas.gating.supernet import Supernet
@@ -47,90 +47,41 @@ class _Origin:
 
 @dataclasses.dataclass(frozen=True)
 class _Described:
-    """Further entries of an architecture's JSON, from which the subnet can be rebuilt."""
+    """The further entry of an architecture's JSON, from which the subnet can be rebuilt."""
 
-    layout: Annotated[str, text_of("gather", "mask")]
     supernet: _Origin
 
 
-def subnet(
-    supernet: Supernet,
-    architecture: Architecture,
-    *,
-    channel_multiple: int = 1,
-    layout: str = "gather",
-    name: str = "subnet",
-) -> keras.Model:
+def subnet(supernet: Supernet, architecture: Architecture, *, name: str = "subnet") -> keras.Model:
     """Builds the network that `architecture` keeps, with the supernet's weights.
 
     Args:
         supernet: trained or not; not changed.
         architecture: which input channels of which gated layer are kept.
-        channel_multiple: if not 1, `architecture` is first widened by `adapt` to multiples of this many channels.
-        layout: where readers of one tensor keep different channels of it: 'gather' lets each gather its own (fewest
-            multiply-adds), 'mask' gives each all that the tensor holds, with zero weights for what it does not keep (no
-            gathering), 'shared' first widens `architecture` by `adapt` until they agree. docs/your_model.md says which
-            is fastest when.
         name: of the model returned.
 
     Returns:
         A functional model made of Keras's own layers and operations, same inputs and outputs as the supernet's network;
         one more than 800 layers deep is made of nested models, so that plain Keras can load it. Its outputs are the
-        supernet's under `architecture`, or under `adapt`'s where that widens it.
+        supernet's under `architecture`. Where readers of one tensor keep different channels of it, each gathers its
+        own.
 
     Raises:
         UserError: if the architecture is not one of this supernet, or drops every path to an output.
     """
-    if channel_multiple != 1 or layout == "shared":
-        architecture = adapt(supernet, architecture, channel_multiple=channel_multiple, layout=layout)
-    flow = supernet.graph.flow(architecture, "gather" if layout == "shared" else layout)
-    return _Cutter(supernet.graph, flow).cut(name)
+    return _Cutter(supernet.graph, supernet.graph.flow(architecture)).cut(name)
 
 
-def adapt(
-    supernet: Supernet, architecture: Architecture, *, channel_multiple: int = 1, layout: str = "gather"
-) -> Architecture:
-    """Widens `architecture` to suit hardware; nothing that it keeps is dropped, and no dropped operation comes back.
-
-    Args:
-        supernet: channels are added in the order of the norms of its weights, the largest first.
-        architecture: is not changed.
-        channel_multiple: every gated layer keeps a multiple of this many input channels, or all of them.
-        layout: 'shared' makes all readers of a tensor keep the same channels of it; others add nothing.
-
-    Raises:
-        UserError: for a multiple below 1, or an architecture of another supernet.
-    """
-    if channel_multiple < 1:
-        raise UserError(f"channel_multiple: at least 1 expected. Received: {channel_multiple}")
-    graph = supernet.graph
-    graph.flow(architecture, layout)  # checks both
-    norms = {name: np.asarray(layer.squared_norms()) for name, layer in supernet.gated_layers.items()}
-    keep = {name: np.array(mask) for name, mask in architecture.items()}
-    while True:
-        before = sum(int(mask.sum()) for mask in keep.values())
-        if layout == "shared":
-            keep = graph.shared(keep)
-        flow = graph.flow(keep)
-        for name, mask in keep.items():
-            missing = min(-int(mask.sum()) % channel_multiple, int((~mask).sum()))
-            if flow.works(graph.index[name]) and missing:
-                mask[np.argsort(np.where(mask, -np.inf, norms[name]), kind="stable")[-missing:]] = True
-        if sum(int(mask.sum()) for mask in keep.values()) == before:
-            return Architecture(keep)
-
-
-def describe(architecture: Architecture, builder: str, layout: str = "gather", **arguments: Any) -> str:
+def describe(architecture: Architecture, builder: str, **arguments: Any) -> str:
     """JSON of an architecture together with the supernet it belongs to, from which `rebuild` makes the model.
 
     Args:
         architecture: which channels are kept.
         builder: name of a function in `tfnas.supernets`, or 'package.module:function'.
-        layout: 'gather' or 'mask', as for `subnet`.
         arguments: of that function.
     """
     supernet = {"builder": builder, "arguments": arguments}
-    return json.dumps({**json.loads(architecture.to_json()), "layout": layout, "supernet": supernet})
+    return json.dumps({**json.loads(architecture.to_json()), "supernet": supernet})
 
 
 def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
@@ -162,7 +113,7 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
         )
     build = builder(found, "architecture")
     graph = Graph(user_functions.call("architecture", found, build, **arguments))
-    return _Cutter(graph, graph.flow(architecture, described.layout)).cut(name)
+    return _Cutter(graph, graph.flow(architecture)).cut(name)
 
 
 def builder(name: str, key: str) -> Callable[..., keras.Model]:

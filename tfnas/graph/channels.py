@@ -29,8 +29,6 @@ from tfnas.layers.base import Node
 from tfnas.layers.calls import Call
 from tfnas.layers.records import Channels, State
 
-LAYOUTS = ("gather", "mask", "shared")
-
 
 class Graph:
     """The nodes of a functional model, each after those it reads; nested models are flattened.
@@ -174,20 +172,19 @@ class Graph:
         node = self.nodes[i]
         return tuple(size for j in node.inputs for size in self._sources(j)) if node.carries else (node.num_channels,)
 
-    def flow(self, keep: Mapping[str, np.ndarray], layout: str = "gather", read: Sequence[int] = ()) -> Flow:
+    def flow(self, keep: Mapping[str, np.ndarray], linked: bool = False, read: Sequence[int] = ()) -> Flow:
         """Returns the flow if only the channels `keep` of the named layers' inputs are kept.
 
         Args:
             keep: an Architecture.
-            layout: 'gather': a tensor holds what any reader reads, and each gathers its own. 'mask': each reader takes
-                all that the tensor holds. 'shared': as 'gather', for `keep` widened by `shared`.
+            linked: whether each reader of a tensor takes all that it holds, for any of its readers, and layers that
+                treat each channel by itself compute all that theirs hold, as in the programs that rank candidates. A
+                network that is cut has each reader gather its own.
             read: indices of nodes whose output is read in full, as the model's outputs are.
 
         Raises:
-            UserError: if `keep` names an unknown layer or has a mask of another length, or for an unknown layout.
+            UserError: if `keep` names an unknown layer or has a mask of another length.
         """
-        if layout not in LAYOUTS:
-            raise UserError(f"layout: one of {', '.join(map(repr, LAYOUTS))} expected. Received: {layout!r}")
         for name, mask in keep.items():
             if name not in self.index:
                 raise UserError(
@@ -199,25 +196,10 @@ class Graph:
                 raise UserError(
                     f"architecture: '{name}': a mask of {expected} input channels expected. Received: {mask.size}"
                 )
-        if layout == "shared":
-            keep = self.shared(keep)
         states = self._states(keep)
         depends, explicit, zero = ([getattr(x, name) for x in states] for name in ("depends", "explicit", "zero"))
-        live = self._live(keep, explicit, layout == "mask", read)
-        return Flow(self, depends, explicit, zero, live, dict(keep), layout == "mask")
-
-    def shared(self, keep: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Widens `keep` until all readers of a tensor keep the same channels of it, so that nothing is gathered."""
-        widened = {name: np.array(mask) for name, mask in keep.items()}
-        while True:
-            flow = self.flow(widened, "mask")
-            before = sum(int(mask.sum()) for mask in widened.values())
-            for name, mask in widened.items():
-                i = self.index[name]
-                if flow.works(i):  # a layer that is not in the subnet stays out of it
-                    mask |= flow.live[self.nodes[i].inputs[0]]
-            if sum(int(mask.sum()) for mask in widened.values()) == before:
-                return widened
+        live = self._live(keep, explicit, linked, read)
+        return Flow(self, depends, explicit, zero, live, dict(keep), linked)
 
     def _states(self, keep: Mapping[str, np.ndarray]) -> list[State]:
         """Returns the state of every node's channels, by node number."""
@@ -239,7 +221,7 @@ class Graph:
         Args:
             keep: an Architecture.
             explicit: by node.
-            linked: whether layers that treat each channel by itself compute all channels that their inputs hold.
+            linked: as of `flow`.
             read: indices of nodes whose output is read in full.
         """
         live = [np.zeros(node.num_channels, bool) for node in self.nodes]
@@ -275,7 +257,7 @@ class Flow:
         zero: bool, shape (C,), which of the others are zero whatever the weights.
         live: bool, shape (C,), which of the explicit ones are read; only these exist in the subnet.
         keep: the architecture's masks by layer name.
-        masked: whether kernels read all that their input holds, with zeros for what they do not keep.
+        linked: whether kernels read all that their input holds, with zeros for what they do not keep.
     """
 
     graph: Graph
@@ -284,7 +266,7 @@ class Flow:
     zero: list[np.ndarray]
     live: list[np.ndarray]
     keep: dict[str, np.ndarray]
-    masked: bool
+    linked: bool
 
     def kept(self, node: Node) -> np.ndarray:
         """Input channels that a layer keeps, bool, shape (K,)."""
@@ -300,7 +282,7 @@ class Flow:
             explicit=self.explicit[source],
             zero=self.zero[source],
             available=self.live[source],
-            masked=self.masked,
+            linked=self.linked,
         )
 
     def held(self, i: int) -> np.ndarray:

@@ -26,18 +26,17 @@ class Cost:
     multiply_adds: int
 
 
-def cost(graph: Graph, keep: Mapping[str, np.ndarray] | None = None, layout: str = "gather") -> Cost:
+def cost(graph: Graph, keep: Mapping[str, np.ndarray] | None = None) -> Cost:
     """Returns the cost of the subnet of `graph` that keeps the channels `keep`; of the whole network if it is None.
 
     Args:
         graph: of the network or of the supernet (`supernet.graph`).
         keep: an Architecture.
-        layout: as for `subnet`.
 
     Raises:
         UserError: if the network has no fixed image size, or a layer whose multiply-adds are not known.
     """
-    flow = graph.flow(keep or {}, layout)
+    flow = graph.flow(keep or {})
     return Cost(*(sum(_of(resource, flow).values()) for resource in ("parameters", "multiply_adds")))
 
 

@@ -167,7 +167,7 @@ class Node:
         return [np.full(size, bool(live.any())) for size in self.input_channels]
 
     def linked(self, available: Sequence[np.ndarray]) -> Any:
-        """Which output channels it computes because its inputs hold theirs, in layout 'mask'; bool.
+        """Which output channels it computes because its inputs hold theirs, where the flow is linked; bool.
 
         Args:
             available: live channels of each input, bool.
@@ -294,7 +294,7 @@ class Computation:
     """A node as one step of a program that takes any architecture, without being traced again.
 
     This one calls the layer as it is on the channels that it is given. Tensors have the channels that `Node.held` says,
-    in layout 'mask'.
+    where the flow is linked.
 
     Args:
         node: what is computed.

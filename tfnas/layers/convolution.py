@@ -103,7 +103,7 @@ class Convolution(WithKernel):
         """
         inputs = x.kept & x.explicit
         constants = bool((x.kept & ~x.explicit & ~x.zero).any())
-        return x.available if x.masked and inputs.any() else inputs, constants
+        return x.available if x.linked and inputs.any() else inputs, constants
 
     def given(self, x: Channels, j: int) -> np.ndarray:
         return np.flatnonzero(self.taken(x)[0])

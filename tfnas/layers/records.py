@@ -39,7 +39,7 @@ class Channels:
         kept: which input channels the architecture keeps, shape (K,).
         explicit, zero: as `State` has them, of the first input, shape (K,).
         available: which input channels are live, shape (K,).
-        masked: whether kernels read all that their input holds, with zeros for what they do not keep.
+        linked: whether kernels read all that their input holds, with zeros for what they do not keep.
     """
 
     live: np.ndarray
@@ -47,7 +47,7 @@ class Channels:
     explicit: np.ndarray
     zero: np.ndarray
     available: np.ndarray
-    masked: bool
+    linked: bool
 
 
 @dataclasses.dataclass

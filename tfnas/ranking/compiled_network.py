@@ -1,7 +1,7 @@
 """A supernet's network as steps of a program that takes any architecture's channels, without being traced again.
 
 A layer's family (`tfnas.layers`) defines what its step is fed for an architecture and what it computes. Dropped layers
-are skipped; tensors hold the channels that `Flow.held` returns, in layout 'mask'.
+are skipped; tensors hold the channels that `Flow.held` returns, where the flow is linked.
 """
 
 from __future__ import annotations

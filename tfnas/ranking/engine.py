@@ -222,7 +222,7 @@ class _Candidate:
 
     def __init__(self, engine: Engine, architecture: Architecture):
         self._segments = engine._segments
-        flow = engine.graph.flow(architecture, "mask", engine._ends)
+        flow = engine.graph.flow(architecture, linked=True, read=engine._ends)
         weights = engine._weights
         if engine._statistics:
             weights = with_statistics(weights, engine._statistics(architecture))

@@ -18,7 +18,7 @@ from tfnas.common import statistics
 from tfnas.common.errors import UserError, add_filename
 from tfnas.config import Config
 from tfnas.cutting import latencies
-from tfnas.cutting.subnets import adapt, describe, subnet
+from tfnas.cutting.subnets import describe, subnet
 from tfnas.data import pipeline, sources
 from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
@@ -54,20 +54,17 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     settings = config.retrain
     recalibration = networks.recalibration(config, splits, supernet)
 
-    def cut(architecture: Architecture, layout: str = "gather") -> keras.Model:
+    def cut(architecture: Architecture) -> keras.Model:
         if recalibration:
             recalibration.apply(architecture)
-        return subnet(supernet, architecture, layout=layout)
+        return subnet(supernet, architecture)
 
-    # What hardware likes may have widened it; from here on that is the architecture.
-    architecture = adapt(supernet, architecture, channel_multiple=settings.channel_multiple, layout=settings.layout)
-    layout = "mask" if settings.layout == "mask" else "gather"
-    price = cost(supernet.graph, architecture, layout)
-    before = Arm(f"{Kind.FOUND}, before retraining", Kind.FOUND, cut(architecture, layout), price)
+    price = cost(supernet.graph, architecture)
+    before = Arm(f"{Kind.FOUND}, before retraining", Kind.FOUND, cut(architecture), price)
     _check_exact(supernet, architecture, before.model, splits, config)
     found, rates = [before], schedules.retraining(config).schedule
     if settings.epochs:
-        after = Arm(f"{Kind.FOUND}, retrained", Kind.FOUND, cut(architecture, layout), price)
+        after = Arm(f"{Kind.FOUND}, retrained", Kind.FOUND, cut(architecture), price)
         networks.fit_plain(config, splits, work, after.model, settings.epochs, rates, "retrain")
         found.append(after)
     others = []
@@ -107,7 +104,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     # On a tie the later, retrained one.
     chosen = max(reversed(found), key=lambda arm: validation[arm.name])
     arguments = networks.network_arguments(config, splits)
-    text = describe(architecture, networks.builder_name(config), layout, **arguments)
+    text = describe(architecture, networks.builder_name(config), **arguments)
     work.write(stage_table.CUT_ARCHITECTURE, lambda file: file.write_text(text))
     work.write(stage_table.SUBNET, _without_optimizer(chosen.model).save)
     compared = (*others, *found)

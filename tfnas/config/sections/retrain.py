@@ -18,8 +18,6 @@ class Retrain:
     # Decoupled, and of kernels only: kernel -= learning rate x weight_decay x kernel. The usual penalty of 5e-4 in the
     # loss shrinks kernels ten times as fast under a momentum of 0.9, by 5e-4 / (1 - 0.9): the 5e-3 here.
     weight_decay: float = 5e-3
-    layout: str = "gather"  # or 'mask' or 'shared': how layers read a tensor of which they keep different channels
-    channel_multiple: int = 1  # round the number of channels that a layer keeps up to a multiple of this
     # Also train the full network without gates, in the same epochs, batches and learning rates as search and retraining
     # together.
     baseline: bool = True
@@ -33,5 +31,3 @@ class Retrain:
         fields.at_least("retrain.batch_size", self.batch_size, 1)
         fields.positive("retrain.learning_rate", self.learning_rate)
         fields.at_least("retrain.weight_decay", self.weight_decay, 0)
-        fields.one_of("retrain.layout", self.layout, ("gather", "mask", "shared"))
-        fields.at_least("retrain.channel_multiple", self.channel_multiple, 1)

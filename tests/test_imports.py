@@ -20,7 +20,7 @@ FOLDERS = """
     serving       common
     search_space  common
     layers        common
-    graph         common layers
+    graph         common layers search_space
     data          common config
     gating        common config data graph layers search_space
     cutting       common config gating graph layers search_space supernets

@@ -52,10 +52,10 @@ class Folding:
         self.dtype = np.result_type(np.float32, *{array.dtype for array in arrays})
         self.constants: list[np.ndarray] = []
         for i, node in enumerate(flow.graph.nodes):
-            explicit = flow.explicit[i]
+            unknown = ~(flow.explicit[i] | flow.zero[i])
             constants = np.zeros(node.num_channels, self.dtype)
-            if not explicit.all():
-                constants = np.where(explicit, constants, np.asarray(node.constants(self.at(i)), self.dtype))
+            if unknown.any():
+                constants = np.where(unknown, np.asarray(node.constants(self.at(i)), self.dtype), constants)
             self.constants.append(constants)
 
     def at(self, i: int) -> Folded:

@@ -182,6 +182,20 @@ class Node:
         """Indices of the channels of input `j` that it is given."""
         return np.arange(self.input_channels[j])
 
+    # Which channels exist with which.
+
+    @property
+    def mixes(self) -> bool:
+        """Whether each output channel reads all input channels, so that it reads units and writes others."""
+        return False
+
+    def ties(self, j: int) -> np.ndarray | None:
+        """For each output channel the channel of input `j` that it exists with, or -1, int, shape (C,).
+
+        None: it ties none of this input's channels. If it does not mix either, it needs all of them.
+        """
+        return None
+
     # What it costs.
 
     @property
@@ -191,6 +205,10 @@ class Node:
 
     def count(self, x: Channels) -> tuple[int, int]:
         """Its parameters, and those of them that are multiplied at every position; of a node that works."""
+        return self.count_of(int(x.available.sum()), int(x.live.sum()))
+
+    def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
+        """The same by the numbers of its input and output channels, in each of which it is linear."""
         layer = self.inner
         if not isinstance(layer, keras.Layer):
             return 0, 0
@@ -253,9 +271,12 @@ class Channelwise(Node):
     def given(self, x: Channels, j: int) -> np.ndarray:
         return self.held(x.live)
 
-    def count(self, x: Channels) -> tuple[int, int]:
+    def ties(self, j: int) -> np.ndarray | None:
+        return np.arange(self.num_channels)
+
+    def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
         # Each variable has one number a channel.
-        return int(x.live.sum()) * len(getattr(self.inner, "_trainable_variables", ())), 0
+        return outputs * len(getattr(self.inner, "_trainable_variables", ())), 0
 
     def settings(self, channels: int) -> dict[str, Any]:
         """Settings of its layer that differ where it has so many channels."""

@@ -108,13 +108,20 @@ class Convolution(WithKernel):
     def given(self, x: Channels, j: int) -> np.ndarray:
         return np.flatnonzero(self.taken(x)[0])
 
+    @property
+    def mixes(self) -> bool:
+        return True
+
     def count(self, x: Channels) -> tuple[int, int]:
         inputs, constants = self.taken(x)
         outputs = int(x.live.sum())
         as_channel, as_bias = constants and self.pads, constants and not self.pads
-        size = math.prod(getattr(self.inner, "kernel_size", ()))
-        weights = size * (int(inputs.sum()) + as_channel) * outputs
-        return weights + (outputs if self.inner.use_bias or as_bias else 0), weights
+        parameters, weights = self.count_of(int(inputs.sum()) + as_channel, outputs)
+        return parameters + (outputs if as_bias and not self.inner.use_bias else 0), weights
+
+    def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
+        weights = math.prod(getattr(self.inner, "kernel_size", ())) * inputs * outputs
+        return weights + (outputs if self.inner.use_bias else 0), weights
 
     def _turned(self, kernel: np.ndarray) -> np.ndarray:
         """Transposes between its layer's axes and (*spatial, K, C)."""

@@ -62,9 +62,14 @@ class Depthwise(WithKernel):
     def held(self, live: np.ndarray) -> np.ndarray:
         return np.flatnonzero(np.repeat(self.read(live)[0], self.multiplier))
 
+    def ties(self, j: int) -> np.ndarray | None:
+        return np.repeat(np.arange(self.input_channels[0]), self.multiplier)
+
     def count(self, x: Channels) -> tuple[int, int]:
         # All outputs of an input channel that is there are computed, also where only one of them is read.
-        outputs = self.held(x.live).size
+        return self.count_of(self.given(x, 0).size, self.held(x.live).size)
+
+    def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
         weights = outputs * math.prod(self.inner.kernel_size)
         return weights + (outputs if self.inner.use_bias else 0), weights
 
@@ -113,8 +118,10 @@ class Separable(Convolution):
         return inputs | (x.kept & ~x.explicit & ~x.zero), False
 
     def count(self, x: Channels) -> tuple[int, int]:
-        outputs = int(x.live.sum())
-        middle = self.given(x, 0).size * self.inner.depth_multiplier
+        return self.count_of(self.given(x, 0).size, int(x.live.sum()))
+
+    def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
+        middle = inputs * self.inner.depth_multiplier
         weights = middle * math.prod(self.inner.kernel_size) + middle * outputs
         return weights + (outputs if self.inner.use_bias else 0), weights
 

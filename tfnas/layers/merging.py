@@ -56,6 +56,16 @@ class Merge(Node):
     def zero_to_zero(self) -> bool:
         return self.operation not in ("Divide", "TrueDivide")
 
+    @property
+    def adds(self) -> bool:
+        """Whether its inputs are added up, so that one of them may be absent."""
+        return self.operation == "Add"
+
+    @property
+    def additive(self) -> bool:
+        """Whether it makes a stream of its inputs, such as a residual one."""
+        return self.operation in ("Add", "Subtract", "Average")
+
     def state(self, sources: Sequence[State], kept: Any) -> State:
         depends, explicit = self._any([x.depends for x in sources]), self._any([x.explicit for x in sources])
         if self.operation == "Multiply":
@@ -70,6 +80,9 @@ class Merge(Node):
     def read(self, live: np.ndarray) -> list[np.ndarray]:
         one = np.full(1, bool(live.any()))
         return [live if size == self.num_channels else one for size in self.input_channels]
+
+    def ties(self, j: int) -> np.ndarray | None:
+        return np.arange(self.num_channels) if self.input_channels[j] == self.num_channels else None
 
     def linked(self, available: Sequence[np.ndarray]) -> Any:
         # A source of one channel that is broadcast says nothing of the others.
@@ -143,6 +156,10 @@ class Concatenation(Node):
 
     def read(self, live: np.ndarray) -> list[np.ndarray]:
         return self._split(live)
+
+    def ties(self, j: int) -> np.ndarray | None:
+        before = np.arange(self.num_channels) - sum(self.input_channels[:j])
+        return np.where((before >= 0) & (before < self.input_channels[j]), before, -1)
 
     def linked(self, available: Sequence[np.ndarray]) -> Any:
         return np.concatenate(available)

@@ -45,6 +45,9 @@ class Flatten(Channelwise):
     def read(self, live: np.ndarray) -> list[np.ndarray]:
         return [np.any(live.reshape(-1, self.input_channels[0]), axis=0)]
 
+    def ties(self, j: int) -> np.ndarray | None:
+        return self._tiled(np.arange(self.input_channels[0]))
+
     def linked(self, available: Sequence[np.ndarray]) -> Any:
         return self._tiled(available[0])
 

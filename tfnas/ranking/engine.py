@@ -233,7 +233,7 @@ class _Candidate:
         for segment in self._segments:
             for unit in segment:
                 key += np.packbits(flow.live[unit.i]).tobytes()
-                key += np.packbits(architecture[unit.name]).tobytes() if unit.name in architecture else b""
+                key += np.packbits(flow.keep[unit.name]).tobytes() if unit.name in flow.keep else b""
             self.keys.append(key)
 
     def feed(self, j: int) -> dict[str, Fed]:

@@ -1,0 +1,214 @@
+"""Channel units: which channels vanish as one, what an architecture of them leaves, and what it costs."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import random_weights
+from exactness import built_cost, check_equal
+from random_models import Builder
+
+from tfnas.common.errors import UserError
+from tfnas.cutting.subnets import _Cutter
+from tfnas.graph.costs import cost
+from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.search_space.architecture import Architecture
+from tfnas.supernets import multi_branch_resnet
+
+L = keras.layers
+
+
+def graph_of(build, shape=(8, 8, 3), **options):
+    image = keras.Input(shape, name="image")
+    return UnitGraph(keras.Model(image, build(image)), **options)
+
+
+def units_of(graph, name):
+    return graph.of[graph.index[name]]
+
+
+def summary(graph):
+    return {group.name: (group.size, group.may_empty, group.stream) for group in graph.groups}
+
+
+def head(x, name="classifier"):
+    return L.Dense(2, name=name)(L.GlobalAveragePooling2D()(x))
+
+
+def test_a_chain_has_a_group_for_every_convolution():
+    def build(x):
+        x = L.ReLU()(L.BatchNormalization(name="bn")(L.Conv2D(4, 3, name="a")(x)))
+        x = L.DepthwiseConv2D(3, depth_multiplier=2, name="each")(x)
+        x = L.MaxPooling2D(2)(L.Conv2D(5, 1, name="b")(x))
+        return L.Dense(3, name="classifier")(L.Dense(6, name="hidden")(L.Flatten(name="flat")(x)))
+
+    graph = graph_of(build, (10, 10, 3))
+    assert summary(graph) == {"a": (4, False, False), "b": (5, False, False), "hidden": (6, False, False)}
+    assert units_of(graph, "bn").tolist() == [0, 1, 2, 3]
+    assert units_of(graph, "each").tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert units_of(graph, "flat").tolist() == [4, 5, 6, 7, 8] * 9
+    assert (units_of(graph, "image") == PINNED).all() and (units_of(graph, "classifier") == PINNED).all()
+
+
+def residual(x):
+    x = L.Conv2D(4, 3, padding="same", name="stem")(x)
+    for block in ("first", "second"):
+        y = L.ReLU()(L.BatchNormalization()(L.Conv2D(6, 3, padding="same", name=f"{block}_in")(x)))
+        x = L.Add(name=block)([x, L.BatchNormalization()(L.Conv2D(4, 3, padding="same", name=f"{block}_out")(y))])
+    return head(x)
+
+
+def test_a_residual_stream_is_one_group_where_streams_are_gated():
+    inner = {"first_in": (6, True, False), "second_in": (6, True, False)}
+    assert summary(graph_of(residual)) == inner
+    graph = graph_of(residual, streams=True)
+    assert summary(graph) == {"stem": (4, False, True), **inner}
+    for name in ("stem", "first", "first_out", "second"):
+        assert units_of(graph, name).tolist() == [0, 1, 2, 3]
+
+
+def test_squeeze_and_excitation_ties_its_writers_and_keeps_a_unit_of_the_squeeze():
+    def build(x):
+        x = L.Conv2D(6, 3, name="wide")(x)
+        s = L.GlobalAveragePooling2D(keepdims=True)(x)
+        s = L.Dense(6, activation="sigmoid", name="excite")(L.Dense(2, activation="relu", name="squeeze")(s))
+        return head(L.Conv2D(4, 1, name="narrow")(L.Multiply()([x, s])))
+
+    graph = graph_of(build)
+    # An empty squeeze would leave sigmoid(bias).
+    assert summary(graph) == {name: (size, False, False) for name, size in (("wide", 6), ("squeeze", 2), ("narrow", 4))}
+    assert units_of(graph, "excite").tolist() == units_of(graph, "wide").tolist()
+
+
+def test_what_is_left_whole_pins_what_it_reads_and_makes():
+    def build(x):
+        x = L.Conv2D(4, 1, name="a")(x)
+        x = L.Conv2D(4, 1, name="b")(L.LayerNormalization()(x))
+        x = L.Conv2D(6, 1, groups=2, name="grouped")(L.Conv2D(4, 1, name="c")(x))
+        one = L.Conv2D(1, 1, name="one")(x)
+        return head(L.Conv2D(3, 1, name="d")(L.Multiply()([x, one])))
+
+    assert set(summary(graph_of(build))) == {"b", "d"}
+    with pytest.raises(UserError, match="no channels that may vanish"):
+        graph_of(lambda x: head(L.LayerNormalization()(L.Conv2D(4, 1)(x))))
+
+
+def test_excluded_layers_write_pinned_channels():
+    assert set(summary(graph_of(residual, exclude=["first_*"]))) == {"second_in"}
+    with pytest.raises(UserError, match="no layer matches 'third'"):
+        graph_of(residual, exclude=["third"])
+
+
+def test_of_branches_side_by_side_one_is_kept():
+    def build(x):
+        a, b = (L.Conv2D(n, 3, padding="same", name=name)(x) for name, n in (("a", 3), ("b", 2)))
+        return head(L.Conv2D(4, 1, name="after")(L.Concatenate()([a, b])))
+
+    assert summary(graph_of(build)) == {"a": (3, True, False), "b": (2, False, False), "after": (4, False, False)}
+
+
+def test_closing_drops_what_is_written_or_read_by_nothing():
+    def build(x):
+        y = L.Conv2D(4, 1, name="a")(x)
+        for name in ("b", "c", "d"):
+            y = L.Conv2D(4, 1, name=name)(y)
+        return head(L.Add()([L.Conv2D(4, 1, name="skip")(x), y]))
+
+    graph = graph_of(build)
+    for empty in "abc":
+        keep = {name: np.ones(4, bool) for name in "abc"} | {empty: np.zeros(4, bool)}
+        assert not any(mask.any() for mask in graph.closed(keep).values())
+        assert not graph.flow(keep).works(graph.index["d"])
+    assert graph.mortal[graph.index["d"]] and not graph.mortal[graph.index["skip"]]
+    chain = graph_of(lambda x: head(L.Conv2D(3, 1, name="b")(L.Conv2D(3, 1, name="a")(x))))
+    closed = chain.closed({"a": np.zeros(3, bool), "b": np.array([False, True, True])})
+    assert closed == Architecture({"a": [True, False, False], "b": [False, True, True]})
+
+
+def test_masks_of_another_supernet_are_refused():
+    graph = graph_of(residual)
+    with pytest.raises(UserError, match="one of the groups"):
+        graph.flow({"third_in": np.ones(6, bool)})
+    with pytest.raises(UserError, match="a mask of 6 units"):
+        graph.flow({"first_in": np.ones(5, bool)})
+
+
+def closed_cost(form, sizes):
+    """Costs from the records of the closed form, term by term."""
+    costs = {}
+    for resource, terms in form.terms.items():
+        widths = [width.pinned + sum(m * sizes[g] for g, m in width.members) for width in form.widths]
+        costs[resource] = sum(
+            term.coefficient * widths[term.first] * widths[term.second]
+            for term in terms
+            if all(sizes[g] for g in term.needs)
+        )
+    return costs
+
+
+def by_interpretation(graph, architecture, inputs):
+    """The outputs, from all channels: after every node those of dropped units and of dead operands are set to 0."""
+    there = np.concatenate([*(architecture[group.name] for group in graph.groups), [True]])
+    values, present = [], []
+    given = dict(zip(graph.inputs, inputs, strict=True))
+    for i, node in enumerate(graph.nodes):
+        sources = [present[j] for j in node.inputs]
+        if i in given:
+            value, alive = tf.convert_to_tensor(given[i]), np.ones(node.num_channels, bool)
+        else:
+            value = node.infer([values[j] for j in node.inputs])
+            ties = [node.ties(j) for j in range(len(sources))]
+            alive = np.zeros(node.num_channels, bool)
+            for source, tied in zip(sources, ties, strict=True):
+                alive |= np.full(node.num_channels, source.any()) if tied is None else (tied >= 0) & source[tied]
+        alive &= there[graph.of[i]]
+        values.append(tf.where(alive, value, 0.0))
+        present.append(alive)
+    return [values[i] for i in graph.outputs]
+
+
+def random_architectures(graph, rng, count):
+    for _ in range(count):
+        rates = rng.choice([0.0, 0.2, 0.6, 1.0], len(graph.groups))
+        yield {g.name: rng.random(g.size) < rate for g, rate in zip(graph.groups, rates, strict=True)}
+
+
+def check_architectures(graph, inputs, rng, count=4):
+    own = {(type(node.inner), node.name) for node in graph.nodes}
+    for keep in random_architectures(graph, rng, count):
+        architecture = graph.closed(keep)
+        assert graph.closed(architecture) == architecture
+        subnet = _Cutter(graph, graph.flow(architecture)).cut("subnet")
+        # No gather, no slice, no layer that the original did not have.
+        assert {(type(layer), layer.name) for layer in subnet.layers} <= own
+        check_equal(subnet(inputs if len(inputs) > 1 else inputs[0]), by_interpretation(graph, architecture, inputs))
+        counted = cost(graph, architecture)
+        assert (counted.parameters, counted.multiply_adds) == built_cost(subnet)
+        sizes = [int(architecture[group.name].sum()) for group in graph.groups]
+        closed = closed_cost(graph.form, sizes)
+        assert closed["parameters"] >= counted.parameters  # equal unless groups that are empty together kill a layer
+        assert closed["multiply_adds"] >= counted.multiply_adds
+        if all(sizes):
+            assert closed == {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_cut_networks_are_plain_and_cost_what_the_closed_form_says(streams, rng):
+    model = multi_branch_resnet(4, 2, 5, (8, 8, 3))
+    random_weights(model, rng)
+    check_architectures(UnitGraph(model, streams=streams), [rng.normal(size=(2, 8, 8, 3)).astype("f4")], rng, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30))
+def test_random_models_are_cut_exactly(seed):
+    rng = np.random.default_rng([seed, 3])
+    builder = Builder(seed)
+    model = builder.model()
+    random_weights(model, rng)
+    try:
+        graph = UnitGraph(model, streams=bool(seed % 2))
+    except UserError as error:
+        assert "no channels that may vanish" in str(error)
+        return
+    check_architectures(graph, [rng.normal(size=(3, *i.shape[1:])).astype("f4") for i in model.inputs], rng)

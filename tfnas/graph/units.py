@@ -1,0 +1,344 @@
+"""Channel units: the channels of a graph that exist or vanish as one (docs/method.md).
+
+Every (tensor, channel) of the graph is one element of a relation. Layers that treat channels one by one, merges,
+concatenations and Flatten tie their input channels to output channels (`Node.ties`); convolutions and Dense tie nothing:
+they read the units of their input and write those of their output. The classes of the relation are the units; one that
+a model's input or output, or a layer that is left whole, takes part in is pinned: it always exists. A group is all units
+that appear in the same tensors; its size is the width of a layer.
+
+Under an architecture a channel is present if its unit is kept and it depends on the model's input; one that is not
+present is absent: it counts as zero, and leaves no constant. So a branch that has lost a group is gone from the sum that
+it was added to.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+
+import keras
+import numpy as np
+import scipy.sparse
+
+from tfnas.common.errors import UserError
+from tfnas.graph.channels import Flow, Graph
+from tfnas.layers import Concatenation, Input, Merge
+from tfnas.layers.base import Node
+from tfnas.layers.records import State
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.closed_form import ClosedForm, Group, Term, Width
+
+PINNED = -1  # in place of the number of a unit
+
+
+class UnitGraph(Graph):
+    """A graph whose architectures say which units of which group are kept.
+
+    Args:
+        model: as for `Graph`.
+        exclude: glob patterns of names of layers whose output channels are pinned.
+        streams: whether the units of streams, which a sum ties (such as residual streams), may vanish too.
+
+    Attributes:
+        of: for each node the unit of every output channel, int, shape (C,); `PINNED` for one that always exists.
+        groups: in the graph's order. The units of a group have consecutive numbers, those of the first group first.
+        starts: number of each group's first unit.
+
+    Raises:
+        UserError: as `Graph`; for a pattern that matches no layer, or if nothing may vanish.
+    """
+
+    def __init__(self, model: keras.Model, exclude: Iterable[str] = (), streams: bool = False):
+        super().__init__(model)
+        excluded = self._matching(exclude)
+        self.of, sizes, names, is_stream = _partition(self.nodes, self.outputs, excluded, streams)
+        if not sizes:
+            raise UserError(
+                f"gate: model '{self.model.name}' has no channels that may vanish: every one is tied to an input, to an "
+                "output, or to a layer that is left whole" + ("" if streams else "; streams=True releases sums")
+            )
+        self.starts = np.cumsum([0, *sizes])[:-1]
+        self._sizes = dict(zip(names, sizes, strict=True))
+        may_empty = self._may_empty([name for name, stream in zip(names, is_stream, strict=True) if not stream])
+        self.groups = tuple(
+            Group(name, size, name in may_empty, stream)
+            for name, size, stream in zip(names, sizes, is_stream, strict=True)
+        )
+
+    def _matching(self, patterns: Iterable[str]) -> set[int]:
+        chosen = set()
+        for pattern in patterns:
+            found = {i for i, node in enumerate(self.nodes) if fnmatch.fnmatchcase(node.name, pattern)}
+            if not found:
+                names = ", ".join(node.name for node in self.nodes[:8])
+                raise UserError(f"gate: no layer matches {pattern!r}; there are {names}, ...")
+            chosen |= found
+        return chosen
+
+    @property
+    def num_units(self) -> int:
+        """U, the number of units that may vanish."""
+        return sum(self._sizes.values())
+
+    def group_sizes(self, name: str) -> tuple[int, ...]:
+        """Number of units of a group, as its only source."""
+        return (self._sizes[name],)
+
+    # Architectures.
+
+    def flow(self, keep: Mapping[str, np.ndarray], linked: bool = False, read: Sequence[int] = ()) -> Flow:
+        """Returns the flow if only the units `keep` of the named groups are kept; of others all.
+
+        Args:
+            keep: an Architecture; closed or not.
+            linked: as of `Graph.flow`; makes no difference, as all readers of a tensor read the same channels.
+            read: ignored: what an architecture does not have is not computed, whoever might read it.
+
+        Raises:
+            UserError: if `keep` names an unknown group, or has a mask of another length.
+        """
+        self._check(keep)
+        kept = {
+            group.name: _not_empty(np.asarray(keep[group.name]), group.may_empty)
+            for group in self.groups
+            if group.name in keep
+        }
+        return self._flow(kept)
+
+    def closed(self, architecture: Mapping[str, np.ndarray]) -> Architecture:
+        """The same network with one mask for all architectures that make it.
+
+        A group that may not empty keeps its first unit. Units that only absent units write, or only absent ones read,
+        are dropped.
+        """
+        flow = self.flow(architecture)
+        alive = self._alive(flow)
+        return Architecture(
+            {
+                group.name: _not_empty(np.asarray(architecture[group.name]), group.may_empty) & alive[g]
+                for g, group in enumerate(self.groups)
+            }
+        )
+
+    def _check(self, keep: Mapping[str, np.ndarray]) -> None:
+        for name, mask in keep.items():
+            if name not in self._sizes:
+                raise UserError(
+                    f"architecture: one of the groups {', '.join(list(self._sizes)[:8])}, ... expected. "
+                    f"Received: '{name}'; was it made for another supernet?"
+                )
+            if np.shape(mask) != (self._sizes[name],):
+                raise UserError(
+                    f"architecture: '{name}': a mask of {self._sizes[name]} units expected. Received: {np.size(mask)}"
+                )
+
+    def _flow(self, kept: Mapping[str, np.ndarray]) -> Flow:
+        """The flow for masks of some groups, as they are."""
+        masks = [kept.get(name, np.ones(size, bool)) for name, size in self._sizes.items()]
+        there = np.concatenate([*masks, [True]])  # the last is `PINNED`
+        states: list[State] = []
+        for i, node in enumerate(self.nodes):
+            state = node.state([states[j] for j in node.inputs], np.True_)
+            present = state.depends & there[self.of[i]]
+            constant = ~self._depends[i]  # whatever the architecture; as in a subnet that is cut again
+            explicit = present | (state.explicit & constant)
+            states.append(State(present, explicit, ~explicit & (state.zero | ~constant)))
+        depends, explicit, zero = ([getattr(x, name) for x in states] for name in ("depends", "explicit", "zero"))
+        return Flow(self, depends, explicit, zero, self._live({}, explicit, False), {}, False)
+
+    @functools.cached_property
+    def _depends(self) -> list[np.ndarray]:
+        """For each node which channels depend on the model's input in the full network."""
+        return [state.depends for state in self._states({})]
+
+    def _alive(self, flow: Flow) -> list[bool]:
+        """Whether each group has a unit that is written and read."""
+        alive = np.zeros(self.num_units + 1, bool)
+        for i, node in enumerate(self.nodes):
+            if node.mixes:
+                alive[self.of[i][flow.live[i]]] = True
+        return [bool(alive[s : s + n].any()) for s, n in zip(self.starts, self._sizes.values(), strict=True)]
+
+    # Emptiness.
+
+    def _emptied(self, names: Iterable[str]) -> Flow:
+        return self._flow({name: np.zeros(self._sizes[name], bool) for name in names})
+
+    def _may_empty(self, names: Sequence[str]) -> set[str]:
+        """Groups of which any number may be empty at once: what is left is a network, without new constants."""
+        alone = [name for name in names if self._is_sound(self._emptied([name]))]
+        together: list[str] = []
+        # Those first whose emptiness saves most.
+        for name in sorted(alone, key=lambda name: -self._sizes[name]):
+            if self._is_sound(self._emptied([*together, name])):
+                together.append(name)
+        return set(together)
+
+    def _is_sound(self, flow: Flow) -> bool:
+        """Whether absent channels leave nothing but absent units, and absent operands of sums."""
+        if not all(flow.depends[i].all() for i in self.outputs if self._depends[i].all()):
+            return False
+        return not any(self._is_broken(flow, i, node) for i, node in enumerate(self.nodes) if flow.works(i))
+
+    def _is_broken(self, flow: Flow, i: int, node: Node) -> bool:
+        """Whether a node that works would see the constant that an absent channel is in the supernet."""
+        for j, source in enumerate(node.inputs):
+            lost = self._depends[source] & ~flow.depends[source]
+            if not lost.any():
+                continue
+            if node.mixes:
+                broken = (lost & (self.of[source] == PINNED)).any()
+            elif (tied := node.ties(j)) is None:
+                broken = True
+            elif isinstance(node, Merge):
+                # Of a sum an operand may be absent, but only as a whole.
+                there = flow.depends[i]
+                broken = (lost & there)[tied].any() and not (node.adds and not flow.depends[source].any())
+            else:
+                broken = False  # its output channels are lost too
+            if broken:
+                return True
+        return False
+
+    @functools.cached_property
+    def mortal(self) -> list[bool]:
+        """For each node whether some architecture leaves it no channel that depends on the input."""
+        flow = self._emptied(group.name for group in self.groups if group.may_empty)
+        return [bool(full.any() and not d.any()) for full, d in zip(self._depends, flow.depends, strict=True)]
+
+    # Costs.
+
+    @functools.cached_property
+    def form(self) -> ClosedForm:
+        """Parameters, and multiply-adds where the image's size is fixed, in closed form."""
+        full = self._flow({})
+        needs: list[list[int]] = [[] for _ in self.nodes]
+        dead: list[list[int]] = [[] for _ in self.groups]
+        for g, group in enumerate(self.groups):
+            if not group.may_empty:
+                continue
+            flow = self._emptied([group.name])
+            for i in range(len(self.nodes)):
+                if full.works(i) and not flow.works(i):
+                    needs[i].append(g)
+            for other, alive in enumerate(self._alive(flow)):
+                if other != g and not alive:
+                    dead[other].append(g)
+        widths = _Widths(self)
+        terms: dict[str, list[Term]] = {"parameters": [], "multiply_adds": []}
+        for i, node in enumerate(self.nodes):
+            if not (full.works(i) and node.inputs):
+                continue
+            inputs, outputs = widths.of(node.inputs[0]), widths.of(i)
+            corners = {(a, b): np.array(node.count_of(a, b)) for a in (0, 1) for b in (0, 1)}
+            # Linear in each of the two numbers, so that these four say it all.
+            products = [
+                (0, 0, corners[0, 0]),
+                (inputs, 0, corners[1, 0] - corners[0, 0]),
+                (0, outputs, corners[0, 1] - corners[0, 0]),
+                (inputs, outputs, corners[1, 1] - corners[1, 0] - corners[0, 1] + corners[0, 0]),
+            ]
+            for first, second, (parameters, weights) in products:
+                if parameters:
+                    terms["parameters"].append(Term(node.name, float(parameters), first, second, tuple(needs[i])))
+                if weights:
+                    positions = np.nan if node.positions is None else node.positions
+                    coefficient = float(weights * positions)
+                    terms["multiply_adds"].append(Term(node.name, coefficient, first, second, tuple(needs[i])))
+        if any(np.isnan(term.coefficient) for term in terms["multiply_adds"]):
+            del terms["multiply_adds"]
+        return ClosedForm(
+            self.groups,
+            tuple(widths.found),
+            {resource: tuple(found) for resource, found in terms.items()},
+            tuple(tuple(groups) for groups in dead),
+        )
+
+
+class _Widths:
+    """Numbers the widths of tensors, equal ones once; number 0 is the constant 1."""
+
+    def __init__(self, graph: UnitGraph):
+        self._graph = graph
+        self._group_of = np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups])
+        self.found = [Width(1, ())]
+        self._numbers: dict[Width, int] = {self.found[0]: 0}
+
+    def of(self, i: int) -> int:
+        units = self._graph.of[i]
+        kept = units[units != PINNED]
+        groups, counts = np.unique(self._group_of[kept], return_counts=True)
+        members = tuple(
+            (int(g), int(count) // self._graph.groups[g].size) for g, count in zip(groups, counts, strict=True)
+        )
+        width = Width(int(units.size - kept.size), members)
+        if width not in self._numbers:
+            self._numbers[width] = len(self.found)
+            self.found.append(width)
+        return self._numbers[width]
+
+
+def _partition(
+    nodes: Sequence[Node], outputs: Iterable[int], excluded: set[int], streams: bool
+) -> tuple[list[np.ndarray], list[int], list[str], list[bool]]:
+    """Units by node and channel; of each group its size, its name (that of its first writer), and if it is a stream."""
+    first = np.cumsum([0, *(node.num_channels for node in nodes)])  # number of each node's first channel
+    rows, columns = [], []
+    pinned = np.zeros(first[-1], bool)
+    in_stream = np.zeros(first[-1], bool)
+    for i, node in enumerate(nodes):
+        own = slice(first[i], first[i + 1])
+        ties = [node.ties(j) for j in range(len(node.inputs))]
+        for source, tied in zip(node.inputs, ties, strict=True):
+            if tied is not None:
+                there = np.flatnonzero(tied >= 0)
+                rows.append(first[i] + there)
+                columns.append(first[source] + tied[there])
+            elif not node.mixes:
+                pinned[first[source] : first[source + 1]] = True
+        whole = not node.mixes and all(tied is None for tied in ties)
+        pinned[own] |= whole or node.full_output or i in excluded
+        in_stream[own] |= isinstance(node, Merge) and node.additive and len(node.inputs) > 1
+    for i in outputs:
+        pinned[first[i] : first[i + 1]] = True
+    pairs = (np.concatenate(rows), np.concatenate(columns)) if rows else (np.zeros(0, int), np.zeros(0, int))
+    ties_matrix = scipy.sparse.coo_array((np.ones(pairs[0].size), pairs), shape=(first[-1], first[-1]))
+    num_classes, class_of = scipy.sparse.csgraph.connected_components(ties_matrix, directed=False)
+    is_pinned, is_stream = np.zeros(num_classes, bool), np.zeros(num_classes, bool)
+    is_pinned[class_of[pinned]] = True
+    is_stream[class_of[in_stream]] = True
+    is_pinned |= is_stream & (not streams)
+    by_node = [class_of[first[i] : first[i + 1]] for i in range(len(nodes))]
+    # What nothing reads, or nothing writes, is no choice.
+    read, written = np.zeros(num_classes, bool), np.zeros(num_classes, bool)
+    for i, node in enumerate(nodes):
+        if node.mixes:
+            written[by_node[i]] = True
+            read[by_node[node.inputs[0]]] = True
+    free = np.flatnonzero(~is_pinned & read & written)
+    # In which tensors each class appears, and how often: the same for all units of a group.
+    appearances: dict[int, list[tuple[int, int]]] = {int(c): [] for c in free}
+    for i, classes in enumerate(by_node):
+        for c, count in zip(*np.unique(classes, return_counts=True), strict=True):
+            if int(c) in appearances:
+                appearances[int(c)].append((i, int(count)))
+    groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for c, where in appearances.items():
+        groups.setdefault(tuple(where), []).append(c)
+    ordered = sorted(groups.items())
+    unit_of = np.full(num_classes, PINNED)
+    members = [c for _, classes in ordered for c in classes]
+    unit_of[members] = np.arange(len(members))
+    names = []
+    for where, _ in ordered:
+        writer = next(nodes[i].name for i, _ in where if nodes[i].mixes)
+        taken = sum(name.partition("#")[0] == writer for name in names)
+        names.append(f"{writer}#{taken + 1}" if taken else writer)
+    streams_of = [bool(is_stream[classes[0]]) for _, classes in ordered]
+    return [unit_of[classes] for classes in by_node], [len(c) for _, c in ordered], names, streams_of
+
+
+def _not_empty(mask: np.ndarray, may_empty: bool) -> np.ndarray:
+    """The mask, with its first unit if it would be empty and may not."""
+    return mask if may_empty or mask.any() else np.arange(mask.size) == 0

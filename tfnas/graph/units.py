@@ -1,14 +1,14 @@
 """Channel units: the channels of a graph that exist or vanish as one (docs/method.md).
 
 Every (tensor, channel) of the graph is one element of a relation. Layers that treat channels one by one, merges,
-concatenations and Flatten tie their input channels to output channels (`Node.ties`); convolutions and Dense tie nothing:
-they read the units of their input and write those of their output. The classes of the relation are the units; one that
-a model's input or output, or a layer that is left whole, takes part in is pinned: it always exists. A group is all units
-that appear in the same tensors; its size is the width of a layer.
+concatenations and Flatten tie their input channels to output channels (`Node.ties`). Convolutions and Dense tie
+nothing: they read the units of their input and write those of their output. The classes of the relation are the units;
+one that a model's input or output, or a layer that is left whole, takes part in is pinned: it always exists. A group is
+all units that appear in the same tensors; its size is the width of a layer.
 
 Under an architecture a channel is present if its unit is kept and it depends on the model's input; one that is not
-present is absent: it counts as zero, and leaves no constant. So a branch that has lost a group is gone from the sum that
-it was added to.
+present is absent: it counts as zero, and leaves no constant. So a branch that has lost a group is gone from the sum
+that it was added to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import scipy.sparse
 
 from tfnas.common.errors import UserError
 from tfnas.graph.channels import Flow, Graph
-from tfnas.layers import Concatenation, Input, Merge
+from tfnas.layers import Merge
 from tfnas.layers.base import Node
 from tfnas.layers.records import State
 from tfnas.search_space.architecture import Architecture
@@ -55,8 +55,8 @@ class UnitGraph(Graph):
         self.of, sizes, names, is_stream = _partition(self.nodes, self.outputs, excluded, streams)
         if not sizes:
             raise UserError(
-                f"gate: model '{self.model.name}' has no channels that may vanish: every one is tied to an input, to an "
-                "output, or to a layer that is left whole" + ("" if streams else "; streams=True releases sums")
+                f"gate: model '{self.model.name}' has no channels that may vanish: every one is tied to an input, an "
+                "output or a layer that is left whole" + ("" if streams else "; streams=True releases sums")
             )
         self.starts = np.cumsum([0, *sizes])[:-1]
         self._sizes = dict(zip(names, sizes, strict=True))

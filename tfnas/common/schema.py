@@ -65,7 +65,12 @@ def read(text: str | bytes, kind: Any, title: str) -> Any:
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON text of a record, or of anything that JSON has, with records in it; keys keep their order."""
-    return json.dumps(value, default=vars, indent=indent)
+    return json.dumps(value, default=_fields, indent=indent)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """A record's fields, without what is cached in it."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 @functools.cache

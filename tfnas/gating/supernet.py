@@ -15,8 +15,9 @@ from tfnas.gating.gates import Gated, hard_gates
 from tfnas.graph.channels import Graph, deep
 from tfnas.graph.costs import count
 from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.bernoulli import DECIDED
 from tfnas.search_space.layer_gates import LayerGates
-from tfnas.search_space.posterior import COUNTED, DECIDED, Posterior
+from tfnas.search_space.posterior import COUNTED, Posterior
 
 PRIORS = ("uniform", *COUNTED, "constant")
 

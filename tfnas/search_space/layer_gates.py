@@ -1,4 +1,4 @@
-"""LayerGates: the gates of one layer and what its input channels cost. No TensorFlow."""
+"""Gates: the drop probabilities of one layer's channels, or of one group's units. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,44 +14,55 @@ _MOST_SECONDS = 1e9  # of latency: more cannot have been measured
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerGates:
-    """The gates of one layer.
+class Gates:
+    """The gates of one mask of an architecture.
 
     Attributes:
-        name: the gated layer's Keras path.
-        group_sizes: channels in each group, in order; they add up to the layer's K input channels.
+        name: of the mask.
+        group_sizes: channels that share a probability, in order; they add up to the mask's K channels.
         drop_probability: one p per group, in [0, 1].
-        parameters_per_channel: kernel weights that read one input channel.
-        multiply_adds_per_channel: multiply-adds of one input channel; None if the image size is not fixed.
-        latency_per_channel: seconds of one input channel for one example; None if it was not measured.
     """
 
     name: str
     group_sizes: Annotated[tuple[int, ...], list_of(integer(1, MOST_CHANNELS), 1)]
     drop_probability: Annotated[tuple[float, ...], list_of(Share, 1)]
-    parameters_per_channel: int
-    multiply_adds_per_channel: int | None = None
-    latency_per_channel: Annotated[float, number(0, _MOST_SECONDS)] | None = None
 
     def __post_init__(self) -> None:
         if len(self.group_sizes) != len(self.drop_probability) or not self.group_sizes:
             raise ValueError(
-                f"LayerGates '{self.name}': one drop probability per group expected. Received: "
+                f"{type(self).__name__} '{self.name}': one drop probability per group expected. Received: "
                 f"{len(self.group_sizes)} groups, {len(self.drop_probability)} probabilities"
             )
         if not all(0 <= p <= 1 for p in self.drop_probability):
-            received = self.drop_probability
-            raise ValueError(f"LayerGates '{self.name}': drop probabilities must be in [0, 1]. Received: {received}")
+            raise ValueError(
+                f"{type(self).__name__} '{self.name}': drop probabilities must be in [0, 1]. Received: "
+                f"{self.drop_probability}"
+            )
 
     @property
     def num_channels(self) -> int:
-        """K, the layer's input channels."""
+        """K, the channels of the mask."""
         return sum(self.group_sizes)
 
     @property
     def channel_drop(self) -> np.ndarray:
         """Drop probability of each channel, float64, shape (K,)."""
         return np.repeat(np.asarray(self.drop_probability, np.float64), self.group_sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerGates(Gates):
+    """The gates of one layer's input channels, and what the channels cost.
+
+    Attributes:
+        parameters_per_channel: kernel weights that read one input channel.
+        multiply_adds_per_channel: multiply-adds of one input channel; None if the image size is not fixed.
+        latency_per_channel: seconds of one input channel for one example; None if it was not measured.
+    """
+
+    parameters_per_channel: int
+    multiply_adds_per_channel: int | None = None
+    latency_per_channel: Annotated[float, number(0, _MOST_SECONDS)] | None = None
 
     def shifted(self, by: float) -> LayerGates:
         """Adds `by` to every drop logit. A certain gate is shifted as if its p were 1e-12 from 0 or 1."""

@@ -10,22 +10,22 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
+from markupsafe import Markup
 
-from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
 from tfnas.common.resources import Resource
 from tfnas.common.schema import Share, integer, list_of, mapping_of, read, to_json
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
+from tfnas.search_space.bernoulli import Bernoulli
 from tfnas.search_space.layer_gates import LayerGates
 
 _FORMAT = 1
 COUNTED = ("parameters", "multiply_adds")  # resources that follow from shapes; a latency has to be measured
 _ATTEMPTS = 1_000  # draws of one candidate under a limit
-DECIDED = 0.05  # a gate below this, or above one minus this, counts as decided
 
 
 @dataclasses.dataclass(frozen=True)
-class Posterior:
+class Posterior(Bernoulli):
     """q(phi) over the gates of all layers (method.md, section 1); the weights are a point mass, held by the supernet.
 
     >>> q = Posterior((LayerGates("conv", (2, 1), (0.0, 1.0), 9),))
@@ -37,21 +37,14 @@ class Posterior:
 
     layers: tuple[LayerGates, ...]
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> Markup:
         decided, groups = self.decided()
         lead = (
             f"{len(self.layers)} gated layers, {self.total_parameters():,} kernel weights, "
             f"{self.expected_parameters():,.0f} of them expected to be kept; {decided:,} of {groups:,} groups of "
             "channels are decided (p below 0.05 or above 0.95)."
         )
-        shares = [float(1 - g.channel_drop.mean()) for g in self.layers]
-        return markup.paragraph(lead) + markup.bars(
-            [g.name for g in self.layers],
-            shares,
-            [markup.percent(share, 0) for share in shares],
-            "input channels expected to be kept, %",
-            "Share of input channels that a posterior is expected to keep",
-        )
+        return self._drawn(lead)
 
     def sample(
         self, num_candidates: int, seed: int, first: int = 0, limit: Mapping[str, float] | None = None
@@ -98,26 +91,6 @@ class Posterior:
         """The most probable architecture: every channel with p < 1/2."""
         return Architecture({g.name: g.channel_drop < 0.5 for g in self.layers})
 
-    def log_prob(self, architecture: Architecture) -> float:
-        """Natural logarithm of an architecture's probability; -inf where p = 0 or 1 forbids it."""
-        self._check_layers(architecture, "log_prob")
-        total = 0.0
-        with np.errstate(divide="ignore"):
-            for g in self.layers:
-                keep = architecture[g.name]
-                total += float(np.sum(np.where(keep, np.log1p(-g.channel_drop), np.log(g.channel_drop))))
-        return total
-
-    def entropy(self) -> float:
-        """Entropy of all gates in nats: -sum p log p + (1 - p) log(1 - p)."""
-        total = 0.0
-        for g in self.layers:
-            # x log x -> 0 at 0: the clip moves no other value.
-            p = np.clip(g.channel_drop, 1e-300, 1.0)
-            keep = np.clip(1.0 - g.channel_drop, 1e-300, 1.0)
-            total -= float(np.sum(p * np.log(p) + keep * np.log(keep)))
-        return total
-
     def with_latency(self, seconds: Mapping[str, float]) -> Posterior:
         """Returns this posterior with each layer's latency per input channel, as measured by `tfnas.layer_latencies`.
 
@@ -140,21 +113,6 @@ class Posterior:
                     f"with_latency: '{name}' must be a finite number of seconds, at least 0. Received: {value!r}"
                 )
         return Posterior(tuple(dataclasses.replace(g, latency_per_channel=float(seconds[g.name])) for g in self.layers))
-
-    def _check_layers(self, architecture: Architecture, title: str) -> None:
-        """Raises UserError for another network's architecture."""
-        differing = sorted(set(architecture) ^ {g.name for g in self.layers})
-        if differing:
-            first = differing[0]
-            where = "the architecture" if first in architecture else "the posterior"
-            raise UserError(
-                f"{title}: the layers of this posterior expected. Received: others; '{first}' is only in {where}"
-            )
-        for g in self.layers:
-            if (received := architecture[g.name].size) != g.num_channels:
-                raise UserError(
-                    f"{title}: '{g.name}': a mask of {g.num_channels} input channels expected. Received: {received}"
-                )
 
     def _per_channel(self, resource: str) -> list[float]:
         """Cost of one input channel of each layer; int if it is counted. Raises UserError if it is unknown."""
@@ -223,25 +181,6 @@ class Posterior:
     def expected_kept(self) -> float:
         """Expected share of the gated layers' kernel weights that are kept, in [0, 1]."""
         return self.expected_parameters() / self.total_parameters()
-
-    def decided(self) -> tuple[int, int]:
-        """Number of groups with p below 0.05 or above 0.95, and of all groups."""
-        p = np.concatenate([g.drop_probability for g in self.layers])
-        return int(((p < DECIDED) | (p > 1 - DECIDED)).sum()), p.size
-
-    def undecided(self, num: int | None = None) -> list[tuple[str, int, float]]:
-        """Lists the groups with 0.05 <= p <= 0.95, the most undecided (p nearest 1/2) first, ties in the layers' order.
-
-        Args:
-            num: at most this many; None: all.
-
-        Returns:
-            Layer's name, index of the group in that layer, and p, of each.
-        """
-        groups = [(g.name, i, p) for g in self.layers for i, p in enumerate(g.drop_probability)]
-        undecided = [group for group in groups if DECIDED <= group[2] <= 1 - DECIDED]
-        # Rounded, so that 0.3 and 0.7 are a tie, which in float64 they are not.
-        return sorted(undecided, key=lambda group: round(abs(group[2] - 0.5), 12))[:num]
 
     def tilt(
         self, *, parameters: float | None = None, multiply_adds: float | None = None, latency: float | None = None

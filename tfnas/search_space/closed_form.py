@@ -290,15 +290,19 @@ class ClosedForm:
     def expectations(self) -> dict[str, Expectation]:
         """The expected cost of closed architectures under independent units, by resource."""
         return {
-            resource: Expectation(self._monomials(resource), self.sizes, self._may_empty) for resource in self.terms
+            resource: Expectation(self.monomials(resource), self.sizes, self._may_empty) for resource in self.terms
         }
 
-    def _monomials(self, resource: str) -> dict[Monomial, float]:
+    def monomials(self, resource: str) -> dict[Monomial, float]:
         """The cost as a polynomial in the kept units: coefficient by (group, group, groups that must not be empty).
 
         A closed count is the count, times whether the groups that the group ends with are not empty. Since
         k [k > 0] = k, a group that is a factor itself is left out of those.
+
+        Args:
+            resource: one of `terms`.
         """
+        self.require(resource)
         one = len(self.groups)
         found: collections.defaultdict[Monomial, float] = collections.defaultdict(float)
         ends = [frozenset(np.flatnonzero(row).tolist()) for row in self._ends] + [frozenset()]

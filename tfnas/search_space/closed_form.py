@@ -289,9 +289,7 @@ class ClosedForm:
     @functools.cached_property
     def expectations(self) -> dict[str, Expectation]:
         """The expected cost of closed architectures under independent units, by resource."""
-        return {
-            resource: Expectation(self.monomials(resource), self.sizes, self._may_empty) for resource in self.terms
-        }
+        return {resource: Expectation(self.monomials(resource), self.sizes, self._may_empty) for resource in self.terms}
 
     def monomials(self, resource: str) -> dict[Monomial, float]:
         """The cost as a polynomial in the kept units: coefficient by (group, group, groups that must not be empty).

@@ -111,7 +111,7 @@ def test_rebuild_from_json_alone(rng):
     supernet = tfnas.gate(multi_branch_resnet(**arguments), ell2=1, num_examples=10)
     architecture = random_models.architecture(supernet, rng, KINDS["half"])
     cut = subnet(supernet, architecture)
-    text = describe(architecture, "multi_branch_resnet", **arguments)
+    text = describe(architecture, supernet.graph, "multi_branch_resnet", **arguments)
     again = rebuild(text)
     again.set_weights(cut.get_weights())
     x = rng.normal(size=(2, 8, 8, 2)).astype("float32")

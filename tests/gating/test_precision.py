@@ -10,7 +10,7 @@ from tfnas.cutting.subnets import subnet
 
 layers = keras.layers
 # Of outputs, relative to the largest: what the policy's own rounding allows.
-TOLERANCE = {"mixed_float16": 1e-2, "mixed_bfloat16": 8e-2, "float16": 1e-2, "float64": 1e-12}
+TOLERANCE = {"mixed_float16": 1e-2, "mixed_bfloat16": 8e-2, "float64": 1e-12}
 
 
 def squeeze_and_excite():
@@ -39,7 +39,7 @@ def test_global_policies(policy, tmp_path, rng):
     history = supernet.fit(images, labels, epochs=2, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     architectures = []
-    for gone in ((), ("residual8",), ("residual12", "side")):
+    for gone in (("residual8",), ("residual12", "side")):
         keep = {n: (rng.random(g.mask.shape[0]) > 0.4) & (n not in gone) for n, g in supernet.gated_layers.items()}
         architectures.append(tfnas.Architecture({**keep, "last": np.arange(16) % 2 == 0}))
         cut = subnet(supernet, architectures[-1])

@@ -142,15 +142,19 @@ def test_an_architecture_file_names_no_code_that_is_run(tmp_path, monkeypatch):
     (tmp_path / "payload_of_json.py").write_text(f"open({str(made)!r}, 'w').close()\ndef build(**more):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    architecture = tfnas.gate(network(), ell2=1, num_examples=10).architecture()
+    supernet = tfnas.gate(network(), ell2=1, num_examples=10)
+
+    def described(builder, **arguments):
+        return subnets.describe(supernet.architecture(), supernet.graph, builder, **arguments)
+
     for builder in ("payload_of_json:build", "densenet", "__loader__", "os:system"):
         with pytest.raises(UserError, match=f"architecture: names the supernet '{builder}', one of multi_branch"):
-            subnets.rebuild(subnets.describe(architecture, builder, width=4))
+            subnets.rebuild(described(builder, width=4))
     with pytest.raises(UserError, match="or my_model:build$"):
-        subnets.rebuild(subnets.describe(architecture, "payload_of_json:build"), source="my_model:build")
+        subnets.rebuild(described("payload_of_json:build"), source="my_model:build")
     assert not made.exists()
     with pytest.raises(UserError, match="architecture: 'resnet50' failed: TypeError"):
-        subnets.rebuild(subnets.describe(architecture, "resnet50", depth=4))
+        subnets.rebuild(described("resnet50", depth=4))
 
 
 def test_damaged_files(plain):

@@ -9,7 +9,7 @@ from exactness import built_cost, check_equal
 from random_models import Builder
 
 from tfnas.common.errors import UserError
-from tfnas.cutting.subnets import _Cutter
+from tfnas.cutting.subnets import cut, describe, rebuild
 from tfnas.graph.costs import cost
 from tfnas.graph.units import PINNED, UnitGraph
 from tfnas.search_space.architecture import Architecture
@@ -178,7 +178,7 @@ def check_architectures(graph, inputs, rng, count=4):
     for keep in random_architectures(graph, rng, count):
         architecture = graph.closed(keep)
         assert graph.closed(architecture) == architecture
-        subnet = _Cutter(graph, graph.flow(architecture)).cut("subnet")
+        subnet = cut(graph, architecture)
         # No gather, no slice, no layer that the original did not have.
         assert {(type(layer), layer.name) for layer in subnet.layers} <= own
         check_equal(subnet(inputs if len(inputs) > 1 else inputs[0]), by_interpretation(graph, architecture, inputs))
@@ -197,6 +197,15 @@ def test_cut_networks_are_plain_and_cost_what_the_closed_form_says(streams, rng)
     model = multi_branch_resnet(4, 2, 5, (8, 8, 3))
     random_weights(model, rng)
     check_architectures(UnitGraph(model, streams=streams), [rng.normal(size=(2, 8, 8, 3)).astype("f4")], rng, 6)
+
+
+def test_a_network_of_units_is_rebuilt_from_its_description():
+    graph = UnitGraph(multi_branch_resnet(4, 1, 5, (8, 8, 3)), exclude=["stage1_*"], streams=True)
+    architecture = graph.closed({group.name: np.arange(group.size) % 2 == 0 for group in graph.groups})
+    arguments = {"width": 4, "num_blocks": 1, "num_classes": 5, "input_shape": [8, 8, 3]}
+    again = rebuild(describe(architecture, graph, "multi_branch_resnet", **arguments))
+    assert [w.shape for w in again.weights] == [w.shape for w in cut(graph, architecture).weights]
+    assert again.count_params() < graph.model.count_params()
 
 
 @pytest.mark.slow

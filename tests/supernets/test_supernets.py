@@ -255,7 +255,7 @@ def test_subnets_are_exact_and_can_be_rebuilt(build, rng):
     cut = subnet(supernet, architecture)
     np.testing.assert_allclose(cut(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     assert parameters(cut) == cost(supernet.graph, architecture).parameters < parameters(model)
-    again = rebuild(describe(architecture, build.__name__, **arguments))
+    again = rebuild(describe(architecture, supernet.graph, build.__name__, **arguments))
     # By name: their order is Keras's, and may differ.
     assert {v.path: v.shape for v in again.weights} == {v.path: v.shape for v in cut.weights}
 

@@ -248,7 +248,7 @@ def test_a_model_of_ones_own_is_built_described_and_rebuilt(own, rng):
     model, arguments = own(small)
     assert model.input_shape == (None, 8, 8, 3) and model.output_shape == (None, 4)
     supernet = tfnas.gate(model, ell2=1, num_examples=10)
-    text = subnets.describe(supernet.architecture(), "made_for_a_test:build", **arguments)
+    text = subnets.describe(supernet.architecture(), supernet.graph, "made_for_a_test:build", **arguments)
     rebuilt = subnets.rebuild(text, source="made_for_a_test:build")
     rebuilt.set_weights(model.get_weights())
     x = rng.normal(size=(2, 8, 8, 3)).astype("float32")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import keras
@@ -19,12 +19,13 @@ import numpy as np
 from tfnas import supernets
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError, brief
-from tfnas.common.schema import integer, list_of, mapping_of, number, read
+from tfnas.common.schema import integer, list_of, mapping_of, number, read, text_of
 from tfnas.config import BUILDERS
 from tfnas.gating.placement import copy_weights
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Flow, Graph
 from tfnas.graph.folding import Folding, weights_of
+from tfnas.graph.units import UnitGraph
 from tfnas.layers.records import Builder, Value
 from tfnas.search_space.architecture import Architecture
 
@@ -46,10 +47,19 @@ class _Origin:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Units:
+    """Which channels of the supernet are units, as `UnitGraph` takes it."""
+
+    exclude: Annotated[tuple[str, ...], list_of(text_of())]
+    streams: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class _Described:
-    """The further entry of an architecture's JSON, from which the subnet can be rebuilt."""
+    """Further entries of an architecture's JSON, from which the subnet can be rebuilt."""
 
     supernet: _Origin
+    units: _Units | None = None  # None: the masks are of layers' input channels
 
 
 def subnet(supernet: Supernet, architecture: Architecture, *, name: str = "subnet") -> keras.Model:
@@ -69,19 +79,27 @@ def subnet(supernet: Supernet, architecture: Architecture, *, name: str = "subne
     Raises:
         UserError: if the architecture is not one of this supernet, or drops every path to an output.
     """
-    return _Cutter(supernet.graph, supernet.graph.flow(architecture)).cut(name)
+    return cut(supernet.graph, architecture, name)
 
 
-def describe(architecture: Architecture, builder: str, **arguments: Any) -> str:
+def cut(graph: Graph, architecture: Mapping[str, np.ndarray], name: str = "subnet") -> keras.Model:
+    """Builds the network that `architecture` keeps of a graph, with its layers' weights; see `subnet`."""
+    return _Cutter(graph, graph.flow(architecture)).cut(name)
+
+
+def describe(architecture: Architecture, graph: Graph, builder: str, **arguments: Any) -> str:
     """JSON of an architecture together with the supernet it belongs to, from which `rebuild` makes the model.
 
     Args:
         architecture: which channels are kept.
+        graph: of the supernet.
         builder: name of a function in `tfnas.supernets`, or 'package.module:function'.
         arguments: of that function.
     """
-    supernet = {"builder": builder, "arguments": arguments}
-    return json.dumps({**json.loads(architecture.to_json()), "supernet": supernet})
+    further: dict[str, Any] = {"supernet": {"builder": builder, "arguments": arguments}}
+    if isinstance(graph, UnitGraph):
+        further["units"] = {"exclude": graph.exclude, "streams": graph.streams}
+    return json.dumps({**json.loads(architecture.to_json()), **further})
 
 
 def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
@@ -112,8 +130,9 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
             + (f", or {source}" if source else "; if it is yours and you trust it, pass it as source=...")
         )
     build = builder(found, "architecture")
-    graph = Graph(user_functions.call("architecture", found, build, **arguments))
-    return _Cutter(graph, graph.flow(architecture)).cut(name)
+    model = user_functions.call("architecture", found, build, **arguments)
+    units = described.units
+    return cut(UnitGraph(model, units.exclude, units.streams) if units else Graph(model), architecture, name)
 
 
 def builder(name: str, key: str) -> Callable[..., keras.Model]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,16 +27,17 @@ class Cost:
     multiply_adds: int
 
 
-def cost(graph: Graph, keep: Mapping[str, np.ndarray] | None = None) -> Cost:
-    """Returns the cost of the subnet of `graph` that keeps the channels `keep`; of the whole network if it is None.
+def cost(network: Any, keep: Mapping[str, np.ndarray] | None = None) -> Cost:
+    """Returns the cost of a network, or of what an architecture keeps of it.
 
     Args:
-        graph: of the network or of the supernet (`supernet.graph`).
+        network: any Keras model that tfnas knows the layers of, a supernet, or a `Graph`.
         keep: an Architecture.
 
     Raises:
         UserError: if the network has no fixed image size, or a layer whose multiply-adds are not known.
     """
+    graph = network if isinstance(network, Graph) else getattr(network, "graph", None) or Graph(network)
     flow = graph.flow(keep or {})
     return Cost(*(sum(_of(resource, flow).values()) for resource in ("parameters", "multiply_adds")))
 

@@ -41,6 +41,7 @@ class UnitGraph(Graph):
         streams: whether the units of streams, which a sum ties (such as residual streams), may vanish too.
 
     Attributes:
+        exclude, streams: as given.
         of: for each node the unit of every output channel, int, shape (C,); `PINNED` for one that always exists.
         groups: in the graph's order. The units of a group have consecutive numbers, those of the first group first.
         starts: number of each group's first unit.
@@ -51,7 +52,9 @@ class UnitGraph(Graph):
 
     def __init__(self, model: keras.Model, exclude: Iterable[str] = (), streams: bool = False):
         super().__init__(model)
-        excluded = self._matching(exclude)
+        self.exclude = tuple(exclude)
+        self.streams = streams
+        excluded = self._matching(self.exclude)
         self.of, sizes, names, is_stream = _partition(self.nodes, self.outputs, excluded, streams)
         if not sizes:
             raise UserError(

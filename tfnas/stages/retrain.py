@@ -104,7 +104,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     # On a tie the later, retrained one.
     chosen = max(reversed(found), key=lambda arm: validation[arm.name])
     arguments = networks.network_arguments(config, splits)
-    text = describe(architecture, networks.builder_name(config), **arguments)
+    text = describe(architecture, supernet.graph, networks.builder_name(config), **arguments)
     work.write(stage_table.CUT_ARCHITECTURE, lambda file: file.write_text(text))
     work.write(stage_table.SUBNET, _without_optimizer(chosen.model).save)
     compared = (*others, *found)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tfnas.ranking.ranking import rank as rank
     from tfnas.search_space.architecture import Architecture as Architecture
     from tfnas.search_space.posterior import Posterior as Posterior
+    from tfnas.search_space.unit_posterior import UnitPosterior as UnitPosterior
 
 _HOMES = {
     "Architecture": "search_space.architecture",
@@ -35,6 +36,7 @@ _HOMES = {
     "Graph": "graph.channels",
     "Posterior": "search_space.posterior",
     "Recalibration": "gating.recalibration",
+    "UnitPosterior": "search_space.unit_posterior",
     "UpdateCosts": "gating.sizes",
     "Supernet": "gating.supernet",
     "cost": "graph.costs",

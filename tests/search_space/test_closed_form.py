@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from forms import closed, cost, forms, masks_of
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ BRANCH = ClosedForm(
 )
 
 
+@fuzz(100)
 @given(forms(), st.data())
 def test_counts_of_all_masks_by_brute_force(form, data):
     masks = masks_of(form)
@@ -45,6 +47,7 @@ def test_counts_of_all_masks_by_brute_force(form, data):
         assert list(held.values()) == sorted(held.values(), reverse=True)
 
 
+@fuzz(100)
 @given(forms(), st.integers(2, 4))
 def test_the_least_cost_with_multiples(form, multiple):
     smallest = closed(form, np.zeros(form.num_units, bool), multiple)
@@ -52,6 +55,7 @@ def test_the_least_cost_with_multiples(form, multiple):
     assert form.least("parameters", multiple) == cost(form, smallest, "parameters")
 
 
+@fuzz(100)
 @given(forms(), st.data())
 def test_the_expectation_is_the_mean_over_all_masks(form, data):
     probability = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 0.99))
@@ -64,6 +68,7 @@ def test_the_expectation_is_the_mean_over_all_masks(form, data):
         assert expectation.value(q) == pytest.approx(mean, rel=1e-9, abs=1e-9)
 
 
+@fuzz(100)
 @given(forms(), st.data())
 def test_the_gradient_is_the_difference_that_each_unit_makes(form, data):
     """E[cost] is linear in each unit's own probability, so that the difference of its two ends is the derivative."""
@@ -127,6 +132,7 @@ def test_resources_that_are_not_known():
         BRANCH.least("latency")
 
 
+@fuzz(100)
 @given(forms())
 def test_json_round_trip(form):
     form.full("parameters")  # what is cached is not written

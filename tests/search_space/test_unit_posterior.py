@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_probability as tfp
 from forms import closed, cost, forms, masks_of, units_of
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,6 +117,7 @@ def expected_candidates(form, logits, bounds, multiple, seed, number):
     return found
 
 
+@fuzz(100)
 @given(bounded(), st.integers(0, 5))
 def test_candidates_fill_the_bounds_and_do_not_exceed_them(problem, seed):
     q, bounds, multiple = problem
@@ -131,6 +133,7 @@ def test_candidates_fill_the_bounds_and_do_not_exceed_them(problem, seed):
             assert cost(q.form, kept, resource) == q.cost_of(candidate, resource) <= most
 
 
+@fuzz(100)
 @given(bounded(), st.integers(0, 3), st.integers(0, 5), st.integers(0, 5))
 def test_shards_agree_with_all_candidates(problem, seed, first, number):
     q, bounds, multiple = problem
@@ -143,6 +146,7 @@ def test_shards_agree_with_all_candidates(problem, seed, first, number):
     )
 
 
+@fuzz(100)
 @given(forms(), st.data())
 def test_without_bounds_candidates_are_closed_bernoulli_samples(form, data):
     logits = data.draw(st.lists(st.floats(-6, 6), min_size=form.num_units, max_size=form.num_units))

@@ -124,7 +124,9 @@ def test_rebuild_from_json_alone(rng):
 def test_rebuild_takes_a_share_as_an_argument(rng):
     arguments = {"width": 4, "num_blocks": 1, "num_classes": 3, "input_shape": (8, 8, 2), "drop_path": 0.4}
     supernet = tfnas.gate(enas(**arguments), ell2=1, num_examples=10)
-    again = rebuild(describe(random_models.architecture(supernet, rng, KINDS["half"]), "enas", **arguments))
+    again = rebuild(
+        describe(random_models.architecture(supernet, rng, KINDS["half"]), supernet.graph, "enas", **arguments)
+    )
     assert again.get_layer("cell5_node1_x_droppath").rate == 0.4
 
 

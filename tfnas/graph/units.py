@@ -333,9 +333,9 @@ def _partition(
     unit_of = np.full(num_classes, PINNED)
     members = [c for _, classes in ordered for c in classes]
     unit_of[members] = np.arange(len(members))
-    names = []
-    for where, _ in ordered:
-        writer = next(nodes[i].name for i, _ in where if nodes[i].mixes)
+    names: list[str] = []
+    for places, _ in ordered:
+        writer = next(nodes[i].name for i, _ in places if nodes[i].mixes)
         taken = sum(name.partition("#")[0] == writer for name in names)
         names.append(f"{writer}#{taken + 1}" if taken else writer)
     streams_of = [bool(is_stream[classes[0]]) for _, classes in ordered]

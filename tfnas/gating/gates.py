@@ -32,6 +32,11 @@ def hard_gates() -> Iterator[None]:
         _hard.reset(token)
 
 
+def is_relaxed(training: Any) -> bool:
+    """Whether gates are relaxed in a call with this value of `training`."""
+    return bool(training) and not _hard.get()
+
+
 @keras.saving.register_keras_serializable("tfnas")
 class Gated(keras.layers.Wrapper):
     """Multiplies each input channel of `layer` by a gate; weight and gate are one pair (method.md, eq. 13 to 16).
@@ -174,7 +179,7 @@ class Gated(keras.layers.Wrapper):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The inner layer's output for the gated input."""
-        if training and not _hard.get():
+        if is_relaxed(training):
             gate = self.relaxed_gates(tf.shape(inputs)[0])  # [B, K]
             gate = tf.reshape(gate, [-1, *[1] * (len(inputs.shape) - 2), inputs.shape[-1]])  # [B, 1, ..., K]
         else:

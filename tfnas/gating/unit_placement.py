@@ -1,0 +1,189 @@
+"""Where the gates of channel units stand: one on every path from a writer to a reader, as cheap as possible."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+
+from tfnas.layers import BatchNormalization, Merge
+from tfnas.layers.base import Node
+
+PINNED = -1  # in place of a unit's number
+
+Edge = tuple[int, int]  # a node, and which of its inputs
+_OUTPUT = -1  # in place of a node: the model's outputs, which ask for no gate
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One gate: it multiplies the tensor of a node, as some of the tensor's readers see it.
+
+    Attributes:
+        source: the node.
+        edges: the inputs of other nodes that are given the gated tensor.
+        channels: which channels it multiplies, bool, shape (C,).
+        folds: whether it is in the scale and offset of `source`, a normalization, whose tensor nothing else reads.
+    """
+
+    source: int
+    edges: tuple[Edge, ...]
+    channels: np.ndarray
+    folds: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Demand:
+    """What is asked of a tensor at one of its edges.
+
+    Attributes:
+        channels: which of its channels must be multiplied by their gates before they are read, bool, shape (C,).
+        places: at this edge or behind it, where they are if nothing above does it.
+    """
+
+    channels: np.ndarray
+    places: tuple[Place, ...]
+
+
+def unit_places(nodes: Sequence[Node], outputs: Sequence[int], of: Sequence[np.ndarray], fold: bool) -> list[Place]:
+    """The places of the gates.
+
+    From the readers upwards: where edges of a tensor ask for the same gates, these stand at the tensor if that takes no
+    more multiplications; where all its edges do, and its layer treats channels one by one and makes zero of zero, the
+    layer's inputs are asked for them. Of the operands of a product one is. A gate never moves above a sum or another
+    merge, nor above what makes a constant of zero. So no normalization stands between a gate and its reader.
+
+    Args:
+        nodes: of the plain graph, in topological order.
+        outputs: numbers of the nodes that are the model's outputs.
+        of: for each node the unit of every output channel, int, shape (C,); -1 for none.
+        fold: whether a gate may be in the scale and offset of a normalization, where it takes no multiplications.
+
+    Returns:
+        The places, in the order of their sources.
+    """
+    return _Placement(nodes, of, fold).places(outputs)
+
+
+def alive_edges(nodes: Sequence[Node], mortal: Sequence[bool]) -> list[Edge]:
+    """Inputs of sums that inference multiplies by whether they depend on the model's input under an architecture.
+
+    Of an absent operand nothing is added, not what the layers behind an absent unit make of zero.
+
+    Args:
+        nodes: as for `unit_places`.
+        mortal: for each node whether some architecture leaves it no channel that depends on the input.
+    """
+    return [
+        (i, j)
+        for i, node in enumerate(nodes)
+        if isinstance(node, Merge) and node.adds
+        for j, source in enumerate(node.inputs)
+        if mortal[source]
+    ]
+
+
+class _Placement:
+    def __init__(self, nodes: Sequence[Node], of: Sequence[np.ndarray], fold: bool):
+        self._nodes = nodes
+        self._of = of
+        self._fold = fold
+
+    def places(self, outputs: Sequence[int]) -> list[Place]:
+        demands: list[dict[Edge, _Demand]] = [{} for _ in self._nodes]
+        for i in outputs:
+            demands[i][_OUTPUT, 0] = self._nothing(i)
+        found: list[Place] = []
+        for i in reversed(range(len(self._nodes))):
+            node = self._nodes[i]
+            classes = _classes(demands[i])
+            plans = [self._cheapest(i, edges, len(classes) == 1) for edges in classes]
+            passed = self._passed(i, plans[0]) if len(plans) == 1 else {}
+            if not passed:
+                found += [place for plan in plans for place in plan.places]
+            for j, source in enumerate(node.inputs):
+                if node.mixes:
+                    wanted = self._of[source] != PINNED
+                    places = (Place(source, ((i, j),), wanted, False),) if wanted.any() else ()
+                    demands[source][i, j] = _Demand(wanted, places)
+                else:
+                    demands[source][i, j] = passed.get(j) or self._nothing(source)
+        return _merged(found)
+
+    def _nothing(self, i: int) -> _Demand:
+        return _Demand(np.zeros(self._nodes[i].num_channels, bool), ())
+
+    def _cost(self, places: Sequence[Place]) -> int:
+        """Multiplications for one example; an axis of unknown size counts as one position."""
+        return sum(0 if p.folds else _positions(self._nodes[p.source].spatial) * int(p.channels.sum()) for p in places)
+
+    def _cheapest(self, i: int, edges: Mapping[Edge, _Demand], whole: bool) -> _Demand:
+        """One gate at the tensor of node `i` for these edges, or what each has behind it.
+
+        `whole` says that these are all that the tensor has.
+        """
+        node, channels = self._nodes[i], next(iter(edges.values())).channels
+        behind = tuple(place for demand in edges.values() for place in demand.places)
+        if not channels.any():
+            return _Demand(channels, behind)
+        folds = self._fold and whole and isinstance(node, BatchNormalization) and node.inner.scale and node.inner.center
+        here = (Place(i, tuple(edges), channels, folds),)
+        return _Demand(channels, here if self._cost(here) <= self._cost(behind) else behind)
+
+    def _passed(self, i: int, plan: _Demand) -> dict[int, _Demand]:
+        """What a node asks of its inputs instead of being multiplied itself, by input; nothing if it cannot."""
+        node = self._nodes[i]
+        noisy = isinstance(node.inner, keras.layers.GaussianNoise)  # makes no zero of zero in training
+        if not plan.channels.any() or node.mixes or not node.inputs or not node.zero_to_zero or noisy:
+            return {}
+        if isinstance(node, Merge):
+            able = [j for j in range(len(node.inputs)) if node.ties(j) is not None]
+            if node.operation != "Multiply" or not able:
+                return {}
+            return {min(able, key=lambda j: _positions(node.input_spatial[j])): plan}
+        asked: dict[int, _Demand] = {}
+        units: list[np.ndarray] = []
+        for j, source in enumerate(node.inputs):
+            ties = node.ties(j)
+            if ties is None:
+                return {}
+            there = ties >= 0
+            channels = np.zeros(node.input_channels[j], bool)
+            channels[ties[there & plan.channels]] = True
+            if (channels[ties[there]] != plan.channels[there]).any():
+                return {}  # of the channels made of one, some are to be multiplied and some not
+            units.append(np.unique(self._of[source][channels]))
+            asked[j] = _Demand(channels, self._restricted(plan.places, units[-1]))
+        if sum(map(len, units)) > len(np.unique(np.concatenate(units))):
+            return {}  # a unit that two inputs have: `_restricted` could not tell them apart
+        return asked
+
+    def _restricted(self, places: Sequence[Place], units: np.ndarray) -> tuple[Place, ...]:
+        """Their part that multiplies these units."""
+        parts = [dataclasses.replace(p, channels=p.channels & np.isin(self._of[p.source], units)) for p in places]
+        return tuple(part for part in parts if part.channels.any())
+
+
+def _positions(spatial: Sequence[int | None]) -> int:
+    return math.prod(size or 1 for size in spatial)
+
+
+def _classes(demands: Mapping[Edge, _Demand]) -> list[dict[Edge, _Demand]]:
+    """Edges that ask for the same."""
+    classes: dict[bytes, dict[Edge, _Demand]] = {}
+    for edge, demand in sorted(demands.items(), key=lambda item: item[0]):
+        classes.setdefault(demand.channels.tobytes(), {})[edge] = demand
+    return list(classes.values())
+
+
+def _merged(places: Sequence[Place]) -> list[Place]:
+    """One place for all that multiply the same tensor for the same edges, in the order of their sources."""
+    merged: dict[tuple[int, tuple[Edge, ...]], Place] = {}
+    for place in places:
+        key = (place.source, place.edges)
+        other = merged.get(key)
+        merged[key] = dataclasses.replace(place, channels=place.channels | other.channels) if other else place
+    return [merged[key] for key in sorted(merged)]

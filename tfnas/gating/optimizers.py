@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfnas.common.errors import UserError
 
-LOGIT = "drop_logit"  # name of a gate's variable
+LOGITS = ("drop_logit", "keep_logit")  # names of gates' variables
 _GATE_STEP = 0.05
 _GATE_BETAS = (0.9, 0.99)
 
@@ -19,7 +19,7 @@ _GATE_BETAS = (0.9, 0.99)
 class GatedOptimizer(keras.optimizers.Optimizer):
     """Any Keras optimizer for the weights, and beside it one for the gates' logits, which never decays them.
 
-    In a search with a target size, Adam steps the logits at a rate of its own. The gradient of one channel's gate is
+    In a search under bounds, Adam steps the logits at a rate of its own. The gradient of one channel's gate is
     small, the smaller the wider the network, and differs between layers by orders of magnitude; Adam's steps do not
     depend on its scale (arXiv 1412.6980, algorithm 1).
 
@@ -97,7 +97,7 @@ class GatedOptimizer(keras.optimizers.Optimizer):
             ) from error
         finally:
             weights._learning_rate = rate
-        made.exclude_from_weight_decay(var_names=[LOGIT])
+        made.exclude_from_weight_decay(var_names=[*LOGITS])
         made.learning_rate = lambda: multiple * tf.convert_to_tensor(weights.learning_rate)
         return made
 
@@ -106,13 +106,13 @@ class GatedOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        weights = [v for v in variables if v.name != LOGIT]
+        weights = [v for v in variables if v.name not in LOGITS]
         if self._undecayed is not None:
             excluded = [v for v in weights if v.path in self._undecayed]
             self.weights_optimizer.exclude_from_weight_decay(var_list=excluded)
         for optimizer, own in (
             (self.weights_optimizer, weights),
-            (self.gates_optimizer, [v for v in variables if v.name == LOGIT]),
+            (self.gates_optimizer, [v for v in variables if v.name in LOGITS]),
         ):
             if not optimizer.built:
                 optimizer.build(own)
@@ -122,7 +122,7 @@ class GatedOptimizer(keras.optimizers.Optimizer):
         pairs = list(zip(grads, trainable_variables, strict=True))
         # The gates first: the weights' step moves the schedule on, from which a copy reads its rate.
         for optimizer, of_gates in ((self.gates_optimizer, True), (self.weights_optimizer, False)):
-            own = [(gradient, variable) for gradient, variable in pairs if (variable.name == LOGIT) == of_gates]
+            own = [(gradient, variable) for gradient, variable in pairs if (variable.name in LOGITS) == of_gates]
             if own:
                 optimizer.apply(*zip(*own, strict=True))
             else:  # the schedule advances even if all its variables are frozen
@@ -149,8 +149,8 @@ class GatedOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Replaces variables by their moving averages, where an optimizer keeps such."""
-        self.weights_optimizer.finalize_variable_values([v for v in var_list if v.name != LOGIT])
-        self.gates_optimizer.finalize_variable_values([v for v in var_list if v.name == LOGIT])
+        self.weights_optimizer.finalize_variable_values([v for v in var_list if v.name not in LOGITS])
+        self.gates_optimizer.finalize_variable_values([v for v in var_list if v.name in LOGITS])
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Assigns the state, in the order of `variables`."""
@@ -170,7 +170,7 @@ class GatedOptimizer(keras.optimizers.Optimizer):
         """
         undecayed = self._undecayed
         if self.built:
-            weights = [v for v in self._trainable_variables if v.name != LOGIT]
+            weights = [v for v in self._trainable_variables if v.name not in LOGITS]
             undecayed = tuple(v.path for v in weights if not self.weights_optimizer._use_weight_decay(v))
         return {
             "weights_optimizer": keras.saving.serialize_keras_object(self.weights_optimizer),

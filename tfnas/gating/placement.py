@@ -1,10 +1,10 @@
-"""gate: makes a Supernet of a Keras model, with gates on the layers whose input channels may be dropped."""
+"""gate: makes a Supernet of a Keras model."""
 
 from __future__ import annotations
 
 import fnmatch
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -13,9 +13,11 @@ import numpy as np
 from tfnas.common.errors import UserError
 from tfnas.config import DEFAULT_GATES
 from tfnas.gating.gates import Gated
-from tfnas.gating.supernet import Supernet, Target
-from tfnas.graph import reach
+from tfnas.gating.supernet import PublishedSupernet, Supernet
+from tfnas.gating.unit_gates import NOISES
+from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.channels import Graph
+from tfnas.graph.units import UnitGraph
 from tfnas.layers.base import Node
 
 
@@ -27,119 +29,172 @@ def gate(
     parameters: float | None = None,
     multiply_adds: float | None = None,
     steps: int = 0,
-    group_size: int | None = None,
-    by_source: bool = True,
+    noise: str = "batch",
+    streams: bool | None = None,
     temperature: float = 0.2,
     initial_drop: float | None = None,
+    exclude: str | Sequence[str] = (),
+    seed: int = 0,
+    group_size: int = 0,
+    by_source: bool = True,
     prior: str = "uniform",
     gate_dense: bool = False,
     gate_pooling: bool = False,
     include: str | Sequence[str] = (),
-    exclude: str | Sequence[str] = (),
-    seed: int = 0,
-    check_share: bool = True,
 ) -> Supernet:
-    """Makes a supernet of `model`, with a gate on the input channels of every convolution that may be narrowed.
+    """Makes a supernet of `model`.
 
-    The stem (convolutions that read the image itself) and the classifier (convolutions and dense layers with no other
-    after them) are not gated. In the paper, all channels of a convolution's input share a drop probability, or if that
-    input is a concatenation, all channels of one source; `group_size` and `by_source` change that.
+    Give bounds on the network's cost (`parameters`, `multiply_adds`, or both), or `ell2`.
 
-    Give exactly one of `ell2`, `parameters` and `multiply_adds`. `ell2` is the published prior. The others bound the
-    expected size of the network, by a Lagrange multiplier that is updated during training.
+    With bounds, what may vanish are channel units (method.md, section 9): a channel of every layer that writes it,
+    together with all that reads it, so that the network found is the model with narrower layers. The expected costs are
+    brought to the bounds by Lagrange multipliers.
+
+    With `ell2` the search is the published one. Every convolution has gates on its input channels, but the stem
+    (convolutions that read the image itself) and the classifier (convolutions and dense layers with no other after
+    them). As in the paper, all channels of a convolution's input share a drop probability, or if that input is a
+    concatenation, all channels of one source; `group_size` and `by_source` change that.
 
     Args:
         model: functional or Sequential Keras model, channels last. It is not changed. Nested models are flattened.
         num_examples: N, the number of distinct training examples: about 10 x the data set with strong augmentation.
         ell2: squared prior length scale, > 0; larger gives a smaller network. A run of few epochs needs ten times the
             paper's, or gates that learn faster (`GatedOptimizer`). Too much of either drops everything.
-        parameters: target size as a share of the model's parameters, in (0, 1). There is then no weight term: give the
-            optimizer a weight decay.
-        multiply_adds: or as a share of its multiply-adds.
-        steps: training steps in which the target size is to be reached.
-        group_size: largest number of neighboring channels that share a drop probability; 1: each channel has its own;
-            0: all of a source share one. None: 1 with a target size, 0 with ell2, as in the paper.
-        by_source: whether groups end where a source of a concatenated input ends. False: such an input is one source,
-            so that with a `group_size` of 0 the layer has one drop probability.
+        parameters: bound on the parameters, > 0: a share of the model's if at most 1, else their number. There is no
+            weight term under bounds: give the optimizer a weight decay.
+        multiply_adds: bound on the multiply-adds of one example, likewise.
+        steps: with bounds, training steps in which the expected costs are to reach them; from 200 on.
+        noise: with bounds, 'example': relaxed gates are drawn for each example, as in the paper; 'batch': one draw for
+            the batch, on each replica, which costs next to nothing.
+        streams: with bounds, whether the channels of streams, which a sum ties (such as a residual stream), may vanish
+            too. None: only if the bounds are out of reach otherwise.
         temperature: of the relaxed gates, > 0.
-        initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with a target size, 0.1 with
-            ell2.
-        prior: 'uniform': the same ell2 for every weight. 'parameters' or 'multiply_adds': each layer's is ell2 times a
-            factor, so that at initialization a channel is penalized in proportion to its kernel weights, or its
-            multiply-adds, and all channels together as much as with 'uniform' (`elbo.cost_factors`). 'constant': an L2
-            term without the gates' probabilities, the paper's ablation: only the images then determine how much is
-            dropped.
-        gate_dense: gate dense layers too, except the classifier.
-        gate_pooling: gate pooling and `Identity` layers too, so that these operations can be dropped; each such gate is
-            penalized like a 1x1 convolution that passes its channel on, and costs nothing at inference.
-        include: glob patterns of names; if given, exactly the matching layers are gated, of whatever class.
-        exclude: glob patterns of names that are never gated.
+        initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with bounds, 0.1 with ell2.
+        exclude: glob patterns of names: with bounds, of layers that keep all of their output channels; with ell2, of
+            layers that are never gated.
         seed: of the gates' noise.
-        check_share: whether to check that these gates can reach the target size, and to warn if that is uncertain.
-            False: it is known already.
+        group_size: with ell2, largest number of neighboring channels that share a drop probability; 1: each channel has
+            its own; 0: all of a source share one, as in the paper.
+        by_source: with ell2, whether groups end where a source of a concatenated input ends. False: such an input is
+            one source, so that with a `group_size` of 0 the layer has one drop probability.
+        prior: with ell2, 'uniform', or 'constant': an L2 term without the gates' probabilities, the paper's ablation:
+            only the images then determine how much is dropped.
+        gate_dense: with ell2, gate dense layers too, except the classifier.
+        gate_pooling: with ell2, gate pooling and `Identity` layers too, so that these operations can be dropped; each
+            such gate is penalized like a 1x1 convolution that passes its channel on, and costs nothing at inference.
+        include: with ell2, glob patterns of names; if given, exactly the matching layers are gated, of whatever class.
 
     Returns:
         A `Supernet`, ready for `compile` and `fit`.
 
     Raises:
         UserError: for a layer that is not supported or cannot be gated, which it names; a pattern that matches nothing;
-            no layer to gate; an unknown prior, or 'multiply_adds' if the input has no fixed size; a target size that
-            these gates cannot reach; not exactly one of ell2, parameters and multiply_adds.
+            nothing to gate; bounds together with ell2, or neither; an argument of the other kind of search; a bound
+            that is out of reach, or on multiply-adds if the input has no fixed size.
         ValueError: for a number out of range.
     """
-    target = _target(ell2, {"parameters": parameters, "multiply_adds": multiply_adds}, steps)
-    default_drop, default_size = DEFAULT_GATES["target" if target else "paper"]
-    initial_drop = default_drop if initial_drop is None else initial_drop
-    group_size = default_size if group_size is None else group_size
+    bounds = {"parameters": parameters, "multiply_adds": multiply_adds}
+    bounds = {resource: bound for resource, bound in bounds.items() if bound is not None}
+    if (ell2 is None) == (not bounds):
+        given = ", ".join(f"{k}={v}" for k, v in {"ell2": ell2, **bounds}.items() if v is not None) or "none of them"
+        raise UserError(f"gate: ell2, or bounds (parameters, multiply_adds) expected. Received: {given}")
+    if bounds:
+        options = {"group_size": group_size, "by_source": by_source is False, "prior": prior != "uniform" and prior}
+        options |= {"gate_dense": gate_dense, "gate_pooling": gate_pooling, "include": include}
+        _refuse(options, "ell2", "bounds")
+        return _with_units(model, bounds, num_examples, steps, noise, streams, temperature, initial_drop, exclude, seed)
+    _refuse({"noise": noise != "batch" and noise, "streams": streams, "steps": steps}, "bounds", "ell2")
+    initial_drop = DEFAULT_GATES["paper"][0] if initial_drop is None else initial_drop
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
     graph = Graph(model)
-    include, exclude = _patterns(include), _patterns(exclude)
-    gated = _chosen(graph, gate_dense, gate_pooling, include, exclude)
-    if target and check_share:
-        others = {} if include else _more(graph, gate_dense, gate_pooling, exclude)
-        reach.check(graph, gated, target.resource, target.share, others)
-    layers: dict[str, keras.Layer] = {}
+    gated = _chosen(graph, gate_dense, gate_pooling, _patterns(include), _patterns(exclude))
+
+    def make(node: Node, layer: keras.Layer) -> keras.Layer:
+        if node.name not in gated:
+            return layer
+        sizes = graph.group_sizes(node.name)
+        return Gated(
+            layer,
+            group_sizes=_split(sizes if by_source else (sum(sizes),), group_size),
+            temperature=temperature,
+            initial_drop=initial_drop,
+            # Distinct and stable noise for every layer, whatever the order of construction.
+            seed=zlib.crc32(f"{seed}/{node.name}".encode()) % 2**31,
+            name=node.name,
+            dtype=layer.dtype_policy,
+        )
+
+    return PublishedSupernet(_copied(graph, make), num_examples, ell2 or 0.0, prior)
+
+
+def _refuse(given: dict[str, Any], belongs: str, search: str) -> None:
+    for name, value in given.items():
+        if value:
+            raise UserError(f"gate: {name} belongs to a search with {belongs}: leave it out with {search}")
+
+
+def _with_units(
+    model: keras.Model,
+    bounds: dict[str, float],
+    num_examples: float,
+    steps: int,
+    noise: str,
+    streams: bool | None,
+    temperature: float,
+    initial_drop: float | None,
+    exclude: str | Sequence[str],
+    seed: int,
+) -> UnitSupernet:
+    initial_drop = DEFAULT_GATES["target"][0] if initial_drop is None else initial_drop
+    if steps < 1:
+        raise ValueError(f"gate: steps must be at least 1 with bounds. Received: steps={steps}")
+    if noise not in NOISES:
+        raise UserError(f"gate: noise must be one of {', '.join(map(repr, NOISES))}. Received: {noise!r}")
+    if not temperature > 0:
+        raise ValueError(f"gate: temperature must be greater than 0. Received: temperature={temperature}")
+    if not 0 < initial_drop < 1:
+        raise ValueError(f"gate: initial_drop must be strictly in (0, 1). Received: initial_drop={initial_drop}")
+    patterns = _patterns(exclude)
+    plain = _copied(Graph(model), lambda node, layer: layer)
+    streams = _needs_streams(plain, patterns, bounds) if streams is None else streams
+    form = UnitGraph(plain, patterns, streams).form
+    most = form.absolute(bounds)
+    form.check_reach(most)
+    return UnitSupernet(
+        plain, num_examples, most, steps, patterns, streams, noise, temperature, initial_drop, seed % 2**31
+    )
+
+
+def _needs_streams(plain: keras.Model, exclude: tuple[str, ...], bounds: dict[str, float]) -> bool:
+    """Whether some bound is out of reach of the units that are in no stream."""
+    try:
+        form = UnitGraph(plain, exclude).form
+    except UserError:  # there are none
+        return True
+    return any(most < form.least(resource) for resource, most in form.absolute(bounds).items())
+
+
+def _copied(graph: Graph, wrap: Callable[[Node, keras.Layer], keras.Layer]) -> keras.Model:
+    """A copy of a graph's model, flattened.
+
+    Args:
+        graph: of the model.
+        wrap: from a node and the copy of its layer to the layer that is used.
+    """
+    copies: dict[str, keras.Layer] = {}
 
     def make(node: Node) -> Any:
         if not isinstance(node.layer, keras.Layer):
             return node.layer
-        layer = node.layer.__class__.from_config({**node.layer.get_config(), "name": node.name})
-        if node.name in gated:
-            sizes = graph.group_sizes(node.name)
-            layer = Gated(
-                layer,
-                group_sizes=_split(sizes if by_source else (sum(sizes),), group_size),
-                temperature=temperature,
-                initial_drop=initial_drop,
-                # Distinct and stable noise for every layer, whatever the order of construction.
-                seed=zlib.crc32(f"{seed}/{node.name}".encode()) % 2**31,
-                name=node.name,
-                dtype=layer.dtype_policy,
-            )
-        layers[node.name] = layer
-        return layer
+        copies[node.name] = node.layer.__class__.from_config({**node.layer.get_config(), "name": node.name})
+        return wrap(node, copies[node.name])
 
-    network = graph.rebuild(make)
+    model = graph.rebuild(make)
     for node in graph.nodes:
         if getattr(node.layer, "weights", None):
-            built = layers[node.name]
-            copy_weights(built.layer if isinstance(built, Gated) else built, node.layer.get_weights())
-    return Supernet(network, num_examples, ell2, target, prior=prior)
-
-
-def _target(ell2: float | None, shares: dict[str, float | None], steps: int) -> Target | None:
-    given = {resource: share for resource, share in shares.items() if share is not None}
-    if (ell2 is not None) + len(given) != 1:
-        received = ", ".join(f"{k}={v}" for k, v in {"ell2": ell2, **given}.items() if v is not None) or "none of them"
-        raise UserError(f"gate: exactly one of ell2, parameters and multiply_adds expected. Received: {received}")
-    for resource, share in given.items():
-        if not 0 < share < 1:
-            raise ValueError(f"gate: {resource} must be strictly in (0, 1). Received: {resource}={share}")
-        if steps < 1:
-            raise ValueError(f"gate: steps must be at least 1 with {resource}. Received: steps={steps}")
-        return Target(resource, share, steps)
-    return None
+            copy_weights(copies[node.name], node.layer.get_weights())
+    return model
 
 
 def copy_weights(layer: keras.Layer, weights: Sequence[np.ndarray]) -> None:
@@ -199,14 +254,3 @@ def _chosen(
             "gate_dense=True or include='NAME' gates more"
         )
     return chosen
-
-
-def _more(graph: Graph, gate_dense: bool, gate_pooling: bool, exclude: tuple[str, ...]) -> dict[str, set[str]]:
-    """Names of the nodes that other options would gate, by those options."""
-    options = {
-        "gate_dense=True": (True, gate_pooling),
-        "gate_pooling=True": (gate_dense, True),
-        "gate_dense=True and gate_pooling=True": (True, True),
-    }
-    now = (gate_dense, gate_pooling)
-    return {words: _chosen(graph, *option, (), exclude) for words, option in options.items() if option != now}

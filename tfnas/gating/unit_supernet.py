@@ -1,0 +1,264 @@
+"""UnitSupernet: a supernet with a gate for each channel unit, trained under bounds on the expected cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas.gating import bounds as bounding
+from tfnas.gating import elbo
+from tfnas.gating.supernet import Supernet, undecided
+from tfnas.gating.unit_gates import GatedNormalization, UnitDraw, UnitGate
+from tfnas.gating.unit_placement import Edge, Place, alive_edges, unit_places
+from tfnas.graph.channels import deep
+from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.layers import Input
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.unit_posterior import UnitPosterior
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class UnitSupernet(Supernet):
+    """A supernet whose channel units may vanish (method.md, section 9); made by `gate` with bounds.
+
+    Args:
+        plain: the network without gates, each of whose layers is called once; its layers become part of the supernet.
+        num_examples: N, training examples seen as distinct.
+        bounds: largest cost by resource, absolute.
+        steps: training steps in which the expected costs are to reach the bounds.
+        exclude: glob patterns of names of layers whose output channels stay.
+        streams: whether the units of streams may vanish too.
+        noise, temperature, initial_drop, seed: of `UnitDraw`.
+
+    Attributes:
+        network: the functional model with gates.
+        graph: the `UnitGraph` of the network without gates, which is made of the same layers.
+        draw: the `UnitDraw`, with the units' logits.
+        multipliers: Lagrange multipliers of the expected costs, float32, shape (R,), not trainable.
+        steps_taken: optimizer steps since the gates were set up, int32 scalar, not trainable.
+    """
+
+    def __init__(
+        self,
+        plain: keras.Model,
+        num_examples: float,
+        bounds: Mapping[str, float],
+        steps: int,
+        exclude: Sequence[str] = (),
+        streams: bool = False,
+        noise: str = "batch",
+        temperature: float = 0.2,
+        initial_drop: float = 0.02,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        graph = UnitGraph(plain, exclude, streams)
+        sizes = [group.size for group in graph.groups]
+        draw = UnitDraw(sizes, noise, temperature, initial_drop, seed, name=_free_name("unit_draw", graph))
+        gated = _Gated(graph, draw)
+        super().__init__(gated.network, graph, num_examples, **kwargs)
+        self.bounds = dict(bounds)
+        self.steps = steps
+        self.exclude = tuple(exclude)
+        self.streams = streams
+        self.draw = draw
+        self._gated = gated
+        form = graph.form
+        full = [form.full(resource) for resource in self.bounds]
+        self._shares = bounding.ExpectedShares(form, self.bounds)
+        self._bound_shares = [bound / cost for bound, cost in zip(self.bounds.values(), full, strict=True)]
+        self._add_multipliers()
+
+    def _add_multipliers(self) -> None:
+        """Creates the state from which the multipliers are updated."""
+        # Updated within a replica, where all replicas hold the same value.
+        options = {"trainable": False, "autocast": False, "aggregation": "only_first_replica"}
+        self._first_levels = bounding.first_levels(self._bound_shares)
+        for name, initial in (
+            ("multipliers", self._first_levels),
+            ("multiplier_levels", self._first_levels),
+            ("first_shares", self.expected_shares().numpy()),
+            ("average_shares", self.expected_shares().numpy()),
+        ):
+            variable = self.add_weight(
+                shape=(len(self.bounds),), dtype="float32", initializer="zeros", name=name, **options
+            )
+            variable.assign(initial)
+            setattr(self, name if name == "multipliers" else f"_{name}", variable)
+        self.steps_taken = self.add_weight(shape=(), dtype="int32", initializer="zeros", name="steps_taken", **options)
+
+    def regularizer(self) -> tf.Tensor:
+        """Negative entropy of the units / N, and each multiplier times the expected share; float32 scalar."""
+        logits = tf.convert_to_tensor(self.draw.keep_logit)
+        priced = tf.reduce_sum(tf.convert_to_tensor(self.multipliers) * self.expected_shares())
+        return priced + elbo.negative_entropy(logits) / self.num_examples
+
+    def expected_shares(self) -> tf.Tensor:
+        """Expected cost of each bounded resource as a share of the full network's, exact; float32, shape (R,)."""
+        return self._shares(tf.convert_to_tensor(self.draw.keep_logit))
+
+    def update_multiplier(self) -> None:
+        """Updates the multipliers; call this after every step of an optimizer. `fit` does so."""
+        step, shares = tf.convert_to_tensor(self.steps_taken) + 1, self.expected_shares()
+        average = bounding.moving_average(tf.convert_to_tensor(self._average_shares), shares)
+        goals = bounding.goals(
+            tf.convert_to_tensor(self._first_shares), tf.constant(self._bound_shares, tf.float32), step, self.steps
+        )
+        levels, multipliers = bounding.next_levels(
+            tf.convert_to_tensor(self._multiplier_levels),
+            tf.constant(self._first_levels, tf.float32),
+            shares,
+            average,
+            goals,
+        )
+        self._multiplier_levels.assign(levels)
+        self.multipliers.assign(multipliers)
+        self._average_shares.assign(average)
+        self.steps_taken.assign(step)
+
+    def progress(self) -> dict[str, tf.Tensor]:
+        """Values that `fit` reports about the gates, float32 scalars.
+
+        By resource, the expected share; and `undecided`: how many units have a drop probability from 0.05 to 0.95.
+        """
+        shares = dict(zip(self.bounds, tf.unstack(self.expected_shares()), strict=True))
+        return {**shares, "undecided": undecided(tf.convert_to_tensor(self.draw.keep_logit))}
+
+    def posterior(self) -> UnitPosterior:
+        """The units' present keep probabilities, and the bounds, which its candidates obey."""
+        logits = np.asarray(self.draw.keep_logit, np.float64)
+        return UnitPosterior(self.graph.form, tuple(logits.tolist()), dict(self.bounds))
+
+    def set_architecture(self, architecture: Architecture) -> None:
+        """Sets the hard masks of `architecture`, once it is closed. Raises UserError if its groups are not this one's."""
+        closed = self.graph.closed(architecture)
+        self._gated.set_masks(closed, self.graph.flow(closed).explicit)
+
+    def architecture(self) -> Architecture:
+        """The architecture of the hard masks in use, closed."""
+        return self._gated.architecture()
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same model."""
+        return {
+            **super().get_config(),
+            "plain": keras.saving.serialize_keras_object(self.graph.model),
+            "num_examples": self.num_examples,
+            "bounds": self.bounds,
+            "steps": self.steps,
+            "exclude": self.exclude,
+            "streams": self.streams,
+            "noise": self.draw.noise,
+            "temperature": self.draw.temperature,
+            "initial_drop": self.draw.initial_drop,
+            "seed": self.draw.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UnitSupernet:
+        """Inverse of `get_config`."""
+        with deep():
+            plain = keras.saving.deserialize_keras_object(config["plain"], custom_objects=custom_objects)
+        return cls(**{**config, "plain": plain})
+
+
+class _Gated:
+    """The network with gates.
+
+    Attributes:
+        network: the functional model.
+    """
+
+    def __init__(self, graph: UnitGraph, draw: UnitDraw):
+        self._graph = graph
+        self._draw = draw
+        self._placed: list[tuple[Place, UnitGate | GatedNormalization]] = []
+        self._alive: list[tuple[int, UnitGate]] = []  # number of the operand's node, and its gate
+        self._groups: list[tf.Tensor] = []  # the draw's output
+        self._names = set(graph.index)
+        at: dict[int, list[Place]] = {}
+        for place in unit_places(graph.nodes, graph.outputs, graph.of, draw.noise == "batch"):
+            at.setdefault(place.source, []).append(place)
+        alive = set(alive_edges(graph.nodes, graph.mortal))
+        tensors: list[Any] = []
+        instead: dict[Edge, Any] = {}  # gated tensors, by the edges that are given them
+        for i, node in enumerate(graph.nodes):
+            if isinstance(node, Input):
+                tensor = node.tensor()
+                self._groups = self._groups or draw(tensor)
+            else:
+                given = [instead.get((i, j), tensors[source]) for j, source in enumerate(node.inputs)]
+                for j, source in enumerate(node.inputs):
+                    if (i, j) in alive:
+                        gate = UnitGate(name=self._name(f"{graph.nodes[source].name}_alive"), dtype="float32")
+                        self._alive.append((source, gate))
+                        given[j] = gate([given[j]])
+                tensor = None if self._folds(at.get(i)) else node.call(node.layer, given)
+            for place in at.get(i, ()):
+                units, drawn = self._units(place)
+                if place.folds:
+                    layer = GatedNormalization(node.layer, units, name=self._name(f"{node.name}_gated"))
+                    more = {} if node.called.training is None else {"training": node.called.training}
+                    tensor = gated = layer([*given, *drawn], **more)
+                else:
+                    layer = UnitGate(units, name=self._name(f"{node.name}_gate"), dtype="float32")
+                    gated = layer([tensor, *drawn])
+                self._placed.append((place, layer))
+                instead |= dict.fromkeys(place.edges, gated)
+            tensors.append(tensor)
+        self.network = graph.model_of(dict(enumerate(tensors)), graph.model.name)
+
+    @staticmethod
+    def _folds(places: Sequence[Place] | None) -> bool:
+        return any(place.folds for place in places or ())
+
+    def _name(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self._names:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._names.add(name)
+        return name
+
+    def _units(self, place: Place) -> tuple[list[int], list[tf.Tensor]]:
+        """For each channel its unit's position in the groups that the place has units of, and these groups."""
+        starts = self._graph.starts
+        units = np.where(place.channels, self._graph.of[place.source], PINNED)
+        group_of = np.searchsorted(starts, units, side="right") - 1
+        there = list(dict.fromkeys(group_of[units != PINNED].tolist()))  # in the channels' order
+        sizes = [self._graph.groups[g].size for g in there]
+        shift = dict(zip(there, np.cumsum([0, *sizes]) - starts[there + there[:1]], strict=False))
+        positions = [-1 if u == PINNED else int(u + shift[g]) for u, g in zip(units, group_of, strict=True)]
+        return positions, [self._groups[g] for g in there]
+
+    def set_masks(self, closed: Architecture, explicit: Sequence[np.ndarray]) -> None:
+        """Assigns the hard masks.
+
+        Args:
+            closed: an architecture.
+            explicit: its flow's, by node.
+        """
+        kept = np.concatenate([closed[group.name] for group in self._graph.groups] + [[True]])  # the last: pinned
+        for place, gate in self._placed:
+            units = np.where(place.channels, self._graph.of[place.source], PINNED)
+            gate.mask.assign(kept[units].astype("float32"))
+        for source, gate in self._alive:
+            gate.mask.assign(explicit[source].astype("float32"))
+
+    def architecture(self) -> Architecture:
+        """The architecture of the masks."""
+        kept = np.ones(self._graph.num_units + 1, bool)
+        for place, gate in self._placed:
+            units = np.where(place.channels, self._graph.of[place.source], PINNED)
+            kept[units] = np.asarray(gate.mask) > 0.5
+        kept = kept[:-1]
+        names = [group.name for group in self._graph.groups]
+        return Architecture(dict(zip(names, np.split(kept, self._graph.starts[1:]), strict=True)))
+
+
+def _free_name(wanted: str, graph: UnitGraph) -> str:
+    return wanted if wanted not in graph.index else _free_name(f"{wanted}_", graph)

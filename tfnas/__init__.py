@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tfnas.gating.placement import gate as gate
     from tfnas.gating.recalibration import Recalibration as Recalibration
     from tfnas.gating.saving import load as load
-    from tfnas.gating.sizes import UpdateCosts as UpdateCosts
     from tfnas.gating.supernet import Supernet as Supernet
     from tfnas.graph.channels import Graph as Graph
     from tfnas.graph.costs import cost as cost
@@ -37,7 +36,6 @@ _HOMES = {
     "Posterior": "search_space.posterior",
     "Recalibration": "gating.recalibration",
     "UnitPosterior": "search_space.unit_posterior",
-    "UpdateCosts": "gating.sizes",
     "Supernet": "gating.supernet",
     "cost": "graph.costs",
     "gate": "gating.placement",

@@ -1,23 +1,16 @@
 """A supernet of channel units: hard masks against the cut network, expected costs, training, saving, replicas."""
 
-import itertools
-
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import random_weights
 from exactness import check_equal
 from random_models import Builder
 
 import tfnas
 from tfnas.common.errors import UserError
-from tfnas.gating.bounds import ExpectedShares
 from tfnas.gating.gates import hard_gates
-from tfnas.graph.costs import count
-from tfnas.ranking.engine import Engine
 from tfnas.search_space.architecture import Architecture
-from tfnas.supernets import multi_branch_resnet
 
 L = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -1,11 +1,14 @@
 """The supernet: a model whose channels can be dropped, trained together with their drop probabilities.
 
-elbo.py           the ELBO: regularizers of weights and gates, the multiplier of a size bound, the division by N
+elbo.py           the regularizer of the published ELBO, and its division by N
 gates.py          Gated, a Keras wrapper: relaxed gates in training, a hard mask otherwise
+unit_gates.py     gates of channel units: one draw for all, and the layers that multiply by it
+unit_placement.py where the gates of units stand
+bounds.py         expected costs in closed form, and the multipliers that bring them to their bounds
 optimizers.py     GatedOptimizer: any Keras optimizer for the weights, one beside it for the gates
-supernet.py       Supernet: the gated model, its training step, posterior() and set_architecture()
+supernet.py       Supernet: the gated model and its training step; PublishedSupernet
+unit_supernet.py  UnitSupernet: with gates of channel units, trained under bounds
 placement.py      gate(model) -> Supernet: which layers get gates
 saving.py         load(path): reads `.keras` files in safe mode
 recalibration.py  batch-normalization statistics of one architecture
-sizes.py          UpdateCosts, the callback of a search with a target size; the size reached
 """

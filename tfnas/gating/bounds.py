@@ -21,11 +21,11 @@ from tfnas.search_space.closed_form import ClosedForm
 from tfnas.search_space.expectation import Monomial
 
 _FALLING = 0.7  # share of the steps over which the goal falls to the bound
-_BAND = 0.03  # relative error at which the multiplier is zero, or twice its level
+_BAND = 0.05  # relative error at which the multiplier is zero, or twice its level
 _GAIN = 0.05  # largest change of the level's logarithm in a step
-_LEVELS = (1e-3, 1e3)  # bounds of the level, times its first value
+_LEVELS = (1e-2, 1e2)  # bounds of the level, times its first value
 _DECAY = 0.9  # of the moving average from which the slope of the share is estimated
-_HORIZON = 10  # steps by which the share is extrapolated
+_HORIZON = 15  # steps by which share and goal are extrapolated, because gates answer with delay
 
 
 class ExpectedShares:
@@ -45,7 +45,7 @@ class ExpectedShares:
         self._parts = [self._arrays(form.monomials(resource), form.full(resource)) for resource in resources]
 
     def _arrays(self, monomials: Mapping[Monomial, float], full: float) -> tuple[tf.Tensor, ...]:
-        """Coefficients; both factors, by group; whether these are one group; groups that may not be empty, once each."""
+        """Of each monomial its coefficient, both groups, whether they are one, and its set of needed groups."""
         sets = {needed: i for i, needed in enumerate(dict.fromkeys(needed for _, _, needed in monomials))}
         alive = np.zeros((len(sets), self._num_groups), bool)
         for needed, i in sets.items():
@@ -56,7 +56,7 @@ class ExpectedShares:
             tf.constant(first, tf.int32),
             tf.constant(second, tf.int32),
             tf.constant((first == second) & (first < self._num_groups)),
-            tf.constant(alive),
+            tf.constant(alive),  # sets of groups of which none may be empty
             tf.constant([sets[needed] for _, _, needed in monomials], tf.int32),
         )
 
@@ -89,12 +89,12 @@ def first_levels(bounds: Sequence[float]) -> list[float]:
 
 
 def goals(first: tf.Tensor, bounds: tf.Tensor, step: tf.Tensor, steps: int) -> tf.Tensor:
-    """The expected shares to be reached after `step` of `steps`, shape (R,).
+    """The expected shares to be reached a horizon of 15 steps after `step` of `steps`, shape (R,).
 
     They fall geometrically from the first ones to the bounds in 70 % of the steps.
     """
     first = tf.maximum(first, bounds)
-    return first * (bounds / first) ** tf.minimum(1.0, tf.cast(step, tf.float32) / (_FALLING * steps))
+    return first * (bounds / first) ** tf.minimum(1.0, (tf.cast(step, tf.float32) + _HORIZON) / (_FALLING * steps))
 
 
 def moving_average(average: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:

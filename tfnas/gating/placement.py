@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -93,17 +93,16 @@ def gate(
             that is out of reach, or on multiply-adds if the input has no fixed size.
         ValueError: for a number out of range.
     """
-    bounds = {"parameters": parameters, "multiply_adds": multiply_adds}
-    bounds = {resource: bound for resource, bound in bounds.items() if bound is not None}
+    asked = {"parameters": parameters, "multiply_adds": multiply_adds}
+    bounds = {resource: bound for resource, bound in asked.items() if bound is not None}
     if (ell2 is None) == (not bounds):
         given = ", ".join(f"{k}={v}" for k, v in {"ell2": ell2, **bounds}.items() if v is not None) or "none of them"
         raise UserError(f"gate: ell2, or bounds (parameters, multiply_adds) expected. Received: {given}")
     if bounds:
-        options = {"group_size": group_size, "by_source": by_source is False, "prior": prior != "uniform" and prior}
-        options |= {"gate_dense": gate_dense, "gate_pooling": gate_pooling, "include": include}
-        _refuse(options, "ell2", "bounds")
+        defaults = {"group_size": 0, "by_source": True, "prior": "uniform", "gate_dense": False, "gate_pooling": False}
+        _refuse(locals(), {**defaults, "include": ()}, "ell2")
         return _with_units(model, bounds, num_examples, steps, noise, streams, temperature, initial_drop, exclude, seed)
-    _refuse({"noise": noise != "batch" and noise, "streams": streams, "steps": steps}, "bounds", "ell2")
+    _refuse(locals(), {"noise": "batch", "streams": None, "steps": 0}, "bounds")
     initial_drop = DEFAULT_GATES["paper"][0] if initial_drop is None else initial_drop
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
@@ -128,10 +127,14 @@ def gate(
     return PublishedSupernet(_copied(graph, make), num_examples, ell2 or 0.0, prior)
 
 
-def _refuse(given: dict[str, Any], belongs: str, search: str) -> None:
-    for name, value in given.items():
-        if value:
-            raise UserError(f"gate: {name} belongs to a search with {belongs}: leave it out with {search}")
+def _refuse(given: Mapping[str, Any], defaults: Mapping[str, Any], mode: str) -> None:
+    """Raises UserError for an argument that differs from its default and belongs to the other mode."""
+    for name, default in defaults.items():
+        if given[name] != default and given[name] != []:
+            other = "ell2" if mode == "bounds" else "bounds"
+            raise UserError(
+                f"gate: {name} belongs to a search with {mode}. Received: {name}={given[name]!r} and {other}"
+            )
 
 
 def _with_units(

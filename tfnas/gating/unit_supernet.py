@@ -42,6 +42,8 @@ class UnitSupernet(Supernet):
         steps_taken: optimizer steps since the gates were set up, int32 scalar, not trainable.
     """
 
+    graph: UnitGraph
+
     def __init__(
         self,
         plain: keras.Model,
@@ -134,7 +136,7 @@ class UnitSupernet(Supernet):
         return UnitPosterior(self.graph.form, tuple(logits.tolist()), dict(self.bounds))
 
     def set_architecture(self, architecture: Architecture) -> None:
-        """Sets the hard masks of `architecture`, once it is closed. Raises UserError if its groups are not this one's."""
+        """Sets the hard masks of `architecture`, once it is closed. Raises UserError if it is another supernet's."""
         closed = self.graph.closed(architecture)
         self._gated.set_masks(closed, self.graph.flow(closed).explicit)
 

@@ -3,7 +3,6 @@
 channels.py   how channels flow through the graph: sources, constants, what is still read
 costs.py      parameters and multiply-adds of an architecture
 folding.py    the constants that dropped operations leave
-reach.py      the smallest network that the gates can leave, and what holds the rest
 units.py      channels that exist or vanish as one, and the costs of a network of some of them in closed form
 latencies.py  seconds of networks and of layers on a device, as a cost in closed form
 """

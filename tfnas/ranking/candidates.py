@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from tfnas.common import terminal
 from tfnas.common.errors import SearchFailedError
-from tfnas.gating.supernet import Supernet, Target
+from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import count
 from tfnas.ranking import reference_architectures
@@ -43,7 +44,7 @@ class Sized:
     most: float
 
     @classmethod
-    def of(cls, posterior: Posterior, graph: Graph, target: Target) -> Sized:
+    def of(cls, posterior: Posterior, graph: Graph, target: Any) -> Sized:
         """Creates the sampler for the size of `target`.
 
         Args:

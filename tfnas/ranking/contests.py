@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from tfnas.common.errors import SearchFailedError
 from tfnas.common.resources import Resource
 from tfnas.config import Config
-from tfnas.gating.supernet import Supernet, Target
+from tfnas.gating.supernet import Supernet
 from tfnas.graph import costs
 from tfnas.ranking import reference_architectures
 from tfnas.ranking.candidates import NO_PATH, Sized, shortfall
@@ -188,7 +189,7 @@ class Contests:
         by = self._settings.rank_by
         return Contest(Kind.POSTERIOR, title, posterior, share, numbers, drawn, facts, by)
 
-    def _within(self, target: Target, numbers: Sequence[int]) -> Contest:
+    def _within(self, target: Any, numbers: Sequence[int]) -> Contest:
         """Candidates of the size that search was asked for; those that are of another size after all do not race."""
         size = Sized.of(self._posterior, self._supernet.graph, target)
         if not size.limit:

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 import tfnas
 from tfnas.gating import elbo
@@ -44,15 +43,6 @@ def test_regularizer_and_its_gradients(rng):
     np.testing.assert_allclose(by_weights, ell2 * (1 - p)[:, None] * kernel / num_examples, rtol=1e-5, atol=1e-9)
 
 
-def test_factors_multiply_the_weight_terms_alone(rng):
-    p, norms = sigmoid(LOGITS), rng.uniform(1, 2, (2, 3))
-    pairs = [(tf.constant(LOGITS, tf.float32), tf.constant(n, tf.float32)) for n in norms]
-    weights = 0.5 * ((1 - p) * norms[0]).sum() + 3.0 * ((1 - p) * norms[1]).sum()
-    entropy = 2 * (p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
-    value = elbo.regularizer(pairs, 80.0, 700.0, factors=(0.5, 3.0))
-    assert float(value) == pytest.approx((80 / 2 * weights + entropy) / 700, rel=1e-5)
-
-
 def test_a_constant_weight_term_has_no_gradient_by_the_gates(rng):
     logits, norms = tf.Variable(rng.normal(size=4)), tf.constant(rng.uniform(size=4))
     with tf.GradientTape() as tape:
@@ -62,13 +52,6 @@ def test_a_constant_weight_term_has_no_gradient_by_the_gates(rng):
     assert float(value) == pytest.approx((40.0 * norms.numpy().sum() + entropy.sum()) / 700.0)
     # d/dx of p log p + (1 - p) log(1 - p) at p = sigmoid(x) is x p (1 - p).
     np.testing.assert_allclose(tape.gradient(value, logits), logits.numpy() * p * (1 - p) / 700.0)
-
-
-def test_cost_factors_by_hand():
-    # Total norm 2 x 3 + 5 x 2 = 16, total cost 2 x 10 + 5 x 4 = 40: 0.4 for each unit of cost. The third has no kernel.
-    factors = elbo.cost_factors(num_channels=[2, 5, 7], norms=[3.0, 2.0, 0.0], costs=[10, 4, 0])
-    assert factors == pytest.approx((0.4 * 10 / 3, 0.4 * 4 / 2, 1.0), rel=1e-12)
-    assert elbo.cost_factors([7], [0.0], [0]) == (1.0,)
 
 
 def test_extreme_logits_stay_finite():
@@ -112,47 +95,3 @@ def test_training_loss_is_the_elbo(rng):
     entropy = 3 * (p * np.log(p) + (1 - p) * np.log1p(-p))
     expected = nll + (ell2 / 2 * (1 - p) * (conv**2).sum() + entropy) / num_examples
     assert float(loss) == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_multiplier_is_a_prior_under_which_a_channel_is_kept_the_less_the_more_it_costs(rng):
-    """N x the difference between two posteriors is that of their KL divergences from the prior, which TFP has."""
-    num_examples, multiplier, costs = 300.0, 0.7, (0.02, 0.005)
-    posteriors = [[rng.normal(size=k).astype("float32") for k in (3, 5)] for _ in range(2)]
-
-    def regularizer(drop_logits):
-        logits = [tf.constant(values) for values in drop_logits]
-        share = elbo.expected_share(logits, costs, 0.1)
-        keep = [(1 / (1 + np.exp(values.astype(np.float64)))).sum() for values in drop_logits]
-        assert float(share) == pytest.approx(0.1 + keep[0] * costs[0] + keep[1] * costs[1], rel=1e-6)
-        return float(elbo.lagrangian(logits, share, tf.constant(multiplier), num_examples))
-
-    def divergence(drop_logits):
-        total = 0.0
-        for values, cost in zip(drop_logits, costs, strict=True):
-            prior = tfp.distributions.Bernoulli(logits=np.full(len(values), -num_examples * multiplier * cost))
-            kept = tfp.distributions.Bernoulli(logits=-values.astype(np.float64))
-            total += float(tf.reduce_sum(tfp.distributions.kl_divergence(kept, prior)))
-        return total
-
-    one, other = posteriors
-    difference = num_examples * (regularizer(one) - regularizer(other))
-    assert difference == pytest.approx(divergence(one) - divergence(other), rel=1e-4)
-
-
-def test_the_goal_falls_geometrically_to_the_target_and_stays():
-    goals = [float(elbo.scheduled_share(0.25, step, 100)) for step in (0, 35, 70, 100, 300)]
-    assert goals == pytest.approx([1.0, 0.5, 0.25, 0.25, 0.25])
-
-
-def test_the_multiplier_follows_the_extrapolated_share():
-    """A share that falls by 0.01 a step: its average lags by 0.09, and in 50 steps it will have fallen by 0.5."""
-    average = 1.0
-    for i in range(1, 200):
-        average = float(elbo.moving_average(average, 1 - 0.01 * i))
-    share = 1 - 0.01 * 199
-    assert average - share == pytest.approx(0.09, rel=1e-4)
-    assert float(elbo.next_multiplier(2.0, 0.8, 0.89, 0.3)) == pytest.approx(2.0)
-    assert float(elbo.next_multiplier(2.0, 0.8, 0.8, 0.4)) == pytest.approx(2.0 * np.exp(0.05))
-    assert float(elbo.next_multiplier(2.0, 0.3, 0.3, 0.4)) == pytest.approx(2.0 * np.exp(-0.05 * 0.25))
-    assert float(elbo.next_multiplier(50.0, 0.8, 0.8, 0.1)) == 50.0
-    assert float(elbo.next_multiplier(1e-3, 0.1, 0.1, 0.8)) == pytest.approx(1e-3)

@@ -145,26 +145,3 @@ def test_bad_arguments(arguments, message):
 def test_groups_that_do_not_add_up():
     with pytest.raises(ValueError, match=r"must add up to the 4 input channels. Received: group_sizes=\(2, 1\)"):
         built(keras.layers.Dense(1), 4, group_sizes=(2, 1))
-
-
-@pytest.mark.parametrize(
-    "layer, fan_ins",
-    [
-        (keras.layers.Dense(4), (500,)),
-        (keras.layers.Conv2D(4, 3), (9 * 500,)),
-        (keras.layers.Conv1DTranspose(4, 3), (3 * 500,)),
-        # Of the depthwise kernel as Keras's initializers count it, all channels together.
-        (keras.layers.SeparableConv1D(4, 3, depth_multiplier=2), (3 * 500, 2 * 500)),
-        (keras.layers.DepthwiseConv2D(3, depth_multiplier=2), (9 * 500,)),
-        (keras.layers.MaxPooling1D(2), ()),
-    ],
-)
-def test_norm_at_unit_gain_against_drawn_kernels(layer, fan_ins, rng):
-    gated = Gated(layer)
-    gated.build((None, *[6] * getattr(layer, "rank", len(getattr(layer, "pool_size", ()))), 500))
-    kernels = [v for v in layer.trainable_variables if "bias" not in v.name]
-    for kernel, fan_in in zip(kernels, fan_ins, strict=True):
-        kernel.assign(rng.normal(0, fan_in**-0.5, kernel.shape))
-    drawn = gated.squared_norms().numpy() if fan_ins else np.zeros(500)
-    # 5 standard deviations of the mean of 500 channels.
-    assert gated.unit_gain_norm() == pytest.approx(drawn.mean(), abs=5 * drawn.std() / np.sqrt(500))

@@ -8,7 +8,6 @@ from conftest import random_weights
 
 import tfnas
 from tfnas.common.errors import UserError
-from tfnas.gating import elbo
 from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
 
@@ -62,7 +61,7 @@ def without_noise(supernet):
 
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-TARGET = {"ell2": None, "parameters": 0.5, "steps": 20}
+BOUNDED = {"ell2": None, "parameters": 0.5, "steps": 20}
 OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01, clipnorm=1.0),
     "adamw": lambda: keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.02, 40), weight_decay=0.05),
@@ -71,7 +70,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize(
-    "name, options", [("sgd", {}), ("sgd", TARGET), ("adamw", {}), ("adamw", TARGET), ("lion", {}), ("lion", TARGET)]
+    "name, options", [("sgd", {}), ("sgd", BOUNDED), ("adamw", {}), ("adamw", BOUNDED), ("lion", {}), ("lion", BOUNDED)]
 )
 def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, name, options):
     optimizer = OPTIMIZERS[name]()
@@ -85,7 +84,7 @@ def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, n
     supernet.save(tmp_path / "s.keras")
     again = keras.models.load_model(tmp_path / "s.keras")
     assert again.posterior() == supernet.posterior()
-    assert (again.ell2, again.num_examples, again.target) == (supernet.ell2, 1000, supernet.target)
+    assert (again.num_examples, again.bounds) == (1000, supernet.bounds)
     assert again.optimizer.get_config() == supernet.optimizer.get_config()
     for model in (supernet, again):
         for _ in range(2):
@@ -132,60 +131,6 @@ def test_the_loss_is_scaled_where_keras_scales_the_plain_models(tmp_path, rng, p
     assert isinstance(supernet.optimizer, tfnas.GatedOptimizer)
 
 
-def mixed(size=8, **arguments):
-    """A plain, a separable and a transposed convolution and a pooling layer, all gated."""
-    image = keras.Input((size, size, 2))
-    x = keras.layers.Conv2D(4, 3, padding="same", name="stem")(image)
-    x = keras.layers.Conv2D(6, 3, padding="same", name="plain")(x)
-    x = keras.layers.MaxPooling2D(2, name="pool")(x)
-    x = keras.layers.SeparableConv2D(8, 3, padding="same", depth_multiplier=2, name="separable")(x)
-    x = keras.layers.Conv2DTranspose(5, 2, strides=2, name="transposed")(x)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    model = keras.Model(image, keras.layers.Dense(3)(x))
-    return tfnas.gate(model, ell2=50, num_examples=1000, gate_pooling=True, exclude="global*", **arguments)
-
-
-# By hand: weights per channel 9 x 6, 9 x 2 + 2 x 8, 4 x 5; applied at 8 x 8, 4 x 4, and 4 x 4 (inputs) positions.
-COSTS = {"parameters": (54, 34, 20), "multiply_adds": (54 * 64, 34 * 16, 20 * 16)}
-
-
-@pytest.mark.parametrize("prior", COSTS)
-def test_prior_presses_a_channel_by_what_it_costs(prior, rng):
-    supernet = mixed(prior=prior)
-    channels = np.array([4, 6, 8])
-    norms = np.array([6 / 4, 2 / 6 + 8 / 6, 5 / 8])  # at variance 1 / fan-in: depthwise and pointwise of the second
-    costs = np.array(COSTS[prior])
-    plain, separable, transposed = (channels @ norms) / (channels @ costs) * costs / norms
-    factors = {"plain": plain, "pool": 1.0, "separable": separable, "transposed": transposed}
-    assert list(supernet.gated_layers) == list(factors)
-
-    weights = entropy = 0.0
-    for name, factor in factors.items():
-        layer = supernet.gated_layers[name]
-        layer.drop_logit.assign([rng.normal()])
-        p = 1 / (1 + np.exp(-float(layer.drop_logit[0])))
-        kernels = [v.numpy() for v in layer.layer.trainable_variables if "bias" not in v.name]
-        weights += factor * (1 - p) * (sum((kernel**2).sum() for kernel in kernels) if kernels else 6)
-        entropy += layer.mask.shape[0] * (p * np.log(p) + (1 - p) * np.log(1 - p))
-    assert float(supernet.regularizer()) == pytest.approx((50 / 2 * weights + entropy) / 1000, rel=1e-5)
-
-
-def test_prior_is_saved_and_uniform_is_what_it_was(tmp_path):
-    plain, uniform, weighted = mixed(), mixed(prior="uniform"), mixed(prior="multiply_adds")
-    for supernet in (uniform, weighted):
-        for layer, other in zip(supernet.gated_layers.values(), plain.gated_layers.values(), strict=True):
-            layer.set_weights(other.get_weights())
-    pairs = [(layer.channel_logits(), layer.squared_norms()) for layer in plain.gated_layers.values()]
-    assert plain.regularizer() == uniform.regularizer() == elbo.regularizer(pairs, 50, 1000)
-    assert weighted.regularizer() != uniform.regularizer()
-    weighted.save(tmp_path / "s.keras")
-    again = keras.models.load_model(tmp_path / "s.keras")
-    assert (again.prior, plain.prior) == ("multiply_adds", "uniform")
-    assert again.regularizer() == weighted.regularizer()
-    older = {name: value for name, value in plain.get_config().items() if name != "prior"}
-    assert tfnas.Supernet.from_config(older).prior == "uniform"
-
-
 def test_the_constant_prior_is_an_l2_that_no_gate_sees():
     _, supernet = small(prior="constant", initial_drop=0.3)
     entropies, norms = 0.0, 0.0
@@ -194,24 +139,10 @@ def test_the_constant_prior_is_an_l2_that_no_gate_sees():
         norms += sum(float(np.sum(np.square(kernel))) for kernel in layer.layer.get_weights() if kernel.ndim > 1)
     expected = (0.5 * supernet.ell2 * norms - entropies) / supernet.num_examples
     assert float(supernet.regularizer()) == pytest.approx(expected, rel=1e-5)
-    assert tfnas.Supernet.from_config(supernet.get_config()).prior == "constant"
-
-
-def test_prior_trains(rng):
-    supernet = narrow(prior="multiply_adds")
-    supernet.compile("sgd", LOSS)
-    x, y = batch(rng)
-    losses = supernet.fit(x, y, epochs=5, verbose=0, shuffle=False).history["loss"]
-    assert losses[-1] < losses[0]
-
-
-def test_priors_that_cannot_be_are_refused():
-    expected = "gate: prior must be one of 'uniform', 'parameters', 'multiply_adds', 'constant'. Received: 'flops'"
-    with pytest.raises(UserError, match=expected):
-        mixed(prior="flops")
-    with pytest.raises(UserError, match="gate: 'multiply_adds' needs .* fixed size; .* 'plain' .* none"):
-        mixed(size=None, prior="multiply_adds")
-    assert mixed(size=None, prior="parameters").prior == "parameters"
+    again = type(supernet).from_config(supernet.get_config())
+    assert (again.prior, again.ell2) == ("constant", supernet.ell2)
+    with pytest.raises(UserError, match="gate: prior must be one of 'uniform', 'constant'. Received: 'flops'"):
+        small(prior="flops")
 
 
 def test_set_architecture_and_back():
@@ -278,10 +209,6 @@ def test_groups_of_channels_never_span_two_sources():
     assert groups(group_size=100) == (5, 3)
     assert groups(by_source=False) == (8,)
     assert groups(by_source=False, group_size=3) == (3, 3, 2)
-    searched_for_a_size = tfnas.gate(model, parameters=0.9, steps=9, num_examples=10)
-    assert searched_for_a_size.gated_layers["conv"].group_sizes == (1,) * 8
-    drops = {gates.channel_drop[0].round(4) for gates in searched_for_a_size.posterior().layers}
-    assert drops == {0.02}
     supernet = tfnas.gate(model, ell2=1, num_examples=10, group_size=2)
     p = np.array([0.2, 0.4, 0.9, 0.5, 0.6])
     supernet.gated_layers["conv"].drop_logit.assign(np.log(p) - np.log(1 - p))
@@ -289,98 +216,39 @@ def test_groups_of_channels_never_span_two_sources():
     assert supernet.source_drop()["conv"] == pytest.approx(means, rel=1e-5)
 
 
-@pytest.mark.parametrize("resource", ["parameters", "multiply_adds"])
-def test_the_multiplier_brings_the_expected_cost_to_the_target(rng, resource):
-    supernet = narrow(**{"ell2": None, resource: 0.4}, steps=200, group_size=1, initial_drop=0.02)
-    assert supernet.multiplier.numpy() == 0.5
-    supernet.compile(
-        tfnas.GatedOptimizer(keras.optimizers.SGD(0.05, momentum=0.9), gate_step=0.1),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    x, y = (np.concatenate([part] * 30) for part in batch(rng))
-    supernet.fit(x, y, batch_size=8, epochs=10, verbose=0, shuffle=False, callbacks=[tfnas.UpdateCosts()])
-    assert supernet.steps_taken.numpy() == 300
-    # It swings around the target: by an eighth here, by a seventh with other images.
-    assert float(supernet.expected_share()) == pytest.approx(0.4, rel=0.15)
-
-
-def test_the_multiplier_resumes_after_a_reload(tmp_path, rng):
-    supernet = narrow(ell2=None, multiply_adds=0.5, steps=20, group_size=3)
-    supernet.compile(
-        keras.optimizers.SGD(0.05, momentum=0.9), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    x, y = batch(rng)
-    supernet.fit(x, y, epochs=10, verbose=0, shuffle=False, callbacks=[tfnas.UpdateCosts()])
-    supernet.save(tmp_path / "s.keras")
-    again = keras.models.load_model(tmp_path / "s.keras")
-    assert again.target == supernet.target and again.multiplier.numpy() == supernet.multiplier.numpy() != 0.5
-    for made in (supernet, again):
-        made.train_on_batch(x, y)
-    for one, other in zip(supernet.weights, again.weights, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("asked", ["parameters", "multiply_adds", "ell2"])
-def test_fit_shows_what_is_left_and_how_many_gates_are_undecided(rng, asked):
-    options = {"ell2": 50, "group_size": 1} if asked == "ell2" else {"ell2": None, asked: 0.5, "steps": 4}
-    supernet = narrow(initial_drop=0.05 + 1e-4, **options)
+def test_fit_shows_what_is_left_and_how_many_gates_are_undecided(rng):
+    supernet = narrow(initial_drop=0.05 + 1e-4, group_size=1)
     supernet.compile(tfnas.GatedOptimizer(keras.optimizers.SGD(0.1), gate_step=0.3), LOSS, run_eagerly=True)
     history = supernet.fit(*batch(rng), epochs=2, verbose=0).history
     p = np.concatenate([gates.channel_drop for gates in supernet.posterior().layers])
     assert history["undecided"][-1] == ((p >= 0.05) & (p <= 0.95)).sum() and 0 < history["undecided"][-1] < p.size
-    share = supernet.posterior().expected_kept() if asked == "ell2" else float(supernet.expected_share())
-    assert history["kept" if asked == "ell2" else asked][-1] == pytest.approx(share, rel=1e-5)
+    assert history["kept"][-1] == pytest.approx(supernet.posterior().expected_kept(), rel=1e-5)
     assert set(supernet.evaluate(*batch(rng), verbose=0, return_dict=True)) == {"loss"}
 
 
-def test_targets_that_cannot_be_are_refused():
+def test_options_of_the_two_kinds_of_search_are_not_mixed():
     model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
 
-    def made(model=model, **arguments):
-        return tfnas.gate(model, num_examples=10, **arguments)
+    def refused(message, kind=UserError, **arguments):
+        with pytest.raises(kind, match=message):
+            tfnas.gate(model, num_examples=10, **arguments)
 
-    with pytest.raises(UserError, match="exactly one of ell2, parameters and multiply_adds .* Received: none"):
-        made()
-    with pytest.raises(UserError, match="Received: ell2=1, parameters=0.5"):
-        made(ell2=1, parameters=0.5)
-    with pytest.raises(ValueError, match=r"parameters must be strictly in \(0, 1\). Received: parameters=1.5"):
-        made(parameters=1.5)
-    with pytest.raises(ValueError, match="steps must be at least 1 with parameters. Received: steps=0"):
-        made(parameters=0.5)
-    with pytest.raises(ValueError, match="group_size must be at least 0. Received: group_size=-1"):
-        made(ell2=1, group_size=-1)
-    image = keras.Input((4, 4, 1))
-    x = keras.layers.Conv2D(4, 1, use_bias=False, name="stem")(image)
-    y = keras.layers.Conv2D(4, 1, use_bias=False, name="a")(x)
-    y = keras.layers.Conv2D(4, 1, use_bias=False, name="b")(y)
-    x = keras.layers.GlobalAveragePooling2D(name="mean")(keras.layers.Add(name="add")([x, y]))
-    model = keras.Model(image, keras.layers.Dense(3, use_bias=False, name="end")(x))
-    # Without a and b 4 + 12 of 48 weights are left.
-    with pytest.raises(UserError, match="parameters=0.3 is out of reach: .* has 33.3% of the parameters, .* 'end'"):
-        made(model, parameters=0.3, steps=5)
-
-
-def test_a_channel_costs_what_goes_with_it():
-    """Counted by hand on a chain of 1x1 convolutions, 4 -> 6 -> 5 -> 3 channels, as the second is narrowed."""
-    image = keras.Input((2, 2, 1))
-    x = keras.layers.Conv2D(4, 1, use_bias=False, name="stem")(image)
-    x = keras.layers.Conv2D(6, 1, use_bias=False, name="a")(x)
-    x = keras.layers.Conv2D(5, 1, use_bias=False, name="b")(x)
-    model = keras.Model(image, keras.layers.Dense(3, use_bias=False)(keras.layers.Flatten()(x)))
-    supernet = tfnas.gate(model, parameters=0.9, steps=9, num_examples=10, group_size=1, initial_drop=0.25)
-    full = 4 + 4 * 6 + 6 * 5 + 2 * 2 * 5 * 3
-
-    def costs():
-        return (supernet._marginal_costs.numpy() * full).tolist()
-
-    # An input of a: 6 weights that read it, 1 of the stem that makes it; of b: 5, and 4 of a.
-    assert costs() == pytest.approx([6 + 1, 5 + 4])
-    assert float(supernet.expected_share()) * full == pytest.approx(full - 0.25 * (4 * 7 + 6 * 9), rel=1e-6)
-    p = np.array([0.1, 0.9, 0.2, 0.9, 0.3, 0.9])
-    supernet.gated_layers["b"].drop_logit.assign(np.log(p) - np.log(1 - p))
-    average = supernet.average_share.numpy() - float(supernet.expected_share())
-    supernet.update_costs()
-    assert costs() == pytest.approx([3 + 1, 5 + 4])  # three of a's outputs are left
-    kept = 4 + 4 * 3 + 3 * 5 + 60
-    assert float(supernet.expected_share()) * full == pytest.approx(kept - 0.25 * 4 * 4 + 9 * (2.7 - 3), rel=1e-5)
-    assert supernet.average_share.numpy() - float(supernet.expected_share()) == pytest.approx(average, abs=1e-6)
+    expected = r"gate: ell2, or bounds \(parameters, multiply_adds\) expected. Received: "
+    refused(expected + "none of them")
+    refused(expected + "ell2=1, parameters=0.5", ell2=1, parameters=0.5)
+    for name, value in {"group_size": 2, "by_source": False, "prior": "constant", "gate_dense": True}.items():
+        message = f"gate: {name} belongs to a search with ell2. Received: {name}={value!r} and bounds"
+        refused(message, parameters=0.5, steps=5, **{name: value})
+    refused("gate: include belongs to a search with ell2", parameters=0.5, steps=5, include="*conv1")
+    for name, value in {"noise": "example", "streams": False, "steps": 5}.items():
+        refused(
+            f"gate: {name} belongs to a search with bounds. Received: {name}={value!r} and ell2",
+            ell2=1,
+            **{name: value},
+        )
+    refused("steps must be at least 1 with bounds. Received: steps=0", ValueError, parameters=0.5)
+    refused("noise must be one of 'example', 'batch'. Received: 'none'", parameters=0.5, steps=5, noise="none")
+    refused("group_size must be at least 0. Received: group_size=-1", ValueError, ell2=1, group_size=-1)
+    refused("temperature must be greater than 0", ValueError, parameters=0.5, steps=5, temperature=0)
+    refused("initial_drop must be strictly in", ValueError, parameters=0.5, steps=5, initial_drop=1)
+    refused("parameters=10 is out of reach", parameters=10, steps=5)

@@ -136,14 +136,6 @@ class Gated(keras.layers.Wrapper):
         """Number of kernel weights that read one input channel; 0 without a kernel."""
         return sum(shape[0] * shape[2] for _, shape in self._kernels())
 
-    def unit_gain_norm(self) -> float:
-        """E||m_k||^2 of one input channel at variance 1 / fan-in, from shapes alone; 0 without a kernel.
-
-        A kernel of shape (before, K, after) has the fan-in before x K, which leaves after / K. For a depthwise kernel
-        that is the fan-in of all channels together, as Keras's initializers define it.
-        """
-        return family_of(self.layer).fan_out(self.layer) / sum(self.group_sizes)
-
     def _kernels(self) -> list[tuple[Any, tuple[int, ...]]]:
         """The layer's kernels, each with the shape (before, K, after)."""
         return family_of(self.layer).channel_kernels(self.layer)

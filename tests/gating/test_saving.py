@@ -55,19 +55,20 @@ def refused(path, kind=keras.Model, message="cannot be loaded as a Keras model")
     assert told.startswith(f"{path}: {message}") and told.isprintable() and len(told) < 700
 
 
-def test_a_search_is_taken_up_from_python_in_a_fresh_process(tmp_path):
-    supernet = tfnas.gate(network(), ell2=1, num_examples=10)
+@pytest.mark.parametrize("options", [{"ell2": 1}, {"parameters": 0.9, "steps": 5}])
+def test_a_search_is_taken_up_from_python_in_a_fresh_process(tmp_path, options):
+    supernet = tfnas.gate(network(), num_examples=10, **options)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     supernet.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss=loss)
     supernet.save(tmp_path / "supernet.keras")
     program = (
         "import sys, tfnas\n"
         "found = tfnas.load(sys.argv[1])\n"
-        "print(type(found).__name__, type(found.optimizer).__name__, found.posterior().total_parameters())"
+        "print(type(found).__name__, type(found.optimizer).__name__, found.posterior().entropy())"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "supernet.keras")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"Supernet GatedOptimizer {supernet.posterior().total_parameters()}\n"
+    assert done.stdout == f"{type(supernet).__name__} GatedOptimizer {supernet.posterior().entropy()}\n"
     network().save(tmp_path / "plain.keras")
     with pytest.raises(UserError, match="plain.keras: .*Supernet"):
         tfnas.load(tmp_path / "plain.keras")

@@ -11,6 +11,7 @@ import keras
 
 from tfnas.common.errors import UserError
 from tfnas.gating.supernet import Supernet
+from tfnas.gating.unit_supernet import UnitSupernet as UnitSupernet  # so that Keras knows it
 
 _Model = TypeVar("_Model", bound=keras.Model)
 _MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}  # the files in a model that Keras saved

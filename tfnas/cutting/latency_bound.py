@@ -20,7 +20,7 @@ _ROUNDS = 5  # in which a network and the full one are measured in turns
 
 @dataclasses.dataclass(frozen=True)
 class LatencyBound:
-    """What it takes for networks to be as fast as was asked for.
+    """A bound under which networks are as fast as was asked for, and the networks measured to find it.
 
     Attributes:
         asked: seconds of one example as a share of the full network's.

@@ -63,7 +63,7 @@ class Graph:
             for call in model._nodes_by_depth[depth]:
                 operation, output = call.operation, call.output_tensors[0]
                 if id(output) in index or getattr(operation, "draws_gates", False):
-                    continue  # the input of a nested model is what its caller gives it; a draw is no part of the model
+                    continue  # the input of a nested model is what its caller gives it; a draw is not part of the model
                 if getattr(operation, "gates_units", False):
                     if not hasattr(operation, "layer"):
                         index[id(output)] = index[id(call.input_tensors[0])]

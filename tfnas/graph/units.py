@@ -152,7 +152,7 @@ class UnitGraph(Graph):
 
     @functools.cached_property
     def _depends(self) -> list[np.ndarray]:
-        """For each node which channels depend on the model's input in the full network."""
+        """Channels of each node that depend on the model's input in the full network."""
         return [state.depends for state in self._states({})]
 
     def _alive(self, flow: Flow) -> list[bool]:
@@ -206,7 +206,7 @@ class UnitGraph(Graph):
 
     @functools.cached_property
     def mortal(self) -> list[bool]:
-        """For each node whether some architecture leaves it no channel that depends on the input."""
+        """Whether some architecture leaves a node no channel that depends on the input, by node."""
         flow = self._emptied(group.name for group in self.groups if group.may_empty)
         return [bool(full.any() and not d.any()) for full, d in zip(self._depends, flow.depends, strict=True)]
 
@@ -300,8 +300,8 @@ def _partition(
                 columns.append(first[source] + tied[there])
             elif not node.mixes:
                 pinned[first[source] : first[source + 1]] = True
-        whole = not node.mixes and all(tied is None for tied in ties)
-        pinned[own] |= whole or node.full_output or i in excluded
+        uncut = not node.mixes and all(tied is None for tied in ties)
+        pinned[own] |= uncut or node.full_output or i in excluded
         in_stream[own] |= isinstance(node, Merge) and node.additive and len(node.inputs) > 1
     for i in outputs:
         pinned[first[i] : first[i + 1]] = True
@@ -313,7 +313,7 @@ def _partition(
     is_stream[class_of[in_stream]] = True
     is_pinned |= is_stream & (not streams)
     by_node = [class_of[first[i] : first[i + 1]] for i in range(len(nodes))]
-    # What nothing reads, or nothing writes, is no choice.
+    # A class that nothing reads, or nothing writes, is not chosen.
     read, written = np.zeros(num_classes, bool), np.zeros(num_classes, bool)
     for i, node in enumerate(nodes):
         if node.mixes:

@@ -190,7 +190,7 @@ class Node:
         return False
 
     def ties(self, j: int) -> np.ndarray | None:
-        """For each output channel the channel of input `j` that it exists with, or -1, int, shape (C,).
+        """The channel of input `j` that each output channel exists with, or -1; int, shape (C,).
 
         None: it ties none of this input's channels. If it does not mix either, it needs all of them.
         """

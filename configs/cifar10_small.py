@@ -11,7 +11,7 @@ from tfnas.config import load_file
 def get_config():
     """Settings of a small, honest run on real color images."""
     config = load_file("base/cifar10_small.py", beside=__file__)
-    config.search.update(epochs=12, parameters=0.5)
+    config.search.update(epochs=12, parameters=0.5, multiply_adds=0.5)
     config.sample.update(num_candidates=200, num_random=50)
     config.retrain.epochs = 28
     return config

@@ -15,7 +15,7 @@ def get_config():
     config = load_file("base/cifar10.py", beside=__file__)
     config.data.update(train="train[:5000]", validation="train[48000:]")
     config.supernet.update(name="densenet121", width=8, num_blocks=3)
-    config.search.update(recipe="paper", epochs=20, batch_size=50, learning_rate=0.1, ell2=60.0, gate_learning_rate=5.0)
+    config.search.update(epochs=20, batch_size=50, learning_rate=0.1, ell2=60.0, gate_learning_rate=5.0)
     config.sample.update(num_candidates=200, num_random=60)
     config.retrain.update(epochs=20, batch_size=50, learning_rate=0.1, weight_decay=5e-4)
     return config

@@ -11,7 +11,7 @@ def get_config():
     """Settings of the study."""
     config = load_file("base/digits.py", beside=__file__)
     config.supernet.update(name="enas", stem_width=0)
-    config.search.update(recipe="paper", epochs=40, ell2=20.0, gate_learning_rate=10.0)
+    config.search.update(epochs=40, ell2=20.0, gate_learning_rate=10.0)
     config.sample.update(num_candidates=200, num_random=60)
     config.retrain.update(epochs=40, learning_rate=0.1, weight_decay=5e-4)
     return config

@@ -1,4 +1,4 @@
-"""The demo's network and data (configs/digits.py) under the published recipe.
+"""The demo's network and data (configs/digits.py) with the published search.
 
     tfnas run --config=configs/digits_paper.py --workdir=runs/digits_paper
 
@@ -12,7 +12,7 @@ from tfnas.config import load_file
 def get_config():
     """Settings of the demo."""
     config = load_file("base/digits.py", beside=__file__)
-    config.search.update(recipe="paper", epochs=40, ell2=160.0, gate_learning_rate=10.0)
+    config.search.update(epochs=40, ell2=160.0, gate_learning_rate=10.0)
     config.sample.update(num_candidates=500, num_random=100)
     config.retrain.update(epochs=40, learning_rate=0.1, weight_decay=5e-4, trained_baselines=False)
     config.evaluate.update(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9)

@@ -21,7 +21,7 @@ def small_cnn(input_shape, num_classes):
         return keras.layers.ReLU(name=f"{name}_relu")(x)
 
     image = keras.Input(input_shape, name="image")
-    x = conv(image, 16, "stem")  # reads the picture itself, and so has no gates
+    x = conv(image, 16, "stem")  # reads the picture itself
     for i, filters in enumerate((24, 48)):
         skip = conv(x, filters, f"stage{i}_conv1")
         x = conv(skip, filters, f"stage{i}_conv2")
@@ -49,7 +49,8 @@ def get_config():
                 pad_crop=2,
             ),
             supernet=Supernet(source=f"{pathlib.Path(__file__).stem}:small_cnn"),
-            search=Search(epochs=20, batch_size=50, learning_rate=0.1, parameters=0.5),  # change: the size you want
+            # change: the size you want, as shares of your model's
+            search=Search(epochs=20, batch_size=50, learning_rate=0.1, parameters=0.5, multiply_adds=0.5),
             sample=Sample(num_candidates=200, num_random=50),
             # change: trained_baselines=True also trains networks to compare with, which takes as long as three searches
             retrain=Retrain(epochs=40, batch_size=50, trained_baselines=False),

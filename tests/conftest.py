@@ -1,6 +1,5 @@
 """Fixtures and helpers shared by all tests."""
 
-import dataclasses
 import gc
 import os
 import pathlib
@@ -83,9 +82,12 @@ def load_config(name, folder="configs"):
 
 def tiny_config(**changed):
     """The checked Config of tests/tiny.py, with the settings changed that are given as section={name: value}."""
-    whole = load_config("tiny", "tests")
-    sections = {name: dataclasses.replace(getattr(whole, name), **values) for name, values in changed.items()}
-    return dataclasses.replace(whole, **sections).check()
+    from tfnas import config
+
+    whole = config.load_file(ROOT / "tests" / "tiny.py")
+    for name, values in changed.items():
+        whole[name].update(values)
+    return config.from_config_dict(whole)
 
 
 def tfnas_script(*arguments, **options):
@@ -134,6 +136,8 @@ SMALL = [
 ]
 # A smaller one, where the network does not matter.
 TINY = [f"--config={ROOT / 'tests' / 'tiny.py'}"]
+PUBLISHED = {"ell2": 60.0, "gate_learning_rate": 10.0}  # of search, for the published one
+TINY_PUBLISHED = [*TINY, *(f"--config.search.{name}={value}" for name, value in PUBLISHED.items())]
 SAMPLED = ("architecture.json", "sample/ranking.json", "sample/candidates.jsonl")
 
 

@@ -1,4 +1,7 @@
-"""A run for tests of how stages run, not of what they find: two branches, so that each graph is traced in a second."""
+"""A run for tests of how stages run, not of what they find: two branches, so that each graph is traced in a second.
+
+With bounds; conftest.PUBLISHED makes a published search of it.
+"""
 
 from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
 
@@ -25,9 +28,7 @@ def get_config():
         Config(
             data=Data(name="digits", train="train[:400]", validation="train[1000:]", mean=(0.305,), std=(0.376,)),
             supernet=Supernet(source="tiny:build"),
-            search=Search(
-                recipe="paper", epochs=6, batch_size=50, learning_rate=0.1, ell2=60.0, gate_learning_rate=10.0
-            ),
+            search=Search(epochs=6, warmup_epochs=0, batch_size=50, learning_rate=0.1),
             sample=Sample(num_candidates=40, num_random=10),
             retrain=Retrain(epochs=2, batch_size=50, learning_rate=0.1, weight_decay=5e-4, trained_baselines=False),
         )

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tfnas.gating.supernet import Supernet as Supernet
     from tfnas.graph.channels import Graph as Graph
     from tfnas.graph.costs import cost as cost
-    from tfnas.ranking.candidates import sample as sample
     from tfnas.ranking.ranking import rank as rank
     from tfnas.search_space.architecture import Architecture as Architecture
     from tfnas.search_space.posterior import Posterior as Posterior
@@ -35,15 +34,14 @@ _HOMES = {
     "Graph": "graph.channels",
     "Posterior": "search_space.posterior",
     "Recalibration": "gating.recalibration",
-    "UnitPosterior": "search_space.unit_posterior",
     "Supernet": "gating.supernet",
+    "UnitPosterior": "search_space.unit_posterior",
     "cost": "graph.costs",
     "gate": "gating.placement",
     "latency": "cutting.latencies",
     "layer_latencies": "cutting.latencies",
     "load": "gating.saving",
     "rank": "ranking.ranking",
-    "sample": "ranking.candidates",
     "subnet": "cutting.subnets",
 }
 

@@ -4,7 +4,7 @@ from tfnas.config import Config, Data, Retrain, Search, Supernet, to_config_dict
 
 
 def get_config():
-    """All but the epochs, the recipe and the candidates."""
+    """All but the epochs, the bounds or ell2, and the candidates."""
     return to_config_dict(
         Config(
             data=Data(name="digits", train="train[:1000]", validation="train[1000:]", mean=(0.305,), std=(0.376,)),

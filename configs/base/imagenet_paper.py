@@ -1,10 +1,10 @@
-"""The published recipe on ImageNet: the paper's use of the images and ranking, without retraining."""
+"""The published search on ImageNet: the paper's use of the images and ranking, without retraining."""
 
 from tfnas.config import Config, Data, Retrain, Sample, Search, to_config_dict
 
 
 def get_config():
-    """All but the network, its epochs and its batches."""
+    """All but the network, its ell2, its epochs and its batches."""
     return to_config_dict(
         Config(
             data=Data(
@@ -18,7 +18,7 @@ def get_config():
                 random_resized_crop=True,
                 flip=True,
             ),
-            search=Search(recipe="paper", schedule="steps", learning_rate=0.1, example_multiplier=1.0),
+            search=Search(schedule="steps", learning_rate=0.1, example_multiplier=1.0),
             sample=Sample(num_candidates=1500, rank_by="accuracy", batch_size=250),
             retrain=Retrain(epochs=0, weight_decay=1e-3),
         )

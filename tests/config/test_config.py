@@ -81,28 +81,32 @@ def test_published_runs_have_the_recipes_numbers(name):
 
 
 def test_round_trip():
-    made = config.Config(
-        search=config.Search(recipe="paper", epochs=3, ell2=7.0), data=config.Data(mean=(0.1, 0.2), std=(1.0, 2.0))
-    )
+    made = config.Config(search=config.Search(epochs=3, ell2=7.0), data=config.Data(mean=(0.1, 0.2), std=(1.0, 2.0)))
     assert config.from_config_dict(config.to_config_dict(made)) == made.check()
     assert made.check().check() == made.check()
 
 
-def test_what_is_left_out_is_the_recipes():
+def test_what_is_left_out_follows_from_the_mode():
     retrain = config.Retrain(weight_decay=0.003, epochs=15)
     search = config.Config(search=config.Search(epochs=10), retrain=retrain).check().search
-    assert (search.recipe, search.target, search.ell2) == ("target", {"parameters": 0.5}, 0)
+    assert (search.published, search.bounds) == (False, {"parameters": 0.5, "multiply_adds": 0.5})
     assert (search.warmup_epochs, search.gated_epochs) == (3, 7)
     assert (search.schedule, search.cosine_epochs) == ("one_cosine", 25)
-    assert (search.weight_decay, search.initial_drop, search.group_size) == (0.003, 0.02, 1)
-    search = config.Config(search=config.Search(recipe="paper", epochs=10), retrain=retrain).check().search
-    assert (search.target, search.ell2, search.warmup_epochs, search.gated_epochs) == ({}, 50, 0, 10)
-    assert (search.schedule, search.weight_decay, search.initial_drop, search.group_size) == ("cosine", 0, 0.1, 0)
-    given = {"warmup_epochs": 0, "weight_decay": 0.0, "initial_drop": 0.1, "group_size": 4, "schedule": "cosine"}
-    assert config.parse_value("search.group_size", "0") == 0  # is a meaning of its own, and not 'left out'
-    assert config.Config(search=config.Search(group_size=0)).check().search.group_size == 0
+    assert (search.weight_decay, search.initial_drop) == (0.003, 0.02)
+    assert (search.noise, search.streams) == ("batch", "auto")
+    search = config.Config(search=config.Search(ell2=7.0, epochs=10), retrain=retrain).check().search
+    assert (search.published, search.bounds, search.ell2) == (True, {}, 7)
+    assert (search.warmup_epochs, search.gated_epochs) == (0, 10)
+    assert (search.schedule, search.weight_decay, search.initial_drop) == ("cosine", 0, 0.1)
+    given = {"warmup_epochs": 0, "weight_decay": 0.0, "initial_drop": 0.1, "schedule": "cosine"}
     search = config.Config(search=config.Search(multiply_adds=0.3, **given)).check().search
-    assert search.target == {"multiply_adds": 0.3} and {name: getattr(search, name) for name in given} == given
+    assert search.bounds == {"multiply_adds": 0.3} and {name: getattr(search, name) for name in given} == given
+
+
+def test_bounds_are_shares_or_numbers_any_of_them_together():
+    bounds = {"parameters": 2e5, "multiply_adds": 0.3, "latency": 0.5}
+    made = config.from_config_dict({"search": bounds, "sample": {**bounds, "parameters": 0.2}})
+    assert made.search.bounds == bounds and made.sample.bounds == {**bounds, "parameters": 0.2}
 
 
 def test_the_weight_decay_is_the_customary_one():
@@ -156,17 +160,20 @@ def test_locked_dict_refuses_new_keys():
 @pytest.mark.parametrize(
     "section, key, value, message",
     [
-        ("search", "recipe", "fast", "'search.recipe' must be one of 'target', 'paper'. Received: 'fast'"),
-        ("search", "ell2", 5.0, "'search.ell2' must be left out: it belongs to the recipe 'paper'. Received: 5.0"),
-        ("search", "gate_learning_rate", 5.0, "'search.gate_learning_rate' must be left out"),
-        ("search", "prior", "parameters", "'search.prior' must be left out"),
-        ("search", "parameters", 1.0, "'search.parameters' must be a share in .*. Received: 1.0"),
-        ("search", "multiply_adds", -0.5, "'search.multiply_adds' must be a share in"),
+        ("search", "gate_learning_rate", 5.0, "'search.gate_learning_rate' must be left out: it belongs to the publ"),
+        ("search", "prior", "constant", "'search.prior' must be left out"),
+        ("search", "group_size", 4, "'search.group_size' must be left out"),
+        ("search", "by_source", False, "'search.by_source' must be left out"),
+        ("search", "include", "conv*", "'search.include' must be left out"),
+        ("search", "parameters", 1.0, "'search.parameters' must be a share of the full .*, or a .* Received: 1.0"),
+        ("search", "multiply_adds", -0.5, "'search.multiply_adds' must be a share of the full network's in"),
+        ("search", "latency", 3.0, "'search.latency' must be a share of the full network's in"),
+        ("search", "noise", "pixel", "'search.noise' must be one of 'batch', 'example'"),
+        ("search", "streams", "maybe", "'search.streams' must be one of 'auto', 'yes', 'no'"),
         ("search", "gate_step", 0.0, "greater than 0"),
         ("search", "warmup_epochs", 8, "'search.warmup_epochs' must be at least 0 and less than search.epochs, 8"),
         ("search", "cosine_epochs", 7, "'search.cosine_epochs' must be at least search.epochs, 8"),
         ("search", "weight_decay", -0.5, "'search.weight_decay' must be at least 0"),
-        ("search", "group_size", -2, "'search.group_size' must be at least 0"),
         ("search", "ell2", "5", "'search.ell2' must be a number. Received: '5'"),
         ("search", "epochs", 1.5, "'search.epochs' must be a whole number. Received: 1.5"),
         ("search", "epochs", True, "must be a whole number"),
@@ -181,7 +188,7 @@ def test_locked_dict_refuses_new_keys():
         ("data", "channels", 3, "left at 0: only data.folder has images of either"),
         ("supernet", "drop_path", 1.0, "a share in"),
         ("supernet", "drop_path", 0.4, "left at 0: 'multi_branch_resnet' does not take it"),
-        ("search", "prior", "flops", "'search.prior' must be one of 'uniform', 'parameters', 'multiply_adds'"),
+        ("search", "prior", "flops", "'search.prior' must be one of 'uniform', 'constant'"),
         ("search", "guard", "maybe", "'search.guard' must be one of 'stop', 'warn', 'off'"),
         ("search", "schedule", "linear", "one of 'one_cosine', 'cosine', 'cosine_restarts', 'steps'"),
         ("search", "minimum_learning_rate", 1e-4, "left at 0: only 'cosine_restarts' has one"),
@@ -191,8 +198,11 @@ def test_locked_dict_refuses_new_keys():
         ("search", "boundaries", (30.0,), "left empty: only the schedule 'steps'"),
         ("sample", "rank_by", "luck", "one of 'loss', 'accuracy'"),
         ("sample", "num_candidates", 0, "at least 1"),
-        ("sample", "parameters", 1.0, "'sample.parameters' must be a share in .*. Received: 1.0"),
-        ("sample", "multiply_adds", -0.1, "'sample.multiply_adds' must be a share in"),
+        ("sample", "parameters", 1.0, "'sample.parameters' must be a share of the full .* Received: 1.0"),
+        ("sample", "multiply_adds", -0.1, "'sample.multiply_adds' must be a share of the full network's in"),
+        ("sample", "latency", 2.0, "'sample.latency' must be a share of the full network's in"),
+        ("sample", "channel_multiple", 0, "at least 1"),
+        ("tune", "ell2", (1.0,), "'tune.ell2' must be left out: it belongs to the published search"),
         ("retrain", "epochs", -1, "at least 0"),
         ("evaluate", "min_accuracy", 1.5, "a share in \\[0, 1\\]. Received: 1.5"),
         ("evaluate", "max_accuracy_loss", -1.5, "a share in \\[-1, 1\\]"),
@@ -232,13 +242,12 @@ def test_bad_values_are_named(section, key, value, message):
             "less than search.learning_rate, 0.1",
         ),
         ("search", {"schedule": "cosine_restarts", "minimum_learning_rate": -0.1}, "at least 0"),
-        ("sample", {"parameters": 0.5, "multiply_adds": 0.5}, "must be one budget, the others 0"),
-        ("search", {"parameters": 0.5, "multiply_adds": 0.5}, "must be one of the two"),
-        ("search", {"recipe": "paper", "ell2": -3.0}, "'search.ell2' must be greater than 0. Received: -3.0"),
-        ("search", {"recipe": "paper", "ell2": float("nan")}, "greater than 0"),
-        ("search", {"recipe": "paper", "parameters": 0.5}, "'search.parameters' must be left out: it belongs to the"),
+        ("search", {"ell2": 5.0, "group_size": -2}, "'search.group_size' must be at least 0"),
+        ("search", {"ell2": -3.0}, "'search.ell2' must be greater than 0. Received: -3.0"),
+        ("search", {"ell2": float("nan")}, "greater than 0"),
+        ("search", {"ell2": 5.0, "parameters": 0.5}, "'search.parameters' must be left out: it belongs to a s"),
         ("search", {"schedule": "cosine", "cosine_epochs": 9}, "left at 0: only 'one_cosine' has them"),
-        ("search", {"recipe": "paper", "gate_step": 0.1}, "'search.gate_step' must be left out"),
+        ("search", {"ell2": 5.0, "gate_step": 0.1}, "'search.gate_step' must be left out"),
         ("search", {"schedule": "steps"}, "'search.boundaries' must be one or more epochs, ascending"),
         ("search", {"schedule": "steps", "boundaries": (60, 30)}, "ascending"),
         ("search", {"schedule": "steps", "boundaries": (0, 30)}, "above 0"),
@@ -248,6 +257,20 @@ def test_bad_values_are_named(section, key, value, message):
 def test_values_that_do_not_go_together_are_named(section, values, message):
     with pytest.raises(UserError, match=message):
         config.from_config_dict({section: values})
+
+
+@pytest.mark.parametrize(
+    "section, values, message",
+    [
+        ("sample", {"parameters": 0.5, "multiply_adds": 0.5}, "must be one share after a search with ell2"),
+        ("sample", {"multiply_adds": 1e6}, "'sample.multiply_adds' must be a share in .* after a search with ell2"),
+        ("sample", {"channel_multiple": 8}, "'sample.channel_multiple' must be left at 1 after a search with ell2"),
+        ("tune", {"gate_step": (0.1,)}, "'tune.gate_step' must be left out: it belongs to a search with bounds"),
+    ],
+)
+def test_what_does_not_go_with_the_published_search_is_named(section, values, message):
+    with pytest.raises(UserError, match=message):
+        config.from_config_dict({"search": {"ell2": 5.0}, section: values})
 
 
 def test_builders_are_all_there_with_the_arguments_named():

@@ -6,9 +6,11 @@ import contextlib
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from tfnas.common.errors import UserError, brief
+from tfnas.common.resources import Resource
 
 
 def parsed(expected: Any, text: str, key: str) -> Any:
@@ -52,6 +54,17 @@ def at_least(key: str, value: float, least: float) -> None:
 def positive(key: str, value: float) -> None:
     """Raises UserError for a number that is not finite and above 0."""
     require(value > 0 and math.isfinite(value), key, value, "greater than 0")
+
+
+def check_bounds(section: str, bounds: Mapping[str, float]) -> None:
+    """Raises UserError for a bound, by resource, that is no share, nor a number of parameters or multiply-adds."""
+    for resource, bound in bounds.items():
+        share = 0 < bound < 1
+        if resource == Resource.LATENCY:
+            require(share, f"{section}.{resource}", bound, "a share of the full network's in (0, 1)")
+        else:
+            expected = f"a share of the full network's in (0, 1), or a number of {Resource(resource).words} above 1"
+            require(share or 1 < bound < math.inf, f"{section}.{resource}", bound, expected)
 
 
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -51,7 +51,7 @@ class Config:
     seed: int = 0
 
     def check(self) -> Config:
-        """This config with its recipe's values. Raises UserError for a value out of range, or two that do not fit."""
+        """This config with its mode's values. Raises UserError for a value out of range, or two that do not fit."""
         rate = self.retrain.learning_rate or self.search.learning_rate
         retrain = dataclasses.replace(self.retrain, learning_rate=rate)
         config = dataclasses.replace(self, search=self.search.resolved(self.retrain), retrain=retrain)
@@ -64,6 +64,14 @@ class Config:
         for field in dataclasses.fields(self):
             if dataclasses.is_dataclass(section := getattr(self, field.name)):
                 section.check()  # type: ignore[union-attr]
+        if self.search.published:
+            self.sample.check_published()
+            others, of = ["gate_step"], "a search with bounds, and search.ell2 is set"
+        else:
+            others, of = ["ell2", "gate_learning_rate"], "the published search, which search.ell2 selects"
+        for name in others:
+            given = getattr(self.tune, name)
+            fields.require(not given, f"tune.{name}", given, f"left out: it belongs to {of}")
         compared = self.retrain.baseline or self.evaluate.max_accuracy_loss == 1
         expected = "left at 1 without retrain.baseline: there is no full network to compare with"
         fields.require(compared, "evaluate.max_accuracy_loss", self.evaluate.max_accuracy_loss, expected)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
-from tfnas.config import DEFAULT_GATES
+from tfnas.config import INITIAL_DROP, PUBLISHED_INITIAL_DROP
 from tfnas.gating.gates import Gated
 from tfnas.gating.supernet import PublishedSupernet, Supernet
 from tfnas.gating.unit_gates import NOISES
@@ -103,7 +103,7 @@ def gate(
         _refuse(locals(), {**defaults, "include": ()}, "ell2")
         return _with_units(model, bounds, num_examples, steps, noise, streams, temperature, initial_drop, exclude, seed)
     _refuse(locals(), {"noise": "batch", "streams": None, "steps": 0}, "bounds")
-    initial_drop = DEFAULT_GATES["paper"][0] if initial_drop is None else initial_drop
+    initial_drop = PUBLISHED_INITIAL_DROP if initial_drop is None else initial_drop
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
     graph = Graph(model)
@@ -149,7 +149,7 @@ def _with_units(
     exclude: str | Sequence[str],
     seed: int,
 ) -> UnitSupernet:
-    initial_drop = DEFAULT_GATES["target"][0] if initial_drop is None else initial_drop
+    initial_drop = INITIAL_DROP if initial_drop is None else initial_drop
     if steps < 1:
         raise ValueError(f"gate: steps must be at least 1 with bounds. Received: steps={steps}")
     if noise not in NOISES:

@@ -12,11 +12,13 @@ from tfnas.common.resources import Resource
 from tfnas.config import Config
 from tfnas.gating.supernet import Supernet
 from tfnas.graph import costs
-from tfnas.ranking import reference_architectures
-from tfnas.ranking.candidates import NO_PATH, Sized, shortfall
+from tfnas.ranking import reference_architectures, reference_units
 from tfnas.runs.sampled import RANDOM, Kind
 from tfnas.search_space.architecture import Architecture, Packed
 from tfnas.search_space.posterior import Posterior
+from tfnas.search_space.unit_posterior import UnitPosterior
+
+_CHUNK = 256  # candidates of a posterior of units that are drawn together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,43 +39,34 @@ class Contest:
         kind: where they come from.
         title: what the terminal calls them.
         posterior: that they were drawn from; None for random ones.
-        share: of the resource that it was tilted to for `sample.budgets`; None for the others.
+        share: of the resource of `sample.budgets`; None for the others.
         numbers: the candidates' numbers among all of their kind.
         candidates: the architectures.
         facts: of each.
         by: what they are ranked by, 'loss' or 'accuracy'.
-        size: of the one that wins; None for any.
+        asked: how many were asked for.
+        most_probable_first: whether number 0 is the most probable network within bounds, and not a sample.
     """
 
     kind: Kind
     title: str
-    posterior: Posterior | None
+    posterior: Posterior | UnitPosterior | None
     share: float | None
     numbers: Sequence[int]
     candidates: Sequence[Architecture]
     facts: Sequence[Facts]
     by: str
-    size: Sized | None = None
-
-    @property
-    def misfits(self) -> list[str | None]:
-        """Why each may not win: of another size, or without a path to the output; None if it may."""
-        return [
-            (self.size.misfit(getattr(facts, self.size.resource)) if self.size else None)
-            if facts.connected
-            else NO_PATH
-            for facts in self.facts
-        ]
+    asked: int
+    most_probable_first: bool = False
 
     @property
     def excluded(self) -> list[int]:
-        """Those that may not win."""
-        return [i for i, misfit in enumerate(self.misfits) if misfit]
+        """Those that may not win: without a path to the output."""
+        return [i for i, facts in enumerate(self.facts) if not facts.connected]
 
     def able(self, order: Iterable[int]) -> list[int]:
         """Those of `order` that may win."""
-        misfits = self.misfits
-        return [i for i in order if not misfits[i]]
+        return [i for i in order if self.facts[i].connected]
 
     @property
     def num_able(self) -> int:
@@ -82,8 +75,8 @@ class Contest:
 
     @property
     def drawn(self) -> list[int]:
-        """Those that were drawn: all but the most probable network, which is the first of a size; if it is all, it."""
-        return [i for i, number in enumerate(self.numbers) if number or not self.size] or [0]
+        """Those that were drawn: all but the most probable network, which is number 0; if it is all, it."""
+        return [i for i, number in enumerate(self.numbers) if number or not self.most_probable_first] or [0]
 
     @property
     def distinct(self) -> int:
@@ -93,7 +86,17 @@ class Contest:
     @property
     def shortfall(self) -> str:
         """Why fewer can be compared than were asked for; '' if all can, and differ."""
-        return shortfall(self.misfits, self.distinct)
+        able, distinct = self.num_able, self.distinct
+        if distinct == able == self.asked:
+            return ""
+        words = f"{able:,} of {self.asked:,} candidates can be compared"
+        if distinct < able:
+            words += f", {distinct:,} of them different"
+        if excluded := len(self.excluded):
+            words += f"; left out: {excluded:,} without a path to the output"
+        if len(self.candidates) < self.asked:
+            words += "; no more are found within the bounds"
+        return words
 
     def first(self, count: int) -> Contest:
         """The first `count` of those that may win, as a contest of their own."""
@@ -103,6 +106,7 @@ class Contest:
             numbers=[self.numbers[i] for i in chosen],
             candidates=[self.candidates[i] for i in chosen],
             facts=[self.facts[i] for i in chosen],
+            asked=len(chosen),
         )
 
 
@@ -115,35 +119,22 @@ class Contests:
         posterior: of the same, with latencies where the settings ask for them.
     """
 
-    def __init__(self, config: Config, supernet: Supernet, posterior: Posterior):
+    def __init__(self, config: Config, supernet: Supernet, posterior: Posterior | UnitPosterior):
         self._config, self._settings = config, config.sample
         self._supernet, self._posterior = supernet, posterior
 
-    def of(self, numbers: Sequence[int]) -> Iterator[Contest]:
-        """Kind by kind; each random candidate has at most the size of one that was found, in the same resource.
+    def of(self, numbers: range) -> Iterator[Contest]:
+        """Kind by kind; random candidates are no larger than those that were found.
+
+        After a search with bounds, random candidates obey the same bounds; else each has at most the size of the
+        candidate of the same number, in parameters or the resource that the posterior was tilted by.
 
         Args:
             numbers: of the candidates, which are functions of (seed, number).
         """
-        settings = self._settings
-        budget = {resource: share for resource in Resource if (share := getattr(settings, resource))}
-        target = None if budget else self._supernet.target
-        found = self._within(target, numbers) if target else self._drawn(budget, None, numbers)
-        yield found
-        price, sizes = self._sizes(found, next(iter(budget), None))
-        for kind in RANDOM:
-            chosen = [i for i in numbers if i < settings.num_random]
-            made = Packed(
-                reference_architectures.random_candidate(
-                    self._posterior, self._supernet.graph, sizes[i], kind, self._config.seed, i, price
-                )
-                for i in chosen
-            )
-            # The best random one is chosen by what the table shows, whatever ranks the posterior's: their losses are
-            # mostly those of confident mistakes, and the comparison is not to flatter the posterior.
-            yield Contest(kind, kind, None, None, chosen, made, [self._facts(a) for a in made], "accuracy")
-        for share in settings.budgets:
-            yield self._drawn({Resource(settings.resource): share}, share, numbers)
+        if isinstance(self._posterior, UnitPosterior):
+            return self._of_units(self._posterior, numbers)
+        return self._of_layers(self._posterior, numbers)
 
     def cut_off(self, contest: Contest) -> SearchFailedError:
         """The error of a contest of the posterior's that no candidate may win."""
@@ -152,68 +143,113 @@ class Contests:
                 f"sample.budgets: {contest.title}, every candidate drops every path to the output: leave "
                 f"{contest.share:g} out, or take a larger budget"
             )
-        return self._collapsed()
+        search = self._config.search
+        return SearchFailedError(
+            "sample: every candidate drops every path to the output, so the posterior has collapsed: search again, in "
+            f"another --workdir, with a smaller ell2 (now {search.ell2:g}) or gate_learning_rate (now "
+            f"{search.gate_learning_rate:g})"
+        )
 
-    def _sizes(
-        self, drawn: Contest, budget: Resource | None
-    ) -> tuple[Callable[[Architecture], float], Mapping[int, float]]:
-        """Returns how random candidates are counted, and the largest cost of each, by number: that of the same sample.
+    def _of_units(self, posterior: UnitPosterior, numbers: range) -> Iterator[Contest]:
+        settings, seed = self._settings, self._config.seed
+        bounds = reference_units.bounds(posterior, settings)
+        shares = {Resource(name): most / posterior.form.full(name) for name, most in bounds.items()}
+        words = " and ".join(f"{share:.1%} of the {resource.words}" for resource, share in shares.items())
+        print(f"sample    of at most {words}")
+        yield self._within(posterior, None, numbers, Kind.POSTERIOR, settings.bounds)
+        for kind in RANDOM:
+            chosen = [i for i in numbers if i < settings.num_random]
+            made = (
+                reference_units.random_candidate(posterior.form, bounds, settings.channel_multiple, kind, seed, i)
+                for i in chosen
+            )
+            yield self._random(kind, chosen, made)
+        for share in settings.budgets:
+            budget = {settings.resource: share}
+            yield self._within(posterior, share, numbers, self._title(Resource(settings.resource), share), budget)
 
-        Where that one is of another size than it should be, what the most probable network of the size costs.
-        """
-        graph, size = self._supernet.graph, drawn.size
-        price = reference_architectures.counted(graph, size.resource if size else Resource.PARAMETERS)
+    def _within(
+        self, posterior: UnitPosterior, share: float | None, numbers: range, title: str, bounds: Mapping[str, float]
+    ) -> Contest:
+        """Candidates within bounds; the posterior's own if none are given."""
+        settings, count = self._settings, numbers[-1] + 1 if numbers else 0
+        drawn: list[int] = []
+
+        def candidates() -> Iterator[Architecture]:
+            for first in range(0, count, _CHUNK):
+                found = posterior.sample(
+                    min(_CHUNK, count - first), self._config.seed, first, settings.channel_multiple, **bounds
+                )
+                for i, candidate in enumerate(found, first):
+                    if i in numbers:
+                        drawn.append(i)
+                        yield candidate
+
+        made = Packed(candidates())
+        facts = [self._facts(candidate) for candidate in made]
+        return Contest(
+            Kind.POSTERIOR,
+            title,
+            posterior,
+            share,
+            drawn,
+            made,
+            facts,
+            settings.rank_by,
+            len(numbers),
+            most_probable_first=True,
+        )
+
+    def _of_layers(self, posterior: Posterior, numbers: range) -> Iterator[Contest]:
+        settings, graph = self._settings, self._supernet.graph
+        budget = next(iter(settings.bounds.items()), None)
+        found = self._drawn(posterior, budget, None, numbers)
+        yield found
+        price: Callable[[Architecture], float] = reference_architectures.counted(graph)
         if budget:  # which is counted otherwise
-            price = functools.partial(self._posterior.cost_of, resource=budget)
-        instead = price(size.first) if size else 0.0
-        misfits = drawn.misfits if size else [None] * len(drawn.numbers)
-        return price, {
-            number: instead if misfit else price(architecture)
-            for number, architecture, misfit in zip(drawn.numbers, drawn.candidates, misfits, strict=True)
-        }
+            price = functools.partial(posterior.cost_of, resource=budget[0])
+        sizes = {i: price(candidate) for i, candidate in zip(found.numbers, found.candidates, strict=True)}
+        for kind in RANDOM:
+            chosen = [i for i in numbers if i < settings.num_random]
+            made = (
+                reference_architectures.random_candidate(posterior, graph, sizes[i], kind, self._config.seed, i, price)
+                for i in chosen
+            )
+            yield self._random(kind, chosen, made)
+        for share in settings.budgets:
+            yield self._drawn(posterior, (settings.resource, share), share, numbers)
 
-    def _drawn(self, budget: Mapping[Resource, float], share: float | None, numbers: Sequence[int]) -> Contest:
-        posterior, title = self._posterior, str(Kind.POSTERIOR)
-        limit: dict[str, float] | None = None
-        for resource, part in budget.items():
+    def _drawn(
+        self, posterior: Posterior, budget: tuple[str, float] | None, share: float | None, numbers: range
+    ) -> Contest:
+        """Samples of the posterior, tilted to a share of a resource if there is a budget."""
+        title = str(Kind.POSTERIOR)
+        if budget:
+            resource, part = Resource(budget[0]), budget[1]
             total = posterior.total_cost(resource)
             learned = posterior.expected_cost(resource) / total
             posterior = posterior.tilt(**{resource: part * total})
-            limit = {resource: part * total} if self._settings.hard_limit else None
             if share is not None:
-                title = f"{Kind.POSTERIOR} at {100 * share:g} % of the {resource.words}"
+                title = self._title(resource, share)
             print(f"sample    tilted from {learned:.1%} of the gated {resource.words} to {part:.1%}")
-        seed = self._config.seed
-        drawn = Packed(posterior.sample(1, seed, first=i, limit=limit)[0] for i in numbers)
+        drawn = Packed(posterior.sample(1, self._config.seed, first=i)[0] for i in numbers)
         facts = [self._facts(architecture) for architecture in drawn]
         by = self._settings.rank_by
-        return Contest(Kind.POSTERIOR, title, posterior, share, numbers, drawn, facts, by)
+        return Contest(Kind.POSTERIOR, title, posterior, share, numbers, drawn, facts, by, len(numbers))
 
-    def _within(self, target: Any, numbers: Sequence[int]) -> Contest:
-        """Candidates of the size that search was asked for; those that are of another size after all do not race."""
-        size = Sized.of(self._posterior, self._supernet.graph, target)
-        if not size.limit:
-            raise self._collapsed()
-        resource = Resource(size.resource)
-        print(f"sample    of at most {target.share:.1%} of the network's {resource.words}: {size.most:,.0f}")
-        drawn = Packed(size.draw(i, self._config.seed) for i in numbers)
-        facts = [self._facts(architecture) for architecture in drawn]
-        by, kind = self._settings.rank_by, Kind.POSTERIOR
-        return Contest(kind, kind, size.posterior, None, numbers, drawn, facts, by, size)
+    def _random(self, kind: Kind, numbers: Sequence[int], candidates: Iterable[Architecture]) -> Contest:
+        made = Packed(candidates)
+        facts = [self._facts(candidate) for candidate in made]
+        # The best random one is chosen by what the table shows, whatever ranks the posterior's: their losses are
+        # mostly those of confident mistakes, and the comparison is not to flatter the posterior.
+        return Contest(kind, kind, None, None, numbers, made, facts, "accuracy", len(numbers))
+
+    @staticmethod
+    def _title(resource: Resource, share: float) -> str:
+        return f"{Kind.POSTERIOR} at {100 * share:g} % of the {resource.words}"
 
     def _facts(self, architecture: Architecture) -> Facts:
         graph = self._supernet.graph
         price = costs.cost(graph, architecture)
         connected = graph.flow(architecture).reaches_outputs()
         return Facts(architecture.digest(), price.parameters, price.multiply_adds, connected)
-
-    def _collapsed(self) -> SearchFailedError:
-        search, target = self._config.search, self._supernet.target
-        if target:
-            advice = f"a larger search.{target.resource} (now {target.share:g})"
-        else:
-            advice = f"a smaller ell2 (now {search.ell2:g}) or gate_learning_rate (now {search.gate_learning_rate:g})"
-        return SearchFailedError(
-            "sample: every candidate drops every path to the output, so the posterior has collapsed: search again, in "
-            f"another --workdir, with {advice}"
-        )

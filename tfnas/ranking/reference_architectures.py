@@ -1,4 +1,4 @@
-"""Architectures of a given size: the most probable one, and references for the network found.
+"""Reference architectures for the network found, of layers that choose their input channels, and of a given size.
 
 Sizes are counted exactly: every channel has a threshold, and bisection finds the level above which channels are kept,
 so that channels are only added as the size grows.
@@ -54,24 +54,21 @@ def random_candidate(
     return of_size(thresholds, most, price or counted(graph))
 
 
-def magnitude_candidate(
-    graph: Graph, scores: Mapping[str, np.ndarray], most: float, resource: str = "parameters"
-) -> Architecture:
+def magnitude_candidate(graph: Graph, scores: Mapping[str, np.ndarray], most: float) -> Architecture:
     """Keeps the channels with the largest scores over all layers, as many as allowed.
 
     Args:
         graph: graph of the supernet.
         scores: by gated layer, one number per input channel, shape (K,); infinite scores are always kept.
-        most: largest cost of the subnet.
-        resource: 'parameters' or 'multiply_adds', counted exactly.
+        most: largest number of parameters of the subnet, counted exactly.
     """
     thresholds = {name: -np.asarray(score, np.float64) for name, score in scores.items()}
-    return of_size(thresholds, most, counted(graph, resource))
+    return of_size(thresholds, most, counted(graph))
 
 
-def counted(graph: Graph, resource: str = "parameters") -> Callable[[Architecture], float]:
-    """Returns a function from an architecture to the exact 'parameters' or 'multiply_adds' of its subnet."""
-    return lambda architecture: count(graph, resource, architecture)
+def counted(graph: Graph) -> Callable[[Architecture], float]:
+    """Returns a function from an architecture to the exact number of parameters of its subnet."""
+    return lambda architecture: count(graph, "parameters", architecture)
 
 
 def of_size(thresholds: Mapping[str, np.ndarray], most: float, price: Callable[[Architecture], float]) -> Architecture:
@@ -86,27 +83,6 @@ def of_size(thresholds: Mapping[str, np.ndarray], most: float, price: Callable[[
     levels = np.concatenate([[-np.inf], np.unique(np.concatenate(list(thresholds.values())))])
     over = _bisected(0, len(levels), lambda i: price(_up_to(thresholds, levels[i])) <= most)
     return _up_to(thresholds, levels[over - 1])
-
-
-def within(posterior: Posterior, graph: Graph, resource: str, most: float) -> Architecture:
-    """Keeps the most probable channels, as many as allowed: the mode after shifting all keep logits equally.
-
-    Among equally probable channels, the first ones of each layer come first, so that the size is met as closely if
-    channels share a gate.
-
-    Args:
-        posterior: posterior of the supernet.
-        graph: graph of the supernet.
-        resource: 'parameters' or 'multiply_adds' of the subnet, counted exactly.
-        most: largest cost in this resource; nothing is kept if it is too small for any channel.
-    """
-    drops = np.concatenate([g.channel_drop for g in posterior.layers])
-    places = np.concatenate([np.arange(g.num_channels) for g in posterior.layers])
-    ranks = np.empty(len(drops))
-    ranks[np.lexsort((places, drops))] = np.arange(len(drops))
-    ends = np.cumsum([g.num_channels for g in posterior.layers])[:-1]
-    thresholds = dict(zip((g.name for g in posterior.layers), np.split(ranks, ends), strict=True))
-    return of_size(thresholds, most, counted(graph, resource))
 
 
 def _up_to(thresholds: Mapping[str, np.ndarray], level: float) -> Architecture:

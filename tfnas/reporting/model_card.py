@@ -14,6 +14,7 @@ from tfnas.runs import provenance, stage_table
 from tfnas.runs.measured import Results, Row, Verdict
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
+from tfnas.search_space.unit_posterior import UnitPosterior
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -30,7 +31,7 @@ def card(
     sizes: Mapping[str, int],
     results: Results,
     verdict: Verdict,
-    posterior: Posterior,
+    posterior: Posterior | UnitPosterior,
     architecture: Architecture,
     reloaded: Mapping[str, Any],
     signatures: Sequence[str],
@@ -91,8 +92,12 @@ def card(
             "test_of_the_full_network": _measured(full, total) if full else None,
             "confusion": results.confusion,  # examples by label (rows) and most probable class (columns)
         },
+        "published": config.search.published,  # or with bounds, on channel units
         "posterior": {
-            "expected_kept": posterior.expected_kept(),
+            # Of the gated kernel weights, or after a search with bounds, of the network's parameters.
+            "expected_kept": posterior.expected_share("parameters")
+            if isinstance(posterior, UnitPosterior)
+            else posterior.expected_kept(),
             "gates": gates,
             "gates_decided": decided,
         },
@@ -123,6 +128,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         **{part: card[part] for part in ("network", "data", "metrics")},
         versions=provenance.by_package(card["versions"]),
         shown=_SHOWN,
+        published=card["published"],
     )
 
 

@@ -12,6 +12,7 @@ from tfnas.common import markup
 from tfnas.runs.sampled import Epoch
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
+from tfnas.search_space.unit_posterior import UnitPosterior
 
 _MOST_UNDECIDED = 10  # gates listed
 _SETTLED = 0.05  # of a drop probability: what it may still move by
@@ -21,14 +22,15 @@ _FEW = 3  # layers named in a sentence
 def section(
     architecture: Architecture,
     reads: Mapping[str, int | None],
-    posterior: Posterior,
+    posterior: Posterior | UnitPosterior,
     history: Sequence[Epoch],
 ) -> dict[str, Any]:
     """Returns the contents of network.html.
 
     Args:
         architecture: of the network found.
-        reads: how many input channels each gated layer reads in it; None if the layer is not there.
+        reads: how many input channels each gated layer reads in it, or how many units each group has; None if the layer
+            or the group is not there.
         posterior: of the search.
         history: the records of history.jsonl.
     """
@@ -61,7 +63,10 @@ def section(
             )
             for g in posterior.layers
         ],
-        "bars": _bars(architecture, reads),
+        "units": isinstance(posterior, UnitPosterior),
+        "bars": _widths(architecture, posterior)
+        if isinstance(posterior, UnitPosterior)
+        else _bars(architecture, reads),
         "heat": _heat(history),
         "course": _course(history),
         "num_undecided": len(undecided),
@@ -91,6 +96,41 @@ def _bars(architecture: Architecture, reads: Mapping[str, int | None]) -> str:
     )
 
 
+def _widths(architecture: Architecture, posterior: UnitPosterior) -> str:
+    """Each group's width before and after, and what the posterior expects of it."""
+    gates = posterior.layers
+    names = [g.name for g in gates]
+    drop = [g.channel_drop for g in gates]
+    expected = [float((1 - p).sum()) for p in drop]
+    deviations = [float(np.sqrt((p * (1 - p)).sum())) for p in drop]
+    found = [int(architecture[name].sum()) for name in names]
+
+    def draw(axes: Any) -> None:
+        axes.barh(names, [g.num_channels for g in gates], color=markup.GRAY, alpha=0.2, label="before")
+        axes.barh(names, found, color=markup.BLUE, label="found")
+        axes.errorbar(
+            expected, names, xerr=deviations, fmt="o", markersize=3, color=markup.ORANGE, label="posterior, mean and sd"
+        )
+        for y, (g, width) in enumerate(zip(gates, found, strict=True)):
+            words = f"{width} of {g.num_channels}" if width else "removed"
+            axes.annotate(
+                words,
+                (g.num_channels, y),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color="black" if width else markup.RED,
+            )
+        axes.invert_yaxis()
+        axes.tick_params("y", labelsize=8)
+        axes.set(xlabel="channels", xlim=(0, 1.25 * max(g.num_channels for g in gates)))
+        markup.legend(axes.figure, axes)
+
+    caption = "Width of every group of channel units: before, in the network found, and as the posterior expects it"
+    return markup.plot(draw, (markup.WIDTH, 1.0 + 0.24 * len(names)), caption)
+
+
 def _block(name: str) -> str:
     return name.rsplit("_", 2)[0]
 
@@ -113,7 +153,7 @@ def _heat(history: Sequence[Epoch]) -> str:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.figure.colorbar(image, ax=axes, shrink=min(1, 2 / axes.figure.get_figheight()), anchor=(0, 1))
 
-    caption = "Mean drop probability of every layer's gates over the search"
+    caption = "Mean drop probability of the gates over the search, by layer or group"
     return markup.plot(draw, (markup.WIDTH, 0.6 + 0.24 * len(sources)), caption)
 
 
@@ -131,4 +171,4 @@ def _course(history: Sequence[Epoch]) -> str:
         other.spines["top"].set_visible(False)
         markup.legend(axes.figure, axes, other)
 
-    return markup.plot(draw, (markup.WIDTH, 2.8), "Loss and expected share of weights kept over the search")
+    return markup.plot(draw, (markup.WIDTH, 2.8), "Loss and expected share of what is kept over the search")

@@ -13,7 +13,6 @@ import rich.table
 from tfnas import config as config_lib
 from tfnas.common import markup, terminal
 from tfnas.common.errors import UserError
-from tfnas.common.resources import Resource
 from tfnas.reporting import acceptance, candidates_section, network_section, pareto_front
 from tfnas.runs import provenance, stage_table
 from tfnas.runs.manifest import Manifest
@@ -22,18 +21,24 @@ from tfnas.runs.sampled import Candidate, Epoch, Front, Kind, Ranked
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
+from tfnas.search_space.unit_posterior import UnitPosterior, read_posterior
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SEVERAL = "they are of several runs; run the stages again, in another --workdir"
 # What the networks are that the found one is compared with.
 _NOTES = {
-    Kind.FIXED_DROP: "Fixed drop: the best random candidate of the found network's size, under the weights of a "
-    "supernet whose gates all kept one drop probability.",
+    Kind.FIXED_DROP: "Fixed drop: the best random candidate of equal size, under the weights of a supernet whose gates "
+    "all kept one drop probability.",
     Kind.SINGLE_PATH: "Single path: where operations compete, one of them, under the weights of a supernet that "
     "trained one at a time; its size is its own.",
     Kind.MAGNITUDE_PRUNING: "Magnitude pruning: the full network, trained without gates, less its channels of the "
-    "smallest weights, at the found network's size.",
+    "smallest weights, at equal size.",
     Kind.DETERMINISTIC: "Deterministic candidate: every channel whose drop probability is below 1/2, as learned.",
+}
+_NOTES_OF_BOUNDS = {
+    Kind.DETERMINISTIC: "Deterministic candidate: the most probable network within the bounds.",
+    Kind.MAGNITUDE_PRUNING: "Magnitude pruning: the full network, trained without gates, less the channels that are "
+    "read with the smallest weights, within the same bounds.",
 }
 
 _BUSY = 2.0  # how many times a network's latencies may differ between rounds without a word of it
@@ -71,7 +76,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     """
     results = work.read_json(stage_table.RESULTS, "report", Results)
     history = work.read_lines(stage_table.HISTORY, "report", Epoch)
-    posterior = Posterior.from_json(work.read(stage_table.POSTERIOR, "report").read_bytes())
+    posterior = read_posterior(work.read(stage_table.POSTERIOR, "report").read_bytes())
     architecture = Architecture.from_json(work.read(stage_table.ARCHITECTURE, "report").read_bytes())
     ranked = work.read_json(stage_table.RANKING, "report", Ranked)
     verdict = work.read_json(stage_table.EVALUATION, "report", Verdict)
@@ -89,7 +94,8 @@ def html(work: Workdir, config: config_lib.Config) -> str:
         durations=_durations(work.manifest()),
         candidates=candidates_section.section(candidates, ranked),
         network=network_section.section(architecture, ranked.reads, posterior, history),
-        posterior=posterior,
+        weights=_weights(posterior),
+        published=config.search.published,
         results=results,
         front=_front(work, config),
         tilted=_tilted(posterior),
@@ -136,7 +142,7 @@ def _cells(results: Results) -> Iterable[tuple[Row, list[str]]]:
 
 
 def _check_one_run(
-    posterior: Posterior,
+    posterior: Posterior | UnitPosterior,
     architecture: Architecture,
     history: Sequence[Epoch],
     ranked: Ranked,
@@ -166,13 +172,14 @@ def _check_one_run(
 def _comparison(results: Results, config: config_lib.Config) -> dict[str, Any]:
     """The network found beside the others that were measured."""
     kinds = {row.kind for row in results.rows}
+    explained = _NOTES if config.search.published else _NOTES | _NOTES_OF_BOUNDS
     return {
         "chosen": results.chosen_row,
         "full": results.full_row,
         "doubt": acceptance.doubt(results),
         "headings": _headings(results),
         "networks": [(row.name == results.chosen, values) for row, values in _cells(results)],
-        "notes": [*_notes(results, config), *(note for kind, note in _NOTES.items() if kind in kinds)],
+        "notes": [*_notes(results, config), *(note for kind, note in explained.items() if kind in kinds)],
         "num_tested": results.num_examples,
         "pruned": _pruned(results),
     }
@@ -213,11 +220,8 @@ def _notes(results: Results, config: config_lib.Config) -> Iterable[str]:
         f"Test is read only after every choice is made; means are of the first {tested} candidates of a kind, mean "
         "sizes of all."
     )
-    if config.search.target and not any(getattr(config.sample, resource) for resource in Resource):
-        means += (
-            " The posterior's are drawn by the size of their gated layers alone: those that are larger in all than was "
-            "asked for cannot win. The most probable network of that size races with them, and is not in their means."
-        )
+    if not config.search.published:
+        means += " The most probable network within the bounds races with the posterior's, and is not in their means."
     yield means
     if results.latency_spread > _BUSY:
         yield (
@@ -243,19 +247,31 @@ def _front(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None:
     }
 
 
-def _tilted(posterior: Posterior) -> list[tuple[bool, list[str]]]:
+def _weights(posterior: Posterior | UnitPosterior) -> tuple[float, float]:
+    """Weights of the gated layers, or with bounds of the whole network, and how many are expected to be kept."""
+    if isinstance(posterior, UnitPosterior):
+        return posterior.form.full("parameters"), posterior.expected_cost("parameters")
+    return posterior.total_parameters(), posterior.expected_parameters()
+
+
+def _tilted(posterior: Posterior | UnitPosterior) -> list[tuple[bool, list[str]]]:
     """Rows of what the posterior would expect at other sizes, and which layers would change most."""
+    total, _ = _weights(posterior)
     rows = []
     for share in (0.2, 0.4, 0.6, 0.8):
         try:
-            tilted = posterior.tilt(parameters=share * posterior.total_parameters())
+            tilted: Posterior | UnitPosterior
+            if isinstance(posterior, UnitPosterior):
+                tilted = posterior.tilted({"parameters": share * total})
+            else:
+                tilted = posterior.tilt(parameters=share * total)
         except UserError:
             continue
         kept = {g.name: 1 - g.channel_drop.mean() for g in tilted.layers}
         change = {g.name: kept[g.name] - (1 - g.channel_drop.mean()) for g in posterior.layers}
         first = sorted(change, key=lambda name: -abs(change[name]))[:3]
         moved = ", ".join(f"{name} {100 * change[name]:+.0f} points" for name in first)
-        rows.append((False, [markup.percent(share, 0), markup.grouped(tilted.expected_parameters()), moved]))
+        rows.append((False, [markup.percent(share, 0), markup.grouped(_weights(tilted)[1]), moved]))
     return rows
 
 

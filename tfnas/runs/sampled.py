@@ -60,11 +60,12 @@ class Epoch:
         epoch: its number, from 1.
         loss: the ELBO, mean over the epoch's training examples.
         accuracy: on the same.
-        kept: expected share of the gated weights.
+        kept: expected share of the gated weights, or with bounds, of the channel units.
         decided: how many gates are, of how many: '12/40'.
-        drop_probability: of every source of every gated layer, the mean over its gates.
-        parameters: expected share of them, where search was given one.
+        drop_probability: of every source of every gated layer, or of every group, the mean over its gates.
+        parameters: expected share of the full network's, if they are bounded.
         multiply_adds: likewise.
+        latency: likewise.
     """
 
     epoch: Count
@@ -75,6 +76,7 @@ class Epoch:
     drop_probability: Annotated[dict[str, tuple[Share, ...]], mapping_of(list_of(Share, 1))]
     parameters: float | None = None
     multiply_adds: float | None = None
+    latency: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,13 +102,12 @@ class Candidate(Score):
 
     Attributes:
         kind: one of `SAMPLED`.
-        share: of the resource that the posterior was tilted to for `sample.budgets`; None for the others.
+        share: of the resource of `sample.budgets`; None for the others.
         number: among all of its kind and share.
         digest: of the architecture.
         parameters: of the network, counted exactly.
         multiply_adds: likewise.
-        connected: whether its output depends on its input.
-        able: whether it may win.
+        connected: whether its output depends on its input; if not, it may not win.
     """
 
     kind: Kind
@@ -116,7 +117,6 @@ class Candidate(Score):
     parameters: int
     multiply_adds: int
     connected: bool
-    able: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +237,8 @@ class Ranked:
 
     Attributes:
         rank_by: what the posterior's candidates are ranked by.
-        reads: input channels that each gated layer of the winner reads; None: the layer is removed.
+        reads: input channels that each gated layer of the winner reads, or units that each of its groups has; None:
+            the layer or the group is removed.
         kinds: what became of each of `SAMPLED`.
         comparisons: of the posterior's best with the best of each random kind, where there are fresh examples.
         predictive: of single networks and averages, by what they are; empty without `sample.ensemble`.
@@ -278,8 +279,9 @@ class FrontPoint:
     """The best candidate at one budget.
 
     Attributes:
-        share: that the posterior was tilted to; None: as learned.
-        expected: of the front's resource; None where that was not measured.
+        share: of the resource; None: search's bounds, or as learned.
+        expected: of the front's resource, by a posterior tilted to it; None after a search with bounds, or where the
+            resource was not measured.
         mean_accuracy: of the first candidates.
         best: the winner of the race.
         fresh: the winner on fresh examples.

@@ -55,9 +55,12 @@ class Stage:
     sometimes: tuple[str, ...] = ()
 
 
-# Of sample's settings, those by which retrain measures and recalibrates networks. The others it knows by what sample
-# wrote.
-_MEASURED = ("sample.batch_size", "sample.num_random", "sample.num_tested", "sample.recalibrate")
+# Of sample's settings, those by which retrain chooses, measures and recalibrates networks. The others it knows by what
+# sample wrote.
+_MEASURED = (
+    *("sample.batch_size", "sample.num_random", "sample.num_tested", "sample.recalibrate"),
+    *("sample.parameters", "sample.multiply_adds", "sample.latency", "sample.channel_multiple"),
+)
 # In the order of the run.
 STAGES = {
     "search": Stage(("data", "supernet", "search", "training", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),

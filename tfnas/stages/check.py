@@ -18,10 +18,11 @@ from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
 from tfnas.ranking.engine import Engine
 from tfnas.runs import workdir
+from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import distribution, loop, networks, preflight, schedules
 
 _CANDIDATES = 4  # that are timed, after one that is not
-_KEPT = 0.95  # share of the gated weights that they keep
+_KEPT = 0.95  # share of the gated weights that they keep after a search with ell2, which may keep as much
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         `data`, what messages call it; `sizes`, number of examples by split ('test' only where it is known unread);
-        `image_shape`, (H, W, C); `classes`, names; `parameters`, trainable, and `gated_layers` of the supernet;
+        `image_shape`, (H, W, C); `classes`, names; `parameters`, trainable, of the supernet, and what
+        its `gates` stand on, in words;
         `up_to_date`, names of the stages that a run would skip; `seconds`, about what those of search, sample and
         retrain will take that it would not.
 
@@ -52,9 +54,9 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     _print("data", f"{config.data.title}: {splits.summary()}")
     search, retrain = config.search, config.retrain
     plain = networks.network(config, splits)
-    supernet = networks.gated(config, splits, plain, check_share=True)
+    supernet = networks.gated(config, splits, plain)
     parameters = cost(supernet.graph).parameters
-    _print("supernet", f"{parameters:,} parameters, {len(supernet.gated_layers)} gated layers")
+    _print("supernet", f"{parameters:,} parameters, {networks.gates_in_words(supernet)}")
     needed, free = preflight.room(work, supernet, config.training.checkpoints_kept)
     _print("folder", f"{work.path}: writable, {_bytes(free)} free, about {_bytes(needed)} needed")
     done = work.up_to_date(config)
@@ -75,7 +77,7 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
         "image_shape": list(splits.image_shape),
         "classes": list(splits.label_names),
         "parameters": parameters,
-        "gated_layers": len(supernet.gated_layers),
+        "gates": networks.gates_in_words(supernet),
         "up_to_date": done,
         "seconds": round(sum(time.seconds for stage, time in times.items() if stage not in done), 1),
     }
@@ -106,14 +108,17 @@ def _measured(
 
 
 def _measured_ranking(config: Config, splits: pipeline.Splits, supernet: Supernet) -> preflight.Ranked:
-    """Candidates as sample will evaluate them, each nearly the whole network."""
-    posterior, size = supernet.posterior(), config.sample.batch_size
-    posterior = posterior.tilt(parameters=_KEPT * posterior.total_cost("parameters"))
+    """Candidates as sample will evaluate them: as large as the bounds allow, or nearly the whole network."""
+    posterior, size, count = supernet.posterior(), config.sample.batch_size, 1 + _CANDIDATES
+    if isinstance(posterior, UnitPosterior):
+        candidates = posterior.sample(count, config.seed)
+    else:
+        candidates = posterior.tilt(parameters=_KEPT * posterior.total_parameters()).sample(count, config.seed)
     one_batch = pipeline.evaluation_batches(splits.validation.take(size), config.data, size)
     recalibration = networks.recalibration(config, splits, supernet)
     found = preflight.measure_ranking(
         lambda: Engine(supernet, one_batch, size, config.seed, recalibration=recalibration),
-        posterior.sample(1 + _CANDIDATES, config.seed),
+        candidates,
     )
     size = min(size, splits.sizes["validation"])
     seconds = found.candidate_seconds + found.batch_seconds

@@ -24,7 +24,7 @@ from tfnas.runs import provenance, stage_table, workdir
 from tfnas.runs.measured import Exported, Results, Verdict
 from tfnas.runs.sampled import Ranked
 from tfnas.search_space.architecture import Architecture
-from tfnas.search_space.posterior import Posterior
+from tfnas.search_space.unit_posterior import read_posterior
 from tfnas.training import networks
 
 _KERAS = "model.keras"
@@ -97,7 +97,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
             sizes=splits.sizes,
             results=results,
             verdict=verdict,
-            posterior=Posterior.from_json((work.path / stage_table.POSTERIOR).read_bytes()),
+            posterior=read_posterior((work.path / stage_table.POSTERIOR).read_bytes()),
             architecture=architecture,
             reloaded=found,
             signatures=savedmodel.names(splits, ensemble),

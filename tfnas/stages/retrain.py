@@ -29,6 +29,7 @@ from tfnas.runs import stage_table, workdir
 from tfnas.runs.measured import Results, Row, Size
 from tfnas.runs.sampled import RANDOM, Kind, Paired, Ranked
 from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import distribution, networks, schedules, trained_baselines
 from tfnas.training.trained_baselines import Arm, Means
 
@@ -80,7 +81,11 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
             name = f"{kind}, best of {kinds[kind].count:,}"
             others.append(Arm(name, kind, cut(candidate), cost(supernet.graph, candidate)))
     posterior = supernet.posterior()
-    mode = posterior.mode()
+    if isinstance(posterior, UnitPosterior):
+        sampling = config.sample
+        (mode,) = posterior.sample(1, 0, 0, sampling.channel_multiple, **sampling.bounds)
+    else:
+        mode = posterior.mode()
     if supernet.graph.flow(mode).reaches_outputs():
         others.append(Arm(Kind.DETERMINISTIC, Kind.DETERMINISTIC, cut(mode), cost(supernet.graph, mode)))
     means = [

@@ -1,6 +1,6 @@
 """Sample: draw candidates from the posterior and at random, race them on the validation split, keep the winner.
 
-With budgets, the posterior is tilted to each of them and sampled and raced again, under the same weights.
+With budgets, candidates are drawn and raced again within each of them, under the same weights.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from tfnas.runs.sampled import (
 )
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
+from tfnas.search_space.unit_posterior import UnitPosterior, read_posterior
 from tfnas.training import distribution, networks
 
 SHARDS = "shards of sample"  # that are evaluated side by side, perhaps in one working directory
@@ -129,11 +130,9 @@ class _Sampling:
         networks.set_seed(config.seed)
         splits = networks.load_data(config, work)
         self.supernet: Supernet = saving.load(work.path / stage_table.SUPERNET)
-        self.posterior = Posterior.from_json((work.path / stage_table.POSTERIOR).read_bytes())
-        if self.settings.latency or (self.settings.budgets and self.settings.resource == "latency"):
-            self.posterior = self.posterior.with_latency(self._latencies())
         self.resource = Resource(self.settings.resource)
-        self.contests = Contests(config, self.supernet, self.posterior)
+        posterior = read_posterior((work.path / stage_table.POSTERIOR).read_bytes())
+        self.contests = Contests(config, self.supernet, self._with_latency(posterior))
         batches = pipeline.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
         recalibration = networks.recalibration(config, splits, self.supernet)
         self.engine = Engine(
@@ -189,8 +188,7 @@ class _Sampling:
                 elif contest.posterior is None and ranking and ranking.fresh:
                     comparisons[contest.kind] = fresh.compared(found, contest, evaluations)
         self.work.write_lines(stage_table.CANDIDATES, candidates)
-        reads = self.supernet.graph.flow(winner).reads_of(winner)
-        ranked = Ranked(self.settings.rank_by, reads, groups, comparisons, predictive)
+        ranked = Ranked(self.settings.rank_by, self._widths(winner), groups, comparisons, predictive)
         self.work.write_json(stage_table.RANKING, ranked)
         text = winner.to_json()
         self.work.write(stage_table.ARCHITECTURE, lambda file: file.write_text(text))
@@ -199,6 +197,28 @@ class _Sampling:
         points.sort(key=lambda point: (point.best.parameters, point.best.multiply_adds))
         pareto_front.write(self.work, Front(self.resource, tuple(points)))
         return (stage_table.FRONT, stage_table.FRONT_PLOT)
+
+    def _with_latency(self, posterior: Posterior | UnitPosterior) -> Posterior | UnitPosterior:
+        """The posterior with a measured latency, where the settings need one.
+
+        Latencies are measured once in a working directory, by the first process.
+        """
+        settings = self.settings
+        if not (settings.latency or (settings.budgets and settings.resource == Resource.LATENCY)):
+            return posterior
+        if isinstance(posterior, UnitPosterior):
+            return posterior
+        with distribution.chief_first(self.config.distribution):
+            if not (self.work.path / stage_table.LATENCIES).exists():
+                measured = Latencies(latencies.layer_latencies(self.supernet))
+                self.work.write_sealed(stage_table.LATENCIES, measured, replace=False)
+        return posterior.with_latency(self.work.read_sealed(stage_table.LATENCIES, Latencies).seconds)
+
+    def _widths(self, winner: Architecture) -> dict[str, int | None]:
+        """How many channels of each mask are there in the network found; None for a layer or a group that is gone."""
+        if self.supernet.bounds:
+            return {name: int(mask.sum()) or None for name, mask in winner.items()}
+        return self.supernet.graph.flow(winner).reads_of(winner)
 
     def _contests(self, shard: Shard) -> Iterator[Contest]:
         return self.contests.of(range(shard.index - 1, self.settings.num_candidates, shard.count))
@@ -225,13 +245,10 @@ class _Sampling:
                 kind=contest.kind,
                 share=contest.share,
                 number=number,
-                able=misfit is None,
                 **vars(facts),
                 **score.figures(),
             )
-            for number, facts, misfit, score in zip(
-                contest.numbers, contest.facts, contest.misfits, scores, strict=True
-            )
+            for number, facts, score in zip(contest.numbers, contest.facts, scores, strict=True)
         ]
         group = Group(
             count=len(records),
@@ -300,15 +317,6 @@ class _Sampling:
         key = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
         return Evaluations(self.work.file(name), key, others)
 
-    def _latencies(self) -> dict[str, float]:
-        """Seconds per channel of every gated layer, measured once in a working directory, by the first process."""
-        file = self.work.path / stage_table.LATENCIES
-        with distribution.chief_first(self.config.distribution):
-            if not file.exists():
-                measured = Latencies(latencies.layer_latencies(self.supernet))
-                self.work.write_sealed(stage_table.LATENCIES, measured, replace=False)
-        return self.work.read_sealed(stage_table.LATENCIES, Latencies).seconds
-
 
 def _print_outcome(contest: Contest, ranking: Ranking) -> None:
     def shown(score: ranking_lib.Score) -> str:
@@ -332,9 +340,14 @@ def _as_json(architecture: Architecture) -> dict[str, Any]:
     return json.loads(architecture.to_json())
 
 
-def _point(posterior: Posterior, share: float | None, resource: Resource, group: Group, race: Race) -> FrontPoint:
+def _point(
+    posterior: Posterior | UnitPosterior, share: float | None, resource: Resource, group: Group, race: Race
+) -> FrontPoint:
     expected = None
-    if resource != Resource.LATENCY or posterior.layers[0].latency_per_channel is not None:
+    known = resource != Resource.LATENCY or (
+        isinstance(posterior, Posterior) and posterior.layers[0].latency_per_channel is not None
+    )
+    if isinstance(posterior, Posterior) and known:
         mean, deviation = posterior.expected_cost(resource), posterior.cost_deviation(resource)
         expected = Expected(mean, deviation, posterior.total_cost(resource))
     return FrontPoint(share, expected, group.mean_accuracy, race.best, race.fresh, race.architecture)

@@ -7,14 +7,19 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfnas.common import terminal
+from tfnas.common.resources import Resource
 from tfnas.config import Config
-from tfnas.gating import sizes
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.sampled import Epoch
+from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import distribution, networks
 from tfnas.training.collapse_guard import Guard
+
+
+_MISSED = 1.05  # times the bound: an expected cost above that is worth a warning
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -34,7 +39,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         print(f"devices   {distribution.describe(tf.distribute.get_strategy())}")
     networks.set_seed(config.seed)
     # What is refused is refused now, not after the warm-up.
-    networks.gated(config, splits, networks.network(config, splits), check_share=True)
+    networks.gated(config, splits, networks.network(config, splits))
     supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work))
     _print_size(supernet, config)
     guard = Guard(config.search, supernet, config.seed)
@@ -58,7 +63,6 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         key=work.key("search", config),
         title="search",
         describe=lambda: _describe(supernet),
-        before_step=supernet.update_costs_if_due,
         check=guard.check,
         on_epoch=on_epoch,
     )
@@ -74,26 +78,40 @@ def _print_size(supernet: Supernet, config: Config) -> None:
     given = ", ".join(f"{name}={value}" for name, value in config.supernet.arguments().items())
     print(
         f"supernet {config.supernet.source or f'{config.supernet.name}({given})'}: "
-        f"{full.parameters:,} parameters, {len(supernet.gated_layers)} gated layers, "
+        f"{full.parameters:,} parameters, {networks.gates_in_words(supernet)}, "
         f"{full.multiply_adds / 1e6:.2f} M multiply-adds"
     )
 
 
 def _report_size(supernet: Supernet, config: Config) -> None:
-    options = f"a larger --config.search.epochs or --config.search.gate_step={2 * config.search.gate_step:g}"
-    sizes.report(supernet, "search    ", f". Usually {options} helps, in another --workdir")
+    """Prints what the gates have come to beside what was asked for; candidates obey the bounds in any case."""
+    posterior = supernet.posterior()
+    for resource, bound in supernet.bounds.items():
+        most, expected = bound / posterior.form.full(resource), posterior.expected_share(resource)
+        line = f"search    {Resource(resource).words}: {expected:.1%} expected, at most {most:.1%} asked for"
+        if expected < _MISSED * most:
+            print(line)
+            continue
+        terminal.warn(
+            f"{line}; the gates had too few steps, so cutting down to the bound chooses channels less well. Usually a "
+            f"larger --config.search.epochs or --config.search.gate_step={2 * config.search.gate_step:g} helps, in "
+            "another --workdir"
+        )
 
 
 def _describe(supernet: Supernet) -> dict[str, Any]:
     posterior = supernet.posterior()
-    decided, groups = posterior.decided()
-    # The share asked for is of the whole network; what is kept is counted of the weights that gates stand before.
-    share = {supernet.target.resource: float(supernet.expected_share())} if supernet.target else {}
+    decided, gates = posterior.decided()
+    if isinstance(posterior, UnitPosterior):
+        drop = {gates.name: [float(gates.channel_drop.mean())] for gates in posterior.layers}
+        kept = float(posterior.keep_probability.mean())
+    else:
+        drop, kept = supernet.source_drop(), posterior.expected_kept()
     return {
-        **share,
-        "kept": posterior.expected_kept(),
-        "decided": f"{decided}/{groups}",
-        "drop_probability": supernet.source_drop(),
+        **{resource: posterior.expected_share(resource) for resource in supernet.bounds},
+        "kept": kept,
+        "decided": f"{decided}/{gates}",
+        "drop_probability": drop,
     }
 
 

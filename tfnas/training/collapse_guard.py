@@ -11,6 +11,7 @@ from tfnas.common.terminal import warn
 from tfnas.config import Search
 from tfnas.gating.supernet import Supernet
 from tfnas.search_space.posterior import Posterior
+from tfnas.search_space.unit_posterior import UnitPosterior
 
 _SAMPLES = 20  # architectures sampled; one with a path to every output is enough
 _NEARLY_EMPTY = 0.01  # expected share of the gated channels below which almost nothing is kept
@@ -24,6 +25,8 @@ class Guard:
     Collapsed: none of 20 samples has a path to every output, so there is nothing to rank. The mode is not used: if all
     p are 0.6, it drops everything although every sample has a path, as in the first epoch on the digits. The share kept
     is not used either, because a cheap gate may stay open when all others are closed.
+
+    A search with bounds cannot collapse, because every candidate has a path, and is as large as its bounds allow.
 
     Almost empty: less than 1 % of the gated channels are expected to be kept, but samples still have a path, through
     layers without gates. This may be intended if few layers are gated, so it only causes a warning.
@@ -43,7 +46,8 @@ class Guard:
 
     def begin(self) -> None:
         """Checks the initial gates. Raises SearchFailedError if they leave no path and `search.guard` is 'stop'."""
-        if self._settings.guard == "off" or self._connected(self._supernet.posterior()):
+        settings = self._settings
+        if settings.guard == "off" or not settings.published or self._connected(self._supernet.posterior()):
             return
         what = f"search.initial_drop ({self._settings.initial_drop:g}) leaves no path to the output (collapsed)"
         if self._settings.guard == "stop":
@@ -62,6 +66,14 @@ class Guard:
         if self._settings.guard == "off":
             return
         posterior = self._supernet.posterior()
+        if self._settings.published:
+            self._check_collapse(epoch, posterior)
+        if epoch == max(_FIRST_EPOCHS, math.ceil(self._settings.gated_epochs / 4)) and self._is_frozen(posterior):
+            warn(
+                f"search: no drop probability has moved by more than 1 % by epoch {epoch} (frozen). {self._too_small()}"
+            )
+
+    def _check_collapse(self, epoch: int, posterior: Posterior) -> None:
         kept = 1 - np.concatenate([gates.channel_drop for gates in posterior.layers]).mean()
         dropped = f"{1 - kept:.0%} of the gated channels are dropped".replace("%", " %")
         if not self._connected(posterior):
@@ -74,16 +86,12 @@ class Guard:
             self._warn_once(
                 f"search: at epoch {epoch}, {dropped}; only layers without gates still have a path. {self._too_much()}"
             )
-        if epoch == max(_FIRST_EPOCHS, math.ceil(self._settings.gated_epochs / 4)) and self._is_frozen(posterior):
-            warn(
-                f"search: no drop probability has moved by more than 1 % by epoch {epoch} (frozen). {self._too_small()}"
-            )
 
     def _connected(self, posterior: Posterior) -> bool:
         samples = (posterior.sample(1, self._seed, first=i)[0] for i in range(_SAMPLES))  # the first usually suffices
         return any(self._supernet.graph.flow(sample).reaches_outputs() for sample in samples)
 
-    def _is_frozen(self, posterior: Posterior) -> bool:
+    def _is_frozen(self, posterior: Posterior | UnitPosterior) -> bool:
         start = self._settings.initial_drop
         p = np.concatenate([gates.drop_probability for gates in posterior.layers])
         return bool((np.abs(p - start) <= _MOVED * min(start, 1 - start)).all())
@@ -95,12 +103,6 @@ class Guard:
 
     def _too_much(self) -> str:
         settings = self._settings
-        if settings.recipe == "target":
-            ((resource, share),) = settings.target.items()
-            return self._advice(
-                f"the gates' steps ({settings.gate_step:g}) are too long or search.{resource} ({share:g}) too small",
-                {"gate_step": settings.gate_step / 2, resource: (1 + share) / 2},
-            )
         # Half, because the transition is sharp: far below it nothing is dropped. 1, the paper's rate, is not lowered.
         rate = settings.gate_learning_rate
         options = {"gate_learning_rate": max(1.0, rate / 2)} if rate > 1 else {}
@@ -108,7 +110,7 @@ class Guard:
 
     def _too_small(self) -> str:
         settings = self._settings
-        if settings.recipe == "target":
+        if not settings.published:
             return self._advice(
                 f"the gates' steps (now {settings.gate_step:g}) are too short for so few epochs",
                 {"gate_step": 10 * settings.gate_step},

@@ -110,46 +110,55 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
 
 
 def gated(
-    config: config_lib.Config,
-    splits: pipeline.Splits,
-    model: keras.Model,
-    initial_drop: float | None = None,
-    check_share: bool = False,
+    config: config_lib.Config, splits: pipeline.Splits, model: keras.Model, initial_drop: float | None = None
 ) -> Supernet:
     """Adds the gates of a search to `model`.
 
     Args:
-        config: settings of the gates and the prior.
+        config: settings of the gates, and of the bounds or the prior.
         splits: splits whose training images the prior is weighed against.
         model: model built by `network`; its weights are copied.
         initial_drop: drop probability of every gate, in (0, 1); None means `search.initial_drop`.
-        check_share: whether to check that the target size is within reach of the gates, as a run does once, before
-            the warm-up.
 
     Raises:
-        UserError: if a layer cannot be gated, a pattern matches no layer, there is nothing to gate, or the target size
-            is out of reach.
+        UserError: if a layer cannot be gated, a pattern matches no layer, there is nothing to gate, or a bound is out
+            of reach.
     """
     settings = config.search
-    steps = max(1, settings.gated_epochs * (splits.sizes["train"] // settings.batch_size))
+    common: dict[str, Any] = {
+        "num_examples": settings.example_multiplier * splits.sizes["train"],
+        "temperature": settings.temperature,
+        "initial_drop": settings.initial_drop if initial_drop is None else initial_drop,
+        "exclude": _patterns(settings.exclude),
+        "seed": config.seed,
+    }
+    if settings.published:
+        return gate(
+            model,
+            ell2=settings.ell2,
+            group_size=settings.group_size,
+            by_source=settings.by_source,
+            prior=settings.prior,
+            gate_dense=settings.gate_dense,
+            gate_pooling=settings.gate_pooling,
+            include=_patterns(settings.include),
+            **common,
+        )
+    bounds: dict[str, Any] = {**settings.bounds}
     return gate(
         model,
-        num_examples=settings.example_multiplier * splits.sizes["train"],
-        ell2=settings.ell2 or None,
-        **settings.target,
-        steps=steps,
-        group_size=settings.group_size,
-        by_source=settings.by_source,
-        prior=settings.prior,
-        temperature=settings.temperature,
-        initial_drop=settings.initial_drop if initial_drop is None else initial_drop,
-        gate_dense=settings.gate_dense,
-        gate_pooling=settings.gate_pooling,
-        include=_patterns(settings.include),
-        exclude=_patterns(settings.exclude),
-        seed=config.seed,
-        check_share=check_share,
+        **bounds,
+        steps=max(1, settings.gated_epochs * (splits.sizes["train"] // settings.batch_size)),
+        noise=settings.noise,
+        streams={"auto": None, "yes": True, "no": False}[settings.streams],
+        **common,
     )
+
+
+def gates_in_words(supernet: Supernet) -> str:
+    """Returns what the gates of a supernet stand on, such as '12 gated layers'."""
+    masks = supernet.posterior().layers
+    return f"{len(masks)} {'groups of channel units' if supernet.bounds else 'gated layers'}"
 
 
 def _patterns(text: str) -> list[str]:

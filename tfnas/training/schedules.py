@@ -107,7 +107,7 @@ def sgd(config: config_lib.Search, rate: Schedule, weight_decay: float) -> keras
 
 
 def gate_rates(config: config_lib.Search) -> dict[str, float]:
-    """Arguments of `GatedOptimizer` for the gates, by this search's recipe."""
-    if config.recipe == "target":
-        return {"gate_step": config.gate_step}
-    return {"gate_learning_rate": config.gate_learning_rate}
+    """Arguments of `GatedOptimizer` for the gates, by this search's mode."""
+    if config.published:
+        return {"gate_learning_rate": config.gate_learning_rate}
+    return {"gate_step": config.gate_step}

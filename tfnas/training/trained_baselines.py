@@ -3,7 +3,8 @@
 Each is searched for `search.epochs` in its own way, cut out, and retrained for `retrain.epochs` like the network found.
 
 - Fixed drop: all gates have the same, fixed drop probability (table 3 of the paper, 'random').
-- Single path: one of the operations that compete is trained at a time (arXiv 1904.00420).
+- Single path: one of the operations that compete is trained at a time (arXiv 1904.00420). Not after a search with
+  bounds, which narrows layers and has no competing operations.
 - Magnitude pruning: no gates; the channels with the smallest weights of the full network are dropped.
 """
 
@@ -23,12 +24,14 @@ from tfnas.gating.gates import Gated
 from tfnas.gating.recalibration import Recalibration
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import Cost, cost
+from tfnas.graph.units import UnitGraph
 from tfnas.layers import family_of
-from tfnas.ranking import ranking, reference_architectures
+from tfnas.ranking import ranking, reference_architectures, reference_units
 from tfnas.runs.sampled import Kind
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
+from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import networks, schedules
 
 _CERTAIN = 500.0  # logit at which the relaxed gate is exactly 0 or 1 in float32, whatever the noise
@@ -77,7 +80,12 @@ class Means:
 
 
 def train(
-    config: Config, splits: pipeline.Splits, work: Workdir, posterior: Posterior, found: Architecture, price: Cost
+    config: Config,
+    splits: pipeline.Splits,
+    work: Workdir,
+    posterior: Posterior | UnitPosterior,
+    found: Architecture,
+    price: Cost,
 ) -> tuple[list[Arm], list[Means]]:
     """Trains all baselines, starting from their checkpoints, if any; reads the training and validation splits.
 
@@ -85,10 +93,10 @@ def train(
         config: settings of the run.
         splits: the images.
         work: working directory of the checkpoints.
-        posterior: names the gated layers; its probabilities are not used.
+        posterior: of the search; names what is gated, and has the bounds. Its probabilities are not used.
         found: the architecture found.
-        price: cost of its network. Baselines that are sampled or pruned to its size cost no more, in the target
-            resource of the search, or in parameters without one.
+        price: cost of its network. After a search with bounds, baselines that are sampled or pruned obey the same
+            bounds; else they have no more parameters than this.
 
     Returns:
         The networks that have a path to the output, and the means of those that were sampled.
@@ -96,35 +104,38 @@ def train(
     Raises:
         UserError: if a loss is no longer finite, or a checkpoint cannot be read.
     """
-    arms, means = fixed_drop(config, splits, work, reference_architectures.even_drop(posterior, found), price)
-    arms += single_path(config, splits, work)
+    if isinstance(posterior, UnitPosterior):
+        most = {resource: posterior.cost_of(found, resource) for resource in _bounds(config, posterior)}
+        drop = reference_units.even_drop(posterior.form, most)
+        arms, means = fixed_drop(config, splits, work, drop, price)
+    else:
+        arms, means = fixed_drop(config, splits, work, reference_architectures.even_drop(posterior, found), price)
+        arms += single_path(config, splits, work)
     arms += magnitude_pruning(config, splits, work, price)
     return arms, means
+
+
+def _bounds(config: Config, posterior: UnitPosterior) -> dict[str, float]:
+    return reference_units.bounds(posterior, config.sample)
 
 
 def fixed_drop(
     config: Config, splits: pipeline.Splits, work: Workdir, drop: float, price: Cost
 ) -> tuple[list[Arm], list[Means]]:
-    """Returns the best random candidate that costs at most `price`, in a supernet with a fixed drop probability.
+    """Returns the best random candidate of equal size, in a supernet with a fixed drop probability.
 
     `drop` is that probability. The other arguments are those of `train`.
     """
     supernet = freeze(_at_start(config, splits, work, drop))
     kind = Kind.FIXED_DROP
     _fit(config, splits, work, supernet, kind)
-    posterior, graph = supernet.posterior(), supernet.graph
-    resource = _resource(supernet)
-    most, counted = getattr(price, resource), reference_architectures.counted(graph, resource)
-    candidates = [
-        reference_architectures.random_candidate(posterior, graph, most, Kind.EVEN, config.seed, i, counted)
-        for i in range(config.sample.num_random)
-    ]
+    candidates = [_random(config, supernet, price, i) for i in range(config.sample.num_random)]
     recalibration = networks.recalibration(config, splits, supernet)
     scores = [*map(_evaluator(config, splits, supernet, recalibration), candidates)]
     adjust = recalibration.apply if recalibration else _unchanged
     arms = _best(config, splits, work, supernet, candidates, scores, kind, adjust=adjust)
     first = candidates[: config.sample.num_tested]
-    prices = [cost(graph, candidate) for candidate in candidates]
+    prices = [cost(supernet.graph, candidate) for candidate in candidates]
     means = Means(
         kind,
         supernet,
@@ -135,6 +146,15 @@ def fixed_drop(
         recalibration=recalibration,
     )
     return arms, [means]
+
+
+def _random(config: Config, supernet: Supernet, price: Cost, i: int) -> Architecture:
+    """Random candidate `i`, spread evenly."""
+    posterior, graph = supernet.posterior(), supernet.graph
+    if isinstance(posterior, UnitPosterior):
+        bounds, multiple = _bounds(config, posterior), config.sample.channel_multiple
+        return reference_units.random_candidate(posterior.form, bounds, multiple, Kind.EVEN, config.seed, i)
+    return reference_architectures.random_candidate(posterior, graph, price.parameters, Kind.EVEN, config.seed, i)
 
 
 def single_path(config: Config, splits: pipeline.Splits, work: Workdir) -> list[Arm]:
@@ -169,9 +189,7 @@ def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, pr
     kind = Kind.MAGNITUDE_PRUNING
     networks.fit_as_search(config, splits, work, full, kind)
     supernet = networks.gated(config, splits, full)
-    scores = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
-    resource = _resource(supernet)
-    pruned = reference_architectures.magnitude_candidate(supernet.graph, scores, getattr(price, resource), resource)
+    pruned = _with_largest_weights(config, supernet, price)
     if not supernet.graph.flow(pruned).reaches_outputs():
         return []
     if recalibration := networks.recalibration(config, splits, supernet):
@@ -179,15 +197,23 @@ def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, pr
     return _cut(config, splits, work, supernet, pruned, kind, kind)
 
 
-def _resource(supernet: Supernet) -> str:
-    """Returns the resource in which networks of equal size are equal."""
-    return supernet.target.resource if supernet.target else "parameters"
+def _with_largest_weights(config: Config, supernet: Supernet, price: Cost) -> Architecture:
+    posterior, graph = supernet.posterior(), supernet.graph
+    if isinstance(graph, UnitGraph):
+        scores = reference_units.mean_magnitudes(graph)
+        bounds, multiple = _bounds(config, posterior), config.sample.channel_multiple
+        return reference_units.within(posterior.form, scores, bounds, multiple)
+    by_layer = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
+    return reference_architectures.magnitude_candidate(graph, by_layer, price.parameters)
 
 
 def freeze(supernet: Supernet) -> Supernet:
     """Freezes the drop probabilities of `supernet`; call it before `compile`."""
-    for layer in supernet.gated_layers.values():
-        layer.drop_logit.trainable = False
+    if supernet.bounds:
+        supernet.draw.keep_logit.trainable = False
+    else:
+        for layer in supernet.gated_layers.values():
+            layer.drop_logit.trainable = False
     return supernet
 
 

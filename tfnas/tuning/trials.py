@@ -128,7 +128,7 @@ def run(config: Config, work: Workdir, trial: Trial, full_parameters: int) -> Tr
     work.remove(failure)
     ranked = work.read_json(stage_table.RANKING, "tune", Ranked)
     candidates = work.read_lines(stage_table.CANDIDATES, "tune", Candidate)
-    able = [c for c in candidates if c.kind == Kind.POSTERIOR and c.share is None and c.able]
+    able = [c for c in candidates if c.kind == Kind.POSTERIOR and c.share is None and c.connected]
     best, message = _best(config, ranked.race.best, able, full_parameters)
     score: Score = ranked.race.fresh or best
     if best is not ranked.race.best:

@@ -17,12 +17,13 @@ class Sample:
     num_candidates: int = 1500
     num_random: int = 100  # random candidates of equal size, of each kind: the baselines
     num_tested: int = 20  # candidates of each kind that are measured in full, and at the very end on test: the means
-    # Tilt the posterior until this share of the gated layers' kernel weights, of their multiply-adds or of their
-    # measured latency is expected to be kept; 0: as learned. At most one of the three.
+    # Other bounds than the search's, in the same form, which every candidate then obeys. After a search with ell2, one
+    # share of the gated layers' kernel weights, of their multiply-adds or of their measured latency: the posterior is
+    # tilted until that is expected to be kept. All 0: search's bounds, or the posterior as learned.
     parameters: float = 0.0
     multiply_adds: float = 0.0
     latency: float = 0.0
-    hard_limit: bool = False  # every candidate meets the budget, not only the average: draw again until it does
+    channel_multiple: int = 1  # after a search with bounds: layers keep a multiple of this many channels, or all
     budgets: tuple[float, ...] = ()  # shares: sample at each of these too, for the Pareto front of accuracy and cost
     resource: str = "parameters"  # that `budgets` are shares of: 'parameters', 'multiply_adds' or 'latency'
     rank_by: str = "loss"  # the more reliable; or 'accuracy', the paper's
@@ -35,23 +36,18 @@ class Sample:
     ensemble: int = 0  # also evaluate the average of this many of the best candidates, and of as many posterior samples
     batch_size: int = 250
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bounds by resource, as they are set."""
+        return {resource.value: bound for resource in Resource if (bound := getattr(self, resource))}
+
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         fields.at_least("sample.num_candidates", self.num_candidates, 1)
         fields.at_least("sample.num_random", self.num_random, 1)
         fields.at_least("sample.num_tested", self.num_tested, 1)
-        for field in _RESOURCES:
-            share = getattr(self, field)
-            fields.require(
-                0 <= share < 1, f"sample.{field}", share, "a share in (0, 1), or 0 for the posterior as learned"
-            )
-        given = {field: getattr(self, field) for field in _RESOURCES if getattr(self, field)}
-        fields.require(
-            len(given) < 2, "sample.parameters, multiply_adds and latency", given, "one budget, the others 0"
-        )
-        fields.require(
-            not self.hard_limit or bool(given or self.budgets), "sample.hard_limit", True, "set with a budget"
-        )
+        fields.check_bounds("sample", self.bounds)
+        fields.at_least("sample.channel_multiple", self.channel_multiple, 1)
         for share in self.budgets:
             fields.require(0 < share < 1, "sample.budgets", share, "shares in (0, 1)")
         fields.one_of("sample.resource", self.resource, _RESOURCES)
@@ -62,3 +58,15 @@ class Sample:
         fields.at_least("sample.recalibrate", self.recalibrate, 0)
         fields.at_least("sample.ensemble", self.ensemble, 0)
         fields.at_least("sample.batch_size", self.batch_size, 1)
+
+    def check_published(self) -> None:
+        """Raises UserError for a value that does not fit a search with `ell2`."""
+        after = "after a search with ell2"
+        fields.require(
+            len(self.bounds) < 2, "sample.parameters, multiply_adds and latency", self.bounds, f"one share {after}"
+        )
+        for resource, bound in self.bounds.items():
+            fields.require(bound < 1, f"sample.{resource}", bound, f"a share in (0, 1) {after}")
+        fields.require(
+            self.channel_multiple == 1, "sample.channel_multiple", self.channel_multiple, f"left at 1 {after}"
+        )

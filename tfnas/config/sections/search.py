@@ -1,4 +1,4 @@
-"""Settings of training the supernet, and the values that follow from its recipe."""
+"""Settings of training the supernet, and the values that follow from its mode."""
 
 from __future__ import annotations
 
@@ -6,32 +6,38 @@ import dataclasses
 import math
 from typing import Any
 
+from tfnas.common.resources import Resource
 from tfnas.config import fields
 from tfnas.config.sections.retrain import Retrain
 
-# By recipe: the drop probability before the first step, and how many channels share one (0: all of a source).
-DEFAULT_GATES = {"target": (0.02, 1), "paper": (0.1, 0)}
+INITIAL_DROP, PUBLISHED_INITIAL_DROP = 0.02, 0.1  # drop probability before the first step, with bounds and with ell2
+
+# Settings of one mode only.
+_OF_BOUNDS = ("gate_step", "noise", "streams")
+_OF_ELL2 = ("gate_learning_rate", "prior", "group_size", "by_source", "gate_dense", "gate_pooling", "include")
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Training the supernet on the ELBO (docs/method.md).
+    """Training the supernet on the ELBO (docs/method.md), in one of two modes.
 
-    The recipe determines the objective, and every value that is left out. 'target', for a small budget, adjusts a
-    Lagrange multiplier on the expected cost until the network has the requested size; 'paper' is the published method.
+    With bounds, gates stand on channel units, and Lagrange multipliers bring the expected costs of the network down to
+    the bounds. With `ell2`, the search is the published one: gates stand on the input channels of every layer, and the
+    length scale of the prior decides how much goes. Values that are left out follow from the mode.
     """
 
-    recipe: str = "target"  # or 'paper'
-    # 'target': the requested size, as a share of the full network's parameters or of its multiply-adds. Set one of the
-    # two; neither: half of the parameters.
+    # Bounds on the network found: shares of the full network in (0, 1), or numbers above 1 of parameters and of
+    # multiply-adds; any of them together. With none and no ell2: half of the parameters and half of the multiply-adds.
     parameters: float = 0.0
     multiply_adds: float = 0.0
+    latency: float = 0.0  # as measured on this machine; a share only
+    ell2: float = 0.0  # instead of bounds: squared prior length scale; larger gives a smaller network
     epochs: int = 8  # in total
-    warmup_epochs: int = -1  # the first of them, without gates; -1: 'target' a third, 'paper' none
+    warmup_epochs: int = -1  # the first of them, without gates; -1: with bounds a third, with ell2 none
     batch_size: int = 128
     learning_rate: float = 0.1  # of SGD, at the start of the schedule
     # 'one_cosine': to zero over search and retraining; 'cosine': over search; 'cosine_restarts'; 'steps': divided by 10
-    # at each of the boundaries. Empty: 'target' one_cosine, 'paper' cosine.
+    # at each of the boundaries. Empty: with bounds one_cosine, with ell2 cosine.
     schedule: str = ""
     cosine_epochs: int = 0  # one_cosine: its length; 0: search's epochs and retrain's
     minimum_learning_rate: float = 0.0  # cosine_restarts: the end of each cosine
@@ -40,22 +46,25 @@ class Search:
     boundaries: tuple[float, ...] = ()  # steps: epochs after which the rate is divided by 10
     momentum: float = 0.9
     nesterov: bool = True
-    weight_decay: float = -1.0  # of search's weights, as retrain's; -1: 'target' retrain's, 'paper' none
-    ell2: float = 0.0  # 'paper': squared prior length scale: larger gives a smaller network; 0: 50
+    weight_decay: float = -1.0  # of search's weights, as retrain's; -1: with bounds retrain's, with ell2 none
     example_multiplier: float = 10.0  # N = this x training images: examples distinct under augmentation
     temperature: float = 0.2  # of the relaxed Bernoulli gates
-    initial_drop: float = 0.0  # drop probability before the first step; 0: 'target' 0.02, 'paper' 0.1
-    # Number of neighboring channels that share a gate's logit; 0: all of a source. -1: 'target' 1, 'paper' 0.
-    group_size: int = -1
-    by_source: bool = True  # groups end where a source of a concatenated input ends; False: such an input is one source
-    gate_step: float = 0.05  # 'target': Adam's learning rate of the gates' logits
-    gate_learning_rate: float = 1.0  # 'paper': as a multiple of the weights'; 3 to 10 helps runs with few epochs
-    # 'paper': 'parameters' or 'multiply_adds' penalize each channel by its cost; 'constant' not at all (`tfnas.gate`)
-    prior: str = "uniform"
-    gate_dense: bool = False  # gate dense layers too, except the classifier
-    gate_pooling: bool = False  # gate pooling and Identity layers too, so that such an operation can be dropped
-    include: str = ""  # glob patterns of layer names, separated by commas: exactly these are gated; empty: by kind
-    exclude: str = ""  # glob patterns of layer names, separated by commas: never gated
+    initial_drop: float = 0.0  # drop probability before the first step; 0: with bounds 0.02, with ell2 0.1
+    exclude: str = ""  # glob patterns of layer names, separated by commas: never gated, or never narrowed
+    gate_step: float = 0.05  # with bounds: Adam's learning rate of the gates' logits
+    # With bounds: 'batch' draws the gates' noise once for all images of a batch, which costs next to no time;
+    # 'example' for each image, as with ell2.
+    noise: str = "batch"
+    # With bounds: whether residual streams are narrowed too. 'auto': only if the bounds cannot be reached otherwise.
+    streams: str = "auto"
+    gate_learning_rate: float = 1.0  # with ell2: as a multiple of the weights'; 3 to 10 helps runs with few epochs
+    prior: str = "uniform"  # with ell2; 'constant': no channel is penalized, the paper's ablation (`tfnas.gate`)
+    group_size: int = 0  # with ell2: number of neighboring channels that share a gate's logit; 0: all of a source
+    # With ell2: groups end where a source of a concatenated input ends; False: such an input is one source.
+    by_source: bool = True
+    gate_dense: bool = False  # with ell2: gate dense layers too, except the classifier
+    gate_pooling: bool = False  # with ell2: gate pooling and Identity layers too, so that they can be dropped
+    include: str = ""  # with ell2: glob patterns of layer names: exactly these are gated; empty: by kind
     # 'stop': end the search when the posterior drops everything; 'warn': warn once. Both also warn once about a
     # posterior that does not move. 'off': neither (tfnas/training/collapse_guard.py). May be changed during a run.
     guard: str = "stop"
@@ -66,20 +75,25 @@ class Search:
         return self.epochs - self.warmup_epochs
 
     @property
-    def target(self) -> dict[str, float]:
-        """The requested resource and share, by the names of `tfnas.gate`; empty for 'paper'."""
-        return {name: share for name in ("parameters", "multiply_adds") if (share := getattr(self, name))}
+    def published(self) -> bool:
+        """Whether this is the published search, with `ell2`."""
+        return self.ell2 != 0
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bounds by resource, as they are set; empty with `ell2`."""
+        return {resource.value: bound for resource in Resource if (bound := getattr(self, resource))}
 
     def resolved(self, retrain: Retrain) -> Search:
-        """These settings, with the recipe's values for those that are left out."""
-        unset = {"schedule": "", "warmup_epochs": -1, "weight_decay": -1.0, "initial_drop": 0.0, "group_size": -1}
-        if self.recipe == "target":
-            recipe = ("one_cosine", (self.epochs + 1) // 3, retrain.weight_decay, *DEFAULT_GATES["target"])
-            further: dict[str, Any] = {} if self.target else {"parameters": 0.5}
+        """These settings, with the mode's values for those that are left out."""
+        unset = {"schedule": "", "warmup_epochs": -1, "weight_decay": -1.0, "initial_drop": 0.0}
+        further: dict[str, Any] = {}
+        if self.published:
+            defaults = ("cosine", 0, 0.0, PUBLISHED_INITIAL_DROP)
         else:
-            recipe = ("cosine", 0, 0.0, *DEFAULT_GATES["paper"])
-            further = {} if self.ell2 else {"ell2": 50.0}
-        chosen: dict[str, Any] = dict(zip(unset, recipe, strict=True))
+            defaults = ("one_cosine", (self.epochs + 1) // 3, retrain.weight_decay, INITIAL_DROP)
+            further = {} if self.bounds else {"parameters": 0.5, "multiply_adds": 0.5}
+        chosen: dict[str, Any] = dict(zip(unset, defaults, strict=True))
         chosen = {name: value for name, value in chosen.items() if getattr(self, name) == unset[name]}
         if chosen.get("schedule", self.schedule) == "one_cosine" and not self.cosine_epochs:
             # Set here because the search depends on it: with another number it is another search.
@@ -108,14 +122,16 @@ class Search:
         fields.at_least("search.batch_size", self.batch_size, 1)
         for field in ("learning_rate", "example_multiplier", "temperature", "gate_learning_rate", "gate_step"):
             fields.positive(f"search.{field}", getattr(self, field))
-        fields.one_of("search.prior", self.prior, ("uniform", "parameters", "multiply_adds", "constant"))
-        self._check_recipe()
-        expected = f"at least 0 and less than search.epochs, {self.epochs}; or -1, as the recipe has it"
+        fields.one_of("search.prior", self.prior, ("uniform", "constant"))
+        fields.one_of("search.noise", self.noise, ("batch", "example"))
+        fields.one_of("search.streams", self.streams, ("auto", "yes", "no"))
+        self._check_mode()
+        expected = f"at least 0 and less than search.epochs, {self.epochs}; or -1 for the mode's"
         fields.require(0 <= self.warmup_epochs < self.epochs, "search.warmup_epochs", self.warmup_epochs, expected)
         fields.require(
-            self.weight_decay >= 0, "search.weight_decay", self.weight_decay, "at least 0, or -1 for the recipe's"
+            self.weight_decay >= 0, "search.weight_decay", self.weight_decay, "at least 0, or -1 for the mode's"
         )
-        fields.require(self.group_size >= 0, "search.group_size", self.group_size, "at least 0, or -1 for the recipe's")
+        fields.at_least("search.group_size", self.group_size, 0)
         self._check_schedule()
         fields.one_of("search.guard", self.guard, ("stop", "warn", "off"))
         fields.require(0 <= self.momentum < 1, "search.momentum", self.momentum, "a number in [0, 1)")
@@ -123,18 +139,13 @@ class Search:
             0 < self.initial_drop < 1, "search.initial_drop", self.initial_drop, "a number strictly in (0, 1)"
         )
 
-    def _check_recipe(self) -> None:
-        fields.one_of("search.recipe", self.recipe, ("target", "paper"))
-        if self.recipe == "paper":
+    def _check_mode(self) -> None:
+        if self.published:
             fields.positive("search.ell2", self.ell2)
-            others: tuple[str, ...] = ("parameters", "multiply_adds", "gate_step")
-            of = "it belongs to the recipe 'target'"
+            others, of = (*Resource, *_OF_BOUNDS), "it belongs to a search with bounds, and search.ell2 is set"
         else:
-            others, of = ("ell2", "gate_learning_rate", "prior"), "it belongs to the recipe 'paper'"
-            expected = "a share in (0, 1)"
-            for name, share in self.target.items():
-                fields.require(0 < share < 1, f"search.{name}", share, expected)
-            fields.require(len(self.target) < 2, "search.parameters and multiply_adds", self.target, "one of the two")
+            fields.check_bounds("search", self.bounds)
+            others, of = _OF_ELL2, "it belongs to the published search, which search.ell2 selects"
         for name in others:
             default = type(self).__dataclass_fields__[name].default
             fields.require(getattr(self, name) == default, f"search.{name}", getattr(self, name), f"left out: {of}")

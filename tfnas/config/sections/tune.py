@@ -7,7 +7,7 @@ import dataclasses
 from tfnas.config import fields
 
 # Settings of search that can be tuned.
-TUNED = ("ell2", "learning_rate", "gate_learning_rate", "temperature", "initial_drop")
+TUNED = ("ell2", "learning_rate", "gate_learning_rate", "gate_step", "temperature", "initial_drop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,10 @@ class Tune:
     trials: int = 0  # at most; 0: all of 'grid', or of 'hyperband', whose number follows from search.epochs
     objective: str = "loss"  # or 'accuracy'; of the best candidate, on validation images that the race did not use
     budget: float = 1.0  # the best candidate's parameters, at most, as a share of the full network's; 1: any size
-    ell2: tuple[float, ...] = ()
+    ell2: tuple[float, ...] = ()  # of a search with ell2
     learning_rate: tuple[float, ...] = ()
-    gate_learning_rate: tuple[float, ...] = ()
+    gate_learning_rate: tuple[float, ...] = ()  # of a search with ell2
+    gate_step: tuple[float, ...] = ()  # of a search with bounds
     temperature: tuple[float, ...] = ()
     initial_drop: tuple[float, ...] = ()
 

@@ -12,8 +12,10 @@ from tfnas.common import digests
 from tfnas.reporting import report
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.manifest import Finished
+from tfnas.search_space.closed_form import ClosedForm, Group, Term, Width
 from tfnas.search_space.layer_gates import LayerGates
 from tfnas.search_space.posterior import Posterior
+from tfnas.search_space.unit_posterior import UnitPosterior
 
 FULL = {
     "name": "full network, same total budget",
@@ -58,7 +60,19 @@ KINDS = ("posterior", "random, spread evenly", "random, allocated per layer")
 POSTERIOR = Posterior(
     (LayerGates("stage1_a_conv1", (4,), (0.02,), 9), LayerGates("stage1_b_conv1", (2, 2), (0.5, 0.99), 9))
 )
-CONFIG = load_config("digits")
+CONFIG = load_config("digits_paper")
+# The same after a search with bounds: a group of four units and a branch of two, that may go.
+BOUNDED = load_config("digits")
+UNITS = UnitPosterior(
+    ClosedForm(
+        groups=(Group("stage1_a_conv1", 4, False, False), Group("stage1_b_conv1", 2, True, False)),
+        widths=(Width(1), Width(3), Width(0, ((0, 1),)), Width(0, ((1, 1),))),
+        terms={"parameters": (Term("a", 9, 1, 2), Term("b", 9, 1, 3, needs=(1,)), Term("head", 18, 0))},
+        dead=((), ()),
+    ),
+    keep_logits=(4.0, 4.0, 0.0, 4.0, -4.0, -4.0),
+    bounds={"parameters": 100.0},
+)
 
 
 def candidate(kind, number, loss, accuracy, parameters, num_examples, able=True):
@@ -71,7 +85,6 @@ def candidate(kind, number, loss, accuracy, parameters, num_examples, able=True)
         "parameters": parameters,
         "multiply_adds": 100 * parameters,
         "connected": able,
-        "able": able,
         "loss": loss,
         "accuracy": accuracy,
         "num_examples": num_examples,

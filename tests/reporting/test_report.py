@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import re
-import shutil
 
 import pytest
 from reports import (
+    BOUNDED,
     CONFIG,
     FOUND,
     FRONT,
@@ -14,6 +14,7 @@ from reports import (
     KINDS,
     MEAN,
     POSTERIOR,
+    UNITS,
     Page,
     compared,
     ended,
@@ -52,22 +53,34 @@ def test_top_5_has_a_column_where_it_was_measured(tmp_path):
     assert ">top-5</th>" in page and "<td>99.1 %</td>" in page
 
 
-def test_table_says_why_candidates_may_be_larger_than_asked_for(tmp_path):
-    def said(config):
-        return " ".join(table(made(tmp_path, config=config), config).split())
+def test_table_says_that_the_most_probable_network_is_not_a_sample(tmp_path):
+    words = "The most probable network within the bounds races with the posterior's, and is not in their means."
+    assert words not in " ".join(table(made(tmp_path / "a")).split())
+    work = made(tmp_path / "b", config=BOUNDED, posterior=UNITS)
+    assert "mean sizes of all. " + words in " ".join(table(work, BOUNDED).split())
 
-    why = "those that are larger in all than was asked for cannot win."
-    assert "candidates of a kind, mean sizes of all. The posterior's are drawn by" in said(CONFIG) and why in said(
-        CONFIG
+
+def test_page_after_a_search_with_bounds(tmp_path):
+    work = made(tmp_path, config=BOUNDED, posterior=UNITS, rows=(FULL, MEAN, DETERMINISTIC, FOUND))
+    page = Page(report.html(work, BOUNDED))
+    assert not page.open and len(page.ids) == len(set(page.ids))
+    assert (
+        "Width of every group of channel units: before, in the network found, and as the posterior expects it"
+        in page.labels
     )
-    # Where nothing was asked of search, or sample draws at a budget of its own, none is excluded.
-    for sections in (
-        {"search": config_lib.Search(recipe="paper", ell2=50.0)},
-        {"sample": dataclasses.replace(CONFIG.sample, multiply_adds=0.5)},
-    ):
-        other = dataclasses.replace(CONFIG, **sections).check()
-        shutil.rmtree(tmp_path)
-        assert said(other).endswith("candidates of a kind, mean sizes of all.")
+    text = said(work, BOUNDED)
+    # 100 / 27 - 18 / 27 = 3.04 units; the branch's two are the least probable.
+    assert "3 of 6 channel units are kept; 1 of 2 groups are removed" in text
+    assert text.count(">removed</text>") == 1 and ">3 of 4</text>" in text
+    assert "5 of 6 gates are decided" in text and row(text, "stage1_a_conv1", "2", "0.500")
+    # 18 + 27 x 6; 18 + 27 x (3 x 0.982 + 0.5 + 2 x 0.018)
+    assert "The full network has 180 weights, of which 112 are expected to be kept" in text
+    assert "Random candidates obey the same bounds as the posterior's" in text
+    assert "Deterministic candidate: the most probable network within the bounds." in text
+    assert "posterior.sample(n, parameters=...)" in text and "layers that change most" in text
+    assert "candidates within it were drawn" in said(
+        made(tmp_path / "front", config=BOUNDED, posterior=UNITS, front=FRONT), BOUNDED
+    )
 
 
 @pytest.mark.parametrize("spread, warned", [(None, False), (2.0, False), (2.46, True)])
@@ -108,8 +121,8 @@ def test_page_has_every_plot_and_loads_nothing(tmp_path):
         "Fresh accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
         "posterior's alone",
         "Share of its input channels that every gated operation reads in the network found",
-        "Mean drop probability of every layer's gates over the search",
-        "Loss and expected share of weights kept over the search",
+        "Mean drop probability of the gates over the search, by layer or group",
+        "Loss and expected share of what is kept over the search",
     ]
     assert len(page.ids) == len(set(page.ids))
     assert page.links and all(link.startswith(("#", "data:")) for link in page.links)
@@ -121,7 +134,10 @@ def test_page_says_the_figures(tmp_path):
     assert "25 % of its multiply-adds" in text and "the full one reaches 98.5 %" in text
     assert "2 of 3 gates are decided" in text  # 0.02 and 0.99 are, 0.5 is not
     assert "have 72 weights, of which 44 are expected" in text  # 9 x (4 x 0.98 + 2 x 0.5 + 2 x 0.01) = 44.46
-    assert "search.parameters</td><td>0.25" in text
+    assert "search.ell2</td><td>160" in text
+
+
+DETERMINISTIC = {**FULL, "name": "deterministic candidate", "kind": "deterministic candidate"}
 
 
 def row(text, *cells):
@@ -315,10 +331,10 @@ def test_page_says_why_there_are_fewer_candidates_than_asked_for(tmp_path):
     def alter(ranking):
         ranking["kinds"]["posterior"] |= {
             "able": 1,
-            "left_out": "1 of 3 candidates can be compared; left out: 2 larger",
+            "left_out": "1 of 3 candidates can be compared; left out: 2 without a path to the output",
         }
 
-    assert "posterior: 1 of 3 candidates can be compared; left out: 2 larger." in said(
+    assert "posterior: 1 of 3 candidates can be compared; left out: 2 without a path to the output." in said(
         made(tmp_path, alter=alter), CONFIG
     )
 
@@ -372,12 +388,12 @@ def test_page_says_which_layers_were_decided_early_and_which_are_open(tmp_path):
 def test_page_has_a_config_file_that_repeats_the_run(tmp_path):
     other = config_lib.from_config_dict(
         {
-            **config_lib.to_dict(CONFIG),
+            **config_lib.to_dict(BOUNDED),
             "seed": 7,
             "search": {"epochs": 12, "boundaries": (3.0, 6.0), "schedule": "steps"},
         }
     )
-    for config in (CONFIG, other):
+    for config in (CONFIG, BOUNDED, other):
         scope = {}
         exec(report.config_file(config), scope)
         assert config_lib.from_config_dict(scope["get_config"]()) == config

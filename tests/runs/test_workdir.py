@@ -81,7 +81,7 @@ def test_stage_runs_once_and_again_after_damage(tmp_path, capsys):
 def test_another_search_is_refused_but_later_settings_may_change(tmp_path):
     work = finished_search(tmp_path)
     with pytest.raises(UserError, match=r"holds a search with search.parameters=0.5, and this config has 0.3"):
-        work.claim(config.Config(search=config.Search(parameters=0.3)))
+        work.claim(config.Config(search=config.Search(parameters=0.3, multiply_adds=0.5)))
     # What was never set is not what is named.
     keeps = r"made for retrain.epochs=24, and this config has 30: --config.search.cosine_epochs=32 keeps that search"
     with pytest.raises(UserError, match=keeps):
@@ -95,7 +95,7 @@ def test_another_search_is_refused_but_later_settings_may_change(tmp_path):
     with pytest.raises(UserError, match=r"holds a search with search.cosine_epochs=32, and this config has 40"):
         work.claim(config.Config(search=config.Search(cosine_epochs=40), retrain=config.Retrain(epochs=30)))
     # Said or left out, it is the same search.
-    assert work.is_current("search", config.Config(search=config.Search(parameters=0.5, initial_drop=0.02)))
+    assert work.is_current("search", config.Config(search=config.Search(parameters=0.5, multiply_adds=0.5, initial_drop=0.02)))
     with pytest.raises(UserError, match=r"seed=0, and this config has 1"):
         work.claim(config.Config(seed=1))
     work.claim(config.Config(sample=config.Sample(num_candidates=7)))

@@ -76,7 +76,7 @@ class Stages:
                 for i, size in enumerate(parameters)
             ]
             # Cut off, or of another kind: neither is ever the best, however small.
-            others = [{**candidates[0], "parameters": 1, "able": False}]
+            others = [{**candidates[0], "parameters": 1, "connected": False}]
             others += [{**candidates[0], "parameters": 1, "kind": kind} for kind in KINDS[1:]]
             work.write_lines(stage_table.CANDIDATES, candidates + others)
             won = {**race(candidates[0], 0.5), "fresh": score if self.fresh else None}

@@ -95,7 +95,8 @@ def test_another_search_is_refused_but_later_settings_may_change(tmp_path):
     with pytest.raises(UserError, match=r"holds a search with search.cosine_epochs=32, and this config has 40"):
         work.claim(config.Config(search=config.Search(cosine_epochs=40), retrain=config.Retrain(epochs=30)))
     # Said or left out, it is the same search.
-    assert work.is_current("search", config.Config(search=config.Search(parameters=0.5, multiply_adds=0.5, initial_drop=0.02)))
+    said = config.Search(parameters=0.5, multiply_adds=0.5, initial_drop=0.02)
+    assert work.is_current("search", config.Config(search=said))
     with pytest.raises(UserError, match=r"seed=0, and this config has 1"):
         work.claim(config.Config(seed=1))
     work.claim(config.Config(sample=config.Sample(num_candidates=7)))

@@ -104,7 +104,7 @@ def stages(monkeypatch):
 
 
 def made(tune, **search):
-    return Config(search=Search(**{"recipe": "paper", "epochs": 9, **search}), tune=tune).check()
+    return Config(search=Search(**{"ell2": 50.0, "epochs": 9, **search}), tune=tune).check()
 
 
 def results(path):
@@ -153,7 +153,7 @@ def test_bayesian_searches_the_range(stages, tmp_path):
     values = [ell2 for ell2, _, _ in stages.calls]
     assert len(values) == 6 and all(5 <= value <= 500 and float(f"{value:.3g}") == value for value in values)
     assert not set(values) <= set(ELL2)
-    losses = [loss_of(Search(recipe="paper", ell2=value)) for value in values]
+    losses = [loss_of(Search(ell2=value)) for value in values]
     assert best.found.loss == min(losses) < 0.15
     drawn, guided = losses[:3], losses[3:]  # three times as many at random as there are settings
     assert sum(guided) / 3 < sum(drawn) / 3
@@ -165,10 +165,8 @@ def test_hyperband_gives_the_best_more_epochs(stages, tmp_path):
     tried = {n: {ell2 for ell2, _, epochs in stages.calls if epochs == n} for n in (1, 3, 9)}
     promoted = tried[1] & tried[3]
     assert promoted and tried[1] - promoted
-    assert max(loss_of(Search(recipe="paper", ell2=e)) for e in promoted) < min(
-        loss_of(Search(recipe="paper", ell2=e)) for e in tried[1] - promoted
-    )
-    assert best.epochs == 9 and best.found.loss == min(loss_of(Search(recipe="paper", ell2=e)) for e in tried[9])
+    assert max(loss_of(Search(ell2=e)) for e in promoted) < min(loss_of(Search(ell2=e)) for e in tried[1] - promoted)
+    assert best.epochs == 9 and best.found.loss == min(loss_of(Search(ell2=e)) for e in tried[9])
     assert len(stages.calls) == len(set(stages.calls)) == len(results(tmp_path)["trials"])
 
 

@@ -4,8 +4,8 @@ compiled_network.py         the network as steps that compute any architecture: 
 evaluation_log.py           a file of each example's loss and accuracy by architecture, so that none is recomputed
 losses.py                   the compiled loss, and the accuracy, of every single example
 racing.py                   drops candidates that cannot win, with a guarantee for the winner
-reference_architectures.py  the most probable architecture, random and pruned ones, single paths
-candidates.py               sample(): candidates of the target size
+reference_architectures.py  of the published search: random and pruned architectures of a size, single paths
+reference_units.py          of channel units: random and pruned architectures within bounds
 engine.py                   evaluates any architecture with programs compiled once
 ranking.py                  rank(): many candidates, raced on the same examples
 contests.py                 the contests of a run: the posterior's candidates, random ones, and those at budgets

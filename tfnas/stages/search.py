@@ -18,7 +18,6 @@ from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import distribution, networks
 from tfnas.training.collapse_guard import Guard
 
-
 _MISSED = 1.05  # times the bound: an expected cost above that is worth a warning
 
 

@@ -398,8 +398,8 @@ def test_page_has_a_config_file_that_repeats_the_run(tmp_path):
         exec(report.config_file(config), scope)
         assert config_lib.from_config_dict(scope["get_config"]()) == config
     assert "seed=7" in report.config_file(other) and "min_accuracy=0.9" in report.config_file(other)
-    text = said(made(tmp_path))
-    assert " ".join(report.config_file(CONFIG).split()) in text and "--config=again.py" in text
+    text = said(made(tmp_path, config=BOUNDED, posterior=UNITS), BOUNDED)
+    assert " ".join(report.config_file(BOUNDED).split()) in text and "--config=again.py" in text
 
 
 def test_two_budgets_may_find_one_network(tmp_path):

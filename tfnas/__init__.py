@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tfnas import supernets as supernets
     from tfnas.cutting.latencies import latency as latency
     from tfnas.cutting.latencies import layer_latencies as layer_latencies
+    from tfnas.cutting.latency_bound import meet_latency as meet_latency
     from tfnas.cutting.subnets import subnet as subnet
     from tfnas.gating.gates import Gated as Gated
     from tfnas.gating.optimizers import GatedOptimizer as GatedOptimizer
@@ -41,6 +42,7 @@ _HOMES = {
     "latency": "cutting.latencies",
     "layer_latencies": "cutting.latencies",
     "load": "gating.saving",
+    "meet_latency": "cutting.latency_bound",
     "rank": "ranking.ranking",
     "subnet": "cutting.subnets",
 }

@@ -11,6 +11,7 @@ import tfnas
 from tfnas.common.errors import UserError
 from tfnas.gating.gates import hard_gates
 from tfnas.search_space.architecture import Architecture
+from tfnas.supernets import multi_branch_resnet
 
 L = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -58,3 +59,25 @@ def test_masks_the_cut_network_and_the_engine_agree_on_random_models(seed):
                 trained = supernet.network(given, training=True)
             supernet.set_weights(before)
             check_equal(trained, cut(given, training=True))
+
+
+def test_a_bound_on_the_latency_is_one_on_seconds_measured_layer_by_layer(tmp_path, rng):
+    def device(network):
+        return 1e-9 * tfnas.cost(network).multiply_adds + 1e-6
+
+    model = multi_branch_resnet(4, 1, 5, (8, 8, 3))
+    supernet = tfnas.gate(model, latency=0.5, parameters=0.8, steps=20, num_examples=100, device=device)
+    assert set(supernet.bounds) == {"latency", "parameters"}
+    full = supernet.form.full("latency")
+    assert full == pytest.approx(device(model)) and supernet.bounds["latency"] == pytest.approx(full / 2)
+    supernet.compile("sgd", LOSS)
+    logs = supernet.fit(rng.normal(size=(8, 8, 8, 3)).astype("f4"), np.arange(8) % 5, verbose=0).history
+    assert 0 < logs["latency"][0] <= 1
+    supernet.save(tmp_path / "supernet.keras")
+    again = tfnas.load(tmp_path / "supernet.keras")  # without measuring anything
+    assert again.latencies == supernet.latencies
+    for architecture in again.posterior().sample(5):
+        assert again.posterior().cost_of(architecture, "latency") <= full / 2
+    for wrong in (0, 1, 20):
+        with pytest.raises(ValueError, match=r"latency must be a share in \(0, 1\)"):
+            tfnas.gate(model, latency=wrong, steps=20, num_examples=100, device=device)

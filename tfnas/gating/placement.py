@@ -17,8 +17,10 @@ from tfnas.gating.supernet import PublishedSupernet, Supernet
 from tfnas.gating.unit_gates import NOISES
 from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.channels import Graph
+from tfnas.graph.latencies import Device, Latencies
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.base import Node
+from tfnas.search_space.closed_form import ClosedForm
 
 
 def gate(
@@ -28,6 +30,8 @@ def gate(
     ell2: float | None = None,
     parameters: float | None = None,
     multiply_adds: float | None = None,
+    latency: float | None = None,
+    device: str | Device = "tensorflow",
     steps: int = 0,
     noise: str = "batch",
     streams: bool | None = None,
@@ -44,7 +48,7 @@ def gate(
 ) -> Supernet:
     """Makes a supernet of `model`.
 
-    Give bounds on the network's cost (`parameters`, `multiply_adds`, or both), or `ell2`.
+    Give bounds on the network's cost (`parameters`, `multiply_adds`, `latency`; several hold together), or `ell2`.
 
     With bounds, what may vanish are channel units (method.md, section 9): a channel of every layer that writes it,
     together with all that reads it, so that the network found is the model with narrower layers. The expected costs are
@@ -63,6 +67,11 @@ def gate(
         parameters: bound on the parameters, > 0: a share of the model's if at most 1, else their number. There is no
             weight term under bounds: give the optimizer a weight decay.
         multiply_adds: bound on the multiply-adds of one example, likewise.
+        latency: bound on the seconds of one example, as a share of the model's in (0, 1). What each layer takes is
+            measured on `device` now, which predicts what a network of some of its channels takes;
+            `tfnas.meet_latency` then corrects the bound by what whole networks take.
+        device: 'tensorflow', 'litert' (one thread; needs tfnas[formats]), or a function from a Keras model to the
+            seconds of one forward pass, which may run it anywhere.
         steps: with bounds, training steps in which the expected costs are to reach them; from 200 on.
         noise: with bounds, 'example': relaxed gates are drawn for each example, as in the paper; 'batch': one draw for
             the batch, on each replica, which costs next to nothing.
@@ -93,16 +102,18 @@ def gate(
             that is out of reach, or on multiply-adds if the input has no fixed size.
         ValueError: for a number out of range.
     """
-    asked = {"parameters": parameters, "multiply_adds": multiply_adds}
+    asked = {"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency}
     bounds = {resource: bound for resource, bound in asked.items() if bound is not None}
     if (ell2 is None) == (not bounds):
         given = ", ".join(f"{k}={v}" for k, v in {"ell2": ell2, **bounds}.items() if v is not None) or "none of them"
-        raise UserError(f"gate: ell2, or bounds (parameters, multiply_adds) expected. Received: {given}")
+        raise UserError(f"gate: ell2, or bounds (parameters, multiply_adds, latency) expected. Received: {given}")
     if bounds:
         defaults = {"group_size": 0, "by_source": True, "prior": "uniform", "gate_dense": False, "gate_pooling": False}
         _refuse(locals(), {**defaults, "include": ()}, "ell2")
-        return _with_units(model, bounds, num_examples, steps, noise, streams, temperature, initial_drop, exclude, seed)
-    _refuse(locals(), {"noise": "batch", "streams": None, "steps": 0}, "bounds")
+        return _with_units(
+            model, bounds, device, num_examples, steps, noise, streams, temperature, initial_drop, exclude, seed
+        )
+    _refuse(locals(), {"noise": "batch", "streams": None, "steps": 0, "device": "tensorflow"}, "bounds")
     initial_drop = PUBLISHED_INITIAL_DROP if initial_drop is None else initial_drop
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
@@ -140,6 +151,7 @@ def _refuse(given: Mapping[str, Any], defaults: Mapping[str, Any], mode: str) ->
 def _with_units(
     model: keras.Model,
     bounds: dict[str, float],
+    device: str | Device,
     num_examples: float,
     steps: int,
     noise: str,
@@ -160,19 +172,29 @@ def _with_units(
         raise ValueError(f"gate: initial_drop must be strictly in (0, 1). Received: initial_drop={initial_drop}")
     patterns = _patterns(exclude)
     plain = _copied(Graph(model), lambda node, layer: layer)
-    streams = _needs_streams(plain, patterns, bounds) if streams is None else streams
-    form = UnitGraph(plain, patterns, streams).form
+    latencies = None
+    if "latency" in bounds:
+        if not 0 < bounds["latency"] < 1:
+            raise ValueError(f"gate: latency must be a share in (0, 1). Received: latency={bounds['latency']}")
+        latencies = Latencies.measure(Graph(plain), device)
+
+    def form_of(streams: bool) -> ClosedForm:
+        form = UnitGraph(plain, patterns, streams).form
+        return form.with_latency(latencies.terms(form)) if latencies else form
+
+    streams = _needs_streams(form_of, bounds) if streams is None else streams
+    form = form_of(streams)
     most = form.absolute(bounds)
     form.check_reach(most)
     return UnitSupernet(
-        plain, num_examples, most, steps, patterns, streams, noise, temperature, initial_drop, seed % 2**31
+        plain, num_examples, most, steps, patterns, streams, noise, temperature, initial_drop, seed % 2**31, latencies
     )
 
 
-def _needs_streams(plain: keras.Model, exclude: tuple[str, ...], bounds: dict[str, float]) -> bool:
+def _needs_streams(form_of: Callable[[bool], ClosedForm], bounds: Mapping[str, float]) -> bool:
     """Whether some bound is out of reach of the units that are in no stream."""
     try:
-        form = UnitGraph(plain, exclude).form
+        form = form_of(False)
     except UserError:  # there are none
         return True
     return any(most < form.least(resource) for resource, most in form.absolute(bounds).items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from tfnas.gating.supernet import Supernet, undecided
 from tfnas.gating.unit_gates import GatedNormalization, UnitDraw, UnitGate
 from tfnas.gating.unit_placement import Edge, Place, alive_edges, unit_places
 from tfnas.graph.channels import deep
+from tfnas.graph.latencies import Latencies
 from tfnas.graph.units import PINNED, UnitGraph
 from tfnas.layers import Input
 from tfnas.search_space.architecture import Architecture
@@ -33,10 +35,12 @@ class UnitSupernet(Supernet):
         exclude: glob patterns of names of layers whose output channels stay.
         streams: whether the units of streams may vanish too.
         noise, temperature, initial_drop, seed: of `UnitDraw`.
+        latencies: measured ones, of which the latency's closed form is made; None: only costs that are counted.
 
     Attributes:
         network: the functional model with gates.
         graph: the `UnitGraph` of the network without gates, which is made of the same layers.
+        form: costs in closed form.
         draw: the `UnitDraw`, with the units' logits.
         multipliers: Lagrange multipliers of the expected costs, float32, shape (R,), not trainable.
         steps_taken: optimizer steps since the gates were set up, int32 scalar, not trainable.
@@ -56,6 +60,7 @@ class UnitSupernet(Supernet):
         temperature: float = 0.2,
         initial_drop: float = 0.02,
         seed: int = 0,
+        latencies: Latencies | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         graph = UnitGraph(plain, exclude, streams)
@@ -69,9 +74,11 @@ class UnitSupernet(Supernet):
         self.streams = streams
         self.draw = draw
         self._gated = gated
+        self.latencies = Latencies(**latencies) if isinstance(latencies, Mapping) else latencies
         form = graph.form
-        full = [form.full(resource) for resource in self.bounds]
-        self._shares = bounding.ExpectedShares(form, self.bounds)
+        self.form = form.with_latency(self.latencies.terms(form)) if self.latencies else form
+        full = [self.form.full(resource) for resource in self.bounds]
+        self._shares = bounding.ExpectedShares(self.form, self.bounds)
         self._bound_shares = [bound / cost for bound, cost in zip(self.bounds.values(), full, strict=True)]
         self._add_multipliers()
 
@@ -133,7 +140,7 @@ class UnitSupernet(Supernet):
     def posterior(self) -> UnitPosterior:
         """The units' present keep probabilities, and the bounds, which its candidates obey."""
         logits = np.asarray(self.draw.keep_logit, np.float64)
-        return UnitPosterior(self.graph.form, tuple(logits.tolist()), dict(self.bounds))
+        return UnitPosterior(self.form, tuple(logits.tolist()), dict(self.bounds))
 
     def set_architecture(self, architecture: Architecture) -> None:
         """Sets the hard masks of `architecture`, once it is closed. Raises UserError if it is another supernet's."""
@@ -158,6 +165,7 @@ class UnitSupernet(Supernet):
             "temperature": self.draw.temperature,
             "initial_drop": self.draw.initial_drop,
             "seed": self.draw.seed,
+            "latencies": self.latencies and dataclasses.asdict(self.latencies),
         }
 
     @classmethod

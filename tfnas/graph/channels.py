@@ -61,14 +61,9 @@ class Graph:
         """
         for depth in sorted(model._nodes_by_depth, reverse=True):
             for call in model._nodes_by_depth[depth]:
-                operation, output = call.operation, call.output_tensors[0]
-                if id(output) in index or getattr(operation, "draws_gates", False):
-                    continue  # the input of a nested model is what its caller gives it; a draw is not part of the model
-                if getattr(operation, "gates_units", False):
-                    if not hasattr(operation, "layer"):
-                        index[id(output)] = index[id(call.input_tensors[0])]
-                        continue
-                    operation, call = operation.layer, _call_alone(operation.layer, call.input_tensors[0])
+                operation = call.operation
+                if id(call.output_tensors[0]) in index:
+                    continue  # the input of a nested model is what its caller gives it
                 sources = tuple(index[id(tensor)] for tensor in call.input_tensors)
                 if isinstance(operation, keras.Model) and not is_gate(operation):
                     inner = _functional(operation)
@@ -86,7 +81,7 @@ class Graph:
                         f"layer '{operation.name}': one output tensor expected. Received: {len(call.output_tensors)}; "
                         "replace the layer, or put it before or behind the model"
                     )
-                index[id(output)] = len(self.nodes)
+                index[id(call.output_tensors[0])] = len(self.nodes)
                 self.nodes.append(self._node(operation, call, prefix, sources, training))
         return index
 
@@ -364,12 +359,6 @@ def _functional(model: Any) -> Any:
             f"Received: {type(model).__name__}"
         )
     return model
-
-
-def _call_alone(layer: keras.Layer, tensor: Any) -> Any:
-    """Keras's record of a call on one tensor, of a layer that a gate is folded into."""
-    layer(tensor)
-    return layer._inbound_nodes[-1]
 
 
 def _called_twice(name: str) -> UserError:

@@ -22,7 +22,7 @@ FOLDERS = """
     layers        common
     graph         common layers search_space
     data          common config
-    gating        common config data graph layers search_space
+    gating        common config graph layers search_space
     cutting       common config gating graph layers search_space supernets
     ranking       common config data gating graph layers runs search_space
     training      common config cutting data gating graph layers ranking runs search_space

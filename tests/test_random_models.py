@@ -22,11 +22,11 @@ from exactness import check_cut, check_equal
 import tfnas
 from tfnas.common.errors import UserError
 from tfnas.cutting.subnets import subnet
-from tfnas.gating.recalibration import Recalibration
 from tfnas.graph.costs import cost
 from tfnas.graph.folding import Folding, weights_of
 from tfnas.layers import BatchNormalization, Convolution, Input, Pointwise, Separable, Spatial, Uncut
 from tfnas.ranking.engine import Engine
+from tfnas.ranking.recalibration import Recalibration
 
 NUM_MODELS = int(os.environ.get("TFNAS_RANDOM_MODELS", "4"))
 NUM_MASKS = 6

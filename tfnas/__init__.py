@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from tfnas.gating.gates import Gated as Gated
     from tfnas.gating.optimizers import GatedOptimizer as GatedOptimizer
     from tfnas.gating.placement import gate as gate
-    from tfnas.gating.recalibration import Recalibration as Recalibration
     from tfnas.gating.saving import load as load
     from tfnas.gating.supernet import Supernet as Supernet
     from tfnas.graph.channels import Graph as Graph
     from tfnas.graph.costs import cost as cost
     from tfnas.ranking.ranking import rank as rank
+    from tfnas.ranking.recalibration import Recalibration as Recalibration
     from tfnas.search_space.architecture import Architecture as Architecture
     from tfnas.search_space.posterior import Posterior as Posterior
     from tfnas.search_space.unit_posterior import UnitPosterior as UnitPosterior
@@ -34,7 +34,7 @@ _HOMES = {
     "GatedOptimizer": "gating.optimizers",
     "Graph": "graph.channels",
     "Posterior": "search_space.posterior",
-    "Recalibration": "gating.recalibration",
+    "Recalibration": "ranking.recalibration",
     "Supernet": "gating.supernet",
     "UnitPosterior": "search_space.unit_posterior",
     "cost": "graph.costs",

@@ -21,10 +21,10 @@ from tfnas.common.errors import UserError
 from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.gating import saving
-from tfnas.gating.recalibration import Recalibration, recompute_statistics
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
 from tfnas.ranking.engine import Engine
+from tfnas.ranking.recalibration import Recalibration, recompute_statistics
 from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior

@@ -9,9 +9,9 @@ from conftest import random_weights
 import tfnas
 from tfnas.cutting.subnets import subnet
 from tfnas.gating.gates import Gated
-from tfnas.gating.recalibration import Recalibration, recompute_statistics
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
+from tfnas.ranking.recalibration import Recalibration, recompute_statistics
 
 layers = keras.layers
 

@@ -10,5 +10,4 @@ supernet.py       Supernet: the gated model and its training step; PublishedSupe
 unit_supernet.py  UnitSupernet: with gates of channel units, trained under bounds
 placement.py      gate(model) -> Supernet: which layers get gates
 saving.py         load(path): reads `.keras` files in safe mode
-recalibration.py  batch-normalization statistics of one architecture
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -321,12 +321,26 @@ class Computation:
         node: what is computed.
         shape: spatial axes of its output, all known.
         source_shapes: those of its inputs.
+        calibrated: names of the normalizations that are not folded with their statistics: these are given when the
+            program runs, as 'mean' and 'variance', or computed from the batch.
+
+    Attributes:
+        normalizes: the one of these normalizations that it computes, if any.
     """
 
-    def __init__(self, node: Node, shape: tuple[int, ...], source_shapes: Sequence[tuple[int, ...]]):
+    normalizes: Any = None
+
+    def __init__(
+        self,
+        node: Node,
+        shape: tuple[int, ...],
+        source_shapes: Sequence[tuple[int, ...]],
+        calibrated: Collection[str] = (),
+    ):
         self.node = node
         self.shape = shape
         self.source_shapes = source_shapes
+        self.calibrated = calibrated
 
     def takes_held(self, source: Node) -> bool:
         """Whether it is always given just what an input's tensor holds."""
@@ -355,6 +369,10 @@ class Computation:
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
         """Its output, from all of its inputs."""
         return self.node.infer(tensors)
+
+    def calibrate(self, tensors: list[tf.Tensor], fed: Fed) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Its output if `normalizes` uses the batch's own mean and variance, and these; float32, shape (channels,)."""
+        raise NotImplementedError
 
 
 class ChannelwiseComputation(Computation):

@@ -218,6 +218,7 @@ class _Computation(Computation):
         linear = self.node.inner.activation is keras.activations.linear
         if isinstance(node, BatchNormalization) and linear and self.norm is None and self.activation is None:
             self.norm = node
+            self.normalizes = node if node.name in self.calibrated else None
         elif isinstance(node, Pointwise) and self.activation is None:
             self.activation = node
         else:
@@ -231,33 +232,48 @@ class _Computation(Computation):
     def signature(self) -> Fed:
         kernel = tf.TensorSpec((*getattr(self.node.inner, "kernel_size", ()), None, None))
         more = {"kernel": kernel, "bias": tf.TensorSpec((None,))}
+        if self.normalizes:
+            more |= self.normalizes.signature()
         return {**more, "case": tf.TensorSpec((), tf.int32), "border": kernel} if self.node.pads else more
 
     def feed(self, x: Folded) -> Fed:
         kernel, border, bias = self.node.folded(x)
         case = _PLAIN if border is None else _WITH_BORDER if kernel.size else _BORDER_ONLY
         border = kernel[..., :0, :] if border is None else border
-        if self.norm is not None:
+        more = {}
+        if self.normalizes:
+            more = self.normalizes.parameters(x.weights, self.node.held(x.live))
+        elif self.norm is not None:
             scale, offset = (part[self.node.held(x.live)] for part in self.norm.affine(x.weights))
             kernel, border, bias = kernel * scale, border * scale, bias * scale + offset
-        fed = {"kernel": kernel, "bias": bias}
+        fed = {"kernel": kernel, "bias": bias, **more}
         return {**fed, "case": np.array(case, np.int32), "border": border} if self.node.pads else fed
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
-        (x,) = tensors
+        if self.normalizes:
+            scale, offset = self.normalizes.scaling(fed)
+            fed = {**fed, "kernel": fed["kernel"] * scale, "bias": fed["bias"] * scale + offset}
+            if self.node.pads:
+                fed["border"] *= scale
+        return self._convolved(tensors[0], fed, self._finished)
 
+    def calibrate(self, tensors: list[tf.Tensor], fed: Fed) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        y, mean, variance = self.normalizes.by_batch(self._convolved(tensors[0], fed, lambda y: y), fed)
+        return self._finished(y), mean, variance
+
+    def _convolved(self, x: tf.Tensor, fed: Fed, finish: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
         def plain() -> tf.Tensor:
-            return self._finished(tf.nn.bias_add(self._applied(x, fed["kernel"]), fed["bias"]))
+            return finish(tf.nn.bias_add(self._applied(x, fed["kernel"]), fed["bias"]))
 
         def border() -> tf.Tensor:
             ones = tf.ones((1, *self.source_shapes[0], 1))
             return tf.nn.bias_add(self._applied(ones, fed["border"]), fed["bias"])
 
         def with_border() -> tf.Tensor:
-            return self._finished(self._applied(x, fed["kernel"]) + border())
+            return finish(self._applied(x, fed["kernel"]) + border())
 
         def border_only() -> tf.Tensor:
-            return tf.repeat(self._finished(border()), tf.shape(x)[0], axis=0)
+            return tf.repeat(finish(border()), tf.shape(x)[0], axis=0)
 
         return tf.switch_case(fed["case"], [plain, with_border, border_only]) if self.node.pads else plain()
 

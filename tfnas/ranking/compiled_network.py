@@ -1,12 +1,14 @@
 """A supernet's network as steps of a program that takes any architecture's channels, without being traced again.
 
 A layer's family (`tfnas.layers`) defines what its step is fed for an architecture and what it computes. Dropped layers
-are skipped; tensors hold the channels that `Flow.held` returns, where the flow is linked.
+are skipped; tensors hold the channels that `Flow.held` returns, where the flow is linked. The network is split into
+segments at the tensors through which everything flows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -14,22 +16,91 @@ import tensorflow as tf
 from tfnas.graph.channels import Flow, Graph
 from tfnas.graph.folding import Folding
 from tfnas.layers.base import Computation, Fed, Node, Operand
+from tfnas.ranking.packing import Packing
 
+_TRUE, _FALSE = np.array(True), np.array(False)
+_SAME = {"same": _TRUE, "channels": np.zeros(0, np.int32), "constants": np.zeros(0, np.float32)}
 OUTPUT = -1  # number of the first output with its constants written out; the next output's is one less
 
 
-def segments(graph: Graph, example: Sequence[np.ndarray]) -> list[list[Unit]]:
+def segments(graph: Graph, example: Sequence[np.ndarray], calibrated: Collection[str] = ()) -> list[Segment]:
     """All steps in order, cut where one tensor is all that flows on.
 
     Args:
         graph: of a supernet.
         example: one array for each of its inputs, of the shape that all will have, shape (1, ..., channels).
+        calibrated: names of the normalizations whose statistics are not folded into kernels, but given to the programs.
 
     Returns:
-        Lists of units. The first is what comes before any gate, and reads the inputs; each of the others begins with
-        the gates it has, and reads nothing but the output of the one before. The last ends with the model's outputs.
+        The first is what comes before any gate, and reads the inputs; each of the others begins with the gates it has,
+        and reads nothing but the output of the one before. The last ends with the model's outputs.
     """
-    return _segments(graph, _units(graph, _shapes(graph, example)))
+    return [Segment(graph, units) for units in _segments(graph, _units(graph, _shapes(graph, example), calibrated))]
+
+
+class Segment:
+    """Consecutive steps, computed by one program.
+
+    Attributes:
+        units: the steps.
+        starts: numbers of the nodes whose tensors it is given.
+        packing: of what its units are fed.
+    """
+
+    def __init__(self, graph: Graph, units: Sequence[Unit]):
+        self.units = units
+        self.starts = graph.inputs if graph.nodes[units[0].reads[0]].inputs == () else units[0].reads[:1]
+        self.packing = Packing({unit.name: unit.signature() for unit in units})
+        self._normalizing = [unit for unit in units if unit.computation.normalizes]
+
+    @property
+    def last(self) -> int:
+        """Number of the node whose output comes out last."""
+        return self.units[-1].last
+
+    @property
+    def normalizations(self) -> list[Node]:
+        """The normalizations whose statistics are given, in order."""
+        return [unit.computation.normalizes for unit in self._normalizing]
+
+    def feed(self, flow: Flow, folding: Folding) -> list[tf.Tensor]:
+        """Returns what `run` and `calibrate` are given for one candidate, as many tensors as `packing` says."""
+        return self.packing.pack({unit.name: unit.feed(flow, folding) for unit in self.units})
+
+    def run(self, tensors: Sequence[tf.Tensor], packed: Sequence[tf.Tensor], statistics: tf.Tensor) -> list[tf.Tensor]:
+        """The outputs: of its last node, or all of the model's.
+
+        Args:
+            tensors: one for each of `starts`.
+            packed: from `feed`.
+            statistics: float32, means and then variances of each of `normalizations`, one after the other.
+        """
+        fed = self.packing.unpack(packed)
+        sizes = [tf.size(fed[unit.name]["gamma"]) for unit in self._normalizing for _ in range(2)]
+        parts = iter(tf.split(statistics, sizes) if sizes else ())
+        for unit in self._normalizing:
+            fed[unit.name] |= {"mean": next(parts), "variance": next(parts)}
+        values = dict(zip(self.starts, tensors, strict=True))
+        for unit in self.units:
+            values[unit.last] = unit(values, fed[unit.name])
+        return self._ends(values)
+
+    def calibrate(self, tensors: Sequence[tf.Tensor], packed: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The outputs if `normalizations` use the batch's own statistics, and these, as `run` takes them."""
+        fed = self.packing.unpack(packed)
+        values = dict(zip(self.starts, tensors, strict=True))
+        parts = [tf.zeros(0)]
+        for unit in self.units:
+            if unit.computation.normalizes:
+                values[unit.last], *statistics = unit.calibrate(values, fed[unit.name])
+                parts += statistics
+            else:
+                values[unit.last] = unit(values, fed[unit.name])
+        return self._ends(values), tf.concat(parts, 0)
+
+    def _ends(self, values: Mapping[int, tf.Tensor]) -> list[tf.Tensor]:
+        """Of the model's outputs, or of the one tensor that the next segment begins with."""
+        return [values[unit.last] for unit in self.units if unit.last < 0] or [values[self.last]]
 
 
 def _shapes(graph: Graph, example: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
@@ -42,7 +113,7 @@ def _shapes(graph: Graph, example: Sequence[np.ndarray]) -> list[tuple[int, ...]
     return [tuple(value.shape[1:-1]) for value in values]
 
 
-def _units(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> list[Unit]:
+def _units(graph: Graph, shapes: Sequence[tuple[int, ...]], calibrated: Collection[str]) -> list[Unit]:
     """The program's steps, in order: a kernel together with the normalization and activation that only it feeds."""
     readers: list[list[int]] = [[] for _ in graph.nodes]
     for i, node in enumerate(graph.nodes):
@@ -53,7 +124,7 @@ def _units(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> list[Unit]:
     for i, node in enumerate(graph.nodes):
         if not node.inputs or i in taken:
             continue
-        unit = Unit(graph, i, shapes)
+        unit = Unit(graph, i, shapes, calibrated)
         while len(readers[unit.last]) == 1 and unit.last not in graph.outputs and unit.absorbs(*readers[unit.last]):
             taken.add(unit.last)
         units.append(unit)
@@ -87,13 +158,14 @@ class Unit:
         last: number of the node whose output it makes.
     """
 
-    def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]]):
+    def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]], calibrated: Collection[str]):
         self.graph = graph
         self.i = self.last = i
         self.node = graph.nodes[i]
         self.name = self.node.name
         self.shape = shapes[i]
-        self.computation = self.node.computation(self.node, self.shape, [shapes[j] for j in self.node.inputs])
+        source_shapes = [shapes[j] for j in self.node.inputs]
+        self.computation = self.node.computation(self.node, self.shape, source_shapes, calibrated)
         sources = [graph.nodes[j] for j in self.node.inputs]
         self.edges = [(_Direct if self.computation.takes_held(source) else _Edge)(source) for source in sources]
 
@@ -114,26 +186,42 @@ class Unit:
         edges = {f"edge{j}": edge.signature() for j, edge in enumerate(self.edges)}
         return {"exists": tf.TensorSpec((), tf.bool), **edges, **self.computation.signature()}
 
+    @functools.cached_property
+    def _nothing(self) -> Fed:
+        return {**_nothing(self.signature()), "exists": np.array(False)}
+
     def feed(self, flow: Flow, folding: Folding) -> Fed:
         """Returns the values for one candidate; missing channels have empty values."""
         if not flow.works(self.i):
-            return {**_nothing(self.signature()), "exists": np.array(False)}
+            return self._nothing
         x = folding.at(self.i)
         edges = {
             f"edge{j}": edge.feed(flow, folding, self.node.inputs[j], self.computation.wanted(x, j))
             for j, edge in enumerate(self.edges)
         }
-        return {"exists": np.array(True), **edges, **self.computation.feed(x)}
+        return {"exists": _TRUE, **edges, **self.computation.feed(x)}
 
     def __call__(self, values: Mapping[int, tf.Tensor], fed: Fed) -> tf.Tensor:
         """Its output, with no channels if it does not exist."""
-        given = [values[i] for i in self.node.inputs]
+        operands = self._operands(values, fed)
+        return tf.cond(fed["exists"], lambda: self.computation.run(operands, fed), lambda: self._absent(values))
 
-        def compute() -> tf.Tensor:
-            edges = enumerate(zip(self.edges, given, strict=True))
-            return self.computation.run([edge.operand(x, fed[f"edge{j}"]) for j, (edge, x) in edges], fed)
+    def calibrate(self, values: Mapping[int, tf.Tensor], fed: Fed) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The same with the batch's own statistics in the normalization that it computes, and these."""
+        operands = self._operands(values, fed)
+        none = tf.zeros(0)
+        return tf.cond(
+            fed["exists"],
+            lambda: self.computation.calibrate([operand.tensor() for operand in operands], fed),
+            lambda: (self._absent(values), none, none),
+        )
 
-        return tf.cond(fed["exists"], compute, lambda: tf.zeros((tf.shape(given[0])[0], *self.shape, 0)))
+    def _operands(self, values: Mapping[int, tf.Tensor], fed: Fed) -> list[Operand]:
+        sources = enumerate(zip(self.edges, self.node.inputs, strict=True))
+        return [edge.operand(values[i], fed[f"edge{j}"]) for j, (edge, i) in sources]
+
+    def _absent(self, values: Mapping[int, tf.Tensor]) -> tf.Tensor:
+        return tf.zeros((tf.shape(values[self.node.inputs[0]])[0], *self.shape, 0))
 
 
 class _Edge:
@@ -149,12 +237,12 @@ class _Edge:
     def feed(self, flow: Flow, folding: Folding, i: int, wanted: np.ndarray | None) -> Fed:
         held = flow.held(i)
         if wanted is None or np.array_equal(held, wanted):
-            return {**_nothing(self.signature()), "same": np.array(True)}
+            return _SAME
         there = np.isin(wanted, held)
         # Absent channels are taken from a channel of zeros behind the others.
         channels = np.where(there, np.searchsorted(held, wanted), held.size).astype(np.int32)
         constants = np.where(there, 0.0, folding.constants[i][wanted]).astype(np.float32)
-        return {"same": np.array(False), "channels": channels, "constants": constants}
+        return {"same": _FALSE, "channels": channels, "constants": constants}
 
     def __call__(self, x: tf.Tensor, fed: Fed) -> tf.Tensor:
         def gather() -> tf.Tensor:
@@ -203,7 +291,7 @@ class _Output(Unit):
 
     def feed(self, flow: Flow, folding: Folding) -> Fed:
         wanted = np.arange(self.node.num_channels)
-        return {"exists": np.array(True), "edge0": self.edges[0].feed(flow, folding, self.i, wanted)}
+        return {"exists": _TRUE, "edge0": self.edges[0].feed(flow, folding, self.i, wanted)}
 
     def __call__(self, values: Mapping[int, tf.Tensor], fed: Fed) -> tf.Tensor:
         output = self.edges[0](values[self.i], fed["edge0"])

@@ -12,8 +12,8 @@ candidate shares with the previous one, from the input on, are not recomputed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,18 +24,17 @@ import tensorflow as tf
 
 from tfnas.common.errors import UserError
 from tfnas.data import inputs
-from tfnas.gating.recalibration import Recalibration, with_statistics
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.folding import Folding, weights_of
-from tfnas.layers.base import Fed
 from tfnas.layers.records import Weights
 from tfnas.ranking import compiled_network
-from tfnas.ranking.compiled_network import Unit
 from tfnas.ranking.losses import Criterion
+from tfnas.ranking.recalibration import Recalibration, without_statistics
 from tfnas.search_space.architecture import Architecture
 
 _FED_BYTES = 256e6  # cached weights of candidates
 _STATISTICS_BYTES = 64e6  # cached recalibrated statistics
+_STATISTICS = tf.TensorSpec((None,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +96,17 @@ class Engine:
         self.names, self.largest = self._criterion.names, self._criterion.largest
         self._devices: Sequence[str | None] = (None,) if strategy is None else strategy.extended.worker_devices
         self._weights: Weights = weights_of(self.graph, np.float32)
-        self._statistics = None
-        if recalibration is not None:
-            # A race returns to its candidates at every look.
-            size = sum(values["moving_mean"].nbytes * 2 for values in self._weights.values() if "moving_mean" in values)
-            self._statistics = functools.lru_cache(int(_STATISTICS_BYTES / max(size, 1)) + 1)(recalibration.statistics)
-        self._segments = compiled_network.segments(self.graph, self._examples.take(slice(0, 1)).inputs)
+        self._recalibration = recalibration
+        names = recalibration.names if recalibration is not None else frozenset()
+        # A race returns to its candidates at every look, and statistics are kept in the order of their last use.
+        self._statistics: dict[str, list[tf.Tensor]] = {}
+        size = sum(self._weights[name]["moving_mean"].nbytes * 2 for name in names)
+        self._most_statistics = int(_STATISTICS_BYTES / max(size, 1)) + 1
+        self._weights = without_statistics(self._weights, names)
+        self._segments = compiled_network.segments(self.graph, self._examples.take(slice(0, 1)).inputs, names)
         # The output of a segment is computed with all channels, so that sharing it does not depend on what follows.
-        self._ends = [segment[-1].last for segment in self._segments[:-1]]
-        self._programs = [self._program(segment) for segment in self._segments]
+        self._ends = [segment.last for segment in self._segments[:-1]]
+        self._programs = self._traced()
         self._num_kept = int(np.clip(_FED_BYTES / _kernel_bytes(self._weights), 1, 128))
 
     @property
@@ -154,55 +155,78 @@ class Engine:
         self, device: str | None, chosen: Sequence[tuple[int, Architecture]], start: int, stop: int
     ) -> Iterator[Evaluation]:
         candidates = [_Candidate(self, architecture) for _, architecture in chosen]
+        with tf.device(device):
+            statistics = self._calibrated(candidates)
         for first in range(start, stop, self.batch_size):
             last = min(first + self.batch_size, stop)
             given, truth = self._tensors(self._examples.take(self._order[first:last]))
             keys: list[bytes] = []  # keys of the last computed segments
             results: list[Any] = [given]
-            for (number, _), candidate in zip(chosen, candidates, strict=True):
-                common = 0
-                while common < len(keys) and keys[common] == candidate.keys[common]:
-                    common += 1
+            for (number, _), candidate, known in zip(chosen, candidates, statistics, strict=True):
+                common = _shared(keys, candidate.keys)
                 del results[common + 1 :]
                 with tf.device(device):
                     for j in range(common, len(self._segments)):
-                        results.append(self._run(j, results[-1], truth, candidate.feed(j)))
+                        results.append(self._run(j, results[-1], truth, candidate.feed(j), known[j]))
                 keys = candidate.keys
                 figures, outputs = keras.tree.map_structure(np.asarray, results[-1])
                 yield Evaluation(number, first, figures, keras.tree.pack_sequence_as(self._structure, outputs))
 
-    def _run(self, j: int, tensors: list[tf.Tensor], truth: dict[str, Any], fed: dict[str, Fed]) -> Any:
-        try:
-            return self._programs[j](tensors, truth, fed)
-        except tf.errors.AbortedError as error:
-            # Observed for 1x1 convolutions from one channel to one (TensorFlow 2.21).
-            raise UserError(
-                "rank: TensorFlow aborted, as oneDNN's convolutions sometimes do; set the environment variable "
-                f"TF_ENABLE_ONEDNN_OPTS=0 and run again. TensorFlow says: {' '.join(error.message.split())[:200]}"
-            ) from error
+    def _calibrated(self, candidates: Sequence[_Candidate]) -> list[list[tf.Tensor]]:
+        """Returns each candidate's statistics, by segment; candidates are in the order of their masks."""
+        none = tf.zeros(0)
+        if self._recalibration is None:
+            return [[none] * len(self._segments)] * len(candidates)
+        keys: list[bytes] = []
+        results: list[Any] = [(self._recalibration.inputs, none)]
+        for candidate in candidates:
+            if candidate.digest in self._statistics:
+                continue
+            common = _shared(keys, candidate.keys)
+            del results[common + 1 :]
+            for j in range(common, len(self._segments)):
+                with _no_abort():
+                    results.append(self._recalibration.calibrate(j, results[-1][0], candidate.feed(j)))
+            keys = candidate.keys
+            self._statistics[candidate.digest] = [statistics for _, statistics in results[1:]]
+        found = [self._statistics.pop(candidate.digest) for candidate in candidates]
+        self._statistics |= zip((candidate.digest for candidate in candidates), found, strict=True)
+        for digest in list(self._statistics)[: -self._most_statistics]:
+            del self._statistics[digest]
+        return found
 
-    def _program(self, segment: Sequence[Unit]) -> Any:
-        """Traces the program of a segment."""
+    def _run(
+        self,
+        j: int,
+        tensors: list[tf.Tensor],
+        truth: dict[str, Any],
+        packed: list[tf.Tensor],
+        statistics: tf.Tensor,
+    ) -> Any:
+        with _no_abort():
+            if j < len(self._segments) - 1:
+                return self._programs[j](tensors, packed, statistics)
+            return self._programs[j](tensors, packed, statistics, truth)
 
-        first, last = segment is self._segments[0], segment is self._segments[-1]
-        starts = self.graph.inputs if first else segment[0].reads[:1]
-
-        def run(tensors: list[tf.Tensor], truth: dict[str, Any], fed: dict[str, Fed]) -> Any:
-            values = dict(zip(starts, tensors, strict=True))
-            for unit in segment:
-                values[unit.last] = unit(values, fed[unit.name])
-            if not last:
-                return [values[segment[-1].last]]
-            outputs = [tf.cast(values[compiled_network.OUTPUT - k], tf.float32) for k in range(len(self.graph.outputs))]
-            return self._criterion(outputs, truth["labels"], truth.get("weights")), outputs
-
+    def _traced(self) -> list[Any]:
+        """Traces the program of every segment."""
         tensors, truth = keras.tree.map_structure(
             lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), self._tensors(self._examples.take(slice(0, 1)))
         )
-        if not first:
-            tensors = [tf.TensorSpec((None, *segment[0].computation.source_shapes[0], None))]
-        fed = {unit.name: unit.signature() for unit in segment}
-        return tf.function(run).get_concrete_function(tensors, truth, fed)
+        programs = []
+        for segment in self._segments[:-1]:
+            run = tf.function(segment.run, autograph=False)
+            program = run.get_concrete_function(tensors, segment.packing.signature, _STATISTICS)
+            programs.append(program)
+            tensors = [tf.TensorSpec(x.shape, x.dtype) for x in program.structured_outputs]
+        last = self._segments[-1]
+
+        def judge(tensors: Any, packed: Any, statistics: tf.Tensor, truth: dict[str, Any]) -> Any:
+            outputs = [tf.cast(x, tf.float32) for x in last.run(tensors, packed, statistics)]
+            return self._criterion(outputs, truth["labels"], truth.get("weights")), outputs
+
+        judged = tf.function(judge, autograph=False)
+        return [*programs, judged.get_concrete_function(tensors, last.packing.signature, _STATISTICS, truth)]
 
     @staticmethod
     def _tensors(examples: inputs.Examples) -> tuple[list[tf.Tensor], dict[str, Any]]:
@@ -217,32 +241,47 @@ class _Candidate:
     """Program inputs for one architecture.
 
     Attributes:
+        digest: of the architecture.
         keys: for each segment, everything that its output depends on, except the examples.
     """
 
     def __init__(self, engine: Engine, architecture: Architecture):
+        self.digest = architecture.digest()
         self._segments = engine._segments
         flow = engine.graph.flow(architecture, linked=True, read=engine._ends)
-        weights = engine._weights
-        if engine._statistics:
-            weights = with_statistics(weights, engine._statistics(architecture))
-        self._folding = Folding(flow, weights)
-        self._fed: dict[int, dict[str, Fed]] = {}
+        self._folding = Folding(flow, engine._weights)
+        self._fed: dict[int, list[tf.Tensor]] = {}
         self.keys: list[bytes] = []
         key = b""
         for segment in self._segments:
-            for unit in segment:
-                key += np.packbits(flow.live[unit.i]).tobytes()
-                key += np.packbits(flow.keep[unit.name]).tobytes() if unit.name in flow.keep else b""
+            masks = [flow.live[unit.i] for unit in segment.units]
+            masks += [flow.keep[unit.name] for unit in segment.units if unit.name in flow.keep]
+            key += np.packbits(np.concatenate(masks)).tobytes()
             self.keys.append(key)
 
-    def feed(self, j: int) -> dict[str, Fed]:
+    def feed(self, j: int) -> list[tf.Tensor]:
         """Returns the inputs of the program of segment `j`."""
         if j not in self._fed:
-            flow = self._folding.flow
-            fed = {unit.name: unit.feed(flow, self._folding) for unit in self._segments[j]}
-            self._fed[j] = tf.nest.map_structure(tf.convert_to_tensor, fed)
+            self._fed[j] = self._segments[j].feed(self._folding.flow, self._folding)
         return self._fed[j]
+
+
+@contextlib.contextmanager
+def _no_abort() -> Iterator[None]:
+    """Explains what TensorFlow says when it aborts."""
+    try:
+        yield
+    except tf.errors.AbortedError as error:
+        # Observed for 1x1 convolutions from one channel to one (TensorFlow 2.21).
+        raise UserError(
+            "rank: TensorFlow aborted, as oneDNN's convolutions sometimes do; set the environment variable "
+            f"TF_ENABLE_ONEDNN_OPTS=0 and run again. TensorFlow says: {' '.join(error.message.split())[:200]}"
+        ) from error
+
+
+def _shared(keys: Sequence[bytes], others: Sequence[bytes]) -> int:
+    """Returns how many keys are the same from the first on."""
+    return next((j for j, (a, b) in enumerate(zip(keys, others, strict=False)) if a != b), len(keys))
 
 
 def _masks(architecture: Architecture) -> bytes:

@@ -15,12 +15,12 @@ import tensorflow as tf
 
 from tfnas.common import markup, terminal
 from tfnas.common.errors import UserError
-from tfnas.gating.recalibration import Recalibration
 from tfnas.gating.supernet import Supernet
 from tfnas.ranking.engine import Engine
 from tfnas.ranking.evaluation_log import Evaluations
 from tfnas.ranking.losses import ACCURACY, LOSS, TOP5_ACCURACY
 from tfnas.ranking.racing import Outcome, looks, race
+from tfnas.ranking.recalibration import Recalibration
 from tfnas.search_space.architecture import Architecture
 
 CRITERIA = (LOSS, ACCURACY)

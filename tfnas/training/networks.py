@@ -18,9 +18,9 @@ from tfnas.cutting import subnets
 from tfnas.data import pipeline
 from tfnas.gating import optimizers
 from tfnas.gating.placement import gate
-from tfnas.gating.recalibration import Recalibration, initial_share, recompute_statistics
 from tfnas.gating.supernet import Supernet
 from tfnas.layers import BatchNormalization
+from tfnas.ranking.recalibration import Recalibration, initial_share, recompute_statistics
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir

@@ -21,12 +21,12 @@ from tfnas.config import Config
 from tfnas.cutting.subnets import subnet
 from tfnas.data import pipeline
 from tfnas.gating.gates import Gated
-from tfnas.gating.recalibration import Recalibration
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import Cost, cost
 from tfnas.graph.units import UnitGraph
 from tfnas.layers import family_of
 from tfnas.ranking import ranking, reference_architectures, reference_units
+from tfnas.ranking.recalibration import Recalibration
 from tfnas.runs.sampled import Kind
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture

@@ -5,9 +5,9 @@ import tensorflow as tf
 from conftest import random_weights
 
 import tfnas
-from tfnas.gating.recalibration import Recalibration, initial_share, recompute_statistics
 from tfnas.ranking import reference_architectures
 from tfnas.ranking.engine import Engine
+from tfnas.ranking.recalibration import Recalibration, initial_share, recompute_statistics
 from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
 from tfnas.training import trained_baselines

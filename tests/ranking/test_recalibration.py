@@ -1,8 +1,10 @@
 import keras
 import numpy as np
 import pytest
+import random_models
 import tensorflow as tf
 from conftest import random_weights
+from exactness import check_equal
 
 import tfnas
 from tfnas.ranking import reference_architectures
@@ -67,6 +69,60 @@ def test_the_engine_evaluates_each_candidate_with_its_own(supernet, rng):
         supernet.set_architecture(candidate)
         expected = np.asarray(supernet(images))
         np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def random_supernet(seed, rng):
+    """A gated random model of which nothing but the gates is random in training, and images."""
+    builder = random_models.Builder(seed)
+    model = builder.model()
+    random_weights(model, rng)
+    # One logit for each channel, so that training can be made to use any architecture.
+    supernet = tfnas.gate(model, ell2=1, num_examples=10, group_size=1, gate_dense=True, exclude=builder.ungateable)
+    for layer in supernet.network._flatten_layers():
+        if hasattr(layer, "rate"):
+            layer.rate = 0
+        if hasattr(layer, "stddev"):
+            layer.stddev = 0
+    images = [rng.normal(size=(9, *i.shape[1:])).astype("float32") for i in model.inputs]
+    return supernet, images if len(images) > 1 else images[0]
+
+
+def trained_once(supernet, architecture, images):
+    """Outputs of Keras's own pass in training mode under hard masks, and the statistics that it leaves."""
+    for name, layer in supernet.gated_layers.items():
+        layer.drop_logit.assign(np.where(architecture[name], -1e4, 1e4))
+    nodes = [node for node in supernet.graph.nodes if isinstance(node.inner, keras.layers.BatchNormalization)]
+    for node in nodes:
+        node.inner.trainable = not node.frozen  # Keras would train one that was called with training=False
+    norms = {node.name: node.inner for node in nodes if not node.frozen}
+    old = supernet.network.get_weights()
+    for layer in norms.values():
+        layer.momentum = 0.0
+    outputs = supernet.network(images, training=True)
+    found = {name: (np.array(x.moving_mean), np.array(x.moving_variance)) for name, x in norms.items()}
+    supernet.network.set_weights(old)
+    return outputs, found
+
+
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(s, marks=pytest.mark.slow) for s in range(6, 30))])
+def test_statistics_of_random_models_are_those_of_a_training_step(seed, rng):
+    supernet, images = random_supernet(seed, rng)
+    graph, recalibration = supernet.graph, Recalibration(supernet, images)
+    for architecture in random_models.masks(supernet, 3, rng):
+        outputs, expected = trained_once(supernet, architecture, images)
+        found = recalibration.statistics(architecture)
+        assert set(found) == set(expected) == recalibration.names
+        flow = graph.flow(architecture, linked=True)
+        for name, (mean, variance) in expected.items():
+            live = flow.live[graph.index[name]]
+            scale = np.sqrt(variance + np.square(mean) + 1e-3)
+            assert np.abs((found[name][0] - mean) / scale)[live].max(initial=0) < 1e-4, name
+            assert np.abs((found[name][1] - variance) / scale**2)[live].max(initial=0) < 1e-4, name
+        old = supernet.network.get_weights()
+        recalibration.apply(architecture)
+        supernet.set_architecture(architecture)
+        check_equal(supernet(images), outputs)
+        supernet.network.set_weights(old)
 
 
 def small(momentum):

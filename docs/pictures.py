@@ -22,7 +22,7 @@ _ROOT = _DOCS.parent
 FROM_REPORT = {
     "digits_candidates.svg": "every candidate on the",
     "digits_posterior.svg": "Mean drop probability",
-    "digits_architecture.svg": "Share of its input channels",
+    "digits_architecture.svg": "Width of every group",
     "digits_course.svg": "Loss and expected share",
 }
 

@@ -35,17 +35,17 @@ CLIENTS = ("curl -d", "(printf")
 
 # What is made smaller to be run here: as few epochs and candidates as show that it runs.
 SMALLER = {
-    "README.md": [("epochs = 20", "epochs = 1"), ("supernet, 500,", "supernet, 20,")],
+    "README.md": [("epochs = 20", "epochs = 1"), ("sample(500,", "sample(20,")],
     "docs/quickstart.md": [
         ("epochs = 40", "epochs = 2"),
-        ("supernet, 200,", "supernet, 20,"),
+        ("sample(200,", "sample(20,"),
         # A network that is traced in a second; tests/test_examples.py runs this one.
         (
             "tfnas.supernets.multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))",
             "given.model()",
         ),
     ],
-    "docs/your_model.md": [("supernet, 1500,", "supernet, 20,")],
+    "docs/your_model.md": [("sample(1500,", "sample(20,")],
 }
 # What a reader has, and a block takes for granted: run before the block that begins with these words.
 GIVEN = {
@@ -70,7 +70,7 @@ GIVEN = {
         """,
     (
         "docs/your_model.md",
-        "candidates = tfnas.sample",
+        "candidates = supernet.posterior",
     ): """
         import keras
         supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))

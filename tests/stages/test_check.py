@@ -12,7 +12,6 @@ from conftest import load_config
 from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.data import pipeline
-from tfnas.graph import reach
 from tfnas.runs.stage_table import STAGES
 from tfnas.runs.workdir import Workdir
 from tfnas.stages import check, search
@@ -35,7 +34,7 @@ def test_check_says_what_a_run_needs_and_leaves_the_folder_as_it_was(small, tmp_
     found = check.run(small, tmp_path)
     assert found["sizes"]["train"] == 1000 and found["image_shape"] == [8, 8, 1] and len(found["classes"]) == 10
     said = capsys.readouterr().out
-    for line in ("devices   1 x CPU", "train 1,000 / validation 397", "gated layers", "writable", "in all"):
+    for line in ("devices   1 x CPU", "train 1,000 / validation 397", "groups of channel units", "writable", "in all"):
         assert line in said
     assert len(re.findall(r"a batch of 50: [\d,]+ ms, [\d,]+ images/s", said)) == 2 and len(read) >= 6
     assert "30 epochs of 20 steps" in said and "up to date" not in said and found["up_to_date"] == []
@@ -188,22 +187,12 @@ def test_a_label_of_no_class_is_told(split, label):
         preflight.examples(splits)
 
 
-def test_a_share_out_of_reach_is_told_by_check_and_before_the_warm_up(small, tmp_path, monkeypatch):
+def test_a_bound_out_of_reach_is_told_by_check_and_before_the_warm_up(small, tmp_path, monkeypatch):
     settings = dataclasses.replace(small, search=dataclasses.replace(small.search, parameters=0.001)).check()
-    with pytest.raises(UserError, match="gate: parameters=0.001 is out of reach: the smallest network .* 'classifier'"):
+    words = "bounds: parameters=.* is out of reach: at least .* remain, the most in "
+    with pytest.raises(UserError, match=words):
         check.run(settings, tmp_path)
     assert settings.search.warmup_epochs > 0
     monkeypatch.setattr(networks, "_fit", lambda *arguments: pytest.fail("trained"))
-    with pytest.raises(UserError, match="is out of reach"):
+    with pytest.raises(UserError, match=words):
         search.run(settings, tmp_path)
-
-
-def test_a_run_looks_once_if_the_size_is_within_reach(small, tmp_path, monkeypatch):
-    settings = dataclasses.replace(small, search=dataclasses.replace(small.search, parameters=0.5)).check()
-    looked = []
-    monkeypatch.setattr(reach, "check", lambda *arguments: looked.append(arguments))
-    monkeypatch.setattr(networks, "_fit", lambda *arguments: None)
-    monkeypatch.setattr(networks, "fit_gated", lambda *arguments, **options: [])
-    monkeypatch.setattr(search.sizes, "report", lambda *arguments: None)
-    search.run(settings, tmp_path)
-    assert len(looked) == 1

@@ -6,9 +6,11 @@ import shutil
 
 import conftest
 import pytest
-from conftest import SAMPLED, TINY, kill_when, lines, tfnas_command, tiny_config
+from conftest import PUBLISHED, SAMPLED, TINY, TINY_PUBLISHED, kill_when, lines, tfnas_command, tiny_config
 
+import tfnas
 from tfnas.common.errors import UserError
+from tfnas.graph import costs
 from tfnas.ranking.evaluation_log import Evaluations
 from tfnas.runs import stage_table
 from tfnas.search_space.architecture import Architecture
@@ -64,40 +66,82 @@ def test_what_is_wrong_with_shards_is_told(searched, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_budgets_make_a_front(searched, tmp_path, capsys):
-    path = tmp_path / "run"
-    shutil.copytree(searched, path)
-    sample.run(tiny_config(sample={"budgets": (0.3, 0.6), "resource": "latency", "ensemble": 5}), path)
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A published search."""
+    path = tmp_path_factory.mktemp("run") / "published"
+    search.run(tiny_config(search=PUBLISHED), path)
+    return path
+
+
+def check_front(path, printed, expected):
+    """The front that `path` has of three points, two of them at budgets."""
     found = json.loads((path / stage_table.FRONT).read_text())
-    assert found["resource"] == "latency" and {point["share"] for point in found["points"]} == {None, 0.3, 0.6}
+    assert {point["share"] for point in found["points"]} == {None, *expected}
     for point in found["points"]:
-        if point["share"]:
-            expected = point["expected"]
-            assert expected["mean"] == pytest.approx(point["share"] * expected["total"], rel=0.01)
         assert Architecture.from_json(json.dumps(point["architecture"]))
     assert (path / stage_table.FRONT_PLOT).read_bytes().startswith(b"\x89PNG")
-    assert "mean of candidates" in printed and "as learned" in printed
+    assert "mean of candidates" in printed
     predictive = json.loads((path / stage_table.RANKING).read_text())["predictive"]
     assert list(predictive) == ["found network", "ensemble of the 5 best", "average of 5 posterior samples"]
     for measured in predictive.values():
         assert all(low <= value <= high for value, low, high in (measured["accuracy"], measured["nll"]))
+    return found
+
+
+def test_budgets_make_a_front(searched, tmp_path, capsys):
+    path = tmp_path / "run"
+    shutil.copytree(searched, path)
+    sample.run(tiny_config(sample={"budgets": (0.3, 0.6), "resource": "multiply_adds", "ensemble": 5}), path)
+    found = check_front(path, capsys.readouterr().out, (0.3, 0.6))
+    full = costs.cost(tfnas.load(path / stage_table.SUPERNET)).multiply_adds
+    for point in found["points"]:
+        if point["share"]:
+            assert 0.97 * point["share"] * full < point["best"]["multiply_adds"] <= point["share"] * full
     # What is then sampled within one of the budgets is what the front has there.
-    sample.run(tiny_config(sample={"latency": 0.3}), path)
+    sample.run(tiny_config(sample={"multiply_adds": 0.3}), path)
+    assert "sample    of at most 30.0% of the multiply-adds" in capsys.readouterr().out
+    (point,) = (point for point in found["points"] if point["share"] == 0.3)
+    assert json.loads((path / stage_table.ARCHITECTURE).read_text()) == point["architecture"]
+
+
+def test_after_a_published_search_the_posterior_is_tilted_to_budgets(published, tmp_path, capsys):
+    path = tmp_path / "run"
+    shutil.copytree(published, path)
+    sampling = {"budgets": (0.3, 0.6), "resource": "latency", "ensemble": 5}
+    sample.run(tiny_config(search=PUBLISHED, sample=sampling), path)
+    printed = capsys.readouterr().out
+    found = check_front(path, printed, (0.3, 0.6))
+    assert found["resource"] == "latency" and "as learned" in printed
+    for point in found["points"]:
+        if point["share"]:
+            expected = point["expected"]
+            assert expected["mean"] == pytest.approx(point["share"] * expected["total"], rel=0.01)
+    sample.run(tiny_config(search=PUBLISHED, sample={"latency": 0.3}), path)
     assert "of the gated latency to 30.0%" in capsys.readouterr().out
     (point,) = (point for point in found["points"] if point["share"] == 0.3)
     assert json.loads((path / stage_table.ARCHITECTURE).read_text()) == point["architecture"]
 
 
-def test_a_budget_that_no_candidate_can_meet_is_told(searched, tmp_path):
+def test_units_come_in_multiples(searched, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(searched, path)
-    for options, told in (
-        (["--config.sample.budgets=0.0001"], "posterior at 0.01 % of the parameters, every candidate drops every path"),
-        (["--config.sample.budgets=1.5"], "'sample.budgets' must be shares in (0, 1). Received: 1.5"),
+    sample.run(tiny_config(sample={"channel_multiple": 4, "parameters": 0.7}), path)
+    architecture = Architecture.from_json((path / stage_table.ARCHITECTURE).read_text())
+    assert all(mask.sum() % 4 == 0 or mask.all() for mask in architecture.values())
+
+
+def test_a_budget_that_no_candidate_can_meet_is_told(searched, published, tmp_path):
+    for settings, run, told in (
+        (TINY, searched, "bounds: parameters=0 is out of reach: at least"),
+        (TINY_PUBLISHED, published, "posterior at 0.01 % of the parameters, every candidate drops every path"),
     ):
-        done = tfnas_command("sample", *TINY, f"--workdir={path}", *options)
+        path = tmp_path / run.name
+        shutil.copytree(run, path)
+        done = tfnas_command("sample", *settings, f"--workdir={path}", "--config.sample.budgets=0.0001")
         assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+    done = tfnas_command("sample", *TINY, f"--workdir={path}", "--config.sample.budgets=1.5")
+    assert done.returncode == 1 and "'sample.budgets' must be shares in (0, 1). Received: 1.5" in done.stderr
 
 
 def test_fewer_images_than_a_batch_and_everything_in_full(tmp_path):

@@ -22,7 +22,7 @@ ASKED, RANDOM, MEANS, ENSEMBLE = 40, 6, 4, 3
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """A search of half of the multiply-adds, and its candidates evaluated in full: config, folder, what was printed."""
+    """A search with a bound, and its candidates evaluated in full: config and folder."""
     config = load_config("tiny", "tests")
     config = dataclasses.replace(
         config,
@@ -70,13 +70,13 @@ def answers(ran):
     return right
 
 
-def test_random_candidates_obey_the_size_that_was_asked_for(ran, files):
+def test_random_candidates_obey_the_bounds(ran, files):
     config, path = ran
     _, candidates = files
     supernet = keras.models.load_model(path / stage_table.SUPERNET)
     most = 0.5 * costs.cost(supernet.graph).multiply_adds
     drawn = [c["multiply_adds"] for c in candidates if c["kind"] != "posterior"]
-    assert len(drawn) == 2 * RANDOM and max(drawn) <= most and np.median(drawn) > 0.8 * most
+    assert len(drawn) == 2 * RANDOM and max(drawn) <= most and np.median(drawn) > 0.9 * most
 
 
 def test_the_most_probable_network_is_not_averaged_with_samples(files, answers):
@@ -92,15 +92,16 @@ def test_the_most_probable_network_is_not_averaged_with_samples(files, answers):
     assert len(sizes) == ASKED - 1 and posterior["mean_parameters"] == pytest.approx(np.mean(sizes))
 
 
-def test_fewer_than_asked_for_are_told(files):
+def test_as_many_candidates_as_asked_for_obey_the_bounds_and_differ(ran, files):
+    config, path = ran
     ranking, candidates = files
     posterior = ranking["kinds"]["posterior"]
-    able = [c for c in candidates if c["kind"] == "posterior" and c["able"]]
-    assert posterior["count"] == ASKED and posterior["able"] == len(able) < ASKED
-    assert posterior["distinct"] == len({c["digest"] for c in able})
-    assert posterior["left_out"].startswith(f"{len(able)} of {ASKED} candidates can be compared")
-    connected = [c for c in candidates if c["kind"] == "posterior" and c["connected"]]
-    assert ("without a path" in posterior["left_out"]) == (len(connected) < ASKED)
+    drawn = [c for c in candidates if c["kind"] == "posterior"]
+    assert posterior["count"] == posterior["able"] == posterior["distinct"] == len(drawn) == ASKED
+    assert len({c["digest"] for c in drawn}) == ASKED and posterior["left_out"] == ""
+    most = 0.5 * costs.cost(keras.models.load_model(path / stage_table.SUPERNET)).multiply_adds
+    assert max(c["multiply_adds"] for c in drawn) <= most
+    assert np.median([c["multiply_adds"] for c in drawn]) > 0.95 * most
 
 
 def test_the_best_of_equally_many_are_compared_on_the_same_examples(files, answers):

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from conftest import ROOT, tiny_config
+from conftest import PUBLISHED, ROOT, tiny_config
 
 from tfnas import config as config_lib
 from tfnas.config import Config
@@ -80,32 +80,23 @@ def test_the_table_names_settings_that_there_are():
 WAYS = {
     "paper": {
         "data": {"pad_crop": 1},
-        "search": {"epochs": 1},
-        "sample": {"num_candidates": 3, "num_random": 2, "num_tested": 2},
+        "search": {**PUBLISHED, "epochs": 1, "gate_dense": True, "gate_pooling": True},
+        "sample": {"num_candidates": 3, "num_random": 2, "num_tested": 2, "budgets": (0.7,), "resource": "latency"},
         "retrain": {"epochs": 1, "trained_baselines": True},
         "evaluate": {"max_accuracy_loss": 1.0 - 1e-6},
         "tune": {"ell2": (20.0, 80.0)},
     },
-    "target": {
+    "bounds": {
         "data": {"flip": True, "cutout": 2, "image_size": 8, "random_resized_crop": True},
-        "search": {
-            "recipe": "target",
-            "multiply_adds": 0.6,
-            "ell2": 0.0,
-            "gate_learning_rate": 1.0,
-            "epochs": 2,
-            "guard": "warn",
-            "gate_dense": True,
-            "gate_pooling": True,
-        },
+        "search": {"multiply_adds": 0.6, "epochs": 2, "guard": "warn", "noise": "example", "streams": "yes"},
         "sample": {
             "num_candidates": 4,
             "num_random": 2,
             "num_tested": 2,
-            "latency": 0.8,
+            "parameters": 0.8,
+            "channel_multiple": 2,
             "budgets": (0.7,),
-            "resource": "latency",
-            "hard_limit": True,
+            "resource": "multiply_adds",
             "rank_by": "accuracy",
             "racing": 0.0,
             "recalibrate": 0,
@@ -113,7 +104,7 @@ WAYS = {
         },
         "retrain": {
             "epochs": 0,
-            "trained_baselines": False,
+            "trained_baselines": True,
             "baseline": False,
         },
         "training": {"accumulate": 2, "precision": "mixed_bfloat16"},
@@ -148,10 +139,10 @@ def test_every_setting_that_a_stage_reads_is_one_that_it_depends_on(tmp_path, mo
             "evaluate": {"evaluate.max_accuracy_loss"},
             "export": {"export.uncertainty"},
         },
-        "target": {
-            "search": {"search.gate_step", "search.guard", "data.cutout", "training.accumulate"},
-            "sample": {"sample.latency", "sample.resource", "sample.hard_limit", "sample.ensemble"},
-            "retrain": {"retrain.baseline", "sample.batch_size", "sample.recalibrate"},
+        "bounds": {
+            "search": {"search.gate_step", "search.guard", "search.streams", "data.cutout", "training.accumulate"},
+            "sample": {"sample.latency", "sample.resource", "sample.channel_multiple", "sample.ensemble"},
+            "retrain": {"retrain.baseline", "sample.batch_size", "sample.recalibrate", "sample.parameters"},
             "export": {"export.calibration", "export.version", "sample.recalibrate"},
         },
     }
@@ -160,4 +151,4 @@ def test_every_setting_that_a_stage_reads_is_one_that_it_depends_on(tmp_path, mo
     # What retrain names one by one of sample's, it names because it reads it.
     named = {name for name in stage_table.STAGES["retrain"].settings if name.startswith("sample.")}
     read = {name for name in reads["retrain"] if name.startswith("sample.")}
-    assert read == named if way == "paper" else read < named
+    assert read == named if way == "bounds" else read < named

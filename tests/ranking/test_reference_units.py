@@ -15,11 +15,11 @@ layers = keras.layers
 
 
 def network():
-    """A stem that a plain and a grouped convolution read, and a dense layer behind Flatten."""
+    """A stem that two layers read, one of them separable, and a dense layer behind Flatten."""
     image = keras.Input((4, 4, 2))
     x = layers.Conv2D(6, 3, padding="same", name="stem")(image)
     one = layers.Conv2D(5, 1, name="one")(x)
-    two = layers.Conv2D(4, 3, groups=2, padding="same", name="two")(x)
+    two = layers.SeparableConv2D(4, 3, padding="same", depth_multiplier=2, name="two")(x)
     x = layers.Flatten()(layers.Concatenate()([one, two]))
     return keras.Model(image, layers.Dense(3, name="head")(x))
 
@@ -57,16 +57,15 @@ def test_random_candidates_fill_their_bounds(graph, kind, multiple):
 def test_units_are_scored_by_the_weights_that_read_them(graph):
     scores = reference_units.mean_magnitudes(graph)
     by_group = dict(zip((group.name for group in graph.groups), np.split(scores, graph.starts[1:]), strict=True))
-    kernel = {name: np.abs(np.asarray(graph.model.get_layer(name).kernel)) for name in ("one", "two", "head")}
-    # Of the grouped convolution, input i of each of its two groups is tied to that of the other.
-    for i in range(3):
-        reads = [kernel["one"][..., i, :], kernel["one"][..., i + 3, :], kernel["two"][..., i, :]]
-        expected = sum(part.sum() for part in reads) / sum(part.size for part in reads)
+    one, two, head = (graph.model.get_layer(name) for name in ("one", "two", "head"))
+    pointwise = np.asarray(two.pointwise_kernel).reshape(6, 2, 4)  # the two outputs of a channel follow each other
+    for i in range(6):
+        reads = [np.asarray(one.kernel)[..., i, :], np.asarray(two.depthwise_kernel)[..., i, :], pointwise[i]]
+        expected = sum(np.abs(part).sum() for part in reads) / sum(part.size for part in reads)
         assert by_group["stem"][i] == pytest.approx(expected, rel=1e-5)
-    after = kernel["head"].reshape(16, 9, 3)
+    after = np.abs(np.asarray(head.kernel)).reshape(16, 9, 3)
     np.testing.assert_allclose(by_group["one"], after[:, :5].mean((0, 2)), rtol=1e-5)
-    # And the i-th outputs of its groups.
-    np.testing.assert_allclose(by_group["two"], after[:, 5:].reshape(16, 2, 2, 3).mean((0, 1, 3)), rtol=1e-5)
+    np.testing.assert_allclose(by_group["two"], after[:, 5:].mean((0, 2)), rtol=1e-5)
     most = 0.5 * cost(graph).parameters
     pruned = reference_units.within(graph.form, scores, {"parameters": most})
     assert 0.8 * most < cost(graph, pruned).parameters <= most

@@ -57,7 +57,7 @@ def positive(key: str, value: float) -> None:
 
 
 def check_bounds(section: str, bounds: Mapping[str, float]) -> None:
-    """Raises UserError for a bound, by resource, that is no share, nor a number of parameters or multiply-adds."""
+    """Raises UserError unless bounds, by resource, are shares, or numbers of parameters or multiply-adds."""
     for resource, bound in bounds.items():
         share = 0 < bound < 1
         if resource == Resource.LATENCY:

@@ -90,10 +90,7 @@ def mean_magnitudes(graph: UnitGraph) -> np.ndarray:
             continue
         of = graph.of[node.inputs[0]]
         for kernel, shape in family_of(node.inner).channel_kernels(node.inner):
-            before, inputs, after = shape
-            groups = len(of) // inputs  # of a grouped convolution, whose inputs follow each other group by group
-            weights = np.abs(np.asarray(kernel, np.float64)).reshape(before, inputs, groups, after // groups)
-            sums = weights.sum((0, 3)).T.reshape(-1)
+            sums = np.abs(np.asarray(kernel, np.float64)).reshape(shape).sum((0, 2))
             np.add.at(total, of[of != PINNED], sums[of != PINNED])
-            np.add.at(count, of[of != PINNED], before * after // groups)
+            np.add.at(count, of[of != PINNED], shape[0] * shape[2])
     return np.divide(total, count, out=np.full_like(total, np.inf), where=count > 0)

@@ -1,15 +1,20 @@
 """A supernet of channel units: hard masks against the cut network, expected costs, training, saving, replicas."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import random_weights
 from exactness import check_equal
 from random_models import Builder
 
 import tfnas
 from tfnas.common.errors import UserError
+from tfnas.gating.bounds import ExpectedShares
 from tfnas.gating.gates import hard_gates
+from tfnas.graph.costs import count
 from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
 
@@ -81,3 +86,179 @@ def test_a_bound_on_the_latency_is_one_on_seconds_measured_layer_by_layer(tmp_pa
     for wrong in (0, 1, 20):
         with pytest.raises(ValueError, match=r"latency must be a share in \(0, 1\)"):
             tfnas.gate(model, latency=wrong, steps=20, num_examples=100, device=device)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_relaxed_gates_of_zeros_and_ones_are_hard_masks(seed):
+    """Logits of +-300 leave nothing to chance: in training every gate multiplies exactly once."""
+    rng = np.random.default_rng([seed, 6])
+    model = Builder(seed).model()
+    random_weights(model, rng)
+    try:
+        supernet = supernet_of(model, noise=("example", "batch")[seed % 2])
+    except UserError:
+        return
+    images = [rng.normal(size=(5, *i.shape[1:])).astype("f4") for i in model.inputs]
+    given = images if len(images) > 1 else images[0]
+    if is_random(supernet.network):
+        return
+    kept = {g.name: np.r_[True, rng.random(g.size - 1) < 0.5] for g in supernet.graph.groups}
+    supernet.set_architecture(Architecture(kept))  # of no empty group, so that no operand of a sum is absent
+    supernet.draw.keep_logit.assign(np.where(np.concatenate([*kept.values()]), 300.0, -300.0))
+    before = supernet.network.get_weights()
+    relaxed = supernet.network(given, training=True)
+    supernet.network.set_weights(before)
+    with hard_gates():
+        hard = supernet.network(given, training=True)
+    check_equal(relaxed, hard)
+
+
+def residual(x):
+    """A chain, a residual block whose branch may vanish, and a squeeze that may not."""
+    x = L.Conv2D(3, 3, padding="same", name="stem")(x)
+    y = L.ReLU()(L.BatchNormalization()(L.Conv2D(2, 3, padding="same", name="inner")(x)))
+    x = L.Add()([x, L.BatchNormalization()(L.Conv2D(3, 1, name="outer")(y))])
+    s = L.Dense(2, activation="relu", name="squeeze")(L.GlobalAveragePooling2D(keepdims=True)(x))
+    x = L.Multiply()([x, L.Dense(3, activation="sigmoid", name="excite")(s)])
+    x = L.DepthwiseConv2D(3, padding="same", use_bias=False)(L.Conv2D(2, 1, name="last")(x))
+    return L.Dense(2, name="end")(L.GlobalAveragePooling2D()(x))
+
+
+def model_of(build, shape=(4, 4, 1)):
+    image = keras.Input(shape, name="image")
+    return keras.Model(image, build(image))
+
+
+RESOURCES = ("parameters", "multiply_adds")
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_expected_shares_against_every_architecture(streams, rng):
+    supernet = supernet_of(model_of(residual), multiply_adds=0.95, streams=streams)
+    graph, logits = supernet.graph, rng.normal(0, 1.5, supernet.graph.num_units)
+    q = 1 / (1 + np.exp(-logits))
+    expected = np.zeros(2)
+    for bits in itertools.product([False, True], repeat=graph.num_units):
+        keep = dict(zip([g.name for g in graph.groups], np.split(np.array(bits), graph.starts[1:]), strict=True))
+        probability = np.where(bits, q, 1 - q).prod()
+        expected += probability * np.array([count(graph, r, graph.closed(keep)) for r in RESOURCES])
+    expected /= [count(graph, r) for r in RESOURCES]
+    supernet.draw.keep_logit.assign(logits)
+    np.testing.assert_allclose(supernet.expected_shares(), expected, rtol=1e-5)
+    posterior = supernet.posterior()
+    np.testing.assert_allclose([posterior.expected_share(r) for r in RESOURCES], expected, rtol=1e-6)
+    assert supernet.progress()["parameters"] == pytest.approx(expected[0], rel=1e-5)
+    assert supernet.progress()["undecided"] == ((q >= 0.05) & (q <= 0.95)).sum()
+
+
+def test_gradients_of_expected_shares_against_the_numpy_ones(rng):
+    graph = supernet_of(multi_branch_resnet(4, 2, 5, (8, 8, 3)), streams=True).graph
+    shares = ExpectedShares(graph.form, RESOURCES)
+    for scale in (1.0, 20.0):
+        logits = tf.Variable(rng.normal(0, scale, graph.num_units), dtype=tf.float32)
+        with tf.GradientTape() as tape:
+            values = shares(logits.value())
+        q = 1 / (1 + np.exp(-logits.numpy().astype(np.float64)))
+        gradients = tape.jacobian(values, logits)
+        for value, gradient, resource in zip(values, gradients, RESOURCES, strict=True):
+            full = graph.form.full(resource)
+            expected, slope = graph.form.expectations[resource].value_and_gradient(q)
+            assert float(value) == pytest.approx(expected / full, rel=1e-5)
+            np.testing.assert_allclose(gradient, slope * q * (1 - q) / full, rtol=1e-3, atol=1e-7)
+
+
+def test_the_training_loss_has_the_prior_of_the_costs(rng):
+    """Between two posteriors, N x the difference of the regularizers is that of E[log q - log prior]."""
+    supernet = supernet_of(model_of(residual), multiply_adds=0.5, num_examples=300)
+    multipliers, values = np.array([0.7, 0.2]), []
+    supernet.multipliers.assign(multipliers)
+    for _ in range(2):
+        logits = rng.normal(size=supernet.graph.num_units)
+        supernet.draw.keep_logit.assign(logits)
+        posterior = supernet.posterior()
+        prior = -300 * multipliers @ [posterior.expected_share(r) for r in RESOURCES]  # E[log prior], up to a constant
+        values.append((300 * float(supernet.regularizer()), -posterior.entropy() - prior))
+    (one, expected), (other, as_expected) = values
+    assert one - other == pytest.approx(expected - as_expected, rel=1e-4)
+
+
+def images_and_labels(rng, size=400):
+    """Bright quadrants: enough to learn that dropping all channels costs something."""
+    labels = rng.integers(0, 4, size)
+    images = rng.normal(0, 0.5, (size, 8, 8, 1))
+    for image, label in zip(images, labels, strict=True):
+        image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 1
+    return images.astype("f4"), labels
+
+
+def small(x):
+    for filters in (8, 16):
+        x = L.Conv2D(filters, 3, strides=2, padding="same", use_bias=False)(x)
+        x = L.ReLU()(L.BatchNormalization()(x))
+    return L.Dense(4, name="end")(L.Flatten()(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", ["batch", "example"])
+@pytest.mark.parametrize("parameters, multiply_adds", [(0.1, None), (None, 0.9), (0.5, 0.4)])
+def test_expected_costs_reach_their_bounds(parameters, multiply_adds, noise, rng):
+    bounds = {"parameters": parameters, "multiply_adds": multiply_adds}
+    supernet = tfnas.gate(model_of(small, (8, 8, 1)), steps=200, num_examples=4000, noise=noise, **bounds)
+    supernet.compile(keras.optimizers.SGD(0.05, momentum=0.9), LOSS)
+    supernet.fit(*images_and_labels(rng), batch_size=20, epochs=10, verbose=0)
+    assert int(supernet.steps_taken) == 200
+    misses = supernet.expected_shares().numpy() / [bound for bound in bounds.values() if bound] - 1
+    assert max(misses) == pytest.approx(0, abs=0.05)  # of the binding one
+
+
+@pytest.mark.parametrize("noise", ["batch", "example"])
+def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, noise):
+    bounds = {"parameters": 0.5, "multiply_adds": 300}
+    supernet = tfnas.gate(model_of(residual), steps=20, num_examples=50, noise=noise, exclude="last", **bounds)
+    supernet.compile(keras.optimizers.AdamW(0.01), LOSS, run_eagerly=True)
+    x, y = rng.normal(size=(8, 4, 4, 1)).astype("f4"), rng.integers(0, 2, 8)
+    supernet.fit(x, y, epochs=3, verbose=0, shuffle=False)
+    architecture = supernet.posterior().sample(1, seed=1)[0]
+    supernet.set_architecture(architecture)
+    supernet.save(tmp_path / "s.keras")
+    again = tfnas.load(tmp_path / "s.keras")
+    assert again.posterior() == supernet.posterior() and again.architecture() == supernet.architecture()
+    assert again.posterior().bounds["multiply_adds"] == 300
+    assert [g.name for g in again.graph.groups] == [g.name for g in supernet.graph.groups]
+    np.testing.assert_array_equal(again(x), supernet(x))
+    for made in (supernet, again):
+        for _ in range(2):
+            made.train_on_batch(x, y)
+    for one, other in zip(supernet.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(supernet.optimizer.variables, again.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_streams_are_gated_only_where_a_bound_needs_it():
+    model = multi_branch_resnet(8, 1, 5, (8, 8, 3))
+    assert not supernet_of(model, parameters=0.5).streams
+    assert supernet_of(model, parameters=0.03).streams
+    with pytest.raises(UserError, match="parameters=.* is out of reach"):
+        supernet_of(model, parameters=0.03, streams=False)
+    with pytest.raises(UserError, match="out of reach: at least .* remain, the most in 'stem_conv'"):
+        supernet_of(model, parameters=0.03, exclude="stem*")
+
+
+def test_an_architecture_of_other_groups_is_refused():
+    supernet = supernet_of(model_of(residual))
+    with pytest.raises(UserError, match="one of the groups"):
+        supernet.set_architecture(Architecture({"other": [True]}))
+
+
+def test_the_plain_model_is_not_changed_and_weights_are_copied(rng):
+    model = multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4)
+    random_weights(model, rng)
+    before = [w.copy() for w in model.get_weights()]
+    supernet = supernet_of(model)
+    x = rng.normal(size=(8, 8, 8, 1)).astype("f4")
+    np.testing.assert_array_equal(supernet(x), model(x))
+    supernet.compile("sgd", LOSS, run_eagerly=True)
+    supernet.fit(x, np.zeros(8, int), verbose=0)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)

@@ -39,12 +39,12 @@ def test_saturated_logits_have_finite_gradients():
 
 
 def test_noise_differs_by_example_unit_and_step_but_not_by_run():
-    draw, again = drawn(seed=3), drawn(seed=3)
+    draw, again = (drawn(seed=3, initial_drop=0.5) for _ in range(2))
     first, second = draw.relaxed_gates(8).numpy(), draw.relaxed_gates(8).numpy()
     assert first.shape == (8, 5) and np.ptp(first, axis=0).min() > 0 and np.ptp(first, axis=1).min() > 0
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(first, again.relaxed_gates(8))
-    assert not np.array_equal(first, drawn(seed=4).relaxed_gates(8))
+    assert not np.array_equal(first, drawn(seed=4, initial_drop=0.5).relaxed_gates(8))
     one = drawn("batch").relaxed_gates(8).numpy()
     assert one.shape == (1, 5) and np.ptp(one) > 0
 
@@ -121,17 +121,16 @@ def test_a_gate_in_a_normalization_is_one_behind_it(policy, trainable, rng):
     behind = UnitGate(gated.units)
     tolerance = {"float32": 1e-5, "mixed_float16": 5e-3, "mixed_bfloat16": 4e-2}[policy]
     for training in (True, False):
-        got, expected = (
-            gated([x, *parts], training=training),
-            behind([plain(x, training=training), *parts], training=training),
-        )
+        got = gated([x, *parts], training=training)
+        expected = behind([plain(x, training=training), *parts], training=training)
         assert got.dtype == plain.compute_dtype
         np.testing.assert_allclose(*(tf.cast(y, tf.float32) for y in (got, expected)), rtol=tolerance, atol=tolerance)
         for one, other in zip(gated.layer.weights, plain.weights, strict=True):  # moving statistics too
             np.testing.assert_allclose(one, other, rtol=1e-6)
     mask = np.array([1, 0, 1, 0, 1], "f4")
     gated.mask.assign(mask)
-    np.testing.assert_array_equal(tf.cast(gated([x, *parts]), tf.float32)[..., [1, 3]], np.zeros((7, 3, 3, 2)))
+    masked = np.asarray(tf.cast(gated([x, *parts]), tf.float32))
+    assert not masked[..., [1, 3]].any() and masked[..., [0, 2, 4]].any()
 
 
 def test_gradients_reach_scale_offset_and_logits_as_behind_the_normalization(rng):

@@ -147,8 +147,8 @@ def test_expected_shares_against_every_architecture(streams, rng):
     np.testing.assert_allclose(supernet.expected_shares(), expected, rtol=1e-5)
     posterior = supernet.posterior()
     np.testing.assert_allclose([posterior.expected_share(r) for r in RESOURCES], expected, rtol=1e-6)
-    assert supernet.progress()["parameters"] == pytest.approx(expected[0], rel=1e-5)
-    assert supernet.progress()["undecided"] == ((q >= 0.05) & (q <= 0.95)).sum()
+    assert float(supernet.progress()["parameters"]) == pytest.approx(expected[0], rel=1e-5)
+    assert float(supernet.progress()["undecided"]) == ((q >= 0.05) & (q <= 0.95)).sum()
 
 
 def test_gradients_of_expected_shares_against_the_numpy_ones(rng):
@@ -208,12 +208,17 @@ def test_expected_costs_reach_their_bounds(parameters, multiply_adds, noise, rng
     supernet.fit(*images_and_labels(rng), batch_size=20, epochs=10, verbose=0)
     assert int(supernet.steps_taken) == 200
     misses = supernet.expected_shares().numpy() / [bound for bound in bounds.values() if bound] - 1
-    assert max(misses) == pytest.approx(0, abs=0.05)  # of the binding one
+    assert max(misses) <= 0.05
+    if not multiply_adds or multiply_adds < 0.9:  # units that are worth nothing go even without a price
+        assert max(misses) >= -0.05  # of the binding one
+    posterior = supernet.posterior()
+    for candidate in posterior.sample(5):
+        assert all(posterior.cost_of(candidate, resource) <= bound for resource, bound in posterior.bounds.items())
 
 
 @pytest.mark.parametrize("noise", ["batch", "example"])
 def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, noise):
-    bounds = {"parameters": 0.5, "multiply_adds": 300}
+    bounds = {"parameters": 0.5, "multiply_adds": 1000}
     supernet = tfnas.gate(model_of(residual), steps=20, num_examples=50, noise=noise, exclude="last", **bounds)
     supernet.compile(keras.optimizers.AdamW(0.01), LOSS, run_eagerly=True)
     x, y = rng.normal(size=(8, 4, 4, 1)).astype("f4"), rng.integers(0, 2, 8)
@@ -223,7 +228,7 @@ def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, n
     supernet.save(tmp_path / "s.keras")
     again = tfnas.load(tmp_path / "s.keras")
     assert again.posterior() == supernet.posterior() and again.architecture() == supernet.architecture()
-    assert again.posterior().bounds["multiply_adds"] == 300
+    assert again.posterior().bounds["multiply_adds"] == 1000
     assert [g.name for g in again.graph.groups] == [g.name for g in supernet.graph.groups]
     np.testing.assert_array_equal(again(x), supernet(x))
     for made in (supernet, again):
@@ -237,12 +242,15 @@ def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, n
 
 def test_streams_are_gated_only_where_a_bound_needs_it():
     model = multi_branch_resnet(8, 1, 5, (8, 8, 3))
-    assert not supernet_of(model, parameters=0.5).streams
-    assert supernet_of(model, parameters=0.03).streams
-    with pytest.raises(UserError, match="parameters=.* is out of reach"):
-        supernet_of(model, parameters=0.03, streams=False)
-    with pytest.raises(UserError, match="out of reach: at least .* remain, the most in 'stem_conv'"):
-        supernet_of(model, parameters=0.03, exclude="stem*")
+    inner = supernet_of(model, parameters=0.5)
+    assert not inner.streams
+    least = inner.graph.form.least("parameters")
+    assert not supernet_of(model, parameters=least).streams
+    assert supernet_of(model, parameters=least - 1).streams
+    with pytest.raises(UserError, match=f"parameters={least - 1:,.0f} is out of reach: at least {least:,.0f}"):
+        supernet_of(model, parameters=least - 1, streams=False)
+    with pytest.raises(UserError, match="is out of reach: at least .* remain, the most in '"):
+        supernet_of(model, parameters=10)
 
 
 def test_an_architecture_of_other_groups_is_refused():

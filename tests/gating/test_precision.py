@@ -28,20 +28,22 @@ def squeeze_and_excite():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", TOLERANCE)
-def test_global_policies(policy, tmp_path, rng):
+@pytest.mark.parametrize("options", [{"ell2": 50}, {"parameters": 0.7, "steps": 10}])
+def test_global_policies(options, policy, tmp_path, rng):
     keras.config.set_dtype_policy(policy)
     model = squeeze_and_excite()
     images = rng.uniform(0, 255, (32, 8, 8, 3)).astype("f4")
     labels = rng.integers(0, 5, 32)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    supernet = tfnas.gate(model, parameters=0.5, steps=10, num_examples=32)
+    supernet = tfnas.gate(model, num_examples=32, **options)
     supernet.compile(keras.optimizers.SGD(0.01), loss=loss)
     history = supernet.fit(images, labels, epochs=2, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     architectures = []
     for gone in (("residual8",), ("residual12", "side")):
-        keep = {n: (rng.random(g.mask.shape[0]) > 0.4) & (n not in gone) for n, g in supernet.gated_layers.items()}
-        architectures.append(tfnas.Architecture({**keep, "last": np.arange(16) % 2 == 0}))
+        keep = {n: (rng.random(mask.size) > 0.4) & (n not in gone) for n, mask in supernet.architecture().items()}
+        last = np.arange(keep["last"].size) % 2 == 0
+        architectures.append(tfnas.Architecture({**keep, "last": last}))
         cut = subnet(supernet, architectures[-1])
         supernet.set_architecture(architectures[-1])
         expected = np.asarray(supernet(images), np.float64)

@@ -224,11 +224,13 @@ class Graph:
             linked: as of `flow`.
             read: indices of nodes whose output is read in full.
         """
-        live = [np.zeros(node.num_channels, bool) for node in self.nodes]
+        sizes = [node.num_channels for node in self.nodes]
+        every = np.zeros(sum(sizes), bool)
+        live = np.split(every, np.cumsum(sizes)[:-1])  # views, changed in place
         for i in (*self.outputs, *read):
             live[i][:] = True
         while True:
-            before = sum(int(channels.sum()) for channels in live)
+            before = np.count_nonzero(every)
             for i in reversed(range(len(self.nodes))):
                 node = self.nodes[i]
                 live[i] &= explicit[i]
@@ -242,7 +244,7 @@ class Graph:
                     live[i] &= explicit[i]
                     if keep.get(node.name) is None and live[i].any():
                         live[i] |= explicit[i] & node.linked([live[j] for j in node.inputs])
-            if not linked or sum(int(channels.sum()) for channels in live) == before:
+            if not linked or np.count_nonzero(every) == before:
                 return live
 
 

@@ -97,7 +97,7 @@ def test_budgets_make_a_front(searched, tmp_path, capsys):
     full = costs.cost(tfnas.load(path / stage_table.SUPERNET)).multiply_adds
     for point in found["points"]:
         if point["share"]:
-            assert 0.97 * point["share"] * full < point["best"]["multiply_adds"] <= point["share"] * full
+            assert 0.9 * point["share"] * full < point["best"]["multiply_adds"] <= point["share"] * full
     # What is then sampled within one of the budgets is what the front has there.
     sample.run(tiny_config(sample={"multiply_adds": 0.3}), path)
     assert "sample    of at most 30.0% of the multiply-adds" in capsys.readouterr().out

@@ -101,7 +101,7 @@ def test_as_many_candidates_as_asked_for_obey_the_bounds_and_differ(ran, files):
     assert len({c["digest"] for c in drawn}) == ASKED and posterior["left_out"] == ""
     most = 0.5 * costs.cost(keras.models.load_model(path / stage_table.SUPERNET)).multiply_adds
     assert max(c["multiply_adds"] for c in drawn) <= most
-    assert np.median([c["multiply_adds"] for c in drawn]) > 0.95 * most
+    assert np.median([c["multiply_adds"] for c in drawn]) > 0.85 * most  # there are 20 units
 
 
 def test_the_best_of_equally_many_are_compared_on_the_same_examples(files, answers):

@@ -121,9 +121,10 @@ def arguments(config: Config, num_shards: int = 1, scratch: str = "") -> dict[st
             f"Received: {num_shards}"
         )
     by_latency = config.sample.latency or (config.sample.budgets and config.sample.resource == "latency")
+    by_latency = by_latency or (config.search.latency and not config.sample.bounds)
     if by_latency and num_shards > 1:
         raise UserError(
-            "--num_shards: 1 expected with a budget of latency, which each machine measures as it finds it. "
+            "--num_shards: 1 expected with a bound or budget of latency, which each machine measures as it finds it. "
             f"Received: {num_shards}"
         )
     return {

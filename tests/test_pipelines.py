@@ -171,7 +171,7 @@ def test_arguments():
         with pytest.raises(UserError, match=f"--num_shards: from 1 to the number of candidates, 500.*{shards}"):
             nas_pipeline.arguments(CONFIG, shards)
     settings = {**vars(CONFIG), "sample": Sample(latency=0.5)}
-    with pytest.raises(UserError, match="--num_shards: 1 expected with a budget of latency"):
+    with pytest.raises(UserError, match="--num_shards: 1 expected with a bound or budget of latency"):
         nas_pipeline.arguments(type(CONFIG)(**settings), 2)
 
 

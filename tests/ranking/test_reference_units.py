@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 
-from tfnas.config import Sample
 from tfnas.graph.costs import cost
 from tfnas.graph.units import UnitGraph
 from tfnas.ranking import reference_units
@@ -35,8 +34,10 @@ def test_random_candidates_fill_their_bounds(graph, kind, multiple):
     full = cost(graph)
     bounds = {"parameters": 0.6 * full.parameters, "multiply_adds": 0.5 * full.multiply_adds}
 
+    posterior = UnitPosterior(graph.form, (0.0,) * graph.num_units, bounds, multiple)
+
     def candidates(seed):
-        return [reference_units.random_candidate(graph.form, bounds, multiple, kind, seed, i) for i in range(20)]
+        return [reference_units.random_candidate(posterior, kind, seed, i) for i in range(20)]
 
     found = candidates(0)
     assert found == candidates(0) != candidates(1) and len({a.digest() for a in found}) > 5
@@ -67,7 +68,8 @@ def test_units_are_scored_by_the_weights_that_read_them(graph):
     np.testing.assert_allclose(by_group["one"], after[:, :5].mean((0, 2)), rtol=1e-5)
     np.testing.assert_allclose(by_group["two"], after[:, 5:].mean((0, 2)), rtol=1e-5)
     most = 0.5 * cost(graph).parameters
-    pruned = reference_units.within(graph.form, scores, {"parameters": most})
+    posterior = UnitPosterior(graph.form, (0.0,) * graph.num_units, {"parameters": most})
+    pruned = reference_units.within(posterior, scores)
     assert 0.8 * most < cost(graph, pruned).parameters <= most
     for name, mask in pruned.items():
         if 0 < mask.sum() < mask.size:
@@ -83,10 +85,3 @@ def test_an_even_drop_probability_has_the_expected_cost(graph, rng):
         prices.append(cost(graph, graph.closed(keep)))
     shares = [np.mean([getattr(price, name) for price in prices]) / bound for name, bound in most.items()]
     assert max(shares) == pytest.approx(1, abs=0.02)
-
-
-def test_the_settings_bounds_take_the_place_of_the_searchs(graph):
-    posterior = UnitPosterior(graph.form, (0.0,) * graph.num_units, {"parameters": 100.0})
-    assert reference_units.bounds(posterior, Sample()) == {"parameters": 100.0}
-    asked = reference_units.bounds(posterior, Sample(multiply_adds=0.5))
-    assert asked == {"multiply_adds": 0.5 * cost(graph).multiply_adds}

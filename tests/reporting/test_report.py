@@ -221,7 +221,7 @@ def test_page_shows_the_front_that_sample_measured(tmp_path):
     assert not page.open and len(page.ids) == len(set(page.ids))
     assert "Validation accuracy of the networks found against their cost" in page.labels
     assert row(text, "30 %", "30.0 ± 10.0 %", "3,000", "0.30 M", "65.0 %", "70.0 %", "68.0 %")
-    assert row(text, "as learned", "60.0 ± 10.0 %", "5,000", "0.50 M", "85.0 %", "90.0 %", "88.0 %")
+    assert row(text, "as searched", "60.0 ± 10.0 %", "5,000", "0.50 M", "85.0 %", "90.0 %", "88.0 %")
     assert "multiply-adds of the gated layers" in text
     assert "layers that change most" not in text and "--config.sample.budgets" not in text
 

@@ -112,7 +112,7 @@ def test_after_a_published_search_the_posterior_is_tilted_to_budgets(published, 
     sample.run(tiny_config(search=PUBLISHED, sample=sampling), path)
     printed = capsys.readouterr().out
     found = check_front(path, printed, (0.3, 0.6))
-    assert found["resource"] == "latency" and "as learned" in printed
+    assert found["resource"] == "latency" and "as searched" in printed
     for point in found["points"]:
         if point["share"]:
             expected = point["expected"]

@@ -68,6 +68,9 @@ class Config:
             self.sample.check_published()
             others, of = ["gate_step"], "a search with bounds, and search.ell2 is set"
         else:
+            by_latency = self.sample.latency or (self.sample.budgets and self.sample.resource == "latency")
+            expected = "set with a search that has a bound on it, search.latency"
+            fields.require(not by_latency or self.search.latency > 0, "sample's latency", True, expected)
             others, of = ["ell2", "gate_learning_rate"], "the published search, which search.ell2 selects"
         for name in others:
             given = getattr(self.tune, name)

@@ -31,7 +31,7 @@ def gate(
     parameters: float | None = None,
     multiply_adds: float | None = None,
     latency: float | None = None,
-    device: str | Device = "tensorflow",
+    device: str | Device | Latencies = "tensorflow",
     steps: int = 0,
     noise: str = "batch",
     streams: bool | None = None,
@@ -71,7 +71,7 @@ def gate(
             measured on `device` now, which predicts what a network of some of its channels takes;
             `tfnas.meet_latency` then corrects the bound by what whole networks take.
         device: 'tensorflow', 'litert' (one thread; needs tfnas[formats]), or a function from a Keras model to the
-            seconds of one forward pass, which may run it anywhere.
+            seconds of one forward pass, which may run it anywhere; or what was measured before.
         steps: with bounds, training steps in which the expected costs are to reach them; from 200 on.
         noise: with bounds, 'example': relaxed gates are drawn for each example, as in the paper; 'batch': one draw for
             the batch, on each replica, which costs next to nothing.
@@ -151,7 +151,7 @@ def _refuse(given: Mapping[str, Any], defaults: Mapping[str, Any], mode: str) ->
 def _with_units(
     model: keras.Model,
     bounds: dict[str, float],
-    device: str | Device,
+    device: str | Device | Latencies,
     num_examples: float,
     steps: int,
     noise: str,
@@ -176,7 +176,7 @@ def _with_units(
     if "latency" in bounds:
         if not 0 < bounds["latency"] < 1:
             raise ValueError(f"gate: latency must be a share in (0, 1). Received: latency={bounds['latency']}")
-        latencies = Latencies.measure(Graph(plain), device)
+        latencies = device if isinstance(device, Latencies) else Latencies.measure(Graph(plain), device)
 
     def form_of(streams: bool) -> ClosedForm:
         form = UnitGraph(plain, patterns, streams).form

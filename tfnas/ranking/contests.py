@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from tfnas.common.errors import SearchFailedError
 from tfnas.common.resources import Resource
@@ -115,7 +116,7 @@ class Contests:
     Args:
         config: of the run.
         supernet: after its search.
-        posterior: of the same, with latencies where the settings ask for them.
+        posterior: of the same, with the latencies, bounds and multiples that the settings ask for.
     """
 
     def __init__(self, config: Config, supernet: Supernet, posterior: Posterior | UnitPosterior):
@@ -151,24 +152,23 @@ class Contests:
 
     def _of_units(self, posterior: UnitPosterior, numbers: range) -> Iterator[Contest]:
         settings, seed = self._settings, self._config.seed
-        bounds = reference_units.bounds(posterior, settings)
-        shares = {Resource(name): most / posterior.form.full(name) for name, most in bounds.items()}
-        words = " and ".join(f"{share:.1%} of the {resource.words}" for resource, share in shares.items())
-        print(f"sample    of at most {words}")
-        yield self._within(posterior, None, numbers, Kind.POSTERIOR, settings.bounds)
+        shares = {Resource(name): most / posterior.form.full(name) for name, most in posterior.bounds.items()}
+        parts = [
+            f"{share:.1%} of the {'predicted ' if resource == Resource.LATENCY else ''}{resource.words}"
+            for resource, share in shares.items()
+        ]
+        print(f"sample    of at most {' and '.join(parts)}")
+        yield self._within(posterior, None, numbers, Kind.POSTERIOR, {})
         for kind in RANDOM:
             chosen = [i for i in numbers if i < settings.num_random]
-            made = (
-                reference_units.random_candidate(posterior.form, bounds, settings.channel_multiple, kind, seed, i)
-                for i in chosen
-            )
+            made = (reference_units.random_candidate(posterior, kind, seed, i) for i in chosen)
             yield self._random(kind, chosen, made)
         for share in settings.budgets:
             budget = {settings.resource: share}
             yield self._within(posterior, share, numbers, self._title(Resource(settings.resource), share), budget)
 
     def _within(
-        self, posterior: UnitPosterior, share: float | None, numbers: range, title: str, bounds: Mapping[str, float]
+        self, posterior: UnitPosterior, share: float | None, numbers: range, title: str, bounds: dict[str, Any]
     ) -> Contest:
         """Candidates within bounds; the posterior's own if none are given."""
         settings, count = self._settings, numbers[-1] + 1 if numbers else 0
@@ -176,9 +176,7 @@ class Contests:
 
         def candidates() -> Iterator[Architecture]:
             for first in range(0, count, _CHUNK):
-                found = posterior.sample(
-                    min(_CHUNK, count - first), self._config.seed, first, settings.channel_multiple, **bounds
-                )
+                found = posterior.sample(min(_CHUNK, count - first), self._config.seed, first, **bounds)
                 for i, candidate in enumerate(found, first):
                     if i in numbers:
                         drawn.append(i)

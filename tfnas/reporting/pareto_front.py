@@ -43,7 +43,7 @@ def cells_of(point: FrontPoint) -> list[str]:
 
 
 def _budget(point: FrontPoint) -> str:
-    return "as learned" if point.share is None else f"{100 * point.share:g} %"
+    return "as searched" if point.share is None else f"{100 * point.share:g} %"
 
 
 def draw(figure: Any, points: Sequence[FrontPoint]) -> None:

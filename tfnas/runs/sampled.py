@@ -232,6 +232,21 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True)
+class LatencyBound:
+    """sample/latency_bound.json: the bound on the predicted latency under which the measured one is as asked.
+
+    Attributes:
+        asked: share of the full network's seconds.
+        predicted: the bound on the predicted share.
+        measured: share measured for the most probable network within it.
+    """
+
+    asked: Share
+    predicted: Annotated[float, number(0)]
+    measured: Annotated[float, number(0)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Ranked:
     """sample/ranking.json.
 
@@ -242,6 +257,8 @@ class Ranked:
         kinds: what became of each of `SAMPLED`.
         comparisons: of the posterior's best with the best of each random kind, where there are fresh examples.
         predictive: of single networks and averages, by what they are; empty without `sample.ensemble`.
+        bounds: largest cost of a candidate by resource; empty after a published search.
+        latency: of a bound on it.
     """
 
     rank_by: Annotated[str, text_of("loss", "accuracy")]
@@ -249,6 +266,8 @@ class Ranked:
     kinds: dict[Kind, Group]
     comparisons: dict[Kind, Comparison]
     predictive: dict[str, Prediction]
+    bounds: dict[str, float] = dataclasses.field(default_factory=dict)
+    latency: LatencyBound | None = None
 
     def __post_init__(self) -> None:
         expect(set(self.kinds) == set(SAMPLED), "kinds", [*self.kinds], ", ".join(SAMPLED))
@@ -314,3 +333,18 @@ class Latencies:
     """sample/latencies.json: seconds that one input channel of each gated layer takes for one example."""
 
     seconds: Annotated[dict[str, float], mapping_of(number(0))]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerLatencies:
+    """search/latencies.json: seconds of one example in the full network, and in each of its layers alone.
+
+    Attributes:
+        key: of the search that they were measured for.
+        full: of the whole network.
+        layers: by name.
+    """
+
+    key: str
+    full: Annotated[float, number(0)]
+    layers: Annotated[dict[str, float], mapping_of(number(0))]

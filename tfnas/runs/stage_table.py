@@ -23,6 +23,8 @@ POSTERIOR = "posterior.json"
 EVALUATIONS = "sample/evaluations.jsonl"
 SHARDS = "sample/shards"
 LATENCIES = "sample/latencies.json"
+LAYER_LATENCIES = "search/latencies.json"
+LATENCY_BOUND = "sample/latency_bound.json"
 CANDIDATES = "sample/candidates.jsonl"
 RANKING = "sample/ranking.json"
 FRONT = "sample/front.json"
@@ -59,7 +61,7 @@ class Stage:
 # sample wrote.
 _MEASURED = (
     *("sample.batch_size", "sample.num_random", "sample.num_tested", "sample.recalibrate"),
-    *("sample.parameters", "sample.multiply_adds", "sample.latency", "sample.channel_multiple"),
+    "sample.channel_multiple",
 )
 # In the order of the run.
 STAGES = {

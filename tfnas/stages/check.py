@@ -54,7 +54,7 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     _print("data", f"{config.data.title}: {splits.summary()}")
     search, retrain = config.search, config.retrain
     plain = networks.network(config, splits)
-    supernet = networks.gated(config, splits, plain)
+    supernet = networks.gated(config, splits, plain, work)
     parameters = cost(supernet.graph).parameters
     _print("supernet", f"{parameters:,} parameters, {networks.gates_in_words(supernet)}")
     needed, free = preflight.room(work, supernet, config.training.checkpoints_kept)

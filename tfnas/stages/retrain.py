@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -51,7 +52,8 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     splits = networks.load_data(config, work)
     supernet = saving.load(work.path / stage_table.SUPERNET)
     architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
-    kinds = work.read_json(stage_table.RANKING, "retrain", Ranked).kinds
+    ranked = work.read_json(stage_table.RANKING, "retrain", Ranked)
+    kinds = ranked.kinds
     settings = config.retrain
     recalibration = networks.recalibration(config, splits, supernet)
 
@@ -82,10 +84,9 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
             others.append(Arm(name, kind, cut(candidate), cost(supernet.graph, candidate)))
     posterior = supernet.posterior()
     if isinstance(posterior, UnitPosterior):
-        sampling = config.sample
-        (mode,) = posterior.sample(1, 0, 0, sampling.channel_multiple, **sampling.bounds)
-    else:
-        mode = posterior.mode()
+        multiple = config.sample.channel_multiple
+        posterior = dataclasses.replace(posterior, bounds=ranked.bounds, channel_multiple=multiple)
+    mode = posterior.mode()
     if supernet.graph.flow(mode).reaches_outputs():
         others.append(Arm(Kind.DETERMINISTIC, Kind.DETERMINISTIC, cut(mode), cost(supernet.graph, mode)))
     means = [

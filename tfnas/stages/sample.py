@@ -22,7 +22,7 @@ from tfnas.common import digests, terminal
 from tfnas.common.errors import UserError, add_filename, unwrap_user_errors
 from tfnas.common.resources import Resource
 from tfnas.config import Config
-from tfnas.cutting import latencies
+from tfnas.cutting import latencies, latency_bound
 from tfnas.data import pipeline
 from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
@@ -43,6 +43,7 @@ from tfnas.runs.sampled import (
     Group,
     Kind,
     Latencies,
+    LatencyBound,
     Race,
     Ranked,
     Score,
@@ -132,7 +133,12 @@ class _Sampling:
         self.supernet: Supernet = saving.load(work.path / stage_table.SUPERNET)
         self.resource = Resource(self.settings.resource)
         posterior = read_posterior((work.path / stage_table.POSTERIOR).read_bytes())
-        self.contests = Contests(config, self.supernet, self._with_latency(posterior))
+        self._latency: LatencyBound | None = None
+        if isinstance(posterior, UnitPosterior):
+            self.posterior: Posterior | UnitPosterior = self._within_bounds(posterior)
+        else:
+            self.posterior = self._with_latency(posterior)
+        self.contests = Contests(config, self.supernet, self.posterior)
         batches = pipeline.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
         recalibration = networks.recalibration(config, splits, self.supernet)
         self.engine = Engine(
@@ -188,7 +194,9 @@ class _Sampling:
                 elif contest.posterior is None and ranking and ranking.fresh:
                     comparisons[contest.kind] = fresh.compared(found, contest, evaluations)
         self.work.write_lines(stage_table.CANDIDATES, candidates)
-        ranked = Ranked(self.settings.rank_by, self._widths(winner), groups, comparisons, predictive)
+        bounds = self.posterior.bounds if isinstance(self.posterior, UnitPosterior) else {}
+        widths, latency = self._widths(winner), self._latency
+        ranked = Ranked(self.settings.rank_by, widths, groups, comparisons, predictive, bounds, latency)
         self.work.write_json(stage_table.RANKING, ranked)
         text = winner.to_json()
         self.work.write(stage_table.ARCHITECTURE, lambda file: file.write_text(text))
@@ -198,15 +206,37 @@ class _Sampling:
         pareto_front.write(self.work, Front(self.resource, tuple(points)))
         return (stage_table.FRONT, stage_table.FRONT_PLOT)
 
-    def _with_latency(self, posterior: Posterior | UnitPosterior) -> Posterior | UnitPosterior:
+    def _within_bounds(self, posterior: UnitPosterior) -> UnitPosterior:
+        """The posterior with the bounds that its candidates obey, that on the latency as measured."""
+        settings = self.settings
+        asked = settings.bounds or self.config.search.bounds
+        bounds = posterior.form.absolute(asked)
+        posterior = dataclasses.replace(posterior, bounds=bounds, channel_multiple=settings.channel_multiple)
+        if "latency" not in asked:
+            return posterior
+        with distribution.chief_first(self.config.distribution):
+            if not (self.work.path / stage_table.LATENCY_BOUND).exists():
+                device = self.config.search.latency_device
+                graph: Any = self.supernet.graph
+                found = latency_bound.meet_latency(posterior, graph, asked["latency"], device)
+                record = LatencyBound(found.asked, found.predicted, found.measured)
+                self.work.write_sealed(stage_table.LATENCY_BOUND, record, replace=False)
+        self._latency = latency = self.work.read_sealed(stage_table.LATENCY_BOUND, LatencyBound)
+        print(
+            f"sample    latency: {latency.measured:.1%} measured for the most probable network, at most "
+            f"{latency.asked:.1%} asked for, {latency.predicted:.1%} predicted from its layers"
+        )
+        return dataclasses.replace(
+            posterior, bounds={**bounds, **posterior.form.absolute({"latency": latency.predicted})}
+        )
+
+    def _with_latency(self, posterior: Posterior) -> Posterior:
         """The posterior with a measured latency, where the settings need one.
 
         Latencies are measured once in a working directory, by the first process.
         """
         settings = self.settings
         if not (settings.latency or (settings.budgets and settings.resource == Resource.LATENCY)):
-            return posterior
-        if isinstance(posterior, UnitPosterior):
             return posterior
         with distribution.chief_first(self.config.distribution):
             if not (self.work.path / stage_table.LATENCIES).exists():

@@ -38,8 +38,8 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         print(f"devices   {distribution.describe(tf.distribute.get_strategy())}")
     networks.set_seed(config.seed)
     # What is refused is refused now, not after the warm-up.
-    networks.gated(config, splits, networks.network(config, splits))
-    supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work))
+    networks.gated(config, splits, networks.network(config, splits), work)
+    supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work), work)
     _print_size(supernet, config)
     guard = Guard(config.search, supernet, config.seed)
     guard.begin()

@@ -110,7 +110,11 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
 
 
 def gated(
-    config: config_lib.Config, splits: pipeline.Splits, model: keras.Model, initial_drop: float | None = None
+    config: config_lib.Config,
+    splits: pipeline.Splits,
+    model: keras.Model,
+    work: Workdir,
+    initial_drop: float | None = None,
 ) -> Supernet:
     """Adds the gates of a search to `model`.
 
@@ -118,6 +122,7 @@ def gated(
         config: settings of the gates, and of the bounds or the prior.
         splits: splits whose training images the prior is weighed against.
         model: model built by `network`; its weights are copied.
+        work: working directory; layers are measured once in it, if the latency is bounded.
         initial_drop: drop probability of every gate, in (0, 1); None means `search.initial_drop`.
 
     Raises:
@@ -144,6 +149,8 @@ def gated(
             include=_patterns(settings.include),
             **common,
         )
+    if settings.latency:
+        common["device"] = preflight.layer_latencies(config, work, model)
     bounds: dict[str, Any] = {**settings.bounds}
     return gate(
         model,

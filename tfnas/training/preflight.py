@@ -18,9 +18,14 @@ import tensorflow as tf
 from tfnas.common.errors import UserError
 from tfnas.config import Config
 from tfnas.data import pipeline
+from tfnas.graph.channels import Graph
+from tfnas.graph.latencies import Latencies
 from tfnas.ranking.engine import Engine
+from tfnas.runs.sampled import LayerLatencies
+from tfnas.runs.stage_table import LAYER_LATENCIES
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
+from tfnas.training import distribution
 from tfnas.training.loop import Batches, Step, distributed
 
 _TIMED_STEPS, _TIMED_SECONDS = 10, 10.0  # whichever ends first
@@ -68,6 +73,23 @@ class Time:
 
     seconds: float
     tracing: float
+
+
+def layer_latencies(config: Config, work: Workdir, model: keras.Model) -> Latencies:
+    """Measures the seconds of a network and of its layers, once for a search in a working directory.
+
+    Raises:
+        UserError: as `Latencies.measure`.
+    """
+    key = work.key("search", config)
+    with distribution.chief_first(config.distribution):
+        there = (work.path / LAYER_LATENCIES).exists()
+        known = work.read_sealed(LAYER_LATENCIES, LayerLatencies) if there else None
+        if known is None or known.key != key:
+            measured = Latencies.measure(Graph(model), config.search.latency_device)
+            known = LayerLatencies(key, measured.full, dict(measured.layers))
+            work.write_sealed(LAYER_LATENCIES, known)
+    return Latencies(known.full, known.layers)
 
 
 def room(work: Workdir, model: keras.Model, kept: int) -> tuple[int, int]:

@@ -93,7 +93,8 @@ def train(
         config: settings of the run.
         splits: the images.
         work: working directory of the checkpoints.
-        posterior: of the search; names what is gated, and has the bounds. Its probabilities are not used.
+        posterior: of the search; names what is gated, and has the bounds that candidates obeyed. Its probabilities are
+            not used.
         found: the architecture found.
         price: cost of its network. After a search with bounds, baselines that are sampled or pruned obey the same
             bounds; else they have no more parameters than this.
@@ -105,22 +106,24 @@ def train(
         UserError: if a loss is no longer finite, or a checkpoint cannot be read.
     """
     if isinstance(posterior, UnitPosterior):
-        most = {resource: posterior.cost_of(found, resource) for resource in _bounds(config, posterior)}
-        drop = reference_units.even_drop(posterior.form, most)
-        arms, means = fixed_drop(config, splits, work, drop, price)
+        costs = {resource: posterior.cost_of(found, resource) for resource in posterior.bounds}
+        drop = reference_units.even_drop(posterior.form, costs)
     else:
-        arms, means = fixed_drop(config, splits, work, reference_architectures.even_drop(posterior, found), price)
+        drop = reference_architectures.even_drop(posterior, found)
+    arms, means = fixed_drop(config, splits, work, posterior, drop, price)
+    if not isinstance(posterior, UnitPosterior):
         arms += single_path(config, splits, work)
-    arms += magnitude_pruning(config, splits, work, price)
+    arms += magnitude_pruning(config, splits, work, posterior, price)
     return arms, means
 
 
-def _bounds(config: Config, posterior: UnitPosterior) -> dict[str, float]:
-    return reference_units.bounds(posterior, config.sample)
-
-
 def fixed_drop(
-    config: Config, splits: pipeline.Splits, work: Workdir, drop: float, price: Cost
+    config: Config,
+    splits: pipeline.Splits,
+    work: Workdir,
+    posterior: Posterior | UnitPosterior,
+    drop: float,
+    price: Cost,
 ) -> tuple[list[Arm], list[Means]]:
     """Returns the best random candidate of equal size, in a supernet with a fixed drop probability.
 
@@ -129,7 +132,14 @@ def fixed_drop(
     supernet = freeze(_at_start(config, splits, work, drop))
     kind = Kind.FIXED_DROP
     _fit(config, splits, work, supernet, kind)
-    candidates = [_random(config, supernet, price, i) for i in range(config.sample.num_random)]
+
+    def random(i: int) -> Architecture:
+        if isinstance(posterior, UnitPosterior):
+            return reference_units.random_candidate(posterior, Kind.EVEN, config.seed, i)
+        most = price.parameters
+        return reference_architectures.random_candidate(posterior, supernet.graph, most, Kind.EVEN, config.seed, i)
+
+    candidates = [random(i) for i in range(config.sample.num_random)]
     recalibration = networks.recalibration(config, splits, supernet)
     scores = [*map(_evaluator(config, splits, supernet, recalibration), candidates)]
     adjust = recalibration.apply if recalibration else _unchanged
@@ -146,15 +156,6 @@ def fixed_drop(
         recalibration=recalibration,
     )
     return arms, [means]
-
-
-def _random(config: Config, supernet: Supernet, price: Cost, i: int) -> Architecture:
-    """Random candidate `i`, spread evenly."""
-    posterior, graph = supernet.posterior(), supernet.graph
-    if isinstance(posterior, UnitPosterior):
-        bounds, multiple = _bounds(config, posterior), config.sample.channel_multiple
-        return reference_units.random_candidate(posterior.form, bounds, multiple, Kind.EVEN, config.seed, i)
-    return reference_architectures.random_candidate(posterior, graph, price.parameters, Kind.EVEN, config.seed, i)
 
 
 def single_path(config: Config, splits: pipeline.Splits, work: Workdir) -> list[Arm]:
@@ -179,8 +180,10 @@ def single_path(config: Config, splits: pipeline.Splits, work: Workdir) -> list[
     return _best(config, splits, work, supernet, paths, scores, kind, count, recalibration.apply)
 
 
-def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, price: Cost) -> list[Arm]:
-    """Trains the full network without gates and drops the channels with the smallest weights down to `price`.
+def magnitude_pruning(
+    config: Config, splits: pipeline.Splits, work: Workdir, posterior: Posterior | UnitPosterior, price: Cost
+) -> list[Arm]:
+    """Trains the full network without gates and drops the channels with the smallest weights down to equal size.
 
     The arguments are those of `train`.
     """
@@ -188,8 +191,8 @@ def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, pr
     full = networks.network(config, splits)
     kind = Kind.MAGNITUDE_PRUNING
     networks.fit_as_search(config, splits, work, full, kind)
-    supernet = networks.gated(config, splits, full)
-    pruned = _with_largest_weights(config, supernet, price)
+    supernet = networks.gated(config, splits, full, work)
+    pruned = _with_largest_weights(supernet, posterior, price)
     if not supernet.graph.flow(pruned).reaches_outputs():
         return []
     if recalibration := networks.recalibration(config, splits, supernet):
@@ -197,14 +200,12 @@ def magnitude_pruning(config: Config, splits: pipeline.Splits, work: Workdir, pr
     return _cut(config, splits, work, supernet, pruned, kind, kind)
 
 
-def _with_largest_weights(config: Config, supernet: Supernet, price: Cost) -> Architecture:
-    posterior, graph = supernet.posterior(), supernet.graph
-    if isinstance(graph, UnitGraph):
-        scores = reference_units.mean_magnitudes(graph)
-        bounds, multiple = _bounds(config, posterior), config.sample.channel_multiple
-        return reference_units.within(posterior.form, scores, bounds, multiple)
-    by_layer = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
-    return reference_architectures.magnitude_candidate(graph, by_layer, price.parameters)
+def _with_largest_weights(supernet: Supernet, posterior: Posterior | UnitPosterior, price: Cost) -> Architecture:
+    graph = supernet.graph
+    if isinstance(posterior, UnitPosterior) and isinstance(graph, UnitGraph):
+        return reference_units.within(posterior, reference_units.mean_magnitudes(graph))
+    scores = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
+    return reference_architectures.magnitude_candidate(graph, scores, price.parameters)
 
 
 def freeze(supernet: Supernet) -> Supernet:
@@ -253,7 +254,7 @@ def mean_magnitude(layer: Gated) -> np.ndarray:
 
 def _at_start(config: Config, splits: pipeline.Splits, work: Workdir, initial_drop: float | None = None) -> Supernet:
     """Returns a gated supernet with the weights after the warm-up."""
-    return networks.gated(config, splits, networks.warmed_up(config, splits, work), initial_drop)
+    return networks.gated(config, splits, networks.warmed_up(config, splits, work), work, initial_drop)
 
 
 def _fit(

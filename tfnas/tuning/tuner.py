@@ -212,5 +212,5 @@ def _full_parameters(config: Config, work: Workdir) -> int:
     with unwrap_user_errors(), distribution.strategy(config.distribution).scope():
         networks.set_seed(config.seed)
         splits = networks.load_data(config, work)
-        supernet = networks.gated(config, splits, networks.network(config, splits))
+        supernet = networks.gated(config, splits, networks.network(config, splits), work)
         return costs.count(supernet.graph, "parameters")

@@ -13,7 +13,7 @@ from tfnas.runs.workdir import Workdir
 from tfnas.training import loop, networks
 from tfnas.training.collapse_guard import Guard
 
-STOP = dict(recipe="paper", epochs=40, ell2=500.0, gate_learning_rate=10.0)
+STOP = dict(epochs=40, ell2=500.0, gate_learning_rate=10.0)
 
 
 def network(skip=False):
@@ -137,6 +137,23 @@ def test_a_gate_that_moved_is_not_frozen(start, now, capsys):
     drop(supernet, three=now)
     guard.check(10)
     assert "frozen" not in capsys.readouterr().out
+
+
+def test_with_bounds_nothing_collapses_and_gates_that_do_not_move_are_told(capsys):
+    settings = Search(epochs=12, warmup_epochs=0).resolved(Retrain())
+    supernet = tfnas.gate(network(), **settings.bounds, steps=10, num_examples=100)
+    guard = Guard(settings, supernet, seed=0)
+    guard.begin()
+    supernet.draw.keep_logit.assign(np.full(supernet.draw.keep_logit.shape, -9.0))
+    for epoch in (1, 2, 3):
+        guard.check(epoch)
+    assert not capsys.readouterr().out
+    start = np.log(1 - settings.initial_drop) - np.log(settings.initial_drop)
+    supernet.draw.keep_logit.assign(np.full(supernet.draw.keep_logit.shape, start))
+    guard.check(3)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(frozen). Usually the gates' steps (now 0.05) are too short" in printed
+    assert "try --config.search.gate_step=0.5, in another --workdir" in printed
 
 
 def test_the_collapsed_epoch_is_not_saved(tmp_path):

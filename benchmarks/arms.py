@@ -40,7 +40,7 @@ NEAR = 0.03  # what counts as the same size
 _SECOND_ORDER = 1_000  # added to the seed after the search: not the same order of the images again
 # What a target is counted in.
 RESOURCES = {"parameters": "parameters", "multiply_adds": "multiply_adds", "half": "parameters"}
-# Settings of the search that are not a recipe's.
+# Settings of the search that both kinds have.
 _COMMON = (
     "epochs",
     "batch_size",
@@ -49,9 +49,6 @@ _COMMON = (
     "nesterov",
     "example_multiplier",
     "temperature",
-    "gate_dense",
-    "gate_pooling",
-    "include",
     "exclude",
 )
 
@@ -108,7 +105,7 @@ class Run:
     def paper(self) -> Config:
         """The config with the published search."""
         common = {name: getattr(self.config.search, name) for name in _COMMON}
-        published = Search(recipe="paper", ell2=self.ell2, gate_learning_rate=_GATE_LEARNING_RATE, **common)
+        published = Search(ell2=self.ell2, gate_learning_rate=_GATE_LEARNING_RATE, **common)
         return dataclasses.replace(self.config, search=published).check()
 
     def cost_at(self, width: int) -> Cost:
@@ -122,7 +119,7 @@ class Run:
 
     def gated(self, model: keras.Model) -> Supernet:
         """`model` with a gate for every source of a layer's input, whose probabilities are not used."""
-        return networks.gated(self.paper, self.splits, model)
+        return networks.gated(self.paper, self.splits, model, self.work)
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -179,7 +176,7 @@ class Run:
         """The supernet after the published search, the best of its candidates of the size wanted, and facts."""
         config = dataclasses.replace(self.paper, search=dataclasses.replace(self.paper.search, epochs=epochs))
         with self.timed("train"):
-            supernet = networks.gated(config, self.splits, self.network())
+            supernet = networks.gated(config, self.splits, self.network(), self.work)
             key = self.work.key("search", config)
             networks.fit_gated(config, self.splits, self.work, supernet, stage_table.CHECKPOINTS, key, "search")
         with self.timed("rank"):
@@ -327,7 +324,7 @@ def _paper_scratch(run: Run) -> Found:
 
 
 def default(config: Config, work: workdir.Workdir, resource: str, share: float) -> tuple[Found, dict[str, float]]:
-    """The project's default recipe, by its stages, and the seconds of each.
+    """The project's search with one bound, by its stages, and the seconds of each.
 
     Args:
         config: says the data, the network, the epochs and the weight decay.
@@ -335,7 +332,8 @@ def default(config: Config, work: workdir.Workdir, resource: str, share: float) 
         resource: 'parameters' or 'multiply_adds'.
         share: of the full network's, that the network found may have.
     """
-    target = dataclasses.replace(config.search, **{"parameters": 0.0, "multiply_adds": 0.0, resource: share})
+    bounds = {"parameters": 0.0, "multiply_adds": 0.0, resource: share}
+    target = dataclasses.replace(config.search, **bounds)
     further = dataclasses.replace(config.retrain, baseline=False, trained_baselines=False)
     config = dataclasses.replace(config, search=target, retrain=further)
     for stage in (search, sample, retrain):

@@ -24,11 +24,11 @@ Test is read when a run's network is fixed, and chooses nothing.
                            posterior tilted to this size; the best is trained on, with a cosine of its own
     paper-search-only      the published search for all epochs; the best candidate as it is
     paper-scratch          the network that 'paper' found, its weights new; that search is not counted
-    default-parameters     the project's default recipe, to the parameters of 'narrowed'
+    default-parameters     the project's search with a bound, to the parameters of 'narrowed'
     default-multiply-adds  to its multiply-adds
     default-half           to half of the full network's parameters
 
-Ranking is timed apart from training; the default recipe's training includes what its stages evaluate.
+Ranking is timed apart from training; that search's training includes what its stages evaluate.
 
 A run is a file, WORKDIR/ARM/decay-D/seedN.json, and is not repeated; an interrupted one resumes from its last
 checkpoint. --jobs=i/n does every n-th run, so that n processes share the work; where a decay is to be chosen by a run
@@ -88,8 +88,8 @@ class Contest:
     ) -> None:
         if config.supernet.name != "multi_branch_resnet" or config.supernet.source or not config.supernet.width:
             raise UserError("contest: supernet.name 'multi_branch_resnet' with a width expected")
-        if config.search.recipe != "target" or config.search.schedule != "one_cosine":
-            raise UserError("contest: search.recipe 'target' with one cosine expected, the others are made of it")
+        if config.search.published or config.search.schedule != "one_cosine":
+            raise UserError("contest: a search with bounds and one cosine expected, the others are made of it")
         if config.retrain.epochs <= config.search.epochs:
             raise UserError("contest: retrain.epochs above search.epochs expected: 'paper' takes twice those to search")
         self.config, self.options, self.seeds, self.ell2 = config, options, seeds, ell2

@@ -62,7 +62,6 @@ def _config():
         ),
         supernet=Supernet(width=16, num_blocks=1, stem_width=16),
         search=Search(
-            recipe="paper",
             epochs=_EPOCHS.value,
             batch_size=100,
             learning_rate=0.1,

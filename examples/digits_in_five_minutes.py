@@ -35,35 +35,35 @@ train, validation, test = ((images[a:b], labels[a:b]) for a, b in ((0, 1000), (1
 keras.utils.set_random_seed(0)
 
 # %% [markdown]
-# The big model is an ordinary Keras model. `gate` makes a copy with the same weights and a gate on the input channels
-# of each convolution but the first.
+# The big model is an ordinary Keras model. `gate` makes a copy with the same weights and a gate for every unit of
+# channels that can only exist or vanish together.
 
 # %%
 big = tfnas.supernets.multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))
 steps = EPOCHS * 1000 // 50
-supernet = tfnas.gate(big, parameters=0.25, steps=steps, num_examples=10_000)
+supernet = tfnas.gate(big, parameters=0.25, multiply_adds=0.35, steps=steps, num_examples=10_000)
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 rate = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=steps + RETRAIN_EPOCHS * 1000 // 50)
 optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=5e-3)
 supernet.compile(optimizer, loss=loss, metrics=["accuracy"])
-supernet.fit(*train, batch_size=50, epochs=EPOCHS, verbose=2, callbacks=[tfnas.UpdateCosts()])
+supernet.fit(*train, batch_size=50, epochs=EPOCHS, verbose=2)
 
 # %% [markdown]
-# What was learned of the gates is a distribution over architectures. In a notebook it is drawn, a bar for each layer.
+# What was learned of the gates is a distribution over architectures. In a notebook it is drawn, a bar for each group of units.
 
 # %%
 posterior = supernet.posterior()
 posterior
 
 # %% [markdown]
-# Candidates of it race on the validation images: the most probable network of a quarter of the parameters, and others
-# of that size. Each gets batch-normalization statistics of its own, from 250 training images, because those of the
+# Candidates of it race on the validation images: the most probable network within the bounds, and samples that obey
+# them too. Each gets batch-normalization statistics of its own, from 250 training images, because those of the
 # search are of relaxed, random gates.
 
 # %%
 held_out = tf.data.Dataset.from_tensor_slices(validation).batch(200)
 statistics = tfnas.Recalibration(supernet, train[0][:250])
-candidates = tfnas.sample(supernet, CANDIDATES, seed=0)
+candidates = posterior.sample(CANDIDATES, seed=0)
 ranking = tfnas.rank(supernet, candidates, held_out, recalibration=statistics)
 ranking
 

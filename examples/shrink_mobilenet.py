@@ -77,9 +77,9 @@ model.fit(train, epochs=WARMUP_EPOCHS, shuffle=False, verbose=2)
 
 # %%
 steps = EPOCHS * len(train)
-supernet = tfnas.gate(model, parameters=0.6, steps=steps, num_examples=10 * NUM_IMAGES)
+supernet = tfnas.gate(model, parameters=0.6, multiply_adds=0.6, steps=steps, num_examples=10 * NUM_IMAGES)
 supernet.compile(keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=5e-3), loss=loss, metrics=["accuracy"])
-supernet.fit(train, epochs=EPOCHS, shuffle=False, verbose=2, callbacks=[tfnas.UpdateCosts()])
+supernet.fit(train, epochs=EPOCHS, shuffle=False, verbose=2)
 
 # %%
 posterior = supernet.posterior()
@@ -87,12 +87,12 @@ posterior
 
 # %%
 statistics = tfnas.Recalibration(supernet, next(iter(train))[0])
-ranking = tfnas.rank(supernet, tfnas.sample(supernet, CANDIDATES, seed=0), validation, recalibration=statistics)
+ranking = tfnas.rank(supernet, posterior.sample(CANDIDATES, seed=0), validation, recalibration=statistics)
 ranking
 
 # %% [markdown]
-# The winner is cut out: a plain `keras.Model`, physically smaller. What its size is worth in time depends on the layout
-# and on the machine (docs/your_model.md); `tfnas.latency` measures it. It can be trained further like any Keras model.
+# The winner is cut out: a plain `keras.Model`, physically smaller. What its size is worth in time depends on the
+# machine (docs/your_model.md); `tfnas.latency` measures it. It can be trained further like any Keras model.
 
 # %%
 statistics.apply(ranking.best)

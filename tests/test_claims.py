@@ -129,11 +129,11 @@ def test_the_published_best_is_compared_with_that_of_normal_draws(rng):
     assert np.quantile(best, [0.025, 0.975]) == pytest.approx([low, high], abs=0.05)
 
 
-def test_other_settings_and_another_recipe_are_refused(tmp_path):
+def test_other_settings_and_another_search_are_refused(tmp_path):
     config = load_config("claims_quick").check()
     Study(config, tmp_path)
     other = dataclasses.replace(config, sample=dataclasses.replace(config.sample, num_candidates=7))
     with pytest.raises(UserError, match="holds a study with other settings"):
         Study(other, tmp_path)
-    with pytest.raises(UserError, match="search.recipe 'paper' expected. Received: 'target'"):
+    with pytest.raises(UserError, match="the published search expected, with search.ell2. Received: "):
         Study(load_config("digits").check(), tmp_path / "other")

@@ -8,14 +8,21 @@ import numpy as np
 
 from benchmarks.claims.claim import Claim, Records, Report, column, decided, markdown, percent, points
 from benchmarks.claims.guided import posterior_pool
-from benchmarks.claims.study import Study
+from benchmarks.claims.study import Searched, Study
 from tfnas.common import statistics
 from tfnas.cutting.subnets import subnet
+from tfnas.gating.supernet import Supernet
 from tfnas.training import networks
 
 _CANDIDATES = 8
 _SHARES = (0.4, 1.0)  # of the learned size
 _EPOCHS = 0.25  # of retraining's, for each of several candidates
+
+
+def _new(study: Study, searched: Searched) -> Supernet:
+    """The study's supernet with new weights."""
+    model = networks.network(searched.config, study.splits)
+    return networks.gated(searched.config, study.splits, model, searched.work)
 
 
 def _measure_weights(study: Study, seed: int) -> dict[str, Any]:
@@ -31,7 +38,7 @@ def _measure_weights(study: Study, seed: int) -> dict[str, Any]:
         supernet = searched.supernet
         if name != "inherited":
             networks.set_seed(seed)
-            supernet = networks.gated(searched.config, study.splits, networks.network(searched.config, study.splits))
+            supernet = _new(study, searched)
         title = f"from {name.replace(', ', ' ')}"
         scores = study.trained(searched, subnet(supernet, found), epochs, rate, title)
         tests[name] = {"test": scores["test"]["accuracy"], "epochs": epochs}

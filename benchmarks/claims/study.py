@@ -110,12 +110,14 @@ class Study:
         path: the folder. It is this config's from then on.
 
     Raises:
-        UserError: if the folder is another study's, or this recipe is not the published one.
+        UserError: if the folder is another study's, or this search is not the published one.
     """
 
     def __init__(self, config: Config, path: str | os.PathLike[str]) -> None:
-        if config.search.recipe != "paper":
-            raise UserError(f"claims: search.recipe 'paper' expected. Received: {config.search.recipe!r}")
+        if not config.search.published:
+            raise UserError(
+                f"claims: the published search expected, with search.ell2. Received: {config.search.bounds}"
+            )
         self.config, self.work = config, workdir.Workdir(path)
         records.claim(self.work, "study.json", config, "study")
 
@@ -148,7 +150,7 @@ class Study:
         """A supernet trained as long under gates of one drop probability, never learned (Table 3's 'random')."""
         config, work = searched.config, searched.work
         model = networks.warmed_up(config, self.splits, work)
-        supernet = trained_baselines.freeze(networks.gated(config, self.splits, model, drop))
+        supernet = trained_baselines.freeze(networks.gated(config, self.splits, model, work, drop))
         key = work.key("search", config)
         networks.fit_gated(config, self.splits, work, supernet, _FIXED, f"{key} {drop}", "fixed drop")
         return supernet

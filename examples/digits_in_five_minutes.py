@@ -49,7 +49,8 @@ supernet.compile(optimizer, loss=loss, metrics=["accuracy"])
 supernet.fit(*train, batch_size=50, epochs=EPOCHS, verbose=2)
 
 # %% [markdown]
-# What was learned of the gates is a distribution over architectures. In a notebook it is drawn, a bar for each group of units.
+# What was learned of the gates is a distribution over architectures. In a notebook it is drawn, a bar for each group
+# of units.
 
 # %%
 posterior = supernet.posterior()

@@ -1,4 +1,4 @@
-"""What ranking costs over training: seconds of 1,500 raced candidates over those of a search of 24 epochs, in one run.
+"""Cost of ranking relative to training: seconds of 1,500 raced candidates over those of a search of 24 epochs.
 
     .venv/bin/python benchmarks/ranking_cost.py --data_dir=DIR [--epochs=24] [--candidates=1500]
     .venv/bin/python benchmarks/ranking_cost.py --data_dir=DIR --parameters=.28 --multiply_adds=.37

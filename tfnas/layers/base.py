@@ -371,7 +371,7 @@ class Computation:
         return self.node.infer(tensors)
 
     def calibrate(self, tensors: list[tf.Tensor], fed: Fed) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Its output if `normalizes` uses the batch's own mean and variance, and these; float32, shape (channels,)."""
+        """Output if `normalizes` uses the batch's own mean and variance, and these, float32, shape (channels,)."""
         raise NotImplementedError
 
 

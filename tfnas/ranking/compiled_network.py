@@ -99,7 +99,7 @@ class Segment:
         return self._ends(values), tf.concat(parts, 0)
 
     def _ends(self, values: Mapping[int, tf.Tensor]) -> list[tf.Tensor]:
-        """Of the model's outputs, or of the one tensor that the next segment begins with."""
+        """The outputs of the model, or the one tensor that the next segment begins with."""
         return [values[unit.last] for unit in self.units if unit.last < 0] or [values[self.last]]
 
 

@@ -233,7 +233,7 @@ def test_options_of_the_two_kinds_of_search_are_not_mixed():
         with pytest.raises(kind, match=message):
             tfnas.gate(model, num_examples=10, **arguments)
 
-    expected = r"gate: ell2, or bounds \(parameters, multiply_adds\) expected. Received: "
+    expected = r"gate: ell2, or bounds \(parameters, multiply_adds, latency\) expected. Received: "
     refused(expected + "none of them")
     refused(expected + "ell2=1, parameters=0.5", ell2=1, parameters=0.5)
     for name, value in {"group_size": 2, "by_source": False, "prior": "constant", "gate_dense": True}.items():

@@ -243,10 +243,10 @@ def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, n
 def test_streams_are_gated_only_where_a_bound_needs_it():
     model = multi_branch_resnet(8, 1, 5, (8, 8, 3))
     inner = supernet_of(model, parameters=0.5)
-    assert not inner.streams
+    assert not inner.graph.streams
     least = inner.graph.form.least("parameters")
-    assert not supernet_of(model, parameters=least).streams
-    assert supernet_of(model, parameters=least - 1).streams
+    assert not supernet_of(model, parameters=least).graph.streams
+    assert supernet_of(model, parameters=least - 1).graph.streams
     with pytest.raises(UserError, match=f"parameters={least - 1:,.0f} is out of reach: at least {least:,.0f}"):
         supernet_of(model, parameters=least - 1, streams=False)
     with pytest.raises(UserError, match="is out of reach: at least .* remain, the most in '"):

@@ -15,12 +15,11 @@ from tfnas.config import INITIAL_DROP, PUBLISHED_INITIAL_DROP
 from tfnas.gating.gates import Gated
 from tfnas.gating.supernet import PublishedSupernet, Supernet
 from tfnas.gating.unit_gates import NOISES
-from tfnas.gating.unit_supernet import UnitSupernet
+from tfnas.gating.unit_supernet import UnitSupernet, costs_of
 from tfnas.graph.channels import Graph
 from tfnas.graph.latencies import Device, Latencies
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.base import Node
-from tfnas.search_space.closed_form import ClosedForm
 
 
 def gate(
@@ -177,27 +176,30 @@ def _with_units(
         if not 0 < bounds["latency"] < 1:
             raise ValueError(f"gate: latency must be a share in (0, 1). Received: latency={bounds['latency']}")
         latencies = device if isinstance(device, Latencies) else Latencies.measure(Graph(plain), device)
-
-    def form_of(streams: bool) -> ClosedForm:
-        form = UnitGraph(plain, patterns, streams).form
-        return form.with_latency(latencies.terms(form)) if latencies else form
-
-    streams = _needs_streams(form_of, bounds) if streams is None else streams
-    form = form_of(streams)
+    graph = _unit_graph(plain, patterns, streams, bounds, latencies)
+    form = costs_of(graph, latencies)
     most = form.absolute(bounds)
     form.check_reach(most)
-    return UnitSupernet(
-        plain, num_examples, most, steps, patterns, streams, noise, temperature, initial_drop, seed % 2**31, latencies
-    )
+    return UnitSupernet(graph, num_examples, most, steps, noise, temperature, initial_drop, seed % 2**31, latencies)
 
 
-def _needs_streams(form_of: Callable[[bool], ClosedForm], bounds: Mapping[str, float]) -> bool:
-    """Whether some bound is out of reach of the units that are in no stream."""
+def _unit_graph(
+    plain: keras.Model,
+    exclude: tuple[str, ...],
+    streams: bool | None,
+    bounds: Mapping[str, float],
+    latencies: Latencies | None,
+) -> UnitGraph:
+    """The graph; without a wish, one whose streams stay if all bounds are within reach of the other units."""
+    if streams is not None:
+        return UnitGraph(plain, exclude, streams)
     try:
-        form = form_of(False)
-    except UserError:  # there are none
-        return True
-    return any(most < form.least(resource) for resource, most in form.absolute(bounds).items())
+        graph = UnitGraph(plain, exclude)
+    except UserError:  # there are no others
+        return UnitGraph(plain, exclude, streams=True)
+    form = costs_of(graph, latencies)
+    within = all(most >= form.least(resource) for resource, most in form.absolute(bounds).items())
+    return graph if within else UnitGraph(plain, exclude, streams=True)
 
 
 def _copied(graph: Graph, wrap: Callable[[Node, keras.Layer], keras.Layer]) -> keras.Model:

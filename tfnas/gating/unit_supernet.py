@@ -20,6 +20,7 @@ from tfnas.graph.latencies import Latencies
 from tfnas.graph.units import PINNED, UnitGraph
 from tfnas.layers import Input
 from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.closed_form import ClosedForm
 from tfnas.search_space.unit_posterior import UnitPosterior
 
 
@@ -28,12 +29,10 @@ class UnitSupernet(Supernet):
     """A supernet whose channel units may vanish (method.md, section 9); made by `gate` with bounds.
 
     Args:
-        plain: the network without gates, each of whose layers is called once; its layers become part of the supernet.
+        graph: of the network without gates, whose layers become part of the supernet.
         num_examples: N, training examples seen as distinct.
         bounds: largest cost by resource, absolute.
         steps: training steps in which the expected costs are to reach the bounds.
-        exclude: glob patterns of names of layers whose output channels stay.
-        streams: whether the units of streams may vanish too.
         noise, temperature, initial_drop, seed: of `UnitDraw`.
         latencies: measured ones, of which the latency's closed form is made; None: only costs that are counted.
 
@@ -50,12 +49,10 @@ class UnitSupernet(Supernet):
 
     def __init__(
         self,
-        plain: keras.Model,
+        graph: UnitGraph,
         num_examples: float,
         bounds: Mapping[str, float],
         steps: int,
-        exclude: Sequence[str] = (),
-        streams: bool = False,
         noise: str = "batch",
         temperature: float = 0.2,
         initial_drop: float = 0.02,
@@ -63,20 +60,16 @@ class UnitSupernet(Supernet):
         latencies: Latencies | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        graph = UnitGraph(plain, exclude, streams)
         sizes = [group.size for group in graph.groups]
         draw = UnitDraw(sizes, noise, temperature, initial_drop, seed, name=_free_name("unit_draw", graph))
         gated = _Gated(graph, draw)
         super().__init__(gated.network, graph, num_examples, **kwargs)
         self.bounds = dict(bounds)
         self.steps = steps
-        self.exclude = tuple(exclude)
-        self.streams = streams
         self.draw = draw
         self._gated = gated
         self.latencies = Latencies(**latencies) if isinstance(latencies, Mapping) else latencies
-        form = graph.form
-        self.form = form.with_latency(self.latencies.terms(form)) if self.latencies else form
+        self.form = costs_of(graph, self.latencies)
         full = [self.form.full(resource) for resource in self.bounds]
         self._shares = bounding.ExpectedShares(self.form, self.bounds)
         self._bound_shares = [bound / cost for bound, cost in zip(self.bounds.values(), full, strict=True)]
@@ -159,8 +152,8 @@ class UnitSupernet(Supernet):
             "num_examples": self.num_examples,
             "bounds": self.bounds,
             "steps": self.steps,
-            "exclude": self.exclude,
-            "streams": self.streams,
+            "exclude": self.graph.exclude,
+            "streams": self.graph.streams,
             "noise": self.draw.noise,
             "temperature": self.draw.temperature,
             "initial_drop": self.draw.initial_drop,
@@ -173,7 +166,13 @@ class UnitSupernet(Supernet):
         """Inverse of `get_config`."""
         with deep():
             plain = keras.saving.deserialize_keras_object(config["plain"], custom_objects=custom_objects)
-        return cls(**{**config, "plain": plain})
+        config = {name: value for name, value in config.items() if name != "plain"}
+        return cls(UnitGraph(plain, config.pop("exclude"), config.pop("streams")), **config)
+
+
+def costs_of(graph: UnitGraph, latencies: Latencies | None) -> ClosedForm:
+    """Costs of a graph's networks in closed form, with the latency if it was measured."""
+    return graph.form.with_latency(latencies.terms(graph.form)) if latencies else graph.form
 
 
 class _Gated:

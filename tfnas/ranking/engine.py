@@ -189,8 +189,9 @@ class Engine:
                     results.append(self._recalibration.calibrate(j, results[-1][0], candidate.feed(j)))
             keys = candidate.keys
             self._statistics[candidate.digest] = [statistics for _, statistics in results[1:]]
-        found = [self._statistics.pop(candidate.digest) for candidate in candidates]
-        self._statistics |= zip((candidate.digest for candidate in candidates), found, strict=True)
+        found = [self._statistics[candidate.digest] for candidate in candidates]
+        for candidate in candidates:  # some of which may be equal; those used last are kept longest
+            self._statistics[candidate.digest] = self._statistics.pop(candidate.digest)
         for digest in list(self._statistics)[: -self._most_statistics]:
             del self._statistics[digest]
         return found

@@ -15,6 +15,7 @@ from tfnas.common.errors import UserError
 from tfnas.gating.bounds import ExpectedShares
 from tfnas.gating.gates import hard_gates
 from tfnas.graph.costs import count
+from tfnas.ranking.engine import Engine
 from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
 
@@ -37,6 +38,12 @@ def is_random(network):
     return any(isinstance(layer, kinds) for layer in network.layers)
 
 
+def engine_of(supernet, given):
+    labels = [np.zeros(29, int) for _ in supernet.graph.outputs]
+    supernet.compile("sgd", LOSS if len(labels) == 1 else [LOSS] * len(labels))
+    return Engine(supernet, (given, labels if len(labels) > 1 else labels[0]), batch_size=11)
+
+
 @pytest.mark.parametrize("seed", range(16))
 def test_masks_the_cut_network_and_the_engine_agree_on_random_models(seed):
     rng = np.random.default_rng([seed, 5])
@@ -48,9 +55,10 @@ def test_masks_the_cut_network_and_the_engine_agree_on_random_models(seed):
     except UserError as error:
         assert "no channels that may vanish" in str(error) or "out of reach" in str(error)
         return
-    images = [rng.normal(size=(5, *i.shape[1:])).astype("f4") for i in model.inputs]
+    images = [rng.normal(size=(29, *i.shape[1:])).astype("f4") for i in model.inputs]
     given = images if len(images) > 1 else images[0]
     check_equal(supernet(given), model(given))
+    engine = engine_of(supernet, given) if seed % 4 == 0 else None
     for _ in range(4):
         architecture = random_architecture(supernet.graph, rng)
         supernet.set_architecture(architecture)
@@ -58,6 +66,8 @@ def test_masks_the_cut_network_and_the_engine_agree_on_random_models(seed):
         cut = tfnas.subnet(supernet, supernet.architecture())
         expected = cut(given)
         check_equal(supernet(given), expected)
+        if engine:
+            check_equal(engine.outputs(architecture), expected)
         if not is_random(cut):
             before = supernet.get_weights()
             with hard_gates():

@@ -122,11 +122,6 @@ class Node:
         """
         return []
 
-    @classmethod
-    def fan_out(cls, layer: Any) -> int:
-        """Outputs of a gateable layer that one input channel contributes to, over all its kernels."""
-        return 0
-
     # Which channels it makes of which.
 
     @functools.cached_property

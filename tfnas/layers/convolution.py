@@ -85,10 +85,6 @@ class Convolution(WithKernel):
     def channel_kernels(cls, layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
         return [(layer.kernel, (math.prod(layer.kernel.shape[:-2]), *layer.kernel.shape[-2:]))]
 
-    @classmethod
-    def fan_out(cls, layer: Any) -> int:
-        return int(layer.units if isinstance(layer, keras.layers.Dense) else layer.filters)
-
     def state(self, sources: Sequence[State], kept: Any) -> State:
         (x,) = sources
         constants = (kept & ~x.explicit & ~x.zero).any()

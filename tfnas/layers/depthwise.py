@@ -30,17 +30,17 @@ class Depthwise(WithKernel):
     @classmethod
     def channel_kernels(cls, layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
         size = math.prod(layer.kernel_size)
-        multiplier = cls.fan_out(layer)
+        multiplier = cls._multiplier_of(layer)
         return [(layer.kernel, (size, math.prod(layer.kernel.shape) // size // multiplier, multiplier))]
-
-    @classmethod
-    def fan_out(cls, layer: Any) -> int:
-        return int(layer.depth_multiplier if isinstance(layer, cls.LAYERS) else layer.filters // layer.groups)
 
     @property
     def multiplier(self) -> int:
         """Outputs for each input channel."""
-        return self.fan_out(self.inner)
+        return self._multiplier_of(self.inner)
+
+    @classmethod
+    def _multiplier_of(cls, layer: Any) -> int:
+        return int(layer.depth_multiplier if isinstance(layer, cls.LAYERS) else layer.filters // layer.groups)
 
     @property
     def holds_more(self) -> bool:
@@ -108,10 +108,6 @@ class Separable(Convolution):
             (depthwise, (math.prod(depthwise.shape[:-2]), channels, multiplier)),
             (pointwise, (1, channels, multiplier * pointwise.shape[-1])),
         ]
-
-    @classmethod
-    def fan_out(cls, layer: Any) -> int:
-        return int(layer.depth_multiplier + layer.filters)
 
     def taken(self, x: Channels) -> tuple[np.ndarray, bool]:
         inputs, _ = super().taken(x)

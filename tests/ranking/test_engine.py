@@ -53,6 +53,16 @@ def test_count_of_correct_examples_is_plain_evaluations_for_50_candidates(rng):
         assert np.concatenate(losses[i]).mean() == pytest.approx(loss, rel=1e-4)
 
 
+def test_equal_candidates_share_their_recalibrated_statistics(rng):
+    supernet = gated(tiny.build((8, 8, 3), 10), rng)
+    images, _, batches = examples(rng, 20, (8, 8, 3))
+    engine = Engine(supernet, batches, recalibration=tfnas.Recalibration(supernet, images))
+    one, other = supernet.posterior().sample(2, seed=0)
+    outputs = {e.number: e.outputs for e in engine.evaluate([one, other, one])}
+    np.testing.assert_array_equal(outputs[0], outputs[2])
+    assert np.abs(outputs[0] - outputs[1]).max() > 0
+
+
 def squeeze_excite(shape, classes):
     x = inputs = keras.Input(shape)
     x = keras.layers.Conv2D(8, 3, padding="same", activation="relu")(x)

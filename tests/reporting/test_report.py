@@ -78,6 +78,13 @@ def test_page_after_a_search_with_bounds(tmp_path):
     assert "Random candidates obey the same bounds as the posterior's" in text
     assert "Deterministic candidate: the most probable network within the bounds." in text
     assert "posterior.sample(n, parameters=...)" in text and "layers that change most" in text
+    work = made(
+        tmp_path / "latency",
+        config=BOUNDED,
+        posterior=UNITS,
+        alter=lambda ranking: ranking.update(latency={"asked": 0.5, "predicted": 0.45, "measured": 0.49}),
+    )
+    assert "was measured at 49.0 %, as 45.0 % was predicted from its layers" in said(work, BOUNDED)
     assert "candidates within it were drawn" in said(
         made(tmp_path / "front", config=BOUNDED, posterior=UNITS, front=FRONT), BOUNDED
     )

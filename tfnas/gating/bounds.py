@@ -45,7 +45,7 @@ class ExpectedShares:
         self._parts = [self._arrays(form.monomials(resource), form.full(resource)) for resource in resources]
 
     def _arrays(self, monomials: Mapping[Monomial, float], full: float) -> tuple[tf.Tensor, ...]:
-        """Of each monomial its coefficient, both groups, whether they are one, and its set of needed groups."""
+        """Parts of each monomial: its coefficient, both groups, whether they are one, and its set of needed groups."""
         sets = {needed: i for i, needed in enumerate(dict.fromkeys(needed for _, _, needed in monomials))}
         alive = np.zeros((len(sets), self._num_groups), bool)
         for needed, i in sets.items():

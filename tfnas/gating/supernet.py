@@ -120,7 +120,7 @@ class Supernet(keras.Model):
 
 
 def undecided(logits: tf.Tensor) -> tf.Tensor:
-    """How many gates have a probability from 0.05 to 0.95, float32 scalar, from their logits."""
+    """Number of gates with a probability from 0.05 to 0.95, float32 scalar, from their logits."""
     p = tf.sigmoid(logits)
     return tf.reduce_sum(tf.cast((p >= DECIDED) & (p <= 1 - DECIDED), tf.float32))
 

@@ -1,4 +1,4 @@
-"""Where the gates of channel units stand: one on every path from a writer to a reader, as cheap as possible."""
+"""Places of the gates of channel units: one on every path from a writer to a reader, as cheap as possible."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class _Demand:
-    """What is asked of a tensor at one of its edges.
+    """A request to a tensor at one of its edges.
 
     Attributes:
         channels: which of its channels must be multiplied by their gates before they are read, bool, shape (C,).
@@ -120,21 +120,23 @@ class _Placement:
         """Multiplications for one example; an axis of unknown size counts as one position."""
         return sum(0 if p.folds else _positions(self._nodes[p.source].spatial) * int(p.channels.sum()) for p in places)
 
-    def _cheapest(self, i: int, edges: Mapping[Edge, _Demand], whole: bool) -> _Demand:
+    def _cheapest(self, i: int, edges: Mapping[Edge, _Demand], entire: bool) -> _Demand:
         """One gate at the tensor of node `i` for these edges, or what each has behind it.
 
-        `whole` says that these are all that the tensor has.
+        `entire` says that these are all that the tensor has.
         """
         node, channels = self._nodes[i], next(iter(edges.values())).channels
         behind = tuple(place for demand in edges.values() for place in demand.places)
         if not channels.any():
             return _Demand(channels, behind)
-        folds = self._fold and whole and isinstance(node, BatchNormalization) and node.inner.scale and node.inner.center
+        folds = (
+            self._fold and entire and isinstance(node, BatchNormalization) and node.inner.scale and node.inner.center
+        )
         here = (Place(i, tuple(edges), channels, folds),)
         return _Demand(channels, here if self._cost(here) <= self._cost(behind) else behind)
 
     def _passed(self, i: int, plan: _Demand) -> dict[int, _Demand]:
-        """What a node asks of its inputs instead of being multiplied itself, by input; nothing if it cannot."""
+        """Requests of a node to its inputs instead of being multiplied itself, by input; none if it cannot."""
         node = self._nodes[i]
         noisy = isinstance(node.inner, keras.layers.GaussianNoise)  # makes no zero of zero in training
         if not plan.channels.any() or node.mixes or not node.inputs or not node.zero_to_zero or noisy:

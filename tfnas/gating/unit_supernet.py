@@ -234,7 +234,7 @@ class _Gated:
         return name
 
     def _units(self, place: Place) -> tuple[list[int], list[tf.Tensor]]:
-        """For each channel its unit's position in the groups that the place has units of, and these groups."""
+        """Position of each channel's unit in the groups that the place has units of, and these groups."""
         starts = self._graph.starts
         units = np.where(place.channels, self._graph.of[place.source], PINNED)
         group_of = np.searchsorted(starts, units, side="right") - 1

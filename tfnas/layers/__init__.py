@@ -6,6 +6,7 @@ do not fit, and add it to FAMILIES and to tests/layers/test_families.py.
 calls.py          how a layer was called in its model, so that it can be called so again
 records.py        what rules take: channels under an architecture, constants, the tools that build a subnet
 base.py           a node of the graph: the questions that a family answers
+channelwise.py    layers that treat each channel by itself
 normalization.py  BatchNormalization, LayerScale
 merging.py        Add, Multiply, ... and Concatenate
 pointwise.py      activations and other functions of each number by itself

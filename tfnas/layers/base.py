@@ -243,54 +243,6 @@ class Node:
         return WholeComputation
 
 
-class Channelwise(Node):
-    """Treats each channel by itself."""
-
-    carries = True
-    full_output = False
-
-    @property
-    def zero_to_zero(self) -> bool:
-        return True
-
-    def state(self, sources: Sequence[State], kept: Any) -> State:
-        (x,) = sources
-        return State(x.depends & kept, x.explicit & kept, (x.zero | ~kept) & self.zero_to_zero)
-
-    def read(self, live: np.ndarray) -> list[np.ndarray]:
-        return [live]
-
-    def linked(self, available: Sequence[np.ndarray]) -> Any:
-        return available[0]
-
-    def given(self, x: Channels, j: int) -> np.ndarray:
-        return self.held(x.live)
-
-    def ties(self, j: int) -> np.ndarray | None:
-        return np.arange(self.num_channels)
-
-    def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
-        # Each variable has one number a channel.
-        return outputs * len(getattr(self.inner, "_trainable_variables", ())), 0
-
-    def settings(self, channels: int) -> dict[str, Any]:
-        """Settings of its layer that differ where it has so many channels."""
-        return {}
-
-    def constants(self, x: Folded) -> Any:
-        return x.kept_constants
-
-    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
-        channels = self.held(x.live)
-        weights = [w[channels] for w in self.inner.get_weights()] if getattr(self.inner, "weights", None) else []
-        tensor = build.gather(sources[0], self.given(x, 0))
-        return self.rebuilt(build, [tensor], weights, **self.settings(channels.size))
-
-    @property
-    def computation(self) -> type[Computation]:
-        return ChannelwiseComputation
-
-
 @dataclasses.dataclass(frozen=True)
 class Operand:
     """One input of a computation.
@@ -368,13 +320,6 @@ class Computation:
     def calibrate(self, tensors: list[tf.Tensor], fed: Fed) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Output if `normalizes` uses the batch's own mean and variance, and these, float32, shape (channels,)."""
         raise NotImplementedError
-
-
-class ChannelwiseComputation(Computation):
-    """A layer on the channels that are live, which are all that its input holds."""
-
-    def takes_held(self, source: Node) -> bool:
-        return not (self.node.gated or source.holds_more)
 
 
 class WholeComputation(Computation):

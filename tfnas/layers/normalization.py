@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfnas.common.errors import UserError
-from tfnas.layers.base import Channelwise, ChannelwiseComputation, Computation, Fed
+from tfnas.layers.base import Computation, Fed
+from tfnas.layers.channelwise import Channelwise, ChannelwiseComputation
 from tfnas.layers.calls import Call
 from tfnas.layers.records import Folded, Weights
 

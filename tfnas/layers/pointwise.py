@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
-from tfnas.layers.base import Channelwise
+from tfnas.layers.channelwise import Channelwise
 from tfnas.layers.calls import Call
 from tfnas.layers.merging import MERGES
 from tfnas.layers.records import Folded

@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas.layers.base import Channelwise, Computation
+from tfnas.layers.base import Computation
+from tfnas.layers.channelwise import Channelwise
 from tfnas.layers.calls import Call
 from tfnas.layers.records import Folded, State
 

@@ -245,7 +245,7 @@ class _Sampling:
         return posterior.with_latency(self.work.read_sealed(stage_table.LATENCIES, Latencies).seconds)
 
     def _widths(self, winner: Architecture) -> dict[str, int | None]:
-        """How many channels of each mask are there in the network found; None for a layer or a group that is gone."""
+        """Number of channels of each mask in the network found; None for a layer or a group that is gone."""
         if self.supernet.bounds:
             return {name: int(mask.sum()) or None for name, mask in winner.items()}
         return self.supernet.graph.flow(winner).reads_of(winner)

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from tfnas.common.errors import UserError
 from tfnas.layers.base import Computation, Fed
-from tfnas.layers.channelwise import Channelwise, ChannelwiseComputation
 from tfnas.layers.calls import Call
+from tfnas.layers.channelwise import Channelwise, ChannelwiseComputation
 from tfnas.layers.records import Folded, Weights
 
 _LEAST_EPSILON = 1.001e-5  # of cuDNN's normalization

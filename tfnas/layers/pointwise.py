@@ -10,8 +10,8 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
-from tfnas.layers.channelwise import Channelwise
 from tfnas.layers.calls import Call
+from tfnas.layers.channelwise import Channelwise
 from tfnas.layers.merging import MERGES
 from tfnas.layers.records import Folded
 

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from tfnas.layers.base import WholeComputation
-from tfnas.layers.channelwise import Channelwise
 from tfnas.layers.calls import Call
+from tfnas.layers.channelwise import Channelwise
 from tfnas.layers.records import Channels, Folded, State
 
 

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from tfnas.layers.base import Computation
-from tfnas.layers.channelwise import Channelwise
 from tfnas.layers.calls import Call
+from tfnas.layers.channelwise import Channelwise
 from tfnas.layers.records import Folded, State
 
 # Operations without weights that a gate may keep or drop.

@@ -323,17 +323,15 @@ def _paper_scratch(run: Run) -> Found:
     return _found(supernet, architecture, run.trained(subnet(supernet, architecture)))
 
 
-def default(config: Config, work: workdir.Workdir, resource: str, share: float) -> tuple[Found, dict[str, float]]:
-    """The project's search with one bound, by its stages, and the seconds of each.
+def default(config: Config, work: workdir.Workdir, bounds: Mapping[str, float]) -> tuple[Found, dict[str, float]]:
+    """The project's search with bounds, by its stages, and the seconds of each.
 
     Args:
         config: says the data, the network, the epochs and the weight decay.
         work: where the stages run.
-        resource: 'parameters' or 'multiply_adds'.
-        share: of the full network's, that the network found may have.
+        bounds: by resource, the share of the full network's that the network found may have.
     """
-    bounds = {"parameters": 0.0, "multiply_adds": 0.0, resource: share}
-    target = dataclasses.replace(config.search, **bounds)
+    target = dataclasses.replace(config.search, **{"parameters": 0.0, "multiply_adds": 0.0, **bounds})
     further = dataclasses.replace(config.retrain, baseline=False, trained_baselines=False)
     config = dataclasses.replace(config, search=target, retrain=further)
     for stage in (search, sample, retrain):
@@ -347,11 +345,10 @@ def default(config: Config, work: workdir.Workdir, resource: str, share: float) 
     return Found(model, Cost(row["parameters"], row["multiply_adds"]), facts), seconds
 
 
-def _default(target: str) -> Callable[[Run], Found]:
+def _default(*targets: str) -> Callable[[Run], Found]:
     def make(run: Run) -> Found:
-        resource = RESOURCES[target]
-        share = run.targets[target] / getattr(run.full, resource)
-        found, seconds = default(run.config, run.work, resource, share)
+        bounds = {RESOURCES[target]: run.targets[target] / getattr(run.full, RESOURCES[target]) for target in targets}
+        found, seconds = default(run.config, run.work, bounds)
         run.seconds.update(train=seconds["search"] + seconds["retrain"], rank=seconds["sample"])
         return found
 
@@ -387,6 +384,7 @@ ARMS = {
     "paper": Arm(_paper, "parameters"),
     "paper-search-only": Arm(_paper_search_only, "parameters", decayed=False),
     "paper-scratch": Arm(_paper_scratch, "parameters"),
+    "default": Arm(_default("parameters", "multiply_adds")),
     "default-parameters": Arm(_default("parameters"), "parameters"),
     "default-multiply-adds": Arm(_default("multiply_adds"), "multiply_adds"),
     "default-half": Arm(_default("half"), "half", "full"),

@@ -24,9 +24,10 @@ Test is read when a run's network is fixed, and chooses nothing.
                            posterior tilted to this size; the best is trained on, with a cosine of its own
     paper-search-only      the published search for all epochs; the best candidate as it is
     paper-scratch          the network that 'paper' found, its weights new; that search is not counted
-    default-parameters     the project's search with a bound, to the parameters of 'narrowed'
-    default-multiply-adds  to its multiply-adds
-    default-half           to half of the full network's parameters
+    default                the project's search with two bounds: the parameters and the multiply-adds of 'narrowed'
+    default-parameters     with one: its parameters
+    default-multiply-adds  with one: its multiply-adds
+    default-half           with one: half of the full network's parameters
 
 Ranking is timed apart from training; that search's training includes what its stages evaluate.
 

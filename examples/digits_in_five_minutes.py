@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 import tfnas
 
-EPOCHS = 30  # of the search; the target size is due after 70 % of them
+EPOCHS = 30  # of the search; the bounds are due after 70 % of them
 RETRAIN_EPOCHS = 20
 CANDIDATES = 500
 

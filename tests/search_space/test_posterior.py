@@ -49,63 +49,6 @@ def test_a_candidate_depends_on_seed_and_number_alone():
     assert Q.sample(20, seed=5) != Q.sample(20, seed=6)
 
 
-@pytest.mark.parametrize(
-    "limit", [{"parameters": 80}, {"multiply_adds": 2000, "parameters": 100}, {"latency": 9.5e-7}, {"parameters": 145}]
-)
-def test_under_a_limit_samples_are_the_posterior_conditioned_on_it(limit):
-    """All 512 architectures written out; those beyond the limit struck, the others' probabilities scaled to 1."""
-    masks = np.array(list(itertools.product([0, 1], repeat=9)))
-    probability = np.prod(np.where(masks, *np.array([[0.9, 0.1]] * 3 + [[0.3, 0.7]] * 2 + [[0.6, 0.4]] * 4).T), axis=1)
-    within = np.ones(512, bool)
-    for resource, most in limit.items():
-        in_a, in_b = dict(COSTS)[resource]
-        within &= masks @ np.array([in_a] * 5 + [in_b] * 4) <= most
-    conditioned = probability * within / probability[within].sum()
-
-    draws = COSTED.sample(4000, seed=3, limit=limit)
-    numbers = [int(np.concatenate([d["a"], d["b"]]) @ 2 ** np.arange(9)[::-1]) for d in draws]
-    frequency = np.bincount(numbers, minlength=512) / 4000
-    assert not frequency[~within].any()
-    # 5 standard deviations of a frequency of 4,000 (and of the rarest, one draw), and of the channels' marginals.
-    deviation = np.sqrt(conditioned * (1 - conditioned) / 4000)
-    assert (np.abs(frequency - conditioned) <= 5 * deviation + 1 / 4000).all()
-    np.testing.assert_allclose(frequency @ masks, conditioned @ masks, atol=0.04)
-
-
-def test_a_candidate_under_a_limit_is_the_first_of_its_own_draws_within_it():
-    limit = {"parameters": 70}
-    drop = np.array([0.1] * 3 + [0.7] * 2 + [0.4] * 4)
-    for i, candidate in enumerate(COSTED.sample(30, seed=5, limit=limit)):
-        for entropy in ([5, i], *([5, i, attempt, 1] for attempt in range(1, 1000))):
-            keep = np.random.default_rng(entropy).random(9) >= drop
-            if keep @ np.array([9] * 5 + [25] * 4) <= 70:
-                break
-        np.testing.assert_array_equal(np.concatenate([candidate["a"], candidate["b"]]), keep)
-    assert COSTED.sample(3, seed=5, first=4, limit=limit) == COSTED.sample(7, seed=5, limit=limit)[4:]
-    assert COSTED.sample(9, seed=5, limit={"parameters": 145}) == COSTED.sample(9, seed=5) == COSTED.sample(9, 5, 0, {})
-
-
-@pytest.mark.parametrize(
-    "limit, message",
-    [
-        ({"parameters": 100}, "candidate 4 is beyond the limit parameters=100 in 1,000 draws; expected is 145: "),
-        ({"parameters": 145, "multiply_adds": 4000}, "the limit multiply_adds=4,000 in .*; expected is 4,480: "),
-        ({"latency": 1.5e-6}, "the limit latency=1.5e-06 in .*; expected is 1.7e-06: "),
-    ],
-)
-def test_a_limit_that_is_hardly_ever_met_is_refused(limit, message):
-    sure = Posterior((LayerGates("a", (5,), (1e-9,), 9, 576, 3e-7), LayerGates("b", (4,), (1e-9,), 25, 400, 5e-8)))
-    with pytest.raises(UserError, match=message + "tilt to a smaller budget first"):
-        sure.sample(1, seed=5, first=4, limit=limit)
-
-
-def test_a_limit_on_what_is_not_known_is_refused():
-    with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds', 'latency' expected. Received: 'layers'"):
-        COSTED.sample(1, seed=5, limit={"layers": 3})
-    with pytest.raises(UserError, match="latency is not known"):
-        Q.sample(1, seed=5, limit={"latency": 3})
-
-
 def test_undecided_groups_by_hand():
     q = Posterior(
         (

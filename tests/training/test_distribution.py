@@ -36,7 +36,7 @@ def test_full_precision_lasts_as_long_as_it_should(before):
 TRAIN = """
 import sys
 import numpy as np, keras, tensorflow as tf
-devices, precision, out, recipe = int(sys.argv[1]), *sys.argv[2:]
+devices, precision, out, mode = int(sys.argv[1]), *sys.argv[2:]
 if devices > 1:
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * devices
@@ -66,7 +66,7 @@ with strategy.scope():
     for name in ("stem", "one", "two"):
         x = keras.layers.Conv2D(6, 3, activation="relu", name=name)(x)
     end = keras.layers.Dense(3, name="end")(keras.layers.GlobalAveragePooling2D(name="mean")(x))
-    if recipe == "bounds":
+    if mode == "bounds":
         bounds = {"parameters": 0.5, "multiply_adds": 0.6}
         supernet = tfnas.gate(keras.Model(image, end), steps=6, num_examples=100, noise="example", **bounds)
         optimizer = tfnas.GatedOptimizer(keras.optimizers.SGD(0.1, 0.9, nesterov=True, weight_decay=0.01))
@@ -77,7 +77,7 @@ with strategy.scope():
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     supernet.compile(optimizer, loss=networks.classification_loss(), auto_scale_loss=False)
-    drawing = supernet.draw if recipe == "bounds" else supernet.gated_layers["one"]
+    drawing = supernet.draw if mode == "bounds" else supernet.gated_layers["one"]
     noise = strategy.run(lambda: drawing.relaxed_gates(12 // replicas))
     noise = [part.numpy() for part in strategy.experimental_local_results(noise)]
     checkpoints = Checkpoints(Workdir(out), "checkpoints", "key")
@@ -90,15 +90,15 @@ np.savez(
     accuracy=[record["accuracy"] for record in history],
     logits=np.concatenate([np.array(v) for v in supernet.trainable_variables if v.name in LOGITS]),
     kernel=np.array(next(v for v in supernet.trainable_variables if v.path.endswith("two/kernel"))),
-    multipliers=np.array(supernet.multipliers) if recipe == "bounds" else np.zeros(2),
+    multipliers=np.array(supernet.multipliers) if mode == "bounds" else np.zeros(2),
 )
 """
 
 
-def trained(devices, precision, out, recipe="paper", **environment):
+def trained(devices, precision, out, mode="ell2", **environment):
     """Starts a training; returns a function that waits for its end, and gives its figures."""
     out.mkdir()
-    arguments, log = [devices, precision, out, recipe], out / "log"
+    arguments, log = [devices, precision, out, mode], out / "log"
     process = processes.start(TRAIN, arguments, log, log, **environment)
 
     def end():
@@ -116,20 +116,18 @@ def assert_same(ours, expected, tolerance, but=()):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["paper", "bounds"])
-def test_replicas_and_workers_train_as_one_device_on_the_same_global_batch(tmp_path, recipe):
-    one = trained(1, "float32", tmp_path / "one", recipe)()
-    assert one["loss"][1] < one["loss"][0] or recipe == "bounds"  # whose multipliers rise meanwhile
-    assert (one["multipliers"] == 0).all() == (recipe == "paper")
-    two = trained(2, "float32", tmp_path / "two", recipe)()
+@pytest.mark.parametrize("mode", ["ell2", "bounds"])
+def test_replicas_and_workers_train_as_one_device_on_the_same_global_batch(tmp_path, mode):
+    one = trained(1, "float32", tmp_path / "one", mode)()
+    assert one["loss"][1] < one["loss"][0] or mode == "bounds"  # whose multipliers rise meanwhile
+    assert (one["multipliers"] == 0).all() == (mode == "ell2")
+    two = trained(2, "float32", tmp_path / "two", mode)()
     assert not np.array_equal(two["noise"][:6], two["noise"][6:])
     assert_same(two, one, 1e-5)
     # Each worker sees its own noise only; together they have that of one device too.
     cluster = {"worker": free_addresses(2)}
     tasks = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
-    ends = [
-        trained(1, "float32", tmp_path / f"worker{i}", recipe, TF_CONFIG=json.dumps(t)) for i, t in enumerate(tasks)
-    ]
+    ends = [trained(1, "float32", tmp_path / f"worker{i}", mode, TF_CONFIG=json.dumps(t)) for i, t in enumerate(tasks)]
     workers = [end() for end in ends]
     for worker in workers:
         assert_same(worker, one, 1e-5, but=["noise"])

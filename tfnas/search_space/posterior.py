@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import numbers
@@ -21,7 +20,6 @@ from tfnas.search_space.layer_gates import LayerGates
 
 _FORMAT = 1
 COUNTED = ("parameters", "multiply_adds")  # resources that follow from shapes; a latency has to be measured
-_ATTEMPTS = 1_000  # draws of one candidate under a limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,43 +44,17 @@ class Posterior(Bernoulli):
         )
         return self._drawn(lead)
 
-    def sample(
-        self, num_candidates: int, seed: int, first: int = 0, limit: Mapping[str, float] | None = None
-    ) -> list[Architecture]:
+    def sample(self, num_candidates: int, seed: int = 0, first: int = 0) -> list[Architecture]:
         """Draws hard masks, eps ~ Bernoulli(1 - p): one architecture per candidate.
 
-        Candidate i depends only on (seed, i), so that any range of candidates can be drawn again, anywhere. With a
-        limit, it is the first of its own draws that meets the limit, so that the candidates are samples of this
-        posterior conditioned on the limit. A limit that is rarely met needs many draws: `tilt` to it first.
+        Candidate i depends only on (seed, i), so that any range of candidates can be drawn again, anywhere.
 
         Args:
             num_candidates: how many to draw.
             seed: non-negative integer.
             first: index of the first candidate drawn.
-            limit: largest cost of a candidate by resource, as counted by `cost_of`: {'parameters': 50_000}.
-
-        Raises:
-            UserError: for a limit on an unknown resource, or one that 1,000 draws of a candidate do not meet.
         """
-        costs = {resource: self._per_channel(resource) for resource in limit or {}}
-        return [self._candidate(seed, first + i, limit or {}, costs) for i in range(num_candidates)]
-
-    def _candidate(
-        self, seed: int, i: int, limit: Mapping[str, float], costs: Mapping[str, Sequence[float]]
-    ) -> Architecture:
-        broken: collections.Counter[str] = collections.Counter()
-        for attempt in range(_ATTEMPTS):
-            # The last number keeps these draws apart from those of `reference_architectures`, whose seeds have three.
-            drawn = self._from_uniform(np.random.default_rng([seed, i, attempt, 1] if attempt else [seed, i]))
-            beyond = [resource for resource, most in limit.items() if _total(drawn, costs[resource]) > most]
-            if not beyond:
-                return drawn
-            broken.update(beyond)
-        resource = broken.most_common(1)[0][0]
-        raise UserError(
-            f"sample: candidate {i} is beyond the limit {resource}={limit[resource]:,} in {_ATTEMPTS:,} draws; "
-            f"expected is {_shown(self.expected_cost(resource), resource)}: tilt to a smaller budget first"
-        )
+        return [self._from_uniform(np.random.default_rng([seed, first + i])) for i in range(num_candidates)]
 
     def _from_uniform(self, rng: np.random.Generator) -> Architecture:
         return Architecture({g.name: rng.random(g.num_channels) >= g.channel_drop for g in self.layers})
@@ -274,10 +246,6 @@ class Posterior(Bernoulli):
 def _total(keep: Mapping[str, np.ndarray], costs: Sequence[float]) -> float:
     """Cost of the channels kept, layer by layer."""
     return sum(int(mask.sum()) * cost for mask, cost in zip(keep.values(), costs, strict=True))
-
-
-def _shown(cost: float, resource: str) -> str:
-    return f"{cost:.3g}" if resource == "latency" else f"{cost:,.0f}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from tfnas.graph import costs
 from tfnas.ranking.evaluation_log import Evaluations
 from tfnas.runs import stage_table
 from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.unit_posterior import read_posterior
 from tfnas.stages import sample, search
 
 pytestmark = pytest.mark.slow
@@ -129,6 +130,32 @@ def test_units_come_in_multiples(searched, tmp_path):
     sample.run(tiny_config(sample={"channel_multiple": 4, "parameters": 0.7}), path)
     architecture = Architecture.from_json((path / stage_table.ARCHITECTURE).read_text())
     assert all(mask.sum() % 4 == 0 or mask.all() for mask in architecture.values())
+
+
+def test_a_bound_on_the_latency_holds_as_measured(tmp_path, monkeypatch, capsys):
+    """On a device whose passes take as long as the network has parameters, and something besides."""
+    timed = []
+
+    def timer(model, device):
+        timed.append(model)
+        return lambda: 1e-4 + 1e-7 * model.count_params()
+
+    monkeypatch.setattr("tfnas.graph.latencies.timer", timer)
+    config = tiny_config(search={"latency": 0.8, "epochs": 2}, sample={"num_candidates": 10, "num_random": 3})
+    search.run(config, tmp_path)
+    # Every layer's kind once, and the whole network; not again for the gates after the warm-up.
+    assert len(timed) == 6
+    sample.run(config, tmp_path)
+    measured = len(timed)
+    assert 6 + 2 <= measured <= 6 + 2 * 4  # each network beside the full one
+    ranked = json.loads((tmp_path / stage_table.RANKING).read_text())
+    latency = ranked["latency"]
+    assert latency["asked"] == 0.8 and 0.7 < latency["measured"] <= 0.8
+    posterior = read_posterior((tmp_path / stage_table.POSTERIOR).read_bytes())
+    assert ranked["bounds"] == {"latency": pytest.approx(latency["predicted"] * posterior.form.full("latency"))}
+    # Sampled again, the bound found is kept.
+    sample.run(tiny_config(**{"search": {"latency": 0.8, "epochs": 2}, "sample": {"num_candidates": 5}}), tmp_path)
+    assert len(timed) == measured and "predicted from its layers" in capsys.readouterr().out
 
 
 def test_a_budget_that_no_candidate_can_meet_is_told(searched, published, tmp_path):

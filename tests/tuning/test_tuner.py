@@ -7,7 +7,7 @@ import math
 import shlex
 
 import pytest
-from conftest import TINY, tfnas_command, tiny_config
+from conftest import TINY_PUBLISHED, tfnas_command, tiny_config
 from reports import KINDS, candidate, race, ranking_of
 
 from tfnas.common.errors import PreemptedError, SearchFailedError, UserError
@@ -349,7 +349,7 @@ def test_what_cannot_be_tuned_is_told(stages, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_on_the_digits(tmp_path):
-    options = [*TINY, "--config.search.epochs=2", "--config.tune.ell2=20,600"]
+    options = [*TINY_PUBLISHED, "--config.search.epochs=2", "--config.tune.ell2=20,600"]
     done = tfnas_command("tune", *options, f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "KerasTuner" not in done.stdout

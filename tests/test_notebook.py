@@ -50,7 +50,7 @@ def test_posterior_has_a_bar_for_each_layer():
 
 def test_architecture_draws_what_is_kept():
     page = ARCHITECTURE._repr_html_()
-    assert "3 of 6 channels kept in 2 gated layers; 1 keep none" in page
+    assert "3 of 6 channels kept in 2 masks; 1 keep none" in page
     assert {"first<conv>", "gone", "3 of 4", "0 of 2"} <= set(drawing(page))
 
 

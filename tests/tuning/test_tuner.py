@@ -7,7 +7,7 @@ import math
 import shlex
 
 import pytest
-from conftest import TINY_PUBLISHED, tfnas_command, tiny_config
+from conftest import PUBLISHED, TINY_PUBLISHED, tfnas_command, tiny_config
 from reports import KINDS, candidate, race, ranking_of
 
 from tfnas.common.errors import PreemptedError, SearchFailedError, UserError
@@ -370,7 +370,7 @@ def test_on_the_digits(tmp_path):
     from tfnas.stages import search
 
     second = found["trials"][1]
-    settings = tiny_config(search={"epochs": 2, **second["values"]})
+    settings = tiny_config(search={**PUBLISHED, "epochs": 2, **second["values"]})
     search.run(settings, tmp_path / "alone")
     alone, theirs = (tmp_path / "alone", tmp_path / "tune" / second["folder"])
     assert (alone / stage_table.POSTERIOR).read_text() == (theirs / stage_table.POSTERIOR).read_text()

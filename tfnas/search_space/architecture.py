@@ -1,4 +1,4 @@
-"""Architecture: which input channels of which gated layer are kept. No TensorFlow."""
+"""Architecture: which units of which group, or which input channels of which layer, are kept. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import integer, list_of, read, to_json
 
 _FORMAT = 1
-MOST_CHANNELS = 2**24  # gated channels of one network: far above any real one, and little memory
+MOST_CHANNELS = 2**24  # channels of one network that may be dropped: far above any real one, and little memory
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """The number of input channels of a gated layer, and those that are kept."""
+    """The number of channels of a mask, and those that are kept."""
 
     channels: Annotated[int, integer(1, MOST_CHANNELS)]
     kept: Annotated[Sequence[int], list_of(integer(0, MOST_CHANNELS))]
@@ -35,7 +35,10 @@ class _File:
 
 
 class Architecture(Mapping[str, np.ndarray]):
-    """Read-only mapping from a gated layer's Keras path to its kept input channels, bool, shape (K,).
+    """Read-only mapping from names to masks of what is kept, bool, shape (K,).
+
+    After a search with bounds, of a group's channel units, by the group's name; after a published search, of a gated
+    layer's input channels, by the layer's Keras path.
 
     >>> a = Architecture({"conv": [True, False, True]})
     >>> a.kept, a.total
@@ -74,25 +77,25 @@ class Architecture(Mapping[str, np.ndarray]):
         return hash(self.digest())
 
     def __repr__(self) -> str:
-        return f"<Architecture of {len(self)} gated layers: {self.kept} of {self.total} channels kept>"
+        return f"<Architecture of {len(self)} masks: {self.kept} of {self.total} channels kept>"
 
     def _repr_html_(self) -> str:
         shares = [float(mask.mean()) for mask in self.values()]
         # Only the graph knows which layers are removed: `tfnas.graph.channels.Flow.works`.
         words = [f"{mask.sum()} of {mask.size}" for mask in self.values()]
-        lead = f"{self.kept} of {self.total} channels kept in {len(self)} gated layers; {shares.count(0)} keep none."
+        lead = f"{self.kept} of {self.total} channels kept in {len(self)} masks; {shares.count(0)} keep none."
         return markup.paragraph(lead) + markup.bars(
-            list(self), shares, words, "input channels kept, %", "Share of input channels that an architecture keeps"
+            list(self), shares, words, "channels kept, %", "Share of channels that each mask of an architecture keeps"
         )
 
     @property
     def kept(self) -> int:
-        """Number of channels kept, over all gated layers."""
+        """Number of channels kept, over all masks."""
         return int(sum(mask.sum() for mask in self.values()))
 
     @property
     def total(self) -> int:
-        """Number of gated channels."""
+        """Number of channels that may be dropped."""
         return sum(mask.size for mask in self.values())
 
     def digest(self) -> str:

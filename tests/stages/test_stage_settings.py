@@ -93,7 +93,6 @@ WAYS = {
             "num_candidates": 4,
             "num_random": 2,
             "num_tested": 2,
-            "parameters": 0.8,
             "channel_multiple": 2,
             "budgets": (0.7,),
             "resource": "multiply_adds",

@@ -67,7 +67,7 @@ _MEASURED = (
 STAGES = {
     "search": Stage(("data", "supernet", "search", "training", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),
     "sample": Stage(
-        ("data", "sample", "seed"),
+        ("data", "sample", "seed", "search.latency_device"),
         (SUPERNET, POSTERIOR),
         (CANDIDATES, RANKING, ARCHITECTURE),
         sometimes=(FRONT, FRONT_PLOT),

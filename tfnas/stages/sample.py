@@ -209,16 +209,16 @@ class _Sampling:
     def _within_bounds(self, posterior: UnitPosterior) -> UnitPosterior:
         """The posterior with the bounds that its candidates obey, that on the latency as measured."""
         settings = self.settings
-        asked = settings.bounds or self.config.search.bounds
-        bounds = posterior.form.absolute(asked)
+        bounds = posterior.form.absolute(settings.bounds) if settings.bounds else dict(posterior.bounds)
         posterior = dataclasses.replace(posterior, bounds=bounds, channel_multiple=settings.channel_multiple)
-        if "latency" not in asked:
+        if "latency" not in bounds:
             return posterior
+        asked = bounds["latency"] / posterior.form.full("latency")
         with distribution.chief_first(self.config.distribution):
             if not (self.work.path / stage_table.LATENCY_BOUND).exists():
                 device = self.config.search.latency_device
                 graph: Any = self.supernet.graph
-                found = latency_bound.meet_latency(posterior, graph, asked["latency"], device)
+                found = latency_bound.meet_latency(posterior, graph, asked, device)
                 record = LatencyBound(found.asked, found.predicted, found.measured)
                 self.work.write_sealed(stage_table.LATENCY_BOUND, record, replace=False)
         self._latency = latency = self.work.read_sealed(stage_table.LATENCY_BOUND, LatencyBound)

@@ -246,6 +246,11 @@ class Contests:
         return f"{Kind.POSTERIOR} at {100 * share:g} % of the {resource.words}"
 
     def _facts(self, architecture: Architecture) -> Facts:
+        if isinstance(self._posterior, UnitPosterior):  # closed: every one has a path, and a cost in closed form
+            parameters, multiply_adds = (
+                round(self._posterior.cost_of(architecture, name)) for name in ("parameters", "multiply_adds")
+            )
+            return Facts(architecture.digest(), parameters, multiply_adds, connected=True)
         graph = self._supernet.graph
         price = costs.cost(graph, architecture)
         connected = graph.flow(architecture).reaches_outputs()

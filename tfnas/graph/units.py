@@ -91,23 +91,17 @@ class UnitGraph(Graph):
     # Architectures.
 
     def flow(self, keep: Mapping[str, np.ndarray], linked: bool = False, read: Sequence[int] = ()) -> Flow:
-        """Returns the flow if only the units `keep` of the named groups are kept; of others all.
+        """Returns the flow if only the units `keep` of every group are kept.
 
         Args:
-            keep: an Architecture; closed or not.
+            keep: an Architecture, closed or not; or nothing, for the full network.
             linked: as of `Graph.flow`; makes no difference, as all readers of a tensor read the same channels.
             read: ignored: what an architecture does not have is not computed, whoever might read it.
 
         Raises:
-            UserError: if `keep` names an unknown group, or has a mask of another length.
+            UserError: if the architecture's groups are not this graph's, or a mask has another length.
         """
-        self._check(keep)
-        kept = {
-            group.name: _not_empty(np.asarray(keep[group.name]), group.may_empty)
-            for group in self.groups
-            if group.name in keep
-        }
-        return self._flow(kept)
+        return self._flow(self._held(keep) if keep else {})
 
     def closed(self, architecture: Mapping[str, np.ndarray]) -> Architecture:
         """The same network with one mask for all architectures that make it.
@@ -115,26 +109,28 @@ class UnitGraph(Graph):
         A group that may not empty keeps its first unit. Units that only absent units write, or only absent ones read,
         are dropped.
         """
-        flow = self.flow(architecture)
-        alive = self._alive(flow)
-        return Architecture(
-            {
-                group.name: _not_empty(np.asarray(architecture[group.name]), group.may_empty) & alive[g]
-                for g, group in enumerate(self.groups)
-            }
-        )
+        held = self._held(architecture)
+        alive = self._alive(self._flow(held))
+        return Architecture({name: mask & alive[g] for g, (name, mask) in enumerate(held.items())})
 
-    def _check(self, keep: Mapping[str, np.ndarray]) -> None:
-        for name, mask in keep.items():
-            if name not in self._sizes:
+    def _held(self, architecture: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Checked masks in the groups' order; one that would be empty and may not has its first unit."""
+        differing = sorted(set(architecture) ^ set(self._sizes))
+        if differing:
+            where = "the architecture" if differing[0] in architecture else "the supernet"
+            raise UserError(
+                "architecture: the groups of this supernet expected. Received: others; "
+                f"'{differing[0]}' is only in {where}"
+            )
+        held = {}
+        for group in self.groups:
+            mask = np.asarray(architecture[group.name])
+            if mask.shape != (group.size,):
                 raise UserError(
-                    f"architecture: one of the groups {', '.join(list(self._sizes)[:8])}, ... expected. "
-                    f"Received: '{name}'; was it made for another supernet?"
+                    f"architecture: '{group.name}': a mask of {group.size} units expected. Received: {mask.size}"
                 )
-            if np.shape(mask) != (self._sizes[name],):
-                raise UserError(
-                    f"architecture: '{name}': a mask of {self._sizes[name]} units expected. Received: {np.size(mask)}"
-                )
+            held[group.name] = mask if group.may_empty or mask.any() else np.arange(group.size) == 0
+        return held
 
     def _flow(self, kept: Mapping[str, np.ndarray]) -> Flow:
         """The flow for masks of some groups, as they are."""
@@ -169,29 +165,59 @@ class UnitGraph(Graph):
         return self._flow({name: np.zeros(self._sizes[name], bool) for name in names})
 
     def _may_empty(self, names: Sequence[str]) -> set[str]:
-        """Groups of which any number may be empty at once: what is left is a network, without new constants."""
-        alone = [name for name in names if self._is_sound(self._emptied([name]))]
-        together: list[str] = []
-        # Those first whose emptiness saves most.
-        for name in sorted(alone, key=lambda name: -self._sizes[name]):
-            if self._is_sound(self._emptied([*together, name])):
-                together.append(name)
-        return set(together)
+        """Groups of which any number may be empty at once: what is left is a network, without new constants.
+
+        None of them empties a node that none of them empties alone, whichever others are empty, so that what an
+        architecture leaves follows from each empty group by itself. Of groups that would, the smallest are excluded.
+        """
+        alone = {name: flow for name in names if self._is_sound(flow := self._emptied([name]))}
+        full = self._flow({})
+        nodes_by_killers: dict[frozenset[str], list[int]] = {}
+        for i in range(len(self.nodes)):
+            if full.works(i):
+                killers = frozenset(name for name, flow in alone.items() if not flow.works(i))
+                nodes_by_killers.setdefault(killers, []).append(i)
+        may_empty = sorted(alone, key=lambda name: self._sizes[name])
+
+        def survive(nodes: Sequence[int], empty: Sequence[str]) -> bool:
+            flow = self._emptied(empty)
+            return all(flow.works(i) for i in nodes)
+
+        for killers, nodes in nodes_by_killers.items():
+            while not survive(nodes, others := [name for name in may_empty if name not in killers]):
+                excluded = next(
+                    (name for name in others if survive(nodes, [n for n in others if n != name])), others[0]
+                )
+                may_empty.remove(excluded)
+        return set(may_empty)
 
     def _is_sound(self, flow: Flow) -> bool:
         """Whether absent channels leave nothing but absent units, and absent operands of sums."""
         if not all(flow.depends[i].all() for i in self.outputs if self._depends[i].all()):
             return False
-        return not any(self._is_broken(flow, i, node) for i, node in enumerate(self.nodes) if flow.works(i))
+        present = np.zeros(self.num_units + 1, bool)
+        for units, depends in zip(self.of, flow.depends, strict=True):
+            present[units[depends]] = True
+        present[PINNED] = True
+        return not any(
+            self._is_broken(flow, i, node, present) for i, node in enumerate(self.nodes) if flow.depends[i].any()
+        )
 
-    def _is_broken(self, flow: Flow, i: int, node: Node) -> bool:
-        """Whether a node that works would see the constant that an absent channel is in the supernet."""
+    def _is_broken(self, flow: Flow, i: int, node: Node, present: np.ndarray) -> bool:
+        """Whether a node would see the constant that an absent channel is in the supernet.
+
+        Args:
+            flow: of some empty groups.
+            i: number of a node that depends on the model's input.
+            node: that node.
+            present: whether each unit is still present somewhere, bool, shape (U + 1,); the last is `PINNED`.
+        """
         for j, source in enumerate(node.inputs):
             lost = self._depends[source] & ~flow.depends[source]
             if not lost.any():
                 continue
             if node.mixes:
-                broken = (lost & (self.of[source] == PINNED)).any()
+                broken = (lost & present[self.of[source]]).any()  # of other units the gate is closed
             elif (tied := node.ties(j)) is None:
                 broken = True
             elif isinstance(node, Merge):
@@ -340,8 +366,3 @@ def _partition(
         names.append(f"{writer}#{taken + 1}" if taken else writer)
     streams_of = [bool(is_stream[classes[0]]) for _, classes in ordered]
     return [unit_of[classes] for classes in by_node], [len(c) for _, c in ordered], names, streams_of
-
-
-def _not_empty(mask: np.ndarray, may_empty: bool) -> np.ndarray:
-    """The mask, with its first unit if it would be empty and may not."""
-    return mask if may_empty or mask.any() else np.arange(mask.size) == 0

@@ -177,19 +177,22 @@ class UnitGraph(Graph):
             if full.works(i):
                 killers = frozenset(name for name, flow in alone.items() if not flow.works(i))
                 nodes_by_killers.setdefault(killers, []).append(i)
-        may_empty = sorted(alone, key=lambda name: self._sizes[name])
+        may_empty = set(alone)
 
-        def survive(nodes: Sequence[int], empty: Sequence[str]) -> bool:
+        def survive(nodes: Sequence[int], empty: Iterable[str]) -> bool:
             flow = self._emptied(empty)
             return all(flow.works(i) for i in nodes)
 
-        for killers, nodes in nodes_by_killers.items():
-            while not survive(nodes, others := [name for name in may_empty if name not in killers]):
-                excluded = next(
-                    (name for name in others if survive(nodes, [n for n in others if n != name])), others[0]
-                )
-                may_empty.remove(excluded)
-        return set(may_empty)
+        for killers, nodes in sorted(nodes_by_killers.items(), key=lambda item: len(item[0])):
+            others = may_empty - killers
+            if survive(nodes, others):
+                continue
+            together: list[str] = []
+            for name in sorted(others, key=lambda name: (-self._sizes[name], names.index(name))):
+                if survive(nodes, [*together, name]):
+                    together.append(name)
+            may_empty = {*together, *(may_empty & killers)}
+        return may_empty
 
     def _is_sound(self, flow: Flow) -> bool:
         """Whether absent channels leave nothing but absent units, and absent operands of sums."""

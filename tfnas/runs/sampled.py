@@ -299,8 +299,7 @@ class FrontPoint:
 
     Attributes:
         share: of the resource; None: search's bounds, or as learned.
-        expected: of the front's resource, by a posterior tilted to it; None after a search with bounds, or where the
-            resource was not measured.
+        expected: of the front's resource, by a posterior tilted to it; None after a search with bounds.
         mean_accuracy: of the first candidates.
         best: the winner of the race.
         fresh: the winner on fresh examples.
@@ -326,13 +325,6 @@ class Front:
 
     resource: Resource
     points: Annotated[tuple[FrontPoint, ...], list_of(FrontPoint, 1)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Latencies:
-    """sample/latencies.json: seconds that one input channel of each gated layer takes for one example."""
-
-    seconds: Annotated[dict[str, float], mapping_of(number(0))]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import numpy as np
 
-from tfnas.common.schema import Share, integer, list_of, number
+from tfnas.common.schema import Share, integer, list_of
 from tfnas.search_space.architecture import MOST_CHANNELS
-
-_MOST_SECONDS = 1e9  # of latency: more cannot have been measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +55,10 @@ class LayerGates(Gates):
     Attributes:
         parameters_per_channel: kernel weights that read one input channel.
         multiply_adds_per_channel: multiply-adds of one input channel; None if the image size is not fixed.
-        latency_per_channel: seconds of one input channel for one example; None if it was not measured.
     """
 
     parameters_per_channel: int
     multiply_adds_per_channel: int | None = None
-    latency_per_channel: Annotated[float, number(0, _MOST_SECONDS)] | None = None
 
     def shifted(self, by: float) -> LayerGates:
         """Adds `by` to every drop logit. A certain gate is shifted as if its p were 1e-12 from 0 or 1."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -12,14 +10,13 @@ import numpy as np
 from markupsafe import Markup
 
 from tfnas.common.errors import UserError, brief
-from tfnas.common.resources import Resource
 from tfnas.common.schema import Share, integer, list_of, mapping_of, read, to_json
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
 from tfnas.search_space.bernoulli import Bernoulli
 from tfnas.search_space.layer_gates import LayerGates
 
 _FORMAT = 1
-COUNTED = ("parameters", "multiply_adds")  # resources that follow from shapes; a latency has to be measured
+COUNTED = ("parameters", "multiply_adds")  # resources that are sums over input channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,40 +60,12 @@ class Posterior(Bernoulli):
         """The most probable architecture: every channel with p < 1/2."""
         return Architecture({g.name: g.channel_drop < 0.5 for g in self.layers})
 
-    def with_latency(self, seconds: Mapping[str, float]) -> Posterior:
-        """Returns this posterior with each layer's latency per input channel, as measured by `tfnas.layer_latencies`.
-
-        Args:
-            seconds: for one input channel and one example, by the layers' names.
-
-        Raises:
-            UserError: for a missing layer, one that this posterior does not have, or a value that is negative or not
-                finite.
-        """
-        names = [g.name for g in self.layers]
-        for name in names:
-            if name not in seconds:
-                raise UserError(f"with_latency: layer '{name}' is missing; every gated layer's seconds are expected")
-        for name, value in seconds.items():
-            if name not in names:
-                raise UserError(f"with_latency: this posterior has no layer '{name}'; it has {', '.join(names[:8])}")
-            if not (isinstance(value, numbers.Real) and 0 <= value < math.inf):
-                raise UserError(
-                    f"with_latency: '{name}' must be a finite number of seconds, at least 0. Received: {value!r}"
-                )
-        return Posterior(tuple(dataclasses.replace(g, latency_per_channel=float(seconds[g.name])) for g in self.layers))
-
-    def _per_channel(self, resource: str) -> list[float]:
-        """Cost of one input channel of each layer; int if it is counted. Raises UserError if it is unknown."""
-        if resource not in list(Resource):
-            known = ", ".join(f"'{known}'" for known in Resource)
+    def _per_channel(self, resource: str) -> list[int]:
+        """Cost of one input channel of each layer. Raises UserError if it is unknown."""
+        if resource not in COUNTED:
+            known = ", ".join(f"'{known}'" for known in COUNTED)
             raise UserError(f"posterior: one of {known} expected. Received: {resource!r}")
         costs = [getattr(g, f"{resource}_per_channel") for g in self.layers]
-        if None in costs and resource == "latency":
-            raise UserError(
-                "posterior: latency is not known: measure it by "
-                "posterior = posterior.with_latency(tfnas.layer_latencies(supernet))"
-            )
         if None in costs:
             raise UserError(
                 f"posterior: {resource} are not known, because the model's input has no fixed size: build it with one, "
@@ -104,12 +73,12 @@ class Posterior(Bernoulli):
             )
         return costs
 
-    def cost_of(self, architecture: Architecture, resource: str = "parameters") -> float:
+    def cost_of(self, architecture: Architecture, resource: str = "parameters") -> int:
         """Cost of one architecture, of which `expected_cost` is the mean: the sum of c over the channels kept.
 
         Args:
             architecture: of this posterior's layers.
-            resource: 'parameters' or 'multiply_adds', then an int; or 'latency', seconds for one example.
+            resource: 'parameters' or 'multiply_adds'.
 
         Raises:
             UserError: for another network's architecture, or an unknown resource.
@@ -121,7 +90,7 @@ class Posterior(Bernoulli):
         """E[cost kept] = sum over channels of (1 - p) c, of the gated layers' kernels, each with all of its outputs.
 
         Args:
-            resource: 'parameters', 'multiply_adds' or 'latency' (seconds for one example, see `with_latency`).
+            resource: 'parameters' or 'multiply_adds'.
 
         Raises:
             UserError: for an unknown resource.
@@ -138,8 +107,8 @@ class Posterior(Bernoulli):
         ]
         return float(np.sqrt(sum(variances)))
 
-    def total_cost(self, resource: str = "parameters") -> float:
-        """Cost with every channel kept; an int, or for latency a float."""
+    def total_cost(self, resource: str = "parameters") -> int:
+        """Cost with every channel kept."""
         return sum(g.num_channels * c for g, c in zip(self.layers, self._per_channel(resource), strict=True))
 
     def expected_parameters(self) -> float:
@@ -148,15 +117,13 @@ class Posterior(Bernoulli):
 
     def total_parameters(self) -> int:
         """Kernel weights of the gated layers with every channel kept."""
-        return int(self.total_cost("parameters"))
+        return self.total_cost("parameters")
 
     def expected_kept(self) -> float:
         """Expected share of the gated layers' kernel weights that are kept, in [0, 1]."""
         return self.expected_parameters() / self.total_parameters()
 
-    def tilt(
-        self, *, parameters: float | None = None, multiply_adds: float | None = None, latency: float | None = None
-    ) -> Posterior:
+    def tilt(self, *, parameters: float | None = None, multiply_adds: float | None = None) -> Posterior:
         """Conditions the posterior on an expected cost: every keep logit is shifted by lambda times the cost.
 
         Exponential tilting: of all distributions over architectures with that expected cost, q(a) exp(-lambda cost(a))
@@ -169,16 +136,15 @@ class Posterior(Bernoulli):
         Args:
             parameters: expected kernel weights kept, strictly between 0 and `total_cost()`.
             multiply_adds: or expected multiply-adds, strictly between 0 and `total_cost("multiply_adds")`.
-            latency: or expected seconds for one example, strictly between 0 and `total_cost("latency")`.
 
         Raises:
             UserError: unless exactly one of them is given, known and in its range.
         """
-        budgets = {"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency}
+        budgets = {"parameters": parameters, "multiply_adds": multiply_adds}
         given = {resource: budget for resource, budget in budgets.items() if budget is not None}
         if len(given) != 1:
             received = ", ".join(f"{resource}={budget}" for resource, budget in given.items()) or "none of them"
-            raise UserError(f"tilt: exactly one of {', '.join(Resource)} expected. Received: {received}")
+            raise UserError(f"tilt: exactly one of {', '.join(COUNTED)} expected. Received: {received}")
         ((resource, budget),) = given.items()
         total = self.total_cost(resource)
         if not 0 < budget < total:
@@ -243,7 +209,7 @@ class Posterior(Bernoulli):
         return cls(tuple(dataclasses.replace(g, drop_probability=published[g.name]) for g in like.layers))
 
 
-def _total(keep: Mapping[str, np.ndarray], costs: Sequence[float]) -> float:
+def _total(keep: Mapping[str, np.ndarray], costs: Sequence[int]) -> int:
     """Cost of the channels kept, layer by layer."""
     return sum(int(mask.sum()) * cost for mask, cost in zip(keep.values(), costs, strict=True))
 

@@ -22,7 +22,7 @@ from tfnas.common import digests, terminal
 from tfnas.common.errors import UserError, add_filename, unwrap_user_errors
 from tfnas.common.resources import Resource
 from tfnas.config import Config
-from tfnas.cutting import latencies, latency_bound
+from tfnas.cutting import latency_bound
 from tfnas.data import pipeline
 from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
@@ -42,7 +42,6 @@ from tfnas.runs.sampled import (
     FrontPoint,
     Group,
     Kind,
-    Latencies,
     LatencyBound,
     Race,
     Ranked,
@@ -137,7 +136,7 @@ class _Sampling:
         if isinstance(posterior, UnitPosterior):
             self.posterior: Posterior | UnitPosterior = self._within_bounds(posterior)
         else:
-            self.posterior = self._with_latency(posterior)
+            self.posterior = posterior
         self.contests = Contests(config, self.supernet, self.posterior)
         batches = pipeline.evaluation_batches(splits.validation, config.data, self.settings.batch_size)
         recalibration = networks.recalibration(config, splits, self.supernet)
@@ -229,20 +228,6 @@ class _Sampling:
         return dataclasses.replace(
             posterior, bounds={**bounds, **posterior.form.absolute({"latency": latency.predicted})}
         )
-
-    def _with_latency(self, posterior: Posterior) -> Posterior:
-        """The posterior with a measured latency, where the settings need one.
-
-        Latencies are measured once in a working directory, by the first process.
-        """
-        settings = self.settings
-        if not (settings.latency or (settings.budgets and settings.resource == Resource.LATENCY)):
-            return posterior
-        with distribution.chief_first(self.config.distribution):
-            if not (self.work.path / stage_table.LATENCIES).exists():
-                measured = Latencies(latencies.layer_latencies(self.supernet))
-                self.work.write_sealed(stage_table.LATENCIES, measured, replace=False)
-        return posterior.with_latency(self.work.read_sealed(stage_table.LATENCIES, Latencies).seconds)
 
     def _widths(self, winner: Architecture) -> dict[str, int | None]:
         """Number of channels of each mask in the network found; None for a layer or a group that is gone."""
@@ -374,10 +359,7 @@ def _point(
     posterior: Posterior | UnitPosterior, share: float | None, resource: Resource, group: Group, race: Race
 ) -> FrontPoint:
     expected = None
-    known = resource != Resource.LATENCY or (
-        isinstance(posterior, Posterior) and posterior.layers[0].latency_per_channel is not None
-    )
-    if isinstance(posterior, Posterior) and known:
+    if isinstance(posterior, Posterior):
         mean, deviation = posterior.expected_cost(resource), posterior.cost_deviation(resource)
         expected = Expected(mean, deviation, posterior.total_cost(resource))
     return FrontPoint(share, expected, group.mean_accuracy, race.best, race.fresh, race.architecture)

@@ -22,7 +22,7 @@ from tfnas.graph.channels import Graph
 from tfnas.graph.latencies import Latencies
 from tfnas.ranking.engine import Engine
 from tfnas.runs.sampled import LayerLatencies
-from tfnas.runs.stage_table import LAYER_LATENCIES
+from tfnas.runs.stage_table import LATENCIES
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.training import distribution
@@ -83,12 +83,12 @@ def layer_latencies(config: Config, work: Workdir, model: keras.Model) -> Latenc
     """
     key = work.key("search", config)
     with distribution.chief_first(config.distribution):
-        there = (work.path / LAYER_LATENCIES).exists()
-        known = work.read_sealed(LAYER_LATENCIES, LayerLatencies) if there else None
+        there = (work.path / LATENCIES).exists()
+        known = work.read_sealed(LATENCIES, LayerLatencies) if there else None
         if known is None or known.key != key:
             measured = Latencies.measure(Graph(model), config.search.latency_device)
             known = LayerLatencies(key, measured.full, dict(measured.layers))
-            work.write_sealed(LAYER_LATENCIES, known)
+            work.write_sealed(LATENCIES, known)
     return Latencies(known.full, known.layers)
 
 

@@ -18,8 +18,8 @@ class Sample:
     num_random: int = 100  # random candidates of equal size, of each kind: the baselines
     num_tested: int = 20  # candidates of each kind that are measured in full, and at the very end on test: the means
     # Other bounds than the search's, in the same form, which every candidate then obeys. After a search with ell2, one
-    # share of the gated layers' kernel weights, of their multiply-adds or of their measured latency: the posterior is
-    # tilted until that is expected to be kept. All 0: search's bounds, or the posterior as learned.
+    # share of the gated layers' kernel weights or of their multiply-adds: the posterior is tilted until that is
+    # expected to be kept. All 0: search's bounds, or the posterior as learned.
     parameters: float = 0.0
     multiply_adds: float = 0.0
     latency: float = 0.0
@@ -62,8 +62,13 @@ class Sample:
     def check_published(self) -> None:
         """Raises UserError for a value that does not fit a search with `ell2`."""
         after = "after a search with ell2"
+        expected = "left out: it belongs to a search with bounds, and search.ell2 is set"
+        fields.require(not self.latency, "sample.latency", self.latency, expected)
         fields.require(
-            len(self.bounds) < 2, "sample.parameters, multiply_adds and latency", self.bounds, f"one share {after}"
+            self.resource != Resource.LATENCY, "sample.resource", self.resource, f"another than latency: {expected[10:]}"
+        )
+        fields.require(
+            len(self.bounds) < 2, "sample.parameters and multiply_adds", self.bounds, f"one share {after}"
         )
         for resource, bound in self.bounds.items():
             fields.require(bound < 1, f"sample.{resource}", bound, f"a share in (0, 1) {after}")

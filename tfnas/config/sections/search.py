@@ -13,8 +13,10 @@ from tfnas.config.sections.retrain import Retrain
 INITIAL_DROP, PUBLISHED_INITIAL_DROP = 0.02, 0.1  # drop probability before the first step, with bounds and with ell2
 
 # Settings of one mode only.
-_OF_BOUNDS = ("gate_step", "noise", "streams", "latency_device")
+_OF_BOUNDS = ("gate_step", "noise", "streams")
 _OF_ELL2 = ("gate_learning_rate", "prior", "group_size", "by_source", "gate_dense", "gate_pooling", "include")
+
+_DEVICES = {"tensorflow": "TensorFlow, one image", "litert": "LiteRT, one thread, one image"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Search:
     parameters: float = 0.0
     multiply_adds: float = 0.0
     latency: float = 0.0  # a share only, as measured
-    latency_device: str = "tensorflow"  # or 'litert': what the latency is measured with, on this machine
+    # What latencies are measured with, on this machine, in search, sample and retrain: 'tensorflow' or 'litert'.
+    latency_device: str = "tensorflow"
     ell2: float = 0.0  # instead of bounds: squared prior length scale; larger gives a smaller network
     epochs: int = 8  # in total
     warmup_epochs: int = -1  # the first of them, without gates; -1: with bounds a third, with ell2 none
@@ -69,6 +72,11 @@ class Search:
     # 'stop': end the search when the posterior drops everything; 'warn': warn once. Both also warn once about a
     # posterior that does not move. 'off': neither (tfnas/training/collapse_guard.py). May be changed during a run.
     guard: str = "stop"
+
+    @property
+    def latency_measured(self) -> str:
+        """How latencies are measured, in words."""
+        return _DEVICES[self.latency_device]
 
     @property
     def gated_epochs(self) -> int:
@@ -124,7 +132,7 @@ class Search:
         for field in ("learning_rate", "example_multiplier", "temperature", "gate_learning_rate", "gate_step"):
             fields.positive(f"search.{field}", getattr(self, field))
         fields.one_of("search.prior", self.prior, ("uniform", "constant"))
-        fields.one_of("search.latency_device", self.latency_device, ("tensorflow", "litert"))
+        fields.one_of("search.latency_device", self.latency_device, tuple(_DEVICES))
         fields.one_of("search.noise", self.noise, ("batch", "example"))
         fields.one_of("search.streams", self.streams, ("auto", "yes", "no"))
         self._check_mode()

@@ -17,7 +17,6 @@ from absl import app, flags
 import tfnas
 from tfnas import supernets
 from tfnas.cutting.subnets import cut
-from tfnas.graph.latencies import compared
 from tfnas.graph.units import UnitGraph
 
 _MODELS = flags.DEFINE_list("models", ["M", "ResNet50", "MobileNetV2", "EfficientNetB0"], "Which supernets.")
@@ -76,11 +75,11 @@ def _measure(name, rng):
         network = tfnas.subnet(supernet, found)
         narrow = _narrowed(model, tfnas.cost(network).multiply_adds)
         found_share, narrow_share = (tfnas.cost(m).multiply_adds / full for m in (network, narrow))
-        rounds = compared([model, network, narrow], _DEVICE.value, _ROUNDS.value)
+        turns = tfnas.compare_latency([model, network, narrow], _DEVICE.value, _ROUNDS.value)
         of_full, of_narrow, narrow_of_full = (
-            statistics.median(r[a] / r[b] for r in rounds) for a, b in ((1, 0), (1, 2), (2, 0))
+            statistics.median(r[a] / r[b] for r in turns.rounds) for a, b in ((1, 0), (1, 2), (2, 0))
         )
-        milliseconds = [1e3 * statistics.median(times) for times in zip(*rounds, strict=True)]
+        milliseconds = [1e3 * seconds for seconds in turns.seconds]
         cells = [name, str(multiple), f"{found_share:.3f}", f"{narrow_share:.3f}"]
         cells += [f"{value:.2f}" for value in (*milliseconds, of_full, of_full / found_share)]
         cells += [f"{narrow_of_full / narrow_share:.2f}", f"{of_narrow:.3f}"]

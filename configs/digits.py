@@ -12,7 +12,8 @@ from tfnas.config import load_file
 def get_config():
     """Settings of the demo."""
     config = load_file("base/digits.py", beside=__file__)
-    config.search.update(epochs=30, parameters=0.25, multiply_adds=0.35)
+    config.supernet.update(width=16)
+    config.search.update(epochs=30, parameters=0.25, multiply_adds=0.35, latency_device="litert")
     config.sample.update(num_candidates=500, num_random=100)
     config.retrain.update(epochs=50, trained_baselines=False)
     config.evaluate.update(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9)

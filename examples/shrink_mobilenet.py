@@ -92,7 +92,7 @@ ranking
 
 # %% [markdown]
 # The winner is cut out: a plain `keras.Model`, physically smaller. What its size is worth in time depends on the
-# machine (docs/your_model.md); `tfnas.latency` measures it. It can be trained further like any Keras model.
+# machine (docs/your_model.md); `tfnas.compare_latency` measures it. It can be trained further like any Keras model.
 
 # %%
 statistics.apply(ranking.best)

@@ -57,7 +57,7 @@ def test_posterior(data):
     sizes = {name: mask.size for name, mask in found.mode().items()}
     assert sizes == {g.name: g.num_channels for g in found.layers}
     assert math.isfinite(found.expected_parameters()) and found.expected_parameters() <= found.total_parameters() + 1
-    answer(found.expected_cost, "latency")
+    answer(found.expected_cost, "multiply_adds")
 
 
 @fuzz(500)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfnas import supernets as supernets
-    from tfnas.cutting.latencies import latency as latency
-    from tfnas.cutting.latencies import layer_latencies as layer_latencies
     from tfnas.cutting.latency_bound import meet_latency as meet_latency
     from tfnas.cutting.subnets import subnet as subnet
     from tfnas.gating.gates import Gated as Gated
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from tfnas.gating.supernet import Supernet as Supernet
     from tfnas.graph.channels import Graph as Graph
     from tfnas.graph.costs import cost as cost
+    from tfnas.graph.latencies import compare_latency as compare_latency
     from tfnas.ranking.ranking import rank as rank
     from tfnas.ranking.recalibration import Recalibration as Recalibration
     from tfnas.search_space.architecture import Architecture as Architecture
@@ -37,10 +36,9 @@ _HOMES = {
     "Recalibration": "ranking.recalibration",
     "Supernet": "gating.supernet",
     "UnitPosterior": "search_space.unit_posterior",
+    "compare_latency": "graph.latencies",
     "cost": "graph.costs",
     "gate": "gating.placement",
-    "latency": "cutting.latencies",
-    "layer_latencies": "cutting.latencies",
     "load": "gating.saving",
     "meet_latency": "cutting.latency_bound",
     "rank": "ranking.ranking",

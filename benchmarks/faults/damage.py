@@ -13,15 +13,15 @@ from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.runs import stage_table, workdir
 
-# With these a stage reads measured latencies too. They differ between runs; here they are copied.
-_LATENCY = ["--config.sample.resource=latency"]
+# With this, stages read measured latencies too. They differ between runs; here they are copied.
+_LATENCY = ["--config.search.latency=0.95"]
 _CHECKPOINTS = ("**/*checkpoint*.npz", "**/*checkpoint*/*.npz")
 _DATA = "tensorflow_datasets/digits/1.0.0"
 # What a stage reads besides the files that it says it needs, and the data. An output of its own that is no longer as it
 # was left is made again.
 _ALSO_READ = {
-    "search": [f"search/{pattern}" for pattern in _CHECKPOINTS],
-    "sample": [stage_table.EVALUATIONS, f"{stage_table.SHARDS}/*", stage_table.LATENCIES],
+    "search": [*(f"search/{pattern}" for pattern in _CHECKPOINTS), stage_table.LATENCIES],
+    "sample": [stage_table.EVALUATIONS, f"{stage_table.SHARDS}/*", stage_table.LATENCY_BOUND],
     "retrain": [f"retrain/{pattern}" for pattern in _CHECKPOINTS],
     "export": ["export/**/*"],
 }

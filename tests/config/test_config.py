@@ -201,6 +201,7 @@ def test_locked_dict_refuses_new_keys():
         ("sample", "parameters", 1.0, "'sample.parameters' must be a share of the full .* Received: 1.0"),
         ("sample", "multiply_adds", -0.1, "'sample.multiply_adds' must be a share of the full network's in"),
         ("sample", "latency", 2.0, "'sample.latency' must be a share of the full network's in"),
+        ("search", "latency_device", "abacus", "'search.latency_device' must be one of 'tensorflow', 'litert'"),
         ("sample", "channel_multiple", 0, "at least 1"),
         ("tune", "ell2", (1.0,), "'tune.ell2' must be left out: it belongs to the published search"),
         ("retrain", "epochs", -1, "at least 0"),
@@ -257,6 +258,20 @@ def test_bad_values_are_named(section, key, value, message):
 def test_values_that_do_not_go_together_are_named(section, values, message):
     with pytest.raises(UserError, match=message):
         config.from_config_dict({section: values})
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"latency": 0.5}, "'sample.latency' must be left out: it belongs to a search with bounds"),
+        ({"resource": "latency"}, "'sample.resource' must be another one: it belongs to a search with bounds"),
+    ],
+)
+def test_latency_is_no_resource_of_the_published_search_but_is_measured_by_its_device(values, message):
+    search = {"ell2": 5.0, "latency_device": "litert"}
+    assert config.from_config_dict({"search": search}).check().search.latency_device == "litert"
+    with pytest.raises(UserError, match=message):
+        config.from_config_dict({"search": search, "sample": values}).check()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from conftest import random_weights
 
 import tfnas
 from tfnas.common.errors import UserError
-from tfnas.cutting.latencies import latency
 from tfnas.cutting.subnets import describe, rebuild, subnet
 from tfnas.graph.costs import cost
 from tfnas.search_space.architecture import Architecture
@@ -134,7 +133,3 @@ def test_another_supernets_architecture_is_refused():
     supernet = tfnas.gate(resnet(), ell2=1, num_examples=10)
     with pytest.raises(UserError, match="one of the layers .* expected. Received: 'other'"):
         subnet(supernet, Architecture({"other": [True]}))
-
-
-def test_latency_is_a_time():
-    assert 0 < latency(resnet(), repeats=3) < 5

@@ -7,7 +7,7 @@ import pytest
 from tfnas.common.errors import UserError
 from tfnas.cutting.subnets import cut
 from tfnas.graph.costs import cost
-from tfnas.graph.latencies import Latencies, compared, timer
+from tfnas.graph.latencies import Latencies, Turns, compare_latency, timer
 from tfnas.graph.units import UnitGraph
 from tfnas.supernets import multi_branch_resnet
 
@@ -78,5 +78,23 @@ def test_networks_are_timed_in_turns_on_this_machine(device):
         pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
     graph = UnitGraph(model(32))
     small = cut(graph, graph.closed({g.name: np.arange(g.size) == 0 for g in graph.groups}))
-    rounds = np.array(compared([graph.model, small], device, 3))
+    turns = compare_latency([graph.model, small], device, 3)
+    rounds = np.array(turns.rounds)
     assert rounds.shape == (3, 2) and (rounds > 0).all()
+    np.testing.assert_allclose(turns.seconds, np.median(rounds, 0))
+
+
+def test_every_network_has_one_turn_in_every_round():
+    order = []
+    networks = [model(8), model(16)]
+    seconds = iter([2.0, 5.0, 8.0, 16.0, 3.0, 6.0])  # the machine is busy in the second round
+    turns = compare_latency(networks, lambda network: order.append(network) or next(seconds), 3)
+    assert order == networks * 3
+    assert turns == Turns(((2.0, 5.0), (8.0, 16.0), (3.0, 6.0)))
+    assert turns.seconds == (3.0, 6.0) and turns.ratios == (1.0, 2.0) and turns.spread == 4.0
+
+
+def test_nothing_to_compare_is_refused():
+    for models, rounds in (([], 3), ([model()], 0)):
+        with pytest.raises(UserError, match="at least one network and one round"):
+            compare_latency(models, per_multiply_add, rounds)

@@ -17,7 +17,7 @@ from tfnas import config
 from tfnas.common import atomic, errors
 from tfnas.common.errors import UserError
 from tfnas.runs import provenance, stage_table, workdir
-from tfnas.runs.sampled import Latencies
+from tfnas.runs.sampled import LayerLatencies
 
 
 def finished_search(path):
@@ -311,12 +311,12 @@ def test_a_flipped_bit_in_the_manifest_is_refused(tmp_path, at):
 
 def test_sealed_files_are_read_as_written_or_refused(tmp_path):
     work = workdir.Workdir(tmp_path)
-    file = work.write_sealed("a.json", Latencies({"layer": 0.1}))
-    assert work.read_sealed("a.json", Latencies) == Latencies({"layer": 0.1})
-    for content in (file.read_text().replace("0.1", "0.2"), "", "[]", "{}", "\x80"):
+    file = work.write_sealed("a.json", LayerLatencies("key", 0.2, {"layer": 0.1}))
+    assert work.read_sealed("a.json", LayerLatencies) == LayerLatencies("key", 0.2, {"layer": 0.1})
+    for content in (file.read_text().replace("0.1", "0.3"), "", "[]", "{}", "\x80"):
         file.write_text(content)
         with pytest.raises(UserError, match="a.json: truncated or altered"):
-            work.read_sealed("a.json", Latencies)
+            work.read_sealed("a.json", LayerLatencies)
 
 
 def test_of_several_processes_the_first_one_s_file_stays(tmp_path, monkeypatch):

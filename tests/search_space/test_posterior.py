@@ -15,10 +15,8 @@ from tfnas.search_space.layer_gates import LayerGates
 from tfnas.search_space.posterior import Posterior
 
 Q = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9), LayerGates("b", (4,), (0.4,), 25)))
-COSTED = Posterior(
-    (LayerGates("a", (3, 2), (0.1, 0.7), 9, 9 * 64, 3e-7), LayerGates("b", (4,), (0.4,), 25, 25 * 16, 5e-8))
-)
-COSTS = [("parameters", (9, 25)), ("multiply_adds", (576, 400)), ("latency", (3e-7, 5e-8))]
+COSTED = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9, 9 * 64), LayerGates("b", (4,), (0.4,), 25, 25 * 16)))
+COSTS = [("parameters", (9, 25)), ("multiply_adds", (576, 400))]
 
 
 def test_log_prob_and_entropy_are_tfps():
@@ -130,52 +128,21 @@ def test_tilt_refuses_what_cannot_be(parameters):
 
 
 def test_tilt_needs_one_known_resource():
-    expected = "tilt: exactly one of parameters, multiply_adds, latency expected. Received: "
+    expected = "tilt: exactly one of parameters, multiply_adds expected. Received: "
     with pytest.raises(UserError, match=expected + "none of them"):
         Q.tilt()
     with pytest.raises(UserError, match=expected + "parameters=3, multiply_adds=5"):
         Q.tilt(parameters=3, multiply_adds=5)
-    with pytest.raises(UserError, match=expected + "parameters=3, latency=0.5"):
-        Q.tilt(parameters=3, latency=0.5)
     with pytest.raises(UserError, match="multiply_adds are not known, because the model's input has no fixed size"):
         Q.tilt(multiply_adds=5)
-    with pytest.raises(UserError, match=r"latency is not known: .*with_latency\(tfnas.layer_latencies\(supernet\)\)"):
-        Q.tilt(latency=0.5)
-    with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds', 'latency' expected. Received: 'time'"):
+    with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds' expected. Received: 'time'"):
         Q.expected_cost("time")
 
 
-def test_latency_per_channel_is_given_layer_by_layer():
-    timed = Q.with_latency({"b": 0, "a": 1e-6})
-    assert [g.latency_per_channel for g in timed.layers] == [1e-6, 0.0]
-    assert timed.total_cost("latency") == pytest.approx(5e-6)
-    assert [g.drop_probability for g in timed.layers] == [g.drop_probability for g in Q.layers]
-    assert Q.layers[0].latency_per_channel is None
-
-
-@pytest.mark.parametrize(
-    "seconds, message",
-    [
-        ({"a": 1e-6}, "with_latency: layer 'b' is missing"),
-        ({"a": 1e-6, "b": 1e-6, "c": 1e-6}, "with_latency: this posterior has no layer 'c'"),
-        ({"a": 1e-6, "b": -1e-6}, "with_latency: 'b' must be a finite number of seconds, at least 0. Received: -1e-06"),
-        ({"a": float("nan"), "b": 1e-6}, "'a' must be a finite .* Received: nan"),
-        ({"a": float("inf"), "b": 1e-6}, "'a' must be a finite .* Received: inf"),
-        ({"a": "fast", "b": 1e-6}, "'a' must be a finite .* Received: 'fast'"),
-    ],
-)
-def test_latencies_that_do_not_fit_are_refused(seconds, message):
-    with pytest.raises(UserError, match=message):
-        Q.with_latency(seconds)
-
-
 def test_json_round_trip_is_exact_and_damage_refused():
-    for multiply_adds, latency in ((None, None), (90, None), (None, 1e-6 / 3), (90, 1e-6 / 3)):
-        q = Posterior((LayerGates("a", (3,), (1 / 3,), 9, multiply_adds, latency),))
+    for multiply_adds in (None, 90):
+        q = Posterior((LayerGates("a", (3,), (1 / 3,), 9, multiply_adds),))
         assert Posterior.from_json(q.to_json()) == q
-    gates = {"name": "a", "group_sizes": [3], "drop_probability": [0.5], "parameters_per_channel": 9}
-    older = json.dumps({"format": 1, "layers": [{**gates, "multiply_adds_per_channel": 90}]})  # had no latency
-    assert Posterior.from_json(older) == Posterior((LayerGates("a", (3,), (0.5,), 9, 90),))
     with pytest.raises(UserError, match="not the JSON of a Posterior"):
         Posterior.from_json(q.to_json()[:-4])
 

@@ -109,17 +109,17 @@ def test_budgets_make_a_front(searched, tmp_path, capsys):
 def test_after_a_published_search_the_posterior_is_tilted_to_budgets(published, tmp_path, capsys):
     path = tmp_path / "run"
     shutil.copytree(published, path)
-    sampling = {"budgets": (0.3, 0.6), "resource": "latency", "ensemble": 5}
+    sampling = {"budgets": (0.3, 0.6), "resource": "multiply_adds", "ensemble": 5}
     sample.run(tiny_config(search=PUBLISHED, sample=sampling), path)
     printed = capsys.readouterr().out
     found = check_front(path, printed, (0.3, 0.6))
-    assert found["resource"] == "latency" and "as searched" in printed
+    assert found["resource"] == "multiply_adds" and "as searched" in printed
     for point in found["points"]:
         if point["share"]:
             expected = point["expected"]
             assert expected["mean"] == pytest.approx(point["share"] * expected["total"], rel=0.01)
-    sample.run(tiny_config(search=PUBLISHED, sample={"latency": 0.3}), path)
-    assert "of the gated latency to 30.0%" in capsys.readouterr().out
+    sample.run(tiny_config(search=PUBLISHED, sample={"multiply_adds": 0.3}), path)
+    assert "of the gated multiply-adds to 30.0%" in capsys.readouterr().out
     (point,) = (point for point in found["points"] if point["share"] == 0.3)
     assert json.loads((path / stage_table.ARCHITECTURE).read_text()) == point["architecture"]
 

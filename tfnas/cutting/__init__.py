@@ -1,6 +1,5 @@
 """The physically smaller model.
 
-latencies.py      measures how long a model and each of its layers take on this machine
 subnets.py        subnet() cuts dropped channels out; describe() and rebuild() go through architecture.json
 latency_bound.py  finds the bound on the predicted latency under which networks are as fast as asked
 """

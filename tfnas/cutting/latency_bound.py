@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 
 import numpy as np
 
 from tfnas.common.errors import UserError
 from tfnas.cutting.subnets import cut
-from tfnas.graph.latencies import Device, compared
+from tfnas.graph.latencies import Device, compare_latency
 from tfnas.graph.units import UnitGraph
 from tfnas.search_space.unit_posterior import UnitPosterior
 
@@ -68,8 +67,7 @@ def meet_latency(
     predicted = max(share, least)
     for _ in range(_NETWORKS):
         network = cut(graph, posterior.mode(**{**others, "latency": predicted}))
-        rounds = compared([graph.model, network], device, _ROUNDS)
-        measured = statistics.median(seconds / reference for reference, seconds in rounds)
+        measured = compare_latency([graph.model, network], device, _ROUNDS).ratios[1]
         tried.append((predicted, measured))
         bound = LatencyBound(share, *_best(tried, share), tuple(tried))
         if bound.met:

@@ -95,19 +95,50 @@ def timer(model: keras.Model, device: str | Device) -> Timer:
     return seconds
 
 
-def compared(models: Sequence[keras.Model], device: str | Device = "tensorflow", rounds: int = 10) -> list[list[float]]:
-    """Measures networks in turns, so that other load on the machine affects all alike.
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """Seconds of networks that were measured in turns.
+
+    Attributes:
+        rounds: by round, the seconds of one example in each network.
+    """
+
+    rounds: tuple[tuple[float, ...], ...]
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """The median over the rounds of each network's seconds."""
+        return tuple(statistics.median(times) for times in zip(*self.rounds, strict=True))
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The median over the rounds of each network's seconds as a multiple of the first one's."""
+        return tuple(statistics.median(r[i] / r[0] for r in self.rounds) for i in range(len(self.rounds[0])))
+
+    @property
+    def spread(self) -> float:
+        """The largest ratio of one network's longest to its shortest seconds: about 1 on an idle machine."""
+        return max(max(times) / min(times) for times in zip(*self.rounds, strict=True))
+
+
+def compare_latency(models: Sequence[keras.Model], device: str | Device = "tensorflow", rounds: int = 10) -> Turns:
+    """Measures the latency of networks in turns, so that other load on the machine affects all alike.
 
     Args:
-        models: the networks.
+        models: the networks, whose inputs have a fixed size; the first is the one that `ratios` compares with.
         device: as of `timer`.
         rounds: in each, every network has one turn.
 
-    Returns:
-        By round, the seconds of each network.
+    Raises:
+        UserError: without a network or a round, and as `timer`.
     """
+    if not models or rounds < 1:
+        raise UserError(
+            "compare_latency: at least one network and one round expected. Received: "
+            f"{len(models)} networks, {rounds} rounds"
+        )
     timers = [timer(model, device) for model in models]
-    return [[seconds() for seconds in timers] for _ in range(rounds)]
+    return Turns(tuple(tuple(seconds() for seconds in timers) for _ in range(rounds)))
 
 
 @dataclasses.dataclass(frozen=True)

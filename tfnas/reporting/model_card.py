@@ -92,6 +92,11 @@ def card(
             "test_of_the_full_network": _measured(full, total) if full else None,
             "confusion": results.confusion,  # examples by label (rows) and most probable class (columns)
         },
+        "latency": {
+            "seconds": chosen.latency_seconds,
+            "of_the_full_network": full.latency_seconds if full else None,
+            "measured": config.search.latency_measured,
+        },
         "published": config.search.published,  # or with bounds, on channel units
         "posterior": {
             # Of the gated kernel weights, or after a search with bounds, of the network's parameters.

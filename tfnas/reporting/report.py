@@ -223,6 +223,7 @@ def _notes(results: Results, config: config_lib.Config) -> Iterable[str]:
     if not config.search.published:
         means += " The most probable network within the bounds races with the posterior's, and is not in their means."
     yield means
+    yield f"Latency: {config.search.latency_measured}."
     if results.latency_spread > _BUSY:
         yield (
             "The machine was busy when latencies were measured: a network's differ by up to "

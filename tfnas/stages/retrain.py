@@ -18,13 +18,13 @@ import tensorflow as tf
 from tfnas.common import statistics
 from tfnas.common.errors import UserError, add_filename
 from tfnas.config import Config
-from tfnas.cutting import latencies
 from tfnas.cutting.subnets import describe, subnet
 from tfnas.data import pipeline, sources
 from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Graph, deep
 from tfnas.graph.costs import cost
+from tfnas.graph.latencies import compare_latency
 from tfnas.ranking import losses, ranking
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.measured import Results, Row, Size
@@ -114,13 +114,13 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     work.write(stage_table.CUT_ARCHITECTURE, lambda file: file.write_text(text))
     work.write(stage_table.SUBNET, _without_optimizer(chosen.model).save)
     compared = (*others, *found)
-    seconds, spread = latencies.compared([arm.model for arm in compared])
+    turns = compare_latency([arm.model for arm in compared], config.search.latency_device)
     known = [_known(arm, splits, config) for arm in compared]
     # Only now is the test split read, for networks that are all fixed.
     sources.check_test(config.data, work.path / "tensorflow_datasets")
     labels, best, best_top5 = _classified(chosen.model, splits.test, config)
     rows = []
-    for arm, facts, taken in zip(compared, known, seconds, strict=True):
+    for arm, facts, taken in zip(compared, known, turns.seconds, strict=True):
         classes, top5 = best, best_top5
         if arm is not chosen:
             _, classes, top5 = _classified(arm.model, splits.test, config)
@@ -139,7 +139,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         chosen=chosen.name,
         full=Size(total.parameters, total.multiply_adds),
         confusion=_matrix(labels, best, chosen.model.output_shape[-1]).tolist(),
-        latency_spread=spread,
+        latency_spread=turns.spread,
         rows=tuple(sorted(rows, key=lambda row: (row.kind.place, row.fine_tuned))),
     )
     work.write_json(stage_table.RESULTS, results)

@@ -62,14 +62,11 @@ class Sample:
     def check_published(self) -> None:
         """Raises UserError for a value that does not fit a search with `ell2`."""
         after = "after a search with ell2"
-        expected = "left out: it belongs to a search with bounds, and search.ell2 is set"
-        fields.require(not self.latency, "sample.latency", self.latency, expected)
-        fields.require(
-            self.resource != Resource.LATENCY, "sample.resource", self.resource, f"another than latency: {expected[10:]}"
-        )
-        fields.require(
-            len(self.bounds) < 2, "sample.parameters and multiply_adds", self.bounds, f"one share {after}"
-        )
+        of_bounds = "it belongs to a search with bounds, and search.ell2 is set"
+        fields.require(not self.latency, "sample.latency", self.latency, f"left out: {of_bounds}")
+        counted = self.resource != Resource.LATENCY
+        fields.require(counted, "sample.resource", self.resource, f"another one: {of_bounds}")
+        fields.require(len(self.bounds) < 2, "sample.parameters and multiply_adds", self.bounds, f"one share {after}")
         for resource, bound in self.bounds.items():
             fields.require(bound < 1, f"sample.{resource}", bound, f"a share in (0, 1) {after}")
         fields.require(

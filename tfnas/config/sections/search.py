@@ -75,7 +75,7 @@ class Search:
 
     @property
     def latency_measured(self) -> str:
-        """How latencies are measured, in words."""
+        """The way latencies are measured, in words."""
         return _DEVICES[self.latency_device]
 
     @property

@@ -19,7 +19,7 @@ from tfnas.stages import evaluate, export, report, retrain, sample, search
 
 # `functional` is what all other tests are of.
 KINDS = ("sequential", "built", "nested", "sequential_of_models")
-GATED = {"path", "last"}
+GROUPS = {"stem", "path", "last"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -27,7 +27,8 @@ def test_every_function(kind, tmp_path, rng):
     model = getattr(model_kinds, kind)((8, 8, 1), 3)
     images, labels = rng.normal(size=(24, 8, 8, 1)).astype("f4"), rng.integers(0, 3, 24)
     supernet = tfnas.gate(model, parameters=0.6, steps=4, num_examples=24)
-    assert {name.removeprefix("body_").removeprefix("head_") for name in supernet.gated_layers} == GATED
+    groups = supernet.graph.groups
+    assert {group.name.removeprefix("body_").removeprefix("head_") for group in groups} == GROUPS
     np.testing.assert_allclose(supernet(images), model(images), rtol=1e-5, atol=1e-6)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     supernet.compile(keras.optimizers.SGD(0.01), loss=loss)
@@ -35,7 +36,7 @@ def test_every_function(kind, tmp_path, rng):
     path = tmp_path / "supernet.keras"
     supernet.save(path)
     np.testing.assert_array_equal(tfnas.load(path)(images), supernet(images))
-    candidates = [tfnas.Architecture({n: rng.random(8) < 0.6 for n in supernet.gated_layers}) for _ in range(3)]
+    candidates = [supernet.graph.closed({g.name: rng.random(g.size) < 0.6 for g in groups}) for _ in range(3)]
     ranking = tfnas.rank(supernet, candidates, tf.data.Dataset.from_tensors((images, labels)), holdout=0, racing=None)
     best = ranking.candidates[ranking.outcome.winner]
     cut = tfnas.subnet(supernet, best)

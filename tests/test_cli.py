@@ -21,7 +21,17 @@ DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
     [
         (["search", DIGITS, "--config.search.el2=5"], 2, "config: no key 'search.el2'; did you mean 'search.ell2'?"),
         (["search", DIGITS, "--config.search.ell2=big"], 2, "'search.ell2' must be a number. Received: 'big'"),
-        (["search", DIGITS, "--workdir=W", "--config.search.ell2=7"], 1, "'search.parameters' must be left out"),
+        (
+            ["search", DIGITS, "--workdir=W", "--config.search.ell2=7"],
+            1,
+            "--config.search.parameters=0 --config.search.multiply_adds=0",
+        ),
+        (
+            ["search", DIGITS, "--workdir=W", "--config.supernet.source=nowhere:f"],
+            1,
+            "no module 'nowhere' for 'nowhere:f'",
+        ),
+        (["search", DIGITS, "--workdir=W", "--config.supernet.source=os:getcwd"], 1, "add --config.supernet.width=0"),
         (["search", DIGITS, "--wrkdir=W"], 2, "Unknown command line flag 'wrkdir'"),
         (["search", DIGITS, "--wrkdir=W"], 2, "Did you mean: workdir"),
         (

@@ -280,3 +280,37 @@ def test_the_plain_model_is_not_changed_and_weights_are_copied(rng):
     supernet.fit(x, np.zeros(8, int), verbose=0)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_supernets_print_one_line():
+    """Of no training, every unit is kept with probability 0.98; a published search drops each channel with 0.1."""
+    model = multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))
+    units = supernet_of(model, parameters=0.5, multiply_adds=0.6)
+    shares, texts = units.expected_shares().numpy(), []
+    assert repr(units) == (
+        f"<UnitSupernet '{units.name}' of {units.graph.num_units} units: {100 * shares[0]:.1f} % of the parameters "
+        f"expected (bound: 50.0 %), {100 * shares[1]:.1f} % of the multiply-adds expected (bound: 60.0 %)>"
+    )
+    tf.function(lambda: texts.append(repr(units)))()
+    assert texts == [f"<UnitSupernet '{units.name}'>"]
+    published = tfnas.gate(model, ell2=80, num_examples=1000)
+    assert repr(published) == (
+        f"<PublishedSupernet '{published.name}' of {len(published.gated_layers)} gated layers, ell2=80: "
+        "90.0 % of the kernel weights expected>"
+    )
+
+
+def test_what_is_no_supernet_and_no_architecture_is_told():
+    model = multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))
+    supernet = supernet_of(model)
+    architecture = supernet.posterior().mode()
+    with pytest.raises(UserError, match="gate: a model without gates expected. Received: <UnitSupernet"):
+        supernet_of(supernet)
+    with pytest.raises(UserError, match="subnet: a supernet, as gate returns it, expected. Received: <Functional"):
+        tfnas.subnet(model, architecture)
+    supernet.compile("sgd", LOSS)
+    held_out = np.zeros((20, 8, 8, 1), "f4"), np.zeros(20, int)
+    with pytest.raises(UserError, match="rank: architectures expected, for example from posterior.sample. Received: 1"):
+        tfnas.rank(supernet, [1, 2], held_out)
+    with pytest.raises(UserError, match="rank: a supernet, as gate returns it, expected. Received: <Functional"):
+        tfnas.rank(model, [architecture], held_out)

@@ -94,6 +94,17 @@ def test_another_search_is_refused_but_later_settings_may_change(tmp_path):
     work.claim(config.Config())
     with pytest.raises(UserError, match=r"holds a search with search.cosine_epochs=32, and this config has 40"):
         work.claim(config.Config(search=config.Search(cosine_epochs=40), retrain=config.Retrain(epochs=30)))
+    # Of several settings that differ, one that somebody chose is named; those that follow from it are not.
+    with pytest.raises(UserError, match=r"a search with search.epochs=8, and this config has 6: use another --workdir"):
+        work.claim(config.Config(search=config.Search(epochs=6)))
+    with pytest.raises(UserError, match=r"holds a search with search.ell2=0.0, and this config has 80.0: use another"):
+        work.claim(config.Config(search=config.Search(ell2=80.0)))
+    both = config.Retrain(epochs=30, weight_decay=0.1)
+    keeps = "--config.search.cosine_epochs=32 --config.search.weight_decay=0.005 keeps that search"
+    with pytest.raises(UserError, match=keeps):
+        work.claim(config.Config(retrain=both))
+    kept = config.Config(search=config.Search(cosine_epochs=32, weight_decay=0.005), retrain=both)
+    assert work.is_current("search", kept)
     # Said or left out, it is the same search.
     said = config.Search(parameters=0.5, multiply_adds=0.5, initial_drop=0.02)
     assert work.is_current("search", config.Config(search=said))

@@ -338,6 +338,18 @@ def test_json_of_either_kind_is_read_back_and_damage_refused():
             read_posterior(json.dumps(damaged))
 
 
+def test_posteriors_print_one_line():
+    half = UnitPosterior(SMALL.form, (0.0,) * SMALL.form.num_units)
+    form = half.form
+    masks = masks_of(form)
+    shares = {r: np.mean([cost(form, closed(form, mask), r) for mask in masks]) / form.full(r) for r in form.terms}
+    expected = ", ".join(f"{100 * share:.1f} % of the {r.replace('_', '-')}" for r, share in shares.items())
+    assert repr(half) == f"<UnitPosterior of {form.num_units} units in {len(form.groups)} groups: {expected} expected>"
+    # 9 (2 * 0.9 + 0.3) of 9 * 3
+    published = Posterior((LayerGates("a", (2, 1), (0.1, 0.7), 9),))
+    assert repr(published) == "<Posterior of 3 channels in 1 layers: 70.0 % of the kernel weights expected>"
+
+
 def test_a_notebook_shows_the_share_that_each_group_keeps():
     html = SMALL._repr_html_()
     assert "2 groups of channel units" in html and "of multiply-adds" in html and "<svg" in html

@@ -22,12 +22,12 @@ from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import integer, list_of, mapping_of, number, read, text_of
 from tfnas.config import BUILDERS
 from tfnas.gating.placement import copy_weights
-from tfnas.gating.supernet import Supernet
+from tfnas.gating.supernet import Supernet, check_supernet
 from tfnas.graph.channels import Flow, Graph
 from tfnas.graph.folding import Folding, weights_of
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.records import Builder, Value
-from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.architecture import Architecture, check_architecture
 
 _SIZE = integer(1, 100_000)  # of an argument: channels, blocks, pixels, classes
 _SIZES = list_of(_SIZE)
@@ -79,6 +79,8 @@ def subnet(supernet: Supernet, architecture: Architecture, *, name: str = "subne
     Raises:
         UserError: if the architecture is not one of this supernet, or drops every path to an output.
     """
+    check_supernet(supernet, "subnet")
+    check_architecture(architecture, "subnet")
     return cut(supernet.graph, architecture, name)
 
 

@@ -101,6 +101,8 @@ def gate(
             that is out of reach, or on multiply-adds if the input has no fixed size.
         ValueError: for a number out of range.
     """
+    if isinstance(model, Supernet):
+        raise UserError(f"gate: a model without gates expected. Received: {model!r}")
     asked = {"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency}
     bounds = {resource: bound for resource, bound in asked.items() if bound is not None}
     if (ell2 is None) == (not bounds):

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.common.errors import UserError
+from tfnas.common import markup
+from tfnas.common.errors import UserError, brief
 from tfnas.gating import elbo, optimizers
 from tfnas.gating.gates import Gated, hard_gates
 from tfnas.graph.channels import Graph, deep
@@ -43,6 +44,15 @@ class Supernet(keras.Model):
         self.graph = graph
         self.num_examples = num_examples
         self.built = True
+
+    def __repr__(self) -> str:
+        # While a step is traced, no variable has a value.
+        words = f" {self._words()}" if tf.executing_eagerly() else ""
+        return f"<{type(self).__name__} '{self.name}'{words}>"
+
+    def _words(self) -> str:
+        """What `repr` tells of the gates."""
+        raise NotImplementedError
 
     @property
     def output_names(self) -> list[str]:
@@ -119,6 +129,12 @@ class Supernet(keras.Model):
         return {**logs, **self.progress()}
 
 
+def check_supernet(supernet: object, title: str) -> None:
+    """Raises UserError, naming the function `title`, for what is not a supernet."""
+    if not isinstance(supernet, Supernet):
+        raise UserError(f"{title}: a supernet, as gate returns it, expected. Received: {brief(supernet)}")
+
+
 def undecided(logits: tf.Tensor) -> tf.Tensor:
     """Number of gates with a probability from 0.05 to 0.95, float32 scalar, from their logits."""
     p = tf.sigmoid(logits)
@@ -146,6 +162,11 @@ class PublishedSupernet(Supernet):
         self.ell2 = ell2
         self.prior = prior
         self.gated_layers = {n.name: n.layer for n in self.graph.nodes if isinstance(n.layer, Gated)}
+
+    def _words(self) -> str:
+        posterior = self.posterior()
+        share = markup.percent(posterior.expected_cost() / posterior.total_cost())
+        return f"of {len(self.gated_layers):,} gated layers, ell2={self.ell2:g}: {share} of the kernel weights expected"
 
     def regularizer(self) -> tf.Tensor:
         """Eq. 15 / N, float32 scalar."""

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfnas.common import markup
+from tfnas.common.resources import Resource
 from tfnas.gating import bounds as bounding
 from tfnas.gating import elbo
 from tfnas.gating.supernet import Supernet, undecided
@@ -92,6 +94,14 @@ class UnitSupernet(Supernet):
             variable.assign(initial)
             setattr(self, name if name == "multipliers" else f"_{name}", variable)
         self.steps_taken = self.add_weight(shape=(), dtype="int32", initializer="zeros", name="steps_taken", **options)
+
+    def _words(self) -> str:
+        given = zip(self.bounds, self._bound_shares, self.expected_shares().numpy().tolist(), strict=True)
+        shares = ", ".join(
+            f"{markup.percent(share)} of the {Resource(resource).words} expected (bound: {markup.percent(bound)})"
+            for resource, bound, share in given
+        )
+        return f"of {self.graph.num_units:,} units: {shares}"
 
     def regularizer(self) -> tf.Tensor:
         """Negative entropy of the units / N, and each multiplier times the expected share; float32 scalar."""

@@ -15,13 +15,13 @@ import tensorflow as tf
 
 from tfnas.common import markup, terminal
 from tfnas.common.errors import UserError
-from tfnas.gating.supernet import Supernet
+from tfnas.gating.supernet import Supernet, check_supernet
 from tfnas.ranking.engine import Engine
 from tfnas.ranking.evaluation_log import Evaluations
 from tfnas.ranking.losses import ACCURACY, LOSS, TOP5_ACCURACY
 from tfnas.ranking.racing import Outcome, looks, race
 from tfnas.ranking.recalibration import Recalibration
-from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.architecture import Architecture, check_architecture
 
 CRITERIA = (LOSS, ACCURACY)
 _MAX_ROWS = 10  # candidates in a notebook's table
@@ -189,6 +189,9 @@ def rank(
         UserError: if no candidate reaches the output, there are no examples, the examples do not fit the model or its
             loss, a setting is out of range, or the supernet is not compiled.
     """
+    check_supernet(supernet, "rank")
+    for candidate in candidates:
+        check_architecture(candidate, "rank")
     if not candidates:
         raise UserError("rank: expected at least one candidate. Received: none")
     engine = Engine(supernet, validation, batch_size, seed, strategy, recalibration)

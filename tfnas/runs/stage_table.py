@@ -137,6 +137,22 @@ def config_digest(config: tfnas.config.Config) -> str:
     return digests.of_value(settings(config, STAGES["report"].settings))
 
 
+# Settings of a search whose values follow from others where they are left out.
+DERIVED = ("schedule", "warmup_epochs", "cosine_epochs", "weight_decay", "initial_drop")
+
+
+def recognized(difference: tuple[str, Any, Any]) -> tuple[bool, bool]:
+    """Orders differences between two configs: settings that somebody chose before those that follow from others.
+
+    Args:
+        difference: a setting, its value in the config that is held, and in the one that is given.
+    """
+    key, _, given = difference
+    section, _, name = key.partition(".")
+    left_out = section == "search" and given == getattr(tfnas.config.Search(), name)
+    return section == "search" and name in DERIVED, left_out
+
+
 def followed(key: str, held: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The setting of retrain's that search's `key` follows where it is left out, and its values in two configs.
 
@@ -147,6 +163,8 @@ def followed(key: str, held: Mapping[str, Any], current: Mapping[str, Any]) -> t
         name, follows = "weight_decay", [c["retrain"]["weight_decay"] for c in both]
     elif key == "search.cosine_epochs":
         name, follows = "epochs", [c["search"]["epochs"] + c["retrain"]["epochs"] for c in both]
+        if held["search"]["epochs"] != current["search"]["epochs"]:
+            return None
     else:
         return None
     if follows != [c["search"][key.partition(".")[2]] for c in both]:

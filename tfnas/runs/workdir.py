@@ -199,20 +199,28 @@ class Workdir:
         begun = manifest.stages or any((self.path / CHECKPOINTS).glob("*.npz"))
         if held is None or not begun:
             return
-        for section, values in current.items():
-            for key, stored, given in _differences(section, held.get(section), values):
-                if key in NEUTRAL:
-                    continue
-                if followed := stage_table.followed(key, held, stage_table.every_setting(config)):
-                    name, before, now = followed
-                    raise UserError(
-                        f"workdir {self.path}: holds a search made for {name}={brief(before)}, and this config has "
-                        f"{brief(now)}: --config.{key}={brief(stored)} keeps that search, or use another --workdir"
-                    )
-                raise UserError(
-                    f"workdir {self.path}: holds a search with {key}={brief(stored)}, and this config has "
-                    f"{brief(given)}: use another --workdir, or delete this one"
-                )
+        found = [
+            difference
+            for section, values in current.items()
+            for difference in _differences(section, held.get(section), values)
+            if difference[0] not in NEUTRAL
+        ]
+        if not found:
+            return
+        wanted = stage_table.every_setting(config)
+        followed = [stage_table.followed(key, held, wanted) for key, _, _ in found]
+        if followed[0] and all(followed):
+            name, before, now = followed[0]
+            flags = " ".join(f"--config.{key}={brief(stored)}" for key, stored, _ in found)
+            raise UserError(
+                f"workdir {self.path}: holds a search made for {name}={brief(before)}, and this config has "
+                f"{brief(now)}: {flags} keeps that search, or use another --workdir"
+            )
+        key, stored, given = min(found, key=stage_table.recognized)
+        raise UserError(
+            f"workdir {self.path}: holds a search with {key}={brief(stored)}, and this config has "
+            f"{brief(given)}: use another --workdir, or delete this one"
+        )
 
     def dependencies(self, stage: str, config: tfnas.config.Config) -> dict[str, Any]:
         """`settings` and `inputs` that `stage` has with this config, as `Finished` has them when it ends."""

@@ -161,3 +161,11 @@ class Packed(Sequence[Architecture]):
         return Architecture(
             dict(zip(self._sizes, np.split(bits, np.cumsum([*self._sizes.values()])[:-1]), strict=True))
         )
+
+
+def check_architecture(architecture: object, title: str) -> None:
+    """Raises UserError, naming the function `title`, for what is not an architecture."""
+    if not isinstance(architecture, Architecture):
+        raise UserError(
+            f"{title}: architectures expected, for example from posterior.sample. Received: {brief(architecture)}"
+        )

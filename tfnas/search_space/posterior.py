@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 from markupsafe import Markup
 
+from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import Share, integer, list_of, mapping_of, read, to_json
 from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
@@ -19,7 +20,7 @@ _FORMAT = 1
 COUNTED = ("parameters", "multiply_adds")  # resources that are sums over input channels
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Posterior(Bernoulli):
     """q(phi) over the gates of all layers (method.md, section 1); the weights are a point mass, held by the supernet.
 
@@ -31,6 +32,13 @@ class Posterior(Bernoulli):
     """
 
     layers: tuple[LayerGates, ...]
+
+    def __repr__(self) -> str:
+        share = self.expected_cost() / self.total_cost()
+        return (
+            f"<Posterior of {sum(layer.num_channels for layer in self.layers):,} channels in {len(self.layers):,} "
+            f"layers: {markup.percent(share)} of the kernel weights expected>"
+        )
 
     def _repr_html_(self) -> Markup:
         decided, groups = self.decided()

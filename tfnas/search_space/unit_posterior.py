@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from markupsafe import Markup
 
+from tfnas.common import markup
 from tfnas.common.resources import Resource
 from tfnas.common.schema import Count, expect, integer, list_of, number, read, to_json
 from tfnas.search_space.architecture import Architecture
@@ -27,7 +28,7 @@ _SAME_SPREAD = 8  # attempts before the noise is doubled
 _CHUNK = 2**21  # scores held at once
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class UnitPosterior(Bernoulli):
     """q(phi) over channel units, each kept independently (method.md, section 9); the supernet holds the weights.
 
@@ -68,6 +69,13 @@ class UnitPosterior(Bernoulli):
     def keep_probability(self) -> np.ndarray:
         """Probability that a unit is kept, float64, shape (U,)."""
         return sigmoid(self._logits)
+
+    def __repr__(self) -> str:
+        shares = ", ".join(
+            f"{markup.percent(self.expected_share(resource))} of the {Resource(resource).words}"
+            for resource in self.form.terms
+        )
+        return f"<UnitPosterior of {self.form.num_units:,} units in {len(self.layers):,} groups: {shares} expected>"
 
     def _repr_html_(self) -> Markup:
         decided, units = self.decided()

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from tfnas.common.errors import UserError
 from tfnas.common.resources import Resource
 from tfnas.config import fields
 from tfnas.config.sections.retrain import Retrain
@@ -152,11 +153,17 @@ class Search:
     def _check_mode(self) -> None:
         if self.published:
             fields.positive("search.ell2", self.ell2)
-            others, of = (*Resource, *_OF_BOUNDS), "it belongs to a search with bounds, and search.ell2 is set"
+            if self.bounds:
+                none = " ".join(f"--config.search.{name}=0" for name in self.bounds)
+                raise UserError(
+                    f"config: search.ell2={self.ell2:g} and search.{next(iter(self.bounds))} exclude each other: add "
+                    f"{none} for the published search, or --config.search.ell2=0 for one with bounds"
+                )
+            of = "it belongs to a search with bounds, and search.ell2 is set"
         else:
             fields.check_bounds("search", self.bounds)
-            others, of = _OF_ELL2, "it belongs to the published search, which search.ell2 selects"
-        for name in others:
+            of = "it belongs to the published search, which search.ell2 selects"
+        for name in _OF_BOUNDS if self.published else _OF_ELL2:
             default = type(self).__dataclass_fields__[name].default
             fields.require(getattr(self, name) == default, f"search.{name}", getattr(self, name), f"left out: {of}")
 

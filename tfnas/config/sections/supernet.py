@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tfnas.common import user_functions
+from tfnas.common.errors import UserError
 from tfnas.config import fields
 
 # Arguments of each builder of `tfnas.supernets`, besides those that follow from the data.
@@ -46,13 +47,20 @@ class Supernet:
         """Raises UserError for a value out of range, or one that this builder does not take."""
         fields.one_of("supernet.name", self.name, tuple(BUILDERS))
         fields.require(0 <= self.drop_path < 1, "supernet.drop_path", self.drop_path, "a share in [0, 1)")
-        for field in ("width", "num_blocks", "stem_width", "drop_path"):
-            value = getattr(self, field)
-            fields.at_least(f"supernet.{field}", value, 0)
-            taken = field in BUILDERS[self.name] and not self.source
-            name = self.source or self.name
-            fields.require(taken or not value, f"supernet.{field}", value, f"left at 0: '{name}' does not take it")
-        divisor, expected = _WIDTHS.get(self.name, (1, ""))
-        fields.require(self.width % divisor == 0, "supernet.width", self.width, expected)
+        numbers = ("width", "num_blocks", "stem_width", "drop_path")
         if self.source:
             user_functions.check_name("supernet.source", self.source)
+            given = [f"--config.supernet.{field}=0" for field in numbers if getattr(self, field)]
+            if given:
+                user_functions.resolve("supernet.source", self.source)  # a name that is wrong is the first mistake
+                raise UserError(
+                    f"config: supernet.source takes none of the built-in supernets' numbers: add {' '.join(given)}. "
+                    f"Received: {self.source!r}"
+                )
+        for field in numbers:
+            value = getattr(self, field)
+            fields.at_least(f"supernet.{field}", value, 0)
+            taken = field in BUILDERS[self.name]
+            fields.require(taken or not value, f"supernet.{field}", value, f"left at 0: '{self.name}' does not take it")
+        divisor, expected = _WIDTHS.get(self.name, (1, ""))
+        fields.require(self.width % divisor == 0, "supernet.width", self.width, expected)

@@ -32,7 +32,7 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.layer_gates import LayerGates
 from tfnas.search_space.posterior import Posterior
 
-POSTERIOR = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9, 90, 1e-6), LayerGates("b/c", (4,), (0.4,), 25)))
+POSTERIOR = Posterior((LayerGates("a", (3, 2), (0.1, 0.7), 9, 90), LayerGates("b/c", (4,), (0.4,), 25)))
 ARCHITECTURE = Architecture({"a": [True, False, True], "b/c": [False, False, True, True]})
 
 DEEP = [b"[" * 100_000, b'{"layers":' * 100_000, b'{"layers": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", b"9" * 10_000]

@@ -196,7 +196,9 @@ def by_interpretation(graph, architecture, inputs):
             ties = [node.ties(j) for j in range(len(sources))]
             alive = np.zeros(node.num_channels, bool)
             for source, tied in zip(sources, ties, strict=True):
-                alive |= np.full(node.num_channels, source.any()) if tied is None else (tied >= 0) & source[tied]
+                there_too = np.full(node.num_channels, source.any()) if tied is None else (tied >= 0) & source[tied]
+                product = type(node.inner).__name__ == "Multiply" and source is not sources[0]
+                alive = alive & there_too if product else alive | there_too
         alive &= there[graph.of[i]]
         values.append(tf.where(alive, value, 0.0))
         present.append(alive)

@@ -257,10 +257,27 @@ def test_streams_are_gated_only_where_a_bound_needs_it():
     least = inner.graph.form.least("parameters")
     assert not supernet_of(model, parameters=least).graph.streams
     assert supernet_of(model, parameters=least - 1).graph.streams
-    with pytest.raises(UserError, match=f"parameters={least - 1:,.0f} is out of reach: at least {least:,.0f}"):
+    with pytest.raises(
+        UserError, match=f"={least - 1:,.0f} is out of reach: at least {least:,.0f} .* go: streams=True$"
+    ):
         supernet_of(model, parameters=least - 1, streams=False)
+    with pytest.raises(UserError, match="parameters=1.5 is out of reach: .* a share, at most 1.$"):
+        supernet_of(model, parameters=1.5)
+    with pytest.raises(
+        UserError, match="parameters=0.001 is out of reach: .*; to let more channels go: fewer layers in"
+    ):
+        supernet_of(model, parameters=0.001, exclude="*path1_conv*")
     with pytest.raises(UserError, match="is out of reach: at least .* remain, the most in '"):
         supernet_of(model, parameters=10)
+
+
+def test_a_bound_out_of_reach_names_the_kinds_of_layers_that_are_left_whole():
+    x = given = keras.Input((8, 8, 4))
+    x = L.Conv2D(16, 3, padding="same", groups=2)(L.Conv2D(16, 3, padding="same")(x))
+    x = L.LayerNormalization()(L.Conv2D(16, 3)(L.Conv2D(16, 3)(x)))
+    model = keras.Model(given, L.Dense(5)(L.GlobalAveragePooling2D()(x)))
+    with pytest.raises(UserError, match="they read: grouped convolutions, LayerNormalization$"):
+        supernet_of(model, parameters=0.01)
 
 
 def test_an_architecture_of_other_groups_is_refused():

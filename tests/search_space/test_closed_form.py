@@ -117,9 +117,19 @@ def test_a_bound_that_is_not_a_positive_number_is_refused(bound):
 def test_a_bound_out_of_reach_names_the_layers_that_hold_it():
     with pytest.raises(UserError, match="parameters=100 is out of reach: at least 216 of 808 remain, .* in 'stem' 216"):
         BRANCH.check_reach({"parameters": 100})
+    # As it was given, with the smallest share that is possible.
+    for bound, told in [
+        (0.001, "parameters=0.001 is out of reach: at least 216 of 808 remain, a share of 0.268, .* raise the bound$"),
+        (1.5, "parameters=1.5 is out of reach: .* raise the bound; did you mean a share, at most 1?"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            BRANCH.check_reach(BRANCH.absolute({"parameters": bound}), given={"parameters": bound})
+    BRANCH.check_reach(BRANCH.absolute({"parameters": 0.268}))
     BRANCH.check_reach({"parameters": 216})
     timed = BRANCH.with_latency([Term("stem", 1e-4, 1), Term("expand", 1e-4, 1, 2, (0,))])
-    with pytest.raises(UserError, match=r"latency=0.0005 is out of reach: at least 0.0008 of 0.004 remain"):
+    with pytest.raises(
+        UserError, match=r"latency=0.125 is out of reach: at least 0.2 of the full network's, .* in 'stem' 0.2;"
+    ):
         timed.check_reach({"latency": 5e-4})
 
 

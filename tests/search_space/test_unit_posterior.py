@@ -303,6 +303,10 @@ def test_a_bound_out_of_reach_is_refused_and_the_message_names_what_holds_it():
     assert SMALL.mode(parameters=126).kept == 2
     with pytest.raises(UserError, match="parameters=126 is out of reach: at least 270 of 432"):
         SMALL.sample(1, channel_multiple=2, parameters=126)
+    with pytest.raises(
+        UserError, match="parameters=0.01 is out of reach: at least 126 of 432 remain, a share of 0.292"
+    ):
+        SMALL.mode(parameters=0.01)
     with pytest.raises(UserError, match="one of 'parameters', 'multiply_adds', 'latency' expected. Received: 'size'"):
         SMALL.sample(1, size=0.5)
     with pytest.raises(UserError, match="latency is not known"):

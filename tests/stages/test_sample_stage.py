@@ -160,7 +160,7 @@ def test_a_bound_on_the_latency_holds_as_measured(tmp_path, monkeypatch, capsys)
 
 def test_a_budget_that_no_candidate_can_meet_is_told(searched, published, tmp_path):
     for settings, run, told in (
-        (TINY, searched, "bounds: parameters=0 is out of reach: at least"),
+        (TINY, searched, "bounds: parameters=0.0001 is out of reach: at least"),
         (TINY_PUBLISHED, published, "posterior at 0.01 % of the parameters, every candidate drops every path"),
     ):
         path = tmp_path / run.name

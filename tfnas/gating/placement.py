@@ -181,7 +181,10 @@ def _with_units(
     graph = _unit_graph(plain, patterns, streams, bounds, latencies)
     form = costs_of(graph, latencies)
     most = form.absolute(bounds)
-    form.check_reach(most)
+    try:
+        form.check_reach(most, given=bounds)
+    except UserError as error:
+        raise UserError(f"{error}{_what_else(graph)}") from None
     return UnitSupernet(graph, num_examples, most, steps, noise, temperature, initial_drop, seed % 2**31, latencies)
 
 
@@ -202,6 +205,19 @@ def _unit_graph(
     form = costs_of(graph, latencies)
     within = all(most >= form.least(resource) for resource, most in form.absolute(bounds).items())
     return graph if within else UnitGraph(plain, exclude, streams=True)
+
+
+def _what_else(graph: UnitGraph) -> str:
+    """What lets more channels of a graph go, and the kinds of layers that none go of."""
+    more = [] if graph.streams else ["streams=True"]
+    more += ["fewer layers in exclude"] if graph.exclude else []
+    whole = {
+        "grouped convolutions" if node.has_kernel else type(node.inner).__name__: None
+        for i, node in enumerate(graph.nodes)
+        if not node.mixes and i not in graph.outputs and any(node.ties(j) is None for j in range(len(node.inputs)))
+    }
+    words = f"; to let more channels go: {', '.join(more)}" if more else ""
+    return words + (f"; left whole, with all channels that they read: {', '.join(whole)}" if whole else "")
 
 
 def _copied(graph: Graph, wrap: Callable[[Node, keras.Layer], keras.Layer]) -> keras.Model:

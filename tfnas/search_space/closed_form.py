@@ -268,23 +268,35 @@ class ClosedForm:
                 found[term.name] += value
         return dict(found.most_common())
 
-    def check_reach(self, bounds: Mapping[str, float], multiple: int = 1) -> None:
+    def check_reach(
+        self, bounds: Mapping[str, float], multiple: int = 1, given: Mapping[str, float] | None = None
+    ) -> None:
         """Raises UserError if a bound, given as a cost, is below the smallest cost, and names the layers that hold it.
 
         Args:
             bounds: largest cost by resource.
             multiple: `channel_multiple`.
+            given: the bounds as they were given, shares or costs, for the message.
         """
         smallest = self.closed(np.zeros_like(self.sizes), multiple)
         for resource, bound in bounds.items():
             least, full = self.least(resource, multiple), self.full(resource)
-            if bound < least:
-                layers = list(self.holders(resource, smallest).items())[:3]
-                held = ", ".join(f"'{name}' {shown(value, resource)}" for name, value in layers)
-                raise UserError(
-                    f"bounds: {resource}={shown(bound, resource)} is out of reach: at least {shown(least, resource)} "
-                    f"of {shown(full, resource)} remain, the most in {held}; raise the bound, or let more channels go"
-                )
+            if bound >= least:
+                continue
+            share = math.ceil(1000 * least / full) / 1000  # not below what is possible
+            # Seconds are nothing that a user gives.
+            scale = full if resource == Resource.LATENCY else 1.0
+            remain = f"{share:g} of the full network's"
+            if resource != Resource.LATENCY:
+                remain = f"{least:,.0f} of {full:,.0f} remain, a share of {share:g}"
+            asked = (given or {}).get(resource, bound / scale)
+            layers = list(self.holders(resource, smallest).items())[:3]
+            held = ", ".join(f"'{name}' {shown(value / scale)}" for name, value in layers)
+            slip = "; did you mean a share, at most 1?" if given and 1 < asked <= 100 else ""
+            raise UserError(
+                f"bounds: {resource}={shown(asked)} is out of reach: at least {remain}, the most in {held}; raise the "
+                f"bound{slip}"
+            )
 
     @functools.cached_property
     def expectations(self) -> dict[str, Expectation]:
@@ -346,6 +358,6 @@ class _Table:
         return self.coefficients * widths[..., self.first] * widths[..., self.second] * works
 
 
-def shown(cost: float, resource: str) -> str:
-    """A cost in a message."""
-    return f"{cost:.3g}" if resource == Resource.LATENCY else f"{cost:,.0f}"
+def shown(cost: float) -> str:
+    """A bound or cost in a message: a share in four digits, a count without decimals unless it is small."""
+    return f"{cost:,.0f}" if cost > 100 or float(cost).is_integer() else f"{cost:.4g}"

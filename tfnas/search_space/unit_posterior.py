@@ -143,7 +143,7 @@ class UnitPosterior(Bernoulli):
 
     def _resolved(self, bounds: Mapping[str, float] | None, multiple: int | None = None) -> dict[str, float]:
         resolved = dict(self.bounds) if bounds is None else self.form.absolute(bounds)
-        self.form.check_reach(resolved, self.channel_multiple if multiple is None else multiple)
+        self.form.check_reach(resolved, self.channel_multiple if multiple is None else multiple, bounds)
         return resolved
 
     def _tilted(self, bounds: Mapping[str, float]) -> UnitPosterior:

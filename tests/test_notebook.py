@@ -26,7 +26,9 @@ def ranking(held_out=True):
     scores = [ranking_lib.Score(0.5, 0.75, 80), ranking_lib.Score(0.25, 0.875, 80), ranking_lib.Score(1.0, 0.5, 20)]
     outcome = Outcome(1, order=[1, 0, 2], num_examples=[80, 80, 20], survivors=[1, 0], ties=[0], evaluations=180)
     fresh = ranking_lib.Score(0.375, 0.8, 20) if held_out else None
-    return ranking_lib.Ranking(candidates, scores, "loss", outcome, fresh)
+    return ranking_lib.Ranking(
+        candidates, scores, "loss", outcome, fresh, lambda architecture: 1000 * architecture.kept
+    )
 
 
 def drawing(page):
@@ -60,7 +62,7 @@ def test_ranking_is_a_table_and_a_histogram():
     assert "0.375" in page and "80.0 %" in page and "20 fresh examples" in page
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr.*?</tr>", page)]
     assert [row[0] for row in rows] == ["candidate", "1", "0", "2"]
-    assert rows[1] == ["1", "0.250", "87.5", "%", "80", "2", "of", "4", "wins"]
+    assert rows[1] == ["1", "0.250", "87.5", "%", "80", "2,000", "2", "of", "4", "wins"]
     assert rows[2][-1] == "ties" and rows[3][-1] == "-"
     assert page.count('class="chosen"') == 1
     assert "accuracy, %" in drawing(page)

@@ -267,7 +267,7 @@ def test_streams_are_gated_only_where_a_bound_needs_it():
         UserError, match="parameters=0.001 is out of reach: .*; to let more channels go: fewer layers in"
     ):
         supernet_of(model, parameters=0.001, exclude="*path1_conv*")
-    with pytest.raises(UserError, match="is out of reach: at least .* remain, the most in '"):
+    with pytest.raises(UserError, match="is out of reach: at least .* remain, a share of .*, the most in '"):
         supernet_of(model, parameters=10)
 
 

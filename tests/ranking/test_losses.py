@@ -275,6 +275,7 @@ def test_above_20_classes_there_is_a_top_5_accuracy(labels):
     best = ranking.scores[ranking.outcome.winner]
     assert (best.accuracy, best.top5_accuracy) == pytest.approx((accuracy, top5)) and top5 > accuracy
     assert f"top-5 {top5:.1%}" in repr(ranking) and ">top-5</th>" in ranking._repr_html_()
+    assert f">{tfnas.subnet(supernet, ranking.best).count_params():,}</td>" in ranking._repr_html_()
 
 
 def test_retrain_measures_what_keras_evaluates(rng):

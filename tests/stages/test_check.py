@@ -189,7 +189,7 @@ def test_a_label_of_no_class_is_told(split, label):
 
 def test_a_bound_out_of_reach_is_told_by_check_and_before_the_warm_up(small, tmp_path, monkeypatch):
     settings = dataclasses.replace(small, search=dataclasses.replace(small.search, parameters=0.001)).check()
-    words = "bounds: parameters=.* is out of reach: at least .* remain, the most in "
+    words = "bounds: parameters=.* is out of reach: at least .* remain, a share of .*, the most in "
     with pytest.raises(UserError, match=words):
         check.run(settings, tmp_path)
     assert settings.search.warmup_epochs > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 import tempfile
@@ -16,6 +17,7 @@ import tensorflow as tf
 from tfnas.common import markup, terminal
 from tfnas.common.errors import UserError
 from tfnas.gating.supernet import Supernet, check_supernet
+from tfnas.graph.costs import count
 from tfnas.ranking.engine import Engine
 from tfnas.ranking.evaluation_log import Evaluations
 from tfnas.ranking.losses import ACCURACY, LOSS, TOP5_ACCURACY
@@ -70,6 +72,7 @@ class Ranking:
         outcome: outcome of the race: order, ties with the winner, evaluations made and saved.
         fresh: the winner's score on examples that the race did not use. Its score in the race is biased, because the
             best of many is partly the luckiest. None if no examples were held out.
+        parameters_of: number of parameters of an architecture's network.
     """
 
     candidates: Sequence[Architecture]
@@ -77,6 +80,7 @@ class Ranking:
     by: str
     outcome: Outcome
     fresh: Score | None
+    parameters_of: Callable[[Architecture], int]
 
     def __repr__(self) -> str:
         best = self.scores[self.outcome.winner]
@@ -108,13 +112,23 @@ class Ranking:
                     _percent(self.scores[i].accuracy),
                     *([_percent(self.scores[i].top5_accuracy)] if has_top5 else []),
                     f"{self.scores[i].num_examples:,}",
+                    f"{self.parameters_of(self.candidates[i]):,}",
                     f"{self.candidates[i].kept:,} of {self.candidates[i].total:,}",
                     place.get(i, "-"),
                 ],
             )
             for i in self.order[:_MAX_ROWS]
         ]
-        headings = ("candidate", "loss", "accuracy", *(["top-5"] if has_top5 else []), "examples", "channels", "race")
+        headings = (
+            "candidate",
+            "loss",
+            "accuracy",
+            *(["top-5"] if has_top5 else []),
+            "examples",
+            "parameters",
+            "channels",
+            "race",
+        )
         accuracies = [100 * score.accuracy for score in self.scores if score.accuracy is not None]
         shown, label = (accuracies, "accuracy, %") if accuracies else ([s.loss for s in self.scores], "loss")
         finite = [value for value in shown if math.isfinite(value)]
@@ -299,7 +313,8 @@ class Field:
             confidence, largest = None, 0.0
         outcome = race(self, len(self.candidates), self.num_examples, confidence, tolerance, excluded, largest)
         scores = [self.score(i, seen) for i, seen in enumerate(outcome.num_examples)]
-        return Ranking(self.candidates, scores, self.by, outcome, self.fresh(outcome.winner))
+        parameters_of = functools.partial(count, self.engine.graph, "parameters")
+        return Ranking(self.candidates, scores, self.by, outcome, self.fresh(outcome.winner), parameters_of)
 
     def fresh(self, candidate: int) -> Score | None:
         """Scores a candidate on the held-out examples; None if there are none."""

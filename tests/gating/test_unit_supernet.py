@@ -276,7 +276,7 @@ def test_a_bound_out_of_reach_names_the_kinds_of_layers_that_are_left_whole():
     x = L.Conv2D(16, 3, padding="same", groups=2)(L.Conv2D(16, 3, padding="same")(x))
     x = L.LayerNormalization()(L.Conv2D(16, 3)(L.Conv2D(16, 3)(x)))
     model = keras.Model(given, L.Dense(5)(L.GlobalAveragePooling2D()(x)))
-    with pytest.raises(UserError, match="they read: grouped convolutions, LayerNormalization$"):
+    with pytest.raises(UserError, match="they read, these stay: grouped convolutions, LayerNormalization$"):
         supernet_of(model, parameters=0.01)
 
 

@@ -208,16 +208,16 @@ def _unit_graph(
 
 
 def _what_else(graph: UnitGraph) -> str:
-    """What lets more channels of a graph go, and the kinds of layers that none go of."""
+    """Names what lets more channels of a graph go, and the kinds of layers that keep all of theirs."""
     more = [] if graph.streams else ["streams=True"]
     more += ["fewer layers in exclude"] if graph.exclude else []
-    whole = {
+    kinds = {
         "grouped convolutions" if node.has_kernel else type(node.inner).__name__: None
         for i, node in enumerate(graph.nodes)
         if not node.mixes and i not in graph.outputs and any(node.ties(j) is None for j in range(len(node.inputs)))
     }
     words = f"; to let more channels go: {', '.join(more)}" if more else ""
-    return words + (f"; left whole, with all channels that they read: {', '.join(whole)}" if whole else "")
+    return words + (f"; with all the channels that they read, these stay: {', '.join(kinds)}" if kinds else "")
 
 
 def _copied(graph: Graph, wrap: Callable[[Node, keras.Layer], keras.Layer]) -> keras.Model:

@@ -51,7 +51,7 @@ class Supernet(keras.Model):
         return f"<{type(self).__name__} '{self.name}'{words}>"
 
     def _words(self) -> str:
-        """What `repr` tells of the gates."""
+        """Describes the gates, for `repr`."""
         raise NotImplementedError
 
     @property

@@ -282,7 +282,7 @@ def test_a_bound_out_of_reach_names_the_kinds_of_layers_that_are_left_whole():
 
 def test_an_architecture_of_other_groups_is_refused():
     supernet = supernet_of(model_of(residual))
-    with pytest.raises(UserError, match="one of the groups"):
+    with pytest.raises(UserError, match="the groups of this supernet"):
         supernet.set_architecture(Architecture({"other": [True]}))
 
 

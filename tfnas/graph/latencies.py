@@ -118,7 +118,7 @@ class Turns:
 
     @property
     def spread(self) -> float:
-        """The largest ratio of one network's longest to its shortest seconds: about 1 on an idle machine."""
+        """Largest ratio of the longest to the shortest seconds of one network; near 1 on a quiet machine."""
         return max(max(times) / min(times) for times in zip(*self.rounds, strict=True))
 
 

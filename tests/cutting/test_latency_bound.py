@@ -1,5 +1,8 @@
 """Bounds on the latency that hold as measured."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from tfnas.common.errors import UserError
@@ -43,14 +46,62 @@ def test_a_bound_is_met_as_measured_within_four_networks(kind):
     assert device(network) / device(graph.model) == pytest.approx(bound.measured)
 
 
-def test_other_bounds_hold_as_well():
-    graph, posterior = posterior_on(lambda network: 1e-9 * cost(network).multiply_adds)
+def counting(seconds):
+    """A device, and the multiply-adds of the networks that it measured."""
+    measured = []
+
+    def device(network):
+        measured.append(cost(network).multiply_adds)
+        return seconds(measured[-1])
+
+    return device, measured
+
+
+def test_other_bounds_hold_as_well_and_end_the_search_if_they_bind():
+    device, measured = counting(lambda m: 1e-9 * m)
+    graph, posterior = posterior_on(device)
     parameters = 0.3 * posterior.form.full("parameters")
-    both = UnitPosterior(posterior.form, posterior.keep_logits, {"parameters": parameters})
-    bound = meet_latency(both, graph, 0.9, lambda network: 1e-9 * cost(network).multiply_adds)
-    assert not bound.met and bound.measured < 0.85  # the parameters bind
+    both = dataclasses.replace(posterior, bounds={"parameters": parameters})
+    measured.clear()
+    bound = meet_latency(both, graph, 0.9, device)
+    assert bound.others_bind and bound.met and bound.measured < 0.85  # faster than asked for
+    assert len(bound.tried) == 1 and len(set(measured)) == 2  # and no other network could be slower
     found = both.mode(parameters=0.3, latency=bound.predicted)
     assert cost(graph, found).parameters <= parameters
+
+
+def test_other_bounds_may_exceed_the_full_cost():
+    graph, posterior = posterior_on(lambda network: 1e-9 * cost(network).multiply_adds)
+    loose = {"parameters": 2 * posterior.form.full("parameters"), "multiply_adds": 1.5 * FULL}
+    bound = meet_latency(
+        dataclasses.replace(posterior, bounds=loose), graph, 0.6, lambda network: 1e-9 * cost(network).multiply_adds
+    )
+    assert bound.met and not bound.others_bind
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_a_share_out_of_reach_ends_at_the_smallest_network(multiple):
+    device, measured = counting(lambda m: 1e-9 * (m + 9 * FULL))
+    graph, posterior = posterior_on(device)
+    posterior = dataclasses.replace(posterior, channel_multiple=multiple)
+    measured.clear()
+    bound = meet_latency(posterior, graph, 0.5, device)
+    least = posterior.form.least("multiply_adds", multiple)
+    assert not bound.met and bound.measured == pytest.approx((least + 9 * FULL) / (10 * FULL))
+    assert len(set(measured)) == 1 + len(bound.tried)  # none twice
+    assert posterior.cost_of(posterior.mode(latency=bound.predicted), "multiply_adds") == least
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_smallest_bound_is_in_reach_whatever_its_rounding(seed):
+    scale = np.random.default_rng(seed).random()
+
+    def device(network):
+        return scale * (cost(network).multiply_adds + 9 * FULL)
+
+    posterior = posterior_on(device)[1]
+    bound = meet_latency(posterior, posterior_on(device)[0], 0.5, device)
+    posterior.mode(latency=bound.predicted)
 
 
 def test_shares_out_of_range_are_refused():

@@ -34,6 +34,7 @@ def gate(
     steps: int = 0,
     noise: str = "batch",
     streams: bool | None = None,
+    channel_multiple: int = 1,
     temperature: float = 0.2,
     initial_drop: float | None = None,
     exclude: str | Sequence[str] = (),
@@ -76,6 +77,8 @@ def gate(
             the batch, on each replica, which costs next to nothing.
         streams: with bounds, whether the channels of streams, which a sum ties (such as a residual stream), may vanish
             too. None: only if the bounds are out of reach otherwise.
+        channel_multiple: with bounds, candidates keep a multiple of this many units of each group, or all of them;
+            the bounds must be within reach with it.
         temperature: of the relaxed gates, > 0.
         initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with bounds, 0.1 with ell2.
         exclude: glob patterns of names: with bounds, of layers that keep all of their output channels; with ell2, of
@@ -112,9 +115,24 @@ def gate(
         defaults = {"group_size": 0, "by_source": True, "prior": "uniform", "gate_dense": False, "gate_pooling": False}
         _refuse(locals(), {**defaults, "include": ()}, "ell2")
         return _with_units(
-            model, bounds, device, num_examples, steps, noise, streams, temperature, initial_drop, exclude, seed
+            model,
+            bounds,
+            device,
+            num_examples,
+            steps,
+            noise,
+            streams,
+            channel_multiple,
+            temperature,
+            initial_drop,
+            exclude,
+            seed,
         )
-    _refuse(locals(), {"noise": "batch", "streams": None, "steps": 0, "device": "tensorflow"}, "bounds")
+    _refuse(
+        locals(),
+        {"noise": "batch", "streams": None, "channel_multiple": 1, "steps": 0, "device": "tensorflow"},
+        "bounds",
+    )
     initial_drop = PUBLISHED_INITIAL_DROP if initial_drop is None else initial_drop
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
@@ -157,6 +175,7 @@ def _with_units(
     steps: int,
     noise: str,
     streams: bool | None,
+    channel_multiple: int,
     temperature: float,
     initial_drop: float | None,
     exclude: str | Sequence[str],
@@ -165,6 +184,8 @@ def _with_units(
     initial_drop = INITIAL_DROP if initial_drop is None else initial_drop
     if steps < 1:
         raise ValueError(f"gate: steps must be at least 1 with bounds. Received: steps={steps}")
+    if channel_multiple < 1:
+        raise ValueError(f"gate: channel_multiple must be at least 1. Received: channel_multiple={channel_multiple}")
     if noise not in NOISES:
         raise UserError(f"gate: noise must be one of {', '.join(map(repr, NOISES))}. Received: {noise!r}")
     if not temperature > 0:
@@ -178,14 +199,25 @@ def _with_units(
         if not 0 < bounds["latency"] < 1:
             raise ValueError(f"gate: latency must be a share in (0, 1). Received: latency={bounds['latency']}")
         latencies = device if isinstance(device, Latencies) else Latencies.measure(Graph(plain), device)
-    graph = _unit_graph(plain, patterns, streams, bounds, latencies)
+    graph = _unit_graph(plain, patterns, streams, bounds, latencies, channel_multiple)
     form = costs_of(graph, latencies)
     most = form.absolute(bounds)
     try:
-        form.check_reach(most, given=bounds)
+        form.check_reach(most, channel_multiple, bounds)
     except UserError as error:
         raise UserError(f"{error}{_what_else(graph)}") from None
-    return UnitSupernet(graph, num_examples, most, steps, noise, temperature, initial_drop, seed % 2**31, latencies)
+    return UnitSupernet(
+        graph,
+        num_examples,
+        most,
+        steps,
+        noise,
+        temperature,
+        initial_drop,
+        seed % 2**31,
+        latencies,
+        channel_multiple,
+    )
 
 
 def _unit_graph(
@@ -194,6 +226,7 @@ def _unit_graph(
     streams: bool | None,
     bounds: Mapping[str, float],
     latencies: Latencies | None,
+    multiple: int,
 ) -> UnitGraph:
     """The graph; without a wish, one whose streams stay if all bounds are within reach of the other units."""
     if streams is not None:
@@ -203,7 +236,7 @@ def _unit_graph(
     except UserError:  # there are no others
         return UnitGraph(plain, exclude, streams=True)
     form = costs_of(graph, latencies)
-    within = all(most >= form.least(resource) for resource, most in form.absolute(bounds).items())
+    within = all(most >= form.least(resource, multiple) for resource, most in form.absolute(bounds).items())
     return graph if within else UnitGraph(plain, exclude, streams=True)
 
 

@@ -37,6 +37,7 @@ class UnitSupernet(Supernet):
         steps: training steps in which the expected costs are to reach the bounds.
         noise, temperature, initial_drop, seed: of `UnitDraw`.
         latencies: measured ones, of which the latency's closed form is made; None: only costs that are counted.
+        channel_multiple: of the posterior's candidates.
 
     Attributes:
         network: the functional model with gates.
@@ -60,6 +61,7 @@ class UnitSupernet(Supernet):
         initial_drop: float = 0.02,
         seed: int = 0,
         latencies: Latencies | Mapping[str, Any] | None = None,
+        channel_multiple: int = 1,
         **kwargs: Any,
     ):
         sizes = [group.size for group in graph.groups]
@@ -68,6 +70,7 @@ class UnitSupernet(Supernet):
         super().__init__(gated.network, graph, num_examples, **kwargs)
         self.bounds = dict(bounds)
         self.steps = steps
+        self.channel_multiple = channel_multiple
         self.draw = draw
         self._gated = gated
         self.latencies = Latencies(**latencies) if isinstance(latencies, Mapping) else latencies
@@ -143,7 +146,7 @@ class UnitSupernet(Supernet):
     def posterior(self) -> UnitPosterior:
         """The units' present keep probabilities, and the bounds, which its candidates obey."""
         logits = np.asarray(self.draw.keep_logit, np.float64)
-        return UnitPosterior(self.form, tuple(logits.tolist()), dict(self.bounds))
+        return UnitPosterior(self.form, tuple(logits.tolist()), dict(self.bounds), self.channel_multiple)
 
     def set_architecture(self, architecture: Architecture) -> None:
         """Sets the hard masks of `architecture`, once it is closed. Raises UserError if it is another supernet's."""
@@ -169,6 +172,7 @@ class UnitSupernet(Supernet):
             "initial_drop": self.draw.initial_drop,
             "seed": self.draw.seed,
             "latencies": self.latencies and dataclasses.asdict(self.latencies),
+            "channel_multiple": self.channel_multiple,
         }
 
     @classmethod

@@ -47,6 +47,7 @@ class Stage:
         outputs: files it writes, besides those it names when it ends.
         optional: files of earlier stages that it reads where they are of the same settings.
         sometimes: files that it writes with some settings only, and then names when it ends.
+        foreseen: settings of later stages, read only to refuse what those could not do: they change no result.
     """
 
     settings: tuple[str, ...]
@@ -54,6 +55,7 @@ class Stage:
     outputs: tuple[str, ...]
     optional: tuple[str, ...] = ()
     sometimes: tuple[str, ...] = ()
+    foreseen: tuple[str, ...] = ()
 
 
 # Of sample's settings, those by which retrain chooses, measures and recalibrates networks. The others it knows by what
@@ -64,7 +66,12 @@ _MEASURED = (
 )
 # In the order of the run.
 STAGES = {
-    "search": Stage(("data", "supernet", "search", "training", "seed"), (), (SUPERNET, HISTORY, POSTERIOR)),
+    "search": Stage(
+        ("data", "supernet", "search", "training", "seed"),
+        (),
+        (SUPERNET, HISTORY, POSTERIOR),
+        foreseen=("sample.parameters", "sample.multiply_adds", "sample.latency", "sample.channel_multiple"),
+    ),
     "sample": Stage(
         ("data", "sample", "seed", "search.latency_device"),
         (SUPERNET, POSTERIOR),

@@ -293,9 +293,12 @@ class ClosedForm:
             layers = list(self.holders(resource, smallest).items())[:3]
             held = ", ".join(f"'{name}' {shown(value / scale)}" for name, value in layers)
             slip = "; did you mean a share, at most 1?" if given and 1 < asked <= 100 else ""
+            advice = "raise the bound"
+            if bound >= self.least(resource):
+                advice += f", or lower channel_multiple={multiple}, which holds it: with 1 it is within reach"
             raise UserError(
-                f"bounds: {resource}={shown(asked)} is out of reach: at least {remain}, the most in {held}; raise the "
-                f"bound{slip}"
+                f"bounds: {resource}={shown(asked)} is out of reach: at least {remain}, the most in {held}; "
+                f"{advice}{slip}"
             )
 
     @functools.cached_property

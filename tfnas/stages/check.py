@@ -111,7 +111,8 @@ def _measured_ranking(config: Config, splits: pipeline.Splits, supernet: Superne
     """Candidates as sample will evaluate them: as large as the bounds allow, or nearly the whole network."""
     posterior, size, count = supernet.posterior(), config.sample.batch_size, 1 + _CANDIDATES
     if isinstance(posterior, UnitPosterior):
-        candidates = posterior.sample(count, config.seed)
+        multiple = config.sample.channel_multiple
+        candidates = posterior.sample(count, config.seed, channel_multiple=multiple, **config.sample.bounds)
     else:
         candidates = posterior.tilt(parameters=_KEPT * posterior.total_parameters()).sample(count, config.seed)
     one_batch = pipeline.evaluation_batches(splits.validation.take(size), config.data, size)

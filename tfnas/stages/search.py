@@ -8,9 +8,11 @@ from typing import Any
 import tensorflow as tf
 
 from tfnas.common import terminal
+from tfnas.common.errors import UserError
 from tfnas.common.resources import Resource
 from tfnas.config import Config
 from tfnas.gating.supernet import Supernet
+from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.costs import cost
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.sampled import Epoch
@@ -38,7 +40,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         print(f"devices   {distribution.describe(tf.distribute.get_strategy())}")
     networks.set_seed(config.seed)
     # What is refused is refused now, not after the warm-up.
-    networks.gated(config, splits, networks.network(config, splits), work)
+    _check_reach(config, networks.gated(config, splits, networks.network(config, splits), work))
     supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work), work)
     _print_size(supernet, config)
     guard = Guard(config.search, supernet, config.seed)
@@ -70,6 +72,20 @@ def _search(config: Config, work: workdir.Workdir) -> None:
     work.write(stage_table.SUPERNET, supernet.save)
     posterior = supernet.posterior().to_json()
     work.write(stage_table.POSTERIOR, lambda file: file.write_text(posterior))
+
+
+def _check_reach(config: Config, supernet: Supernet) -> None:
+    """Raises UserError if sample could not draw a candidate within its bounds: before training, not after it."""
+    if not isinstance(supernet, UnitSupernet):
+        return
+    settings, form = config.sample, supernet.form
+    bounds = form.absolute(settings.bounds) if settings.bounds else supernet.bounds
+    try:
+        form.check_reach(bounds, settings.channel_multiple, settings.bounds)
+    except UserError as error:
+        given = {**settings.bounds, "channel_multiple": settings.channel_multiple}
+        words = ", ".join(f"sample.{name}={value}" for name, value in given.items())
+        raise UserError(f"{error}; sample is to draw candidates with {words}") from None
 
 
 def _print_size(supernet: Supernet, config: Config) -> None:

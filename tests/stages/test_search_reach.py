@@ -1,7 +1,7 @@
 """search refuses, before it trains, what sample could not draw."""
 
 import pytest
-from tiny import tiny_config
+from conftest import tiny_config
 
 from tfnas.common.errors import UserError
 from tfnas.stages import search

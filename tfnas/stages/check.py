@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +113,9 @@ def _measured_ranking(config: Config, splits: pipeline.Splits, supernet: Superne
     posterior, size, count = supernet.posterior(), config.sample.batch_size, 1 + _CANDIDATES
     if isinstance(posterior, UnitPosterior):
         multiple = config.sample.channel_multiple
-        candidates = posterior.sample(count, config.seed, channel_multiple=multiple, **config.sample.bounds)
+        asked = posterior.form.absolute(config.sample.bounds) or posterior.bounds
+        posterior = dataclasses.replace(posterior, bounds=asked, channel_multiple=multiple)
+        candidates = posterior.sample(count, config.seed)
     else:
         candidates = posterior.tilt(parameters=_KEPT * posterior.total_parameters()).sample(count, config.seed)
     one_batch = pipeline.evaluation_batches(splits.validation.take(size), config.data, size)

@@ -167,6 +167,9 @@ def test_a_budget_that_no_candidate_can_meet_is_told(searched, published, tmp_pa
         shutil.copytree(run, path)
         done = tfnas_command("sample", *settings, f"--workdir={path}", "--config.sample.budgets=0.0001")
         assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+    bound = "--config.sample.parameters=0.0001"
+    done = tfnas_command("sample", *TINY, f"--workdir={tmp_path / searched.name}", bound)
+    assert done.returncode == 1 and "bounds: parameters=0.0001 is out of reach: at least" in done.stderr
     done = tfnas_command("sample", *TINY, f"--workdir={path}", "--config.sample.budgets=1.5")
     assert done.returncode == 1 and "'sample.budgets' must be shares in (0, 1). Received: 1.5" in done.stderr
 

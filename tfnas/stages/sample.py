@@ -209,6 +209,7 @@ class _Sampling:
         """The posterior with the bounds that its candidates obey, that on the latency as measured."""
         settings = self.settings
         bounds = posterior.form.absolute(settings.bounds) if settings.bounds else dict(posterior.bounds)
+        posterior.form.check_reach(bounds, settings.channel_multiple, settings.bounds)
         posterior = dataclasses.replace(posterior, bounds=bounds, channel_multiple=settings.channel_multiple)
         if "latency" not in bounds:
             return posterior

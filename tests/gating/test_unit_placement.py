@@ -165,3 +165,13 @@ def test_the_gates_of_known_networks():
     graph, network = gated(densenet121(width=4, num_blocks=2, num_classes=10, input_shape=(32, 32, 3)))
     counts(graph, network)
     assert not layers_of(network, UnitGate)
+
+
+def test_no_gate_stands_above_a_root():
+    """Its derivative at 0 is infinite: gates of 0 above it would make gradients that are no numbers."""
+    image = keras.Input((4, 4, 1))
+    x = keras.ops.sqrt(L.ReLU()(L.Conv2D(3, 1, name="writer")(image)))
+    model = keras.Model(image, L.Conv2D(2, 1, name="reader")(x))
+    _, network = gated(model)
+    reader = network.get_layer("reader")._inbound_nodes[-1]  # its call in the gated network
+    assert isinstance(reader.input_tensors[0]._keras_history.operation, UnitGate)

@@ -138,8 +138,9 @@ class _Placement:
     def _passed(self, i: int, plan: _Demand) -> dict[int, _Demand]:
         """Requests of a node to its inputs instead of being multiplied itself, by input; none if it cannot."""
         node = self._nodes[i]
-        noisy = isinstance(node.inner, keras.layers.GaussianNoise)  # makes no zero of zero in training
-        if not plan.channels.any() or node.mixes or not node.inputs or not node.zero_to_zero or noisy:
+        # Noise makes no zero of zero in training; the derivative of a root at 0 is infinite, and times 0 not a number.
+        unfit = isinstance(node.inner, keras.layers.GaussianNoise) or type(node.inner).__name__ == "Sqrt"
+        if not plan.channels.any() or node.mixes or not node.inputs or not node.zero_to_zero or unfit:
             return {}
         if isinstance(node, Merge):
             able = [j for j in range(len(node.inputs)) if node.ties(j) is not None]

@@ -359,3 +359,16 @@ def test_posteriors_print_one_line():
 def test_a_notebook_shows_the_share_that_each_group_keeps():
     html = SMALL._repr_html_()
     assert "2 groups of channel units" in html and "of multiply-adds" in html and "<svg" in html
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"channel_multiple": 0}, {"channel_multiple": 2.5}, {"seed": -1}, {"first": -3}, {"num_candidates": -1}],
+)
+def test_numbers_out_of_range_are_refused(wrong):
+    form = ClosedForm(
+        (Group("a", 3, False, False),), (Width(1), Width(0, ((0, 1),))), {"parameters": (Term("a", 1.0, 1),)}, ((),)
+    )
+    q = UnitPosterior(form, (0.0,) * 3)
+    with pytest.raises(UserError, match=f"sample: {next(iter(wrong))} must be an integer of at least"):
+        q.sample(**{"num_candidates": 2, **wrong})

@@ -201,6 +201,11 @@ class Graph:
         live = self._live(keep, explicit, linked, read)
         return Flow(self, depends, explicit, zero, live, dict(keep), linked)
 
+    @functools.cached_property
+    def vanishing(self) -> list[np.ndarray]:
+        """Channels of each node that are absent once they do not depend on the input; here they become constants."""
+        return [np.zeros(node.num_channels, bool) for node in self.nodes]
+
     def _states(self, keep: Mapping[str, np.ndarray]) -> list[State]:
         """Returns the state of every node's channels, by node number."""
         found: list[State] = []
@@ -290,6 +295,10 @@ class Flow:
     def held(self, i: int) -> np.ndarray:
         """Channels of the tensor that node `i` computes, ascending: the live ones, and what comes with them."""
         return self.graph.nodes[i].held(self.live[i])
+
+    def absent(self, i: int) -> np.ndarray:
+        """Output channels that the architecture does not have, and that are no constants either, bool, shape (C,)."""
+        return self.graph.vanishing[i] & ~self.depends[i]
 
     def works(self, i: int) -> bool:
         """Whether the subnet has node `i`: whether anything of its output must be computed, and is read.

@@ -146,6 +146,11 @@ class UnitGraph(Graph):
         depends, explicit, zero = ([getattr(x, name) for x in states] for name in ("depends", "explicit", "zero"))
         return Flow(self, depends, explicit, zero, self._live({}, explicit, False), {}, False)
 
+    @property
+    def vanishing(self) -> list[np.ndarray]:
+        """Channels of each node that are absent once they do not depend on the input: all that do so at first."""
+        return self._depends
+
     @functools.cached_property
     def _depends(self) -> list[np.ndarray]:
         """Channels of each node that depend on the model's input in the full network."""

@@ -110,7 +110,7 @@ class Recalibration:
         for node in (self._graph.nodes[self._graph.index[name]] for name in sorted(self.names)):
             (source,) = node.inputs
             mean, variance = (weights[node.name][name].copy() for name in ("moving_mean", "moving_variance"))
-            constant = ~flow.explicit[source]
+            constant = ~flow.explicit[source] & ~flow.absent(source)
             mean[constant], variance[constant] = folding.constants[source][constant], 0
             found[node.name] = mean, variance
         tensors = self._inputs

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from tfnas.common import markup
+from tfnas.common.errors import UserError
 from tfnas.common.resources import Resource
 from tfnas.common.schema import Count, expect, integer, list_of, number, read, to_json
 from tfnas.search_space.architecture import Architecture
@@ -179,9 +180,17 @@ class UnitPosterior(Bernoulli):
             As many as were asked for, or fewer if fewer are found to exist.
 
         Raises:
-            UserError: for a resource that is not known, or a bound that no candidate can meet.
+            UserError: for a number out of range, a resource that is not known, or a bound that no candidate can meet.
         """
         multiple = self.channel_multiple if channel_multiple is None else channel_multiple
+        for name, value, least in (
+            ("num_candidates", num_candidates, 0),
+            ("seed", seed, 0),
+            ("first", first, 0),
+            ("channel_multiple", multiple, 1),
+        ):
+            if not isinstance(value, int | np.integer) or value < least:
+                raise UserError(f"sample: {name} must be an integer of at least {least}. Received: {value!r}")
         resolved = self._resolved(bounds or None, multiple)
         key = (seed, multiple, *sorted(resolved.items()))
         if key not in self._drawn_candidates:

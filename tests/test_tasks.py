@@ -221,7 +221,7 @@ def test_a_loss_and_a_metric_of_ones_own(reload, rng, tmp_path):
         code = RELOADS.format(file=str(tmp_path / "s.keras"))
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         # Keras, too, needs `custom_objects` for a function that it does not know, and says which.
-        assert done.stdout.split() == ["True", "True", "Supernet"], done.stdout + done.stderr[-500:]
+        assert done.stdout.split() == ["True", "True", "UnitSupernet"], done.stdout + done.stderr[-500:]
 
 
 @pytest.mark.parametrize("policy", ["float16", "float64", "mixed_float16"])

@@ -148,7 +148,7 @@ class UnitGraph(Graph):
 
     @property
     def vanishing(self) -> list[np.ndarray]:
-        """Channels of each node that are absent once they do not depend on the input: all that do so at first."""
+        """All channels that depend on the input at first, by node; they are absent once they no longer do."""
         return self._depends
 
     @functools.cached_property

@@ -80,7 +80,7 @@ class Ranking:
     by: str
     outcome: Outcome
     fresh: Score | None
-    parameters_of: Callable[[Architecture], int]
+    parameters_of: Callable[[Architecture], int] = dataclasses.field(compare=False)
 
     def __repr__(self) -> str:
         best = self.scores[self.outcome.winner]

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfnas.common import terminal
 from tfnas.common.errors import UserError
 from tfnas.graph.channels import Graph
 from tfnas.layers.base import Node
@@ -46,9 +47,10 @@ def _on_litert(model: keras.Model) -> Timer:
         raise UserError("latency: device 'litert' needs ai-edge-litert: pip install 'tfnas[formats]'") from error
     shapes = [tf.TensorSpec((1, *i.shape[1:]), i.dtype) for i in model.inputs]
     serve = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function(*shapes)], model)
-    interpreter = Interpreter(model_content=converter.convert(), num_threads=1)
-    interpreter.allocate_tensors()
+    with terminal.errors_expected():  # the converter logs what it does not need
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function(*shapes)], model)
+        interpreter = Interpreter(model_content=converter.convert(), num_threads=1)
+        interpreter.allocate_tensors()
     return _timer(interpreter.invoke)
 
 

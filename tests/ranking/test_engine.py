@@ -173,6 +173,31 @@ def test_common_beginnings_are_computed_once_and_results_do_not_depend_on_compan
         np.testing.assert_array_equal(together[i].figures["loss"], next(engine.evaluate([candidate])).figures["loss"])
 
 
+def test_beginnings_of_unit_masks_are_computed_once_too(rng, monkeypatch):
+    supernet = tfnas.gate(
+        supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), parameters=0.9, steps=5, num_examples=40
+    )
+    random_weights(supernet.network, rng)
+    supernet.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    images, labels, batches = examples(rng, 40, (8, 8, 1), 3)
+    engine = Engine(supernet, batches, batch_size=40)
+    one = supernet.graph.closed({g.name: np.arange(g.size) % 2 == 0 for g in supernet.graph.groups})
+    last = list(one)[-1]
+    other = Architecture({**one, last: ~one[last]})
+    calls = []
+    compiled = list(engine._programs)
+    monkeypatch.setattr(
+        engine, "_programs", [lambda *a, j=j, p=p: (calls.append(j), p(*a))[1] for j, p in enumerate(compiled)]
+    )
+    together = {e.number: e for e in engine.evaluate([one, other, one])}
+    num_segments = len(compiled)
+    assert num_segments > 2 and len(calls) < 2 * num_segments and calls.count(0) == 1
+    for i, candidate in enumerate((one, other, one)):
+        supernet.set_architecture(candidate)
+        expected = supernet.evaluate(images, labels, verbose=0)
+        assert together[i].figures["loss"].mean() == pytest.approx(expected, rel=1e-4)
+
+
 def test_nothing_is_traced_after_the_engine_is_made(rng, monkeypatch):
     supernet = gated(tiny.build((8, 8, 1), 3), rng)
     engine = Engine(supernet, examples(rng, 40, (8, 8, 1), 3)[2], batch_size=16)

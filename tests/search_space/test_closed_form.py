@@ -55,12 +55,16 @@ def test_the_least_cost_with_multiples(form, multiple):
     assert form.least("parameters", multiple) == cost(form, smallest, "parameters")
 
 
+def probabilities(form, data):
+    """Of each unit, that it is kept; certain ones among them."""
+    probability = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 0.99))
+    return np.array(data.draw(st.lists(probability, min_size=form.num_units, max_size=form.num_units)))
+
+
 @fuzz(100)
 @given(forms(), st.data())
 def test_the_expectation_is_the_mean_over_all_masks(form, data):
-    probability = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 0.99))
-    q = np.array(data.draw(st.lists(probability, min_size=form.num_units, max_size=form.num_units)))
-    masks = masks_of(form)
+    q, masks = probabilities(form, data), masks_of(form)
     weights = np.prod(np.where(masks, q, 1 - q), axis=1)
     kept = [closed(form, mask) for mask in masks]
     for resource, expectation in form.expectations.items():
@@ -72,9 +76,7 @@ def test_the_expectation_is_the_mean_over_all_masks(form, data):
 @given(forms(), st.data())
 def test_the_gradient_is_the_difference_that_each_unit_makes(form, data):
     """E[cost] is linear in each unit's own probability, so that the difference of its two ends is the derivative."""
-    probability = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 0.99))
-    q = np.array(data.draw(st.lists(probability, min_size=form.num_units, max_size=form.num_units)))
-    masks = masks_of(form)
+    q, masks = probabilities(form, data), masks_of(form)
     costs = {r: np.array([cost(form, closed(form, mask), r) for mask in masks]) for r in form.terms}
     for resource, expectation in form.expectations.items():
         gradient = expectation.gradient(q)

@@ -157,7 +157,7 @@ def rows_of(path):
 
 
 @pytest.mark.slow
-def test_a_retraining_interrupted_among_the_controls_ends_the_same(sampled, tmp_path, monkeypatch, capsys):
+def test_a_retraining_interrupted_among_the_trained_baselines_ends_the_same(sampled, tmp_path, monkeypatch, capsys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     shutil.copytree(sampled, whole)
     shutil.copytree(sampled, killed)

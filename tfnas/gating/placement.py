@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -298,26 +297,19 @@ def _chosen(
 ) -> set[str]:
     """Names of the nodes to gate."""
 
-    def matches(node: Node, patterns: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(node.name, pattern) for pattern in patterns)
-
-    for pattern in (*include, *exclude):
-        if not any(matches(node, (pattern,)) for node in graph.nodes):
-            raise UserError(
-                f"gate: no layer matches {pattern!r}; there are {', '.join(n.name for n in graph.nodes[:8])}, ..."
-            )
+    included, excluded = graph.matching(include), graph.matching(exclude)
     chosen = set()
     for i, node in enumerate(graph.nodes):
-        if matches(node, exclude):
+        if i in excluded:
             continue
         grouped = node.has_kernel and not node.kernel_is_cut
-        if (matches(node, include) if include else grouped) and not node.gateable:
+        if (i in included if include else grouped) and not node.gateable:
             what = f"a grouped convolution ({node.inner.groups} groups)" if grouped else type(node.inner).__name__
             raise UserError(
                 f"gate: layer '{node.name}' is {what} and cannot be gated: leave it out with exclude='{node.name}'"
             )
         if include:
-            if matches(node, include):
+            if i in included:
                 chosen.add(node.name)
         elif node.gateable and not node.kernel_is_cut:
             if gate_pooling and graph.sees_kernel[i]:

@@ -58,4 +58,4 @@ def load(path: str | os.PathLike[str]) -> Supernet:
     Raises:
         UserError: naming the file, if it is missing, damaged, unsafe, or holds no supernet.
     """
-    return load_model(pathlib.Path(path), Supernet)
+    return load_model(pathlib.Path(path), Supernet)  # type: ignore[type-abstract]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import keras
@@ -21,7 +22,7 @@ from tfnas.search_space.posterior import Posterior
 PRIORS = ("uniform", "constant")
 
 
-class Supernet(keras.Model):
+class Supernet(keras.Model, abc.ABC):
     """A gated network whose training loss is the ELBO (method.md, section 2); made by `gate`.
 
     Attributes:
@@ -50,9 +51,9 @@ class Supernet(keras.Model):
         words = f" {self._words()}" if tf.executing_eagerly() else ""
         return f"<{type(self).__name__} '{self.name}'{words}>"
 
+    @abc.abstractmethod
     def _words(self) -> str:
         """Describes the gates, for `repr`."""
-        raise NotImplementedError
 
     @property
     def output_names(self) -> list[str]:
@@ -70,25 +71,25 @@ class Supernet(keras.Model):
         with hard_gates():
             return self.network(inputs, training=training)
 
+    @abc.abstractmethod
     def regularizer(self) -> tf.Tensor:
         """Regularizer of the ELBO, to be added to the mean negative log likelihood, float32 scalar."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def progress(self) -> dict[str, tf.Tensor]:
         """Values that `fit` reports about the gates, float32 scalars."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def posterior(self) -> Any:
         """The gates' present probabilities."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def set_architecture(self, architecture: Architecture) -> None:
         """Sets `architecture`'s hard masks for inference. Raises UserError if it is not this supernet's."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def architecture(self) -> Architecture:
         """The hard masks in use."""
-        raise NotImplementedError
 
     def update_multiplier(self) -> None:
         """Updates what depends on the gates' progress; call this after every step of an optimizer. `fit` does so."""

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
+from tfnas.graph.units import PINNED
 from tfnas.layers import BatchNormalization, Merge
 from tfnas.layers.base import Node
-
-PINNED = -1  # in place of a unit's number
 
 Edge = tuple[int, int]  # a node, and which of its inputs
 _OUTPUT = -1  # in place of a node: the model's outputs, which ask for no gate

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -147,6 +148,21 @@ class Graph:
         """Node number of each name."""
         return {node.name: i for i, node in enumerate(self.nodes)}
 
+    def matching(self, patterns: Iterable[str]) -> set[int]:
+        """Returns the numbers of the nodes whose names match any of these glob patterns.
+
+        Raises:
+            UserError: for a pattern that matches none.
+        """
+        chosen = set()
+        for pattern in patterns:
+            found = {i for i, node in enumerate(self.nodes) if fnmatch.fnmatchcase(node.name, pattern)}
+            if not found:
+                names = ", ".join(node.name for node in self.nodes[:8])
+                raise UserError(f"gate: no layer matches {pattern!r}; there are {names}, ...")
+            chosen |= found
+        return chosen
+
     @functools.cached_property
     def sees_kernel(self) -> list[bool]:
         """Returns for each node whether there is a kernel before it; the stem has none."""
@@ -200,6 +216,10 @@ class Graph:
         depends, explicit, zero = ([getattr(x, name) for x in states] for name in ("depends", "explicit", "zero"))
         live = self._live(keep, explicit, linked, read)
         return Flow(self, depends, explicit, zero, live, dict(keep), linked)
+
+    def chooses(self, i: int) -> bool:
+        """Whether architectures choose which channels node `i` reads or makes."""
+        return self.nodes[i].gated
 
     @functools.cached_property
     def vanishing(self) -> list[np.ndarray]:

@@ -13,7 +13,6 @@ that it was added to.
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -54,7 +53,7 @@ class UnitGraph(Graph):
         super().__init__(model)
         self.exclude = tuple(exclude)
         self.streams = streams
-        excluded = self._matching(self.exclude)
+        excluded = self.matching(self.exclude)
         self.of, sizes, names, is_stream = _partition(self.nodes, self.outputs, excluded, streams)
         if not sizes:
             raise UserError(
@@ -68,16 +67,6 @@ class UnitGraph(Graph):
             Group(name, size, name in may_empty, stream)
             for name, size, stream in zip(names, sizes, is_stream, strict=True)
         )
-
-    def _matching(self, patterns: Iterable[str]) -> set[int]:
-        chosen = set()
-        for pattern in patterns:
-            found = {i for i, node in enumerate(self.nodes) if fnmatch.fnmatchcase(node.name, pattern)}
-            if not found:
-                names = ", ".join(node.name for node in self.nodes[:8])
-                raise UserError(f"gate: no layer matches {pattern!r}; there are {names}, ...")
-            chosen |= found
-        return chosen
 
     @property
     def num_units(self) -> int:
@@ -145,6 +134,11 @@ class UnitGraph(Graph):
             states.append(State(present, explicit, ~explicit & (state.zero | ~constant)))
         depends, explicit, zero = ([getattr(x, name) for x in states] for name in ("depends", "explicit", "zero"))
         return Flow(self, depends, explicit, zero, self._live({}, explicit, False), {}, False)
+
+    def chooses(self, i: int) -> bool:
+        """Whether node `i` mixes channels some of which, read or made, are units."""
+        node = self.nodes[i]
+        return node.mixes and any((self.of[j] != PINNED).any() for j in (i, *node.inputs))
 
     @property
     def vanishing(self) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ lists them all, and a class for another layer is added there. The walks over the
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import math
@@ -317,9 +318,13 @@ class Computation:
         """Its output, from all of its inputs."""
         return self.node.infer(tensors)
 
+
+class Normalizing(Computation, abc.ABC):
+    """A computation that can use the statistics of the batch, where `normalizes` says so."""
+
+    @abc.abstractmethod
     def calibrate(self, tensors: list[tf.Tensor], fed: Fed) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Output if `normalizes` uses the batch's own mean and variance, and these, float32, shape (channels,)."""
-        raise NotImplementedError
 
 
 class WholeComputation(Computation):

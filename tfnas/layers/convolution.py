@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.layers.base import Computation, Fed, Node, WholeComputation
+from tfnas.layers.base import Computation, Fed, Node, Normalizing, WholeComputation
 from tfnas.layers.calls import Call
 from tfnas.layers.normalization import BatchNormalization
 from tfnas.layers.pointwise import Pointwise, check_activation, is_pointwise, is_zero_at_zero
@@ -200,7 +200,7 @@ class TransposedConvolution(Convolution):
 _PLAIN, _WITH_BORDER, _BORDER_ONLY = range(3)
 
 
-class _Computation(Computation):
+class _Computation(Normalizing):
     """A convolution or dense layer, the normalization behind it folded in, and the activation behind that."""
 
     node: Convolution

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfnas.common.errors import UserError
-from tfnas.layers.base import Computation, Fed
+from tfnas.layers.base import Computation, Fed, Normalizing
 from tfnas.layers.calls import Call
 from tfnas.layers.channelwise import Channelwise, ChannelwiseComputation
 from tfnas.layers.records import Folded, Weights
@@ -143,7 +143,7 @@ class _Computation(ChannelwiseComputation):
         return tensors[0] * fed["scale"] + fed["offset"]
 
 
-class _Normalizing(_Computation):
+class _Normalizing(_Computation, Normalizing):
     """A normalization that no kernel absorbs."""
 
     node: BatchNormalization

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import tensorflow as tf
 
 from tfnas.graph.channels import Flow, Graph
 from tfnas.graph.folding import Folding
-from tfnas.layers.base import Computation, Fed, Node, Operand
+from tfnas.layers.base import Computation, Fed, Node, Normalizing, Operand
 from tfnas.ranking.packing import Packing
 
 _TRUE, _FALSE = np.array(True), np.array(False)
@@ -32,8 +33,8 @@ def segments(graph: Graph, example: Sequence[np.ndarray], calibrated: Collection
         calibrated: names of the normalizations whose statistics are not folded into kernels, but given to the programs.
 
     Returns:
-        The first is what comes before any gate, and reads the inputs; each of the others begins with the gates it has,
-        and reads nothing but the output of the one before. The last ends with the model's outputs.
+        The first reads the inputs; in each of the others an architecture has a choice, and it reads nothing but the
+        output of the one before. The last ends with the model's outputs.
     """
     return [Segment(graph, units) for units in _segments(graph, _units(graph, _shapes(graph, example), calibrated))]
 
@@ -132,7 +133,7 @@ def _units(graph: Graph, shapes: Sequence[tuple[int, ...]], calibrated: Collecti
 
 
 def _segments(graph: Graph, units: Sequence[Unit]) -> list[list[Unit]]:
-    """Units between tensors that everything flows through; each segment but the first begins with the gates it has."""
+    """Units between tensors that everything flows through; architectures differ in each but the first."""
     steps, outputs = units[: -len(graph.outputs)], units[-len(graph.outputs) :]
     chunks: list[list[Unit]] = [[]]
     for u, unit in enumerate(steps):
@@ -143,7 +144,7 @@ def _segments(graph: Graph, units: Sequence[Unit]) -> list[list[Unit]]:
             chunks.append([])
     segments = [[*chunks[0]]]
     for chunk in chunks[1:]:
-        if any(unit.node.gated for unit in chunk):
+        if any(graph.chooses(unit.i) for unit in chunk):
             segments.append([])
         segments[-1].extend(chunk)
     segments[-1].extend(outputs)
@@ -208,11 +209,11 @@ class Unit:
 
     def calibrate(self, values: Mapping[int, tf.Tensor], fed: Fed) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The same with the batch's own statistics in the normalization that it computes, and these."""
-        operands = self._operands(values, fed)
+        operands, computation = self._operands(values, fed), cast(Normalizing, self.computation)
         none = tf.zeros(0)
         return tf.cond(
             fed["exists"],
-            lambda: self.computation.calibrate([operand.tensor() for operand in operands], fed),
+            lambda: computation.calibrate([operand.tensor() for operand in operands], fed),
             lambda: (self._absent(values), none, none),
         )
 

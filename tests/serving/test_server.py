@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import http.client
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -68,8 +69,10 @@ class Running:
         command = [sys.executable, "-m", "tfnas.serving.server", f"--model_base_path={exported}", "--model_name=digits"]
         command += ["--port=0", "--rest_api_port=0", f"--max_request_bytes={MAX_BYTES}", f"--max_images={MAX_IMAGES}"]
         self.errors = errors
+        # Another test of this process may have set the level of TensorFlow's messages, as a command of tfnas does.
+        own = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
         with errors.open("w") as file:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True)
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True, env=own)
         self.line = self.process.stdout.readline()
         found = re.fullmatch(
             r"ready: digits version 3; REST (http://127\.0\.0\.1:\d+), gRPC (127\.0\.0\.1:\d+)\n", self.line

@@ -23,7 +23,7 @@ FOLDERS = """
     graph         common layers search_space
     data          common config
     gating        common config graph layers search_space
-    cutting       common config gating graph layers search_space supernets
+    cutting       common config data gating graph layers search_space supernets
     ranking       common config data gating graph layers runs search_space
     training      common config cutting data gating graph layers ranking runs search_space
     reporting     common config runs search_space

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tfnas.search_space.architecture import Architecture as Architecture
     from tfnas.search_space.posterior import Posterior as Posterior
     from tfnas.search_space.unit_posterior import UnitPosterior as UnitPosterior
+    from tfnas.training.best_cut import best_cut as best_cut
 
 _HOMES = {
     "Architecture": "search_space.architecture",
@@ -36,6 +37,7 @@ _HOMES = {
     "Recalibration": "ranking.recalibration",
     "Supernet": "gating.supernet",
     "UnitPosterior": "search_space.unit_posterior",
+    "best_cut": "training.best_cut",
     "compare_latency": "graph.latencies",
     "cost": "graph.costs",
     "gate": "gating.placement",

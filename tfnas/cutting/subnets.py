@@ -21,6 +21,7 @@ from tfnas.common import user_functions
 from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import integer, list_of, mapping_of, number, read, text_of
 from tfnas.config import BUILDERS
+from tfnas.cutting import refit as refitting
 from tfnas.gating.placement import copy_weights
 from tfnas.gating.supernet import Supernet, check_supernet
 from tfnas.graph.channels import Flow, Graph
@@ -62,26 +63,33 @@ class _Described:
     units: _Units | None = None  # None: the masks are of layers' input channels
 
 
-def subnet(supernet: Supernet, architecture: Architecture, *, name: str = "subnet") -> keras.Model:
+def subnet(supernet: Supernet, architecture: Architecture, *, refit: Any = None, name: str = "subnet") -> keras.Model:
     """Builds the network that `architecture` keeps, with the supernet's weights.
 
     Args:
         supernet: trained or not; not changed.
         architecture: which input channels of which gated layer are kept.
+        refit: some hundred to thousand examples as the network sees them in use, without labels or with ones that are
+            ignored: arrays in the structure of the model's inputs, or a `tf.data.Dataset` or other iterable of batches;
+            the first 1,000 are used. Layers that lose input channels are refitted on them to what they give in the full
+            network, which is the supernet with all gates open; see `tfnas.cutting.refit`. None: the weights are the
+            supernet's.
         name: of the model returned.
 
     Returns:
         A functional model made of Keras's own layers and operations, same inputs and outputs as the supernet's network;
-        one more than 800 layers deep is made of nested models, so that plain Keras can load it. Its outputs are the
-        supernet's under `architecture`. Where readers of one tensor keep different channels of it, each gathers its
-        own.
+        one more than 800 layers deep is made of nested models, so that plain Keras can load it. Unless it is refitted,
+        its outputs are the supernet's under `architecture`. Where readers of one tensor keep different channels of it,
+        each gathers its own.
 
     Raises:
-        UserError: if the architecture is not one of this supernet, or drops every path to an output.
+        UserError: if the architecture is not one of this supernet, or drops every path to an output; if the examples do
+            not fit the model.
     """
     check_supernet(supernet, "subnet")
     check_architecture(architecture, "subnet")
-    return cut(supernet.graph, architecture, name)
+    model = cut(supernet.graph, architecture, name)
+    return model if refit is None else refitting.refit(supernet.graph, architecture, model, refit)
 
 
 def cut(graph: Graph, architecture: Mapping[str, np.ndarray], name: str = "subnet") -> keras.Model:

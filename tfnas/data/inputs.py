@@ -61,9 +61,8 @@ def read(data: Any, model: keras.Model, caller: str) -> Examples:
     Raises:
         UserError: if there are no examples or no labels, or they do not fit the model or differ in shape.
     """
-    count, structure, first = 0, None, []
-    with add_filename(tempfile.gettempdir()), contextlib.ExitStack() as stack:
-        files: list[Any] = []
+
+    def labeled() -> Iterator[dict[str, Any]]:
         for inputs, labels, weights in _batches(data, model, caller):
             if labels is None:
                 hint = (
@@ -71,7 +70,51 @@ def read(data: Any, model: keras.Model, caller: str) -> Examples:
                 )
                 raise UserError(f"{caller}: expected (inputs, labels). Received: inputs only{hint}")
             batch = {"inputs": [x.numpy() for x in inputs], "labels": labels, "weights": weights}
-            batch = _arrays({key: part for key, part in batch.items() if part is not None}, caller)
+            yield {key: part for key, part in batch.items() if part is not None}
+
+    kept = _in_files(labeled(), caller)
+    if kept is None:
+        raise UserError(f"{caller}: expected at least one batch of validation data. Received: none")
+    return Examples(**kept)
+
+
+def read_inputs(data: Any, model: keras.Model, caller: str, most: int) -> list[np.ndarray]:
+    """Reads the inputs of the first examples, into memory-mapped temporary files.
+
+    Args:
+        data: as for `one_batch`; of an iterable of batches as many are read as needed.
+        model: functional model that takes the inputs.
+        caller: prefix of error messages.
+        most: number of examples that are read at most.
+
+    Returns:
+        One array for each of the model's inputs, in the order of `model.inputs`, shape (N, ...), N <= most.
+
+    Raises:
+        UserError: if there are no examples, or they do not fit the model or differ in shape.
+    """
+
+    def first() -> Iterator[dict[str, Any]]:
+        left = most
+        for inputs in _inputs(data, model, caller):
+            yield {"inputs": [x.numpy()[:left] for x in inputs]}
+            left -= len(inputs[0])
+            if left <= 0:
+                return
+
+    kept = _in_files(first(), caller)
+    if kept is None:
+        raise _no_inputs(caller)
+    return kept["inputs"]
+
+
+def _in_files(batches: Iterable[dict[str, Any]], caller: str) -> dict[str, Any] | None:
+    """The batches joined, as memory-mapped temporary files; None if there are no examples."""
+    count, structure, first = 0, None, []
+    with add_filename(tempfile.gettempdir()), contextlib.ExitStack() as stack:
+        files: list[Any] = []
+        for given in batches:
+            batch = _arrays(given, caller)
             arrays = keras.tree.flatten(batch)
             if not files:
                 structure, first = batch, arrays
@@ -81,12 +124,12 @@ def read(data: Any, model: keras.Model, caller: str) -> Examples:
             for file, array, like in zip(files, arrays, first, strict=True):
                 file.write(np.ascontiguousarray(array, like.dtype).data)
         if not count:
-            raise UserError(f"{caller}: expected at least one batch of validation data. Received: none")
+            return None
         kept = []
         for file, like in zip(files, first, strict=True):
             file.flush()
             kept.append(np.memmap(file, like.dtype, "r", shape=(count, *like.shape[1:])))
-    return Examples(**keras.tree.pack_sequence_as(structure, kept))
+    return keras.tree.pack_sequence_as(structure, kept)
 
 
 def one_batch(data: Any, model: keras.Model, caller: str) -> list[tf.Tensor]:
@@ -103,14 +146,25 @@ def one_batch(data: Any, model: keras.Model, caller: str) -> list[tf.Tensor]:
     Raises:
         UserError: if there is no batch, or it does not fit the model.
     """
+    for inputs in _inputs(data, model, caller):
+        return inputs
+    raise _no_inputs(caller)
+
+
+def _no_inputs(caller: str) -> UserError:
+    return UserError(f"{caller}: expected at least one batch of inputs. Received: none")
+
+
+def _inputs(data: Any, model: keras.Model, caller: str) -> Iterator[list[tf.Tensor]]:
+    """Yields the inputs batch by batch, in the model's order; see `one_batch`."""
     several = isinstance(data, tuple | list) and 1 < len(model.inputs) == len(keras.tree.flatten(data))
     if _is_batch(data) or several:
-        return _fitting(model, caller)(data)
-    if isinstance(data, tuple) and data:
-        return _fitting(model, caller)(data[0])
-    for inputs, _, _ in _batches(data, model, caller):
-        return inputs
-    raise UserError(f"{caller}: expected at least one batch of inputs. Received: none")
+        yield _fitting(model, caller)(data)
+    elif isinstance(data, tuple) and data:
+        yield _fitting(model, caller)(data[0])
+    else:
+        for inputs, _, _ in _batches(data, model, caller):
+            yield inputs
 
 
 def _is_batch(data: Any) -> bool:

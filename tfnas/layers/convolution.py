@@ -173,6 +173,55 @@ class Convolution(WithKernel):
     def computation(self) -> type[Computation]:
         return _Computation
 
+    # How it is refitted.
+
+    def read_by_matrix(self, x: Any) -> Any:
+        """The tensor that `matrix` is applied to, from the layer's input."""
+        return x
+
+    def windows(self, sizes: Sequence[int], outputs: Sequence[int]) -> list[np.ndarray]:
+        """Position that each element of the kernel reads, by spatial axis; int, shape (outputs, kernel), -1 for none.
+
+        Args:
+            sizes: of the spatial axes of `read_by_matrix`.
+            outputs: of those of its output.
+        """
+        layer = self.inner
+        if isinstance(layer, keras.layers.Dense):
+            return [np.arange(size)[:, None] for size in sizes]
+        found = []
+        settings = zip(sizes, outputs, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
+        for size, num, kernel, stride, rate in settings:
+            before = _pad_before(layer.padding, size, num, kernel, stride, rate)
+            read = np.arange(num)[:, None] * stride + np.arange(kernel) * rate - before
+            found.append(np.where((read >= 0) & (read < size), read, -1))
+        return found
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The kernel that mixes channels, shape (elements of a window x input channels, output channels)."""
+        kernel = self._turned(np.asarray(self._mixing))
+        return kernel.reshape(-1, kernel.shape[-1])
+
+    def refit(self, matrix: np.ndarray, bias: np.ndarray) -> None:
+        """Assigns a kernel, as `matrix` has it, and a bias, if it has one, shape (output channels,)."""
+        shape = self._turned(np.asarray(self._mixing)).shape
+        self._mixing.assign(self._turned(matrix.reshape(shape)))
+        if self.inner.use_bias:
+            self.inner.bias.assign(bias)
+
+    @property
+    def _mixing(self) -> Any:
+        return self.inner.kernel
+
+
+def _pad_before(padding: str, size: int, outputs: int, kernel: int, stride: int, rate: int) -> int:
+    """Number of zeros that a convolution adds before an axis, as TensorFlow places them."""
+    reach = rate * (kernel - 1)
+    if padding == "same":
+        return max((outputs - 1) * stride + reach + 1 - size, 0) // 2
+    return reach if padding == "causal" else 0
+
 
 class TransposedConvolution(Convolution):
     """A transposed convolution, whose kernel's last two axes are the other way round."""
@@ -195,6 +244,17 @@ class TransposedConvolution(Convolution):
 
     def _turned(self, kernel: np.ndarray) -> np.ndarray:
         return np.swapaxes(kernel, -1, -2)
+
+    def windows(self, sizes: Sequence[int], outputs: Sequence[int]) -> list[np.ndarray]:
+        layer = self.inner
+        found = []
+        settings = zip(sizes, outputs, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
+        for size, num, kernel, stride, rate in settings:
+            # It is the gradient of a convolution from its output to its input.
+            before = _pad_before(layer.padding, num, size, kernel, stride, rate)
+            read = np.arange(num)[:, None] + before - np.arange(kernel) * rate
+            found.append(np.where((read % stride == 0) & (read >= 0) & (read // stride < size), read // stride, -1))
+        return found
 
 
 _PLAIN, _WITH_BORDER, _BORDER_ONLY = range(3)

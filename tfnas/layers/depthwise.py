@@ -142,6 +142,19 @@ class Separable(Convolution):
         weights = [depthwise, pointwise, bias] if self.inner.use_bias else [depthwise, pointwise]
         return self.rebuilt(build, [tensor], weights, filters=int(bias.size))
 
+    def read_by_matrix(self, x: Any) -> Any:
+        layer = self.inner
+        settings = {"strides": layer.strides, "padding": layer.padding, "dilation_rate": layer.dilation_rate}
+        kernel = layer.depthwise_kernel
+        return keras.ops.depthwise_conv(keras.ops.cast(x, kernel.dtype), kernel, **settings)
+
+    def windows(self, sizes: Sequence[int], outputs: Sequence[int]) -> list[np.ndarray]:
+        return [np.arange(size)[:, None] for size in sizes]
+
+    @property
+    def _mixing(self) -> Any:
+        return self.inner.pointwise_kernel
+
     @property
     def computation(self) -> type[Computation]:
         return _Separated if _is_plain(self.inner) else WholeComputation

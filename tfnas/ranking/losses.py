@@ -52,6 +52,7 @@ class Criterion:
     Args:
         supernet: compiled supernet.
         examples: examples with the labels and weights; the first ones are tried.
+        caller: prefix of error messages.
 
     Attributes:
         names: names of the figures of each example: 'loss'; 'accuracy' and, with more than 20 classes, 'top5_accuracy'
@@ -65,8 +66,8 @@ class Criterion:
         UserError: if the supernet is not compiled with a loss, or the loss cannot be computed from these labels.
     """
 
-    def __init__(self, supernet: Supernet, examples: Examples):
-        arguments = _compiled(supernet)
+    def __init__(self, supernet: Supernet, examples: Examples, caller: str = "rank"):
+        arguments = _compiled(supernet, caller)
         network = supernet.network
         self._structure = network.output
         self._output_names = _names(network)
@@ -75,7 +76,7 @@ class Criterion:
         def metrics(given: Any) -> Any:
             return given and keras.tree.map_structure(lambda m: m and _PerExampleAccuracy(m, self._note), given)
 
-        divisor = _divisor(arguments["loss"], examples.weights)
+        divisor = _divisor(arguments["loss"], examples.weights, caller)
 
         def model(wrapper: Callable[[Any], keras.losses.Loss], **others: Any) -> keras.Model:
             model = keras.Model()
@@ -98,7 +99,7 @@ class Criterion:
         except (ValueError, TypeError, KeyError, IndexError, tf.errors.InvalidArgumentError) as error:
             shapes = keras.tree.map_structure(lambda x: x.shape, few.labels)
             raise UserError(
-                f"rank: the compiled loss cannot be computed from labels of shape {shapes} for "
+                f"{caller}: the compiled loss cannot be computed from labels of shape {shapes} for "
                 f"outputs of shape {[tuple(x.shape) for x in outputs]} ({plain_message(error)})"
             ) from None
         weights = [w for w in keras.tree.flatten(examples.weights) if w is not None]
@@ -270,10 +271,10 @@ def _aligned(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.reshape(weights, (*tf.unstack(tf.shape(weights)), *[1] * missing)) if missing > 0 else weights
 
 
-def _compiled(supernet: Supernet) -> dict[str, Any]:
+def _compiled(supernet: Supernet, caller: str) -> dict[str, Any]:
     """Returns the losses, loss weights and metrics that a supernet was compiled with."""
     if not getattr(supernet, "compiled", False) or supernet.loss is None:
-        raise UserError("rank: needs a compiled supernet; call supernet.compile(loss=...) first")
+        raise UserError(f"{caller}: needs a compiled supernet; call supernet.compile(loss=...) first")
     return supernet._compile_config.config  # what get_compile_config() returns as JSON
 
 
@@ -283,14 +284,14 @@ def _names(network: keras.Model) -> list[str]:
     return ["/".join(path) for path in paths] if isinstance(network.output, dict) else list(network.output_names)
 
 
-def _divisor(losses: Any, weights: Any) -> float | None:
+def _divisor(losses: Any, weights: Any, caller: str) -> float | None:
     """Returns the mean over examples of the sum of their weights, if a loss divides by the sum over all."""
     reductions = [getattr(loss, "reduction", None) for loss in keras.tree.flatten(losses)]
     if weights is None or "mean_with_sample_weight" not in reductions:
         return None
     if keras.tree.is_nested(weights):
         raise UserError(
-            "rank: reduction='mean_with_sample_weight' needs one array of sample weights for all outputs. "
+            f"{caller}: reduction='mean_with_sample_weight' needs one array of sample weights for all outputs. "
             "Received: one per output"
         )
     return float(np.sum(weights, dtype=np.float64)) / len(weights)

@@ -4,6 +4,7 @@ collapse_guard.py     stops or warns if a search drops everything, or does not m
 distribution.py       the strategy, the processes of a cluster, and stages that run in all of them
 loop.py               the training loop, which can be resumed at any step
 preflight.py          checks before a training: memory, disk space, data, time of a step
+best_cut.py           the best of a cut as it is, with its own statistics, and refitted
 schedules.py          learning rates and optimizers as a config has them
 networks.py           shared by search and retrain: networks, warm-up, batches
 trained_baselines.py  networks of the same size, trained equally long, chosen without a posterior

@@ -1,0 +1,96 @@
+"""Chooses by held-out loss between a network as it was cut, with statistics of its own, and refitted.
+
+Refitting brings layers back to what they gave in the full network. That is right for weights that were trained without
+gates; once weights have adapted to gates or to a cut, the full network is a worse teacher than the cut one
+(docs/method.md). So held-out examples decide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas.common.errors import UserError
+from tfnas.cutting.refit import NUM_EXAMPLES, refit
+from tfnas.cutting.subnets import subnet
+from tfnas.data import inputs
+from tfnas.gating.supernet import Supernet
+from tfnas.ranking.losses import LOSS, Criterion
+from tfnas.ranking.recalibration import recompute_statistics
+from tfnas.search_space.architecture import Architecture
+
+_RECALIBRATE = 250  # examples whose statistics replace the moving ones
+_BATCH_SIZE = 250
+
+
+class Way(enum.StrEnum):
+    """Treatment of a network after the cut."""
+
+    BARE = "as cut"
+    STATISTICS = "statistics recomputed"
+    REFITTED = "refitted"
+
+
+@dataclasses.dataclass(frozen=True)
+class BestCut:
+    """The best network that was made of an architecture without training.
+
+    Attributes:
+        model: the network.
+        way: how it was made.
+        losses: mean held-out loss of each way, NaN if it is not finite.
+    """
+
+    model: keras.Model
+    way: Way
+    losses: dict[Way, float]
+
+
+def best_cut(
+    supernet: Supernet, architecture: Architecture, images: Any, validation: Any, name: str = "subnet"
+) -> BestCut:
+    """Cuts an architecture out in three ways, and chooses by the held-out loss.
+
+    Args:
+        supernet: compiled; not changed. Its statistics should be those of its training, not of an architecture
+            (`Recalibration.apply`), because refitting compares with the supernet whose gates are all open.
+        architecture: one of its architectures.
+        images: training examples without labels or with ones that are ignored, as for `tfnas.subnet`; 1,000 are used
+            for refitting, and 250 for statistics.
+        validation: held-out examples with labels, as for `tfnas.rank`.
+        name: of the model.
+
+    Raises:
+        UserError: as `tfnas.subnet`; if the supernet is not compiled, the examples do not fit it, or no way gives a
+            finite loss.
+    """
+    held_out = inputs.read(validation, supernet.network, "best_cut")
+    criterion = Criterion(supernet, held_out, "best_cut")
+    examples = inputs.read_inputs(images, supernet.network, "best_cut", NUM_EXAMPLES)
+    bare, recalibrated = (subnet(supernet, architecture, name=name) for _ in range(2))
+    few = [tf.convert_to_tensor(x[:_RECALIBRATE]) for x in examples]
+    recompute_statistics(recalibrated, keras.tree.pack_sequence_as(bare.input, few))
+    refitted = refit(supernet.graph, architecture, bare, keras.tree.pack_sequence_as(bare.input, examples))
+    models = {Way.BARE: bare, Way.STATISTICS: recalibrated, Way.REFITTED: refitted}
+    losses = {way: _loss(model, held_out, criterion) for way, model in models.items()}
+    finite = {way: loss for way, loss in losses.items() if np.isfinite(loss)}
+    if not finite:
+        raise UserError("best_cut: no network with a finite loss could be cut out; choose another architecture")
+    best = min(finite, key=finite.__getitem__)
+    return BestCut(models[best], best, losses)
+
+
+def _loss(model: keras.Model, examples: inputs.Examples, criterion: Criterion) -> float:
+    """Mean loss of the examples."""
+    total = 0.0
+    for first in range(0, len(examples), _BATCH_SIZE):
+        part = examples.take(slice(first, first + _BATCH_SIZE))
+        outputs = model(keras.tree.pack_sequence_as(model.input, part.inputs), training=False)
+        found = criterion([tf.cast(x, tf.float32) for x in keras.tree.flatten(outputs)], part.labels, part.weights)
+        total += float(tf.reduce_sum(found[LOSS]))
+    return total / len(examples)

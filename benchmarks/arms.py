@@ -28,7 +28,7 @@ from tfnas.runs import stage_table, workdir
 from tfnas.runs.sampled import Kind
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import retrain, sample, search
-from tfnas.training import networks
+from tfnas.training import building, networks
 from tfnas.training.schedules import Cosine
 from tfnas.training.trained_baselines import mean_magnitude
 
@@ -110,12 +110,12 @@ class Run:
 
     def cost_at(self, width: int) -> Cost:
         """Returns the cost of the network of this width."""
-        return cost(Graph(networks.network(_with_width(self.config, width), self.splits)))
+        return cost(Graph(building.network(_with_width(self.config, width), self.splits)))
 
     def network(self, width: int = 0) -> keras.Model:
         """Builds the network with new, reproducible weights; with the config's width by default."""
         networks.set_seed(self.config.seed)
-        return networks.network(_with_width(self.config, width or self.config.supernet.width), self.splits)
+        return building.network(_with_width(self.config, width or self.config.supernet.width), self.splits)
 
     def gated(self, model: keras.Model) -> Supernet:
         """`model` with a gate for every source of a layer's input, whose probabilities are not used."""

@@ -14,7 +14,7 @@ from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
 from tfnas.ranking import reference_architectures
 from tfnas.runs.sampled import Kind
-from tfnas.training import networks
+from tfnas.training import building, networks
 
 
 def posterior_pool(study: Study, searched: Searched, own: bool = False) -> Pool:
@@ -59,7 +59,7 @@ def _measure_table(study: Study, seed: int) -> dict[str, Any]:
         tuned = {"test": scores["test"]["accuracy"], "parameters": price.parameters}
         rows[f"{name}, tuned"] = {**tuned, "multiply_adds": price.multiply_adds}
     networks.set_seed(seed)
-    full = networks.network(searched.config, study.splits)
+    full = building.network(searched.config, study.splits)
     price = cost(searched.supernet.graph)
     scores = study.trained(searched, full, study.epochs, searched.config.search.learning_rate, "full network")
     rows["full"] = {

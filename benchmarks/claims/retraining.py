@@ -12,7 +12,7 @@ from benchmarks.claims.study import Searched, Study
 from tfnas.common import statistics
 from tfnas.cutting.subnets import subnet
 from tfnas.gating.supernet import Supernet
-from tfnas.training import networks
+from tfnas.training import building, networks
 
 _CANDIDATES = 8
 _SHARES = (0.4, 1.0)  # of the learned size
@@ -21,7 +21,7 @@ _EPOCHS = 0.25  # of retraining's, for each of several candidates
 
 def _new(study: Study, searched: Searched) -> Supernet:
     """The study's supernet with new weights."""
-    model = networks.network(searched.config, study.splits)
+    model = building.network(searched.config, study.splits)
     return networks.gated(searched.config, study.splits, model, searched.work)
 
 

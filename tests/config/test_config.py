@@ -103,6 +103,25 @@ def test_what_is_left_out_follows_from_the_mode():
     assert search.bounds == {"multiply_adds": 0.3} and {name: getattr(search, name) for name in given} == given
 
 
+def test_what_is_left_out_follows_from_trained_weights():
+    for supernet in (config.Supernet(weights="of.weights.h5"), config.Supernet(source="a.keras")):
+        made = config.Config(supernet=supernet).check()
+        assert (made.search.epochs, made.search.warmup_epochs, made.search.learning_rate) == (3, 0, 0.03)
+        assert (made.retrain.epochs, made.search.cosine_epochs, made.retrain.learning_rate) == (5, 8, 0.03)
+        assert made.check() == made
+    new = config.Config().check()
+    assert (new.search.epochs, new.search.warmup_epochs, new.search.learning_rate, new.retrain.epochs) == (
+        8,
+        3,
+        0.1,
+        24,
+    )
+    given = config.Config(
+        supernet=supernet, search=config.Search(epochs=6, warmup_epochs=2), retrain=config.Retrain(epochs=0)
+    ).check()
+    assert (given.search.warmup_epochs, given.search.cosine_epochs, given.retrain.epochs) == (2, 6, 0)
+
+
 def test_bounds_are_shares_or_numbers_any_of_them_together():
     bounds = {"parameters": 2e5, "multiply_adds": 0.3, "latency": 0.5}
     made = config.from_config_dict({"search": bounds, "sample": {**bounds, "parameters": 0.2}})
@@ -177,7 +196,7 @@ def test_locked_dict_refuses_new_keys():
         ("search", "ell2", "5", "'search.ell2' must be a number. Received: '5'"),
         ("search", "epochs", 1.5, "'search.epochs' must be a whole number. Received: 1.5"),
         ("search", "epochs", True, "must be a whole number"),
-        ("search", "epochs", 0, "at least 1"),
+        ("search", "epochs", -1, "at least 1"),
         ("search", "temperature", 0.0, "greater than 0"),
         ("search", "initial_drop", 1.0, "strictly in"),
         ("search", "momentum", 1.0, "in \\[0, 1\\)"),
@@ -204,7 +223,7 @@ def test_locked_dict_refuses_new_keys():
         ("search", "latency_device", "abacus", "'search.latency_device' must be one of 'tensorflow', 'litert'"),
         ("sample", "channel_multiple", 0, "at least 1"),
         ("tune", "ell2", (1.0,), "'tune.ell2' must be left out: it belongs to the published search"),
-        ("retrain", "epochs", -1, "at least 0"),
+        ("retrain", "epochs", -2, "at least 0"),
         ("evaluate", "min_accuracy", 1.5, "a share in \\[0, 1\\]. Received: 1.5"),
         ("evaluate", "max_accuracy_loss", -1.5, "a share in \\[-1, 1\\]"),
         ("evaluate", "max_parameters", -0.1, "a share in \\[0, 1\\]"),
@@ -214,7 +233,8 @@ def test_locked_dict_refuses_new_keys():
         ("data", "random_resized_crop", True, "'data.image_size' must be set with data.random_resized_crop"),
         ("data", "source", "my_data.load", "'data.source' must be 'package.module:function'. Received: 'my_data.load'"),
         ("data", "name", "", "'data.name' must be set, or else data.folder or data.source"),
-        ("supernet", "source", "my_model", "'supernet.source' must be 'package.module:function'"),
+        ("supernet", "source", "my_model", "must be 'package.module:function', or a .keras file. Received"),
+        ("supernet", "weights", "checkpoint.h5", "'supernet.weights' must be a .weights.h5 or .keras file. Received"),
         ("export", "name", "a/b", "without '/'"),
         ("export", "formats", ("litert", "tflite"), "one of 'litert', .*. Received: 'tflite'"),
         ("export", "formats", ("onnx,onnx",), "must be different formats"),
@@ -235,6 +255,16 @@ def test_bad_values_are_named(section, key, value, message):
             "supernet",
             {"name": "enas", "stem_width": 16},
             "stem_width' must be left at 0: 'enas' does not",
+        ),
+        (
+            "supernet",
+            {"source": "a.keras", "weights": "b.keras"},
+            "'supernet.weights' must be left out: a.keras has its",
+        ),
+        (
+            "supernet",
+            {"source": "a.keras", "width": 8},
+            "takes none of the built-in supernets' numbers: add --config.su",
         ),
         ("supernet", {"name": "resnet50", "width": 6}, "'supernet.width' must be divisible by 4"),
         (

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.data import pipeline
-from tfnas.training import networks
+from tfnas.training import building, networks
 
 DIGITS = config.Data(name="digits", train="train[:1000]", validation="train[1000:]", test="test")
 
@@ -80,7 +80,7 @@ def test_a_network_that_cannot_take_the_images_says_what_to_do(digits_folder):
     settings = config.Config(data=dataclasses.replace(DIGITS, image_size=7))
     splits = pipeline.load(settings.data, digits_folder)
     with pytest.raises(UserError, match=r"divisible by 4. Received: \(7, 7, 1\); .* set --config.data.image_size"):
-        networks.network(settings, splits)
+        building.network(settings, splits)
 
 
 def test_epochs_are_shuffled_complete_and_resume_exactly(digits_folder):

@@ -88,3 +88,24 @@ def test_frozen_layers(tmp_path, rng):
     for old, new in ((before, statistics(supernet.network)), (settled, statistics(cut))):
         moved = {name for name in old if not all(map(np.array_equal, old[name], new[name]))}
         assert moved == {"free"}
+
+
+def test_frozen_layers_of_a_trained_model_stay_as_they_were(rng):
+    """By gate, training and cut: their weights, their statistics and their flags."""
+    model = model_with_frozen_layers()
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, parameters=0.7, steps=2, num_examples=10, streams=True)
+    supernet.compile(keras.optimizers.SGD(0.1), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    supernet.fit(rng.normal(size=(8, 6, 6, 3)), rng.integers(0, 2, 8), batch_size=4, verbose=0)
+    small = tfnas.subnet(supernet, supernet.posterior().mode())
+    whole = tfnas.subnet(supernet, supernet.architecture())
+    frozen = ["conv", "bn_flag", "nested_conv", "nested_bn", "ln"]
+    for network in (small, whole):
+        assert [layer.name for layer in network.layers if layer.weights and not layer.trainable] == frozen
+    nested = dict(zip(("nested_conv", "nested_bn"), model.get_layer("nested").layers, strict=True))
+    for name in frozen:
+        before = (nested[name] if name in nested else model.get_layer(name)).get_weights()
+        for old, new in zip(before, whole.get_layer(name).get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+    moved = whole.get_layer("stem").get_weights()[0] - model.get_layer("stem").get_weights()[0]
+    assert np.abs(moved).max() > 1e-4

@@ -149,6 +149,23 @@ def test_each_stage_has_what_it_ran_with(tmp_path, monkeypatch):
     assert search.outputs[stage_table.POSTERIOR] == hashlib.sha256(b"of search").hexdigest()
 
 
+def test_other_trained_weights_are_another_search(tmp_path, capsys):
+    file = tmp_path / "a.weights.h5"
+    settings = config.Config(supernet=config.Supernet(weights=str(file)))
+    file.write_text("one")
+    work = finished(tmp_path / "run", "search", settings)
+    key = work.key("search", settings)
+    finished(tmp_path / "run", "sample", settings)
+    file.unlink()  # the run may have moved to another machine
+    assert work.is_current("search", settings) and work.key("search", settings) == key
+    file.write_text("other")
+    assert not work.is_current("search", settings) and work.key("search", settings) != key
+    with pytest.raises(UserError, match="sample needs search's results, and .* has those of another supernet.weights"):
+        finished(tmp_path / "run", "sample", settings)
+    capsys.readouterr()
+    assert finished(tmp_path / "run", "search", settings, capsys)
+
+
 # What a user changes, and the stages that no longer fit then, in the order in which they are to be run again.
 CHANGES = [
     (dict(sample=dict(rank_by="accuracy")), "sample.rank_by='loss', while this config has 'accuracy'", ["sample"]),

@@ -26,7 +26,7 @@ def network(skip=False):
 
 
 def made(skip=False, **settings):
-    settings = Search(**{**STOP, **settings}).resolved(Retrain())
+    settings = Search(**{**STOP, **settings}).resolved(Retrain(), trained=False)
     supernet = tfnas.gate(network(skip), ell2=10, num_examples=100, initial_drop=settings.initial_drop)
     return supernet, Guard(settings, supernet, seed=0)
 
@@ -140,7 +140,7 @@ def test_a_gate_that_moved_is_not_frozen(start, now, capsys):
 
 
 def test_with_bounds_nothing_collapses_and_gates_that_do_not_move_are_told(capsys):
-    settings = Search(epochs=12, warmup_epochs=0).resolved(Retrain())
+    settings = Search(epochs=12, warmup_epochs=0).resolved(Retrain(), trained=False)
     supernet = tfnas.gate(network(), **settings.bounds, steps=10, num_examples=100)
     guard = Guard(settings, supernet, seed=0)
     guard.begin()

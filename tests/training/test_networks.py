@@ -19,7 +19,7 @@ from tfnas.cutting import subnets
 from tfnas.data import pipeline
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.workdir import Workdir
-from tfnas.training import loop, networks, schedules
+from tfnas.training import building, loop, networks, schedules
 
 EPOCHS, STEPS = tiny.EPOCHS, tiny.STEPS
 
@@ -211,7 +211,7 @@ def test_the_restarts_fill_630_epochs():
 )
 def test_only_what_is_given_goes_to_the_builder(supernet, expected):
     splits = types.SimpleNamespace(num_classes=3, image_shape=(8, 8, 1))
-    arguments = networks.network_arguments(config.Config(supernet=supernet), splits)
+    arguments = building.network_arguments(config.Config(supernet=supernet), splits)
     assert arguments == {**expected, "num_classes": 3, "input_shape": (8, 8, 1)}
 
 
@@ -219,20 +219,20 @@ def test_network_that_cannot_take_the_images_is_refused():
     splits = types.SimpleNamespace(num_classes=3, image_shape=(8, 8, 1))
     made = config.Config(supernet=config.Supernet(name="densenet121"))
     with pytest.raises(UserError, match="densenet121: input_shape .* set --config.data.image_size"):
-        networks.network(made, splits)
+        building.network(made, splits)
 
 
 @pytest.fixture
 def own(monkeypatch):
-    """Makes a function the source of the supernet; returns what `training.network` builds with it."""
+    """Makes a function the source of the supernet; returns what `building.network` builds with it."""
     splits = pipeline.Splits(*[tf.data.Dataset.range(1)] * 3, {}, (8, 8, 3), ("a", "b", "c", "d"))
 
-    def build(function):
+    def build(function, source="made_for_a_test:build", weights=""):
         module = types.ModuleType("made_for_a_test")
         module.build = function
         monkeypatch.setitem(sys.modules, "made_for_a_test", module)
-        settings = config.Config(supernet=config.Supernet(source="made_for_a_test:build")).check()
-        return networks.network(settings, splits), networks.network_arguments(settings, splits)
+        settings = config.Config(supernet=config.Supernet(source=source, weights=weights)).check()
+        return building.network(settings, splits), building.network_arguments(settings, splits)
 
     return build
 
@@ -255,6 +255,50 @@ def test_a_model_of_ones_own_is_built_described_and_rebuilt(own, rng):
     np.testing.assert_allclose(rebuilt(x), model(x), rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="architecture: no module 'gone'"):
         subnets.rebuild(text.replace("made_for_a_test:build", "gone:build"), source="gone:build")
+
+
+@pytest.fixture
+def files(tmp_path, rng):
+    """A model and the files with its weights, by how their names end."""
+    model = small((8, 8, 3), 4)
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    paths = {end: tmp_path / f"model{end}" for end in (".keras", ".weights.h5")}
+    model.save(paths[".keras"])
+    model.save_weights(paths[".weights.h5"])
+    return model, {end: str(path) for end, path in paths.items()}
+
+
+def test_weights_and_models_of_files(own, files, rng, tmp_path):
+    trained, paths = files
+    x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
+    for settings in (
+        {"source": paths[".keras"]},
+        *({"source": "made_for_a_test:build", "weights": path} for path in paths.values()),
+    ):
+        model, arguments = own(small, **settings)
+        np.testing.assert_array_equal(model(x), trained(x))
+    supernet = tfnas.gate(model, ell2=1, num_examples=10)
+    text = subnets.describe(supernet.architecture(), supernet.graph, paths[".keras"], **arguments)
+    np.testing.assert_allclose(subnets.rebuild(text, source=paths[".keras"])(x), trained(x), rtol=1e-5, atol=1e-6)
+
+    def deeper(input_shape, num_classes):
+        return keras.Sequential([keras.Input(input_shape), small(input_shape, 3), keras.layers.Dense(num_classes)])
+
+    def wider(input_shape, num_classes):
+        return keras.Sequential(
+            [keras.Input(input_shape), keras.layers.Conv2D(5, 3), keras.layers.Flatten(), keras.layers.Dense(4)]
+        )
+
+    for build in (deeper, wider):
+        for path in paths.values():
+            with pytest.raises(UserError, match=r"supernet.weights: .*model\..* has no weights of 'made_for_a_test"):
+                own(build, weights=path)
+    (tmp_path / "cut.keras").write_bytes(b"PK")
+    for name, words in (("none.weights.h5", "No such file"), ("none.keras", "No such file"), ("cut.keras", "BadZip")):
+        with pytest.raises(UserError, match=rf"supernet.weights: .*{name} has no weights of .*{words}"):
+            own(small, weights=str(tmp_path / name))
+    with pytest.raises(UserError, match=r"none.keras: cannot be loaded as a Keras model"):
+        own(small, source=str(tmp_path / "none.keras"))
 
 
 def test_a_sequential_model_will_do(own):
@@ -316,7 +360,7 @@ def test_a_training_of_few_steps_ends_with_statistics_taken_anew(tmp_path, capsy
     ).check()
     splits, work = pipeline.load(settings.data, tmp_path), Workdir(tmp_path / "run")
     networks.set_seed(0)
-    model = networks.network(settings, splits)
+    model = building.network(settings, splits)
     networks.fit_plain(settings, splits, work, model, 2, schedules.Cosine(1e-9, 2).schedule, "baseline")
     images = networks.calibration_images(settings, splits, 60)
     expected = np.asarray(model.get_layer("stem_conv")(images)).mean((0, 1, 2))

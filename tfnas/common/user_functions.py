@@ -22,10 +22,10 @@ def add_import_folder(folder: str | os.PathLike[str]) -> None:
         sys.path.append(path)
 
 
-def check_name(key: str, text: str) -> None:
-    """Raises UserError unless `text` looks like 'package.module:function'."""
+def check_name(key: str, text: str, others: str = "") -> None:
+    """Raises UserError unless `text` looks like 'package.module:function'; it says what `others` may be given."""
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", text):
-        raise UserError(f"config: '{key}' must be 'package.module:function'. Received: {brief(text)}")
+        raise UserError(f"config: '{key}' must be 'package.module:function'{others}. Received: {brief(text)}")
 
 
 def resolve(key: str, text: str) -> Callable[..., Any]:

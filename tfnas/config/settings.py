@@ -51,10 +51,13 @@ class Config:
     seed: int = 0
 
     def check(self) -> Config:
-        """This config with its mode's values. Raises UserError for a value out of range, or two that do not fit."""
-        rate = self.retrain.learning_rate or self.search.learning_rate
-        retrain = dataclasses.replace(self.retrain, learning_rate=rate)
-        config = dataclasses.replace(self, search=self.search.resolved(self.retrain), retrain=retrain)
+        """This config with the values for what is left out. Raises UserError for a value out of range, or two that do
+        not fit."""
+        trained = self.supernet.trained
+        retrain = self.retrain.resolved(trained)
+        search = self.search.resolved(retrain, trained)
+        retrain = dataclasses.replace(retrain, learning_rate=retrain.learning_rate or search.learning_rate)
+        config = dataclasses.replace(self, search=search, retrain=retrain)
         config._check()
         return config
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from tfnas.common.errors import UserError, brief
 from tfnas.common.schema import integer, list_of, mapping_of, number, read, text_of
 from tfnas.config import BUILDERS
 from tfnas.cutting import refit as refitting
+from tfnas.gating import saving
 from tfnas.gating.placement import copy_weights
 from tfnas.gating.supernet import Supernet, check_supernet
 from tfnas.graph.channels import Flow, Graph
@@ -103,7 +105,7 @@ def describe(architecture: Architecture, graph: Graph, builder: str, **arguments
     Args:
         architecture: which channels are kept.
         graph: of the supernet.
-        builder: name of a function in `tfnas.supernets`, or 'package.module:function'.
+        builder: as of `builder`.
         arguments: of that function.
     """
     further: dict[str, Any] = {"supernet": {"builder": builder, "arguments": arguments}}
@@ -120,12 +122,13 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
     are not weights and are missing here; the `.keras` file of the network that was cut has both.
 
     The text is data, and names no code that is run: its supernet is one of `tfnas.supernets`. A function of the
-    user's own is imported and called only if the caller names it too.
+    user's own is called, or a file loaded, only if the caller names it too.
 
     Args:
         text: the JSON.
         name: of the model returned.
-        source: the user's own 'package.module:function' that the text may name, as `supernet.source` in the settings.
+        source: the user's own 'package.module:function' or `.keras` file that the text may name, as `supernet.source`
+            in the settings.
 
     Raises:
         UserError: if the text is not such JSON, or names a supernet that is neither one of `tfnas.supernets` nor
@@ -146,16 +149,21 @@ def rebuild(text: str, name: str = "subnet", source: str = "") -> keras.Model:
 
 
 def builder(name: str, key: str) -> Callable[..., keras.Model]:
-    """The function that builds a supernet: one of `tfnas.supernets`, or the user's 'package.module:function'.
+    """The function that builds a supernet: one of `tfnas.supernets`, the user's own, or one that loads a file.
 
     Args:
-        name: of one that `config.BUILDERS` has, or of a user's function, whose module is then imported.
+        name: of one that `config.BUILDERS` has; or of a user's 'package.module:function', whose module is then
+            imported; or of a `.keras` file, which is loaded when the function is called, whatever its arguments.
         key: the setting that names it.
 
     Raises:
         UserError: naming the setting `key`, if a user's function cannot be imported.
     """
-    return getattr(supernets, name) if name in BUILDERS else user_functions.resolve(key, name)
+    if name in BUILDERS:
+        return getattr(supernets, name)
+    if name.endswith(".keras"):
+        return lambda **arguments: saving.load_model(pathlib.Path(name), keras.Model)
+    return user_functions.resolve(key, name)
 
 
 # Keras traverses a graph with one recursive call per layer, and Python's limit is 1,000; the loader needs the rest.

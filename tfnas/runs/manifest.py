@@ -23,7 +23,8 @@ class Finished:
 
     Attributes:
         settings: that it depends on, as it ran with them, by section.
-        inputs: files of earlier stages that it read, with the digests that their writers had recorded.
+        inputs: files of earlier stages that it read, with the digests that their writers had recorded; and by setting,
+            digests of the user's own.
         outputs: files that it wrote, each with its digest.
         versions: of Python, this project and the packages that it ran with.
         seconds: that it took.

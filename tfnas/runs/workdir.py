@@ -226,7 +226,10 @@ class Workdir:
         """`settings` and `inputs` that `stage` has with this config, as `Finished` has them when it ends."""
         return {
             "settings": stage_table.settings(config, STAGES[stage].settings),
-            "inputs": _recorded(self.manifest().stages, self._read_by(stage, config)),
+            "inputs": {
+                **_recorded(self.manifest().stages, self._read_by(stage, config)),
+                **self._given(stage, config),
+            },
         }
 
     def key(self, stage: str, config: tfnas.config.Config) -> str:
@@ -310,6 +313,19 @@ class Workdir:
     def _read_by(self, stage: str, config: tfnas.config.Config) -> list[str]:
         spec = STAGES[stage]
         return [*spec.inputs, *(name for name in spec.optional if self.has(name, config))]
+
+    def _given(self, stage: str, config: tfnas.config.Config) -> dict[str, str]:
+        """Digests of the user's own files that a stage depends on, by setting.
+
+        A file that is no longer there counts as unchanged, so that what was made from it may be used elsewhere.
+        """
+        if "supernet" not in STAGES[stage].settings:
+            return {}
+        before = self.manifest().stages.get(stage)
+        found = before.inputs if before else {}
+        files = {key: pathlib.Path(file) for key, file in config.supernet.files.items()}
+        digest = {key: digests.of_file(file) if file.exists() else found.get(key) for key, file in files.items()}
+        return {key: value for key, value in digest.items() if value}
 
     def _stale(self, names: Iterable[str], config: tfnas.config.Config) -> tuple[str, str] | None:
         """The first of some stages that did not run with these settings and inputs, and what there is; or None."""

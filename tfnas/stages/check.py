@@ -20,7 +20,7 @@ from tfnas.graph.costs import cost
 from tfnas.ranking.engine import Engine
 from tfnas.runs import workdir
 from tfnas.search_space.unit_posterior import UnitPosterior
-from tfnas.training import distribution, loop, networks, preflight, schedules
+from tfnas.training import building, distribution, loop, networks, preflight, schedules
 
 _CANDIDATES = 4  # that are timed, after one that is not
 _KEPT = 0.95  # share of the gated weights that they keep after a search with ell2, which may keep as much
@@ -54,7 +54,7 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     splits = networks.load_data(config, work)
     _print("data", f"{config.data.title}: {splits.summary()}")
     search, retrain = config.search, config.retrain
-    plain = networks.network(config, splits)
+    plain = building.network(config, splits)
     supernet = networks.gated(config, splits, plain, work)
     parameters = cost(supernet.graph).parameters
     _print("supernet", f"{parameters:,} parameters, {networks.gates_in_words(supernet)}")

@@ -66,9 +66,9 @@ def join(texts: Iterable[str]) -> config_lib.Config:
 
 
 def version(config: config_lib.Config) -> str:
-    """Returns the version of all code that a result depends on: tfnas, its files, and the user's own functions.
+    """Returns the version of all that a result depends on: tfnas, its files, and the user's functions and weights.
 
-    A pipeline's engine keys what it caches by arguments, and does not see the code behind them.
+    A pipeline's engine keys what it caches by arguments, and does not see what is behind them.
     """
     sha = hashlib.sha256()
     package = pathlib.Path(__file__).parents[1]
@@ -78,6 +78,7 @@ def version(config: config_lib.Config) -> str:
             spec = importlib.util.find_spec(source.partition(":")[0]) if source else None
             if spec and spec.origin:
                 files.append(pathlib.Path(spec.origin))
+    files += [path for file in config.supernet.files.values() if (path := pathlib.Path(file)).is_file()]
     for file in files:
         sha.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return f"{provenance.versions()['tfnas']}+{sha.hexdigest()[:12]}"

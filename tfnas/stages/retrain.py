@@ -31,7 +31,7 @@ from tfnas.runs.measured import Results, Row, Size
 from tfnas.runs.sampled import RANDOM, Kind, Paired, Ranked
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.unit_posterior import UnitPosterior
-from tfnas.training import distribution, networks, schedules, trained_baselines
+from tfnas.training import building, distribution, networks, schedules, trained_baselines
 from tfnas.training.trained_baselines import Arm, Means
 
 _TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
@@ -72,7 +72,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         found.append(after)
     others = []
     if settings.baseline:
-        full = networks.network(config, splits)
+        full = building.network(config, splits)
         networks.fit_as_search(config, splits, work, full, "baseline")
         if settings.epochs:
             networks.fit_plain(config, splits, work, full, settings.epochs, rates, "baseline, retrained")
@@ -109,8 +109,8 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     validation = {arm.name: _accuracy(arm.model, splits.validation, config) for arm in found}
     # On a tie the later, retrained one.
     chosen = max(reversed(found), key=lambda arm: validation[arm.name])
-    arguments = networks.network_arguments(config, splits)
-    text = describe(architecture, supernet.graph, networks.builder_name(config), **arguments)
+    arguments = building.network_arguments(config, splits)
+    text = describe(architecture, supernet.graph, building.builder_name(config), **arguments)
     work.write(stage_table.CUT_ARCHITECTURE, lambda file: file.write_text(text))
     work.write(stage_table.SUBNET, _without_optimizer(chosen.model).save)
     compared = (*others, *found)

@@ -17,7 +17,7 @@ from tfnas.graph.costs import cost
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.sampled import Epoch
 from tfnas.search_space.unit_posterior import UnitPosterior
-from tfnas.training import distribution, networks
+from tfnas.training import building, distribution, networks
 from tfnas.training.collapse_guard import Guard
 
 _MISSED = 1.05  # times the bound: an expected cost above that is worth a warning
@@ -40,7 +40,7 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         print(f"devices   {distribution.describe(tf.distribute.get_strategy())}")
     networks.set_seed(config.seed)
     # What is refused is refused now, not after the warm-up.
-    _check_reach(config, networks.gated(config, splits, networks.network(config, splits), work))
+    _check_reach(config, networks.gated(config, splits, building.network(config, splits), work))
     supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work), work)
     _print_size(supernet, config)
     guard = Guard(config.search, supernet, config.seed)
@@ -90,9 +90,11 @@ def _check_reach(config: Config, supernet: Supernet) -> None:
 
 def _print_size(supernet: Supernet, config: Config) -> None:
     full = cost(supernet.graph)
-    given = ", ".join(f"{name}={value}" for name, value in config.supernet.arguments().items())
+    settings = config.supernet
+    given = ", ".join(f"{name}={value}" for name, value in settings.arguments().items())
+    weights = f" with the weights of {settings.weights}" if settings.weights else ""
     print(
-        f"supernet {config.supernet.source or f'{config.supernet.name}({given})'}: "
+        f"supernet {settings.source or f'{settings.name}({given})'}{weights}: "
         f"{full.parameters:,} parameters, {networks.gates_in_words(supernet)}, "
         f"{full.multiply_adds / 1e6:.2f} M multiply-adds"
     )

@@ -6,6 +6,7 @@ loop.py               the training loop, which can be resumed at any step
 preflight.py          checks before a training: memory, disk space, data, time of a step
 best_cut.py           the best of a cut as it is, with its own statistics, and refitted
 schedules.py          learning rates and optimizers as a config has them
+building.py           the plain supernet of a config, with new or trained weights
 networks.py           shared by search and retrain: networks, warm-up, batches
 trained_baselines.py  networks of the same size, trained equally long, chosen without a posterior
 """

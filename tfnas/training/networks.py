@@ -12,9 +12,6 @@ import keras
 import tensorflow as tf
 
 from tfnas import config as config_lib
-from tfnas.common import user_functions
-from tfnas.common.errors import UserError
-from tfnas.cutting import subnets
 from tfnas.data import pipeline
 from tfnas.gating import optimizers
 from tfnas.gating.placement import gate
@@ -24,7 +21,7 @@ from tfnas.ranking.recalibration import Recalibration, initial_share, recompute_
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir
-from tfnas.training import distribution, loop, preflight, schedules
+from tfnas.training import building, distribution, loop, preflight, schedules
 
 _STALE = 0.01  # share of the initial value in moving statistics from which they are recomputed
 
@@ -47,68 +44,6 @@ def load_data(config: config_lib.Config, work: Workdir) -> pipeline.Splits:
     return splits
 
 
-def builder_name(config: config_lib.Config) -> str:
-    """Returns the name by which `subnets.builder` finds the supernet: a user's function, or one in
-    `tfnas.supernets`."""
-    return config.supernet.source or config.supernet.name
-
-
-def network_arguments(config: config_lib.Config, splits: pipeline.Splits) -> dict[str, Any]:
-    """Returns the arguments of the function that `builder_name` names, for these images and labels."""
-    return {**config.supernet.arguments(), "num_classes": splits.num_classes, "input_shape": splits.image_shape}
-
-
-def network(config: config_lib.Config, splits: pipeline.Splits) -> keras.Model:
-    """Builds the plain, ungated supernet of `config`.
-
-    Raises:
-        UserError: if it cannot take these images, or a user's function does not return a suitable network.
-    """
-    build = subnets.builder(builder_name(config), "supernet.source")
-    arguments = network_arguments(config, splits)
-    if source := config.supernet.source:
-        model = user_functions.call("supernet.source", source, build, **arguments)
-        _check_network(model, source, splits)
-        return model
-    try:
-        return build(**arguments)
-    except ValueError as error:
-        raise UserError(
-            f"{error}; for '{config.data.title}' set --config.data.image_size to resize its images"
-        ) from None
-
-
-def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
-    if not isinstance(model, keras.Model):
-        raise UserError(f"supernet.source: '{source}' must return a keras.Model. Received: {type(model).__name__}")
-    if not model.built or not getattr(model, "inputs", None):
-        raise UserError(
-            f"supernet.source: '{source}' must return a functional or Sequential model with an Input. "
-            f"Received: {type(model).__name__}"
-        )
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise UserError(
-            f"supernet.source: the model of '{source}' must have one input and one output. "
-            f"Received: {len(model.inputs)} and {len(model.outputs)}"
-        )
-    takes, returns = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
-    expected = (None, *splits.image_shape)
-    if len(takes) != 4 or any(a not in (None, b) for a, b in zip(takes, expected, strict=True)):
-        raise UserError(
-            f"supernet.source: the model of '{source}' must take images {expected}. Received: input {takes}"
-        )
-    if returns != (None, splits.num_classes):
-        raise UserError(
-            f"supernet.source: the model of '{source}' must return logits {(None, splits.num_classes)}, one per "
-            f"class. Received: output {returns}"
-        )
-    last = model.layers[-1]
-    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
-        raise UserError(
-            f"supernet.source: the model of '{source}' must return logits. Received: a softmax in '{last.name}'"
-        )
-
-
 def gated(
     config: config_lib.Config,
     splits: pipeline.Splits,
@@ -121,7 +56,7 @@ def gated(
     Args:
         config: settings of the gates, and of the bounds or the prior.
         splits: splits whose training images the prior is weighed against.
-        model: model built by `network`; its weights are copied.
+        model: model built by `building.network`; its weights are copied.
         work: working directory; layers are measured once in it, if the latency is bounded.
         initial_drop: drop probability of every gate, in (0, 1); None means `search.initial_drop`.
 
@@ -244,10 +179,10 @@ def warmed_up(config: config_lib.Config, splits: pipeline.Splits, work: Workdir)
         work: working directory of the checkpoints.
 
     Raises:
-        UserError: as `network` and `loop.train`.
+        UserError: as `building.network` and `loop.train`.
     """
     set_seed(config.seed)
-    model = network(config, splits)
+    model = building.network(config, splits)
     settings = config.search
     if settings.warmup_epochs:
         rate = schedules.search(config, splits.sizes["train"] // settings.batch_size)

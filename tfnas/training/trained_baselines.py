@@ -32,7 +32,7 @@ from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior
-from tfnas.training import networks, schedules
+from tfnas.training import building, networks, schedules
 
 _CERTAIN = 500.0  # logit at which the relaxed gate is exactly 0 or 1 in float32, whatever the noise
 
@@ -188,7 +188,7 @@ def magnitude_pruning(
     The arguments are those of `train`.
     """
     networks.set_seed(config.seed)
-    full = networks.network(config, splits)
+    full = building.network(config, splits)
     kind = Kind.MAGNITUDE_PRUNING
     networks.fit_as_search(config, splits, work, full, kind)
     supernet = networks.gated(config, splits, full, work)

@@ -26,7 +26,7 @@ from tfnas.config import Config
 from tfnas.data import sources
 from tfnas.graph import costs
 from tfnas.runs.workdir import Workdir
-from tfnas.training import distribution, networks
+from tfnas.training import building, distribution, networks
 from tfnas.tuning import overview, trials
 from tfnas.tuning.overview import shown
 from tfnas.tuning.trials import COMPLETE, FAILED, RUNNING, TOO_LARGE, Trial
@@ -54,6 +54,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> Trial:
         raise UserError("tune: no values to try: set tune.ell2 or another, for example --config.tune.ell2=20,80,320")
     if distribution.cluster().count > 1:
         raise UserError(f"tune: one process expected. Received: a TF_CONFIG of {distribution.cluster().count}")
+    config = dataclasses.replace(config, search=config.check().search)
     for name, values in tuned.items():
         for value in values:
             _with(config, {name: value}, config.search.epochs).check()  # before hours are spent on others
@@ -122,9 +123,9 @@ def _oracle(config: Config) -> keras_tuner.Oracle:
 
 
 def _with(config: Config, values: Mapping[str, Any], epochs: int) -> Config:
-    """Returns the config with these values and epochs: a short round of Hyperband is a complete, shorter search."""
-    search = config.search.resolved(config.retrain).shortened(epochs)
-    return dataclasses.replace(config, search=dataclasses.replace(search, **values))
+    """Returns a config whose search is resolved with these values and epochs: a short round of Hyperband is a complete, shorter search."""
+    search = dataclasses.replace(config.search.shortened(epochs), **values)
+    return dataclasses.replace(config, search=search)
 
 
 class _Tuning:
@@ -212,5 +213,5 @@ def _full_parameters(config: Config, work: Workdir) -> int:
     with unwrap_user_errors(), distribution.strategy(config.distribution).scope():
         networks.set_seed(config.seed)
         splits = networks.load_data(config, work)
-        supernet = networks.gated(config, splits, networks.network(config, splits), work)
+        supernet = networks.gated(config, splits, building.network(config, splits), work)
         return costs.count(supernet.graph, "parameters")

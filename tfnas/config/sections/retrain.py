@@ -11,7 +11,7 @@ from tfnas.config import fields
 class Retrain:
     """Further training of the network that was found; 0 epochs keeps the inherited weights."""
 
-    epochs: int = 24
+    epochs: int = -1  # -1: 24, or 5 from a trained supernet
     # At the start of a cosine to zero, of SGD with search's momentum; 0: search's. Not used with 'one_cosine'.
     learning_rate: float = 0.0
     batch_size: int = 128
@@ -24,6 +24,11 @@ class Retrain:
     # Also train networks that were chosen in other ways, in the same epochs: random and one-path gates, magnitude
     # pruning of the full network. Costs about three more searches, and as many retrainings.
     trained_baselines: bool = True
+
+    def resolved(self, trained: bool) -> Retrain:
+        """These settings, with the values for those that are left out; `trained`: whether the supernet is."""
+        epochs = (5 if trained else 24) if self.epochs == -1 else self.epochs
+        return dataclasses.replace(self, epochs=epochs)
 
     def check(self) -> None:
         """Raises UserError for a value out of range, in settings that are resolved."""

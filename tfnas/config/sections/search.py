@@ -26,7 +26,8 @@ class Search:
 
     With bounds, gates stand on channel units, and Lagrange multipliers bring the expected costs of the network down to
     the bounds. With `ell2`, the search is the published one: gates stand on the input channels of every layer, and the
-    length scale of the prior decides how much goes. Values that are left out follow from the mode.
+    length scale of the prior decides how much goes. Values that are left out follow from the mode, and from whether the
+    supernet is trained.
     """
 
     # Bounds on the network found: shares of the full network in (0, 1), or numbers above 1 of parameters and of
@@ -37,10 +38,11 @@ class Search:
     # What latencies are measured with, on this machine, in search, sample and retrain: 'tensorflow' or 'litert'.
     latency_device: str = "tensorflow"
     ell2: float = 0.0  # instead of bounds: squared prior length scale; larger gives a smaller network
-    epochs: int = 8  # in total
-    warmup_epochs: int = -1  # the first of them, without gates; -1: with bounds a third, with ell2 none
+    epochs: int = 0  # in total; 0: 8, or 3 from a trained supernet
+    # The first of them, without gates; -1: with bounds a third, with ell2 or from a trained supernet none.
+    warmup_epochs: int = -1
     batch_size: int = 128
-    learning_rate: float = 0.1  # of SGD, at the start of the schedule
+    learning_rate: float = 0.0  # of SGD, at the start of the schedule; 0: 0.1, or 0.03 from a trained supernet
     # 'one_cosine': to zero over search and retraining; 'cosine': over search; 'cosine_restarts'; 'steps': divided by 10
     # at each of the boundaries. Empty: with bounds one_cosine, with ell2 cosine.
     schedule: str = ""
@@ -94,21 +96,32 @@ class Search:
         """The bounds by resource, as they are set; empty with `ell2`."""
         return {resource.value: bound for resource in Resource if (bound := getattr(self, resource))}
 
-    def resolved(self, retrain: Retrain) -> Search:
-        """These settings, with the mode's values for those that are left out."""
-        unset = {"schedule": "", "warmup_epochs": -1, "weight_decay": -1.0, "initial_drop": 0.0}
-        further: dict[str, Any] = {}
+    def resolved(self, retrain: Retrain, trained: bool) -> Search:
+        """These settings, with the values for those that are left out.
+
+        Args:
+            retrain: resolved settings of retraining.
+            trained: whether the supernet is.
+        """
+        epochs = self.epochs or (3 if trained else 8)
+        defaults: dict[str, Any] = {"epochs": epochs, "learning_rate": 0.03 if trained else 0.1}
         if self.published:
-            defaults = ("cosine", 0, 0.0, PUBLISHED_INITIAL_DROP)
+            defaults |= {"schedule": "cosine", "weight_decay": 0.0, "initial_drop": PUBLISHED_INITIAL_DROP}
         else:
-            defaults = ("one_cosine", (self.epochs + 1) // 3, retrain.weight_decay, INITIAL_DROP)
-            further = {} if self.bounds else {"parameters": 0.5, "multiply_adds": 0.5}
-        chosen: dict[str, Any] = dict(zip(unset, defaults, strict=True))
-        chosen = {name: value for name, value in chosen.items() if getattr(self, name) == unset[name]}
+            defaults |= {
+                "schedule": "one_cosine",
+                "weight_decay": retrain.weight_decay,
+                "initial_drop": INITIAL_DROP,
+            }
+        defaults["warmup_epochs"] = 0 if self.published or trained else (epochs + 1) // 3
+        unset = type(self)()
+        chosen = {name: value for name, value in defaults.items() if getattr(self, name) == getattr(unset, name)}
+        if not (self.published or self.bounds):
+            chosen |= {"parameters": 0.5, "multiply_adds": 0.5}
         if chosen.get("schedule", self.schedule) == "one_cosine" and not self.cosine_epochs:
             # Set here because the search depends on it: with another number it is another search.
-            further["cosine_epochs"] = self.epochs + max(0, retrain.epochs)
-        return dataclasses.replace(self, **chosen, **further)
+            chosen["cosine_epochs"] = epochs + max(0, retrain.epochs)
+        return dataclasses.replace(self, **chosen)
 
     def shortened(self, epochs: int) -> Search:
         """The same search in another number of epochs: whatever is counted in epochs is scaled.

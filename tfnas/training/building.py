@@ -1,0 +1,113 @@
+"""The plain supernet of a config: built by a function or read from a file, with new or trained weights."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import zipfile
+from typing import Any
+
+import h5py
+import keras
+
+from tfnas import config as config_lib
+from tfnas.common import user_functions
+from tfnas.common.errors import UserError
+from tfnas.cutting import subnets
+from tfnas.data import pipeline
+
+_LONGEST = 300  # characters of Keras's message on weights that do not fit
+
+
+def builder_name(config: config_lib.Config) -> str:
+    """Returns the name by which `subnets.builder` finds the supernet: a user's function or file, or one in
+    `tfnas.supernets`."""
+    return config.supernet.source or config.supernet.name
+
+
+def network_arguments(config: config_lib.Config, splits: pipeline.Splits) -> dict[str, Any]:
+    """Returns the arguments of the function that `builder_name` names, for these images and labels."""
+    return {**config.supernet.arguments(), "num_classes": splits.num_classes, "input_shape": splits.image_shape}
+
+
+def network(config: config_lib.Config, splits: pipeline.Splits) -> keras.Model:
+    """Builds the plain, ungated supernet of `config`, with the trained weights that it names, if any.
+
+    Raises:
+        UserError: if it cannot take these images, a user's function or file does not give a suitable network, or the
+            weights are those of another one.
+    """
+    model = _built(config, splits)
+    if config.supernet.weights:
+        _load_weights(model, pathlib.Path(config.supernet.weights), builder_name(config))
+    return model
+
+
+def _built(config: config_lib.Config, splits: pipeline.Splits) -> keras.Model:
+    build = subnets.builder(builder_name(config), "supernet.source")
+    arguments = network_arguments(config, splits)
+    if source := config.supernet.source:
+        model = user_functions.call("supernet.source", source, build, **arguments)
+        _check_network(model, source, splits)
+        return model
+    try:
+        return build(**arguments)
+    except ValueError as error:
+        raise UserError(
+            f"{error}; for '{config.data.title}' set --config.data.image_size to resize its images"
+        ) from None
+
+
+def _load_weights(model: keras.Model, file: pathlib.Path, name: str) -> None:
+    """Gives `model`, built by `name`, the weights in a `.weights.h5` or `.keras` file. Raises UserError."""
+    try:
+        if file.suffix == ".keras":
+            with zipfile.ZipFile(file) as archive:
+                stored = _num_variables(io.BytesIO(archive.read("model.weights.h5")))
+        else:
+            stored = _num_variables(file)
+        if stored != len(model.variables):  # Keras ignores layers that are only in the file
+            raise ValueError(f"{len(model.variables)} variables expected. Received: {stored}")
+        model.load_weights(file)
+    except Exception as error:  # whatever zipfile, h5py and Keras raise for a file that is missing or of another model
+        reason = user_functions.describe(error)[:_LONGEST]
+        raise UserError(f"supernet.weights: {file} has no weights of '{name}' ({reason})") from None
+
+
+def _num_variables(file: Any) -> int:
+    """Number of variables of the layers in an HDF5 file of weights."""
+    found: list[str] = []
+    with h5py.File(file) as stored:
+        stored["layers"].visititems(lambda path, item: found.append(path) if isinstance(item, h5py.Dataset) else None)
+    return len(found)
+
+
+def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
+    if not isinstance(model, keras.Model):
+        raise UserError(f"supernet.source: '{source}' must return a keras.Model. Received: {type(model).__name__}")
+    if not model.built or not getattr(model, "inputs", None):
+        raise UserError(
+            f"supernet.source: '{source}' must return a functional or Sequential model with an Input. "
+            f"Received: {type(model).__name__}"
+        )
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise UserError(
+            f"supernet.source: the model of '{source}' must have one input and one output. "
+            f"Received: {len(model.inputs)} and {len(model.outputs)}"
+        )
+    takes, returns = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
+    expected = (None, *splits.image_shape)
+    if len(takes) != 4 or any(a not in (None, b) for a, b in zip(takes, expected, strict=True)):
+        raise UserError(
+            f"supernet.source: the model of '{source}' must take images {expected}. Received: input {takes}"
+        )
+    if returns != (None, splits.num_classes):
+        raise UserError(
+            f"supernet.source: the model of '{source}' must return logits {(None, splits.num_classes)}, one per "
+            f"class. Received: output {returns}"
+        )
+    last = model.layers[-1]
+    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
+        raise UserError(
+            f"supernet.source: the model of '{source}' must return logits. Received: a softmax in '{last.name}'"
+        )

@@ -123,7 +123,10 @@ def _oracle(config: Config) -> keras_tuner.Oracle:
 
 
 def _with(config: Config, values: Mapping[str, Any], epochs: int) -> Config:
-    """Returns a config whose search is resolved with these values and epochs: a short round of Hyperband is a complete, shorter search."""
+    """Returns a config, whose search is resolved, with these values and epochs.
+
+    A short round of Hyperband is a complete, shorter search.
+    """
     search = dataclasses.replace(config.search.shortened(epochs), **values)
     return dataclasses.replace(config, search=search)
 

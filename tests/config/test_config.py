@@ -224,6 +224,8 @@ def test_locked_dict_refuses_new_keys():
         ("sample", "channel_multiple", 0, "at least 1"),
         ("tune", "ell2", (1.0,), "'tune.ell2' must be left out: it belongs to the published search"),
         ("retrain", "epochs", -2, "at least 0"),
+        ("retrain", "distill", 1.5, "'retrain.distill' must be a weight in"),
+        ("retrain", "distill_temperature", 0.0, "greater than 0"),
         ("evaluate", "min_accuracy", 1.5, "a share in \\[0, 1\\]. Received: 1.5"),
         ("evaluate", "max_accuracy_loss", -1.5, "a share in \\[-1, 1\\]"),
         ("evaluate", "max_parameters", -0.1, "a share in \\[0, 1\\]"),
@@ -265,6 +267,11 @@ def test_bad_values_are_named(section, key, value, message):
             "supernet",
             {"source": "a.keras", "width": 8},
             "takes none of the built-in supernets' numbers: add --config.su",
+        ),
+        (
+            "retrain",
+            {"distill": 0.5, "baseline": False},
+            "'retrain.distill' must be left at 0 without a teacher, which",
         ),
         ("supernet", {"name": "resnet50", "width": 6}, "'supernet.width' must be divisible by 4"),
         (

@@ -46,6 +46,7 @@ from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.workdir import Workdir
 from tfnas.gating.optimizers import LOGITS
 from tfnas.training import distribution, loop, networks
+from tfnas.training.distillation import Teacher
 
 rng = np.random.default_rng(0)
 images = rng.normal(size=(48, 8, 8, 1)).astype("float32")
@@ -66,7 +67,9 @@ with strategy.scope():
     for name in ("stem", "one", "two"):
         x = keras.layers.Conv2D(6, 3, activation="relu", name=name)(x)
     end = keras.layers.Dense(3, name="end")(keras.layers.GlobalAveragePooling2D(name="mean")(x))
+    teacher = None
     if mode == "bounds":
+        teacher = Teacher(keras.models.clone_model(keras.Model(image, end)), 0.5, 2.0)
         bounds = {"parameters": 0.5, "multiply_adds": 0.6}
         supernet = tfnas.gate(keras.Model(image, end), steps=6, num_examples=100, noise="example", **bounds)
         optimizer = tfnas.GatedOptimizer(keras.optimizers.SGD(0.1, 0.9, nesterov=True, weight_decay=0.01))
@@ -82,7 +85,7 @@ with strategy.scope():
     noise = [part.numpy() for part in strategy.experimental_local_results(noise)]
     checkpoints = Checkpoints(Workdir(out), "checkpoints", "key")
     with networks.precision(supernet, precision):
-        history = loop.train(loop.Step(supernet), supernet, batches, 12, 2, 4, checkpoints, "search")
+        history = loop.train(loop.Step(supernet, teacher=teacher), supernet, batches, 12, 2, 4, checkpoints, "search")
 np.savez(
     out + "/end.npz",
     noise=np.concatenate(noise),

@@ -12,7 +12,7 @@ import tfnas
 from tfnas.common.errors import UserError
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.workdir import Workdir
-from tfnas.training import loop, networks
+from tfnas.training import distillation, loop, networks
 
 
 def network():
@@ -60,6 +60,68 @@ def test_steps_are_those_of_keras_fit():
     keras_own.fit(batches(), shuffle=False, verbose=0)
     for one, other in zip(weights(ours), weights(keras_own), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def kullback_leibler(teacher, student, temperature):
+    """Mean over the examples, by hand."""
+
+    def softmax(x):
+        e = np.exp(x / temperature - (x / temperature).max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    p, q = softmax(np.float64(teacher)), softmax(np.float64(student))
+    return (p * np.log(p / q)).sum(-1).mean()
+
+
+def repeated(first_step, share):
+    return batches().repeat(2).skip(first_step)
+
+
+def taught(tmp_path, epochs=1, **options):
+    """Trains a network with a teacher; returns both, the record of every epoch, and what the teacher was before."""
+    networks.set_seed(3)
+    teacher, student = network(), network()
+    before = weights(teacher)
+    teaching = distillation.Teacher(teacher, weight=0.7, temperature=3.0)
+    student.compile(keras.optimizers.SGD(0.1, 0.9), networks.classification_loss(), auto_scale_loss=False)
+    checkpoints = Checkpoints(Workdir(tmp_path), "checkpoints", "key")
+    step = loop.Step(student, teacher=teaching, **options)
+    history = loop.train(step, student, repeated, 12, epochs, 3, checkpoints, "t")
+    for one, other in zip(before, weights(teacher), strict=True):
+        np.testing.assert_array_equal(one, other)
+    return teacher, student, history
+
+
+def test_a_teachers_loss_is_numpys():
+    networks.set_seed(3)
+    teacher, student = network(), network()
+    student.compile(keras.optimizers.SGD(0.1, 0.9), networks.classification_loss(), auto_scale_loss=False)
+    student.optimizer.build(student.trainable_variables)
+    images, labels = next(iter(batches()))
+    logits, outputs = np.asarray(teacher(images)), np.asarray(student(images))
+    own = student.evaluate(images, labels, verbose=0)
+    step = loop.Step(student, accumulate=2, teacher=distillation.Teacher(teacher, 0.7, 3.0))
+    found = float(step(loop.distributed(step.strategy, batches, 0), step.totals(), 0)[0])
+    assert found == pytest.approx(0.3 * own + 0.7 * 9 * kullback_leibler(logits, outputs, 3.0), rel=1e-5)
+
+
+def test_a_taught_network_comes_nearer_to_its_teacher_which_stays_and_resumes_exactly(tmp_path):
+    teacher, whole, history = taught(tmp_path / "whole", 2)
+    images = np.concatenate([x for x, _ in batches()])
+    networks.set_seed(3)
+    network(), (before := network())
+    far, near = (kullback_leibler(teacher(images), x(images), 1.0) for x in (before, whole))
+    assert near < far
+    taught(tmp_path / "cut", 1)
+    _, again, resumed = taught(tmp_path / "cut", 2)
+    assert resumed == history
+    for one, other in zip(weights(whole), weights(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with np.load(sorted((tmp_path / "whole" / "checkpoints").iterdir())[-1]) as saved:
+        held = len(saved.files) - 1
+    assert held == len([*whole.variables, *whole.optimizer.variables])  # and nothing of the teacher
+    compiled = taught(tmp_path / "xla", jit_compile=True)[2]
+    assert compiled[0]["loss"] == pytest.approx(history[0]["loss"], rel=1e-4)
 
 
 def without_noise():
@@ -148,11 +210,8 @@ def test_a_resumed_training_equals_one_that_was_not_interrupted(tmp_path, kind, 
         optimizer.exclude_from_weight_decay(var_names=["bias"])
         model.compile(optimizer, networks.classification_loss())
         checkpoints = Checkpoints(Workdir(path), "checkpoints", "key")
-        history = loop.train(loop.Step(model), model, twice, 12, epochs, 3, checkpoints, "search")
+        history = loop.train(loop.Step(model), model, repeated, 12, epochs, 3, checkpoints, "search")
         return history, [np.array(v) for v in [*model.variables, *model.optimizer.variables]]
-
-    def twice(first_step, share):
-        return batches().repeat(2).skip(first_step)
 
     history, whole = trained(tmp_path / "whole", 2)
     trained(tmp_path / "cut", 1)

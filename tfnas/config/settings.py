@@ -78,6 +78,9 @@ class Config:
         for name in others:
             given = getattr(self.tune, name)
             fields.require(not given, f"tune.{name}", given, f"left out: it belongs to {of}")
+        taught = not self.retrain.distill or self.retrain.baseline or self.supernet.trained
+        expected = "left at 0 without a teacher, which retrain.baseline or trained weights give (supernet.weights)"
+        fields.require(taught, "retrain.distill", self.retrain.distill, expected)
         compared = self.retrain.baseline or self.evaluate.max_accuracy_loss == 1
         expected = "left at 1 without retrain.baseline: there is no full network to compare with"
         fields.require(compared, "evaluate.max_accuracy_loss", self.evaluate.max_accuracy_loss, expected)

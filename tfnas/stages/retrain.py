@@ -32,6 +32,7 @@ from tfnas.runs.sampled import RANDOM, Kind, Paired, Ranked
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import building, distribution, networks, schedules, trained_baselines
+from tfnas.training.distillation import Teacher
 from tfnas.training.trained_baselines import Arm, Means
 
 _TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
@@ -62,21 +63,20 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
             recalibration.apply(architecture)
         return subnet(supernet, architecture)
 
+    others = []
+    rates = schedules.retraining(config).schedule
+    full = _full(config, splits, work) if settings.baseline else None
+    if full:
+        others.append(Arm(f"{Kind.FULL}, same total budget", Kind.FULL, full, cost(Graph(full))))
+    teacher = _teacher(config, splits, full)
     price = cost(supernet.graph, architecture)
     before = Arm(f"{Kind.FOUND}, before retraining", Kind.FOUND, cut(architecture), price)
     _check_exact(supernet, architecture, before.model, splits, config)
-    found, rates = [before], schedules.retraining(config).schedule
+    found = [before]
     if settings.epochs:
         after = Arm(f"{Kind.FOUND}, retrained", Kind.FOUND, cut(architecture), price)
-        networks.fit_plain(config, splits, work, after.model, settings.epochs, rates, "retrain")
+        networks.fit_plain(config, splits, work, after.model, settings.epochs, rates, "retrain", teacher=teacher)
         found.append(after)
-    others = []
-    if settings.baseline:
-        full = building.network(config, splits)
-        networks.fit_as_search(config, splits, work, full, "baseline")
-        if settings.epochs:
-            networks.fit_plain(config, splits, work, full, settings.epochs, rates, "baseline, retrained")
-        others.append(Arm(f"{Kind.FULL}, same total budget", Kind.FULL, full, cost(Graph(full))))
     for kind in RANDOM:
         if race := kinds[kind].race:  # else not one of them had a path to the output
             candidate = _architecture(race.architecture)
@@ -143,6 +143,25 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
         rows=tuple(sorted(rows, key=lambda row: (row.kind.place, row.fine_tuned))),
     )
     work.write_json(stage_table.RESULTS, results)
+
+
+def _full(config: Config, splits: pipeline.Splits, work: workdir.Workdir) -> keras.Model:
+    """Returns the full network, trained like search and retraining together."""
+    full = building.network(config, splits)
+    networks.fit_as_search(config, splits, work, full, "baseline")
+    if config.retrain.epochs:
+        rates = schedules.retraining(config).schedule
+        networks.fit_plain(config, splits, work, full, config.retrain.epochs, rates, "baseline, retrained")
+    return full
+
+
+def _teacher(config: Config, splits: pipeline.Splits, full: keras.Model | None) -> Teacher | None:
+    """Returns the trained supernet, or else the full network, as a teacher, if one is asked for."""
+    settings = config.retrain
+    if not (settings.distill and settings.epochs):
+        return None
+    model = building.network(config, splits) if config.supernet.trained else full
+    return Teacher(model, settings.distill, settings.distill_temperature)
 
 
 def _architecture(value: Mapping[str, Any]) -> Architecture:

@@ -2,6 +2,7 @@
 
 collapse_guard.py     stops or warns if a search drops everything, or does not move
 distribution.py       the strategy, the processes of a cluster, and stages that run in all of them
+distillation.py       the loss of a network that also learns from a teacher
 loop.py               the training loop, which can be resumed at any step
 preflight.py          checks before a training: memory, disk space, data, time of a step
 best_cut.py           the best of a cut as it is, with its own statistics, and refitted

@@ -21,6 +21,7 @@ from tfnas.data.pipeline import Share
 from tfnas.gating.supernet import Supernet
 from tfnas.runs.checkpoints import Checkpoint, Checkpoints
 from tfnas.training import distribution
+from tfnas.training.distillation import Teacher
 
 # Seconds between the times when the loop waits for the devices, to read the totals.
 _SYNC_SECONDS = 1.0
@@ -32,21 +33,24 @@ Batches = Callable[[int, Share], tf.data.Dataset]
 class Step:
     """One step of gradient descent on a global batch, under the strategy in whose scope it is created.
 
-    The loss is the mean of the compiled loss over the global batch, plus the losses that the model adds, such as the
-    ELBO's regularizers. Its gradient is summed over replicas, and over the parts into which each replica splits its
-    batch. Batch normalization uses the statistics of each part, as usual.
+    The loss is the mean of the compiled loss over the global batch, or the teacher's, plus the losses that the model
+    adds, such as the ELBO's regularizers. Its gradient is summed over replicas, and over the parts into which each
+    replica splits its batch. Batch normalization uses the statistics of each part, as usual.
 
     Args:
         model: compiled and built in the same scope, with integer labels.
         accumulate: number of parts of each replica's batch; must divide it.
         jit_compile: whether to compile the forward and backward pass with XLA, as always on TPUs.
+        teacher: from which the model also learns; built in the same scope.
 
     Raises:
         UserError: for XLA with several replicas that are not TPU cores, which TensorFlow does not support.
     """
 
-    def __init__(self, model: keras.Model, accumulate: int = 1, jit_compile: bool = False):
-        self._model, self._accumulate = model, accumulate
+    def __init__(
+        self, model: keras.Model, accumulate: int = 1, jit_compile: bool = False, teacher: Teacher | None = None
+    ):
+        self._model, self._accumulate, self._teacher = model, accumulate, teacher
         self.strategy = tf.distribute.get_strategy()
         replicas = self.strategy.num_replicas_in_sync
         tpu = isinstance(self.strategy, tf.distribute.TPUStrategy)
@@ -110,9 +114,12 @@ class Step:
 
     def _part(self, inputs: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor | None], tf.Tensor]:
         """Returns the gradients of one part's share of the loss, that share, and the number of correct examples."""
+        taught = self._teacher.logits(inputs) if self._teacher else None
         with tf.GradientTape() as tape:
             outputs = tf.cast(self._model(inputs, training=True), tf.float32)
             loss = tf.reduce_mean(self._model.loss.call(labels, outputs))
+            if self._teacher:
+                loss = self._teacher.loss(loss, taught, outputs)
             if self._model.losses:
                 loss += tf.add_n(self._model.losses)
             loss *= self._share

@@ -22,6 +22,7 @@ from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir
 from tfnas.training import building, distribution, loop, preflight, schedules
+from tfnas.training.distillation import Teacher
 
 _STALE = 0.01  # share of the initial value in moving statistics from which they are recomputed
 
@@ -215,6 +216,7 @@ def fit_plain(
     rates: Callable[[int], schedules.Schedule],
     title: str,
     batch_size: int = 0,
+    teacher: Teacher | None = None,
 ) -> None:
     """Compiles a network without gates and trains it by `config.retrain`, starting from its newest checkpoint, if any.
 
@@ -231,6 +233,7 @@ def fit_plain(
         rates: function from the number of steps in an epoch to the learning-rate schedule.
         title: name on the progress line. Its letters also name the checkpoints, so it must be unique in the stage.
         batch_size: batch size; 0 means that of retrain.
+        teacher: from which the network also learns.
 
     Raises:
         UserError: as `loop.train`, or if the training images cannot be made into such batches.
@@ -240,7 +243,7 @@ def fit_plain(
     compile_plain(config, model, rates(steps), config.retrain.weight_decay)
     # A shifted seed, so that the order differs from that of search.
     seed, key = config.seed + 1, work.key("retrain", config)
-    _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {})
+    _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {}, teacher)
     number, left = config.sample.recalibrate, initial_share(model, epochs * steps)
     if number and left >= _STALE:
         head, tail = loop.line_start(title)
@@ -304,6 +307,7 @@ def _fit(
     key: str,
     title: str,
     options: dict[str, Any],
+    teacher: Teacher | None = None,
 ) -> list[dict[str, Any]]:
     settings = config.training
 
@@ -311,9 +315,11 @@ def _fit(
         return pipeline.training_batches(splits, config.data, batch_size, epochs, seed, first_step, share)
 
     preflight.room(work, model, settings.checkpoints_kept)
-    with precision(model, settings.precision):
+    with contextlib.ExitStack() as stack:
+        for network in (model, *([teacher.model] if teacher else [])):
+            stack.enter_context(precision(network, settings.precision))
         return loop.train(
-            loop.Step(model, settings.accumulate, settings.jit_compile),
+            loop.Step(model, settings.accumulate, settings.jit_compile, teacher),
             model,
             batches,
             batch_size,

@@ -18,6 +18,10 @@ class Retrain:
     # Decoupled, and of kernels only: kernel -= learning rate x weight_decay x kernel. The usual penalty of 5e-4 in the
     # loss shrinks kernels ten times as fast under a momentum of 0.9, by 5e-4 / (1 - 0.9): the 5e-3 here.
     weight_decay: float = 5e-3
+    # Distillation: weight in [0, 1] of the loss with regard to a teacher's logits, beside that with regard to the
+    # labels; 0: off. The teacher is the trained supernet, or else the full network of `baseline`.
+    distill: float = 0.0
+    distill_temperature: float = 4.0  # that both networks' logits are divided by
     # Also train the full network without gates, in the same epochs, batches and learning rates as search and retraining
     # together.
     baseline: bool = True
@@ -36,3 +40,5 @@ class Retrain:
         fields.at_least("retrain.batch_size", self.batch_size, 1)
         fields.positive("retrain.learning_rate", self.learning_rate)
         fields.at_least("retrain.weight_decay", self.weight_decay, 0)
+        fields.require(0 <= self.distill <= 1, "retrain.distill", self.distill, "a weight in [0, 1]")
+        fields.positive("retrain.distill_temperature", self.distill_temperature)

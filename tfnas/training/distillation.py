@@ -29,8 +29,8 @@ class Teacher:
 
     @functools.cached_property
     def _distillation(self) -> Any:
-        # Not the default, 'kl_divergence': for that name Keras leaves the softmax out and compares logits themselves. Nor
-        # Keras's reduction: the step divides by the number of replicas.
+        # Not the default, 'kl_divergence': for that name Keras leaves the softmax out and compares logits themselves.
+        # Nor Keras's reduction, which divides by the number of replicas, as the step does.
         loss = keras.losses.KLDivergence(reduction=None)
         return keras.distillation.LogitsDistillation(self.temperature, loss=loss)
 

@@ -7,6 +7,7 @@ unit_placement.py where the gates of units stand
 bounds.py         expected costs in closed form, and the multipliers that bring them to their bounds
 optimizers.py     GatedOptimizer: any Keras optimizer for the weights, one beside it for the gates
 supernet.py       Supernet: the gated model and its training step; PublishedSupernet
+importances.py    scores of channel units by several measures, which all lead to one posterior
 unit_supernet.py  UnitSupernet: with gates of channel units, trained under bounds
 placement.py      gate(model) -> Supernet: which layers get gates
 saving.py         load(path): reads `.keras` files in safe mode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import enum
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,26 +16,50 @@ import tensorflow_probability as tfp
 
 from tfnas.layers import family_of
 
-_hard: contextvars.ContextVar[bool] = contextvars.ContextVar("hard", default=False)
+
+class Gating(enum.Enum):
+    """The state of a network's gates in a call.
+
+    Attributes:
+        BY_CALL: relaxed if the call is one of training, else hard masks.
+        HARD: the hard masks, whatever Keras passes as `training`. In a model called without `training`, Keras applies
+            the value that one layer was called with (dropout that is always on) to all layers behind it.
+        PROBED: likewise, with derivatives with regard to the gates of channel units.
+        OPEN: none, which only channel units' have: the network without gates.
+    """
+
+    BY_CALL = enum.auto()
+    HARD = enum.auto()
+    PROBED = enum.auto()
+    OPEN = enum.auto()
+
+
+_gating: contextvars.ContextVar[Gating] = contextvars.ContextVar("gating", default=Gating.BY_CALL)
 
 
 @contextlib.contextmanager
-def hard_gates() -> Iterator[None]:
-    """A context in which no gate is relaxed, whatever Keras passes as `training`.
-
-    In a model called without `training`, Keras applies the value that one layer was called with (dropout that is always
-    on) to all layers behind it.
-    """
-    token = _hard.set(True)
+def gates_as(gating: Gating) -> Iterator[None]:
+    """A context in which the gates are in this state."""
+    token = _gating.set(gating)
     try:
         yield
     finally:
-        _hard.reset(token)
+        _gating.reset(token)
+
+
+def gating() -> Gating:
+    """The state of the gates in this context."""
+    return _gating.get()
+
+
+def hard_gates() -> contextlib.AbstractContextManager[None]:
+    """A context in which all gates are hard masks."""
+    return gates_as(Gating.HARD)
 
 
 def is_relaxed(training: Any) -> bool:
     """Whether gates are relaxed in a call with this value of `training`."""
-    return bool(training) and not _hard.get()
+    return bool(training) and gating() == Gating.BY_CALL
 
 
 @keras.saving.register_keras_serializable("tfnas")

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfnas.gating.gates import is_relaxed
+from tfnas.gating.gates import Gating, gating, is_relaxed
 
 NOISES = ("example", "batch")
 
@@ -94,9 +94,16 @@ class UnitDraw(keras.layers.Layer):
         return tf.sigmoid(logistic.sample(replicas * size, seed=seed)[first : first + size])
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
-        """Gates of each group, float32, shape (batch or 1, its size); ones, which nothing reads, if not relaxed."""
+        """Gates of each group, float32, shape (batch or 1, its size); ones if not relaxed.
+
+        The ones are read where gates are probed, by what multiplies the masks by them. Their derivative with regard to
+        `keep_logit` is then one, so that a gradient with regard to this variable is one with regard to the gates.
+        """
         if is_relaxed(training):
             gates = self.relaxed_gates(tf.shape(inputs)[0])
+        elif gating() == Gating.PROBED:
+            variable = tf.convert_to_tensor(self.keep_logit)
+            gates = (1.0 + variable - tf.stop_gradient(variable))[None]
         else:
             gates = tf.ones((1, sum(self.sizes)))
         # Split once: the gradient of a slice would be as large as all gates, for every reader.
@@ -131,11 +138,17 @@ class _Gate:
         )
 
     def _channel_gates(self, drawn: Sequence[tf.Tensor], training: bool) -> tf.Tensor | None:
-        """Float32, shape (batch or 1, C) if relaxed, else (C,); None for gates that training leaves alone."""
-        if not is_relaxed(training):
-            return tf.convert_to_tensor(self.mask)
-        if not drawn:
+        """Float32, shape (batch or 1, C) if relaxed or probed, else (C,); None for gates that nothing multiplies by."""
+        relaxed, probed = is_relaxed(training), gating() == Gating.PROBED
+        if gating() == Gating.OPEN or (relaxed and not drawn):
             return None
+        if relaxed:
+            return self._gathered(drawn)
+        mask = tf.convert_to_tensor(self.mask)
+        return mask * self._gathered(drawn) if probed and drawn else mask
+
+    def _gathered(self, drawn: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The gate of each channel from those of the groups, shape (batch or 1, C)."""
         units = np.asarray(self.units)
         if (units < 0).any():
             drawn = [*drawn, tf.ones_like(drawn[0][:, :1])]
@@ -223,8 +236,10 @@ class GatedNormalization(keras.layers.Wrapper, _Gate):
     def call(self, inputs: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         """The normalized and gated tensor."""
         x, *drawn = inputs
-        gates = tf.reshape(self._channel_gates(drawn, training), [-1])  # [C]
-        layer = self.layer
+        layer, gates = self.layer, self._channel_gates(drawn, training)
+        if gates is None:
+            return layer(x, training=training)
+        gates = tf.reshape(gates, [-1])  # [C]
         scaled = {id(v): tf.convert_to_tensor(v) * tf.cast(gates, v.dtype) for v in (layer.gamma, layer.beta)}
 
         def values(variables: Sequence[Any]) -> list[tf.Tensor]:

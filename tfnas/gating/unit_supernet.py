@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,9 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfnas.common import markup
+from tfnas.common.errors import UserError, brief
 from tfnas.common.resources import Resource
 from tfnas.gating import bounds as bounding
 from tfnas.gating import elbo
+from tfnas.gating.importances import FLOOR, Importance, check_importance, curvatures, scored_posterior
 from tfnas.gating.supernet import Supernet, undecided
 from tfnas.gating.unit_gates import GatedNormalization, UnitDraw, UnitGate
 from tfnas.gating.unit_placement import Edge, Place, alive_edges, unit_places
@@ -23,6 +25,7 @@ from tfnas.graph.units import PINNED, UnitGraph
 from tfnas.layers import Input
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.closed_form import ClosedForm
+from tfnas.search_space.scored import posterior_of
 from tfnas.search_space.unit_posterior import UnitPosterior
 
 
@@ -143,10 +146,62 @@ class UnitSupernet(Supernet):
         shares = dict(zip(self.bounds, tf.unstack(self.expected_shares()), strict=True))
         return {**shares, "undecided": undecided(tf.convert_to_tensor(self.draw.keep_logit))}
 
-    def posterior(self) -> UnitPosterior:
-        """The units' present keep probabilities, and the bounds, which its candidates obey."""
+    def posterior(
+        self, importance: Importance | None = None, data: Iterable[Any] | None = None, floor: float = FLOOR
+    ) -> UnitPosterior:
+        """The units' keep probabilities, and the bounds, which its candidates obey.
+
+        By 'gates', they are the present probabilities of the gates. By any other importance they follow at once from
+        the present weights (method.md, "Importances"), and are at the bounds:
+
+        - 'curvature': half the mean squared gradient of the compiled loss with regard to a unit's gate, on `data`.
+        - 'norm': ranks within each group by the squared norm of all weights that go with a unit.
+        - 'scale': the scales of the units' normalizations, with one threshold for all groups.
+        - 'even': the first units of each group, in equal shares: evenly narrowed.
+        - a function from the `UnitGraph` to scores, float, shape (U,), in the order of its groups, which compare
+          over all groups: they are weighed against what units cost.
+
+        Args:
+            importance: None: the supernet's own.
+            data: with 'curvature', batches as `fit` takes them, tuples (inputs, targets) or (inputs, targets, sample
+                weights); a few dozen suffice.
+            floor: with 'scale', share of each group's units that enter before all others, in [0, 1]; 0: none, as in
+                network slimming.
+
+        Raises:
+            UserError: for another importance; 'curvature' without data, or if the supernet is not compiled; 'scale' if
+                there is no normalization; or scores of a function that are not one finite number for each unit.
+        """
+        importance = "gates" if importance is None else importance
+        check_importance(importance, "posterior")
+        if importance == "curvature":
+            if data is None:
+                raise UserError("posterior: importance 'curvature' needs data: batches as fit takes them")
+            scores = self._curvatures(data)
+            return posterior_of(self.form, scores, self.bounds, self.channel_multiple)
+        if data is not None:
+            raise UserError(f"posterior: importance {brief(importance)} takes no data: only 'curvature' does")
+        if importance != "gates":
+            return scored_posterior(self.graph, importance, self.bounds, self.channel_multiple, floor, self.form)
         logits = np.asarray(self.draw.keep_logit, np.float64)
         return UnitPosterior(self.form, tuple(logits.tolist()), dict(self.bounds), self.channel_multiple)
+
+    def _curvatures(self, data: Iterable[Any]) -> np.ndarray:
+        """Each unit's curvature in the full network, whatever the masks in use are; float64, shape (U,)."""
+        if not self.compiled:
+            raise UserError(
+                "posterior: importance 'curvature' needs a compiled supernet; call supernet.compile(loss=...) first"
+            )
+        used = self.architecture()
+        self.set_architecture(self._full)
+        try:
+            return curvatures(self, self.draw.keep_logit, data)
+        finally:
+            self.set_architecture(used)
+
+    @property
+    def _full(self) -> Architecture:
+        return Architecture({group.name: np.ones(group.size, bool) for group in self.graph.groups})
 
     def set_architecture(self, architecture: Architecture) -> None:
         """Sets the hard masks of `architecture`, once it is closed. Raises UserError if it is another supernet's."""

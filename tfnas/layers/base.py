@@ -211,6 +211,17 @@ class Node:
         parameters = sum(math.prod(v.shape) for v in layer._trainable_variables)  # frozen or not
         return parameters, math.prod(layer.kernel.shape) if self.has_kernel else 0
 
+    # What it weighs.
+
+    def squared_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of squares of the weights that belong to one channel, float64.
+
+        Returns:
+            Of those that read each channel of its first input, shape (K,), and of those that make each output channel,
+            shape (C,); zeros for a layer that is left whole. A kernel that mixes channels is in both.
+        """
+        return np.zeros(self.all_kept.size), np.zeros(self.num_channels)
+
     # What is constant behind it.
 
     def constants(self, x: Folded) -> Any:

@@ -41,6 +41,11 @@ class Channelwise(Node):
         # Each variable has one number a channel.
         return outputs * len(getattr(self.inner, "_trainable_variables", ())), 0
 
+    def squared_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        reads, makes = super().squared_norms()
+        variables = getattr(self.inner, "_trainable_variables", ())  # frozen or not
+        return reads, makes + sum(np.square(np.asarray(variable, np.float64)) for variable in variables)
+
     def settings(self, channels: int) -> dict[str, Any]:
         """Settings of its layer that differ where it has so many channels."""
         return {}

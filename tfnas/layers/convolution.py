@@ -46,6 +46,11 @@ class WithKernel(Node):
         """Its bias, shape (C,); zeros without one."""
         return weights[self.name].get("bias", np.zeros(self.num_channels, np.float32))
 
+    def _squared_bias(self) -> np.ndarray:
+        """Squares of its bias, float64, shape (C,)."""
+        bias = self.inner.bias if self.inner.use_bias else np.zeros(self.num_channels)
+        return np.square(np.asarray(bias, np.float64))
+
     def activated(self, constants: np.ndarray) -> np.ndarray:
         """Its activation of one number for each channel."""
         return np.asarray(self.inner.activation(constants[None]))[0]
@@ -168,6 +173,11 @@ class Convolution(WithKernel):
             weights.append(kernel.bias)
         units = "units" if isinstance(self.inner, keras.layers.Dense) else "filters"
         return self.rebuilt(build, [tensor], weights, **{units: int(kernel.bias.size)}, use_bias=use_bias)
+
+    def squared_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        squares = np.square(self._turned(np.asarray(self.inner.kernel, np.float64)))
+        by_pair = squares.reshape(-1, *squares.shape[-2:]).sum(0)  # [K, C]
+        return by_pair.sum(1), by_pair.sum(0) + self._squared_bias()
 
     @property
     def computation(self) -> type[Computation]:

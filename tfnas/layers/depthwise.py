@@ -73,6 +73,10 @@ class Depthwise(WithKernel):
         weights = outputs * math.prod(self.inner.kernel_size)
         return weights + (outputs if self.inner.use_bias else 0), weights
 
+    def squared_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        squares = np.square(np.asarray(self.inner.kernel, np.float64)).reshape(-1, self.num_channels).sum(0)
+        return np.zeros(self.input_channels[0]), squares + self._squared_bias()
+
     def constants(self, x: Folded) -> Any:
         ((_, shape),) = self.channel_kernels(self.inner)
         sums = x.weights[self.name]["kernel"].reshape(shape).sum(0)  # [K, m]
@@ -120,6 +124,12 @@ class Separable(Convolution):
         middle = inputs * self.inner.depth_multiplier
         weights = middle * math.prod(self.inner.kernel_size) + middle * outputs
         return weights + (outputs if self.inner.use_bias else 0), weights
+
+    def squared_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        kernels = self.channel_kernels(self.inner)
+        reads = [np.square(np.asarray(kernel, np.float64)).reshape(shape).sum((0, 2)) for kernel, shape in kernels]
+        makes = np.square(np.asarray(self.inner.pointwise_kernel, np.float64)).reshape(-1, self.num_channels).sum(0)
+        return np.sum(reads, axis=0), makes + self._squared_bias()
 
     def constants(self, x: Folded) -> Any:
         values = x.weights[self.name]

@@ -6,7 +6,8 @@ bernoulli.py       Bernoulli: log_prob, entropy and what else both posteriors ha
 posterior.py       Posterior: the published one, gates of layers' input channels; sample, tilt; JSON
 expectation.py     Expectation: the mean of a cost under independent units, and its gradient
 closed_form.py     ClosedForm: a network's costs as a formula in the widths of its channel groups
-tilting.py         tilts independent units so that their expected costs meet bounds
+tilting.py         tilts or shifts independent units so that their expected costs meet bounds
 filling.py         keeps units in the order of their scores, for as long as every bound holds
 unit_posterior.py  UnitPosterior: gates of channel units; candidates within bounds; JSON
+scored.py          makes a posterior of what each unit is worth
 """

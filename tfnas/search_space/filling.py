@@ -17,16 +17,19 @@ class Filling:
     Units enter in blocks, by the mean of their scores: the `multiple` best units of a group, then the next ones. The
     last block of a group has what is left, so that a group may always be kept entirely. No cost falls when a unit is
     added, so that the largest number of blocks within all bounds is found by bisection. Of the blocks behind that level
-    those enter that still fit, one after another; a group whose next block does not fit is complete.
+    those enter that still fit, one after another; a group whose next block does not fit is complete. In strict order
+    none does, so that scores which are ranks within their groups leave every group the same share.
 
     Args:
         form: of the network.
         bounds: largest cost by resource; empty: the blocks whose mean score is positive are kept.
         multiple: units in a block, at least 1.
+        strict: whether the first block that does not fit is the last one.
     """
 
-    def __init__(self, form: ClosedForm, bounds: Mapping[str, float], multiple: int = 1):
+    def __init__(self, form: ClosedForm, bounds: Mapping[str, float], multiple: int = 1, strict: bool = False):
         self._form, self._bounds, self._multiple = form, bounds, multiple
+        self._further = 0 if strict else _FURTHER
         blocks = -(-form.sizes // multiple)
         place = np.arange(blocks.sum()) - np.repeat(np.cumsum(blocks) - blocks, blocks)  # in its group
         self._block_starts = np.repeat(form.starts, blocks) + place * multiple
@@ -77,7 +80,7 @@ class Filling:
         blocks = self._entered(ranks, low)
         # The next block exceeds a bound, but others may still fit.
         candidates, fits = np.arange(num_candidates), np.ones(blocks.shape, bool)
-        for rank in range(_FURTHER):
+        for rank in range(self._further):
             group = self._group_of[entering[candidates, np.minimum(low + rank, num_blocks - 1)]]
             more = blocks.copy()
             more[candidates, group] += 1

@@ -1,4 +1,4 @@
-"""Tilts independent units so that their expected costs meet bounds. No TensorFlow."""
+"""Tilts or shifts independent units so that their expected costs meet bounds. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tfnas.search_space.expectation import Expectation
 
 _SWEEPS = 500
 _TOLERANCE = 1e-7  # of the keep probabilities
+_CERTAIN = 40.0  # logit of a unit that is as good as always kept
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -61,6 +62,28 @@ def tilt(
         last = change
         tilted = tilted + step * (goal - tilted)
     return tilted, multipliers / np.asarray(bounds, np.float64)
+
+
+def shift(logits: np.ndarray, costs: Sequence[Expectation], bounds: Sequence[float]) -> np.ndarray:
+    """Adds one number to all logits, so that one expected cost is at its bound and none is above.
+
+    Args:
+        logits: of keeping each unit, float64, shape (U,).
+        costs: the bounded resources.
+        bounds: largest expected cost of each, above the smallest one and below the largest one.
+
+    Returns:
+        Float64, shape (U,).
+    """
+    if not costs:
+        return logits
+    low, high = -_CERTAIN - logits.max(), _CERTAIN - logits.min()
+    for _ in range(60):
+        middle = (low + high) / 2
+        q = sigmoid(logits + middle)
+        fits = all(cost.value(q) <= bound for cost, bound in zip(costs, bounds, strict=True))
+        low, high = (middle, high) if fits else (low, middle)
+    return logits + low
 
 
 def _linear_multipliers(

@@ -20,7 +20,7 @@ from tfnas.search_space.closed_form import ClosedForm, Term
 from tfnas.search_space.filling import Filling
 from tfnas.search_space.layer_gates import Gates
 from tfnas.search_space.posterior import Posterior
-from tfnas.search_space.tilting import sigmoid, tilt
+from tfnas.search_space.tilting import shift, sigmoid, tilt
 
 _FORMAT = 1
 _TITLE = "posterior: not the JSON of a Posterior"
@@ -38,12 +38,15 @@ class UnitPosterior(Bernoulli):
         keep_logits: log(q / (1 - q)), q the probability that a unit is kept; one per unit, float64.
         bounds: largest cost of a candidate by resource; empty: candidates are samples of the posterior.
         channel_multiple: groups of candidates keep a multiple of this many units, or all of theirs.
+        tilts: whether logits of different groups compare as gains do, so that they are weighed against costs. If not,
+            units enter a candidate strictly in the order of the logits, whatever they cost.
     """
 
     form: ClosedForm
     keep_logits: Annotated[tuple[float, ...], list_of(number(), 1)]
     bounds: dict[str, float] = dataclasses.field(default_factory=dict)
     channel_multiple: Count = 1
+    tilts: bool = True
 
     _masks, _channels = "groups", "units"
 
@@ -134,6 +137,9 @@ class UnitPosterior(Bernoulli):
         costs are not sums over units. The multiplier of a bound that does not bind is 0; that of a single bound may be
         negative, so that a bound looser than the search's adds expensive units first.
 
+        If `tilts` is false, all logits are shifted by the same number instead, so that the expected costs are as large
+        as the bounds allow.
+
         Args:
             bounds: as in `sample`; None: this posterior's own.
 
@@ -155,7 +161,10 @@ class UnitPosterior(Bernoulli):
             least, full = self.form.least(resource), self.form.full(resource)
             goals.append(max(bound, least + 1e-3 * (full - least)))
         costs = [self.form.expectations[resource] for resource in binding]
-        logits, _ = tilt(self._logits, costs, goals, either_sign=len(bounds) == 1)
+        if self.tilts:
+            logits, _ = tilt(self._logits, costs, goals, either_sign=len(bounds) == 1)
+        else:
+            logits = shift(self._logits, costs, goals)
         return dataclasses.replace(self, keep_logits=tuple(logits.tolist()), bounds=dict(bounds))
 
     def sample(
@@ -164,8 +173,9 @@ class UnitPosterior(Bernoulli):
         """Draws distinct candidates within bounds: closed architectures, each as large as its bounds allow.
 
         A candidate's units enter by the tilted logit plus logistic noise, while all bounds hold; without any bound,
-        those enter whose sum is positive, which are independent Bernoulli samples. Candidate 0 is drawn without noise:
-        the most probable one. Candidate i depends only on (seed, i). One that equals a candidate before it is drawn
+        those enter whose sum is positive, which are independent Bernoulli samples. Without `tilts` the logits are not
+        tilted, and the first unit that does not fit is the last. Candidate 0 is drawn without noise: the most probable
+        one. Candidate i depends only on (seed, i). One that equals a candidate before it is drawn
         again, from wider and wider noise if need be.
 
         Args:
@@ -194,8 +204,9 @@ class UnitPosterior(Bernoulli):
         resolved = self._resolved(bounds or None, multiple)
         key = (seed, multiple, *sorted(resolved.items()))
         if key not in self._drawn_candidates:
-            logits = self._tilted(resolved)._logits if resolved else self._logits
-            self._drawn_candidates[key] = _Candidates(logits, Filling(self.form, resolved, multiple), seed)
+            logits = self._tilted(resolved)._logits if resolved and self.tilts else self._logits
+            filling = Filling(self.form, resolved, multiple, strict=not self.tilts)
+            self._drawn_candidates[key] = _Candidates(logits, filling, seed)
         masks = self._drawn_candidates[key].masks(first, first + num_candidates)
         names = [group.name for group in self.form.groups]
         return [Architecture(dict(zip(names, np.split(mask, self.form.starts[1:]), strict=True))) for mask in masks]

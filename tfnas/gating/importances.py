@@ -1,0 +1,201 @@
+"""Scores of channel units by several measures, all of which lead to one posterior (method.md, "Importances").
+
+A score says what the loss would lose with the unit, up to a factor that all units share. Bounds, sampling, ranking and
+cut are the same for all measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas.common.errors import UserError, brief
+from tfnas.gating.gates import Gating, gates_as
+from tfnas.gating.supernet import Supernet
+from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.layers import BatchNormalization
+from tfnas.search_space.closed_form import ClosedForm
+from tfnas.search_space.scored import posterior_of
+from tfnas.search_space.unit_posterior import UnitPosterior
+
+IMPORTANCES = ("gates", "curvature", "norm", "scale", "even")
+FLOOR = 0.1
+
+Importance = str | Callable[[UnitGraph], np.ndarray]
+
+_FIRST = 100.0  # times the largest scale: units that enter before all others
+
+
+def check_importance(importance: object, title: str) -> None:
+    """Raises UserError, naming the function `title`, for what is not an importance."""
+    if importance not in IMPORTANCES and not callable(importance):
+        raise UserError(
+            f"{title}: importance must be one of {', '.join(map(repr, IMPORTANCES))}, or a function from a UnitGraph "
+            f"to scores. Received: {brief(importance)}"
+        )
+
+
+def scored_posterior(
+    graph: UnitGraph,
+    importance: Importance,
+    bounds: Mapping[str, float],
+    channel_multiple: int = 1,
+    floor: float = FLOOR,
+    form: ClosedForm | None = None,
+) -> UnitPosterior:
+    """The posterior by an importance that follows from the weights alone.
+
+    Args:
+        graph: of the network without gates, with its weights.
+        importance: 'norm', 'scale', 'even', or a function from the graph to scores, shape (U,), which compare over all
+            groups: they are weighed against what the units cost.
+        bounds: largest cost of a candidate by resource, absolute.
+        channel_multiple: as of `UnitPosterior`.
+        floor: with 'scale', smallest share of each group's units that enter before all others, in [0, 1].
+        form: the graph's costs, if not only those that are counted.
+
+    Raises:
+        UserError: for scores that are not one finite number for each unit, 'scale' without a normalization, or a bound
+            that no candidate can meet.
+    """
+    if callable(importance):
+        scores = _checked(importance(graph), graph)
+    else:
+        scores = {"norm": by_norm, "scale": lambda graph: by_scale(graph, floor), "even": by_place}[importance](graph)
+    return posterior_of(form or graph.form, scores, bounds, channel_multiple, tilts=callable(importance))
+
+
+def by_place(graph: UnitGraph) -> np.ndarray:
+    """Ranks that keep the first units of every group, in equal shares; in (-1, 0), float64, shape (U,)."""
+    return _ranks(np.zeros(graph.num_units), graph)
+
+
+def by_norm(graph: UnitGraph) -> np.ndarray:
+    """Ranks within each group by `squared_norms`; in (-1, 0), float64, shape (U,)."""
+    return _ranks(squared_norms(graph), graph)
+
+
+def squared_norms(graph: UnitGraph) -> np.ndarray:
+    """Squared norm of all weights that go with each unit, float64, shape (U,).
+
+    The sum over the layers that write the unit (rows of kernels, biases), read it (columns), or treat its channels one
+    by one (scales and offsets of normalizations, depthwise kernels): Torch-Pruning's group norm (arXiv 2301.12900) with
+    biases.
+    """
+    total = np.zeros(graph.num_units)
+    for i, node in enumerate(graph.nodes):
+        reads, makes = node.squared_norms()
+        for units, norms in [(graph.of[i], makes), *[(graph.of[j], reads) for j in node.inputs[:1]]]:
+            np.add.at(total, units[units != PINNED], norms[units != PINNED])
+    return total
+
+
+def by_scale(graph: UnitGraph, floor: float = FLOOR) -> np.ndarray:
+    """Mean absolute scale of each unit's normalizations, which compare over all groups; float64, shape (U,).
+
+    With one threshold for all groups, network slimming (arXiv 1708.06519). Units without a normalization, and the best
+    `floor` of each group, enter before all others.
+
+    Args:
+        graph: of the network without gates.
+        floor: share of a group's units, in [0, 1]; rounded up.
+
+    Raises:
+        UserError: if no unit has a normalization with scales.
+    """
+    total, count = np.zeros(graph.num_units), np.zeros(graph.num_units)
+    for units, gamma in scales(graph):
+        values = np.abs(np.asarray(gamma, np.float64))
+        np.add.at(total, units[units != PINNED], values[units != PINNED])
+        np.add.at(count, units[units != PINNED], 1)
+    if not count.any():
+        raise UserError(
+            f"importance 'scale': model '{graph.model.name}' has no BatchNormalization with a scale whose channels may "
+            "vanish: choose another importance, such as 'norm'"
+        )
+    scores = np.divide(total, count, out=np.full_like(total, total.max()), where=count > 0)
+    first = count == 0
+    for start, group in zip(graph.starts, graph.groups, strict=True):
+        best = np.argsort(-scores[start : start + group.size], kind="stable")[: math.ceil(floor * group.size)]
+        first[start + best] = True
+    return scores + np.where(first, _FIRST * scores.max(), 0.0)
+
+
+def scales(graph: UnitGraph) -> list[tuple[np.ndarray, Any]]:
+    """Normalizations of units: the unit of every channel, int, shape (C,), and the variable of scales, of each."""
+    return [
+        (units, node.inner.gamma)
+        for units, node in zip(graph.of, graph.nodes, strict=True)
+        if isinstance(node, BatchNormalization) and node.inner.scale and (units != PINNED).any()
+    ]
+
+
+def curvatures(supernet: Supernet, variable: Any, data: Iterable[Any]) -> np.ndarray:
+    """Half the mean squared gradient of the loss with regard to each unit's gate at 1; float64, shape (U,).
+
+    At a minimum the gradient's mean over examples is 0, and its mean square is the diagonal of the Fisher information:
+    to the second order, half of it is what the loss gains when the gate closes. The square of a batch's mean gradient
+    estimates it up to a factor, which is one over the batch size.
+
+    Normalizations use their moving statistics, and dropout is off.
+
+    Args:
+        supernet: compiled, with masks that keep all units.
+        variable: of the draw, which stands for the gates.
+        data: batches as `fit` takes them: tuples (inputs, targets) or (inputs, targets, sample weights).
+
+    Raises:
+        UserError: without a batch, or for gradients that are not finite.
+    """
+    optimizer = supernet.optimizer
+
+    @tf.function(reduce_retracing=True)
+    def gradient(inputs: Any, targets: Any, weights: Any) -> tf.Tensor:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variable.value)
+            with gates_as(Gating.PROBED):
+                outputs = supernet.network(inputs, training=False)
+            loss = supernet.compute_loss(inputs, targets, outputs, weights, training=False)
+            scaled = optimizer.scale_loss(loss)
+        return tape.gradient(scaled, variable.value) / optimizer.scale_loss(1.0)
+
+    total, count = np.zeros(variable.shape), 0
+    for batch in data:
+        count += 1
+        total += np.square(np.asarray(gradient(*keras.utils.unpack_x_y_sample_weight(batch)), np.float64))
+    if not count:
+        raise UserError("posterior: importance 'curvature' needs at least one batch of data. Received: none")
+    if not np.isfinite(total).all():
+        raise UserError(
+            "posterior: the gradients of importance 'curvature' are not finite: the loss of this data is not"
+        )
+    return total / (2 * count)
+
+
+def _ranks(scores: np.ndarray, graph: UnitGraph) -> np.ndarray:
+    """Minus the place of each unit among its group's, best first, as a share: in (-1, 0), shape (U,)."""
+    ranks = np.empty(graph.num_units)
+    for start, group in zip(graph.starts, graph.groups, strict=True):
+        order = np.argsort(-scores[start : start + group.size], kind="stable")
+        ranks[start + order] = -(np.arange(group.size) + 0.5) / group.size
+    return ranks
+
+
+def _checked(scores: Any, graph: UnitGraph) -> np.ndarray:
+    try:
+        array = np.asarray(scores, np.float64)
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    if array.shape != (graph.num_units,) or not np.isfinite(array).all():
+        received = f"shape {array.shape}" if array.size else brief(scores)
+        received += ", not all finite" if array.shape == (graph.num_units,) else ""
+        raise UserError(
+            f"importance: the function must return one finite number for each of the {graph.num_units} units, in the "
+            f"groups' order. Received: {received}"
+        )
+    return array

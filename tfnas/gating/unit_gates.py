@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfnas.gating.gates import Gating, gating, is_relaxed
+from tfnas.layers.of_units import normalized
 
 NOISES = ("example", "batch")
 
@@ -132,6 +133,11 @@ class _Gate:
     units: tuple[int, ...]
     mask: Any
 
+    @staticmethod
+    def _spread(gates: tf.Tensor, rank: int) -> tf.Tensor:
+        """Gates of shape (batch or 1, C) or (C,) as those of a tensor of this rank."""
+        return tf.reshape(gates, [-1, *[1] * (rank - 2), gates.shape[-1]])  # [B or 1, 1, ..., C]
+
     def _add_mask(self, channels: int) -> None:
         self.mask = self.add_weight(  # type: ignore[attr-defined]
             shape=(channels,), initializer="ones", dtype="float32", autocast=False, trainable=False, name="mask"
@@ -191,9 +197,7 @@ class UnitGate(keras.layers.Layer, _Gate):
         gates = self._channel_gates(drawn, training)
         if gates is None:
             return x
-        if len(gates.shape) == 2:
-            gates = tf.reshape(gates, [-1, *[1] * (len(x.shape) - 2), x.shape[-1]])  # [B or 1, 1, ..., C]
-        return x * tf.cast(gates, x.dtype)
+        return x * tf.cast(self._spread(gates, len(x.shape)), x.dtype)
 
     def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
         """Shape and dtype of the output: the gated tensor's."""
@@ -256,6 +260,48 @@ class GatedNormalization(keras.layers.Wrapper, _Gate):
             for variable, value in zip(layer.non_trainable_variables, after, strict=True):
                 variable.assign(value)
         return output
+
+    def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
+        """Shape and dtype of the output."""
+        return keras.KerasTensor(inputs[0].shape, self.layer.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same layer."""
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class KeptNormalization(keras.layers.Wrapper, _Gate):
+    """A normalization whose statistics are over the channels that are kept; see `layers.of_units.statistics`.
+
+    Args:
+        layer: one of the families `Statistics` or `GroupStatistics`.
+        units: as of `UnitGate`, not empty.
+
+    Call arguments:
+        inputs: as of `UnitGate`, the tensor that is normalized first, without a gate.
+        training: whether the gates are relaxed.
+
+    Attributes:
+        mask: as of `UnitGate`.
+    """
+
+    def __init__(self, layer: Any, units: Sequence[int], **kwargs: Any):
+        super().__init__(layer, **{"autocast": False, **kwargs})
+        self.units = tuple(units)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the mask, and the normalization's variables."""
+        if not self.layer.built:
+            self.layer.build(input_shape[0])
+        self._add_mask(int(input_shape[0][-1]))
+        self.built = True
+
+    def call(self, inputs: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
+        """The normalized tensor."""
+        x, *drawn = inputs
+        gates = self._spread(self._channel_gates(drawn, training), len(x.shape))
+        return tf.cast(normalized(self.layer, x, gates), self.layer.compute_dtype)
 
     def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
         """Shape and dtype of the output."""

@@ -17,12 +17,13 @@ from tfnas.gating import bounds as bounding
 from tfnas.gating import elbo
 from tfnas.gating.importances import FLOOR, Importance, check_importance, curvatures, scored_posterior
 from tfnas.gating.supernet import Supernet, undecided
-from tfnas.gating.unit_gates import GatedNormalization, UnitDraw, UnitGate
+from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
 from tfnas.gating.unit_placement import Edge, Place, alive_edges, unit_places
 from tfnas.graph.channels import deep
 from tfnas.graph.latencies import Latencies
 from tfnas.graph.units import PINNED, UnitGraph
 from tfnas.layers import Input
+from tfnas.layers.base import Node
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.closed_form import ClosedForm
 from tfnas.search_space.scored import posterior_of
@@ -255,7 +256,8 @@ class _Gated:
         self._graph = graph
         self._draw = draw
         self._placed: list[tuple[Place, UnitGate | GatedNormalization]] = []
-        self._alive: list[tuple[int, UnitGate]] = []  # number of the operand's node, and its gate
+        # Gates of which channels there are at a node, whether or not their units are kept elsewhere; with its number.
+        self._there: list[tuple[int, UnitGate | KeptNormalization]] = []
         self._groups: list[tf.Tensor] = []  # the draw's output
         self._names = set(graph.index)
         at: dict[int, list[Place]] = {}
@@ -273,11 +275,11 @@ class _Gated:
                 for j, source in enumerate(node.inputs):
                     if (i, j) in alive:
                         gate = UnitGate(name=self._name(f"{graph.nodes[source].name}_alive"), dtype="float32")
-                        self._alive.append((source, gate))
+                        self._there.append((source, gate))
                         given[j] = gate([given[j]])
-                tensor = None if self._folds(at.get(i)) else node.call(node.layer, given)
+                tensor = None if self._folds(at.get(i)) else self._called(node, given)
             for place in at.get(i, ()):
-                units, drawn = self._units(place)
+                units, drawn = self._units(i, place.channels)
                 if place.folds:
                     layer = GatedNormalization(node.layer, units, name=self._name(f"{node.name}_gated"))
                     more = {} if node.called.training is None else {"training": node.called.training}
@@ -289,6 +291,16 @@ class _Gated:
                 instead |= dict.fromkeys(place.edges, gated)
             tensors.append(tensor)
         self.network = graph.model_of(dict(enumerate(tensors)), graph.model.name)
+
+    def _called(self, node: Node, given: Sequence[Any]) -> Any:
+        """The output of a node without gates, or with those that statistics over channels need."""
+        if not (node.weighs_channels and (self._graph.of[node.inputs[0]] != PINNED).any()):
+            return node.call(node.layer, given)
+        source = node.inputs[0]
+        units, drawn = self._units(source, np.ones(node.input_channels[0], bool))
+        layer = KeptNormalization(node.layer, units, name=self._name(f"{node.name}_gated"))
+        self._there.append((source, layer))
+        return layer([*given, *drawn])
 
     @staticmethod
     def _folds(places: Sequence[Place] | None) -> bool:
@@ -302,10 +314,10 @@ class _Gated:
         self._names.add(name)
         return name
 
-    def _units(self, place: Place) -> tuple[list[int], list[tf.Tensor]]:
-        """Position of each channel's unit in the groups that the place has units of, and these groups."""
+    def _units(self, i: int, channels: np.ndarray) -> tuple[list[int], list[tf.Tensor]]:
+        """Position of the unit of each of these channels in the groups that node `i` has units of, and these groups."""
         starts = self._graph.starts
-        units = np.where(place.channels, self._graph.of[place.source], PINNED)
+        units = np.where(channels, self._graph.of[i], PINNED)
         group_of = np.searchsorted(starts, units, side="right") - 1
         there = list(dict.fromkeys(group_of[units != PINNED].tolist()))  # in the channels' order
         sizes = [self._graph.groups[g].size for g in there]
@@ -324,8 +336,8 @@ class _Gated:
         for place, gate in self._placed:
             units = np.where(place.channels, self._graph.of[place.source], PINNED)
             gate.mask.assign(kept[units].astype("float32"))
-        for source, gate in self._alive:
-            gate.mask.assign(explicit[source].astype("float32"))
+        for source, layer in self._there:
+            layer.mask.assign(explicit[source].astype("float32"))
 
     def architecture(self) -> Architecture:
         """The architecture of the masks."""

@@ -19,7 +19,7 @@ import fnmatch
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -45,6 +45,8 @@ class Graph:
     Raises:
         UserError: naming the layer and what to do, if it is unknown how channels pass through a part of the model.
     """
+
+    of_units: ClassVar[bool] = False  # whether some layers have other rules, of channel units
 
     def __init__(self, model: keras.Model):
         self.model = _functional(model)
@@ -77,16 +79,20 @@ class Graph:
                     for outer, tensor in zip(call.output_tensors, inner.outputs, strict=True):
                         index[id(outer)] = made[id(tensor)]
                     continue
-                if len(call.output_tensors) != 1:
+                if len(call.output_tensors) > 1 and getattr(operation, "weights", None):
                     raise UserError(
                         f"layer '{operation.name}': one output tensor expected. Received: {len(call.output_tensors)}; "
                         "replace the layer, or put it before or behind the model"
                     )
-                index[id(call.output_tensors[0])] = len(self.nodes)
-                self.nodes.append(self._node(operation, call, prefix, sources, training))
+                for number, tensor in enumerate(call.output_tensors):
+                    self._add_node(operation, call, prefix, sources, training, number)
+                    index[id(tensor)] = len(self.nodes) - 1
         return index
 
-    def _node(self, operation: Any, call: Any, prefix: str, sources: tuple[int, ...], training: bool | None) -> Node:
+    def _add_node(
+        self, operation: Any, call: Any, prefix: str, sources: tuple[int, ...], training: bool | None, number: int
+    ) -> None:
+        """Adds the node of one output of a call; behind a node for the units inside the layer, if it has such."""
         name = prefix + operation.name
         if getattr(operation, "weights", None):
             if id(operation) in self._called:
@@ -97,24 +103,36 @@ class Graph:
             name = f"{prefix}{operation.name}_{count}"
             count += 1
         self._names.add(name)
-        output = call.output_tensors[0]
+        output = call.output_tensors[number]
         if not output.shape or output.shape[-1] is None:
             raise UserError(
                 f"layer '{name}': the last axis of its output, which holds the channels, must have a fixed size. "
                 f"Received: {tuple(output.shape)}; give the model's input one"
             )
-        called = Call(call, name, training)
-        read = [self.nodes[i] for i in sources]
-        return family_of_call(operation, name, call, called)(
-            name=name,
-            layer=operation,
-            inputs=sources,
-            input_channels=tuple(node.num_channels for node in read),
-            input_spatial=tuple(node.spatial for node in read),
-            num_channels=output.shape[-1],
-            spatial=tuple(output.shape[1:-1]),
-            called=called,
-        )
+        called = Call(call, name, training, number)
+        family = family_of_call(operation, name, call, called, self.of_units)
+
+        def add(family: type[Node], name: str, sources: tuple[int, ...], shape: Sequence[Any]) -> None:
+            read = [self.nodes[i] for i in sources]
+            node = family(
+                name=name,
+                layer=operation,
+                inputs=sources,
+                input_channels=tuple(node.num_channels for node in read),
+                input_spatial=tuple(node.spatial for node in read),
+                num_channels=shape[-1],
+                spatial=tuple(shape[1:-1]),
+                called=called,
+            )
+            self.nodes.append(node)
+
+        if family.INSIDE is not None:
+            units = family.INSIDE.num_units(operation)
+            inside = family.INSIDE.sources(call, sources)
+            add(family.INSIDE, f"{name}_{family.INSIDE.NAME}", inside, (None, units))
+            self._names.add(self.nodes[-1].name)
+            sources = (len(self.nodes) - 1, *sources)
+        add(family, name, sources, output.shape)
 
     def rebuild(self, make: Callable[[Node], Any]) -> keras.Model:
         """Builds a functional model of the same structure, with nested models flattened.

@@ -14,7 +14,7 @@ import numpy as np
 from tfnas.graph.channels import Flow, Graph
 from tfnas.layers.records import Folded, Weights
 
-_VARIABLES = "kernel bias depthwise_kernel pointwise_kernel gamma beta moving_mean moving_variance".split()
+_VARIABLES = "kernel bias depthwise_kernel pointwise_kernel gamma beta scale moving_mean moving_variance".split()
 
 
 def weights_of(graph: Graph, most: Any = np.float64) -> Weights:

@@ -49,6 +49,8 @@ class UnitGraph(Graph):
         UserError: as `Graph`; for a pattern that matches no layer, or if nothing may vanish.
     """
 
+    of_units = True
+
     def __init__(self, model: keras.Model, exclude: Iterable[str] = (), streams: bool = False):
         super().__init__(model)
         self.exclude = tuple(exclude)
@@ -218,16 +220,15 @@ class UnitGraph(Graph):
             lost = self._depends[source] & ~flow.depends[source]
             if not lost.any():
                 continue
-            if node.mixes:
+            if node.mixes or node.together(j) is not None:
                 broken = (lost & present[self.of[source]]).any()  # of other units the gate is closed
             elif (tied := node.ties(j)) is None:
                 broken = True
-            elif isinstance(node, Merge):
-                # Of a sum an operand may be absent, but only as a whole.
-                there = flow.depends[i]
-                broken = (lost & there)[tied].any() and not (node.adds and not flow.depends[source].any())
             else:
-                broken = False  # its output channels are lost too
+                # Of a sum an operand may be absent, but only as a whole.
+                joined = tied >= 0
+                broken = (lost[tied[joined]] & flow.depends[i][joined]).any()
+                broken &= not (isinstance(node, Merge) and node.adds and not flow.depends[source].any())
             if broken:
                 return True
         return False
@@ -321,12 +322,18 @@ def _partition(
     for i, node in enumerate(nodes):
         own = slice(first[i], first[i + 1])
         ties = [node.ties(j) for j in range(len(node.inputs))]
-        for source, tied in zip(node.inputs, ties, strict=True):
+        for j, start in (*enumerate(first[list(node.inputs)].tolist()), (None, first[i])):
+            labels = node.together(j)
+            if labels is not None:  # each channel is tied to the first of its label
+                _, firsts, inverse = np.unique(labels, return_index=True, return_inverse=True)
+                rows.append(start + np.arange(labels.size))
+                columns.append(start + firsts[inverse])
+        for j, (source, tied) in enumerate(zip(node.inputs, ties, strict=True)):
             if tied is not None:
                 there = np.flatnonzero(tied >= 0)
                 rows.append(first[i] + there)
                 columns.append(first[source] + tied[there])
-            elif not node.mixes:
+            if node.pins(j):
                 pinned[first[source] : first[source + 1]] = True
         uncut = not node.mixes and all(tied is None for tied in ties)
         pinned[own] |= uncut or node.full_output or i in excluded

@@ -1,20 +1,21 @@
 """The rules of Keras layers for channels: one class per family of layers.
 
 To support another layer, name it in the class of its family, or write a class that answers where `base.Node`'s answers
-do not fit, and add it to FAMILIES and to tests/layers/test_families.py.
+do not fit, and add it to FAMILIES and to tests/layers/test_families.py. Where its rule holds for channel units alone,
+add it to OF_UNITS and to tests/layers/test_families_of_units.py.
 
 calls.py          how a layer was called in its model, so that it can be called so again
 records.py        what rules take: channels under an architecture, constants, the tools that build a subnet
 base.py           a node of the graph: the questions that a family answers
-channelwise.py    layers that treat each channel by itself
+channelwise.py    layers that treat each channel by itself, of these pooling, cropping, upsampling, dropout, padding
 normalization.py  BatchNormalization, LayerScale
 merging.py        Add, Multiply, ... and Concatenate
 pointwise.py      activations and other functions of each number by itself
 convolution.py    convolutions, transposed ones, Dense
 depthwise.py      depthwise and separable convolutions
-spatial.py        pooling, cropping, upsampling, dropout, padding
 reshaping.py      Reshape, Flatten
-uncut.py          a model's inputs, and layers that are not cut: LayerNormalization, grouped convolutions, ...
+uncut.py          a model's inputs, and what has no rule and is left whole
+of_units/         families that only channel units cut; published gates, one for each reader, leave them whole
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ import keras
 from tfnas.common.errors import UserError
 from tfnas.layers.base import Node, is_gate
 from tfnas.layers.calls import Call
+from tfnas.layers.channelwise import Padding, Spatial
 from tfnas.layers.convolution import Convolution, TransposedConvolution
 from tfnas.layers.depthwise import Depthwise, Separable
 from tfnas.layers.merging import Concatenation, Merge
 from tfnas.layers.normalization import BatchNormalization, Scale
+from tfnas.layers.of_units import OF_UNITS
 from tfnas.layers.pointwise import Pointwise
 from tfnas.layers.reshaping import Flatten, Reshape
-from tfnas.layers.spatial import Padding, Spatial
 from tfnas.layers.uncut import Input, Uncut
 
 # A layer is of the first family that takes it.
@@ -60,7 +62,7 @@ def family_of(layer: Any) -> type[Node]:
     return next((family for family in FAMILIES if family.is_of(layer)), Uncut)
 
 
-def family_of_call(layer: Any, name: str, record: Any, called: Call) -> type[Node]:
+def family_of_call(layer: Any, name: str, record: Any, called: Call, of_units: bool = False) -> type[Node]:
     """Returns the family of a layer or operation, with or without a gate round it, under one call.
 
     Args:
@@ -68,9 +70,10 @@ def family_of_call(layer: Any, name: str, record: Any, called: Call) -> type[Nod
         name: for messages.
         record: Keras's record of the call, with its input and output tensors.
         called: the same with its arguments checked.
+        of_units: whether what vanishes are channel units.
 
     Raises:
-        UserError: naming the layer and what to do, if no family takes it.
+        UserError: naming the layer and what to do, if channels cannot be followed past it.
     """
     layer = layer.layer if is_gate(layer) else layer
     if not type(layer).__module__.startswith("keras."):
@@ -82,18 +85,12 @@ def family_of_call(layer: Any, name: str, record: Any, called: Call) -> type[Nod
         )
     if getattr(layer, "data_format", None) == "channels_first":
         raise UserError(f"layer '{name}': data_format must be 'channels_last'. Received: {layer.data_format!r}")
-    for family in FAMILIES:
-        if family is Uncut if called.masked else family.takes(layer, record, called):
-            family.check(layer, name, record, called)
-            return family
     if isinstance(layer, keras.layers.TFSMLayer):
         raise UserError(
             f"layer '{name}': a TFSMLayer, which holds a SavedModel: its operations are fixed and cannot be cut. Gate "
             "the Keras model that it was made from, from its .keras or .h5 file"
         )
-    what = "a Lambda" if isinstance(layer, keras.layers.Lambda) else type(layer).__name__
-    raise UserError(
-        f"layer '{name}': {what} is not supported, because how channels pass through it is not known: replace it by "
-        "Keras's own layers (convolutions, Dense, normalizations, activations, pooling, padding, cropping, upsampling, "
-        "Flatten, Reshape, Add, Multiply, Concatenate and their like), or put it before or behind the model"
-    )
+    families = [Uncut] if called.masked else [*OF_UNITS, *FAMILIES] if of_units else FAMILIES
+    found = next(family for family in families if family.takes(layer, record, called))
+    found.check(layer, name, record, called)
+    return found

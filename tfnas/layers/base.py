@@ -47,6 +47,9 @@ class Node:
     LAYERS: ClassVar[tuple[type, ...]] = ()  # Keras's classes that are of this family
     kernel_is_cut: ClassVar[bool] = False  # whether it has a kernel whose input channels can be cut
     carries: ClassVar[bool] = False  # whether its channels are those of its inputs, one input after the other
+    # Whether it takes statistics over channels, so that a supernet of units gives it the gates of its input's channels.
+    weighs_channels: ClassVar[bool] = False
+    INSIDE: ClassVar[Any] = None  # the family of a node before it for units inside the layer, which it reads first
 
     name: str
     layer: Any
@@ -78,8 +81,9 @@ class Node:
         return self.called.again(layer, tensors, training)
 
     def infer(self, tensors: Sequence[Any]) -> tf.Tensor:
-        """The output at inference, without a gate, in float32 whatever the layer's precision."""
-        return tf.cast(self.call(self.inner, tensors, training=False), tf.float32)
+        """The output at inference, without a gate; numbers in float32 whatever the layer's precision."""
+        output = self.call(self.inner, tensors, training=False)
+        return tf.cast(output, tf.float32) if output.dtype.is_floating else output
 
     # Which layers it is.
 
@@ -192,6 +196,17 @@ class Node:
         """
         return None
 
+    def pins(self, j: int) -> bool:
+        """Whether it needs all channels of input `j`."""
+        return self.ties(j) is None and not self.mixes
+
+    def together(self, j: int | None) -> np.ndarray | None:
+        """A number for every channel of input `j`, or of the output if None; those of one number exist together.
+
+        None: each by itself.
+        """
+        return None
+
     # What it costs.
 
     @property
@@ -208,8 +223,8 @@ class Node:
         layer = self.inner
         if not isinstance(layer, keras.Layer):
             return 0, 0
-        parameters = sum(math.prod(v.shape) for v in layer._trainable_variables)  # frozen or not
-        return parameters, math.prod(layer.kernel.shape) if self.has_kernel else 0
+        variables = [v for part in layer._flatten_layers() for v in part._trainable_variables]  # frozen or not
+        return sum(math.prod(v.shape) for v in variables), math.prod(layer.kernel.shape) if self.has_kernel else 0
 
     # What it weighs.
 

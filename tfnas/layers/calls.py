@@ -25,8 +25,10 @@ class Call:
         record: Keras's record of the call (a node of its graph).
         name: of the layer, for messages.
         training: what the nested models round it were called with; None if with nothing.
+        output: which of its outputs is meant.
 
     Attributes:
+        record, output: as given.
         training: True or False by that rule, apart from what the model will be called with; None if unspecified.
         dtype: of its output.
         masked: whether a mask was passed by hand.
@@ -35,9 +37,10 @@ class Call:
         UserError: naming the layer, for an argument that cannot be kept.
     """
 
-    def __init__(self, record: Any, name: str, training: bool | None = None):
-        self._record = record
-        self.dtype: str = record.output_tensors[0].dtype
+    def __init__(self, record: Any, name: str, training: bool | None = None, output: int = 0):
+        self.record = record
+        self.output = output
+        self.dtype: str = record.output_tensors[output].dtype
         # Keras writes into what it was given: the defaults of `training` and of `mask` stand in its record too.
         layer, given = record.operation, dict(record.arguments.kwargs)
         if isinstance(layer, keras.Layer):
@@ -53,26 +56,30 @@ class Call:
                 "its input by the mask, or put the layer before or behind the model"
             )
 
-    def again(self, operation: Any, tensors: Sequence[Any], training: bool | None = None) -> Any:
-        """The output of the same call on other tensors.
+    def again(self, operation: Any, tensors: Sequence[Any], training: bool | None = None, **more: Any) -> Any:
+        """The output, the one meant, of the same call on other tensors.
 
         Args:
             operation: the layer, or one that stands in for it; an operation that is not a layer is called itself.
             tensors: in the order in which the call names its own; fewer for a sum that has lost addends.
             training: what the model is called with; None: nothing.
+            more: further arguments, of a layer that stands in.
         """
-        if len(tensors) == len(self._record.input_tensors):
+        if len(tensors) == len(self.record.input_tensors):
             # By position: one tensor that is read twice may have two stand-ins.
             stand_ins = iter(tensors)
-            arguments, keywords = self._record.arguments.convert(
+            arguments, keywords = self.record.arguments.convert(
                 lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else x
             )
         else:
             arguments, keywords = (list(tensors),), {}
         if not isinstance(operation, keras.Layer):
-            return self._record.operation(*arguments, **keywords)
+            return self._chosen(self.record.operation(*arguments, **keywords))
         keywords = {key: value for key, value in keywords.items() if key != "training"}
         training = self.training if training is None else training
         if training is not None and "training" in inspect.signature(operation.call).parameters:
             keywords["training"] = training
-        return operation(*arguments, **keywords)
+        return self._chosen(operation(*arguments, **keywords, **more))
+
+    def _chosen(self, outputs: Any) -> Any:
+        return outputs if len(self.record.output_tensors) == 1 else keras.tree.flatten(outputs)[self.output]

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfnas.common.errors import UserError
 from tfnas.layers.base import Computation, Fed, Node, Operand
 from tfnas.layers.calls import Call
-from tfnas.layers.normalization import check_axis
 from tfnas.layers.records import Builder, Channels, Folded, State, Value
 
 # By class name, of layers and of Keras operations alike: what each makes of constants, and of two tensors.
@@ -36,16 +34,9 @@ class Merge(Node):
 
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
-        return type(layer).__name__ in MERGES and len(record.input_tensors) > 1
-
-    @classmethod
-    def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
         inputs, output = record.input_tensors, record.output_tensors[0]
-        if any(t.shape[-1] not in (1, output.shape[-1]) or len(t.shape) != len(output.shape) for t in inputs):
-            raise UserError(
-                f"layer '{name}': tensors of one rank, with the same or one channel, expected. "
-                f"Received: {[tuple(t.shape) for t in inputs]}"
-            )
+        fits = all(t.shape[-1] in (1, output.shape[-1]) and len(t.shape) == len(output.shape) for t in inputs)
+        return type(layer).__name__ in MERGES and len(inputs) > 1 and fits
 
     @property
     def operation(self) -> str:
@@ -145,8 +136,8 @@ class Concatenation(Node):
         return type(layer).__name__ == "Concatenate"
 
     @classmethod
-    def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
-        check_axis(layer, name, record)
+    def takes(cls, layer: Any, record: Any, called: Call) -> bool:
+        return cls.is_of(layer) and layer.axis in (-1, len(record.output_tensors[0].shape) - 1)
 
     def _split(self, channels: np.ndarray) -> list[np.ndarray]:
         return np.split(channels, np.cumsum(self.input_channels)[:-1])

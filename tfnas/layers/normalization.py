@@ -42,7 +42,8 @@ class BatchNormalization(_Affine):
 
     @classmethod
     def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
-        check_axis(layer, name, record)
+        if layer.axis not in (-1, len(record.output_tensors[0].shape) - 1):
+            raise UserError(f"layer '{name}': axis must be the channels' (-1). Received: {layer.axis}")
         if called.training:
             raise UserError(
                 f"layer '{name}': a BatchNormalization called with training=True makes what an example gives depend on "
@@ -166,9 +167,3 @@ class _Normalizing(_Computation, Normalizing):
 
     def calibrate(self, tensors: list[tf.Tensor], fed: Fed) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return self.node.by_batch(tensors[0], fed)
-
-
-def check_axis(layer: Any, name: str, record: Any) -> None:
-    """Raises UserError unless a layer's axis is the channels'."""
-    if layer.axis not in (-1, len(record.output_tensors[0].shape) - 1):
-        raise UserError(f"layer '{name}': axis must be the channels' (-1). Received: {layer.axis}")

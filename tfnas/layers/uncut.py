@@ -11,8 +11,6 @@ import numpy as np
 from tfnas.layers.base import Node
 from tfnas.layers.calls import Call
 from tfnas.layers.convolution import Convolution
-from tfnas.layers.merging import MERGES
-from tfnas.layers.pointwise import check_activation
 from tfnas.layers.records import Builder, Folded, State, Value
 
 
@@ -37,35 +35,15 @@ class Input(Node):
 
 
 class Uncut(Node):
-    """A layer that is not cut: it computes all of its channels, whichever are read, at full cost."""
+    """A layer without a rule, which is not cut: it reads and computes all of its channels, at full cost."""
 
-    LAYERS = (
-        *Convolution.LAYERS,  # grouped
-        keras.layers.Activation,  # softmax
-        keras.layers.GaussianNoise,  # always on
-        keras.layers.Reshape,  # to other channels
-        keras.layers.Rescaling,
-        keras.layers.Normalization,
-        keras.layers.LayerNormalization,
-        keras.layers.GroupNormalization,
-        keras.layers.UnitNormalization,
-        keras.layers.Softmax,
-        keras.layers.Permute,
-        keras.layers.RepeatVector,
-    )
-    # What subnets are built with, so that a subnet can be gated in its turn; of these, what looks at nothing but its
-    # input's shape; and merges with an array.
+    # Of what subnets are built with, so that a subnet can be gated in its turn: what looks at nothing but its input's
+    # shape.
     _CONSTANT = frozenset(("OnesLike", "ZerosLike"))
-    _OPERATIONS = frozenset(("Take", "GetItem", "Cast", "Reshape", "Tile")) | _CONSTANT | set(MERGES)
 
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
-        return cls.is_of(layer) or type(layer).__name__ in cls._OPERATIONS
-
-    @classmethod
-    def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
-        if isinstance(layer, keras.layers.Activation):
-            check_activation(layer, name)
+        return True
 
     @property
     def has_kernel(self) -> bool:

@@ -222,7 +222,9 @@ class Unit:
         return [edge.operand(values[i], fed[f"edge{j}"]) for j, (edge, i) in sources]
 
     def _absent(self, values: Mapping[int, tf.Tensor]) -> tf.Tensor:
-        return tf.zeros((tf.shape(values[self.node.inputs[0]])[0], *self.shape, 0))
+        dtype = tf.as_dtype(self.node.called.dtype)
+        shape = (tf.shape(values[self.node.inputs[0]])[0], *self.shape, 0)
+        return tf.zeros(shape, tf.float32 if dtype.is_floating else dtype)
 
 
 class _Edge:
@@ -246,6 +248,9 @@ class _Edge:
         return {"same": _FALSE, "channels": channels, "constants": constants}
 
     def __call__(self, x: tf.Tensor, fed: Fed) -> tf.Tensor:
+        if not x.dtype.is_floating:
+            return x  # a layer that is left whole has made it, with all channels
+
         def gather() -> tf.Tensor:
             padded = tf.concat([x, tf.zeros((*tf.unstack(tf.shape(x))[:-1], 1), x.dtype)], -1)
             return tf.gather(padded, fed["channels"], axis=-1) + tf.cast(fed["constants"], x.dtype)

@@ -1,0 +1,147 @@
+"""One battery for the families that channel units cut: cut, cost, the engine and files agree with the masked supernet."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import random_weights
+from exactness import check_equal
+
+import tfnas
+from tfnas.common.errors import UserError
+from tfnas.gating.gates import hard_gates
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost
+from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.layers.of_units import OF_UNITS
+from tfnas.ranking.engine import Engine
+from tfnas.search_space.architecture import Architecture
+
+L = keras.layers
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def image_model(layer, channels=8):
+    """A layer between convolutions."""
+    image = keras.Input((6, 6, 2))
+    x = layer(L.Conv2D(channels, 3, padding="same", activation="relu", name="before")(image))
+    if len(x.shape) == 4:
+        x = L.GlobalAveragePooling2D()(L.Conv2D(5, 3, activation="relu", name="after")(x))
+    elif len(x.shape) == 3:
+        x = L.GlobalMaxPooling1D()(L.Conv1D(5, 3, activation="relu", name="after")(x))
+    return keras.Model(image, L.Dense(3, name="classifier")(L.Dense(5, activation="tanh", name="hidden")(x)))
+
+
+# A layer, and how many units its input's channels, 8 if not said, have.
+LAYERS = {
+    "LayerNormalization": (lambda x: L.LayerNormalization()(x), 8),
+    "LayerNormalization without offset": (lambda x: L.LayerNormalization(center=False)(x), 8),
+    "RMSNormalization": (lambda x: L.RMSNormalization()(x), 8),
+    "UnitNormalization": (lambda x: L.UnitNormalization()(x), 8),
+    "GroupNormalization, few groups": (lambda x: L.GroupNormalization(2)(x), 4),
+    "GroupNormalization, many groups": (lambda x: L.GroupNormalization(4)(x), 4),
+    "instance normalization": (lambda x: L.GroupNormalization(-1)(x), 8),
+}
+
+
+def architectures(graph, rng, count=4):
+    for _ in range(count):
+        rates = rng.choice([0.3, 0.6, 1.0], len(graph.groups))
+        masks = {g.name: rng.random(g.size) < rate for g, rate in zip(graph.groups, rates, strict=True)}
+        yield graph.closed(Architecture(masks))
+
+
+def check(model, tmp_path, rng, noise="batch", streams=False, count=4):
+    """Cut, cost, engine and files of a model's supernet against its masks; the full model first."""
+    random_weights(model, rng)
+    (image,) = model.inputs
+    images = rng.normal(size=(7, *image.shape[1:])).astype("f4")
+    if image.dtype == "int32":
+        images = rng.integers(0, 9, (7, *image.shape[1:]))
+    supernet = tfnas.gate(model, parameters=0.95, steps=10, num_examples=100, streams=streams, noise=noise)
+    supernet.compile("sgd", LOSS)
+    check_equal(supernet(images), model(images))
+    engine = Engine(supernet, (images, np.zeros(7, int)))
+    form = supernet.graph.form
+    assert form.full("parameters") == sum(np.prod(v.shape) for v in model.trainable_variables)
+    for architecture in architectures(supernet.graph, rng, count):
+        supernet.set_architecture(architecture)
+        cut = tfnas.subnet(supernet, architecture)
+        expected = cut(images)
+        check_equal(supernet(images), expected)
+        check_equal(engine.outputs(architecture), expected)
+        built = sum(np.prod(v.shape) for v in cut.trainable_variables)
+        kept = np.array([architecture[group.name].sum() for group in supernet.graph.groups])
+        counts = form.counts(kept)
+        counted = cost(supernet.graph, architecture)
+        assert counted.parameters == built
+        assert (counts["parameters"], counts["multiply_adds"]) == (counted.parameters, counted.multiply_adds)
+        with hard_gates():
+            before = supernet.get_weights()
+            check_equal(supernet.network(images, training=True), cut(images, training=True))
+            supernet.set_weights(before)
+    cut.save(tmp_path / "cut.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "cut.keras")(images), cut(images))
+    supernet.save(tmp_path / "supernet.keras")
+    np.testing.assert_array_equal(tfnas.load(tmp_path / "supernet.keras")(images), supernet(images))
+    supernet.fit(images, np.zeros(7, int), epochs=1, verbose=0)
+    assert np.isfinite(np.asarray(supernet(images, training=True))).all()
+    return supernet
+
+
+def units_of(graph, name):
+    units = graph.of[graph.index[name]]
+    return len(set(units[units != PINNED].tolist()))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_family(name, tmp_path, rng):
+    layer, units = LAYERS[name]
+    model = image_model(layer)
+    supernet = check(model, tmp_path, rng, noise="example" if len(name) % 2 else "batch")
+    assert units_of(supernet.graph, "before") == units
+
+
+def block(x, attention, width=8):
+    """A transformer's block."""
+    x = x + attention(L.LayerNormalization()(x))
+    y = L.Dense(2 * width, activation="gelu", name=f"up_{attention.__name__}")(L.LayerNormalization()(x))
+    return x + L.Dense(width)(y)
+
+
+def transformer(attention, width=8):
+    image = keras.Input((8, 8, 3))
+    x = L.Reshape((16, width))(L.Conv2D(width, 2, 2, name="patches")(image))
+    x = block(x, attention, width)
+    x = L.GlobalAveragePooling1D()(L.LayerNormalization()(x))
+    return keras.Model(image, L.Dense(3, name="classifier")(x))
+
+
+def self_attention(x):
+    return L.MultiHeadAttention(4, 3, name="attention")(x, x)
+
+
+def other_values(x):
+    memory = L.Dense(5)(L.Dense(6, activation="relu")(x))[:, ::2]
+    return L.MultiHeadAttention(3, 2, value_dim=4, use_bias=False, use_gate=True, name="attention")(
+        key=memory, value=memory, query=x
+    )
+
+
+def causal(x):
+    return L.MultiHeadAttention(2, 4, name="attention")(x, x, use_causal_mask=True)
+
+
+def grouped(x):
+    return L.GroupQueryAttention(3, 6, 2, use_gate=True, name="attention")(x, x)
+
+
+ATTENTION = {self_attention: 4, other_values: 3, causal: 2, grouped: 2}
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_head_is_a_unit(attention, streams, tmp_path, rng):
+    noise = "example" if streams else "batch"
+    supernet = check(transformer(attention), tmp_path, rng, noise, streams)
+    assert units_of(supernet.graph, "attention_heads") == ATTENTION[attention]
+    assert units_of(supernet.graph, "patches") == (8 if streams else 0)

@@ -1,0 +1,256 @@
+"""Attention: a head is a unit, with its rows of the projections of queries, keys, values and outputs.
+
+Such a layer is two nodes. `Heads` reads its inputs and makes one channel for each head (of grouped queries, for each
+group of query heads with their one key and value). `Attention` reads these channels, as 1 for each head that is kept
+and 0 for the others, and its inputs; it multiplies what each head has found by them, before the output projection.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+
+from tfnas.layers.base import Node
+from tfnas.layers.calls import Call
+from tfnas.layers.records import Builder, Folded, State, Value
+
+_TENSORS = {"query", "value", "key", "attention_mask"}
+
+
+class _Projections:
+    """The parts of a layer, by the names that its class gives them; numbers of heads are of those that are units.
+
+    Attributes:
+        heads: number of units.
+        repeats: query heads for each of them.
+        key_size, value_size: of a head.
+    """
+
+    def __init__(self, layer: Any):
+        self.grouped = isinstance(layer, keras.layers.GroupQueryAttention)
+        self.heads: int = layer.num_key_value_heads if self.grouped else layer.num_heads
+        self.repeats: int = layer.num_repeats if self.grouped else 1
+        self.key_size: int = layer.head_dim if self.grouped else layer.key_dim
+        self.value_size: int = layer.head_dim if self.grouped else layer.value_dim
+        self.use_gate = bool(layer.use_gate if self.grouped else layer._use_gate)
+
+
+class Heads(Node):
+    """The heads of an attention layer: one channel each, 1 in the full network; its inputs are query, value, key."""
+
+    NAME: ClassVar[str] = "heads"
+    full_output = False
+    mixes = True
+
+    @staticmethod
+    def num_units(layer: Any) -> int:
+        """Number of its heads, or of its groups of query heads."""
+        return _Projections(layer).heads
+
+    @staticmethod
+    def sources(record: Any, sources: Sequence[int]) -> tuple[int, ...]:
+        """Of the nodes that a call reads, those of the query, the value and the key."""
+        given = dict(zip(_roles(record), sources, strict=True))
+        return given["query"], given["value"], given.get("key", given["value"])
+
+    def call(self, layer: Any, tensors: Sequence[Any], training: bool | None = None) -> Any:
+        return HeadsAtFirst(self.num_channels, name=self.name)(tensors[0])
+
+    def state(self, sources: Sequence[State], kept: Any) -> State:
+        return self.everywhere(any(x.depends.any() for x in sources), True, False)
+
+    @property
+    def positions(self) -> int | None:
+        axes = [axis for spatial in self.input_spatial for axis in spatial]
+        return None if None in axes else 1  # `count_of` knows of the positions, which are not one number
+
+    def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
+        """Of the projections of queries, keys and values, by the number of query channels; with the attention itself.
+
+        Keys and values are of the same channels, or of all channels of tensors that this layer pins.
+        """
+        parts = _Projections(self.inner)
+        read, keys = parts.repeats * parts.key_size, parts.key_size
+        gated = parts.repeats * parts.value_size if parts.use_gate else 0
+        positions = [math.prod(size or 0 for size in spatial) for spatial in self.input_spatial]
+        weights = 0
+        multiply_adds = positions[0] * self._attended * parts.repeats * (parts.key_size + parts.value_size)
+        for j, size in enumerate((read + gated, parts.value_size, keys)):
+            channels = inputs if self.inputs[j] == self.inputs[0] else self.input_channels[j]
+            weights += channels * size
+            multiply_adds += channels * size * positions[j]
+        use_bias = self.inner.use_bias
+        biases = read + gated + keys + parts.value_size if use_bias else 0
+        return (weights + biases) * outputs, multiply_adds * outputs
+
+    @property
+    def _attended(self) -> int:
+        """Number of positions that each query attends to."""
+        spatial = self.input_spatial[1]
+        axes = getattr(self.inner, "attention_axes", None) or range(1, len(spatial) + 1)
+        return math.prod(spatial[axis - 1] or 0 for axis in axes)
+
+    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
+        return sources[0].tensor  # which `Attention` does not look at: heads that are gone are gone from its layer
+
+
+class Attention(Node):
+    """MultiHeadAttention and GroupQueryAttention, apart from which heads there are."""
+
+    INSIDE = Heads
+    full_output = False
+    mixes = True
+
+    @classmethod
+    def takes(cls, layer: Any, record: Any, called: Call) -> bool:
+        if type(layer) not in (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention):
+            return False
+        arguments = record.arguments
+        bound = inspect.signature(layer.call).bind(*arguments.args, **arguments.kwargs).arguments
+        roles = _roles(record)
+        plain = not bound.get("return_attention_scores") and {"query", "value"} <= set(roles) <= _TENSORS
+        return plain and len(getattr(layer, "_output_shape", None) or [0]) == 1
+
+    def call(self, layer: Any, tensors: Sequence[Any], training: bool | None = None) -> Any:
+        heads, *others = tensors
+        gated = GatedHeads(layer, name=f"{self.name}_gated")
+        return self.called.again(gated, others, training, heads=heads)
+
+    def state(self, sources: Sequence[State], kept: Any) -> State:
+        return self.everywhere(sources[0].depends.any(), True, False)
+
+    def pins(self, j: int) -> bool:
+        return j > 0 and self.inputs[j] != self._query
+
+    def ties(self, j: int) -> np.ndarray | None:
+        # Of grouped queries the output is as wide as the query.
+        grouped = isinstance(self.inner, keras.layers.GroupQueryAttention)
+        return np.arange(self.num_channels) if grouped and j > 0 and self.inputs[j] == self._query else None
+
+    @property
+    def _query(self) -> int:
+        """Number of the node that is the query."""
+        return self.inputs[1 + _roles(self.called.record).index("query")]
+
+    def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
+        parts = _Projections(self.inner)
+        weights = inputs * parts.repeats * parts.value_size * outputs
+        return weights + (outputs if self.inner.use_bias else 0), weights
+
+    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
+        layer, parts, live = self.inner, _Projections(self.inner), np.flatnonzero(x.live)
+        roles = {name: j + 1 for j, name in enumerate(_roles(self.called.record))}
+        outputs = sources[roles["query"]].channels if parts.grouped else live
+        kept = sources[0].channels
+        queries = (kept[:, None] * parts.repeats + np.arange(parts.repeats)).reshape(-1)
+        if parts.grouped:
+            changes = {"num_query_heads": queries.size, "num_key_value_heads": kept.size}
+        else:
+            changes = {"num_heads": kept.size, "output_shape": (outputs.size,)}
+            if outputs.size == sources[roles["query"]].channels.size and not layer._output_shape:
+                del changes["output_shape"]
+        config = {**layer.get_config(), "name": self.name, **changes}
+        new = type(layer).from_config(config)
+        channels = {name: sources[j].channels for name, j in roles.items()}
+        channels.setdefault("key", channels["value"])
+        tensors = [source.tensor for source in sources[1:]]
+        output = self.called.again(new, tensors)
+        of_heads = {"query": queries, "key": kept, "value": kept, "gate": queries}
+        for name in ("query", "key", "value", *(("gate",) if parts.use_gate else ())):
+            heads, read = of_heads[name], channels["query" if name == "gate" else name]
+            kernel, *bias = getattr(layer, f"_{name}_dense").get_weights()
+            weights = [kernel[read][:, heads], *(b[heads] for b in bias)]
+            build.weights.append((getattr(new, f"_{name}_dense"), weights))
+        kernel, *bias = layer._output_dense.get_weights()
+        build.weights.append((new._output_dense, [kernel[queries][..., outputs], *(b[outputs] for b in bias)]))
+        if np.array_equal(outputs, live):
+            return output
+        return build.operation(keras.ops.take, output, np.searchsorted(outputs, live).astype("int32"), axis=-1)
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class HeadsAtFirst(keras.layers.Layer):
+    """Ones for the heads of an attention layer, float32, shape (batch, heads), of any tensor of that batch."""
+
+    def __init__(self, heads: int, **kwargs: Any):
+        super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
+        self.heads = heads
+
+    def call(self, inputs: Any) -> Any:
+        """The ones."""
+        return keras.ops.ones((keras.ops.shape(inputs)[0], self.heads), "float32")
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        """Shape and dtype of the output."""
+        return keras.KerasTensor((inputs.shape[0], self.heads), "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same layer."""
+        return {**super().get_config(), "heads": self.heads}
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class GatedHeads(keras.layers.Wrapper):
+    """An attention layer in which what each head has found is multiplied by its gate.
+
+    Args:
+        layer: a built MultiHeadAttention or GroupQueryAttention.
+
+    Call arguments:
+        heads: gates, shape (batch, heads); of grouped queries, one for each head of keys and values.
+        all others: as of the layer.
+    """
+
+    def __init__(self, layer: Any, **kwargs: Any):
+        super().__init__(layer, **{"dtype": layer.dtype_policy, **kwargs})
+        self.built = True
+
+    def call(
+        self,
+        query: Any,
+        value: Any,
+        key: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+        heads: Any = None,
+    ) -> Any:
+        """The attention's output."""
+        layer, parts = self.layer, _Projections(self.layer)
+        key = value if key is None else key
+        mask = layer._compute_attention_mask(
+            query, value, attention_mask=attention_mask, use_causal_mask=use_causal_mask
+        )
+        projected = [layer._query_dense(query), layer._key_dense(key), layer._value_dense(value)]
+        if parts.grouped:
+            projected[1:] = [keras.ops.repeat(x, parts.repeats, axis=2) for x in projected[1:]]
+            heads = keras.ops.repeat(heads, parts.repeats, axis=1)
+        found, _ = layer._compute_attention(*projected, attention_mask=mask, training=training)
+        if parts.use_gate:
+            found = keras.ops.multiply(found, layer._gate_dense(query))
+        shape = (-1, *[1] * (len(found.shape) - 3), found.shape[-2], 1)
+        return layer._output_dense(found * keras.ops.cast(keras.ops.reshape(heads, shape), found.dtype))
+
+    def compute_output_spec(self, query: Any, *others: Any, **more: Any) -> Any:
+        """Shape and dtype of the output."""
+        size = self.layer._output_dense.kernel.shape[-1]
+        return keras.KerasTensor((*query.shape[:-1], size), self.layer.compute_dtype)
+
+
+def _roles(record: Any) -> list[str]:
+    """Names of the arguments of a call that are tensors, in the order of its input tensors."""
+    names = inspect.signature(record.operation.call).parameters
+    arguments = record.arguments
+
+    def role(name: str, given: Any) -> str | None:
+        return name if isinstance(given, keras.KerasTensor) else None
+
+    by_position = [role(name, given) for name, given in zip(names, arguments.args, strict=False)]
+    by_name = {name: role(name, given) for name, given in arguments.kwargs.items()}
+    return [found for found in keras.tree.flatten((by_position, by_name)) if isinstance(found, str)]

@@ -7,7 +7,7 @@ from random_models import Builder
 
 from tfnas.common.errors import UserError
 from tfnas.gating.placement import _copied
-from tfnas.gating.unit_gates import GatedNormalization, UnitDraw, UnitGate
+from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
 from tfnas.gating.unit_supernet import _Gated
 from tfnas.graph.channels import Graph
 from tfnas.graph.units import PINNED, UnitGraph
@@ -54,8 +54,11 @@ def _counted(graph, layer, call, inputs, channels):
     if isinstance(layer, GatedNormalization):
         assert not first.any(), layer.name
         return (np.array(layer.units) >= 0).astype(int)
+    if isinstance(layer, KeptNormalization):
+        assert not first.any(), layer.name
+        return nothing
     plain_depthwise = kind.startswith("DepthwiseConv") or (getattr(layer, "groups", 1) == first.size > 1)
-    if kind in KERNELS and not plain_depthwise and getattr(layer, "groups", 1) == 1:
+    if kind in KERNELS and not plain_depthwise:
         node = graph.nodes[graph.index[layer.name]]
         units = graph.of[node.inputs[0]]
         np.testing.assert_array_equal(first, units != PINNED, layer.name)

@@ -165,22 +165,12 @@ class Mine(keras.layers.Conv2D):
     [
         (lambda x: Mine(3, 1, name="m")(x), "layer 'm': Mine is a class of your own, .* replace it by Keras's own"),
         (
-            lambda x: keras.layers.Lambda(lambda y: y, name="l")(x),
-            "layer 'l': a Lambda is not supported, .* replace it",
-        ),
-        (lambda x: keras.layers.Attention(name="t")([x, x]), "layer 't': Attention is not supported"),
-        (lambda x: keras.layers.Concatenate(axis=1, name="c")([x, x]), "layer 'c': axis must be the channels'"),
-        (
             lambda x: keras.layers.BatchNormalization(axis=1, name="n")(x),
             r"layer 'n': axis must be the channels' \(-1\). Received: 1",
         ),
         (
             lambda x: keras.layers.Conv2D(2, 1, activation=lambda y: y, name="k")(x),
             "layer 'k': one of Keras's own activations expected",
-        ),
-        (
-            lambda x: keras.layers.TimeDistributed(keras.layers.Dense(2), name="w")(x),
-            "layer 'w': TimeDistributed is not supported",
         ),
     ],
 )

@@ -1,4 +1,6 @@
-"""One battery for the families that channel units cut: cut, cost, the engine and files agree with the masked supernet."""
+"""One battery for families that channel units cut: cut, cost, engine and files agree with the masked supernet."""
+
+import dataclasses
 
 import keras
 import numpy as np
@@ -7,12 +9,11 @@ from conftest import random_weights
 from exactness import check_equal
 
 import tfnas
-from tfnas.common.errors import UserError
 from tfnas.gating.gates import hard_gates
-from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
 from tfnas.graph.units import PINNED, UnitGraph
 from tfnas.layers.of_units import OF_UNITS
+from tfnas.layers.of_units.attention import Heads
 from tfnas.ranking.engine import Engine
 from tfnas.search_space.architecture import Architecture
 
@@ -39,6 +40,8 @@ LAYERS = {
     "UnitNormalization": (lambda x: L.UnitNormalization()(x), 8),
     "GroupNormalization, few groups": (lambda x: L.GroupNormalization(2)(x), 4),
     "GroupNormalization, many groups": (lambda x: L.GroupNormalization(4)(x), 4),
+    "grouped convolution": (lambda x: L.Conv2D(6, 3, groups=2, activation="relu")(x), 4),
+    "many groups, without bias": (lambda x: L.Conv2D(12, 3, 2, "same", groups=4, use_bias=False)(x), 2),
     "instance normalization": (lambda x: L.GroupNormalization(-1)(x), 8),
 }
 
@@ -74,7 +77,7 @@ def check(model, tmp_path, rng, noise="batch", streams=False, count=4):
         counts = form.counts(kept)
         counted = cost(supernet.graph, architecture)
         assert counted.parameters == built
-        assert (counts["parameters"], counts["multiply_adds"]) == (counted.parameters, counted.multiply_adds)
+        assert (counts["parameters"], counts["multiply_adds"]) == pytest.approx(dataclasses.astuple(counted), rel=1e-12)
         with hard_gates():
             before = supernet.get_weights()
             check_equal(supernet.network(images, training=True), cut(images, training=True))
@@ -86,6 +89,12 @@ def check(model, tmp_path, rng, noise="batch", streams=False, count=4):
     supernet.fit(images, np.zeros(7, int), epochs=1, verbose=0)
     assert np.isfinite(np.asarray(supernet(images, training=True))).all()
     return supernet
+
+
+def test_every_family_is_tested():
+    models = [*(image_model(layer) for layer, _ in LAYERS.values()), transformer(self_attention)]
+    found = {type(node) for model in models for node in UnitGraph(model).nodes}
+    assert {*OF_UNITS, Heads} <= found
 
 
 def units_of(graph, name):

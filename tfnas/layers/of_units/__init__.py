@@ -1,6 +1,7 @@
 """Families that only channel units cut, since what they do depends on which channels exist together.
 
 attention.py      MultiHeadAttention and GroupQueryAttention, whose units are heads
+grouped.py        grouped convolutions
 statistics.py     normalizations by statistics over channels: LayerNormalization, GroupNormalization, ...
 """
 
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 from tfnas.layers.base import Node
 from tfnas.layers.of_units.attention import Attention
+from tfnas.layers.of_units.grouped import Grouped
 from tfnas.layers.of_units.statistics import GroupStatistics, Statistics, normalized
 
 __all__ = ["OF_UNITS", "normalized"]
 
 # A layer is of the first family that takes it, or else of one of `layers.FAMILIES`.
-OF_UNITS: list[type[Node]] = [Attention, GroupStatistics, Statistics]
+OF_UNITS: list[type[Node]] = [Attention, Grouped, GroupStatistics, Statistics]

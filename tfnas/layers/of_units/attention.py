@@ -54,7 +54,7 @@ class Heads(Node):
 
     @staticmethod
     def sources(record: Any, sources: Sequence[int]) -> tuple[int, ...]:
-        """Of the nodes that a call reads, those of the query, the value and the key."""
+        """Returns, of the nodes that a call reads, those of the query, the value and the key."""
         given = dict(zip(_roles(record), sources, strict=True))
         return given["query"], given["value"], given.get("key", given["value"])
 
@@ -70,7 +70,7 @@ class Heads(Node):
         return None if None in axes else 1  # `count_of` knows of the positions, which are not one number
 
     def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
-        """Of the projections of queries, keys and values, by the number of query channels; with the attention itself.
+        """Returns the cost of the projections of queries, keys and values, by the number of query channels; with the attention itself.
 
         Keys and values are of the same channels, or of all channels of tensors that this layer pins.
         """
@@ -149,9 +149,9 @@ class Attention(Node):
         kept = sources[0].channels
         queries = (kept[:, None] * parts.repeats + np.arange(parts.repeats)).reshape(-1)
         if parts.grouped:
-            changes = {"num_query_heads": queries.size, "num_key_value_heads": kept.size}
+            changes: dict[str, Any] = {"num_query_heads": int(queries.size), "num_key_value_heads": int(kept.size)}
         else:
-            changes = {"num_heads": kept.size, "output_shape": (outputs.size,)}
+            changes = {"num_heads": int(kept.size), "output_shape": (int(outputs.size),)}
             if outputs.size == sources[roles["query"]].channels.size and not layer._output_shape:
                 del changes["output_shape"]
         config = {**layer.get_config(), "name": self.name, **changes}

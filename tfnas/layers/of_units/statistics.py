@@ -7,7 +7,7 @@ With gates g of the channels (1 for each that is kept and 0 for the others, anyt
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -24,7 +24,11 @@ _WEIGHTS = ("gamma", "beta", "scale")  # by their names in Keras
 class Statistics(Channelwise):
     """LayerNormalization, RMSNormalization or UnitNormalization over the channels of each position."""
 
-    LAYERS = (keras.layers.LayerNormalization, keras.layers.RMSNormalization, keras.layers.UnitNormalization)
+    LAYERS: ClassVar[tuple[type, ...]] = (
+        keras.layers.LayerNormalization,
+        keras.layers.RMSNormalization,
+        keras.layers.UnitNormalization,
+    )
     weighs_channels = True
     carries = False
 
@@ -77,26 +81,26 @@ class GroupStatistics(Statistics):
 
     @property
     def weighs_channels(self) -> bool:  # type: ignore[override]
-        return not whole_groups(self.inner, self.num_channels)
+        return not drops_groups(self.inner, self.num_channels)
 
     def together(self, j: int | None) -> np.ndarray | None:
         size = self.num_channels // self.inner.groups
         channels = np.arange(self.num_channels)
-        return channels // size if whole_groups(self.inner, self.num_channels) else channels % size
+        return channels // size if drops_groups(self.inner, self.num_channels) else channels % size
 
     def settings(self, channels: int) -> dict[str, Any]:
-        if not whole_groups(self.inner, self.num_channels):
+        if not drops_groups(self.inner, self.num_channels):
             return {}
         return {"groups": channels * self.inner.groups // self.num_channels}
 
 
-def whole_groups(layer: Any, channels: int) -> bool:
+def drops_groups(layer: Any, channels: int) -> bool:
     """Whether of a GroupNormalization whole groups vanish, rather than as many channels of each."""
     return bool(layer.groups * layer.groups >= channels)
 
 
 def normalized(layer: Any, x: tf.Tensor, gates: Any = None, weights: Mapping[str, Any] | None = None) -> tf.Tensor:
-    """What a normalization of one of these families makes of its input, float32 or wider.
+    """Returns what a normalization of one of these families makes of its input, float32 or wider.
 
     Args:
         layer: the normalization, with all of its channels.
@@ -113,7 +117,7 @@ def normalized(layer: Any, x: tf.Tensor, gates: Any = None, weights: Mapping[str
     axes = [-1]
     if isinstance(layer, keras.layers.GroupNormalization):
         size = layer.gamma.shape[0] if layer.scale else layer.input_spec.axes[layer.axis]
-        parts = [-1, size // layer.groups] if whole_groups(layer, size) else [layer.groups, -1]
+        parts = [-1, size // layer.groups] if drops_groups(layer, size) else [layer.groups, -1]
         axes = [*range(1, len(x.shape) - 1), -1]
         x = tf.reshape(x, tf.concat([shape[:-1], parts], 0))
         gates = tf.reshape(gates, tf.concat([tf.shape(gates)[:-1], parts], 0))

@@ -88,7 +88,7 @@ def test_what_is_left_whole_pins_what_it_reads_and_makes():
         one = L.Conv2D(1, 1, name="one")(x)
         return head(L.Conv2D(3, 1, name="d")(L.Multiply()([x, one])))
 
-    assert set(summary(graph_of(build))) == {"b", "d"}
+    assert set(summary(graph_of(build))) == {"b", "mixed", "d"}
     with pytest.raises(UserError, match="no channels that may vanish"):
         graph_of(lambda x: head(L.Softmax()(L.Conv2D(4, 1)(x))))
 

@@ -10,6 +10,7 @@ from exactness import check_equal
 
 import tfnas
 from tfnas.gating.gates import hard_gates
+from tfnas.gating.importances import squared_norms
 from tfnas.graph.costs import cost
 from tfnas.graph.units import PINNED, UnitGraph
 from tfnas.layers.of_units import OF_UNITS
@@ -154,3 +155,23 @@ def test_a_head_is_a_unit(attention, streams, tmp_path, rng):
     supernet = check(transformer(attention), tmp_path, rng, noise, streams)
     assert units_of(supernet.graph, "attention_heads") == ATTENTION[attention]
     assert units_of(supernet.graph, "patches") == (8 if streams else 0)
+
+
+@pytest.mark.parametrize("attention", [self_attention, grouped])
+def test_the_norm_of_a_head_is_that_of_all_its_weights(attention, rng):
+    model = transformer(attention)
+    random_weights(model, rng)
+    graph = UnitGraph(model)
+    layer = model.get_layer("attention")
+    heads = graph.of[graph.index["attention_heads"]]
+    repeats = 3 if attention is grouped else 1
+    for head, unit in enumerate(heads):
+        queries = slice(head * repeats, (head + 1) * repeats)
+        expected = sum(
+            np.square(w[:, heads_of] if w.ndim == 3 else w[heads_of]).sum(dtype=np.float64)
+            for name, heads_of in {"query": queries, "gate": queries, "key": head, "value": head}.items()
+            if hasattr(layer, f"_{name}_dense")
+            for w in getattr(layer, f"_{name}_dense").get_weights()
+        )
+        expected += np.square(layer._output_dense.get_weights()[0][queries]).sum(dtype=np.float64)
+        assert squared_norms(graph)[unit] == pytest.approx(expected, rel=1e-5)

@@ -300,8 +300,10 @@ class KeptNormalization(keras.layers.Wrapper, _Gate):
     def call(self, inputs: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         """The normalized tensor."""
         x, *drawn = inputs
-        gates = self._spread(self._channel_gates(drawn, training), len(x.shape))
-        return tf.cast(normalized(self.layer, x, gates), self.layer.compute_dtype)
+        gates = self._channel_gates(drawn, training)
+        if gates is None:
+            return self.layer(x)
+        return tf.cast(normalized(self.layer, x, self._spread(gates, len(x.shape))), self.layer.compute_dtype)
 
     def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
         """Shape and dtype of the output."""

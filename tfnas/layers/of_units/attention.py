@@ -70,7 +70,7 @@ class Heads(Node):
         return None if None in axes else 1  # `count_of` knows of the positions, which are not one number
 
     def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
-        """Returns the cost of the projections of queries, keys and values, by the number of query channels; with the attention itself.
+        """Returns the cost of the attention and of its projections of queries, keys and values, by the query's channels.
 
         Keys and values are of the same channels, or of all channels of tensors that this layer pins.
         """
@@ -94,6 +94,20 @@ class Heads(Node):
         spatial = self.input_spatial[1]
         axes = getattr(self.inner, "attention_axes", None) or range(1, len(spatial) + 1)
         return math.prod(spatial[axis - 1] or 0 for axis in axes)
+
+    def squared_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        parts = _Projections(self.inner)
+        names = ["query", "value", "key", *(["gate"] if parts.use_gate else [])]
+        of_inputs = dict(zip(names, [*self.inputs, self.inputs[0]], strict=False))
+        reads, makes = super().squared_norms()
+        for name in names:
+            weights = getattr(self.inner, f"_{name}_dense").get_weights()
+            kernel, *bias = (np.square(w.astype(np.float64)) for w in weights)
+            if of_inputs[name] == self.inputs[0]:
+                reads = reads + kernel.sum((1, 2))
+            by_head = kernel.sum((0, 2)) + sum(b.sum(1) for b in bias)  # of every query head, if it is of queries
+            makes = makes + by_head.reshape(parts.heads, -1).sum(1)
+        return reads, makes
 
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
         return sources[0].tensor  # which `Attention` does not look at: heads that are gone are gone from its layer
@@ -141,6 +155,10 @@ class Attention(Node):
         parts = _Projections(self.inner)
         weights = inputs * parts.repeats * parts.value_size * outputs
         return weights + (outputs if self.inner.use_bias else 0), weights
+
+    def squared_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        kernel, *bias = (np.square(w.astype(np.float64)) for w in self.inner._output_dense.get_weights())
+        return kernel.reshape(self.input_channels[0], -1).sum(1), kernel.sum((0, 1)) + sum(bias)
 
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
         layer, parts, live = self.inner, _Projections(self.inner), np.flatnonzero(x.live)

@@ -1,4 +1,4 @@
-"""Grouped convolutions, which stay grouped: of every group the same channels exist, of its inputs and of its outputs."""
+"""Grouped convolutions, which stay grouped: of every group the same channels exist, of inputs and of outputs."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ class Grouped(WithKernel):
         groups = self.inner.groups
         weights = weights // groups if weights % groups == 0 else weights / groups  # of one channel, a fraction
         return weights + (outputs if self.inner.use_bias else 0), weights
+
+    def squared_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        groups, size = self.inner.groups, self.inner.kernel.shape[-2]
+        squares = np.square(np.asarray(self.inner.kernel, np.float64)).reshape(
+            -1, size, groups, self.num_channels // groups
+        )
+        return squares.sum((0, 3)).T.reshape(-1), squares.sum((0, 1)).reshape(-1) + self._squared_bias()
 
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
         inputs, outputs = self.given(x, 0), self.held(x.live)

@@ -70,7 +70,7 @@ class Heads(Node):
         return None if None in axes else 1  # `count_of` knows of the positions, which are not one number
 
     def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
-        """Returns the cost of the attention and of its projections of queries, keys and values, by the query's channels.
+        """Returns the cost of the attention and of its projections of queries, keys, values, by the query's channels.
 
         Keys and values are of the same channels, or of all channels of tensors that this layer pins.
         """

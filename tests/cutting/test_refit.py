@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import random_models
 from conftest import random_weights
 
 from tfnas.common.errors import UserError
@@ -72,6 +73,25 @@ def test_what_the_channels_left_can_make_up_for_is_made_up_for(rng):
         assert np.abs(np.asarray(network(held_out)) - expected).max() > 0.01 * np.abs(expected).max()
     for old, new in zip(before, bare.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_models_come_nearer_to_the_full_ones_on_held_out_images(seed):
+    rng = np.random.default_rng([seed, 5])
+    model = random_models.Builder(seed).model()
+    random_weights(model, rng)
+    graph = UnitGraph(model, streams=seed % 2 == 1)
+    images, held_out = (
+        keras.tree.pack_sequence_as(
+            model.input, [rng.normal(size=(n, *i.shape[1:])).astype("float32") for i in model.inputs]
+        )
+        for n in (200, 100)
+    )
+    architecture = graph.closed(Architecture({g.name: rng.random(g.size) < 0.6 for g in graph.groups}))
+    bare, statistics = cut(graph, architecture), cut(graph, architecture)
+    recompute_statistics(statistics, images)
+    found = refit(graph, architecture, bare, images)
+    assert distance(found, model, held_out) < min(distance(n, model, held_out) for n in (bare, statistics))
 
 
 @pytest.mark.parametrize("intercept", [True, False])

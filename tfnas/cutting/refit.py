@@ -1,8 +1,9 @@
 """Refits a network right after the cut, so that its layers give what those of the full network gave.
 
-A layer that reads fewer channels than in the full network computes something else. Layer by layer, in the network's
-order, a ridge regression finds the kernel and the bias with which it comes closest to what the full network's layer
-gives, from the inputs that it has in the cut network, whose layers before it are refitted already (docs/method.md).
+A layer that reads fewer channels than in the full network computes something else, and so do all that follow. Layer by
+layer, in the network's order, a ridge regression finds the kernel and the bias with which each comes closest to what
+the full network's layer gives, from the inputs that it has in the cut network, whose layers before it are refitted
+already (docs/method.md).
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from tfnas.layers.base import Node
 
 NUM_EXAMPLES = 1_000
 _BATCH_ELEMENTS = 2**22  # of the largest output of a batch
+_LEAST_VARIANCE = 1e-8  # of a channel that varies, as a share of the variance in the full network
 _ROWS = 20_000  # of a regression, at least where there are as many positions
 _ROWS_PER_INPUT = 10
+_PART = 2**22  # elements of rows that are added at a time
 _MOST_INPUTS = 6_000  # of a regression, whose sums hold the square of it
 
 
@@ -38,14 +41,14 @@ def refit(
 ) -> keras.Model:
     """Refits a network that was cut from the full one.
 
-    Convolutions and dense layers (also transposed and separable ones) that read fewer channels than in the full network
-    get a new kernel and bias; every normalization after that gets statistics that differ from the full network's by as
-    much as its inputs do. Frozen layers stay as they are; so do grouped convolutions and kernels with more than 6,000
-    weights for each output channel.
+    From the first layer on that reads fewer channels than in the full network, convolutions and dense layers (also
+    transposed and separable ones) get another kernel and bias, and batch normalizations get the statistics of the cut
+    network, another factor and another offset. Frozen layers stay as they are; so do depthwise and grouped convolutions
+    and kernels with more than 6,000 weights for each output channel.
 
-    Both networks are computed once, and what their layers give for all examples lies in temporary files until it has
-    been read; memory holds one batch and the sums of one layer, twice the square of its weights for each output
-    channel.
+    Each convolution of both networks is computed once, and what it gives for all examples lies in temporary files until
+    it has been read. Memory holds one batch and the sums of one layer: twice the square of its number of weights for
+    each output channel, in float64.
 
     Args:
         graph: of the full network, with its weights and statistics.
@@ -104,8 +107,11 @@ class _Refit:
             for j in node.inputs:
                 readers.setdefault(j, []).append(node)
         # The mean of what these give makes no difference.
-        self._centered = {cut.nodes[j].name for j, found in readers.items() if all(map(_is_renewed, found))}
-        self._pairs = [pair for pair in _pairs(graph, flow, cut) if _is_renewed(pair.cut) or _is_refitted(pair, flow)]
+        self._centered = {cut.nodes[j].name for j, found in readers.items() if all(map(_removes_mean, found))}
+        changed = _changed(graph, flow)
+        self._pairs = [
+            pair for pair in _pairs(graph, flow, cut) if changed[graph.index[pair.full.name]] and _is_refitted(pair.cut)
+        ]
         size = max(math.prod(n or 1 for n in (*node.spatial, node.num_channels)) for node in graph.nodes)
         batch_size = min(max(1, _BATCH_ELEMENTS // size), 256)
         self._cut = Activations(cut, examples, batch_size, [pair.cut.inputs[0] for pair in self._pairs])
@@ -115,24 +121,49 @@ class _Refit:
         """Refits all layers."""
         for pair in self._pairs:
             if isinstance(pair.cut, BatchNormalization):
-                self._renew_statistics(pair)
+                self._refit_normalization(pair)
             else:
                 self._refit_kernel(pair)
 
-    def _renew_statistics(self, pair: _Pair) -> None:
-        """Shifts and scales a normalization's statistics as its input is shifted and scaled."""
+    def _refit_normalization(self, pair: _Pair) -> None:
+        """Gives a normalization exact statistics, and the factor and offset that come closest to the full one's output.
+
+        One without factor or offset keeps the distance of its statistics from the exact ones, in standard deviations.
+        """
         layer, full = pair.cut.inner, pair.full.inner
-        mean, variance = _moments(self._cut.read(pair.cut.inputs[0]))
-        full_mean, full_variance = (part[pair.channels] for part in _moments(self._full.read(pair.full.inputs[0])))
-        old_mean, old_variance = (
-            np.asarray(v, np.float64)[pair.channels] for v in (full.moving_mean, full.moving_variance)
+        count, sums = 0, np.zeros((5, pair.channels.size))
+        for own, wanted in self._inputs(pair):
+            x, y = (np.asarray(part, np.float64).reshape(-1, part.shape[-1]) for part in (own, wanted))
+            y = y[:, pair.channels]
+            count += len(x)
+            sums += [x.sum(0), y.sum(0), (x * x).sum(0), (y * y).sum(0), (x * y).sum(0)]
+        mean, full_mean, xx, yy, xy = sums / count
+        variance, full_variance = np.maximum(xx - mean * mean, 0), np.maximum(yy - full_mean * full_mean, 0)
+        if not np.isfinite(sums).all():
+            return
+        weights = {pair.full.name: {v.name: np.asarray(v, np.float64) for v in full.weights}}
+        factor, offset = (
+            np.broadcast_to(part, full.moving_mean.shape)[pair.channels] for part in pair.full.affine(weights)
         )
-        scale = (variance + layer.epsilon) / (full_variance + full.epsilon)
-        new_mean = mean + (old_mean - full_mean) * np.sqrt(scale)
-        new_variance = np.maximum((old_variance + full.epsilon) * scale - layer.epsilon, 0)
-        if np.isfinite(new_mean).all() and np.isfinite(new_variance).all():
-            layer.moving_mean.assign(new_mean)
-            layer.moving_variance.assign(new_variance)
+        if layer.scale and layer.center:
+            # Of a channel that hardly varies, the factor stays.
+            varies = variance > _LEAST_VARIANCE * full_variance
+            slope = np.where(varies, (xy - mean * full_mean) / np.where(varies, variance, 1), 1)
+            layer.gamma.assign(factor * slope * np.sqrt(variance + layer.epsilon))
+            layer.beta.assign(factor * full_mean + offset)
+        else:
+            old_mean, old_variance = (
+                np.asarray(v, np.float64)[pair.channels] for v in (full.moving_mean, full.moving_variance)
+            )
+            scale = (variance + layer.epsilon) / (full_variance + full.epsilon)
+            mean = mean + (old_mean - full_mean) * np.sqrt(scale)
+            variance = np.maximum((old_variance + full.epsilon) * scale - layer.epsilon, 0)
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(variance)
+
+    def _inputs(self, pair: _Pair) -> Iterable[tuple[Any, Any]]:
+        """What the cut layer and the full one are given, batch by batch."""
+        return zip(self._cut.read(pair.cut.inputs[0]), self._full.read(pair.full.inputs[0]), strict=True)
 
     def _refit_kernel(self, pair: _Pair) -> None:
         """Fits a layer's kernel and bias to what the full network's layer gives, up to their activation."""
@@ -143,18 +174,24 @@ class _Refit:
         halves = ridge.Sums.zeros(*matrix.shape), ridge.Sums.zeros(*matrix.shape)
         rows = max(_ROWS, _ROWS_PER_INPUT * len(matrix))
         first = 0
-        for own, wanted in zip(self._cut.read(cut.inputs[0]), self._full.read(full.inputs[0]), strict=True):
+        for own, wanted in self._inputs(pair):
             windows = [_Windows(node, x) for node, x in ((cut, own), (full, wanted))]
             count = min(windows[0].num_positions, math.ceil(rows / self._num_examples))
             positions = self._rng.choice(windows[0].num_positions, count, replace=False)
+            size = max(1, _PART // (count * max(len(matrix), len(target))))
             for half, sums in enumerate(halves):
-                some = slice((first + half) % 2, None, 2)
-                x, full_x = (w.rows(some, positions) for w in windows)
-                sums.add(x, full_x @ target + target_bias - (x @ matrix + bias))
+                some = np.arange((first + half) % 2, len(own), 2)
+                for start in range(0, len(some), size):
+                    x, full_x = (w.rows(some[start : start + size], positions) for w in windows)
+                    sums.add(x, full_x @ target + target_bias - (x @ matrix + bias))
             first += len(own)
         change, offset = ridge.fitted(halves, intercept)
         if np.isfinite(change).all() and np.isfinite(offset).all():
             cut.refit(matrix + change, bias + offset)
+
+
+def _removes_mean(node: Node) -> bool:
+    return isinstance(node, BatchNormalization) and not node.frozen
 
 
 def _pairs(graph: Graph, flow: Flow, cut: Graph) -> Iterator[_Pair]:
@@ -168,34 +205,27 @@ def _pairs(graph: Graph, flow: Flow, cut: Graph) -> Iterator[_Pair]:
                 f"refit: a network cut by this architecture expected. Received: one with the layer '{node.name}' of "
                 f"{node.num_channels} channels"
             )
-        yield _Pair(node, graph.nodes[number], flow.held(number))
+        if type(graph.nodes[number]) is type(node):  # not of several groups there and of one here
+            yield _Pair(node, graph.nodes[number], flow.held(number))
 
 
-def _is_renewed(node: Node) -> bool:
-    return isinstance(node, BatchNormalization) and not node.frozen
+def _is_refitted(node: Any) -> bool:
+    if isinstance(node, BatchNormalization):
+        return not node.frozen
+    return node.inner.trainable and len(node.matrix) <= _MOST_INPUTS
 
 
-def _is_refitted(pair: _Pair, flow: Flow) -> bool:
-    cut, number = pair.cut, flow.graph.index[pair.full.name]
-    trainable = isinstance(cut, Convolution) and cut.inner.trainable
-    return trainable and not flow.reads(number).all() and len(cut.matrix) <= _MOST_INPUTS
+def _changed(graph: Graph, flow: Flow) -> list[bool]:
+    """Whether a node is given something else than in the full network, directly or by nodes before it."""
+    changed: list[bool] = []
+    for i, node in enumerate(graph.nodes):
+        changed.append(any(changed[j] for j in node.inputs) or ((node.mixes or node.gated) and not flow.reads(i).all()))
+    return changed
 
 
 def _bias(node: Any) -> np.ndarray:
     layer = node.inner
     return np.asarray(layer.bias, np.float64) if layer.use_bias else np.zeros(node.num_channels)
-
-
-def _moments(batches: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of each channel, float64, shape (C,)."""
-    count, sums, squares = 0, 0.0, 0.0
-    for batch in batches:
-        rows = np.asarray(batch, np.float64).reshape(-1, batch.shape[-1])
-        count += len(rows)
-        sums = sums + rows.sum(0)
-        squares = squares + (rows * rows).sum(0)
-    mean = np.asarray(sums) / count
-    return mean, np.maximum(np.asarray(squares) / count - mean * mean, 0)
 
 
 class _Windows:
@@ -216,7 +246,7 @@ class _Windows:
         self._shape = tuple(len(window) for window in self._windows)
         self.num_positions = math.prod(self._shape)
 
-    def rows(self, examples: slice, positions: np.ndarray) -> np.ndarray:
+    def rows(self, examples: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Values that the kernel reads, float64, shape (examples x positions, elements of the kernel x channels)."""
         at = np.unravel_index(positions, self._shape) if self._shape else ()
         flat, inside = np.zeros((len(positions), 1), int), np.ones((len(positions), 1), bool)

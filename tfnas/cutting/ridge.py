@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import scipy.linalg
 
-# Candidates of the penalty, as shares of the mean variance of an input; the last leaves the weights as they are.
-PENALTIES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
+# Penalties, as shares of the mean variance of an input.
+PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
 
 @dataclasses.dataclass
@@ -19,7 +19,6 @@ class Sums:
         count: number of rows.
         x, y: of each.
         xx, xy: of products, shape (p, p) and (p, C).
-        yy: of squares, shape (C,).
     """
 
     count: int
@@ -27,12 +26,11 @@ class Sums:
     y: np.ndarray
     xx: np.ndarray
     xy: np.ndarray
-    yy: np.ndarray
 
     @classmethod
     def zeros(cls, inputs: int, outputs: int) -> Sums:
         """Sums over no rows."""
-        shapes = (inputs,), (outputs,), (inputs, inputs), (inputs, outputs), (outputs,)
+        shapes = (inputs,), (outputs,), (inputs, inputs), (inputs, outputs)
         return cls(0, *(np.zeros(shape) for shape in shapes))
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
@@ -42,48 +40,46 @@ class Sums:
         self.y += y.sum(0)
         self.xx += x.T @ x
         self.xy += x.T @ y
-        self.yy += (y * y).sum(0)
 
     def plus(self, other: Sums) -> Sums:
         """Sums over the rows of both."""
         return Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
 
-    def centered(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Covariances `xx` and `xy`, and variances `yy`, of rows less their means."""
-        x, y = self.x / self.count, self.y / self.count
-        return (
-            self.xx / self.count - np.outer(x, x),
-            self.xy / self.count - np.outer(x, y),
-            self.yy / self.count - y * y,
-        )
-
-    def uncentered(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same of the rows as they are."""
-        return self.xx / self.count, self.xy / self.count, self.yy / self.count
+    def moments(self, centered: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Mean products `xx` and `xy`, of the rows less their means if they are to be centered."""
+        xx, xy = self.xx / self.count, self.xy / self.count
+        if centered:
+            x, y = self.x / self.count, self.y / self.count
+            xx -= np.outer(x, x)
+            xy -= np.outer(x, y)
+        return xx, xy
 
 
 def fitted(halves: tuple[Sums, Sums], intercept: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns the change D of weights and the offset b that make D x + b the residual, with a penalty on |D|^2.
 
-    D minimizes E |D x + b - y|^2 + r v |D|^2, where v is the mean variance of an input. The penalty r is the one of
-    `PENALTIES` with which each half is predicted best by what was fitted to the other.
+    D minimizes E |D x + b - y|^2 + r v |D|^2, where v is the mean variance of an input. The penalty r is lowered,
+    through `PENALTIES`, for as long as each half is predicted better by what was fitted to the other.
 
     Args:
         halves: sums over two halves of the examples.
-        intercept: whether there is an offset; else it is 0.
+        intercept: whether there is an offset; else it is 0, and v the mean square.
 
     Returns:
         Change of the weights, shape (p, C), and offset, shape (C,).
     """
-    moments = [half.centered() if intercept else half.uncentered() for half in halves]
-    errors = np.zeros(len(PENALTIES))
-    for (xx, xy, _), (other_xx, other_xy, other_yy) in zip(moments, reversed(moments), strict=True):
-        for i, penalty in enumerate(PENALTIES):
+    moments = [half.moments(intercept) for half in halves]
+    best, least = np.inf, 0.0  # the error of no change is the reference
+    for penalty in PENALTIES:
+        error = 0.0
+        for (xx, xy), (other_xx, other_xy) in zip(moments, reversed(moments), strict=True):
             change = _solved(xx, xy, penalty)
-            errors[i] += (change * (other_xx @ change - 2 * other_xy)).sum() + other_yy.sum()
+            error += float((change * (other_xx @ change - 2 * other_xy)).sum())
+        if not error < least:
+            break
+        best, least = penalty, error
     both = halves[0].plus(halves[1])
-    xx, xy, _ = both.centered() if intercept else both.uncentered()
-    change = _solved(xx, xy, PENALTIES[int(np.nanargmin(errors))])
+    change = _solved(*both.moments(intercept), best)
     offset = both.y / both.count - both.x / both.count @ change if intercept else np.zeros_like(both.y)
     return change, offset
 
@@ -92,10 +88,9 @@ def _solved(xx: np.ndarray, xy: np.ndarray, penalty: float) -> np.ndarray:
     """The change of the weights with this penalty; NaN where the equations cannot be solved."""
     if penalty == np.inf:
         return np.zeros_like(xy)
-    ridge = penalty * np.trace(xx) / len(xx)
-    with np.errstate(all="ignore"):
-        try:
-            penalized = xx + np.diag(np.full(len(xx), ridge))
-            return scipy.linalg.solve(penalized, xy, assume_a="pos", overwrite_a=True, check_finite=False)
-        except scipy.linalg.LinAlgError:
-            return np.full_like(xy, np.nan)
+    penalized = xx.copy()
+    np.fill_diagonal(penalized, xx.diagonal() + penalty * np.trace(xx) / len(xx))
+    try:
+        return scipy.linalg.solve(penalized, xy, assume_a="pos", overwrite_a=True, check_finite=False)
+    except (scipy.linalg.LinAlgError, ValueError):
+        return np.full_like(xy, np.nan)

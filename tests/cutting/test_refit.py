@@ -75,7 +75,7 @@ def test_what_the_channels_left_can_make_up_for_is_made_up_for(rng):
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_models_come_nearer_to_the_full_ones_on_held_out_images(seed):
     rng = np.random.default_rng([seed, 5])
     model = random_models.Builder(seed).model()
@@ -85,7 +85,7 @@ def test_random_models_come_nearer_to_the_full_ones_on_held_out_images(seed):
         keras.tree.pack_sequence_as(
             model.input, [rng.normal(size=(n, *i.shape[1:])).astype("float32") for i in model.inputs]
         )
-        for n in (200, 100)
+        for n in (120, 60)
     )
     architecture = graph.closed(Architecture({g.name: rng.random(g.size) < 0.6 for g in graph.groups}))
     bare, statistics = cut(graph, architecture), cut(graph, architecture)

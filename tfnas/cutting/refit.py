@@ -162,7 +162,7 @@ class _Refit:
         layer.moving_variance.assign(variance)
 
     def _inputs(self, pair: _Pair) -> Iterable[tuple[Any, Any]]:
-        """What the cut layer and the full one are given, batch by batch."""
+        """Returns the inputs of the cut layer and of the full one, batch by batch."""
         return zip(self._cut.read(pair.cut.inputs[0]), self._full.read(pair.full.inputs[0]), strict=True)
 
     def _refit_kernel(self, pair: _Pair) -> None:

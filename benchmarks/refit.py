@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/refit.py [--share=0.5] [--examples=500] [--size=64]
 
 Networks of keras.applications have random weights, with statistics that fit the images, which are noise on several
-scales. Each is cut to a share of its parameters and multiply-adds, by the norms of the units within each group. The distance of the outputs is the root of the mean
-squared difference on held-out images, over the standard deviation of the full network's outputs: 1 is as far as a
-constant. Memory is what the process has at most while refitting, above what it had before.
+scales. Each is cut to a share of its parameters and multiply-adds, by the norms of the units within each group. The
+distance of the outputs is the root of the mean squared difference on held-out images, over the standard deviation of
+the full network's outputs: 1 is as far as a constant. Memory is what the process has at most while refitting, above
+what it had before.
 """
 
 import pathlib
@@ -62,7 +63,6 @@ def main(_):
         recompute_statistics(model, images(250, rng))
         bounds = {"parameters": _SHARE.value, "multiply_adds": _SHARE.value}
         supernet = tfnas.gate(model, **bounds, steps=1000, num_examples=1e4)
-        logits = rng.normal(size=supernet.draw.keep_logit.shape)
         architecture = supernet.posterior("norm").mode()
         price, full = tfnas.cost(supernet.graph, architecture), tfnas.cost(supernet.graph)
         expected = model.predict(held_out, verbose=0)

@@ -66,9 +66,11 @@ def fitted(halves: tuple[Sums, Sums], intercept: bool) -> tuple[np.ndarray, np.n
         intercept: whether there is an offset; else it is 0, and v the mean square.
 
     Returns:
-        Change of the weights, shape (p, C), and offset, shape (C,).
+        Change of the weights, shape (p, C), and offset, shape (C,); 0 if a row was not finite.
     """
     moments = [half.moments(intercept) for half in halves]
+    if not all(np.isfinite(part).all() for pair in moments for part in pair):
+        return np.zeros_like(halves[0].xy), np.zeros_like(halves[0].y)
     best, least = np.inf, 0.0  # the error of no change is the reference
     for penalty in PENALTIES:
         error = 0.0
@@ -91,6 +93,7 @@ def _solved(xx: np.ndarray, xy: np.ndarray, penalty: float) -> np.ndarray:
     penalized = xx.copy()
     np.fill_diagonal(penalized, xx.diagonal() + penalty * np.trace(xx) / len(xx))
     try:
-        return scipy.linalg.solve(penalized, xy, assume_a="pos", overwrite_a=True, check_finite=False)
-    except (scipy.linalg.LinAlgError, ValueError):
+        factor = scipy.linalg.cho_factor(penalized, overwrite_a=True, check_finite=False)
+    except scipy.linalg.LinAlgError:
         return np.full_like(xy, np.nan)
+    return scipy.linalg.cho_solve(factor, xy, check_finite=False)

@@ -6,7 +6,7 @@ evaluation_log.py           a file of each example's loss and accuracy by archit
 losses.py                   the compiled loss, and the accuracy, of every single example
 racing.py                   drops candidates that cannot win, with a guarantee for the winner
 reference_architectures.py  of the published search: random and pruned architectures of a size, single paths
-reference_units.py          of channel units: random and pruned architectures within bounds
+reference_units.py          of channel units: random architectures within bounds
 recalibration.py            batch-normalization statistics of one architecture
 engine.py                   evaluates any architecture with programs compiled once
 ranking.py                  rank(): many candidates, raced on the same examples

@@ -28,7 +28,8 @@ class Row:
     Attributes:
         name: that the table shows.
         kind: where it comes from.
-        fine_tuned: whether it is the one before, trained further.
+        fine_tuned: whether it was trained after the cut, unlike another of its kind.
+        way: how it was cut, in words, where there is a choice.
         validation_accuracy: of the network, or the mean.
         test_accuracy: likewise.
         test_top5_accuracy: None with at most 20 classes.
@@ -43,6 +44,7 @@ class Row:
     name: str
     kind: Kind
     fine_tuned: bool = False
+    way: str | None = None
     validation_accuracy: Share
     test_accuracy: Share
     test_top5_accuracy: Share | None = None

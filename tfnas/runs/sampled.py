@@ -33,6 +33,11 @@ class Kind(enum.StrEnum):
     """The origin of a network, in the order of the comparison's table."""
 
     FULL = "full network"
+    NARROWED = "evenly narrowed"
+    NORM = "group norm"
+    SCALE = "normalization scale"
+    CURVATURE = "curvature"
+    GATES = "gates"
     EVEN = "random, spread evenly"
     ALLOCATED = "random, allocated per layer"
     FIXED_DROP = "fixed drop"
@@ -49,6 +54,13 @@ class Kind(enum.StrEnum):
 
 
 RANDOM = (Kind.EVEN, Kind.ALLOCATED)
+BY_IMPORTANCE = {
+    "even": Kind.NARROWED,
+    "norm": Kind.NORM,
+    "scale": Kind.SCALE,
+    "curvature": Kind.CURVATURE,
+    "gates": Kind.GATES,
+}
 SAMPLED = (Kind.POSTERIOR, *RANDOM)  # kinds of candidates
 
 

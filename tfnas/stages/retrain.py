@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -22,6 +21,7 @@ from tfnas.cutting.subnets import describe, subnet
 from tfnas.data import pipeline, sources
 from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
+from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.channels import Graph, deep
 from tfnas.graph.costs import cost
 from tfnas.graph.latencies import compare_latency
@@ -30,11 +30,11 @@ from tfnas.runs import stage_table, workdir
 from tfnas.runs.measured import Results, Row, Size
 from tfnas.runs.sampled import RANDOM, Kind, Paired, Ranked
 from tfnas.search_space.architecture import Architecture
-from tfnas.search_space.unit_posterior import UnitPosterior
-from tfnas.training import building, distribution, networks, schedules, trained_baselines
-from tfnas.training.distillation import Teacher
-from tfnas.training.trained_baselines import Arm, Means
+from tfnas.training import building, distribution, networks, rivals, schedules
+from tfnas.training.rivals import Arm
+from tfnas.training.trained_baselines import Baselines, Means
 
+_BEFORE = f"{Kind.FOUND}, before retraining"
 _TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
 
 
@@ -54,57 +54,15 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     supernet = saving.load(work.path / stage_table.SUPERNET)
     architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
     ranked = work.read_json(stage_table.RANKING, "retrain", Ranked)
-    kinds = ranked.kinds
-    settings = config.retrain
-    recalibration = networks.recalibration(config, splits, supernet)
-
-    def cut(architecture: Architecture) -> keras.Model:
-        if recalibration:
-            recalibration.apply(architecture)
-        return subnet(supernet, architecture)
-
-    others = []
-    rates = schedules.retraining(config).schedule
-    full = _full(config, splits, work) if settings.baseline else None
+    full = _full(config, splits, work) if config.retrain.baseline else None
+    teacher = _teacher(config, splits, full)
+    if isinstance(supernet, UnitSupernet):
+        found, others = _within_bounds(config, work, splits, supernet, architecture, ranked, teacher)
+        means: list[Means] = []
+    else:
+        found, others, means = _published(config, work, splits, supernet, architecture, ranked, teacher)
     if full:
         others.append(Arm(f"{Kind.FULL}, same total budget", Kind.FULL, full, cost(Graph(full))))
-    teacher = _teacher(config, splits, full)
-    price = cost(supernet.graph, architecture)
-    before = Arm(f"{Kind.FOUND}, before retraining", Kind.FOUND, cut(architecture), price)
-    _check_exact(supernet, architecture, before.model, splits, config)
-    found = [before]
-    if settings.epochs:
-        after = Arm(f"{Kind.FOUND}, retrained", Kind.FOUND, cut(architecture), price)
-        networks.fit_plain(config, splits, work, after.model, settings.epochs, rates, "retrain", teacher=teacher)
-        found.append(after)
-    for kind in RANDOM:
-        if race := kinds[kind].race:  # else not one of them had a path to the output
-            candidate = _architecture(race.architecture)
-            name = f"{kind}, best of {kinds[kind].count:,}"
-            others.append(Arm(name, kind, cut(candidate), cost(supernet.graph, candidate)))
-    posterior = supernet.posterior()
-    if isinstance(posterior, UnitPosterior):
-        multiple = config.sample.channel_multiple
-        posterior = dataclasses.replace(posterior, bounds=ranked.bounds, channel_multiple=multiple)
-    mode = posterior.mode()
-    if supernet.graph.flow(mode).reaches_outputs():
-        others.append(Arm(Kind.DETERMINISTIC, Kind.DETERMINISTIC, cut(mode), cost(supernet.graph, mode)))
-    means = [
-        Means(
-            kind,
-            supernet,
-            [_architecture(candidate) for candidate in group.first],
-            group.mean_accuracy,
-            group.mean_parameters,
-            group.mean_multiply_adds,
-            recalibration,
-        )
-        for kind, group in kinds.items()
-    ]
-    if settings.trained_baselines:
-        arms, drawn = trained_baselines.train(config, splits, work, posterior, architecture, price)
-        others += arms
-        means += drawn
 
     validation = {arm.name: _accuracy(arm.model, splits.validation, config) for arm in found}
     # On a tie the later, retrained one.
@@ -145,6 +103,91 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     work.write_json(stage_table.RESULTS, results)
 
 
+def _within_bounds(
+    config: Config,
+    work: workdir.Workdir,
+    splits: pipeline.Splits,
+    supernet: UnitSupernet,
+    architecture: Architecture,
+    ranked: Ranked,
+    teacher: keras.Model | None,
+) -> tuple[list[Arm], list[Arm]]:
+    """Returns the network found, before and after retraining, and what other importances give within its bounds."""
+    cuts = rivals.Cuts(config, splits, supernet, ranked.bounds)
+    _check_exact(supernet, architecture, subnet(supernet, architecture), splits, config)
+    before = cuts.arm(architecture, _BEFORE, Kind.FOUND)
+    found = [before, *_retrained(config, work, splits, supernet, architecture, before, teacher)]
+    others = rivals.at_once(cuts)
+    for importance in config.retrain.baselines:
+        others.append(rivals.trained(config, splits, work, importance, ranked.bounds, teacher))
+    return found, others
+
+
+def _published(
+    config: Config,
+    work: workdir.Workdir,
+    splits: pipeline.Splits,
+    supernet: Supernet,
+    architecture: Architecture,
+    ranked: Ranked,
+    teacher: keras.Model | None,
+) -> tuple[list[Arm], list[Arm], list[Means]]:
+    """Returns the network found, before and after retraining, and the paper's comparisons: networks and means."""
+    recalibration = networks.recalibration(config, splits, supernet)
+
+    def cut(architecture: Architecture, name: str, kind: Kind) -> Arm:
+        if recalibration:
+            recalibration.apply(architecture)
+        return Arm(name, kind, subnet(supernet, architecture), cost(supernet.graph, architecture))
+
+    before = cut(architecture, _BEFORE, Kind.FOUND)
+    _check_exact(supernet, architecture, before.model, splits, config)
+    found = [before, *_retrained(config, work, splits, supernet, architecture, before, teacher)]
+    others = []
+    for kind in RANDOM:
+        if race := ranked.kinds[kind].race:  # else not one of them had a path to the output
+            name = f"{kind}, best of {ranked.kinds[kind].count:,}"
+            others.append(cut(_architecture(race.architecture), name, kind))
+    posterior = supernet.posterior()
+    mode = posterior.mode()
+    if supernet.graph.flow(mode).reaches_outputs():
+        others.append(cut(mode, Kind.DETERMINISTIC, Kind.DETERMINISTIC))
+    means = [
+        Means(
+            kind,
+            supernet,
+            [_architecture(candidate) for candidate in group.first],
+            group.mean_accuracy,
+            group.mean_parameters,
+            group.mean_multiply_adds,
+            recalibration,
+        )
+        for kind, group in ranked.kinds.items()
+    ]
+    arms, drawn = Baselines(config, splits, work, teacher).train(posterior, architecture, before.cost)
+    return found, others + arms, means + drawn
+
+
+def _retrained(
+    config: Config,
+    work: workdir.Workdir,
+    splits: pipeline.Splits,
+    supernet: Supernet,
+    architecture: Architecture,
+    before: Arm,
+    teacher: keras.Model | None,
+) -> list[Arm]:
+    """Returns the network found, trained further; nothing without epochs."""
+    epochs = config.retrain.epochs
+    if not epochs:
+        return []
+    model = subnet(supernet, architecture)
+    model.set_weights(before.model.get_weights())
+    rates = schedules.retraining(config).schedule
+    networks.fit_plain(config, splits, work, model, epochs, rates, "retrain", teacher=teacher)
+    return [Arm(f"{Kind.FOUND}, retrained", Kind.FOUND, model, before.cost)]
+
+
 def _full(config: Config, splits: pipeline.Splits, work: workdir.Workdir) -> keras.Model:
     """Returns the full network, trained like search and retraining together."""
     full = building.network(config, splits)
@@ -155,13 +198,11 @@ def _full(config: Config, splits: pipeline.Splits, work: workdir.Workdir) -> ker
     return full
 
 
-def _teacher(config: Config, splits: pipeline.Splits, full: keras.Model | None) -> Teacher | None:
-    """Returns the trained supernet, or else the full network, as a teacher, if one is asked for."""
-    settings = config.retrain
-    if not (settings.distill and settings.epochs):
+def _teacher(config: Config, splits: pipeline.Splits, full: keras.Model | None) -> keras.Model | None:
+    """Returns the trained supernet, or else the full network, if retraining is to learn from a teacher."""
+    if not (config.retrain.distill and config.retrain.epochs):
         return None
-    model = building.network(config, splits) if config.supernet.trained else full
-    return Teacher(model, settings.distill, settings.distill_temperature)
+    return building.network(config, splits) if config.supernet.trained else full
 
 
 def _architecture(value: Mapping[str, Any]) -> Architecture:
@@ -200,6 +241,7 @@ def _known(arm: Arm, splits: pipeline.Splits, config: Config) -> dict[str, Any]:
         "name": arm.name,
         "kind": arm.kind,
         "fine_tuned": arm.fine_tuned,
+        "way": arm.way,
         "validation_accuracy": _accuracy(arm.model, splits.validation, config),
         "parameters": arm.cost.parameters,
         "multiply_adds": arm.cost.multiply_adds,

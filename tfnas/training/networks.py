@@ -216,7 +216,7 @@ def fit_plain(
     rates: Callable[[int], schedules.Schedule],
     title: str,
     batch_size: int = 0,
-    teacher: Teacher | None = None,
+    teacher: keras.Model | None = None,
 ) -> None:
     """Compiles a network without gates and trains it by `config.retrain`, starting from its newest checkpoint, if any.
 
@@ -233,7 +233,7 @@ def fit_plain(
         rates: function from the number of steps in an epoch to the learning-rate schedule.
         title: name on the progress line. Its letters also name the checkpoints, so it must be unique in the stage.
         batch_size: batch size; 0 means that of retrain.
-        teacher: from which the network also learns.
+        teacher: trained classifier from whose logits the network also learns, as `config.retrain` has it.
 
     Raises:
         UserError: as `loop.train`, or if the training images cannot be made into such batches.
@@ -243,7 +243,8 @@ def fit_plain(
     compile_plain(config, model, rates(steps), config.retrain.weight_decay)
     # A shifted seed, so that the order differs from that of search.
     seed, key = config.seed + 1, work.key("retrain", config)
-    _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {}, teacher)
+    taught = Teacher(teacher, config.retrain.distill, config.retrain.distill_temperature) if teacher else None
+    _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {}, taught)
     number, left = config.sample.recalibrate, initial_share(model, epochs * steps)
     if number and left >= _STALE:
         head, tail = loop.line_start(title)

@@ -210,15 +210,18 @@ def times(
     batches = -(-sizes["validation"] // config.sample.batch_size)
     evaluating = num_candidates(config) * (ranked.candidate_seconds + batches * ranked.batch_seconds) / devices
     # The network found, and the full network.
-    networks, epochs = int(retrain.epochs > 0), retrain.epochs
+    networks, epochs = int(retrain.epochs > 0), float(retrain.epochs)
     if retrain.baseline:
         networks, epochs = networks + 1, epochs + search.epochs + retrain.epochs
-    searches = 0
-    if retrain.trained_baselines:
-        # Fixed drop probability, single paths and magnitude pruning, each retrained. The first two start from the
-        # existing warm-up of search.
-        searches = 2
-        networks, epochs = networks + 1 + 3 * (retrain.epochs > 0), epochs + search.epochs + 3 * retrain.epochs
+    # Each baseline is searched for and retrained; only magnitude pruning needs no gates. The others start from the
+    # existing warm-up of search.
+    baselines = len(retrain.baselines)
+    pruned = int("magnitude_pruning" in retrain.baselines)
+    searches = baselines - pruned
+    networks += pruned + baselines * (retrain.epochs > 0)
+    epochs += pruned * search.epochs + baselines * retrain.epochs
+    if retrain.distill:
+        epochs += (1 + baselines) * retrain.epochs / 3  # a forward pass of the teacher in every step
     tracing = {
         "search": gated.tracing + (plain.tracing if search.warmup_epochs else 0.0),
         "sample": ranked.tracing,

@@ -25,9 +25,10 @@ class Retrain:
     # Also train the full network without gates, in the same epochs, batches and learning rates as search and retraining
     # together.
     baseline: bool = True
-    # Also train networks that were chosen in other ways, in the same epochs: random and one-path gates, magnitude
-    # pruning of the full network. Costs about three more searches, and as many retrainings.
-    trained_baselines: bool = True
+    # Also search with these importances of units, within the same bounds, and train as long: 'even', 'norm', 'scale',
+    # 'curvature', 'gates'. With ell2, ways that need no posterior: 'fixed_drop', 'single_path', 'magnitude_pruning'.
+    # Each costs about one more search and one more retraining.
+    baselines: tuple[str, ...] = ()
 
     def resolved(self, trained: bool) -> Retrain:
         """These settings, with the values for those that are left out; `trained`: whether the supernet is."""
@@ -40,5 +41,7 @@ class Retrain:
         fields.at_least("retrain.batch_size", self.batch_size, 1)
         fields.positive("retrain.learning_rate", self.learning_rate)
         fields.at_least("retrain.weight_decay", self.weight_decay, 0)
+        different = len(set(self.baselines)) == len(self.baselines)
+        fields.require(different, "retrain.baselines", self.baselines, "different ones")
         fields.require(0 <= self.distill <= 1, "retrain.distill", self.distill, "a weight in [0, 1]")
         fields.positive("retrain.distill_temperature", self.distill_temperature)

@@ -1,0 +1,118 @@
+"""Networks within the same bounds that other importances of channel units give, from the same weights or trained alike.
+
+From the weights of the search, a cut by another importance takes seconds and no training. As a baseline, an importance
+gets what the search's own had: the same epochs with gates, of the same batches, then the same retraining.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import keras
+
+from tfnas.config import Config
+from tfnas.cutting.refit import NUM_EXAMPLES
+from tfnas.data import pipeline
+from tfnas.gating.unit_supernet import UnitSupernet
+from tfnas.graph.costs import Cost, cost
+from tfnas.runs.sampled import BY_IMPORTANCE, Kind
+from tfnas.runs.workdir import Workdir
+from tfnas.search_space.architecture import Architecture
+from tfnas.training import networks, schedules
+from tfnas.training.best_cut import best_cut
+
+AT_ONCE = ("even", "norm", "curvature")  # importances that need no training of their own
+_BATCHES, _BATCH_SIZE = 20, 100  # of training images, for the curvature
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One network of the comparison.
+
+    Attributes:
+        name: name of its row in the table.
+        kind: kind of network.
+        model: the network.
+        cost: cost of the network.
+        fine_tuned: whether it was trained after the cut, unlike another of its kind.
+        way: how it was cut, where there was a choice.
+    """
+
+    name: str
+    kind: Kind
+    model: keras.Model
+    cost: Cost
+    fine_tuned: bool = False
+    way: str | None = None
+
+
+class Cuts:
+    """Cuts networks within bounds out of one supernet, each in the way with the lowest loss on validation images.
+
+    Args:
+        config: settings of the run.
+        splits: the images, of which test is not read.
+        supernet: compiled and trained; not changed.
+        bounds: largest cost by resource.
+    """
+
+    def __init__(self, config: Config, splits: pipeline.Splits, supernet: UnitSupernet, bounds: Mapping[str, float]):
+        self._config, self._splits, self._supernet, self._bounds = config, splits, supernet, dict(bounds)
+        self._images = networks.calibration_images(config, splits, NUM_EXAMPLES)
+        self._validation = pipeline.evaluation_batches(splits.validation, config.data, config.sample.batch_size)
+
+    def most_probable(self, importance: str | None = None) -> Architecture:
+        """Returns the most probable architecture by an importance, by default the supernet's own, within the bounds."""
+        data = None
+        if importance == "curvature":
+            seed = self._config.seed + 4  # not the batches of search or of retraining
+            data = pipeline.training_batches(self._splits, self._config.data, _BATCH_SIZE, 1, seed).take(_BATCHES)
+        posterior = self._supernet.posterior(importance, data)
+        multiple = self._config.sample.channel_multiple
+        return dataclasses.replace(posterior, bounds=self._bounds, channel_multiple=multiple).mode()
+
+    def arm(self, architecture: Architecture, name: str, kind: Kind) -> Arm:
+        """Returns the network of an architecture: as cut, with statistics of its own, or refitted."""
+        best = best_cut(self._supernet, architecture, self._images, self._validation)
+        return Arm(name, kind, best.model, cost(self._supernet.graph, architecture), way=best.way)
+
+
+def at_once(cuts: Cuts) -> list[Arm]:
+    """Returns what importances that need no training give from the same weights."""
+    kinds = {importance: BY_IMPORTANCE[importance] for importance in AT_ONCE}
+    return [cuts.arm(cuts.most_probable(name), f"{kind}, same weights", kind) for name, kind in kinds.items()]
+
+
+def trained(
+    config: Config,
+    splits: pipeline.Splits,
+    work: Workdir,
+    importance: str,
+    bounds: Mapping[str, float],
+    teacher: keras.Model | None,
+) -> Arm:
+    """Searches with another importance, cuts and retrains, starting from checkpoints, if any.
+
+    Args:
+        config: settings of the run.
+        splits: the images, of which test is not read.
+        work: working directory of the checkpoints.
+        importance: in place of the search's.
+        bounds: of the network found, by resource.
+        teacher: as of `networks.fit_plain`.
+
+    Raises:
+        UserError: if a loss is no longer finite, or a checkpoint cannot be read.
+    """
+    kind, key = BY_IMPORTANCE[importance], work.key("retrain", config)
+    config = dataclasses.replace(config, search=dataclasses.replace(config.search, importance=importance))
+    supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work), work)
+    networks.fit_gated(config, splits, work, supernet, networks.retrain_checkpoints(kind), key, kind)
+    cuts = Cuts(config, splits, supernet, bounds)
+    arm = cuts.arm(cuts.most_probable(), f"{kind}, trained alike", kind)
+    if config.retrain.epochs:
+        rates = schedules.retraining(config).schedule
+        title = f"{kind}, fine-tuned"
+        networks.fit_plain(config, splits, work, arm.model, config.retrain.epochs, rates, title, teacher=teacher)
+    return dataclasses.replace(arm, fine_tuned=True)

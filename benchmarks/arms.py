@@ -332,7 +332,7 @@ def default(config: Config, work: workdir.Workdir, bounds: Mapping[str, float]) 
         bounds: by resource, the share of the full network's that the network found may have.
     """
     target = dataclasses.replace(config.search, **{"parameters": 0.0, "multiply_adds": 0.0, **bounds})
-    further = dataclasses.replace(config.retrain, baseline=False, trained_baselines=False)
+    further = dataclasses.replace(config.retrain, baseline=False)
     config = dataclasses.replace(config, search=target, retrain=further)
     for stage in (search, sample, retrain):
         stage.run(config, work.path)

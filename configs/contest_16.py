@@ -15,5 +15,5 @@ def get_config():
     config.data.validation = "train[40000:]"
     config.search.epochs = 6
     config.sample.update(num_candidates=40, num_random=10, num_tested=5)
-    config.retrain.update(epochs=18, baseline=False, trained_baselines=False)
+    config.retrain.update(epochs=18, baseline=False)
     return config

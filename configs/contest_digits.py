@@ -13,5 +13,5 @@ def get_config():
     config = load_file("base/digits.py", beside=__file__)
     config.search.epochs = 8
     config.sample.update(num_candidates=50, num_random=10)
-    config.retrain.update(epochs=12, baseline=False, trained_baselines=False)
+    config.retrain.update(epochs=12, baseline=False)
     return config

@@ -2,8 +2,8 @@
 
     tfnas run --config=configs/digits.py --workdir=runs/digits
 
-It asks for a quarter of the parameters and 35 % of the multiply-adds (docs/choosing.md). Networks trained for
-comparison (`--config.retrain.trained_baselines=true`) are off, because they double its time.
+It asks for a quarter of the parameters and 35 % of the multiply-adds (docs/choosing.md). Other importances
+trained for comparison (`--config.retrain.baselines=norm,curvature`) are off, because they double its time.
 """
 
 from tfnas.config import load_file
@@ -15,6 +15,6 @@ def get_config():
     config.supernet.update(width=16)
     config.search.update(epochs=30, parameters=0.25, multiply_adds=0.35, latency_device="litert")
     config.sample.update(num_candidates=500, num_random=100)
-    config.retrain.update(epochs=50, trained_baselines=False)
+    config.retrain.update(epochs=50)
     config.evaluate.update(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9)
     return config

@@ -52,7 +52,7 @@ def get_config():
             # change: the size you want, as shares of your model's
             search=Search(epochs=20, batch_size=50, learning_rate=0.1, parameters=0.5, multiply_adds=0.5),
             sample=Sample(num_candidates=200, num_random=50),
-            # change: trained_baselines=True also trains networks to compare with, which takes as long as three searches
-            retrain=Retrain(epochs=40, batch_size=50, trained_baselines=False),
+            # change: baselines=("norm", "curvature") also trains networks to compare with, each as long as this one
+            retrain=Retrain(epochs=40, batch_size=50),
         )
     )

@@ -50,7 +50,6 @@ def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, monkeypatch)
         "--config.sample.num_random=5",
         "--config.retrain.epochs=4",
         "--config.retrain.batch_size=30",
-        "--config.retrain.trained_baselines=false",
     ]
     previewed = tfnas_command("preview", *options)
     assert previewed.returncode == 0, previewed.stderr

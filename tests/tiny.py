@@ -30,7 +30,7 @@ def get_config():
             supernet=Supernet(source="tiny:build"),
             search=Search(epochs=6, warmup_epochs=0, batch_size=50, learning_rate=0.1),
             sample=Sample(num_candidates=40, num_random=10),
-            retrain=Retrain(epochs=2, batch_size=50, learning_rate=0.1, weight_decay=5e-4, trained_baselines=False),
+            retrain=Retrain(epochs=2, batch_size=50, learning_rate=0.1, weight_decay=5e-4),
         )
     )
 

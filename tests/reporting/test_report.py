@@ -53,15 +53,8 @@ def test_top_5_has_a_column_where_it_was_measured(tmp_path):
     assert ">top-5</th>" in page and "<td>99.1 %</td>" in page
 
 
-def test_table_says_that_the_most_probable_network_is_not_a_sample(tmp_path):
-    words = "The most probable network within the bounds races with the posterior's, and is not in their means."
-    assert words not in " ".join(table(made(tmp_path / "a")).split())
-    work = made(tmp_path / "b", config=BOUNDED, posterior=UNITS)
-    assert "mean sizes of all. " + words in " ".join(table(work, BOUNDED).split())
-
-
 def test_page_after_a_search_with_bounds(tmp_path):
-    work = made(tmp_path, config=BOUNDED, posterior=UNITS, rows=(FULL, MEAN, DETERMINISTIC, FOUND))
+    work = made(tmp_path, config=BOUNDED, posterior=UNITS, rows=(FULL, FOUND))
     page = Page(report.html(work, BOUNDED))
     assert not page.open and len(page.ids) == len(set(page.ids))
     assert (
@@ -76,7 +69,6 @@ def test_page_after_a_search_with_bounds(tmp_path):
     # 18 + 27 x 6; 18 + 27 x (3 x 0.982 + 0.5 + 2 x 0.018)
     assert "The full network has 180 weights, of which 112 are expected to be kept" in text
     assert "Random candidates obey the same bounds as the posterior's" in text
-    assert "Deterministic candidate: the most probable network within the bounds." in text
     assert "posterior.sample(n, parameters=...)" in text and "layers that change most" in text
     work = made(
         tmp_path / "latency",
@@ -364,7 +356,21 @@ def test_page_says_whether_it_is_better_than_pruning(tmp_path, pair, verdict):
 
 def test_page_says_how_to_compare_with_pruning(tmp_path):
     text = said(made(tmp_path))
-    assert "not compared with pruning" in text and "--config.retrain.trained_baselines=true" in text
+    assert "not compared with pruning" in text and "--config.retrain.baselines=magnitude_pruning" in text
+
+
+def test_page_and_table_show_other_cuts_within_the_same_bounds(tmp_path):
+    norm = {**FOUND, "name": "group norm, same weights", "kind": "group norm", "way": "refitted", "test_accuracy": 0.5}
+    before = {**FOUND, "name": "found network, before retraining", "way": "as cut"}
+    paired = {"only_found": 9, "only_other": 1, "p_value": 0.0215}
+    trained = {**norm, "name": "group norm, trained alike", "way": None, "fine_tuned": True, "paired": paired}
+    work = made(tmp_path, rows=(norm, trained, before, FOUND), config=BOUNDED, posterior=UNITS)
+    text = said(work, BOUNDED)
+    words = "same weights and without any training, group norm has 50.0 % on test (refitted), found network has 97.8 %"
+    assert words in text and "Group norm: the channels with the largest weights" in text
+    assert "Better than pruning" in text and "group norm, trained alike 50.0 %" in text
+    assert re.search(r"group norm, same weights \(refitted\) +98\.0 % +50\.0 %", table(work, BOUNDED))
+    assert "means are of" not in text
 
 
 def test_page_says_what_the_run_took(tmp_path):

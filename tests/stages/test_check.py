@@ -106,11 +106,15 @@ def test_only_stages_before_the_first_that_runs_again_are_up_to_date(small, tmp_
     assert work.is_current("retrain", other) and work.up_to_date(other) == ["search"]
 
 
+PAPERS = ("fixed_drop", "single_path", "magnitude_pruning")
+PUBLISHED = {"ell2": 5.0, "parameters": 0.0}
+
+
 def of_times(search=None, retrain=None, devices=1):
     settings = config.Config(
         search=config.Search(**{"epochs": 3, "batch_size": 10, "parameters": 0.5, "warmup_epochs": 1} | (search or {})),
         sample=config.Sample(num_candidates=8, num_random=3, budgets=(0.5,), batch_size=20),
-        retrain=config.Retrain(**{"epochs": 4, "batch_size": 25, "trained_baselines": False} | (retrain or {})),
+        retrain=config.Retrain(**{"epochs": 4, "batch_size": 25} | (retrain or {})),
     ).check()
     gated, plain = preflight.Measured(100.0, 2.0, 0), preflight.Measured(21.0, 1.0, 0)
     found = preflight.times(settings, {"train": 105, "validation": 50}, gated, plain, RANKED, devices)
@@ -126,9 +130,15 @@ def test_times_are_those_of_the_steps_and_of_tracing_each_network_once():
     assert of_times(retrain={"baseline": False})["retrain"] == (36.0, 20.0)
     assert of_times(retrain={"epochs": 0})["retrain"] == (32.0, 20.0)  # the full network only, for search's epochs
     # Further, without gates 3 + 3 x 4 epochs of 4 steps and four networks, and twice 2 gated epochs of 10 steps.
-    assert of_times(retrain={"trained_baselines": True})["retrain"] == (84 + 60 + 80 + 80 + 2 * 98, 40 + 80 + 2 * 98)
+    assert of_times(retrain={"baselines": PAPERS}, search=PUBLISHED)["retrain"] == (
+        84 + 60 + 80 + 80 + 2 * 98,
+        40 + 80 + 2 * 98,
+    )
     # Nothing is fine-tuned then: 3 epochs of the full network, 3 of the one to be pruned, two searches.
-    assert of_times(retrain={"trained_baselines": True, "epochs": 0})["retrain"] == (32 + 32 + 80 + 196, 40 + 196)
+    assert of_times(retrain={"baselines": PAPERS, "epochs": 0}, search=PUBLISHED)["retrain"] == (
+        32 + 32 + 80 + 196,
+        40 + 196,
+    )
 
 
 def test_a_first_step_as_fast_as_the_others_traced_nothing():

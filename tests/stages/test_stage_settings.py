@@ -82,7 +82,7 @@ WAYS = {
         "data": {"pad_crop": 1},
         "search": {**PUBLISHED, "epochs": 1, "gate_dense": True, "gate_pooling": True},
         "sample": {"num_candidates": 3, "num_random": 2, "num_tested": 2, "budgets": (0.7,)},
-        "retrain": {"epochs": 1, "trained_baselines": True},
+        "retrain": {"epochs": 1, "baselines": ("fixed_drop", "single_path", "magnitude_pruning")},
         "evaluate": {"max_accuracy_loss": 1.0 - 1e-6},
         "tune": {"ell2": (20.0, 80.0)},
     },
@@ -103,7 +103,6 @@ WAYS = {
         },
         "retrain": {
             "epochs": 0,
-            "trained_baselines": True,
             "baseline": False,
         },
         "training": {"accumulate": 2, "precision": "mixed_bfloat16"},

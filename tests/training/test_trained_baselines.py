@@ -52,15 +52,6 @@ def test_frozen_gates_do_not_move_while_weights_do(rng):
     assert not any(variable is logit for logit in logits for variable in supernet.trainable_variables)
 
 
-def test_frozen_gates_of_units_do_not_move_either(rng):
-    model = tiny.build((8, 8, 1), 3)
-    supernet = trained_baselines.freeze(tfnas.gate(model, parameters=0.5, steps=3, num_examples=9, initial_drop=0.37))
-    supernet.compile(keras.optimizers.SGD(0.1), loss=networks.classification_loss())
-    supernet.fit(batches(rng, 3), shuffle=False, verbose=0)
-    np.testing.assert_allclose(supernet.posterior().keep_probability, 0.63, rtol=1e-6)
-    assert not any(variable is supernet.draw.keep_logit for variable in supernet.trainable_variables)
-
-
 def test_gates_during_a_step_are_exactly_its_path(rng):
     supernet = frozen(multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4))
     posterior = supernet.posterior()
@@ -134,13 +125,13 @@ def test_magnitude_pruning_by_hand():
 CONFIG = tiny_config(
     search={**PUBLISHED, "epochs": 2},
     sample={"num_candidates": 8, "num_random": 4, "num_tested": 2},
-    retrain={"epochs": 1, "baseline": False, "trained_baselines": True},
+    retrain={"epochs": 1, "baseline": False, "baselines": ("fixed_drop", "single_path", "magnitude_pruning")},
 )
 
 
 def test_no_single_path_where_nothing_competes(digits_folder, monkeypatch):
     monkeypatch.setattr(reference_architectures, "choice_blocks", lambda graph, gated: [])
-    assert trained_baselines.single_path(CONFIG, pipeline.load(CONFIG.data, digits_folder), None) == []
+    assert trained_baselines.Baselines(CONFIG, pipeline.load(CONFIG.data, digits_folder), None).single_path() == []
 
 
 @pytest.fixture(scope="module")
@@ -215,41 +206,13 @@ def test_a_retraining_interrupted_among_the_trained_baselines_ends_the_same(samp
 
 
 @pytest.mark.slow
-def test_after_a_search_with_bounds_all_obey_them(tmp_path):
-    config = tiny_config(
-        search={"epochs": 2, "parameters": 0.6, "multiply_adds": 0.5},
-        sample={"num_candidates": 8, "num_random": 4, "num_tested": 2, "channel_multiple": 2},
-        retrain={"epochs": 0, "baseline": False, "trained_baselines": True},
-    )
-    for stage in (search, sample, retrain):
-        stage.run(config, tmp_path)
-    rows = rows_of(tmp_path)
-    assert [row["name"] for row in rows] == [
-        "random, spread evenly, best of 4",
-        "random, spread evenly, mean of 2",
-        "random, allocated per layer, best of 4",
-        "random, allocated per layer, mean of 2",
-        "fixed drop, best of 4",
-        "fixed drop, mean of 2",
-        "magnitude pruning",
-        "deterministic candidate",
-        "posterior, mean of 2",
-        "found network, before retraining",
-    ]
-    full = json.loads((tmp_path / stage_table.RESULTS).read_text())["full"]
-    for row in rows:
-        shares = row["parameters"] / (0.6 * full["parameters"]), row["multiply_adds"] / (0.5 * full["multiply_adds"])
-        assert 0.75 < max(shares) <= 1  # of 20 units, two at a time
-
-
-@pytest.mark.slow
 def test_a_deterministic_candidate_without_a_path_is_left_out(sampled, tmp_path, monkeypatch):
     shutil.copytree(sampled, tmp_path / "run")
     mode = tfnas.Posterior.mode
     monkeypatch.setattr(
         tfnas.Posterior, "mode", lambda self: Architecture({name: np.zeros_like(m) for name, m in mode(self).items()})
     )
-    changed = dataclasses.replace(CONFIG.retrain, epochs=0, trained_baselines=False)
+    changed = dataclasses.replace(CONFIG.retrain, epochs=0, baselines=())
     retrain.run(dataclasses.replace(CONFIG, retrain=changed), tmp_path / "run")
     names = [row["name"] for row in rows_of(tmp_path / "run")]
     assert "random, spread evenly, best of 4" in names and "deterministic candidate" not in names

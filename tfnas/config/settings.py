@@ -78,6 +78,9 @@ class Config:
         for name in others:
             given = getattr(self.tune, name)
             fields.require(not given, f"tune.{name}", given, f"left out: it belongs to {of}")
+        published = self.search.published
+        expected = "left out: they belong to the published search, which search.ell2 selects"
+        fields.require(published or not self.retrain.baselines, "retrain.baselines", self.retrain.baselines, expected)
         taught = not self.retrain.distill or self.retrain.baseline or self.supernet.trained
         expected = "left at 0 without a teacher, which retrain.baseline or trained weights give (supernet.weights)"
         fields.require(taught, "retrain.distill", self.retrain.distill, expected)

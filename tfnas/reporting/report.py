@@ -27,6 +27,13 @@ _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SEVERAL = "they are of several runs; run the stages again, in another --workdir"
 # What the networks are that the found one is compared with.
 _NOTES = {
+    Kind.NARROWED: "Evenly narrowed: the first channels of every group, in equal shares.",
+    Kind.NORM: "Group norm: the channels with the largest weights in all layers that they go through, in equal shares.",
+    Kind.SCALE: "Normalization scale: the channels with the largest scales, with one threshold for all layers (network "
+    "slimming).",
+    Kind.CURVATURE: "Curvature: the channels without which the loss would grow most by its squared gradients, for what "
+    "they cost.",
+    Kind.GATES: "Gates: the channels that gates keep, learned with the weights.",
     Kind.FIXED_DROP: "Fixed drop: the best random candidate of equal size, under the weights of a supernet whose gates "
     "all kept one drop probability.",
     Kind.SINGLE_PATH: "Single path: where operations compete, one of them, under the weights of a supernet that "
@@ -35,11 +42,7 @@ _NOTES = {
     "smallest weights, at equal size.",
     Kind.DETERMINISTIC: "Deterministic candidate: every channel whose drop probability is below 1/2, as learned.",
 }
-_NOTES_OF_BOUNDS = {
-    Kind.DETERMINISTIC: "Deterministic candidate: the most probable network within the bounds.",
-    Kind.MAGNITUDE_PRUNING: "Magnitude pruning: the full network, trained without gates, less the channels that are "
-    "read with the smallest weights, within the same bounds.",
-}
+_PRUNED = (Kind.NARROWED, Kind.NORM, Kind.SCALE, Kind.CURVATURE, Kind.MAGNITUDE_PRUNING)
 
 _BUSY = 2.0  # how many times a network's latencies may differ between rounds without a word of it
 
@@ -129,7 +132,7 @@ def _cells(results: Results) -> Iterable[tuple[Row, list[str]]]:
         yield (
             row,
             [
-                row.name,
+                f"{row.name} ({row.way})" if row.way else row.name,
                 markup.percent(row.validation_accuracy),
                 markup.percent(row.test_accuracy),
                 *([shown(row.test_top5_accuracy, markup.percent)] if _has_top5(results) else []),
@@ -172,16 +175,16 @@ def _check_one_run(
 def _comparison(results: Results, config: config_lib.Config) -> dict[str, Any]:
     """The network found beside the others that were measured."""
     kinds = {row.kind for row in results.rows}
-    explained = _NOTES if config.search.published else _NOTES | _NOTES_OF_BOUNDS
     return {
         "chosen": results.chosen_row,
         "full": results.full_row,
         "doubt": acceptance.doubt(results),
         "headings": _headings(results),
         "networks": [(row.name == results.chosen, values) for row, values in _cells(results)],
-        "notes": [*_notes(results, config), *(note for kind, note in explained.items() if kind in kinds)],
+        "notes": [*_notes(results, config), *(note for kind, note in _NOTES.items() if kind in kinds)],
         "num_tested": results.num_examples,
         "pruned": _pruned(results),
+        "same_weights": [row for row in results.rows if row.way and not row.fine_tuned],
     }
 
 
@@ -200,8 +203,9 @@ def _duration(seconds: float) -> str:
 
 
 def _pruned(results: Results) -> dict[str, Any] | None:
-    """The best network of magnitude pruning, and how the network found compares with it; None if none was trained."""
-    pruned = [(row, row.paired) for row in results.rows if row.kind == Kind.MAGNITUDE_PRUNING and row.paired]
+    """The best network of pruning that was trained, and how the network found compares with it; None if none was."""
+    trained = [row for row in results.rows if row.fine_tuned or row.kind == Kind.MAGNITUDE_PRUNING]
+    pruned = [(row, row.paired) for row in trained if row.kind in _PRUNED and row.paired]
     if not pruned:
         return None
     # By validation: chosen by the test split, the best of several would be flattered there.
@@ -215,14 +219,17 @@ def _pruned(results: Results) -> dict[str, Any] | None:
 
 def _notes(results: Results, config: config_lib.Config) -> Iterable[str]:
     """Returns notes on the columns of the table."""
-    tested = max(row.num_tested or 0 for row in results.rows)
-    means = (
-        f"Test is read only after every choice is made; means are of the first {tested} candidates of a kind, mean "
-        "sizes of all."
-    )
-    if not config.search.published:
-        means += " The most probable network within the bounds races with the posterior's, and is not in their means."
-    yield means
+    if tested := max(row.num_tested or 0 for row in results.rows):
+        yield (
+            f"Test is read only after every choice is made; means are of the first {tested} candidates of a kind, mean "
+            "sizes of all."
+        )
+    else:
+        yield (
+            "Test is read only after every choice is made. 'Same weights': chosen by another importance, within the "
+            "same bounds and from the weights of the search, without training. Of each cut, the best of three by "
+            "validation loss: as cut, with statistics recomputed, or refitted."
+        )
     yield f"Latency: {config.search.latency_measured}."
     if results.latency_spread > _BUSY:
         yield (

@@ -28,7 +28,7 @@ class Row:
     Attributes:
         name: that the table shows.
         kind: where it comes from.
-        fine_tuned: whether it was trained after the cut, unlike another of its kind.
+        fine_tuned: whether it was trained by itself, unlike another of its kind.
         way: how it was cut, in words, where there is a choice.
         validation_accuracy: of the network, or the mean.
         test_accuracy: likewise.

@@ -1,7 +1,6 @@
-"""Networks within the same bounds that other importances of channel units give, from the same weights or trained alike.
+"""Networks within the same bounds that other importances of channel units give from the weights of the search.
 
-From the weights of the search, a cut by another importance takes seconds and no training. As a baseline, an importance
-gets what the search's own had: the same epochs with gates, of the same batches, then the same retraining.
+Such a cut takes seconds, and no training.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from tfnas.data import pipeline
 from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.costs import Cost, cost
 from tfnas.runs.sampled import BY_IMPORTANCE, Kind
-from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
-from tfnas.training import networks, schedules
+from tfnas.training import networks
 from tfnas.training.best_cut import best_cut
 
 AT_ONCE = ("even", "norm", "curvature")  # importances that need no training of their own
@@ -35,7 +33,7 @@ class Arm:
         kind: kind of network.
         model: the network.
         cost: cost of the network.
-        fine_tuned: whether it was trained after the cut, unlike another of its kind.
+        fine_tuned: whether it was trained by itself, unlike another of its kind.
         way: how it was cut, where there was a choice.
     """
 
@@ -82,37 +80,3 @@ def at_once(cuts: Cuts) -> list[Arm]:
     """Returns what importances that need no training give from the same weights."""
     kinds = {importance: BY_IMPORTANCE[importance] for importance in AT_ONCE}
     return [cuts.arm(cuts.most_probable(name), f"{kind}, same weights", kind) for name, kind in kinds.items()]
-
-
-def trained(
-    config: Config,
-    splits: pipeline.Splits,
-    work: Workdir,
-    importance: str,
-    bounds: Mapping[str, float],
-    teacher: keras.Model | None,
-) -> Arm:
-    """Searches with another importance, cuts and retrains, starting from checkpoints, if any.
-
-    Args:
-        config: settings of the run.
-        splits: the images, of which test is not read.
-        work: working directory of the checkpoints.
-        importance: in place of the search's.
-        bounds: of the network found, by resource.
-        teacher: as of `networks.fit_plain`.
-
-    Raises:
-        UserError: if a loss is no longer finite, or a checkpoint cannot be read.
-    """
-    kind, key = BY_IMPORTANCE[importance], work.key("retrain", config)
-    config = dataclasses.replace(config, search=dataclasses.replace(config.search, importance=importance))
-    supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work), work)
-    networks.fit_gated(config, splits, work, supernet, networks.retrain_checkpoints(kind), key, kind)
-    cuts = Cuts(config, splits, supernet, bounds)
-    arm = cuts.arm(cuts.most_probable(), f"{kind}, trained alike", kind)
-    if config.retrain.epochs:
-        rates = schedules.retraining(config).schedule
-        title = f"{kind}, fine-tuned"
-        networks.fit_plain(config, splits, work, arm.model, config.retrain.epochs, rates, title, teacher=teacher)
-    return dataclasses.replace(arm, fine_tuned=True)

@@ -136,9 +136,6 @@ def test_page_says_the_figures(tmp_path):
     assert "search.ell2</td><td>160" in text
 
 
-DETERMINISTIC = {**FULL, "name": "deterministic candidate", "kind": "deterministic candidate"}
-
-
 def row(text, *cells):
     """Whether a table of the page has this row."""
     return "".join(f"<td>{cell}</td>" for cell in cells) in text

@@ -286,7 +286,7 @@ def test_whatever_compiles_a_supernet_its_gates_are_never_decayed(kind, scaled):
         wrapped = supernet.optimizer.inner_optimizer if scaled else supernet.optimizer
         assert wrapped.weights_optimizer is optimizer and (supernet.optimizer is given) == scaled
         for path, share in still(supernet.optimizer, supernet.trainable_variables).items():
-            spared = path.rpartition("/")[2] in ("bias", *optimizers.LOGITS)
+            spared = path.rpartition("/")[2] in ("bias", *optimizers.GATES)
             np.testing.assert_allclose(share, 0.0 if spared else 0.1 * 0.1, rtol=1e-4, err_msg=path)
 
 

@@ -154,7 +154,7 @@ def test_expected_shares_against_every_architecture(streams, rng):
         expected += probability * np.array([count(graph, r, graph.closed(keep)) for r in RESOURCES])
     expected /= [count(graph, r) for r in RESOURCES]
     supernet.draw.keep_logit.assign(logits)
-    np.testing.assert_allclose(supernet.expected_shares(), expected, rtol=1e-5)
+    np.testing.assert_allclose(supernet.learning.expected_shares(), expected, rtol=1e-5)
     posterior = supernet.posterior()
     np.testing.assert_allclose([posterior.expected_share(r) for r in RESOURCES], expected, rtol=1e-6)
     assert float(supernet.progress()["parameters"]) == pytest.approx(expected[0], rel=1e-5)
@@ -181,7 +181,7 @@ def test_the_training_loss_has_the_prior_of_the_costs(rng):
     """Between two posteriors, N x the difference of the regularizers is that of E[log q - log prior]."""
     supernet = supernet_of(model_of(residual), multiply_adds=0.5, num_examples=300)
     multipliers, values = np.array([0.7, 0.2]), []
-    supernet.multipliers.assign(multipliers)
+    supernet.learning.multipliers.assign(multipliers)
     for _ in range(2):
         logits = rng.normal(size=supernet.graph.num_units)
         supernet.draw.keep_logit.assign(logits)
@@ -216,8 +216,8 @@ def test_expected_costs_reach_their_bounds(parameters, multiply_adds, noise, rng
     supernet = tfnas.gate(model_of(small, (8, 8, 1)), steps=200, num_examples=4000, noise=noise, **bounds)
     supernet.compile(keras.optimizers.SGD(0.05, momentum=0.9), LOSS)
     supernet.fit(*images_and_labels(rng), batch_size=20, epochs=10, verbose=0)
-    assert int(supernet.steps_taken) == 200
-    misses = supernet.expected_shares().numpy() / [bound for bound in bounds.values() if bound] - 1
+    assert int(supernet.learning.steps_taken) == 200
+    misses = supernet.learning.expected_shares().numpy() / [bound for bound in bounds.values() if bound] - 1
     assert max(misses) <= 0.05
     if not multiply_adds or multiply_adds < 0.9:  # units that are worth nothing go even without a price
         assert max(misses) >= -0.05  # of the binding one
@@ -303,7 +303,7 @@ def test_supernets_print_one_line():
     """Of no training, every unit is kept with probability 0.98; a published search drops each channel with 0.1."""
     model = multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))
     units = supernet_of(model, parameters=0.5, multiply_adds=0.6)
-    shares, texts = units.expected_shares().numpy(), []
+    shares, texts = units.learning.expected_shares().numpy(), []
     assert repr(units) == (
         f"<UnitSupernet '{units.name}' of {units.graph.num_units} units: {100 * shares[0]:.1f} % of the parameters "
         f"expected (bound: 50.0 %), {100 * shares[1]:.1f} % of the multiply-adds expected (bound: 60.0 %)>"

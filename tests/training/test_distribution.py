@@ -44,7 +44,7 @@ if devices > 1:
 import tfnas
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.workdir import Workdir
-from tfnas.gating.optimizers import LOGITS
+from tfnas.gating.optimizers import GATES
 from tfnas.training import distribution, loop, networks
 from tfnas.training.distillation import Teacher
 
@@ -91,9 +91,9 @@ np.savez(
     noise=np.concatenate(noise),
     loss=[record["loss"] for record in history],
     accuracy=[record["accuracy"] for record in history],
-    logits=np.concatenate([np.array(v) for v in supernet.trainable_variables if v.name in LOGITS]),
+    logits=np.concatenate([np.array(v) for v in supernet.trainable_variables if v.name in GATES]),
     kernel=np.array(next(v for v in supernet.trainable_variables if v.path.endswith("two/kernel"))),
-    multipliers=np.array(supernet.multipliers) if mode == "bounds" else np.zeros(2),
+    multipliers=np.array(supernet.learning.multipliers) if mode == "bounds" else np.zeros(2),
 )
 """
 
@@ -165,8 +165,8 @@ def of_each(function):
 
 np.savez(
     sys.argv[1] + "/end.npz",
-    steps=of_each(lambda: tf.identity(supernet.steps_taken)),
-    multipliers=of_each(lambda: tf.identity(supernet.multipliers)),
+    steps=of_each(lambda: tf.identity(supernet.learning.steps_taken)),
+    multipliers=of_each(lambda: tf.identity(supernet.learning.multipliers)),
     logits=of_each(lambda: tf.identity(supernet.draw.keep_logit)),
     noise=of_each(lambda: supernet.draw.relaxed_gates(2)),
     share=history["parameters"],

@@ -199,6 +199,7 @@ def test_a_gradient_too_large_for_float16_skips_the_step_and_halves_the_scale():
     [
         (keras.optimizers.SGD, {"momentum": 0.9, "weight_decay": 0.01}, {"parameters": 0.5, "steps": 6}),
         (keras.optimizers.AdamW, {"weight_decay": 0.1}, {"parameters": 0.5, "steps": 6}),
+        (keras.optimizers.SGD, {"momentum": 0.9}, {"parameters": 0.5, "steps": 6, "importance": "curvature"}),
         (keras.optimizers.Lion, {"weight_decay": 0.3, "clipnorm": 1.0}, {"ell2": 50}),
     ],
 )

@@ -1,4 +1,4 @@
-"""GatedOptimizer: any Keras optimizer for the weights, and beside it one for the gates' logits."""
+"""GatedOptimizer: any Keras optimizer for the weights, and beside it one for the gates; MeanSquares."""
 
 from __future__ import annotations
 
@@ -10,9 +10,38 @@ import tensorflow as tf
 
 from tfnas.common.errors import UserError
 
-LOGITS = ("drop_logit", "keep_logit")  # names of gates' variables
+SQUARES = "squared_gradients"
+GATES = ("drop_logit", "keep_logit", SQUARES)  # names of gates' variables
 _GATE_STEP = 0.05
 _GATE_BETAS = (0.9, 0.99)
+
+
+_SQUARES_DECAY = 0.99
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class MeanSquares(keras.optimizers.Optimizer):
+    """Makes each variable the moving average of its own squared gradient: s <- s + (1 - decay) (g^2 - s).
+
+    The gradient is that of the global batch, summed over replicas as for any other optimizer.
+
+    Args:
+        decay: in [0, 1).
+        kwargs: further arguments of `keras.optimizers.Optimizer`.
+    """
+
+    def __init__(self, decay: float = _SQUARES_DECAY, **kwargs: Any):
+        super().__init__(learning_rate=1.0 - decay, **kwargs)
+        self.decay = decay
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Updates one variable."""
+        variable.assign_add(tf.cast(learning_rate, variable.dtype) * (tf.square(gradient) - variable))
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same optimizer."""
+        config = {name: value for name, value in super().get_config().items() if name != "learning_rate"}
+        return {**config, "decay": self.decay}
 
 
 @keras.saving.register_keras_serializable("tfnas")
@@ -33,6 +62,9 @@ class GatedOptimizer(keras.optimizers.Optimizer):
     >>> optimizer = tfnas.GatedOptimizer(keras.optimizers.SGD(0.05, momentum=0.9))  # doctest: +SKIP
     >>> optimizer.build(supernet.trainable_variables)  # doctest: +SKIP
     >>> optimizer.apply(gradients, supernet.trainable_variables)  # doctest: +SKIP
+
+    A supernet that learns by squared gradients (`gate(..., importance="curvature")`) has their averages in place of
+    logits. `MeanSquares` updates these, and neither rate is used.
 
     Its learning rate and its iterations are those of the weights' optimizer. A `keras.optimizers.LossScaleOptimizer`
     wraps it, not the other way round.
@@ -97,7 +129,7 @@ class GatedOptimizer(keras.optimizers.Optimizer):
             ) from error
         finally:
             weights._learning_rate = rate
-        made.exclude_from_weight_decay(var_names=[*LOGITS])
+        made.exclude_from_weight_decay(var_names=[*GATES])
         made.learning_rate = lambda: multiple * tf.convert_to_tensor(weights.learning_rate)
         return made
 
@@ -106,13 +138,16 @@ class GatedOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        weights = [v for v in variables if v.name not in LOGITS]
+        weights = [v for v in variables if v.name not in GATES]
+        if any(v.name == SQUARES for v in variables):
+            every = self.weights_optimizer.gradient_accumulation_steps
+            self.gates_optimizer = MeanSquares(gradient_accumulation_steps=every)
         if self._undecayed is not None:
             excluded = [v for v in weights if v.path in self._undecayed]
             self.weights_optimizer.exclude_from_weight_decay(var_list=excluded)
         for optimizer, own in (
             (self.weights_optimizer, weights),
-            (self.gates_optimizer, [v for v in variables if v.name in LOGITS]),
+            (self.gates_optimizer, [v for v in variables if v.name in GATES]),
         ):
             if not optimizer.built:
                 optimizer.build(own)
@@ -122,7 +157,7 @@ class GatedOptimizer(keras.optimizers.Optimizer):
         pairs = list(zip(grads, trainable_variables, strict=True))
         # The gates first: the weights' step moves the schedule on, from which a copy reads its rate.
         for optimizer, of_gates in ((self.gates_optimizer, True), (self.weights_optimizer, False)):
-            own = [(gradient, variable) for gradient, variable in pairs if (variable.name in LOGITS) == of_gates]
+            own = [(gradient, variable) for gradient, variable in pairs if (variable.name in GATES) == of_gates]
             if own:
                 optimizer.apply(*zip(*own, strict=True))
             else:  # the schedule advances even if all its variables are frozen
@@ -149,8 +184,8 @@ class GatedOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Replaces variables by their moving averages, where an optimizer keeps such."""
-        self.weights_optimizer.finalize_variable_values([v for v in var_list if v.name not in LOGITS])
-        self.gates_optimizer.finalize_variable_values([v for v in var_list if v.name in LOGITS])
+        self.weights_optimizer.finalize_variable_values([v for v in var_list if v.name not in GATES])
+        self.gates_optimizer.finalize_variable_values([v for v in var_list if v.name in GATES])
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Assigns the state, in the order of `variables`."""
@@ -170,7 +205,7 @@ class GatedOptimizer(keras.optimizers.Optimizer):
         """
         undecayed = self._undecayed
         if self.built:
-            weights = [v for v in self._trainable_variables if v.name not in LOGITS]
+            weights = [v for v in self._trainable_variables if v.name not in GATES]
             undecayed = tuple(v.path for v in weights if not self.weights_optimizer._use_weight_decay(v))
         return {
             "weights_optimizer": keras.saving.serialize_keras_object(self.weights_optimizer),

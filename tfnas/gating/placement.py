@@ -9,9 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas.common.errors import UserError
+from tfnas.common.errors import UserError, brief
 from tfnas.config import INITIAL_DROP, PUBLISHED_INITIAL_DROP
 from tfnas.gating.gates import Gated
+from tfnas.gating.importances import FLOOR, Importance, check_importance
 from tfnas.gating.supernet import PublishedSupernet, Supernet
 from tfnas.gating.unit_gates import NOISES
 from tfnas.gating.unit_supernet import UnitSupernet, costs_of
@@ -20,11 +21,18 @@ from tfnas.graph.latencies import Device, Latencies
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.base import Node
 
+# Arguments of one importance only, with their defaults.
+_OF_IMPORTANCES: dict[str, dict[str, Any]] = {
+    "gates": {"noise": "batch", "temperature": 0.2, "initial_drop": None},
+    "curvature": {"iterative": True},
+    "scale": {"floor": FLOOR, "scale_penalty": None},
+}
+
 
 def gate(
     model: keras.Model,
     *,
-    num_examples: float,
+    num_examples: float | None = None,
     ell2: float | None = None,
     parameters: float | None = None,
     multiply_adds: float | None = None,
@@ -34,6 +42,10 @@ def gate(
     noise: str = "batch",
     streams: bool | None = None,
     channel_multiple: int = 1,
+    importance: Importance = "gates",
+    iterative: bool = True,
+    floor: float = FLOOR,
+    scale_penalty: float | None = None,
     temperature: float = 0.2,
     initial_drop: float | None = None,
     exclude: str | Sequence[str] = (),
@@ -53,6 +65,10 @@ def gate(
     together with all that reads it, so that the network found is the model with narrower layers. The expected costs are
     brought to the bounds by Lagrange multipliers.
 
+    What decides between units is their importance (method.md, "Importances"): by default their gates, which `fit`
+    trains with the weights. With the others `fit` trains the network without gates (with 'scale' under a penalty, with
+    'curvature' dropping units on the way), and `supernet.posterior()` is what follows from the trained weights.
+
     With `ell2` the search is the published one. Every convolution has gates on its input channels, but the stem
     (convolutions that read the image itself) and the classifier (convolutions and dense layers with no other after
     them). As in the paper, all channels of a convolution's input share a drop probability, or if that input is a
@@ -61,6 +77,7 @@ def gate(
     Args:
         model: functional or Sequential Keras model, channels last. It is not changed. Nested models are flattened.
         num_examples: N, the number of distinct training examples: about 10 x the data set with strong augmentation.
+            Needed with ell2 and importance 'gates'.
         ell2: squared prior length scale, > 0; larger gives a smaller network. A run of few epochs needs ten times the
             paper's, or gates that learn faster (`GatedOptimizer`). Too much of either drops everything.
         parameters: bound on the parameters, > 0: a share of the model's if at most 1, else their number. There is no
@@ -71,13 +88,22 @@ def gate(
             `tfnas.meet_latency` then corrects the bound by what whole networks take.
         device: 'tensorflow', 'litert' (one thread; needs tfnas[formats]), or a function from a Keras model to the
             seconds of one forward pass, which may run it anywhere; or what was measured before.
-        steps: with bounds, training steps in which the expected costs are to reach them; from 200 on.
+        steps: with bounds, training steps in which the costs are to reach them; from 200 on. Needed with importance
+            'gates', iterative 'curvature' and 'scale', whose default penalty follows from them.
         noise: with bounds, 'example': relaxed gates are drawn for each example, as in the paper; 'batch': one draw for
             the batch, on each replica, which costs next to nothing.
         streams: with bounds, whether the channels of streams, which a sum ties (such as a residual stream), may vanish
             too. None: only if the bounds are out of reach otherwise.
         channel_multiple: with bounds, candidates keep a multiple of this many units of each group, or all of them;
             the bounds must be within reach with it.
+        importance: with bounds, 'gates', 'curvature', 'norm', 'scale', 'even', or a function from the `UnitGraph` to a
+            score for each unit. A function is not saved with the supernet.
+        iterative: with importance 'curvature', whether `fit` averages squared gradients and drops units on the way.
+            False: it trains the network as it is, and `supernet.posterior(data=...)` takes the gradients at once.
+        floor: with importance 'scale', share of each group's units that are kept first, in [0, 1]; 0: none, as in
+            network slimming.
+        scale_penalty: with importance 'scale', weight of the sum of the absolute scales of the units' normalizations in
+            the loss, >= 0. None: 2 / steps, at least network slimming's 1e-4.
         temperature: of the relaxed gates, > 0.
         initial_drop: drop probability before the first step, in (0, 1). None: 0.02 with bounds, 0.1 with ell2.
         exclude: glob patterns of names: with bounds, of layers that keep all of their output channels; with ell2, of
@@ -113,25 +139,21 @@ def gate(
     if bounds:
         defaults = {"group_size": 0, "by_source": True, "prior": "uniform", "gate_dense": False, "gate_pooling": False}
         _refuse(locals(), {**defaults, "include": ()}, "ell2")
-        return _with_units(
-            model,
-            bounds,
-            device,
-            num_examples,
-            steps,
-            noise,
-            streams,
-            channel_multiple,
-            temperature,
-            initial_drop,
-            exclude,
-            seed,
+        learning = _learning(
+            importance, num_examples, steps, noise, temperature, initial_drop, iterative, floor, scale_penalty
         )
-    _refuse(
-        locals(),
-        {"noise": "batch", "streams": None, "channel_multiple": 1, "steps": 0, "device": "tensorflow"},
-        "bounds",
-    )
+        return _with_units(model, bounds, device, streams, channel_multiple, exclude, seed, learning)
+    of_bounds: dict[str, Any] = {
+        "noise": "batch",
+        "streams": None,
+        "channel_multiple": 1,
+        "steps": 0,
+        "device": "tensorflow",
+    }
+    of_bounds |= {"importance": "gates", "iterative": True, "floor": FLOOR, "scale_penalty": None}
+    _refuse(locals(), of_bounds, "bounds")
+    if num_examples is None:
+        raise UserError("gate: num_examples, the number of training examples, expected with ell2. Received: None")
     initial_drop = PUBLISHED_INITIAL_DROP if initial_drop is None else initial_drop
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
@@ -170,27 +192,14 @@ def _with_units(
     model: keras.Model,
     bounds: dict[str, float],
     device: str | Device | Latencies,
-    num_examples: float,
-    steps: int,
-    noise: str,
     streams: bool | None,
     channel_multiple: int,
-    temperature: float,
-    initial_drop: float | None,
     exclude: str | Sequence[str],
     seed: int,
+    learning: Mapping[str, Any],
 ) -> UnitSupernet:
-    initial_drop = INITIAL_DROP if initial_drop is None else initial_drop
-    if steps < 1:
-        raise ValueError(f"gate: steps must be at least 1 with bounds. Received: steps={steps}")
     if channel_multiple < 1:
         raise ValueError(f"gate: channel_multiple must be at least 1. Received: channel_multiple={channel_multiple}")
-    if noise not in NOISES:
-        raise UserError(f"gate: noise must be one of {', '.join(map(repr, NOISES))}. Received: {noise!r}")
-    if not temperature > 0:
-        raise ValueError(f"gate: temperature must be greater than 0. Received: temperature={temperature}")
-    if not 0 < initial_drop < 1:
-        raise ValueError(f"gate: initial_drop must be strictly in (0, 1). Received: initial_drop={initial_drop}")
     patterns = _patterns(exclude)
     plain = _copied(Graph(model), lambda node, layer: layer)
     latencies = None
@@ -206,17 +215,50 @@ def _with_units(
     except UserError as error:
         raise UserError(f"{error}{_what_else(graph)}") from None
     return UnitSupernet(
-        graph,
-        num_examples,
-        most,
-        steps,
-        noise,
-        temperature,
-        initial_drop,
-        seed % 2**31,
-        latencies,
-        channel_multiple,
+        graph, bounds=most, seed=seed % 2**31, latencies=latencies, channel_multiple=channel_multiple, **learning
     )
+
+
+def _learning(
+    importance: Importance,
+    num_examples: float | None,
+    steps: int,
+    noise: str,
+    temperature: float,
+    initial_drop: float | None,
+    iterative: bool,
+    floor: float,
+    scale_penalty: float | None,
+) -> dict[str, Any]:
+    """Arguments of `UnitSupernet` that say how the importance of units is learned, checked."""
+    given = dict(locals())
+    check_importance(importance, "gate")
+    for other, defaults in _OF_IMPORTANCES.items():
+        for name, default in defaults.items():
+            if importance != other and given[name] != default:
+                raise UserError(
+                    f"gate: {name} belongs to importance {other!r}. Received: {name}={given[name]!r} and importance "
+                    f"{brief(importance)}"
+                )
+    counts = importance == "gates" or (importance == "curvature" and iterative)
+    if steps < 1 and (counts or (importance == "scale" and scale_penalty is None)):
+        raise ValueError(f"gate: steps must be at least 1 with bounds. Received: steps={steps}")
+    if importance == "gates" and num_examples is None:
+        raise UserError(
+            "gate: num_examples, the number of training examples, expected with importance 'gates'. Received: None"
+        )
+    if noise not in NOISES:
+        raise UserError(f"gate: noise must be one of {', '.join(map(repr, NOISES))}. Received: {noise!r}")
+    given["initial_drop"] = INITIAL_DROP if initial_drop is None else initial_drop
+    for name, fits, expected in (
+        ("temperature", temperature > 0, "greater than 0"),
+        ("initial_drop", 0 < given["initial_drop"] < 1, "strictly in (0, 1)"),
+        ("floor", 0 <= floor <= 1, "in [0, 1]"),
+        ("scale_penalty", scale_penalty is None or scale_penalty >= 0, "at least 0"),
+    ):
+        if not fits:
+            raise ValueError(f"gate: {name} must be {expected}. Received: {name}={given[name]}")
+    return given
 
 
 def _unit_graph(

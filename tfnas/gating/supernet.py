@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
 from tfnas.gating import elbo, optimizers
-from tfnas.gating.gates import Gated, hard_gates
+from tfnas.gating.gates import Gated, Gating, gates_as, hard_gates
 from tfnas.graph.channels import Graph, deep
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.bernoulli import DECIDED
@@ -28,15 +28,16 @@ class Supernet(keras.Model, abc.ABC):
     Attributes:
         network: the functional model with gates.
         graph: of the network; its architectures are the supernet's.
-        num_examples: N, training examples seen as distinct.
+        num_examples: N, training examples seen as distinct; None where nothing is divided by it.
         bounds: largest cost by resource; empty for the published search.
     """
 
     gate_rates: dict[str, float] = {}  # defaults of `GatedOptimizer`
     bounds: dict[str, float] = {}
+    _training_gates = Gating.BY_CALL
 
-    def __init__(self, network: keras.Model, graph: Graph, num_examples: float, **kwargs: Any):
-        if not num_examples > 0:
+    def __init__(self, network: keras.Model, graph: Graph, num_examples: float | None, **kwargs: Any):
+        if num_examples is not None and not num_examples > 0:
             raise ValueError(f"Supernet: num_examples must be greater than 0. Received: num_examples={num_examples}")
         # Not the global policy: under a mixed one the regularizer's kernels would be rounded before they are squared.
         # Nor are inputs cast to it: the network casts them, to float64 where it computes in that.
@@ -67,7 +68,8 @@ class Supernet(keras.Model, abc.ABC):
         """
         if training:
             self.add_loss(self.regularizer())
-            return self.network(inputs, training=True)
+            with gates_as(self._training_gates):
+                return self.network(inputs, training=True)
         with hard_gates():
             return self.network(inputs, training=training)
 
@@ -93,6 +95,13 @@ class Supernet(keras.Model, abc.ABC):
 
     def update_multiplier(self) -> None:
         """Updates what depends on the gates' progress; call this after every step of an optimizer. `fit` does so."""
+
+    def after_step(self, step: int | None = None) -> None:
+        """Does what cannot be part of a step's graph; call this between steps, outside of any. `fit` does so.
+
+        Args:
+            step: optimizer steps so far; None: as counted by `update_multiplier`, which waits for the device.
+        """
 
     def compile(self, optimizer: Any = "sgd", loss: Any = None, *, auto_scale_loss: bool = True, **kwargs: Any) -> None:
         """Like `keras.Model.compile`, with any Keras optimizer; the gates' logits are never decayed.
@@ -152,6 +161,7 @@ class PublishedSupernet(Supernet):
         prior: 'uniform' or 'constant' (`gate`).
     """
 
+    num_examples: float
     gate_rates = {"gate_learning_rate": 1.0}
 
     def __init__(self, network: keras.Model, num_examples: float, ell2: float, prior: str = "uniform", **kwargs: Any):

@@ -19,7 +19,7 @@ NOISES = ("example", "batch")
 
 @keras.saving.register_keras_serializable("tfnas")
 class UnitDraw(keras.layers.Layer):
-    """Draws the relaxed gates of all units, once a step.
+    """Draws the relaxed gates of all units, once a step, or stands for them in a gradient.
 
     In training `keep ~ RelaxedBernoulli(temperature, logits=keep_logit)`. The noise is a function of the seed, of a
     counter that is saved with the weights, and of the example's position in the global batch, or with one draw for the
@@ -28,7 +28,8 @@ class UnitDraw(keras.layers.Layer):
 
     Args:
         sizes: number of units of each group; U in all.
-        noise: 'example': gates for each example; 'batch': one draw for all examples of the batch, on each replica.
+        noise: 'example': gates for each example; 'batch': one draw for all examples of the batch, on each replica;
+            None: gates are never relaxed.
         temperature: of the relaxed Bernoulli, > 0.
         initial_drop: drop probability at the start, in (0, 1).
         seed: of the noise, in [0, 2**31).
@@ -38,14 +39,18 @@ class UnitDraw(keras.layers.Layer):
         training: whether to draw relaxed gates.
 
     Attributes:
-        keep_logit: logit of the probability that a unit is kept, float32, shape (U,), trainable.
-        draws: how often noise was drawn, int32 scalar, not trainable.
+        keep_logit: logit of the probability that a unit is kept, float32, shape (U,), trainable; with noise.
+        draws: how often noise was drawn, int32 scalar, not trainable; with noise.
+        squared_gradients: moving average of the squared gradient with regard to each unit's gate, float32, shape (U,),
+            trainable, by `optimizers.MeanSquares`; without noise.
+        variable: `keep_logit` or `squared_gradients`. Where gates are probed, the gradient of the loss with regard to
+            it is that with regard to the gates.
     """
 
     def __init__(
         self,
         sizes: Sequence[int],
-        noise: str = "batch",
+        noise: str | None = "batch",
         temperature: float = 0.2,
         initial_drop: float = 0.02,
         seed: int = 0,
@@ -60,8 +65,15 @@ class UnitDraw(keras.layers.Layer):
         self.seed = seed
 
     def build(self, input_shape: Any) -> None:
-        """Creates the units' logits."""
-        self.keep_logit = self.add_weight(
+        """Creates the units' variable."""
+        if self.noise is None:
+            shape = (sum(self.sizes),)
+            self.variable = self.squared_gradients = self.add_weight(
+                shape=shape, initializer="zeros", dtype="float32", autocast=False, name="squared_gradients"
+            )
+            super().build(input_shape)
+            return
+        self.variable = self.keep_logit = self.add_weight(
             shape=(sum(self.sizes),),
             initializer=keras.initializers.Constant(math.log1p(-self.initial_drop) - math.log(self.initial_drop)),
             dtype="float32",
@@ -98,12 +110,12 @@ class UnitDraw(keras.layers.Layer):
         """Gates of each group, float32, shape (batch or 1, its size); ones if not relaxed.
 
         The ones are read where gates are probed, by what multiplies the masks by them. Their derivative with regard to
-        `keep_logit` is then one, so that a gradient with regard to this variable is one with regard to the gates.
+        `variable` is then one.
         """
         if is_relaxed(training):
             gates = self.relaxed_gates(tf.shape(inputs)[0])
         elif gating() == Gating.PROBED:
-            variable = tf.convert_to_tensor(self.keep_logit)
+            variable = tf.convert_to_tensor(self.variable)
             gates = (1.0 + variable - tf.stop_gradient(variable))[None]
         else:
             gates = tf.ones((1, sum(self.sizes)))

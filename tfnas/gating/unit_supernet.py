@@ -1,4 +1,4 @@
-"""UnitSupernet: a supernet with a gate for each channel unit, trained under bounds on the expected cost."""
+"""UnitSupernet: a supernet with a gate for each channel unit, and bounds on the cost of what is found."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import tensorflow as tf
 from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
 from tfnas.common.resources import Resource
-from tfnas.gating import bounds as bounding
-from tfnas.gating import elbo
 from tfnas.gating.importances import FLOOR, Importance, check_importance, curvatures, scored_posterior
-from tfnas.gating.supernet import Supernet, undecided
+from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
 from tfnas.gating.unit_placement import Edge, Place, alive_edges, unit_places
+from tfnas.gating.unit_training import Bounded, ByCurvature, ByGates, ByScale, Training, scale_penalty
 from tfnas.graph.channels import deep
 from tfnas.graph.latencies import Latencies
 from tfnas.graph.units import PINNED, UnitGraph
@@ -36,28 +35,32 @@ class UnitSupernet(Supernet):
 
     Args:
         graph: of the network without gates, whose layers become part of the supernet.
-        num_examples: N, training examples seen as distinct.
+        num_examples: N, training examples seen as distinct; of importance 'gates' only.
         bounds: largest cost by resource, absolute.
         steps: training steps in which the expected costs are to reach the bounds.
-        noise, temperature, initial_drop, seed: of `UnitDraw`.
+        noise, temperature, initial_drop, seed: of `UnitDraw`, for importance 'gates'.
         latencies: measured ones, of which the latency's closed form is made; None: only costs that are counted.
         channel_multiple: of the posterior's candidates.
+        importance: of `IMPORTANCES`, or a function; None: of a function that was not saved.
+        iterative: of `gate`.
+        floor: of `gate`.
+        scale_penalty: of `gate`; None: `unit_training.scale_penalty`.
 
     Attributes:
         network: the functional model with gates.
         graph: the `UnitGraph` of the network without gates, which is made of the same layers.
         form: costs in closed form.
-        draw: the `UnitDraw`, with the units' logits.
-        multipliers: Lagrange multipliers of the expected costs, float32, shape (R,), not trainable.
-        steps_taken: optimizer steps since the gates were set up, int32 scalar, not trainable.
+        draw: the `UnitDraw`, with the units' variable.
+        learning: what `fit` does for the importance, and its state.
     """
 
     graph: UnitGraph
+    train_function: Any
 
     def __init__(
         self,
         graph: UnitGraph,
-        num_examples: float,
+        num_examples: float | None,
         bounds: Mapping[str, float],
         steps: int,
         noise: str = "batch",
@@ -66,96 +69,107 @@ class UnitSupernet(Supernet):
         seed: int = 0,
         latencies: Latencies | Mapping[str, Any] | None = None,
         channel_multiple: int = 1,
+        importance: Importance | None = "gates",
+        iterative: bool = True,
+        floor: float = FLOOR,
+        scale_penalty: float | None = None,
         **kwargs: Any,
     ):
         sizes = [group.size for group in graph.groups]
-        draw = UnitDraw(sizes, noise, temperature, initial_drop, seed, name=_free_name("unit_draw", graph))
+        relaxed = noise if importance == "gates" else None
+        draw = UnitDraw(sizes, relaxed, temperature, initial_drop, seed, name=_free_name("unit_draw", graph))
         gated = _Gated(graph, draw)
         super().__init__(gated.network, graph, num_examples, **kwargs)
         self.bounds = dict(bounds)
         self.steps = steps
+        self.noise = noise
         self.channel_multiple = channel_multiple
+        self.importance = importance
+        self.iterative = iterative
+        self.floor = floor
+        self.scale_penalty = scale_penalty
         self.draw = draw
         self._gated = gated
         self.latencies = Latencies(**latencies) if isinstance(latencies, Mapping) else latencies
         self.form = costs_of(graph, self.latencies)
-        full = [self.form.full(resource) for resource in self.bounds]
-        self._shares = bounding.ExpectedShares(self.form, self.bounds)
-        self._bound_shares = [bound / cost for bound, cost in zip(self.bounds.values(), full, strict=True)]
-        self._add_multipliers()
+        self.learning = self._learning()
+        self._training_gates = self.learning.gating
+        draw.trainable = isinstance(self.learning, Bounded)
 
-    def _add_multipliers(self) -> None:
-        """Creates the state from which the multipliers are updated."""
-        # Updated within a replica, where all replicas hold the same value.
-        options = {"trainable": False, "autocast": False, "aggregation": "only_first_replica"}
-        self._first_levels = bounding.first_levels(self._bound_shares)
-        for name, initial in (
-            ("multipliers", self._first_levels),
-            ("multiplier_levels", self._first_levels),
-            ("first_shares", self.expected_shares().numpy()),
-            ("average_shares", self.expected_shares().numpy()),
-        ):
-            variable = self.add_weight(
-                shape=(len(self.bounds),), dtype="float32", initializer="zeros", name=name, **options
-            )
-            variable.assign(initial)
-            setattr(self, name if name == "multipliers" else f"_{name}", variable)
-        self.steps_taken = self.add_weight(shape=(), dtype="int32", initializer="zeros", name="steps_taken", **options)
+    def _learning(self) -> Training:
+        if self.importance == "gates":
+            return ByGates(self, self.draw, self.num_examples or 1.0, self.form, self.bounds, self.steps)
+        if self.importance == "curvature" and self.iterative:
+            return ByCurvature(self, self.draw, self.form, self.bounds, self.steps, self.channel_multiple)
+        if self.importance == "scale":
+            penalty = scale_penalty(self.steps) if self.scale_penalty is None else self.scale_penalty
+            return ByScale(self.graph, penalty)
+        return Training()
 
     def _words(self) -> str:
-        given = zip(self.bounds, self._bound_shares, self.expected_shares().numpy().tolist(), strict=True)
-        shares = ", ".join(
-            f"{markup.percent(share)} of the {Resource(resource).words} expected (bound: {markup.percent(bound)})"
-            for resource, bound, share in given
+        bounds = {resource: markup.percent(bound / self.form.full(resource)) for resource, bound in self.bounds.items()}
+        units, shares = f"of {self.graph.num_units:,} units", self.learning.expected_shares()
+        if shares is None:
+            words = ", ".join(f"{share} of the {Resource(resource).words}" for resource, share in bounds.items())
+            return f"{units}, without gates in training; bounds: {words}"
+        words = ", ".join(
+            f"{markup.percent(share)} of the {Resource(resource).words} expected (bound: {bounds[resource]})"
+            for resource, share in zip(self.bounds, shares.numpy().tolist(), strict=True)
         )
-        return f"of {self.graph.num_units:,} units: {shares}"
+        return f"{units}: {words}"
 
     def regularizer(self) -> tf.Tensor:
-        """Negative entropy of the units / N, and each multiplier times the expected share; float32 scalar."""
-        logits = tf.convert_to_tensor(self.draw.keep_logit)
-        priced = tf.reduce_sum(tf.convert_to_tensor(self.multipliers) * self.expected_shares())
-        return priced + elbo.negative_entropy(logits) / self.num_examples
+        """Term added to the mean negative log likelihood, float32 scalar.
 
-    def expected_shares(self) -> tf.Tensor:
-        """Expected cost of each bounded resource as a share of the full network's, exact; float32, shape (R,)."""
-        return self._shares(tf.convert_to_tensor(self.draw.keep_logit))
+        By 'gates', the negative entropy of the units / N, and each multiplier times the expected share; by 'scale', the
+        penalty of the scales; else 0.
+        """
+        return self.learning.regularizer()
 
     def update_multiplier(self) -> None:
-        """Updates the multipliers; call this after every step of an optimizer. `fit` does so."""
-        step, shares = tf.convert_to_tensor(self.steps_taken) + 1, self.expected_shares()
-        average = bounding.moving_average(tf.convert_to_tensor(self._average_shares), shares)
-        goals = bounding.goals(
-            tf.convert_to_tensor(self._first_shares), tf.constant(self._bound_shares, tf.float32), step, self.steps
-        )
-        levels, multipliers = bounding.next_levels(
-            tf.convert_to_tensor(self._multiplier_levels),
-            tf.constant(self._first_levels, tf.float32),
-            shares,
-            average,
-            goals,
-        )
-        self._multiplier_levels.assign(levels)
-        self.multipliers.assign(multipliers)
-        self._average_shares.assign(average)
-        self.steps_taken.assign(step)
+        """Updates the state of learning; call this after every step of an optimizer. `fit` does so."""
+        self.learning.update()
+
+    def after_step(self, step: int | None = None) -> None:
+        """Drops units if it is time, with importance 'curvature'; call this between steps. `fit` does so."""
+        self.learning.after_step(step, 1)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Like Keras's; the function also does what is done between steps."""
+        known = self.train_function
+        super().make_train_function(force)
+        if isinstance(self.learning, ByCurvature):
+            self.learning.starts()
+            if (steps := self.train_function) is not known:
+
+                def function(iterator: Any) -> Any:
+                    logs = steps(iterator)
+                    self.learning.after_step(None, self.steps_per_execution)
+                    return logs
+
+                self.train_function = function
+        return self.train_function
 
     def progress(self) -> dict[str, tf.Tensor]:
         """Values that `fit` reports about the gates, float32 scalars.
 
-        By resource, the expected share; and `undecided`: how many units have a drop probability from 0.05 to 0.95.
+        By resource, the expected share, or with importance 'curvature' that of the units kept so far; and by 'gates'
+        `undecided`: how many units have a drop probability from 0.05 to 0.95. With other importances, nothing.
         """
-        shares = dict(zip(self.bounds, tf.unstack(self.expected_shares()), strict=True))
-        return {**shares, "undecided": undecided(tf.convert_to_tensor(self.draw.keep_logit))}
+        shares = self.learning.expected_shares()
+        named = {} if shares is None else dict(zip(self.bounds, tf.unstack(shares), strict=True))
+        return {**named, **self.learning.progress()}
 
     def posterior(
-        self, importance: Importance | None = None, data: Iterable[Any] | None = None, floor: float = FLOOR
+        self, importance: Importance | None = None, data: Iterable[Any] | None = None, floor: float | None = None
     ) -> UnitPosterior:
         """The units' keep probabilities, and the bounds, which its candidates obey.
 
-        By 'gates', they are the present probabilities of the gates. By any other importance they follow at once from
-        the present weights (method.md, "Importances"), and are at the bounds:
+        By 'gates', they are the present probabilities of the gates, which `fit` trains. By any other importance they
+        follow at once from the present weights (method.md, "Importances"), and are at the bounds:
 
-        - 'curvature': half the mean squared gradient of the compiled loss with regard to a unit's gate, on `data`.
+        - 'curvature': half the mean squared gradient of the compiled loss with regard to a unit's gate, on `data`; or
+          without data, averaged over the steps of `fit`, if the supernet's importance is this one and iterative.
         - 'norm': ranks within each group by the squared norm of all weights that go with a unit.
         - 'scale': the scales of the units' normalizations, with one threshold for all groups.
         - 'even': the first units of each group, in equal shares: evenly narrowed.
@@ -167,25 +181,38 @@ class UnitSupernet(Supernet):
             data: with 'curvature', batches as `fit` takes them, tuples (inputs, targets) or (inputs, targets, sample
                 weights); a few dozen suffice.
             floor: with 'scale', share of each group's units that enter before all others, in [0, 1]; 0: none, as in
-                network slimming.
+                network slimming. None: the supernet's.
 
         Raises:
-            UserError: for another importance; 'curvature' without data, or if the supernet is not compiled; 'scale' if
+            UserError: for another importance, or one that needs data, training or a compiled supernet first; 'scale' if
                 there is no normalization; or scores of a function that are not one finite number for each unit.
         """
-        importance = "gates" if importance is None else importance
+        importance = self.importance if importance is None else importance
+        if importance is None:
+            raise UserError(
+                "posterior: this supernet was gated with a function as its importance, which is not saved: pass it "
+                "again, posterior(function)"
+            )
         check_importance(importance, "posterior")
-        if importance == "curvature":
-            if data is None:
-                raise UserError("posterior: importance 'curvature' needs data: batches as fit takes them")
+        if data is not None:
+            if importance != "curvature":
+                raise UserError(f"posterior: importance {brief(importance)} takes no data: only 'curvature' does")
             scores = self._curvatures(data)
             return posterior_of(self.form, scores, self.bounds, self.channel_multiple)
-        if data is not None:
-            raise UserError(f"posterior: importance {brief(importance)} takes no data: only 'curvature' does")
-        if importance != "gates":
-            return scored_posterior(self.graph, importance, self.bounds, self.channel_multiple, floor, self.form)
-        logits = np.asarray(self.draw.keep_logit, np.float64)
-        return UnitPosterior(self.form, tuple(logits.tolist()), dict(self.bounds), self.channel_multiple)
+        if importance == "curvature":
+            if isinstance(self.learning, ByCurvature):
+                return self.learning.posterior()
+            raise UserError("posterior: importance 'curvature' needs data: batches as fit takes them")
+        if importance == "gates":
+            if not isinstance(self.learning, ByGates):
+                raise UserError(
+                    "posterior: importance 'gates' is learned by training with gates, and this supernet's is "
+                    f"{brief(self.importance)}: gate the model with importance='gates'"
+                )
+            logits = np.asarray(self.draw.keep_logit, np.float64)
+            return UnitPosterior(self.form, tuple(logits.tolist()), dict(self.bounds), self.channel_multiple)
+        floor = self.floor if floor is None else floor
+        return scored_posterior(self.graph, importance, self.bounds, self.channel_multiple, floor, self.form)
 
     def _curvatures(self, data: Iterable[Any]) -> np.ndarray:
         """Each unit's curvature in the full network, whatever the masks in use are; float64, shape (U,)."""
@@ -196,7 +223,7 @@ class UnitSupernet(Supernet):
         used = self.architecture()
         self.set_architecture(self._full)
         try:
-            return curvatures(self, self.draw.keep_logit, data)
+            return curvatures(self, self.draw.variable, data)
         finally:
             self.set_architecture(used)
 
@@ -223,12 +250,16 @@ class UnitSupernet(Supernet):
             "steps": self.steps,
             "exclude": self.graph.exclude,
             "streams": self.graph.streams,
-            "noise": self.draw.noise,
+            "noise": self.noise,
             "temperature": self.draw.temperature,
             "initial_drop": self.draw.initial_drop,
             "seed": self.draw.seed,
             "latencies": self.latencies and dataclasses.asdict(self.latencies),
             "channel_multiple": self.channel_multiple,
+            "importance": None if callable(self.importance) else self.importance,
+            "iterative": self.iterative,
+            "floor": self.floor,
+            "scale_penalty": self.scale_penalty,
         }
 
     @classmethod
@@ -261,7 +292,7 @@ class _Gated:
         self._groups: list[tf.Tensor] = []  # the draw's output
         self._names = set(graph.index)
         at: dict[int, list[Place]] = {}
-        for place in unit_places(graph.nodes, graph.outputs, graph.of, draw.noise == "batch"):
+        for place in unit_places(graph.nodes, graph.outputs, graph.of, draw.noise != "example"):
             at.setdefault(place.source, []).append(place)
         alive = set(alive_edges(graph.nodes, graph.mortal))
         tensors: list[Any] = []

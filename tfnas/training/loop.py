@@ -210,6 +210,8 @@ def train(
                 before_step(number)
             position = number % steps_per_epoch
             totals = step(iterator, totals, position)
+            if isinstance(model, Supernet):
+                model.after_step(number + 1)
             now, last = time.monotonic(), position + 1 == steps_per_epoch
             if not (last or terminated.is_set() or now - synced > _SYNC_SECONDS):
                 continue

@@ -24,7 +24,9 @@ def ranking(held_out=True):
 
     candidates = [Architecture({"conv": np.arange(4) <= i}) for i in range(3)]
     scores = [ranking_lib.Score(0.5, 0.75, 80), ranking_lib.Score(0.25, 0.875, 80), ranking_lib.Score(1.0, 0.5, 20)]
-    outcome = Outcome(1, order=[1, 0, 2], num_examples=[80, 80, 20], survivors=[1, 0], ties=[0], evaluations=180)
+    outcome = Outcome(
+        1, order=[1, 0, 2], num_examples=[80, 80, 20], survivors=[1, 0], ties=[0], evaluations=180, unproven=1
+    )
     fresh = ranking_lib.Score(0.375, 0.8, 20) if held_out else None
     return ranking_lib.Ranking(
         candidates, scores, "loss", outcome, fresh, lambda architecture: 1000 * architecture.kept

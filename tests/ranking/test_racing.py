@@ -133,6 +133,37 @@ def test_the_largest_loss_is_the_one_known_or_the_one_seen(rng):
     assert outcome.num_examples == [200, 100 if bound > -epsilon else 200]
 
 
+def test_finalists_are_the_best_so_far_of_numbers_that_fall_in_proportion(rng):
+    """Three looks of 400 (100, 200, 400), 27 candidates to 3: 9 and 3 go on, though none is proven to be worse."""
+    values = 2 + 0.1 * rng.normal(size=(27, 400)) + rng.normal(size=400)
+    alive, seen = np.arange(27), np.full(27, 100)
+    for size, count in ((100, 9), (200, 3)):
+        alive = alive[np.argsort(values[alive, :size].mean(1))][:count]
+        seen[alive] = 2 * size
+    outcome, _ = run(values, finalists=3, confidence=None)
+    leaders = {values[:, :100].mean(1).argmin()}
+    assert outcome.num_examples == [400 if i in leaders else n for i, n in enumerate(seen.tolist())]
+    assert outcome.survivors == sorted(outcome.survivors, key=lambda i: values[i].mean())
+    assert outcome.unproven == 27 - len(outcome.survivors)
+    proven, _ = run(values, finalists=3)  # the bound drops none of them
+    assert proven == dataclasses.replace(outcome, ties=proven.ties)
+    assert run(values, finalists=27)[0].num_examples == [400] * 27
+
+
+def test_what_the_bound_drops_is_not_unproven():
+    values = np.concatenate([np.zeros((3, 200)), np.full((9, 200), 9.0)])
+    outcome, _ = run(values, finalists=3, largest=1)
+    assert outcome.num_examples == [200] * 3 + [100] * 9 and outcome.unproven == 0
+
+
+def test_finalists_dropped_against_a_leader_that_diverges_return(rng):
+    values = 1 + 0.01 * rng.normal(size=(12, 200))
+    values[4] = 0
+    values[4, 150] = math.nan
+    outcome, _ = run(values, finalists=2)
+    assert outcome.num_examples == [200] * 12 and outcome.unproven == 0 and outcome.winner != 4
+
+
 def test_who_ever_led_is_never_dropped(rng):
     late = rng.normal(size=400) * 0.1
     early = late - 0.1 + np.where(np.arange(400) % 2, 1.0, -1.0)
@@ -243,6 +274,8 @@ def test_mistakes_are_named():
     for tolerance in (-0.1, float("nan"), float("inf")):
         with pytest.raises(UserError, match="race: tolerance .* Received"):
             race(table, 2, 2, tolerance=tolerance)
+    with pytest.raises(UserError, match="race: finalists must be at least 1, or None. Received: 0"):
+        race(table, 2, 2, finalists=0)
     with pytest.raises(UserError, match="at least one candidate. Received: 0"):
         race(table, 0, 2)
     with pytest.raises(UserError, match="at least one example. Received: 0"):

@@ -37,7 +37,9 @@ class Fresh:
         settings, count = self._settings, min(found.num_able, other.num_able)
         chosen = [contest.first(count) for contest in (found, other)]
         fields = [Field(self._engine, evaluations, c.candidates, c.by, settings.holdout) for c in chosen]
-        winners = [field.race(settings.racing or None, settings.tolerance).best for field in fields]
+        winners = [
+            field.race(settings.racing or None, settings.tolerance, settings.finalists or None).best for field in fields
+        ]
         correct, other_correct = self._correct(winners, fields[0].num_examples)
         paired = Paired(**statistics.Paired.of(correct, other_correct).record())
         accuracies = float(correct.mean()), float(other_correct.mean())

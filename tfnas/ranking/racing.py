@@ -13,6 +13,7 @@ from scipy import stats
 from tfnas.common.errors import UserError
 
 LARGEST_LOSS = -math.log(1e-7)  # 16.1 nats, the cross-entropy of a class of probability 1e-7, at which Keras clips
+FINALISTS = 20  # of a ranking, unless another number is asked for
 _TIES = 0.95  # confidence for ties in a race without a confidence
 
 
@@ -38,6 +39,7 @@ class Outcome:
         survivors: candidates that were evaluated in full and can win, best first, starting with the winner.
         ties: survivors other than the winner that are not significantly worse, best first.
         evaluations: total number of evaluations of one candidate on one example.
+        unproven: number of candidates that were dropped for `finalists` alone, which the guarantee does not cover.
     """
 
     winner: int
@@ -46,6 +48,7 @@ class Outcome:
     survivors: list[int]
     ties: list[int]
     evaluations: int
+    unproven: int
 
     @property
     def saved(self) -> float:
@@ -70,12 +73,25 @@ def looks(num_examples: int, least: int = 100, first: int = 32) -> list[int]:
     return sizes
 
 
+def allowed(num_candidates: int, num_looks: int, finalists: int | None) -> list[int]:
+    """Returns how many candidates may go on from each look but the last: a geometric sequence to `finalists`.
+
+    >>> allowed(1500, 5, 20)
+    [510, 173, 59, 20]
+    """
+    steps = num_looks - 1
+    if finalists is None or finalists >= num_candidates:
+        return [num_candidates] * steps
+    return [round(num_candidates * (finalists / num_candidates) ** (k / steps)) for k in range(1, num_looks)]
+
+
 def race(
     values: Values,
     num_candidates: int,
     num_examples: int,
     confidence: float | None = 0.95,
     tolerance: float = 0.5,
+    finalists: int | None = None,
     excluded: Collection[int] = (),
     largest: float = LARGEST_LOSS,
 ) -> Outcome:
@@ -110,16 +126,24 @@ def race(
     dropped nevertheless, and those that were dropped against it return. `python -m benchmarks.racing_bounds` measures
     how often it holds for losses of many kinds, and what other bounds cost.
 
+    Candidates of a decided posterior that all fill the same bounds differ by less than any bound can show on n
+    examples, and would all be evaluated in full. With `finalists`, the number of candidates falls from look to look
+    nevertheless, in proportion, to so many (successive halving, with a factor that follows): of those that the bound
+    leaves, the best by their means so far go on, and all that ever led. The guarantee then holds among the candidates
+    other than the `unproven`.
+
     Sources: Maron and Moore 1994 (Hoeffding races), Moore and Lee 1994 (blocking: paired comparisons), Cochran,
-    Sampling Techniques, section 2.6 (finite-population correction).
+    Sampling Techniques, section 2.6 (finite-population correction), Karnin et al. 2013 (sequential halving).
 
     Args:
         values: source of the values; the order of the examples must be random. Values of at most two candidates are in
             memory at a time.
         num_candidates: C.
         num_examples: n.
-        confidence: confidence of the guarantee, between 0 and 1; None evaluates everything in full.
+        confidence: confidence of the guarantee, between 0 and 1; None drops no candidate by the bound.
         tolerance: tolerance in standard errors of a leader's mean over all n examples, at least 0.
+        finalists: number of candidates, at least 1, that are evaluated on all examples, apart from those that led; None
+            evaluates all that the bound leaves.
         excluded: candidates that are evaluated up to the first look, so that their statistics exist, but cannot lead.
         largest: upper bound of a candidate's loss on one example, known in advance: 1 for errors. The guarantee holds
             only if no example costs more, or one that does is seen before any candidate is dropped.
@@ -128,15 +152,17 @@ def race(
         UserError: if there is no candidate or example, an argument is out of range, all candidates are excluded, or
             none of the others has finite values.
     """
-    _check(num_candidates, num_examples, confidence, tolerance, excluded, largest)
-    sizes = [num_examples] if confidence is None else looks(num_examples)
+    _check(num_candidates, num_examples, confidence, tolerance, finalists, excluded, largest)
+    sizes = [num_examples] if confidence is None and finalists is None else looks(num_examples)
     num_looks = len(sizes) - 1
+    limits = [*allowed(num_candidates, len(sizes), finalists), num_candidates]
+    unproven: set[int] = set()
     means = [math.inf] * num_candidates
     seen = [0] * num_candidates
     barred = set(excluded)
     dropped: dict[int, list[int]] = {}  # by leader
     alive = list(range(num_candidates))
-    for size in sizes:
+    for size, limit in zip(sizes, limits, strict=True):
         pending, alive = alive, []
         while pending:
             values.fill(pending, size)
@@ -161,6 +187,10 @@ def race(
             out = {i for i, low in zip(racing, lower, strict=True) if low > -epsilon and i not in dropped}
             dropped[leader] += sorted(out)
             alive = [i for i in alive if i not in out]
+        surplus = [i for i in sorted(alive, key=lambda i: (means[i], i))[limit:] if i not in dropped]
+        dropped[leader] += sorted(surplus)
+        alive = [i for i in alive if i not in surplus]
+        unproven.update(surplus)
     survivors = sorted(alive, key=lambda i: (means[i], i))
     return Outcome(
         winner=survivors[0],
@@ -169,6 +199,7 @@ def race(
         survivors=survivors,
         ties=_ties(values, survivors, num_examples, _TIES if confidence is None else confidence),
         evaluations=sum(seen),
+        unproven=sum(seen[i] < num_examples for i in unproven),
     )
 
 
@@ -177,6 +208,7 @@ def _check(
     num_examples: int,
     confidence: float | None,
     tolerance: float,
+    finalists: int | None,
     excluded: Collection[int],
     largest: float,
 ) -> None:
@@ -188,6 +220,8 @@ def _check(
         raise UserError(f"race: confidence must lie between 0 and 1, or be None. Received: {confidence}")
     if not 0 <= tolerance < math.inf:
         raise UserError(f"race: tolerance must be a number of standard errors, at least 0. Received: {tolerance}")
+    if finalists is not None and finalists < 1:
+        raise UserError(f"race: finalists must be at least 1, or None. Received: {finalists}")
     if not 0 <= largest < math.inf:
         raise UserError(f"race: largest must be the largest loss of one example, at least 0. Received: {largest}")
     unknown = sorted(set(excluded) - set(range(num_candidates)))

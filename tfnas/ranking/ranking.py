@@ -21,7 +21,7 @@ from tfnas.graph.costs import count
 from tfnas.ranking.engine import Engine
 from tfnas.ranking.evaluation_log import Evaluations
 from tfnas.ranking.losses import ACCURACY, LOSS, TOP5_ACCURACY
-from tfnas.ranking.racing import Outcome, looks, race
+from tfnas.ranking.racing import FINALISTS, Outcome, looks, race
 from tfnas.ranking.recalibration import Recalibration
 from tfnas.search_space.architecture import Architecture, check_architecture
 
@@ -90,12 +90,15 @@ class Ranking:
         return (
             f"<Ranking of {len(self.candidates):,} candidates by {self.by}: number {self.outcome.winner} is best, "
             f"{', '.join(figures)}; {len(self.outcome.ties):,} tie with it; "
-            f"{self.outcome.saved:.0%} of the evaluations saved>"
+            f"{self.outcome.saved:.0%} of the evaluations saved, {self.outcome.unproven:,} candidates dropped unproven>"
         )
 
     def _repr_html_(self) -> str:
         outcome, num = self.outcome, len(self.candidates)
-        lead = f"{num:,} candidates by {self.by}; {100 * outcome.saved:.0f} % of the evaluations saved."
+        lead = (
+            f"{num:,} candidates by {self.by}; {100 * outcome.saved:.0f} % of the evaluations saved; "
+            f"{outcome.unproven:,} dropped for the limit on finalists alone."
+        )
         if self.fresh:
             lead += (
                 f" On {self.fresh.num_examples:,} fresh examples the winner has loss {self.fresh.loss:.3f}, accuracy "
@@ -168,6 +171,7 @@ def rank(
     by: str = "loss",
     racing: float | None = 0.95,
     tolerance: float = 0.5,
+    finalists: int | None = FINALISTS,
     holdout: float = 0.2,
     batch_size: int = 250,
     seed: int = 0,
@@ -186,9 +190,12 @@ def rank(
             batched or not, a `keras.utils.PyDataset`, or a finite generator.
         by: 'loss', by far the more reliable, or 'accuracy', as in the paper, if exactly one output is a classification.
         racing: confidence that the winner is within `tolerance` of the best, see `tfnas.ranking.racing`; None
-            evaluates every candidate in full. So does a loss without a known upper bound, with a warning: see
-            `largest_loss`.
+            evaluates every candidate in full. With a loss without a known upper bound, candidates are dropped only for
+            `finalists`, with a warning: see `largest_loss`.
         tolerance: tolerance in standard errors of a candidate's mean over the race's examples.
+        finalists: number of candidates that are evaluated in full. The others leave the race earlier, more of them
+            at every look, even where the bound cannot prove that they are worse; see `tfnas.ranking.racing.race`. None
+            drops only those that are proven to be.
         holdout: share of the examples, drawn at random, that the race does not use, to measure the winner on.
         batch_size: number of examples computed at a time.
         seed: seed of the random order of the examples.
@@ -212,7 +219,7 @@ def rank(
     cut_off = [i for i, a in enumerate(candidates) if not supernet.graph.flow(a).reaches_outputs()]
     with tempfile.TemporaryDirectory() as folder, Evaluations(pathlib.Path(folder) / "rank.jsonl", "rank") as kept:
         field = Field(engine, kept, candidates, by, holdout)
-        return field.race(racing, tolerance, cut_off, largest_loss)
+        return field.race(racing, tolerance, finalists, cut_off, largest_loss)
 
 
 class Field:
@@ -285,16 +292,18 @@ class Field:
         self,
         confidence: float | None,
         tolerance: float,
+        finalists: int | None = None,
         excluded: Collection[int] = (),
         largest_loss: float | None = None,
     ) -> Ranking:
         """Races all candidates; `excluded` ones cannot win.
 
-        If the loss has no known bound, no candidate is dropped, because the leader may still have a large loss ahead.
+        If the loss has no known bound, no candidate is proven to be worse, because the leader may still have a large
+        loss ahead.
 
         Args:
-            confidence: as for `tfnas.ranking.racing.race`.
-            tolerance: likewise.
+            confidence: as for `tfnas.ranking.racing.race`; None evaluates every candidate in full.
+            tolerance, finalists: likewise.
             excluded: indices of candidates.
             largest_loss: upper bound of the loss of an example; None uses the engine's.
 
@@ -304,14 +313,17 @@ class Field:
         largest = self.engine.largest if largest_loss is None else largest_loss
         if self.by == ACCURACY:
             largest = 1.0
+        if confidence is None:
+            finalists = None
         if largest is None:
             if confidence is not None:
                 terminal.warn(
-                    "rank: every candidate is evaluated in full, because the compiled loss has no known upper bound: "
-                    "to race, pass rank(..., largest_loss=)"
+                    "rank: no candidate is proven to be worse than another, because the compiled loss has no known "
+                    "upper bound: pass rank(..., largest_loss=)"
                 )
             confidence, largest = None, 0.0
-        outcome = race(self, len(self.candidates), self.num_examples, confidence, tolerance, excluded, largest)
+        num_candidates = len(self.candidates)
+        outcome = race(self, num_candidates, self.num_examples, confidence, tolerance, finalists, excluded, largest)
         scores = [self.score(i, seen) for i, seen in enumerate(outcome.num_examples)]
         parameters_of = functools.partial(count, self.engine.graph, "parameters")
         return Ranking(self.candidates, scores, self.by, outcome, self.fresh(outcome.winner), parameters_of)

@@ -317,7 +317,8 @@ class _Sampling:
                 progress.update(task, completed=done, figures=figures)
 
             field.progress = update
-            return field.race(self.settings.racing or None, self.settings.tolerance, contest.excluded)
+            settings = self.settings
+            return field.race(settings.racing or None, settings.tolerance, settings.finalists or None, contest.excluded)
 
     def _field(self, contest: Contest, evaluations: Evaluations) -> Field:
         return Field(self.engine, evaluations, contest.candidates, contest.by, self.settings.holdout)
@@ -346,7 +347,7 @@ def _print_outcome(contest: Contest, ranking: Ranking) -> None:
     print(
         f"sample    {contest.title}: best of {contest.num_able:,} has {contest.by} "
         f"{shown(ranking.scores[outcome.winner])}{again}; {len(outcome.ties):,} tie; "
-        f"{1 - outcome.saved:.0%} evaluated"
+        f"{1 - outcome.saved:.0%} evaluated; {outcome.unproven:,} dropped without proof (sample.finalists)"
     )
     if reason := contest.shortfall:
         terminal.warn(f"sample    {contest.title}: {reason}")

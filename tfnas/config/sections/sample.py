@@ -29,6 +29,9 @@ class Sample:
     rank_by: str = "loss"  # the more reliable; or 'accuracy', the paper's
     racing: float = 0.95  # confidence of the race (tfnas/ranking/racing.py); 0: evaluate every candidate in full
     tolerance: float = 0.5  # standard errors by which the winner of the race may miss the best
+    # Candidates that are evaluated on all of the race's images: the others leave earlier, proven to be worse or not.
+    # 0: only those leave that are proven to be.
+    finalists: int = 20
     holdout: float = 0.2  # share of the validation images kept from the race, to measure the winner on
     # Number of training images from which each candidate's own batch-normalization statistics are computed; search's
     # are those of relaxed, random gates. 0: keep search's.
@@ -54,6 +57,7 @@ class Sample:
         fields.one_of("sample.rank_by", self.rank_by, ("loss", "accuracy"))
         fields.require(0 <= self.racing < 1, "sample.racing", self.racing, "a confidence in (0, 1), or 0 for no race")
         fields.at_least("sample.tolerance", self.tolerance, 0)
+        fields.at_least("sample.finalists", self.finalists, 0)
         fields.require(0 <= self.holdout < 1, "sample.holdout", self.holdout, "a share in [0, 1)")
         fields.at_least("sample.recalibrate", self.recalibrate, 0)
         fields.at_least("sample.ensemble", self.ensemble, 0)

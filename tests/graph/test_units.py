@@ -257,6 +257,19 @@ def test_a_network_of_units_is_rebuilt_from_its_description():
     assert again.count_params() < graph.model.count_params()
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_flow_is_that_of_a_walk_over_the_graph(seed, rng):
+    """Walks are kept by the groups that are empty; each is compared with one for just these masks."""
+    graph = UnitGraph(Builder(seed).model(), streams=True)
+    for share in (0.9, 0.5, 0.2, 0.0):
+        kept = {group.name: rng.random(group.size) < share for group in graph.groups}
+        units = np.concatenate([*kept.values(), [True]])
+        walked = graph._walked([units[of] for of in graph.of])
+        flow = graph._flow(kept)
+        for found, expected in zip((flow.depends, flow.explicit, flow.zero, flow.live), walked, strict=True):
+            np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [*range(30), 1011])
 def test_random_models_are_cut_exactly(seed):

@@ -28,6 +28,7 @@ from tfnas.layers.records import State
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.closed_form import ClosedForm, Group, Term, Width
 
+_MOST_WALKS = 256  # over the graph, whose results are kept
 PINNED = -1  # in place of the number of a unit
 
 
@@ -64,6 +65,7 @@ class UnitGraph(Graph):
             )
         self.starts = np.cumsum([0, *sizes])[:-1]
         self._sizes = dict(zip(names, sizes, strict=True))
+        self._walks: dict[tuple[int, ...], tuple[np.ndarray, ...]] = {}  # by empty groups
         may_empty = self._may_empty([name for name, stream in zip(names, is_stream, strict=True) if not stream])
         self.groups = tuple(
             Group(name, size, name in may_empty, stream)
@@ -124,18 +126,44 @@ class UnitGraph(Graph):
         return held
 
     def _flow(self, kept: Mapping[str, np.ndarray]) -> Flow:
-        """The flow for masks of some groups, as they are."""
+        """The flow for masks of some groups, as they are.
+
+        Which nodes have channels follows from the groups that are empty, and which channels these are from the units. So
+        the graph is walked once for each set of empty groups.
+        """
         masks = [kept.get(name, np.ones(size, bool)) for name, size in self._sizes.items()]
-        there = np.concatenate([*masks, [True]])  # the last is `PINNED`
+        units, ends = self._flattened
+        there = np.concatenate([*masks, [True]])[units]  # the last is `PINNED`
+        empty = tuple(g for g, mask in enumerate(masks) if not mask.any())
+        if empty not in self._walks:
+            if len(self._walks) == _MOST_WALKS:
+                del self._walks[next(iter(self._walks))]
+            full = np.concatenate([*(np.full(mask.size, mask.any()) for mask in masks), [True]])[units]
+            self._walks[empty] = tuple(np.concatenate(parts) for parts in self._walked(np.split(full, ends)))
+        depends, explicit, zero, live = self._walks[empty]
+        arrays = depends & there, explicit & there, zero | ~there, live & there
+        return Flow(self, *(np.split(array, ends) for array in arrays), {}, False)
+
+    @functools.cached_property
+    def _flattened(self) -> tuple[np.ndarray, np.ndarray]:
+        """The units of all nodes' channels, and where each node's end."""
+        return np.concatenate(self.of), np.cumsum([of.size for of in self.of])[:-1]
+
+    def _walked(self, there: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ...]:
+        """What `Flow` has first: depends, explicit, zero and live.
+
+        Args:
+            there: by node, whether the unit of each channel is kept, bool, shape (C,).
+        """
         states: list[State] = []
         for i, node in enumerate(self.nodes):
             state = node.state([states[j] for j in node.inputs], np.True_)
-            present = state.depends & there[self.of[i]]
+            present = state.depends & there[i]
             constant = ~self._depends[i]  # whatever the architecture; as in a subnet that is cut again
             explicit = present | (state.explicit & constant)
             states.append(State(present, explicit, ~explicit & (state.zero | ~constant)))
         depends, explicit, zero = ([getattr(x, name) for x in states] for name in ("depends", "explicit", "zero"))
-        return Flow(self, depends, explicit, zero, self._live({}, explicit, False), {}, False)
+        return depends, explicit, zero, self._live({}, explicit, False)
 
     def chooses(self, i: int) -> bool:
         """Whether node `i` mixes channels some of which, read or made, are units."""

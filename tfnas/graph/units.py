@@ -128,8 +128,8 @@ class UnitGraph(Graph):
     def _flow(self, kept: Mapping[str, np.ndarray]) -> Flow:
         """The flow for masks of some groups, as they are.
 
-        Which nodes have channels follows from the groups that are empty, and which channels these are from the units. So
-        the graph is walked once for each set of empty groups.
+        Which nodes have channels follows from the groups that are empty, and which these are from the units. So the
+        graph is walked once for each set of empty groups.
         """
         masks = [kept.get(name, np.ones(size, bool)) for name, size in self._sizes.items()]
         units, ends = self._flattened
@@ -141,8 +141,9 @@ class UnitGraph(Graph):
             full = np.concatenate([*(np.full(mask.size, mask.any()) for mask in masks), [True]])[units]
             self._walks[empty] = tuple(np.concatenate(parts) for parts in self._walked(np.split(full, ends)))
         depends, explicit, zero, live = self._walks[empty]
-        arrays = depends & there, explicit & there, zero | ~there, live & there
-        return Flow(self, *(np.split(array, ends) for array in arrays), {}, False)
+        arrays = (depends & there, explicit & there, zero | ~there, live & there)
+        present, computed, zeros, read = (np.split(array, ends) for array in arrays)
+        return Flow(self, present, computed, zeros, read, {}, False)
 
     @functools.cached_property
     def _flattened(self) -> tuple[np.ndarray, np.ndarray]:

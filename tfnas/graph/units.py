@@ -128,8 +128,7 @@ class UnitGraph(Graph):
     def _flow(self, kept: Mapping[str, np.ndarray]) -> Flow:
         """The flow for masks of some groups, as they are.
 
-        Which nodes have channels follows from the groups that are empty, and which these are from the units. So the
-        graph is walked once for each set of empty groups.
+        Which nodes have channels follows from the empty groups, for each set of which the graph is walked once.
         """
         masks = [kept.get(name, np.ones(size, bool)) for name, size in self._sizes.items()]
         units, ends = self._flattened
@@ -141,9 +140,8 @@ class UnitGraph(Graph):
             full = np.concatenate([*(np.full(mask.size, mask.any()) for mask in masks), [True]])[units]
             self._walks[empty] = tuple(np.concatenate(parts) for parts in self._walked(np.split(full, ends)))
         depends, explicit, zero, live = self._walks[empty]
-        arrays = (depends & there, explicit & there, zero | ~there, live & there)
-        present, computed, zeros, read = (np.split(array, ends) for array in arrays)
-        return Flow(self, present, computed, zeros, read, {}, False)
+        d, e, z, r = (np.split(a, ends) for a in (depends & there, explicit & there, zero | ~there, live & there))
+        return Flow(self, d, e, z, r, {}, False)
 
     @functools.cached_property
     def _flattened(self) -> tuple[np.ndarray, np.ndarray]:
@@ -151,11 +149,7 @@ class UnitGraph(Graph):
         return np.concatenate(self.of), np.cumsum([of.size for of in self.of])[:-1]
 
     def _walked(self, there: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ...]:
-        """What `Flow` has first: depends, explicit, zero and live.
-
-        Args:
-            there: by node, whether the unit of each channel is kept, bool, shape (C,).
-        """
+        """What `Flow` has first: depends, explicit, zero and live; `there`: whether each channel's unit is kept."""
         states: list[State] = []
         for i, node in enumerate(self.nodes):
             state = node.state([states[j] for j in node.inputs], np.True_)
@@ -163,8 +157,8 @@ class UnitGraph(Graph):
             constant = ~self._depends[i]  # whatever the architecture; as in a subnet that is cut again
             explicit = present | (state.explicit & constant)
             states.append(State(present, explicit, ~explicit & (state.zero | ~constant)))
-        depends, explicit, zero = ([getattr(x, name) for x in states] for name in ("depends", "explicit", "zero"))
-        return depends, explicit, zero, self._live({}, explicit, False)
+        parts = [[getattr(x, name) for x in states] for name in ("depends", "explicit", "zero")]
+        return (*parts, self._live({}, parts[1], False))
 
     def chooses(self, i: int) -> bool:
         """Whether node `i` mixes channels some of which, read or made, are units."""

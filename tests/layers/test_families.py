@@ -26,7 +26,18 @@ def layer_scale(x):
     return LayerScale(0.5, 4)(x)
 
 
+class Offset(layers.Layer):
+    """A variable of its own."""
+
+    def build(self, shape):
+        self.offset = self.add_weight(shape=(shape[1], 1, shape[-1]), name="offset", initializer="ones")
+
+    def call(self, x):
+        return x - self.offset
+
+
 LAYERS = {
+    "own variable": lambda x: Offset()(x),
     "Conv2D": lambda x: layers.Conv2D(5, 3, padding="same", activation="relu")(x),
     "Conv2DTranspose": lambda x: layers.Conv2DTranspose(3, 3, strides=2, padding="same")(x),
     "Dense": lambda x: layers.Dense(5, activation="tanh")(x),

@@ -20,6 +20,7 @@ from tfnas.graph.channels import Graph
 from tfnas.graph.latencies import Device, Latencies
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.base import Node
+from tfnas.layers.calls import copy_of
 
 # Arguments of one importance only, with their defaults.
 _OF_IMPORTANCES: dict[str, dict[str, Any]] = {
@@ -33,6 +34,7 @@ def gate(
     model: keras.Model,
     *,
     num_examples: float | None = None,
+    example: Any = None,
     ell2: float | None = None,
     parameters: float | None = None,
     multiply_adds: float | None = None,
@@ -75,9 +77,11 @@ def gate(
     concatenation, all channels of one source; `group_size` and `by_source` change that.
 
     Args:
-        model: functional or Sequential Keras model, channels last. It is not changed. Nested models are flattened.
+        model: Keras model of any kind, channels last. It is not changed. Nested models are flattened, and layers and
+            subclassed models whose `call` is written with Keras layers and keras.ops are taken apart.
         num_examples: N, the number of distinct training examples: about 10 x the data set with strong augmentation.
             Needed with ell2 and importance 'gates'.
+        example: inputs of a model that is not built yet, as arrays in the structure that it takes.
         ell2: squared prior length scale, > 0; larger gives a smaller network. A run of few epochs needs ten times the
             paper's, or gates that learn faster (`GatedOptimizer`). Too much of either drops everything.
         parameters: bound on the parameters, > 0: a share of the model's if at most 1, else their number. There is no
@@ -142,7 +146,7 @@ def gate(
         learning = _learning(
             importance, num_examples, steps, noise, temperature, initial_drop, iterative, floor, scale_penalty
         )
-        return _with_units(model, bounds, device, streams, channel_multiple, exclude, seed, learning)
+        return _with_units(model, example, bounds, device, streams, channel_multiple, exclude, seed, learning)
     of_bounds: dict[str, Any] = {
         "noise": "batch",
         "streams": None,
@@ -157,7 +161,7 @@ def gate(
     initial_drop = PUBLISHED_INITIAL_DROP if initial_drop is None else initial_drop
     if group_size < 0:
         raise ValueError(f"gate: group_size must be at least 0. Received: group_size={group_size}")
-    graph = Graph(model)
+    graph = Graph(model, example)
     gated = _chosen(graph, gate_dense, gate_pooling, _patterns(include), _patterns(exclude))
 
     def make(node: Node, layer: keras.Layer) -> keras.Layer:
@@ -190,6 +194,7 @@ def _refuse(given: Mapping[str, Any], defaults: Mapping[str, Any], mode: str) ->
 
 def _with_units(
     model: keras.Model,
+    example: Any,
     bounds: dict[str, float],
     device: str | Device | Latencies,
     streams: bool | None,
@@ -201,7 +206,7 @@ def _with_units(
     if channel_multiple < 1:
         raise ValueError(f"gate: channel_multiple must be at least 1. Received: channel_multiple={channel_multiple}")
     patterns = _patterns(exclude)
-    plain = _copied(Graph(model), lambda node, layer: layer)
+    plain = _copied(Graph(model, example), lambda node, layer: layer)
     latencies = None
     if "latency" in bounds:
         if not 0 < bounds["latency"] < 1:
@@ -301,18 +306,23 @@ def _copied(graph: Graph, wrap: Callable[[Node, keras.Layer], keras.Layer]) -> k
         graph: of the model.
         wrap: from a node and the copy of its layer to the layer that is used.
     """
-    copies: dict[str, keras.Layer] = {}
+    copies: dict[int, keras.Layer] = {}  # by the layer's id, which may be called more than once
+    used: dict[int, keras.Layer] = {}
 
     def make(node: Node) -> Any:
         if not isinstance(node.layer, keras.Layer):
             return node.layer
-        copies[node.name] = node.layer.__class__.from_config({**node.layer.get_config(), "name": node.name})
-        return wrap(node, copies[node.name])
+        key = id(node.layer) if node.shared else id(node)
+        if key not in copies:
+            copies[key] = copy_of(node.layer, node.name)
+            used[key] = wrap(node, copies[key])
+        return used[key]
 
     model = graph.rebuild(make)
     for node in graph.nodes:
-        if getattr(node.layer, "weights", None):
-            copy_weights(copies[node.name], node.layer.get_weights())
+        key = id(node.layer) if node.shared else id(node)
+        if key in copies and getattr(node.layer, "weights", None):
+            copy_weights(copies[key], node.layer.get_weights())
     return model
 
 
@@ -344,7 +354,7 @@ def _chosen(
     for i, node in enumerate(graph.nodes):
         if i in excluded:
             continue
-        grouped = node.has_kernel and not node.kernel_is_cut
+        grouped = node.has_kernel and not node.kernel_is_cut and not node.shared
         if (i in included if include else grouped) and not node.gateable:
             what = f"a grouped convolution ({node.inner.groups} groups)" if grouped else type(node.inner).__name__
             raise UserError(

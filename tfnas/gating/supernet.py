@@ -13,7 +13,8 @@ from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
 from tfnas.gating import elbo, optimizers
 from tfnas.gating.gates import Gated, Gating, gates_as, hard_gates
-from tfnas.graph.channels import Graph, deep
+from tfnas.graph.channels import Graph
+from tfnas.graph.models import deep
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.bernoulli import DECIDED
 from tfnas.search_space.layer_gates import LayerGates

@@ -129,7 +129,12 @@ class _Placement:
         if not channels.any():
             return _Demand(channels, behind)
         folds = (
-            self._fold and entire and isinstance(node, BatchNormalization) and node.inner.scale and node.inner.center
+            self._fold
+            and entire
+            and isinstance(node, BatchNormalization)
+            and node.inner.scale
+            and node.inner.center
+            and not node.shared  # the other calls have no gate of this one
         )
         here = (Place(i, tuple(edges), channels, folds),)
         return _Demand(channels, here if self._cost(here) <= self._cost(behind) else behind)

@@ -18,8 +18,8 @@ from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
 from tfnas.gating.unit_placement import Edge, Place, alive_edges, unit_places
 from tfnas.gating.unit_training import Bounded, ByCurvature, ByGates, ByScale, Training, scale_penalty
-from tfnas.graph.channels import deep
 from tfnas.graph.latencies import Latencies
+from tfnas.graph.models import deep
 from tfnas.graph.units import PINNED, UnitGraph
 from tfnas.layers import Input
 from tfnas.layers.base import Node

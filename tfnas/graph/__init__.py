@@ -1,5 +1,8 @@
 """A Keras model as a graph of operations, and what an architecture makes of it.
 
+models.py     models of any kind as functional ones
+tracing.py    composite layers as what they call
+parts.py      nested models and composite layers, and the calls that they consist of
 channels.py   how channels flow through the graph: sources, constants, what is still read
 costs.py      parameters and multiply-adds of an architecture
 folding.py    the constants that dropped operations leave

@@ -13,93 +13,112 @@ This file walks over the graph; each layer's family (`tfnas.layers`) defines wha
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
 import functools
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
-from tfnas.layers import Input, family_of_call, is_gate
+from tfnas.graph.models import as_functional, calls_of, deep
+from tfnas.graph.parts import one_of, parts_of
+from tfnas.graph.tracing import Made
+from tfnas.layers import Input, Uncut, family_of_call
 from tfnas.layers.base import Node
 from tfnas.layers.calls import Call
 from tfnas.layers.records import Channels, State
 
 
 class Graph:
-    """The nodes of a functional model, each after those it reads; nested models are flattened.
+    """The nodes of a model, each after those it reads; nested models are flattened, and composite layers taken apart.
 
     Args:
-        model: a functional or Sequential Keras model, built, channels last.
+        model: a Keras model of any kind, channels last.
+        example: inputs of a model that is not built: arrays, in the structure that it takes.
 
     Attributes:
         nodes: in topological order.
         inputs, outputs: indices of the model's input and output nodes.
-        model: the model itself.
+        model: the functional model that it is, or that is made of it.
+        whole: by name, why a layer could not be taken apart, so that it is left whole.
 
     Raises:
         UserError: naming the layer and what to do, if it is unknown how channels pass through a part of the model.
     """
 
-    of_units: ClassVar[bool] = False  # whether some layers have other rules, of channel units
+    of_units: ClassVar[bool] = (
+        False  # whether some layers have other rules, of channel units, and calls of one are tied
+    )
 
-    def __init__(self, model: keras.Model):
-        self.model = _functional(model)
+    def __init__(self, model: keras.Model, example: Any = None):
+        self.model = as_functional(model, example)
         self.nodes: list[Node] = []
+        self.whole: dict[str, str] = {}
         self._names: set[str] = set()
-        self._called: dict[int, str] = {}  # id of a layer with weights -> its node
-        index = self._add(self.model, "", {}, None)
+        self._made: dict[int, Made] = {}
+        index = self._add(calls_of(self.model), "", {}, None)
         self.inputs = tuple(index[id(tensor)] for tensor in self.model.inputs)
         self.outputs = tuple(index[id(tensor)] for tensor in self.model.outputs)
+        for i in itertools.chain(*self.shared):
+            node = self.nodes[i]
+            if node.INSIDE is not None:
+                raise UserError(
+                    f"layer '{node.name}' is called more than once, and its heads cannot be cut for two places at "
+                    "once: give each call a layer of its own"
+                )
+            family = type(node) if self.of_units else Uncut
+            fields = {field.name: getattr(node, field.name) for field in dataclasses.fields(Node)}
+            self.nodes[i] = family(**{**fields, "shared": True})
 
-    def _add(self, model: Any, prefix: str, index: dict[int, int], training: bool | None) -> dict[int, int]:
-        """Adds a (nested) model's nodes; `index` maps its inputs' ids to nodes, and on return all its tensors'.
+    @functools.cached_property
+    def shared(self) -> list[list[int]]:
+        """Numbers of the nodes that are calls of one layer with weights, for each that is called more than once."""
+        calls: dict[int, list[int]] = {}
+        for i, node in enumerate(self.nodes):
+            if getattr(node.layer, "weights", None):
+                calls.setdefault(id(node.layer), []).append(i)
+        return [numbers for numbers in calls.values() if len({id(self.nodes[i].called) for i in numbers}) > 1]
 
-        `training` is what it was called with.
+    def _add(self, records: Sequence[Any], prefix: str, index: dict[int, int], training: bool | None) -> dict[int, int]:
+        """Adds the nodes of calls; `index` maps the ids of what they are given to nodes, on return of all tensors.
+
+        `training` is what the model that they are of was called with.
         """
-        for depth in sorted(model._nodes_by_depth, reverse=True):
-            for call in model._nodes_by_depth[depth]:
-                operation = call.operation
-                if id(call.output_tensors[0]) in index:
-                    continue  # the input of a nested model is what its caller gives it
-                sources = tuple(index[id(tensor)] for tensor in call.input_tensors)
-                if isinstance(operation, keras.Model) and not is_gate(operation):
-                    inner = _functional(operation)
-                    given = {id(tensor): source for tensor, source in zip(inner.inputs, sources, strict=True)}
-                    if id(operation) in self._called:
-                        raise _called_twice(prefix + operation.name)
-                    self._called[id(operation)] = prefix + operation.name
-                    named = Call(call, prefix + operation.name, training)
-                    made = self._add(inner, f"{prefix}{operation.name}_", given, named.training)
-                    for outer, tensor in zip(call.output_tensors, inner.outputs, strict=True):
-                        index[id(outer)] = made[id(tensor)]
-                    continue
-                if len(call.output_tensors) > 1 and getattr(operation, "weights", None):
-                    raise UserError(
-                        f"layer '{operation.name}': one output tensor expected. Received: {len(call.output_tensors)}; "
-                        "replace the layer, or put it before or behind the model"
-                    )
-                for number, tensor in enumerate(call.output_tensors):
-                    self._add_node(operation, call, prefix, sources, training, number)
-                    index[id(tensor)] = len(self.nodes) - 1
+        for call in records:
+            operation = call.operation
+            if id(call.output_tensors[0]) in index:
+                continue  # the input of a nested model is what its caller gives it
+            sources = tuple(index[id(tensor)] for tensor in call.input_tensors)
+            name = prefix + operation.name
+            parts = parts_of(call, name, self._made, self.whole)
+            if parts is not None:
+                inside = {id(x): j for x, j in zip(parts.inputs, sources, strict=True)}
+                inside |= {id(parts.one): self._ones} if parts.read_one else {}
+                made = self._add(parts.records, f"{name}_", inside, Call(call, name, training).training)
+                index |= {id(x): made[id(y)] for x, y in zip(call.output_tensors, parts.outputs, strict=True)}
+                continue
+            for number, tensor in enumerate(call.output_tensors):
+                self._add_node(operation, call, prefix, sources, training, number)
+                index[id(tensor)] = len(self.nodes) - 1
         return index
+
+    @functools.cached_property
+    def _ones(self) -> int:
+        """Number of a node that gives a one for each example, shape (batch, 1), which it makes of the first input."""
+        image, one = one_of(self.nodes[0].layer)
+        return self._add(calls_of(keras.Model(image, one)), "", {id(image): 0}, None)[id(one)]
 
     def _add_node(
         self, operation: Any, call: Any, prefix: str, sources: tuple[int, ...], training: bool | None, number: int
     ) -> None:
         """Adds the node of one output of a call; behind a node for the units inside the layer, if it has such."""
         name = prefix + operation.name
-        if getattr(operation, "weights", None):
-            if id(operation) in self._called:
-                raise _called_twice(name)
-            self._called[id(operation)] = name
         count = 1
-        while name in self._names:  # a layer without weights may be shared, and operations have one name for all
+        while name in self._names:  # a layer may be shared, and operations have one name for all
             name = f"{prefix}{operation.name}_{count}"
             count += 1
         self._names.add(name)
@@ -372,46 +391,3 @@ class Flow:
     def reaches_outputs(self) -> bool:
         """Whether every output still depends on the input: on one of them at least, where there are several."""
         return all(self.depends[i].any() for i in self.graph.outputs)
-
-
-@contextlib.contextmanager
-def deep() -> Iterator[None]:
-    """Lets Keras traverse graphs thousands of layers deep, which it does with one recursive call per layer."""
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(limit, _DEEPEST))
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(limit)
-
-
-_DEEPEST = 100_000
-
-
-def _functional(model: Any) -> Any:
-    if any(base.__module__.split(".")[0] == "tf_keras" for base in type(model).__mro__):
-        raise UserError(
-            f"model '{model.name}': a model of tf_keras (Keras 2), and one of Keras 3 is needed: build it again with "
-            "Keras 3's layers (import keras), and take its weights: new.set_weights(old.get_weights())"
-        )
-    if isinstance(model, keras.Sequential):
-        if model._functional is None:
-            raise UserError(
-                f"model '{model.name}': not built, so its channels are not known: give it a keras.Input first, or call "
-                "model.build(input_shape)"
-            )
-        return model._functional
-    if not hasattr(model, "_nodes_by_depth"):
-        raise UserError(
-            f"model '{getattr(model, 'name', model)}': a functional or Sequential Keras model is needed, because a "
-            "subclassed one does not tell how its channels flow: build it with the functional API. "
-            f"Received: {type(model).__name__}"
-        )
-    return model
-
-
-def _called_twice(name: str) -> UserError:
-    return UserError(
-        f"layer '{name}' is called more than once, and its weights cannot be cut for two places at once: give each "
-        "call a layer of its own"
-    )

@@ -66,9 +66,15 @@ def by_node(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None =
 
 def _of(resource: str, flow: Flow) -> dict[str, int]:
     counts = {}
+    counted: set[int] = set()  # layers whose parameters are counted, which may be called again
     for i, node in enumerate(flow.graph.nodes):
         parameters, weights = node.count(flow.at(i)) if flow.works(i) else (0, 0)
-        counts[node.name] = parameters if resource == "parameters" else weights and weights * _positions(node)
+        if resource != "parameters":
+            counts[node.name] = weights and weights * _positions(node)
+            continue
+        counts[node.name] = 0 if id(node.inner) in counted else parameters
+        if flow.works(i):
+            counted.add(id(node.inner))
     return counts
 
 

@@ -57,7 +57,9 @@ class UnitGraph(Graph):
         self.exclude = tuple(exclude)
         self.streams = streams
         excluded = self.matching(self.exclude)
-        self.of, sizes, names, is_stream = _partition(self.nodes, self.outputs, excluded, streams)
+        self.of, sizes, names, is_stream = _partition(
+            self.nodes, self.outputs, excluded, streams, self._depends, self.shared
+        )
         if not sizes:
             raise UserError(
                 f"gate: model '{self.model.name}' has no channels that may vanish: every one is tied to an input, an "
@@ -222,6 +224,11 @@ class UnitGraph(Graph):
         """Whether absent channels leave nothing but absent units, and absent operands of sums."""
         if not all(flow.depends[i].all() for i in self.outputs if self._depends[i].all()):
             return False
+        for one, *others in self.shared:
+            for i in others:
+                pairs = zip((one, *self.nodes[one].inputs), (i, *self.nodes[i].inputs), strict=True)
+                if not all(np.array_equal(flow.explicit[a], flow.explicit[b]) for a, b in pairs):
+                    return False  # the layer would have other channels in one call than in another
         present = np.zeros(self.num_units + 1, bool)
         for units, depends in zip(self.of, flow.depends, strict=True):
             present[units[depends]] = True
@@ -281,12 +288,15 @@ class UnitGraph(Graph):
                 if other != g and not alive:
                     dead[other].append(g)
         widths = _Widths(self)
+        counted: set[int] = set()
         terms: dict[str, list[Term]] = {"parameters": [], "multiply_adds": []}
         for i, node in enumerate(self.nodes):
             if not (full.works(i) and node.inputs):
                 continue
             inputs, outputs = widths.of(node.inputs[0]), widths.of(i)
-            corners = {(a, b): np.array(node.count_of(a, b)) for a in (0, 1) for b in (0, 1)}
+            once = np.array((id(node.inner) not in counted, True))  # parameters of a layer that is called again
+            counted.add(id(node.inner))
+            corners = {(a, b): np.array(node.count_of(a, b)) * once for a in (0, 1) for b in (0, 1)}
             # Linear in each of the two numbers, so that these four say it all.
             products = [
                 (0, 0, corners[0, 0]),
@@ -335,7 +345,12 @@ class _Widths:
 
 
 def _partition(
-    nodes: Sequence[Node], outputs: Iterable[int], excluded: set[int], streams: bool
+    nodes: Sequence[Node],
+    outputs: Iterable[int],
+    excluded: set[int],
+    streams: bool,
+    depends: Sequence[np.ndarray],
+    shared: Iterable[Sequence[int]],
 ) -> tuple[list[np.ndarray], list[int], list[str], list[bool]]:
     """Units by node and channel; of each group its size, its name (that of its first writer), and if it is a stream."""
     first = np.cumsum([0, *(node.num_channels for node in nodes)])  # number of each node's first channel
@@ -360,9 +375,16 @@ def _partition(
                 pinned[first[source] : first[source + 1]] = True
         uncut = not node.mixes and all(tied is None for tied in ties)
         pinned[own] |= uncut or node.full_output or i in excluded
-        in_stream[own] |= isinstance(node, Merge) and node.additive and len(node.inputs) > 1
+        joined = sum(bool(depends[j].any()) for j in node.inputs)  # an offset makes no stream
+        in_stream[own] |= isinstance(node, Merge) and node.additive and joined > 1
     for i in outputs:
         pinned[first[i] : first[i + 1]] = True
+    for one, *others in shared:
+        for i in others:
+            for a, b in zip((one, *nodes[one].inputs), (i, *nodes[i].inputs), strict=True):
+                size = min(nodes[a].num_channels, nodes[b].num_channels)  # they differ between the outputs of one call
+                rows.append(first[a] + np.arange(size))
+                columns.append(first[b] + np.arange(size))
     pairs = (np.concatenate(rows), np.concatenate(columns)) if rows else (np.zeros(0, int), np.zeros(0, int))
     ties_matrix = scipy.sparse.coo_array((np.ones(pairs[0].size), pairs), shape=(first[-1], first[-1]))
     num_classes, class_of = scipy.sparse.csgraph.connected_components(ties_matrix, directed=False)

@@ -14,7 +14,7 @@ pointwise.py      activations and other functions of each number by itself
 convolution.py    convolutions, transposed ones, Dense
 depthwise.py      depthwise and separable convolutions
 reshaping.py      Reshape, Flatten
-uncut.py          a model's inputs, and what has no rule and is left whole
+uncut.py          a model's inputs, trained tensors, and what has no rule and is left whole
 of_units/         families that only channel units cut; published gates, one for each reader, leave them whole
 """
 
@@ -35,13 +35,14 @@ from tfnas.layers.normalization import BatchNormalization, Scale
 from tfnas.layers.of_units import OF_UNITS
 from tfnas.layers.pointwise import Pointwise
 from tfnas.layers.reshaping import Flatten, Reshape
-from tfnas.layers.uncut import Input, Uncut
+from tfnas.layers.uncut import Input, Uncut, Variable
 
 # A layer is of the first family that takes it.
 FAMILIES: list[type[Node]] = [
     Input,
     Convolution,
     TransposedConvolution,
+    Variable,
     Separable,
     Depthwise,
     BatchNormalization,
@@ -77,12 +78,7 @@ def family_of_call(layer: Any, name: str, record: Any, called: Call, of_units: b
     """
     layer = layer.layer if is_gate(layer) else layer
     if not type(layer).__module__.startswith("keras."):
-        # Also where it inherits from one of Keras's: what it does may be another thing, and a subnet of it could not be
-        # loaded without its code.
-        raise UserError(
-            f"layer '{name}': {type(layer).__name__} is a class of your own, and how channels pass through it is not "
-            "known: replace it by Keras's own layers, or put it before or behind the model"
-        )
+        return Uncut  # also where it inherits from one of Keras's: what it does may be another thing
     if getattr(layer, "data_format", None) == "channels_first":
         raise UserError(f"layer '{name}': data_format must be 'channels_last'. Received: {layer.data_format!r}")
     if isinstance(layer, keras.layers.TFSMLayer):

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.layers.calls import Call
+from tfnas.layers.calls import Call, copy_of
 from tfnas.layers.records import Builder, Channels, Folded, State, Value
 
 Fed = dict[str, Any]  # what one computation is given for one architecture
@@ -42,6 +42,7 @@ class Node:
         num_channels: C, the size of the last axis of its output.
         spatial: the axes between batch and channels of its output; () for a vector.
         called: how it was called; `call` calls it so again.
+        shared: whether its layer has weights and is called by other nodes too.
     """
 
     LAYERS: ClassVar[tuple[type, ...]] = ()  # Keras's classes that are of this family
@@ -59,6 +60,7 @@ class Node:
     num_channels: int
     spatial: tuple[int | None, ...]
     called: Call
+    shared: bool = False
 
     @property
     def inner(self) -> Any:
@@ -256,7 +258,11 @@ class Node:
         """The output of a copy of its layer, with other settings and weights, on these tensors."""
         if not isinstance(self.inner, keras.Layer):
             return self.call(self.inner, tensors)
-        layer = self.inner.__class__.from_config({**self.inner.get_config(), "name": self.name, **changes})
+        if id(self.inner) in build.shared:
+            return self.call(build.shared[id(self.inner)], tensors)
+        layer = copy_of(self.inner, self.name, **changes)
+        if self.shared:
+            build.shared[id(self.inner)] = layer
         output = self.call(layer, tensors)
         if weights:
             build.weights.append((layer, list(weights)))

@@ -83,3 +83,24 @@ class Call:
 
     def _chosen(self, outputs: Any) -> Any:
         return outputs if len(self.record.output_tensors) == 1 else keras.tree.flatten(outputs)[self.output]
+
+
+def copy_of(layer: keras.layers.Layer, name: str, **changes: Any) -> keras.layers.Layer:
+    """A new layer like another, under a name of its own and with other settings.
+
+    Raises:
+        UserError: for a user's layer whose code cannot make a second one.
+    """
+    kind = type(layer)
+    if isinstance(layer, keras.layers.Lambda):  # Keras reads no function from a config
+        options = {"output_shape": layer._output_shape, "mask": layer.mask, "arguments": layer.arguments}
+        return kind(layer.function, name=name, dtype=layer.dtype_policy, **options)
+    try:
+        return kind.from_config({**layer.get_config(), "name": name, **changes})
+    except Exception as error:
+        if kind.__module__.startswith("keras."):
+            raise
+        raise UserError(
+            f"layer '{name}': no second {kind.__name__} can be made from its get_config() "
+            f"({type(error).__name__}: {error}); define it for all arguments of {kind.__name__}"
+        ) from None

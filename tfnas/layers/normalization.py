@@ -53,8 +53,8 @@ class BatchNormalization(_Affine):
 
     @property
     def frozen(self) -> bool:
-        """Whether it keeps its statistics: not trainable, or called with training=False."""
-        return not self.inner.trainable or self.called.training is False
+        """Whether it keeps its statistics: not trainable, called with training=False, or called more than once."""
+        return not self.inner.trainable or self.called.training is False or self.shared
 
     def affine(self, weights: Weights) -> tuple[Any, Any]:
         values = weights[self.name]

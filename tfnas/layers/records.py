@@ -96,10 +96,12 @@ class Builder(abc.ABC):
 
     Attributes:
         weights: pairs of a layer and its weights, to be set once the model, and so every layer, is built.
+        shared: copies of layers that are called more than once, by the layer's id.
     """
 
     def __init__(self, taken: Collection[str], dtype: Any):
         self.weights: list[tuple[keras.Layer, Sequence[np.ndarray]]] = []
+        self.shared: dict[int, keras.Layer] = {}
         self._taken = taken
         self._dtype = dtype
         self._num_operations = 0

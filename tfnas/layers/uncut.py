@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,3 +54,31 @@ class Uncut(Node):
     def state(self, sources: Sequence[State], kept: Any) -> State:
         constant = type(self.inner).__name__ in self._CONSTANT
         return self.everywhere(False, True, False) if constant else super().state(sources, kept)
+
+
+class Variable(Node):
+    """A trained tensor that is the same for each example, with channels: EinsumDense on a single channel of ones."""
+
+    full_output = False
+    mixes = True
+    _EQUATION = re.compile(r"zy,y(\w+)->z\1")
+
+    @classmethod
+    def is_of(cls, layer: Any) -> bool:
+        if not isinstance(layer, keras.layers.EinsumDense) or layer.bias_axes or layer.kernel.shape[0] != 1:
+            return False
+        return bool(cls._EQUATION.fullmatch(layer.equation)) and layer.activation is keras.activations.linear
+
+    def state(self, sources: Sequence[State], kept: Any) -> State:
+        return self.everywhere(sources[0].depends.any(), True, False)
+
+    def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
+        return outputs * math.prod(self.inner.kernel.shape[1:-1]), 0
+
+    def squared_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        squares = np.square(np.asarray(self.inner.kernel, np.float64))
+        return np.zeros(1), squares.reshape(-1, self.num_channels).sum(0)
+
+    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
+        kernel = x.weights[self.name]["kernel"][..., self.held(x.live)]
+        return self.rebuilt(build, [build.gather(sources[0], np.arange(1))], [kernel], output_shape=kernel.shape[1:])

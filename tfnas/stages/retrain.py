@@ -22,9 +22,10 @@ from tfnas.data import pipeline, sources
 from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_supernet import UnitSupernet
-from tfnas.graph.channels import Graph, deep
+from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
 from tfnas.graph.latencies import compare_latency
+from tfnas.graph.models import deep
 from tfnas.ranking import losses, ranking
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.measured import Results, Row, Size

@@ -1,0 +1,220 @@
+"""Which Keras models work: gated by bounds, cut, counted, ranked, saved and loaded, one record a model.
+
+    .venv/bin/python -m benchmarks.coverage [--models=FILE] [--workdir=build/coverage] [--only=PATTERN]
+
+Models: every builder of keras.applications, at the smallest images it takes, with random weights; those of tests; and
+those of a file whose `MODELS` maps names to builders. Streams may vanish too. Two architectures of each model, which
+keep 70 % and 30 % of the units, are cut. A network is exact if its outputs differ from the supernet's under the same
+masks by at most 1e-4 of the largest, for the engine that ranks candidates likewise, if its parameters are as predicted,
+and if its file gives the same outputs. What a model makes of random numbers of its own is not compared.
+
+The outcome is 'exact' if units have at least half of the parameters, in layers some of whose channels may vanish;
+'partly' if fewer; 'whole' if nothing may vanish; 'refused' with the message; 'wrong'; or 'crashed'. A second run
+continues, and prints the table.
+"""
+
+import fnmatch
+import gc
+import importlib.util
+import json
+import pathlib
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import tfnas
+from benchmarks import records
+from tfnas.common.errors import UserError
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost
+from tfnas.ranking.engine import Engine
+
+_FILE = flags.DEFINE_string("models", "", "A Python file whose MODELS maps names to builders.")
+_WORKDIR = flags.DEFINE_string("workdir", "build/coverage", "Folder of the records.")
+_ONLY = flags.DEFINE_string("only", "*", "Glob pattern of the models' names; 'applications/*', 'tests/*', 'file/*'.")
+
+_TOLERANCE = 1e-4
+_HALF = 0.5
+_SMALLEST = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}
+_CLASSES = 10
+OUTCOMES = ("exact", "partly", "whole", "refused", "wrong", "crashed")
+
+
+def _applications():
+    """Builders of keras.applications by name, the smallest first."""
+    names = [name for name in dir(keras.applications) if name[0].isupper()]
+
+    def build(name):
+        size = _SMALLEST.get(name, 32)
+        shape = (size, size, 3)
+        options = {"weights": None, "input_shape": shape, "classes": _CLASSES, "classifier_activation": None}
+        return lambda: getattr(keras.applications, name)(**options)
+
+    return {f"applications/{name}": build(name) for name in names}
+
+
+def _of_tests():
+    """Models that tests are of."""
+    root = pathlib.Path(__file__).parents[1]
+    sys.path[:0] = [str(root / "tests"), str(root / "tests" / "graph")]
+    import model_kinds
+    import test_tracing
+
+    kinds = ("sequential", "built", "nested", "sequential_of_models")
+    found = {name: lambda name=name: getattr(model_kinds, name)((8, 8, 1), 3) for name in kinds}
+    found |= {name: build for name, (build, _) in test_tracing.MODELS.items()}
+    return {f"tests/{name}": build for name, build in found.items()}
+
+
+def _of_file(path):
+    """Models of a user's file."""
+    spec = importlib.util.spec_from_file_location("models_of_coverage", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return {f"file/{name}": build for name, build in module.MODELS.items()}
+
+
+def _randomized(model, rng):
+    """Statistics, scales and offsets that no initializer gives."""
+    for variable in model.variables:
+        if variable.path.endswith("moving_variance"):
+            variable.assign(rng.uniform(0.3, 2.0, variable.shape))
+        elif variable.path.endswith("gamma"):
+            variable.assign(rng.normal(1.0, 0.2, variable.shape))
+        elif variable.path.rsplit("/", 1)[-1] in ("beta", "bias", "moving_mean"):
+            variable.assign(rng.normal(0.0, 0.2, variable.shape))
+
+
+def _data(model, rng):
+    """Two examples."""
+
+    def array(tensor):
+        shape = (2, *(size or 16 for size in tensor.shape[1:]))
+        if "int" in tensor.dtype:
+            return rng.integers(0, 10, shape).astype(tensor.dtype)
+        return rng.normal(size=shape).astype("float32")
+
+    arrays = [array(tensor) for tensor in model.inputs]
+    return keras.tree.pack_sequence_as(model._inputs_struct, arrays)
+
+
+def _outputs(network, data):
+    return [np.asarray(x) for x in keras.tree.flatten(network(data))]
+
+
+def _difference(got, expected, fixed):
+    """Largest difference of the outputs that are not random, relative to the largest of each."""
+    pairs = [(g, e) for g, e, is_fixed in zip(got, expected, fixed, strict=True) if is_fixed]
+    return max((float(np.abs(g - e).max() / max(np.abs(e).max(), 1e-6)) for g, e in pairs), default=0.0)
+
+
+def share_in_units(graph):
+    """Share of the parameters that layers have some of whose channels may vanish."""
+    form = graph.form
+    sizes = [group.size for group in form.groups]
+    widths = [width.pinned + sum(count * sizes[g] for g, count in width.members) for width in form.widths]
+    numbers, some = dict.fromkeys((term.name for term in form.terms["parameters"]), 0.0), set()
+    for term in form.terms["parameters"]:
+        numbers[term.name] += term.coefficient * widths[term.first] * widths[term.second]
+        if form.widths[term.first].members or form.widths[term.second].members:
+            some.add(term.name)
+    return sum(numbers[name] for name in some) / sum(numbers.values())
+
+
+def measure(build):
+    """Builds, gates and cuts one model; returns its record."""
+    rng = np.random.default_rng(0)
+    model = build()
+    _randomized(model, rng)
+    data = _data(Graph(model).model, rng)
+    once, twice = _outputs(model, data), _outputs(model, data)
+    fixed = [np.array_equal(a, b) for a, b in zip(once, twice, strict=True)]
+    bound = {"parameters": 0.99, "steps": 10, "num_examples": 10, "streams": True}
+    supernet = tfnas.gate(model, **bound)
+    graph = supernet.graph
+    record = {
+        "parameters": int(cost(graph).parameters),
+        "counted": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
+        "share": share_in_units(graph),
+        "left_whole": Graph(model).whole,
+        "gated": _difference(_outputs(supernet, data), once, fixed),
+        "cut": 0.0,
+        "built": True,
+    }
+    for keep in (0.7, 0.3):
+        architecture = graph.closed({g.name: rng.random(g.size) < keep for g in graph.groups})
+        cut = tfnas.subnet(supernet, architecture)
+        supernet.set_architecture(architecture)
+        expected = _outputs(supernet, data)
+        record["cut"] = max(record["cut"], _difference(_outputs(cut, data), expected, fixed))
+        predicted = int(cost(graph, architecture).parameters)
+        record["built"] &= predicted == sum(int(np.prod(v.shape)) for v in cut.trainable_variables)
+    supernet.compile("sgd", loss="mse")
+    labels = keras.tree.pack_sequence_as(model.output if hasattr(model, "outputs") else once[0], once)
+    engine = keras.tree.flatten(Engine(supernet, (data, labels)).outputs(architecture))
+    record["engine"] = _difference([np.asarray(x) for x in engine], expected, fixed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "cut.keras"
+        cut.save(path)
+        again = keras.models.load_model(path, safe_mode=False)
+        record["loaded"] = _difference(_outputs(again, data), _outputs(cut, data), fixed)
+    differences = max(record[key] for key in ("gated", "cut", "engine", "loaded"))
+    right = differences <= _TOLERANCE and record["built"] and record["parameters"] == record["counted"]
+    record["outcome"] = "wrong" if not right else "exact" if record["share"] >= _HALF else "partly"
+    return record
+
+
+def _measured(build):
+    started = time.perf_counter()
+    try:
+        record = measure(build)
+    except UserError as error:
+        nothing = "no channels that may vanish" in str(error)
+        record = {"outcome": "whole" if nothing else "refused", "reason": str(error)}
+    except Exception as error:
+        record = {"outcome": "crashed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    return {**record, "seconds": time.perf_counter() - started}
+
+
+def _row(name, record):
+    numbers = ["-"] * 4
+    if "cut" in record:
+        largest = max(record[key] for key in ("gated", "cut", "engine", "loaded"))
+        built = "as predicted" if record["built"] and record["parameters"] == record["counted"] else "other"
+        numbers = [f"{record['parameters']:,}", f"{100 * record['share']:.0f} %", f"{largest:.1e}", built]
+    whole = "; ".join(f"{layer}: {why}" for layer, why in list(record.get("left_whole", {}).items())[:2])
+    cells = [name, record["outcome"], *numbers, f"{record['seconds']:.0f}", record.get("reason", whole)]
+    return "| " + " | ".join(cell.replace("|", "¦") for cell in cells) + " |"
+
+
+def main(_):
+    """Measures what has no record yet, and prints the table."""
+    folder = pathlib.Path(_WORKDIR.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    models = _applications() | _of_tests() | (_of_file(_FILE.value) if _FILE.value else {})
+    found = {}
+    for name, build in models.items():
+        if not fnmatch.fnmatchcase(name, _ONLY.value):
+            continue
+        path = folder / f"{name.replace('/', '_')}.json"
+        if not path.exists():
+            keras.utils.clear_session()
+            gc.collect()
+            path.write_text(json.dumps({**_measured(build), "commit": records.commit()}))
+            print(_row(name, json.loads(path.read_text())), file=sys.stderr, flush=True)
+        found[name] = json.loads(path.read_text())
+    counts = {o: sum(record["outcome"] == o for record in found.values()) for o in OUTCOMES}
+    print(f"{len(found)} models: {', '.join(f'{number} {o}' for o, number in counts.items() if number)}. ", end="")
+    print(f"{records.machine()}; `{records.command('benchmarks.coverage')}`\n")
+    print("| model | outcome | parameters | in units | largest difference | parameters built | seconds | remarks |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("\n".join(_row(name, record) for name, record in found.items()))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,345 @@
+"""Composite layers and subclassed models are taken apart, exactly; what cannot be is left whole; calls are tied."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import random_weights
+from exactness import check_equal
+
+import tfnas
+from tfnas.common.errors import UserError
+from tfnas.cutting.subnets import subnet
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost
+from tfnas.ranking.engine import Engine
+
+layers, ops = keras.layers, keras.ops
+
+
+class Block(layers.Layer):
+    """A residual branch with a training argument, as most people write one."""
+
+    def __init__(self, filters, **options):
+        super().__init__(**options)
+        self.filters = filters
+        self.steps = [layers.Conv2D(filters, 3, padding="same", name="conv"), layers.BatchNormalization(name="bn")]
+        self.dropout = layers.Dropout(0.1)
+        self.last = layers.Conv2D(filters, 1, name="conv")
+
+    def call(self, x, training=None):
+        y = x
+        for step in self.steps:
+            y = step(y, training=training) if isinstance(step, layers.BatchNormalization) else step(y)
+        return self.last(self.dropout(ops.relu(y), training=training)) + x
+
+
+class Affine(layers.Layer):
+    """Variables of its own, one on the left of an operation and one on the right."""
+
+    def build(self, shape):
+        self.scales = [self.add_weight(shape=(shape[-1],), name="scale")]
+        self.offset = self.add_weight(shape=(1, 1, shape[-1]), name="offset", initializer="ones")
+
+    def call(self, x):
+        return self.scales[0] * x + self.offset
+
+
+class Squeeze(layers.Layer):
+    def __init__(self, ratio=2, **options):
+        super().__init__(**options)
+        self.ratio = ratio
+
+    def build(self, shape):
+        self.pool = layers.GlobalAveragePooling2D(keepdims=True)
+        self.inner = layers.Dense(shape[-1] // self.ratio, activation="relu", name="inner")
+        self.w = self.add_weight(shape=(shape[-1] // self.ratio, shape[-1]), name="w")
+
+    def call(self, x):
+        return x * ops.sigmoid(ops.matmul(self.inner(self.pool(x)), self.w))
+
+
+class Outer(layers.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.a, self.b = Affine(name="a"), Block(6, name="b")
+
+    def call(self, x, training=False):
+        return self.b(self.a(x), training=training)
+
+
+class Net(keras.Model):
+    def __init__(self, classes=3, **options):
+        super().__init__(**options)
+        self.stem = layers.Conv2D(6, 3, padding="same", name="stem")
+        self.blocks = [Block(6, name=f"block_{i}") for i in range(2)]
+        self.squeeze = Squeeze(name="squeeze")
+        self.pool = layers.GlobalAveragePooling2D()
+        self.head = layers.Dense(classes, name="head")
+
+    def call(self, x, training=False):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, training=training)
+        return self.head(self.pool(self.squeeze(x)))
+
+
+class Noise(layers.Layer):
+    """Other behavior in training."""
+
+    def call(self, x, training=False):
+        return x + 0.1 * keras.random.normal(ops.shape(x)) if training else x
+
+
+class Raw(layers.Layer):
+    """TensorFlow's own operations, with a variable."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), name="w")
+
+    def call(self, x):
+        return tf.cumsum(x, axis=1) * self.w
+
+
+def conv(filters, name, size=3):
+    return layers.Conv2D(filters, size, padding="same", name=name)
+
+
+def around(*own):
+    """A network round some layers, with units on both sides of them."""
+    image = x = keras.Input((6, 6, 3), name="image")
+    x = conv(6, "first")(x)
+    for layer in own:
+        x = layer(x)
+    x = layers.ReLU(name="after")(conv(5, "second")(x))
+    return keras.Model(image, layers.Dense(3, name="classifier")(layers.GlobalAveragePooling2D(name="pool")(x)))
+
+
+def recurrent():
+    """All three outputs of a layer with weights."""
+    image = keras.Input((6, 6, 3), name="image")
+    x = layers.Reshape((36, 6))(conv(6, "first")(image))
+    x, h, c = layers.LSTM(4, return_sequences=True, return_state=True)(x)
+    x = layers.GlobalAveragePooling1D()(layers.Conv1D(5, 3, name="second")(x))
+    return keras.Model(image, layers.Dense(3, name="classifier")(layers.Concatenate()([x, h, c])))
+
+
+def recursive():
+    """One convolution and one normalization, each called three times on a residual stream."""
+    image = keras.Input((6, 6, 3), name="image")
+    x, one = conv(6, "first")(image), conv(6, "shared")
+    norm = layers.BatchNormalization(name="norm")
+    for _ in range(3):
+        x = x + norm(one(layers.ReLU()(x)))
+    return keras.Model(image, layers.Dense(3, name="classifier")(layers.GlobalAveragePooling2D(name="pool")(x)))
+
+
+def siamese():
+    """A nested model called on two images."""
+    image = x = keras.Input((6, 6, 3))
+    for i in range(2):
+        x = layers.ReLU()(layers.BatchNormalization(name=f"norm_{i}")(conv(6, f"conv_{i}")(x)))
+    body = keras.Model(image, layers.GlobalAveragePooling2D()(x), name="body")
+    pair = [keras.Input((6, 6, 3), name=name) for name in ("left", "right")]
+    return keras.Model(pair, layers.Dense(2, name="head")(layers.Concatenate()([body(x) for x in pair])))
+
+
+def attended():
+    """CBAM: two Dense layers, each called on the mean and on the maximum."""
+    image = keras.Input((6, 6, 3), name="image")
+    x, inner, outer = (
+        conv(6, "first")(image),
+        layers.Dense(4, activation="relu", name="in"),
+        layers.Dense(6, name="out"),
+    )
+    pooled = [layers.GlobalAveragePooling2D(keepdims=True)(x), layers.GlobalMaxPooling2D(keepdims=True)(x)]
+    x = x * ops.sigmoid(outer(inner(pooled[0])) + outer(inner(pooled[1])))
+    x = layers.ReLU()(conv(5, "second")(x))
+    return keras.Model(image, layers.Dense(3, name="classifier")(layers.GlobalAveragePooling2D(name="pool")(x)))
+
+
+# By name: the model, and the layers that are left whole.
+MODELS = {
+    "block": (lambda: around(Block(6, name="own")), ()),
+    "affine": (lambda: around(Affine(name="own")), ()),
+    "twice": (lambda: around(layer := Affine(name="own"), layer), ()),
+    "squeeze": (lambda: around(Squeeze(name="own")), ()),
+    "outer": (lambda: around(Outer(name="own")), ()),
+    "lambda": (lambda: around(layers.Lambda(lambda x: ops.relu(x) * 2, name="own")), ()),
+    "noise": (lambda: around(Noise(name="own")), ("own",)),
+    "raw": (lambda: around(Raw(name="own")), ("own",)),
+    "lstm": (
+        lambda: around(layers.Reshape((36, 6)), layers.LSTM(5, return_sequences=True), layers.Reshape((6, 6, 5))),
+        (),
+    ),
+    "recursive": (recursive, ()),
+    "siamese": (siamese, ()),
+    "attended": (attended, ()),
+}
+
+
+def candidates(supernet, rng):
+    for rate in (0.3, 0.7):
+        yield supernet.graph.closed({g.name: rng.random(g.size) >= rate for g in supernet.graph.groups})
+
+
+def checked(model, x, rng, tmp_path):
+    """The supernet is the model, and each network that is cut the supernet under its mask; also once read back."""
+    supernet = tfnas.gate(model, parameters=0.9, steps=10, num_examples=10, streams=True, example=x)
+    check_equal(supernet(x), model(x))
+    supernet.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    engine = Engine(supernet, (x, np.zeros(len(keras.tree.flatten(x)[0]), int)))
+    for architecture in candidates(supernet, rng):
+        cut = subnet(supernet, architecture)
+        supernet.set_architecture(architecture)
+        check_equal(cut(x), supernet(x))
+        check_equal(engine.outputs(architecture), supernet(x))
+        built = sum(v.numpy().size for v in cut.trainable_variables)
+        assert cost(supernet.graph, architecture).parameters == built
+        kept = np.array([architecture[group.name].sum() for group in supernet.graph.groups])
+        assert supernet.graph.form.counts(kept[None], ["parameters"])["parameters"] == [built]
+    cut.save(tmp_path / "cut.keras")
+    supernet.save(tmp_path / "supernet.keras")
+    own = {c.__name__: c for c in (Block, Affine, Squeeze, Outer, Noise, Raw)}
+    with keras.saving.custom_object_scope(own):
+        check_equal(keras.models.load_model(tmp_path / "cut.keras", safe_mode=False)(x), cut(x))
+        check_equal(keras.models.load_model(tmp_path / "supernet.keras", safe_mode=False)(x), supernet(x))
+    return supernet
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exact(name, rng, tmp_path, eager):
+    build, whole = MODELS[name]
+    model = build()
+    random_weights(model, rng)
+    x = [rng.normal(size=(3, 6, 6, 3)).astype("f4") for _ in model.inputs]
+    supernet = checked(model, x if len(x) > 1 else x[0], rng, tmp_path)
+    assert tuple(Graph(model).whole) == whole
+    assert cost(Graph(model)).parameters == sum(v.numpy().size for v in model.trainable_variables)
+    assert supernet.graph.num_units == sum(group.size for group in supernet.graph.groups) >= 5
+
+
+def test_a_subclassed_model_needs_the_shape_of_its_inputs(rng, tmp_path, eager):
+    model, x = Net(name="net"), rng.normal(size=(3, 6, 6, 3)).astype("f4")
+    with pytest.raises(UserError, match="model 'net': not built, so the shape of its inputs is not known: .* example="):
+        tfnas.gate(model, parameters=0.5, steps=10, num_examples=10)
+    model(x)
+    random_weights(model, rng)
+    supernet = checked(model, x, rng, tmp_path)
+    assert {g.name for g in supernet.graph.groups} >= {"net_stem", "net_block_0_conv"}
+    assert tfnas.cost(model).parameters == sum(v.numpy().size for v in model.trainable_variables)
+    fresh = tfnas.gate(Net(), example=x, parameters=0.5, steps=10, num_examples=10, streams=True)
+    assert fresh.graph.num_units == supernet.graph.num_units
+
+
+def test_what_is_inside_trains_as_before(rng, eager):
+    """Dropout and normalization: one step of a network whose gates are all open, against one of the model."""
+    image = keras.Input((6, 6, 3))
+    block = Block(6, name="own")
+    x = layers.GlobalAveragePooling2D()(block(conv(6, "first")(image)))
+    model = keras.Model(image, layers.Dense(3, name="head")(x))
+    block.dropout.rate = 0.0
+    supernet = tfnas.gate(model, parameters=0.99, steps=10, num_examples=10, streams=True, initial_drop=1e-9)
+    images = rng.normal(size=(8, 6, 6, 3)).astype("f4")
+    np.testing.assert_allclose(
+        supernet.network(images, training=True), model(images, training=True), rtol=1e-4, atol=1e-5
+    )
+    (norm,) = (layer for layer in supernet.network._flatten_layers() if layer.name == "own_bn")
+    np.testing.assert_allclose(norm.moving_mean, block.steps[1].moving_mean, rtol=1e-5)
+    dropouts = [layer for layer in supernet.network._flatten_layers() if isinstance(layer, layers.Dropout)]
+    assert [layer.rate for layer in dropouts] == [0.0]
+
+
+def test_published_gates_leave_calls_of_one_layer_whole(rng, eager):
+    for build in (recursive, siamese, attended):
+        model = build()
+        random_weights(model, rng)
+        x = [rng.normal(size=(3, 6, 6, 3)).astype("f4") for _ in model.inputs]
+        x = x if len(x) > 1 else x[0]
+        supernet = tfnas.gate(
+            model, ell2=1, num_examples=10, gate_dense=True, include="classifier head".split()[build is siamese]
+        )
+        check_equal(supernet(x), model(x))
+        architecture = tfnas.Architecture(
+            {n: rng.random(g.mask.shape[0]) > 0.4 for n, g in supernet.gated_layers.items()}
+        )
+        supernet.set_architecture(architecture)
+        cut = subnet(supernet, architecture)
+        check_equal(cut(x), supernet(x))
+        assert cost(supernet.graph, architecture).parameters == sum(v.numpy().size for v in cut.trainable_variables)
+
+
+class Constrained(layers.Layer):
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), constraint="non_neg")
+
+    def call(self, x):
+        return x * self.w
+
+
+class Drawn(layers.Layer):
+    def call(self, x):
+        return x + keras.random.normal((6,))
+
+
+class Peeping(layers.Layer):
+    """Reads the variable of a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers.Dense(6)
+
+    def call(self, x):
+        return self.inner(x) + ops.sum(self.inner.kernel, axis=0)
+
+
+class Positions(layers.Layer):
+    """An embedding of some positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers.Embedding(9, 6)
+
+    def call(self, x):
+        return x + self.inner(ops.arange(6))
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (Noise, "it does other things in training"),
+        (Raw, "(TypeError|ValueError): "),
+        (Constrained, "a variable of its own has a constraint"),
+        (Drawn, "it computes with variables or random numbers by itself"),
+        (Peeping, "it computes with variables or random numbers by itself"),
+        (Positions, "its layer 'embedding' is called on numbers that do not come from its inputs"),
+    ],
+)
+def test_why_a_layer_is_left_whole(layer, reason):
+    model = around(layer())
+    before = [v.numpy() for v in model.variables]
+    (why,) = Graph(model).whole.values()
+    assert re.match(reason, why)
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+class Secret(layers.Layer):
+    def __init__(self, secret):
+        super().__init__()
+        self.secret = secret
+
+    def call(self, x):
+        return tf.cumsum(x, axis=1)
+
+    def get_config(self):
+        return {"secret": 0}
+
+
+def test_a_layer_that_cannot_be_copied_is_named():
+    layer = Secret(3)
+    layer.name = "own"
+    with pytest.raises(UserError, match="layer 'own': no second Secret can be made from its get_config"):
+        tfnas.gate(around(layer), parameters=0.5, steps=10, num_examples=10)

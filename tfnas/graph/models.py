@@ -1,0 +1,90 @@
+"""Models of any kind as functional ones, whose structure can be read."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from tfnas.common.errors import UserError
+
+
+def as_functional(model: Any, example: Any = None) -> Any:
+    """The functional model that a model is; for a subclassed one, a model that calls it.
+
+    Args:
+        model: a Keras model.
+        example: inputs, as arrays in the structure that the model takes; needed if it is not built.
+
+    Raises:
+        UserError: for a model of Keras 2, or one whose inputs' shapes are not known.
+    """
+    found = functional(model)
+    if found is not None:
+        return found
+    if example is not None:
+        arguments = (keras.tree.map_structure(_input_like, example),)
+        keywords = {}
+    else:
+        shapes = getattr(model, "_build_shapes_dict", None)
+        if not shapes:
+            raise UserError(
+                f"model '{getattr(model, 'name', model)}': not built, so the shape of its inputs is not known: call it "
+                "on data once, or pass inputs as gate(..., example=...)"
+            )
+        inputs = {name: _inputs_of(shape) for name, shape in shapes.items()}
+        alone = len(inputs) == 1
+        arguments = tuple(inputs.values()) if alone else ()
+        keywords = {} if alone else {name.removesuffix("_shape"): x for name, x in inputs.items()}
+    outputs = model(*arguments, **keywords)
+    if (found := functional(model)) is not None:  # a Sequential model, which is built now
+        return found
+    return keras.Model(arguments[0] if arguments else keywords, outputs, name=model.name)
+
+
+def functional(model: Any) -> Any:
+    """The functional model that a model is, or None: for a subclassed model, or a Sequential one that is not built."""
+    if any(base.__module__.split(".")[0] == "tf_keras" for base in type(model).__mro__):
+        raise UserError(
+            f"model '{model.name}': a model of tf_keras (Keras 2), and one of Keras 3 is needed: build it again with "
+            "Keras 3's layers (import keras), and take its weights: new.set_weights(old.get_weights())"
+        )
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if hasattr(model, "_nodes_by_depth") else None
+
+
+def calls_of(model: Any) -> list[Any]:
+    """Keras's records of the calls in a functional model, in topological order."""
+    return [call for depth in sorted(model._nodes_by_depth, reverse=True) for call in model._nodes_by_depth[depth]]
+
+
+def _input_like(array: Any) -> Any:
+    array = keras.ops.convert_to_tensor(array)
+    return keras.Input(batch_shape=(None, *array.shape[1:]), dtype=keras.backend.standardize_dtype(array.dtype))
+
+
+def _inputs_of(shapes: Any) -> Any:
+    """New inputs for a shape, or a structure of shapes."""
+    if isinstance(shapes, dict):
+        return {name: _inputs_of(shape) for name, shape in shapes.items()}
+    if all(isinstance(size, int | None) for size in shapes):
+        return keras.Input(batch_shape=(None, *shapes[1:]))
+    return [_inputs_of(shape) for shape in shapes]
+
+
+@contextlib.contextmanager
+def deep() -> Iterator[None]:
+    """Lets Keras traverse graphs thousands of layers deep, which it does with one recursive call per layer."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, _DEEPEST))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+_DEEPEST = 100_000

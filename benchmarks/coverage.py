@@ -107,9 +107,9 @@ def _outputs(network, data):
     return [np.asarray(x) for x in keras.tree.flatten(network(data))]
 
 
-def _difference(got, expected, fixed):
+def _difference(found, expected, fixed):
     """Largest difference of the outputs that are not random, relative to the largest of each."""
-    pairs = [(g, e) for g, e, is_fixed in zip(got, expected, fixed, strict=True) if is_fixed]
+    pairs = [(g, e) for g, e, is_fixed in zip(found, expected, fixed, strict=True) if is_fixed]
     return max((float(np.abs(g - e).max() / max(np.abs(e).max(), 1e-6)) for g, e in pairs), default=0.0)
 
 
@@ -141,7 +141,7 @@ def measure(build):
         "parameters": int(cost(graph).parameters),
         "counted": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
         "share": share_in_units(graph),
-        "left_whole": Graph(model).whole,
+        "left_whole": Graph(model).untraced,
         "gated": _difference(_outputs(supernet, data), once, fixed),
         "cut": 0.0,
         "built": True,
@@ -187,8 +187,8 @@ def _row(name, record):
         largest = max(record[key] for key in ("gated", "cut", "engine", "loaded"))
         built = "as predicted" if record["built"] and record["parameters"] == record["counted"] else "other"
         numbers = [f"{record['parameters']:,}", f"{100 * record['share']:.0f} %", f"{largest:.1e}", built]
-    whole = "; ".join(f"{layer}: {why}" for layer, why in list(record.get("left_whole", {}).items())[:2])
-    cells = [name, record["outcome"], *numbers, f"{record['seconds']:.0f}", record.get("reason", whole)]
+    why = "; ".join(f"{layer}: {why}" for layer, why in list(record.get("left_whole", {}).items())[:2])
+    cells = [name, record["outcome"], *numbers, f"{record['seconds']:.0f}", record.get("reason", why)]
     return "| " + " | ".join(cell.replace("|", "¦") for cell in cells) + " |"
 
 

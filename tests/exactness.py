@@ -30,7 +30,8 @@ def built_cost(model):
     for layer in model.layers:
         kernels = [getattr(layer, name, None) for name in ("kernel", "depthwise_kernel", "pointwise_kernel")]
         weights = sum(math.prod(kernel.shape) for kernel in kernels if kernel is not None)
-        if weights:
+        is_variable = getattr(layer, "equation", "").startswith("zy,y")  # which is multiplied by 1
+        if weights and not is_variable:
             transposed = "Transpose" in type(layer).__name__
             multiply_adds += weights * math.prod((layer.input if transposed else layer.output).shape[1:-1])
     return sum(math.prod(v.shape) for v in model.trainable_variables), multiply_adds

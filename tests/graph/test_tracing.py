@@ -216,7 +216,7 @@ def test_exact(name, rng, tmp_path, eager):
     random_weights(model, rng)
     x = [rng.normal(size=(3, 6, 6, 3)).astype("f4") for _ in model.inputs]
     supernet = checked(model, x if len(x) > 1 else x[0], rng, tmp_path)
-    assert tuple(Graph(model).whole) == whole
+    assert tuple(Graph(model).untraced) == whole
     assert cost(Graph(model)).parameters == sum(v.numpy().size for v in model.trainable_variables)
     assert supernet.graph.num_units == sum(group.size for group in supernet.graph.groups) >= 5
 
@@ -320,7 +320,7 @@ class Positions(layers.Layer):
 def test_why_a_layer_is_left_whole(layer, reason):
     model = around(layer())
     before = [v.numpy() for v in model.variables]
-    (why,) = Graph(model).whole.values()
+    (why,) = Graph(model).untraced.values()
     assert re.match(reason, why)
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)

@@ -44,7 +44,7 @@ class Graph:
         nodes: in topological order.
         inputs, outputs: indices of the model's input and output nodes.
         model: the functional model that it is, or that is made of it.
-        whole: by name, why a layer could not be taken apart, so that it is left whole.
+        untraced: by name, why a layer could not be taken apart, so that it is left whole.
 
     Raises:
         UserError: naming the layer and what to do, if it is unknown how channels pass through a part of the model.
@@ -57,7 +57,7 @@ class Graph:
     def __init__(self, model: keras.Model, example: Any = None):
         self.model = as_functional(model, example)
         self.nodes: list[Node] = []
-        self.whole: dict[str, str] = {}
+        self.untraced: dict[str, str] = {}
         self._names: set[str] = set()
         self._made: dict[int, Made] = {}
         index = self._add(calls_of(self.model), "", {}, None)
@@ -94,7 +94,7 @@ class Graph:
                 continue  # the input of a nested model is what its caller gives it
             sources = tuple(index[id(tensor)] for tensor in call.input_tensors)
             name = prefix + operation.name
-            parts = parts_of(call, name, self._made, self.whole)
+            parts = parts_of(call, name, self._made, self.untraced)
             if parts is not None:
                 inside = {id(x): j for x, j in zip(parts.inputs, sources, strict=True)}
                 inside |= {id(parts.one): self._ones} if parts.read_one else {}

@@ -14,7 +14,7 @@ from tfnas.layers import is_gate
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a call of a nested model or a composite layer consists of.
+    """The calls that a call of a nested model or a composite layer consists of.
 
     Attributes:
         inputs, outputs: symbolic tensors that stand for those of the call, in its order.
@@ -33,14 +33,14 @@ class Parts:
         return any(x is self.one for record in self.records for x in record.input_tensors)
 
 
-def parts_of(record: Any, name: str, made: dict[int, Made], whole: dict[str, str]) -> Parts | None:
+def parts_of(record: Any, name: str, made: dict[int, Made], untraced: dict[str, str]) -> Parts | None:
     """Takes a nested model, a user's own layer or a Lambda apart; None for a layer that is a node by itself.
 
     Args:
         record: Keras's, of its call.
         name: of the layer.
         made: as for `trace`.
-        whole: is added the reason why a layer cannot be taken apart, by its name.
+        untraced: is added the reason why a layer cannot be taken apart, by its name.
     """
     layer = record.operation
     if is_gate(layer) or not isinstance(layer, keras.Layer):
@@ -52,7 +52,7 @@ def parts_of(record: Any, name: str, made: dict[int, Made], whole: dict[str, str
     try:
         traced = trace(record, made)
     except UntraceableError as error:
-        whole[name] = str(error)
+        untraced[name] = str(error)
         return None
     return Parts(traced.inputs, traced.outputs, traced.records, traced.one)
 

@@ -21,7 +21,9 @@ import numpy as np
 
 from tfnas.layers.merging import MERGES
 
-_BATCH = 397  # stands for the size of the batch, so that it is recognized in a shape; a prime that is no one's width
+_BATCH = (
+    397  # stands for the size of the batch, so that it is recognized in a shape; a prime that no layer has as its width
+)
 
 
 class UntraceableError(Exception):
@@ -30,7 +32,7 @@ class UntraceableError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """What a call of a layer consists of.
+    """The calls that a call of a layer consists of.
 
     Attributes:
         inputs: symbolic tensors that stand for those of the call, in its order.
@@ -228,7 +230,7 @@ def _check_same(one: _Run, other: _Run, otherwise: str) -> None:
 
 
 def _numbers(record: Any) -> list[Any]:
-    """What a call was given that is neither a tensor of the graph nor its `training`."""
+    """Returns what a call was given that is neither a tensor of the graph nor its `training`."""
     keywords = {key: value for key, value in record.arguments.kwargs.items() if key != "training"}
     settings = {} if isinstance(record.operation, keras.Layer) else _settings(record.operation)
     flat = keras.tree.flatten((record.arguments.args, keywords, settings))
@@ -318,7 +320,7 @@ class _Emission:
         return tuple(-1 if is_open else int(size or 0) for size, is_open in zip(traced, open_axes, strict=True))
 
     def _of_variables(self, record: Any, kind: str, values: Sequence[Any]) -> Any:
-        """What an operation on variables alone gives."""
+        """The output of an operation on variables alone."""
         (x,) = values if len(values) == 1 else (None,)
         output = record.output_tensors[0]
         if x is None:
@@ -354,7 +356,7 @@ class _Emission:
         return {"name": variable.name, "kernel_regularizer": variable.regularizer, "dtype": policy}
 
     def _with_kernel(self, layer: keras.Layer, x: Any, own: _Own, value: np.ndarray) -> list[Any]:
-        """What a layer gives whose kernel is a variable; that which was made of it before, if it is the same."""
+        """The output of a layer whose kernel is a variable; of the one made of it before, if it is the same."""
         variable = own.variable
         if variable.constraint is not None:
             raise UntraceableError("a variable of its own has a constraint")

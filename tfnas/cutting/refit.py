@@ -19,7 +19,8 @@ from tfnas.common.errors import UserError
 from tfnas.cutting import ridge
 from tfnas.cutting.activations import Activations
 from tfnas.data import inputs
-from tfnas.graph.channels import Flow, Graph, deep
+from tfnas.graph.channels import Flow, Graph
+from tfnas.graph.models import deep
 from tfnas.layers import BatchNormalization, Convolution
 from tfnas.layers.base import Node
 

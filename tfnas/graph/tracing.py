@@ -21,9 +21,7 @@ import numpy as np
 
 from tfnas.layers.merging import MERGES
 
-_BATCH = (
-    397  # stands for the size of the batch, so that it is recognized in a shape; a prime that no layer has as its width
-)
+_BATCH = 397  # stands for the size of the batch, and is recognized in shapes; a prime that no layer has as its width
 
 
 class UntraceableError(Exception):

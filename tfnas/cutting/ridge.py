@@ -87,7 +87,7 @@ def fitted(halves: tuple[Sums, Sums], intercept: bool) -> tuple[np.ndarray, np.n
 
 
 def _solved(xx: np.ndarray, xy: np.ndarray, penalty: float) -> np.ndarray:
-    """The change of the weights with this penalty; NaN where the equations cannot be solved."""
+    """The change of the weights with this penalty; 0 where the equations cannot be solved."""
     if penalty == np.inf:
         return np.zeros_like(xy)
     penalized = xx.copy()
@@ -95,5 +95,5 @@ def _solved(xx: np.ndarray, xy: np.ndarray, penalty: float) -> np.ndarray:
     try:
         factor = scipy.linalg.cho_factor(penalized, overwrite_a=True, check_finite=False)
     except scipy.linalg.LinAlgError:
-        return np.full_like(xy, np.nan)
+        return np.zeros_like(xy)
     return scipy.linalg.cho_solve(factor, xy, check_finite=False)

@@ -8,9 +8,10 @@ from conftest import random_weights
 
 import tfnas
 from tfnas.common.errors import UserError
-from tfnas.cutting.refit import refit
+from tfnas.cutting.refit import _Windows, refit
 from tfnas.cutting.ridge import Sums, fitted
 from tfnas.cutting.subnets import cut
+from tfnas.graph.channels import Graph
 from tfnas.graph.units import UnitGraph
 from tfnas.ranking.recalibration import recompute_statistics
 from tfnas.search_space.architecture import Architecture
@@ -116,6 +117,27 @@ def test_without_a_relation_the_weights_stay(rng):
         sums.add(rng.normal(size=(30, 40)), rng.normal(size=(30, 1)))
     change, _ = fitted(halves, True)
     assert np.abs(change).max() < 0.02
+
+
+def test_rows_times_the_matrix_are_what_keras_computes(rng):
+    common = {"filters": 4, "kernel_size": 3, "bias_initializer": "normal"}
+    cases: list = [(L.Dense(4, bias_initializer="normal"), (5, 3)), (L.Conv1D(**common, padding="causal"), (9, 3))]
+    for padding in ("same", "valid"):
+        for strides, rate in (1, 1), (2, 1), (3, 1), (1, 2):
+            settings = {**common, "padding": padding, "strides": strides, "dilation_rate": rate}
+            cases += [(L.Conv2D(**settings), (8, 7, 3)), (L.SeparableConv1D(**settings, depth_multiplier=2), (9, 3))]
+            if rate == 1:
+                cases += [(L.Conv2DTranspose(**settings), (5, 4, 3)), (L.Conv3DTranspose(**settings), (3, 2, 3, 3))]
+    cases.append((L.Conv2DTranspose(4, 3, strides=2, output_padding=1, padding="same"), (5, 4, 3)))
+    for layer, shape in cases:
+        image = keras.Input(shape)
+        node = Graph(keras.Model(image, layer(image))).nodes[1]
+        x = rng.normal(size=(2, *shape)).astype("float32")
+        windows = _Windows(node, x)
+        rows = windows.rows(np.arange(2), np.arange(windows.num_positions))
+        expected = np.asarray(layer(x))
+        got = (rows @ node.matrix + np.asarray(layer.bias)).reshape(expected.shape)
+        np.testing.assert_allclose(got, expected, atol=1e-5, err_msg=str(layer.get_config()))
 
 
 def test_what_it_cannot_refit_is_told(rng):

@@ -73,9 +73,9 @@ def subnet(supernet: Supernet, architecture: Architecture, *, refit: Any = None,
         architecture: which input channels of which gated layer are kept.
         refit: some hundred to thousand examples as the network sees them in use, without labels or with ones that are
             ignored: arrays in the structure of the model's inputs, or a `tf.data.Dataset` or other iterable of batches;
-            the first 1,000 are used. From the first lost channel on, layers are refitted on them to what they give in the full
-            network, which is the supernet with all gates open; see `tfnas.cutting.refit`. None: the weights are the
-            supernet's.
+            the first 1,000 are used. From the first lost channel on, layers are refitted on them to what they give in
+            the full network, which is the supernet with all gates open; see `tfnas.cutting.refit`. None: the weights
+            are the supernet's.
         name: of the model returned.
 
     Returns:

@@ -73,7 +73,7 @@ def _of(resource: str, flow: Flow) -> dict[str, int]:
             counts[node.name] = weights and weights * _positions(node)
             continue
         counts[node.name] = 0 if id(node.inner) in counted else parameters
-        if flow.works(i):
+        if node.shared and flow.works(i):
             counted.add(id(node.inner))
     return counts
 

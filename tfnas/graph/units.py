@@ -295,7 +295,8 @@ class UnitGraph(Graph):
                 continue
             inputs, outputs = widths.of(node.inputs[0]), widths.of(i)
             once = np.array((id(node.inner) not in counted, True))  # parameters of a layer that is called again
-            counted.add(id(node.inner))
+            if node.shared:
+                counted.add(id(node.inner))
             corners = {(a, b): np.array(node.count_of(a, b)) * once for a in (0, 1) for b in (0, 1)}
             # Linear in each of the two numbers, so that these four say it all.
             products = [

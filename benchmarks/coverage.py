@@ -1,6 +1,6 @@
 """Which Keras models work: gated by bounds, cut, counted, ranked, saved and loaded, one record a model.
 
-    .venv/bin/python -m benchmarks.coverage [--models=FILE] [--workdir=build/coverage] [--only=PATTERN]
+    .venv/bin/python -m benchmarks.coverage [--models=FILE] [--workdir=build/coverage] [--only=PATTERNS]
 
 Models: every builder of keras.applications, at the smallest images it takes, with random weights; those of tests; and
 those of a file whose `MODELS` maps names to builders. Streams may vanish too. Two architectures of each model, which
@@ -35,7 +35,7 @@ from tfnas.ranking.engine import Engine
 
 _FILE = flags.DEFINE_string("models", "", "A Python file whose MODELS maps names to builders.")
 _WORKDIR = flags.DEFINE_string("workdir", "build/coverage", "Folder of the records.")
-_ONLY = flags.DEFINE_string("only", "*", "Glob pattern of the models' names; 'applications/*', 'tests/*', 'file/*'.")
+_ONLY = flags.DEFINE_list("only", "*", "Glob patterns of the models' names: 'applications/*', 'tests/*', 'file/*'.")
 
 _TOLERANCE = 1e-4
 _HALF = 0.5
@@ -104,7 +104,7 @@ def _data(model, rng):
 
 
 def _outputs(network, data):
-    return [np.asarray(x) for x in keras.tree.flatten(network(data))]
+    return [np.asarray(x) for x in keras.tree.flatten(network(data, training=False))]
 
 
 def _difference(found, expected, fixed):
@@ -169,7 +169,7 @@ def measure(build):
         predicted = int(cost(graph, architecture).parameters)
         record["built"] &= predicted == sum(int(np.prod(v.shape)) for v in cut.trainable_variables)
     supernet.compile("sgd", loss="mse")
-    labels = keras.tree.pack_sequence_as(model(data), once)
+    labels = keras.tree.pack_sequence_as(model(data, training=False), once)
     engine = keras.tree.flatten(Engine(supernet, (data, labels)).outputs(architecture))
     record["engine"] = _difference([np.asarray(x) for x in engine], expected, fixed)
     again = _again(cut)
@@ -216,7 +216,7 @@ def main(_):
     models = _applications() | _of_tests() | (_of_file(_FILE.value) if _FILE.value else {})
     found = {}
     for name, build in models.items():
-        if not fnmatch.fnmatchcase(name, _ONLY.value):
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _ONLY.value):
             continue
         path = folder / f"{name.replace('/', '_')}.json"
         if not path.exists():

@@ -1,6 +1,8 @@
 """A supernet of channel units: hard masks against the cut network, expected costs, training, saving, replicas."""
 
 import itertools
+import math
+import re
 
 import keras
 import numpy as np
@@ -304,9 +306,14 @@ def test_supernets_print_one_line():
     model = multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))
     units = supernet_of(model, parameters=0.5, multiply_adds=0.6)
     shares, texts = units.learning.expected_shares().numpy(), []
+    smallest = units.graph.closed(Architecture({g.name: np.zeros(g.size, bool) for g in units.graph.groups}))
+    full, left = tfnas.cost(units), tfnas.cost(units, smallest)
+    gone = [f"{100 - 100 * left.parameters / full.parameters:.1f} % of the parameters"]
+    gone += [f"{100 - 100 * left.multiply_adds / full.multiply_adds:.1f} % of the multiply-adds"]
     assert repr(units) == (
         f"<UnitSupernet '{units.name}' of {units.graph.num_units} units: {100 * shares[0]:.1f} % of the parameters "
-        f"expected (bound: 50.0 %), {100 * shares[1]:.1f} % of the multiply-adds expected (bound: 60.0 %)>"
+        f"expected (bound: 50.0 %), {100 * shares[1]:.1f} % of the multiply-adds expected (bound: 60.0 %); at most "
+        f"{', '.join(gone).replace(', ', ' and ')} can go>"
     )
     tf.function(lambda: texts.append(repr(units)))()
     assert texts == [f"<UnitSupernet '{units.name}'>"]
@@ -317,12 +324,39 @@ def test_supernets_print_one_line():
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": "10"}, "steps must be an integer. Received: steps='10'"),
+        ({"steps": 1.5}, "steps must be an integer. Received: steps=1.5"),
+        ({"channel_multiple": 8.0}, "channel_multiple must be an integer"),
+        ({"num_examples": math.nan}, "num_examples must be a number. Received: num_examples=nan"),
+        ({"num_examples": "x"}, "num_examples must be a number. Received: num_examples='x'"),
+        ({"temperature": "hot"}, "temperature must be a number"),
+        ({"exclude": None}, "exclude must be a pattern, or a list of them. Received: exclude=None"),
+        ({"exclude": [3]}, "exclude must be a pattern"),
+        ({"streams": "yes"}, "streams must be True, False or None. Received: streams='yes'"),
+        ({"device": "litert"}, "device is where the latency is measured; bound it. Received: device='litert'"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused_in_a_line(options, words):
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3), keras.layers.Conv2D(1, 1)])
+    with pytest.raises(UserError, match=f"^gate: {re.escape(words)}[^\n]*$"):
+        supernet_of(model, **options)
+
+
 def test_what_is_no_supernet_and_no_architecture_is_told():
     model = multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))
     supernet = supernet_of(model)
     architecture = supernet.posterior().mode()
     with pytest.raises(UserError, match="gate: a model without gates expected. Received: <UnitSupernet"):
         supernet_of(supernet)
+    for function in (supernet_of, tfnas.cost):
+        with pytest.raises(UserError, match="model '.*': the network of a supernet, with its gates: pass"):
+            function(supernet.network)
+    published = tfnas.gate(model, ell2=80, num_examples=1000)
+    with pytest.raises(UserError, match="gate: a model without gates expected. Received: <Functional"):
+        supernet_of(published.network)
     with pytest.raises(UserError, match="subnet: a supernet, as gate returns it, expected. Received: <Functional"):
         tfnas.subnet(model, architecture)
     supernet.compile("sgd", LOSS)

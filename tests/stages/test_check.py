@@ -40,6 +40,7 @@ def test_check_says_what_a_run_needs_and_leaves_the_folder_as_it_was(small, tmp_
     assert "30 epochs of 20 steps" in said and "up to date" not in said and found["up_to_date"] == []
     assert len(re.findall(r"tracing and compiling, once: [\d.]+ s", said)) == 3
     assert "a candidate on 250 images: " in said
+    assert re.search(r"\n {10}at most [\d.]+ % of the parameters and [\d.]+ % of the multiply-adds can go\n", said)
     network = building.network(small, pipeline.load(small.data, tmp_path / "tensorflow_datasets"))
     # As the run's table counts them: neither moving statistics nor what the gates are made of.
     parameters = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)

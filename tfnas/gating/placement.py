@@ -19,9 +19,10 @@ from tfnas.gating.unit_supernet import UnitSupernet, costs_of
 from tfnas.graph.channels import Graph
 from tfnas.graph.latencies import Device, Latencies
 from tfnas.graph.units import UnitGraph
-from tfnas.layers.base import Node
+from tfnas.layers.base import Node, is_gate
 from tfnas.layers.calls import copy_of
 
+_NUMBERS = "num_examples ell2 temperature initial_drop floor scale_penalty".split()
 # Arguments of one importance only, with their defaults.
 _OF_IMPORTANCES: dict[str, dict[str, Any]] = {
     "gates": {"noise": "batch", "temperature": 0.2, "initial_drop": None},
@@ -133,8 +134,9 @@ def gate(
             that is out of reach, or on multiply-adds if the input has no fixed size.
         ValueError: for a number out of range.
     """
-    if isinstance(model, Supernet):
+    if isinstance(model, Supernet) or any(is_gate(layer) for layer in getattr(model, "layers", ())):
         raise UserError(f"gate: a model without gates expected. Received: {model!r}")
+    _check_types(locals())
     asked = {"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency}
     bounds = {resource: bound for resource, bound in asked.items() if bound is not None}
     if (ell2 is None) == (not bounds):
@@ -147,14 +149,9 @@ def gate(
             importance, num_examples, steps, noise, temperature, initial_drop, iterative, floor, scale_penalty
         )
         return _with_units(model, example, bounds, device, streams, channel_multiple, exclude, seed, learning)
-    of_bounds: dict[str, Any] = {
-        "noise": "batch",
-        "streams": None,
-        "channel_multiple": 1,
-        "steps": 0,
-        "device": "tensorflow",
-    }
-    of_bounds |= {"importance": "gates", "iterative": True, "floor": FLOOR, "scale_penalty": None}
+    of_bounds: dict[str, Any] = {"noise": "batch", "streams": None, "channel_multiple": 1, "steps": 0}
+    of_bounds |= {"device": "tensorflow", "importance": "gates", "iterative": True, "floor": FLOOR}
+    of_bounds["scale_penalty"] = None
     _refuse(locals(), of_bounds, "bounds")
     if num_examples is None:
         raise UserError("gate: num_examples, the number of training examples, expected with ell2. Received: None")
@@ -190,6 +187,31 @@ def _refuse(given: Mapping[str, Any], defaults: Mapping[str, Any], mode: str) ->
             raise UserError(
                 f"gate: {name} belongs to a search with {mode}. Received: {name}={given[name]!r} and {other}"
             )
+
+
+def _check_types(given: Mapping[str, Any]) -> None:
+    """Raises UserError for an argument of `gate` that is of another type than expected, or belongs to none given."""
+
+    def is_a(kind: Any, x: Any) -> bool:
+        return isinstance(x, kind) and not isinstance(x, bool)
+
+    for names, fits, expected in (
+        (_NUMBERS, lambda x: x is None or (is_a(int | float | np.number, x) and not np.isnan(x)), "a number"),
+        (("steps", "channel_multiple", "seed", "group_size"), lambda x: is_a(int | np.integer, x), "an integer"),
+        (("streams",), lambda x: x is None or isinstance(x, bool), "True, False or None"),
+        (
+            ("exclude", "include"),
+            lambda x: is_a(Sequence, x) and {*map(type, x)} <= {str},
+            "a pattern, or a list of them",
+        ),
+    ):
+        for name in names:
+            if not fits(given[name]):
+                raise UserError(f"gate: {name} must be {expected}. Received: {name}={given[name]!r}")
+    if given["ell2"] is None and given["latency"] is None and given["device"] != "tensorflow":
+        raise UserError(
+            f"gate: device is where the latency is measured; bound it. Received: device={given['device']!r}"
+        )
 
 
 def _with_units(

@@ -47,6 +47,8 @@ class UnitDraw(keras.layers.Layer):
             it is that with regard to the gates.
     """
 
+    gates_units = True
+
     def __init__(
         self,
         sizes: Sequence[int],
@@ -141,6 +143,8 @@ class UnitDraw(keras.layers.Layer):
 
 class _Gate:
     """The gate of each channel of one tensor; what UnitGate and GatedNormalization have in common."""
+
+    gates_units = True
 
     units: tuple[int, ...]
     mask: Any

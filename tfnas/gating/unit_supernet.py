@@ -18,6 +18,7 @@ from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
 from tfnas.gating.unit_placement import Edge, Place, alive_edges, unit_places
 from tfnas.gating.unit_training import Bounded, ByCurvature, ByGates, ByScale, Training, scale_penalty
+from tfnas.graph import pins
 from tfnas.graph.latencies import Latencies
 from tfnas.graph.models import deep
 from tfnas.graph.units import PINNED, UnitGraph
@@ -111,12 +112,22 @@ class UnitSupernet(Supernet):
         units, shares = f"of {self.graph.num_units:,} units", self.learning.expected_shares()
         if shares is None:
             words = ", ".join(f"{share} of the {Resource(resource).words}" for resource, share in bounds.items())
-            return f"{units}, without gates in training; bounds: {words}"
+            return f"{units}, without gates in training; bounds: {words}; {self.removable()}"
         words = ", ".join(
             f"{markup.percent(share)} of the {Resource(resource).words} expected (bound: {bounds[resource]})"
             for resource, share in zip(self.bounds, shares.numpy().tolist(), strict=True)
         )
-        return f"{units}: {words}"
+        return f"{units}: {words}; {self.removable()}"
+
+    def removable(self) -> str:
+        """Says how much of each resource the candidates can lack at most, and the layers that keep whole streams."""
+        shares = pins.removable(self.form, self.channel_multiple).items()
+        words = " and ".join(f"{markup.percent(share)} of the {Resource(resource).words}" for resource, share in shares)
+        stays = "".join(
+            f"; the stream of '{stream}' stays for {', '.join(map(repr, names[:3]))}{', ...' * (len(names) > 3)}"
+            for stream, names in pins.stream_pins(self.graph).items()
+        )
+        return f"at most {words} can go{stays}"
 
     def regularizer(self) -> tf.Tensor:
         """Term added to the mean negative log likelihood, float32 scalar.

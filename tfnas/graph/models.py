@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from tfnas.common.errors import UserError
+from tfnas.layers import refuse_unit_gates
 
 
 def as_functional(model: Any, example: Any = None) -> Any:
@@ -20,8 +21,9 @@ def as_functional(model: Any, example: Any = None) -> Any:
         example: inputs, as arrays in the structure that the model takes; needed if it is not built.
 
     Raises:
-        UserError: for a model of Keras 2, or one whose inputs' shapes are not known.
+        UserError: for a model of Keras 2, a supernet's network, or a model whose inputs' shapes are not known.
     """
+    refuse_unit_gates(model)
     found = functional(model)
     if found is not None:
         return found

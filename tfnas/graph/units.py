@@ -151,7 +151,7 @@ class UnitGraph(Graph):
         return np.concatenate(self.of), np.cumsum([of.size for of in self.of])[:-1]
 
     def _walked(self, there: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ...]:
-        """What `Flow` has first: depends, explicit, zero and live; `there`: whether each channel's unit is kept."""
+        """Returns depends, explicit, zero and live of a `Flow`; `there`: whether each channel's unit is kept."""
         states: list[State] = []
         for i, node in enumerate(self.nodes):
             state = node.state([states[j] for j in node.inputs], np.True_)

@@ -25,7 +25,7 @@ from typing import Any
 import keras
 
 from tfnas.common.errors import UserError
-from tfnas.layers.base import Node, is_gate
+from tfnas.layers.base import Node, gates_units, is_gate
 from tfnas.layers.calls import Call
 from tfnas.layers.channelwise import Padding, Spatial
 from tfnas.layers.convolution import Convolution, TransposedConvolution
@@ -61,6 +61,15 @@ FAMILIES: list[type[Node]] = [
 def family_of(layer: Any) -> type[Node]:
     """The family of a built layer that a gate may wrap; it does not depend on how the layer is called."""
     return next((family for family in FAMILIES if family.is_of(layer)), Uncut)
+
+
+def refuse_unit_gates(model: Any) -> None:
+    """Raises UserError for the network of a supernet of channel units, with the gates in it."""
+    if any(gates_units(layer) for layer in getattr(model, "layers", ())):
+        raise UserError(
+            f"model '{model.name}': the network of a supernet, with its gates: pass the supernet, or to gate a model "
+            "without gates"
+        )
 
 
 def family_of_call(layer: Any, name: str, record: Any, called: Call, of_units: bool = False) -> type[Node]:

@@ -29,6 +29,11 @@ def is_gate(layer: Any) -> bool:
     return getattr(layer, "gates_inputs", False)
 
 
+def gates_units(layer: Any) -> bool:
+    """Whether a layer is one of those that gate channel units, which this folder cannot import."""
+    return getattr(layer, "gates_units", False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Node:
     """One call of a layer or operation in the graph, and the rules of its family.

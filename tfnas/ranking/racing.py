@@ -74,7 +74,7 @@ def looks(num_examples: int, least: int = 100, first: int = 32) -> list[int]:
 
 
 def allowed(num_candidates: int, num_looks: int, finalists: int | None) -> list[int]:
-    """Returns how many candidates may go on from each look but the last: a geometric sequence to `finalists`.
+    """Returns how many candidates remain after each look but the last: a geometric sequence to `finalists`.
 
     >>> allowed(1500, 5, 20)
     [510, 173, 59, 20]
@@ -129,8 +129,8 @@ def race(
     Candidates of a decided posterior that all fill the same bounds differ by less than any bound can show on n
     examples, and would all be evaluated in full. With `finalists`, the number of candidates falls from look to look
     nevertheless, in proportion, to so many (successive halving, with a factor that follows): of those that the bound
-    leaves, the best by their means so far go on, and all that ever led. The guarantee then holds among the candidates
-    other than the `unproven`.
+    leaves, the best by their means so far remain, and all that ever led. The guarantee then covers all candidates but
+    the `unproven`.
 
     Sources: Maron and Moore 1994 (Hoeffding races), Moore and Lee 1994 (blocking: paired comparisons), Cochran,
     Sampling Techniques, section 2.6 (finite-population correction), Karnin et al. 2013 (sequential halving).

@@ -16,6 +16,7 @@ from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.exporting import conversion
 from tfnas.gating.supernet import Supernet
+from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.costs import cost
 from tfnas.ranking.engine import Engine
 from tfnas.runs import workdir
@@ -58,6 +59,8 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     supernet = networks.gated(config, splits, plain, work)
     parameters = cost(supernet.graph).parameters
     _print("supernet", f"{parameters:,} parameters, {networks.gates_in_words(supernet)}")
+    if isinstance(supernet, UnitSupernet):
+        _print("", supernet.removable())
     needed, free = preflight.room(work, supernet, config.training.checkpoints_kept)
     _print("folder", f"{work.path}: writable, {_bytes(free)} free, about {_bytes(needed)} needed")
     done = work.up_to_date(config)

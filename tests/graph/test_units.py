@@ -257,10 +257,27 @@ def test_a_network_of_units_is_rebuilt_from_its_description():
     assert again.count_params() < graph.model.count_params()
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_a_flow_is_that_of_a_walk_over_the_graph(seed, rng):
+class Positions(L.Layer):
+    """Adds an embedding of each position: constants that belong to the units of what they are added to."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.embedding = L.Embedding(4, 6)
+
+    def call(self, x):
+        return x + self.embedding(keras.ops.arange(4))
+
+
+def with_positions():
+    tokens = keras.Input((4, 3))
+    x = L.Dense(5)(Positions()(L.Dense(6)(tokens)))
+    return keras.Model(tokens, L.Dense(2)(L.GlobalAveragePooling1D()(x)))
+
+
+@pytest.mark.parametrize("build", [Builder(0).model, Builder(3).model, with_positions])
+def test_a_flow_is_that_of_a_walk_over_the_graph(build, rng):
     """Walks are kept by the groups that are empty; each is compared with one for just these masks."""
-    graph = UnitGraph(Builder(seed).model(), streams=True)
+    graph = UnitGraph(build(), streams=True)
     for share in (0.9, 0.5, 0.2, 0.0):
         kept = {group.name: rng.random(group.size) < share for group in graph.groups}
         units = np.concatenate([*kept.values(), [True]])

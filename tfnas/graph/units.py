@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -130,11 +131,14 @@ class UnitGraph(Graph):
     def _flow(self, kept: Mapping[str, np.ndarray]) -> Flow:
         """The flow for masks of some groups, as they are.
 
-        Which nodes have channels follows from the empty groups, for each set of which the graph is walked once.
+        Which nodes have channels follows from the empty groups, for each set of which the graph is walked once; not so
+        where a constant (an embedding of positions) belongs to units, which remains one without its unit.
         """
         masks = [kept.get(name, np.ones(size, bool)) for name, size in self._sizes.items()]
         units, ends = self._flattened
         there = np.concatenate([*masks, [True]])[units]  # the last is `PINNED`
+        if (~np.concatenate(self._depends) & (units != PINNED)).any():
+            return Flow(self, *self._walked(np.split(there, ends)), {}, False)
         empty = tuple(g for g, mask in enumerate(masks) if not mask.any())
         if empty not in self._walks:
             if len(self._walks) == _MOST_WALKS:
@@ -150,7 +154,7 @@ class UnitGraph(Graph):
         """The units of all nodes' channels, and where each node's end."""
         return np.concatenate(self.of), np.cumsum([of.size for of in self.of])[:-1]
 
-    def _walked(self, there: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ...]:
+    def _walked(self, there: Sequence[np.ndarray]) -> tuple[Any, Any, Any, Any]:
         """Returns depends, explicit, zero and live of a `Flow`; `there`: whether each channel's unit is kept."""
         states: list[State] = []
         for i, node in enumerate(self.nodes):
@@ -159,8 +163,8 @@ class UnitGraph(Graph):
             constant = ~self._depends[i]  # whatever the architecture; as in a subnet that is cut again
             explicit = present | (state.explicit & constant)
             states.append(State(present, explicit, ~explicit & (state.zero | ~constant)))
-        parts = [[getattr(x, name) for x in states] for name in ("depends", "explicit", "zero")]
-        return (*parts, self._live({}, parts[1], False))
+        depends, explicit, zero = ([getattr(x, name) for x in states] for name in ("depends", "explicit", "zero"))
+        return depends, explicit, zero, self._live({}, explicit, False)
 
     def chooses(self, i: int) -> bool:
         """Whether node `i` mixes channels some of which, read or made, are units."""

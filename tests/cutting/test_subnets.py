@@ -11,7 +11,7 @@ from tfnas.common.errors import UserError
 from tfnas.cutting.subnets import describe, rebuild, subnet
 from tfnas.graph.costs import cost
 from tfnas.search_space.architecture import Architecture
-from tfnas.supernets import enas, multi_branch_resnet
+from tfnas.supernets import multi_branch_resnet
 
 
 def resnet(num_blocks=1, shape=(8, 8, 2)):
@@ -118,15 +118,6 @@ def test_rebuild_from_json_alone(rng):
     assert Architecture.from_json(text) == architecture
     with pytest.raises(UserError, match="names no supernet"):
         rebuild(architecture.to_json())
-
-
-def test_rebuild_takes_a_share_as_an_argument(rng):
-    arguments = {"width": 4, "num_blocks": 1, "num_classes": 3, "input_shape": (8, 8, 2), "drop_path": 0.4}
-    supernet = tfnas.gate(enas(**arguments), ell2=1, num_examples=10)
-    again = rebuild(
-        describe(random_models.architecture(supernet, rng, KINDS["half"]), supernet.graph, "enas", **arguments)
-    )
-    assert again.get_layer("cell5_node1_x_droppath").rate == 0.4
 
 
 def test_another_supernets_architecture_is_refused():

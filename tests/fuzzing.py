@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pathlib
 import tempfile
 import unicodedata
@@ -16,11 +17,15 @@ from tfnas.common.errors import UserError
 set_hypothesis_home_dir(pathlib.Path(tempfile.gettempdir()) / "tfnas-hypothesis")
 
 
+# How many times as many cases as `make test` takes, which are the same each time.
+TIMES = int(os.environ.get("TFNAS_FUZZ", "1"))
+
+
 def fuzz(cases):
     # A fixture's folder is shared by all cases, each of which writes its file anew.
     too_slow = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
     return settings(
-        max_examples=cases, derandomize=True, deadline=30_000, database=None, suppress_health_check=too_slow
+        max_examples=cases * TIMES, derandomize=True, deadline=30_000, database=None, suppress_health_check=too_slow
     )
 
 

@@ -191,7 +191,8 @@ def training_batches(
         return examples.batch(batch_size // parts, drop_remainder=True)
 
     numbers = tf.data.Dataset.range(first_epoch, epochs)
-    return numbers.flat_map(epoch_batches).prefetch(tf.data.AUTOTUNE)
+    # Nothing here needs AutoGraph, which takes longer than the tracing.
+    return numbers.flat_map(tf.autograph.experimental.do_not_convert(epoch_batches)).prefetch(tf.data.AUTOTUNE)
 
 
 def _image_bytes(splits: Splits) -> int:

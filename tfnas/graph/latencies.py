@@ -36,7 +36,7 @@ _TURNS = 3  # of a network or layer that is measured by itself
 def _on_tensorflow(model: keras.Model) -> Timer:
     images = [tf.zeros((1, *i.shape[1:]), i.dtype) for i in model.inputs]
     inputs = images if len(images) > 1 else images[0]
-    compiled = tf.function(lambda x: model(x, training=False))
+    compiled = tf.function(lambda x: model(x, training=False), autograph=False)
     return _timer(lambda: keras.tree.map_structure(np.asarray, compiled(inputs)))  # waits for the result
 
 
@@ -46,7 +46,7 @@ def _on_litert(model: keras.Model) -> Timer:
     except ImportError as error:
         raise UserError("latency: device 'litert' needs ai-edge-litert: pip install 'tfnas[formats]'") from error
     shapes = [tf.TensorSpec((1, *i.shape[1:]), i.dtype) for i in model.inputs]
-    serve = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
+    serve = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False), autograph=False)
     with terminal.errors_expected():  # the converter logs what it does not need
         converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function(*shapes)], model)
         interpreter = Interpreter(model_content=converter.convert(), num_threads=1)

@@ -198,7 +198,7 @@ def wait_for_all(name: str) -> None:
         return
     made = strategy(name)
 
-    @tf.function
+    @tf.function(autograph=False)
     def meet() -> tf.Tensor:
         ones = made.run(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.ones([])))
         return made.reduce("MEAN", ones, axis=None)
@@ -212,7 +212,7 @@ def agree(step: int) -> None:
         return
     made = tf.distribute.get_strategy()
 
-    @tf.function
+    @tf.function(autograph=False)
     def total() -> tf.Tensor:
         return made.reduce("SUM", made.run(lambda: tf.constant(step, tf.float64)), axis=None)
 

@@ -60,8 +60,10 @@ class Step:
                 f"with {replicas} replicas"
             )
         self._share = 1.0 / (replicas * accumulate)
-        self._gradients = tf.function(self._part, jit_compile=True) if jit_compile and not tpu else self._part
-        self._step = tf.function(self._global_step)
+        # AutoGraph, which Keras's `fit` does without too, would take longer to convert these than they take to trace.
+        compiled = tf.function(self._part, jit_compile=True, autograph=False)
+        self._gradients = compiled if jit_compile and not tpu else self._part
+        self._step = tf.function(self._global_step, autograph=False)
 
     def totals(self, losses: float = 0.0, correct: float = 0.0) -> tf.Tensor:
         """Totals of an epoch's steps: losses, correct examples, and the index of the first step that is not finite."""

@@ -195,24 +195,23 @@ def test_posterior_is_what_the_history_ends_with(whole):
         assert last["drop_probability"][gates.name] == pytest.approx([gates.channel_drop.mean()])
 
 
-def test_a_budget_after_the_search(killed, blind, tmp_path):
+def test_a_budget_after_the_search(whole, tmp_path):
     """One search serves several sizes: sampled again within a budget, cut, exported."""
     path = tmp_path / "smaller"
-    shutil.copytree(killed[0], path)
+    shutil.copytree(whole[0], path)
     options = ["--config.sample.multiply_adds=0.3", "--config.retrain.baseline=false"]
     # The search's cosine stays that of the 6 + 2 epochs.
     options += ["--config.retrain.epochs=0", "--config.search.cosine_epochs=8"]
     options += ["--config.sample.num_candidates=10", "--config.sample.num_random=2", "--config.sample.num_tested=2"]
-    printed = tfnas_stage("run", path, *options, settings=TINY)
+    printed = tfnas_stage("run", path, *options)
     assert "search    up to date" in printed and "of at most 30.0% of the multiply-adds" in printed
     before, after = (
         json.loads((p / stage_table.RANKING).read_text())["kinds"]["posterior"]["mean_multiply_adds"]
-        for p in (blind, path)
+        for p in (whole[0], path)
     )
     assert after < before
     text = (path / "export/digits/architecture.json").read_text()
-    rebuilt = subnets.rebuild(text, source="tiny:build")
-    model = keras.models.load_model(path / "export/digits/model.keras")
+    rebuilt, model = subnets.rebuild(text), keras.models.load_model(path / "export/digits/model.keras")
     assert [w.shape for w in rebuilt.get_weights()] == [w.shape for w in model.get_weights()]
 
 

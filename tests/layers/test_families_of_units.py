@@ -18,7 +18,7 @@ from tfnas.layers.of_units.attention import Heads
 from tfnas.ranking.engine import Engine
 from tfnas.search_space.architecture import Architecture
 
-L = keras.layers
+L, ops = keras.layers, keras.ops
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -41,6 +41,24 @@ LAYERS = {
     "UnitNormalization": (lambda x: L.UnitNormalization()(x), 8),
     "GroupNormalization, few groups": (lambda x: L.GroupNormalization(2)(x), 4),
     "GroupNormalization, many groups": (lambda x: L.GroupNormalization(4)(x), 4),
+    "slices": (lambda x: x[:, ::-1, 1:, 2:6], 4),
+    "split and stack": (lambda x: ops.sum(ops.stack(ops.split(x, 2, axis=-1), axis=2), axis=(1, 2)), 4),
+    "a part of a split": (lambda x: ops.split(x, [3], axis=-1)[1], 5),
+    "moves": (lambda x: L.Permute((2, 1, 3))(ops.roll(ops.tile(ops.flip(x, 1), (1, 2, 1, 1)), 1, 1)), 8),
+    "reductions": (
+        lambda x: L.Maximum()([ops.mean(x, axis=(1, 2)), ops.squeeze(ops.max(x, (1, 2), keepdims=True), (1, 2))]),
+        8,
+    ),
+    "rows as channels": (lambda x: L.Reshape((6, 48))(x), 8),
+    "fewer channels": (lambda x: ops.reshape(x, (-1, 12, 6, 4)), 4),
+    "a common divisor": (lambda x: L.Reshape((24, 12))(x), 4),
+    "of a dense layer": (
+        lambda x: L.Reshape((3, 3, 8))(L.Dense(72, activation="relu", name="wide")(L.Flatten()(x))),
+        8,
+    ),
+    "other axes": (lambda x: L.Softmax(axis=1)(L.Concatenate(axis=1)([x, L.Resizing(3, 6)(x)])), 8),
+    "PReLU": (lambda x: L.PReLU(shared_axes=(1, 2))(L.PReLU()(x)), 8),
+    "one vector": (lambda x: L.RepeatVector(4)(x[:, 0, 1]), 8),
     "grouped convolution": (lambda x: L.Conv2D(6, 3, groups=2, activation="relu")(x), 4),
     "many groups, without bias": (lambda x: L.Conv2D(12, 3, 2, "same", groups=4, use_bias=False)(x), 2),
     "instance normalization": (lambda x: L.GroupNormalization(-1)(x), 8),
@@ -92,8 +110,19 @@ def check(model, tmp_path, rng, noise="batch", streams=False, count=4):
     return supernet
 
 
+def words():
+    text = keras.Input((6,), dtype="int32")
+    x = L.Conv1D(5, 3, activation="relu", name="after")(L.Embedding(9, 8, name="before")(text))
+    return keras.Model(text, L.Dense(3, name="classifier")(L.Dense(4, name="hidden")(L.GlobalMaxPooling1D()(x))))
+
+
+def test_an_embedding_writes_channels(tmp_path, rng):
+    supernet = check(words(), tmp_path, rng)
+    assert units_of(supernet.graph, "before") == 8
+
+
 def test_every_family_is_tested():
-    models = [*(image_model(layer) for layer, _ in LAYERS.values()), transformer(self_attention)]
+    models = [*(image_model(layer) for layer, _ in LAYERS.values()), transformer(self_attention), words()]
     found = {type(node) for model in models for node in UnitGraph(model).nodes}
     assert {*OF_UNITS, Heads} <= found
 

@@ -155,7 +155,7 @@ class _Placement:
         units: list[np.ndarray] = []
         for j, source in enumerate(node.inputs):
             ties = node.ties(j)
-            if ties is None:
+            if ties is None or node.together(j) is not None:
                 return {}
             there = ties >= 0
             channels = np.zeros(node.input_channels[j], bool)

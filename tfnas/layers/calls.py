@@ -29,6 +29,7 @@ class Call:
 
     Attributes:
         record, output: as given.
+        found: what families have found out about it.
         training: True or False by that rule, apart from what the model will be called with; None if unspecified.
         dtype: of its output.
         masked: whether a mask was passed by hand.
@@ -40,6 +41,7 @@ class Call:
     def __init__(self, record: Any, name: str, training: bool | None = None, output: int = 0):
         self.record = record
         self.output = output
+        self.found: dict[str, Any] = {}
         self.dtype: str = record.output_tensors[output].dtype
         # Keras writes into what it was given: the defaults of `training` and of `mask` stand in its record too.
         layer, given = record.operation, dict(record.arguments.kwargs)

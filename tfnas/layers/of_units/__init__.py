@@ -2,7 +2,9 @@
 
 attention.py      MultiHeadAttention and GroupQueryAttention, whose units are heads
 grouped.py        grouped convolutions
+rearranging.py    data movement (ops.transpose, stack, split, slices, ...) and reductions over space (ops.mean, ...)
 statistics.py     normalizations by statistics over channels: LayerNormalization, GroupNormalization, ...
+weighted.py       Embedding, PReLU
 """
 
 from __future__ import annotations
@@ -10,9 +12,21 @@ from __future__ import annotations
 from tfnas.layers.base import Node
 from tfnas.layers.of_units.attention import Attention
 from tfnas.layers.of_units.grouped import Grouped
+from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected
 from tfnas.layers.of_units.statistics import GroupStatistics, Statistics, normalized
+from tfnas.layers.of_units.weighted import Embedding, Parametric
 
 __all__ = ["OF_UNITS", "normalized"]
 
 # A layer is of the first family that takes it, or else of one of `layers.FAMILIES`.
-OF_UNITS: list[type[Node]] = [Attention, Grouped, GroupStatistics, Statistics]
+OF_UNITS: list[type[Node]] = [
+    Attention,
+    Grouped,
+    GroupStatistics,
+    Statistics,
+    Rearranged,
+    Selected,
+    Regrouped,
+    Embedding,
+    Parametric,
+]

@@ -291,7 +291,7 @@ class UnitGraph(Graph):
             for other, alive in enumerate(self._alive(flow)):
                 if other != g and not alive:
                     dead[other].append(g)
-        widths = _Widths(self)
+        widths = _Widths(self, full)
         counted: set[int] = set()
         terms: dict[str, list[Term]] = {"parameters": [], "multiply_adds": []}
         for i, node in enumerate(self.nodes):
@@ -327,16 +327,20 @@ class UnitGraph(Graph):
 
 
 class _Widths:
-    """Numbers the widths of tensors, equal ones once; number 0 is the constant 1."""
+    """Numbers the widths of tensors, equal ones once; number 0 is the constant 1.
 
-    def __init__(self, graph: UnitGraph):
+    Channels that nothing reads in the full network are not counted: no network that is cut has them.
+    """
+
+    def __init__(self, graph: UnitGraph, full: Flow):
         self._graph = graph
+        self._live = full.live
         self._group_of = np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups])
         self.found = [Width(1, ())]
         self._numbers: dict[Width, int] = {self.found[0]: 0}
 
     def of(self, i: int) -> int:
-        units = self._graph.of[i]
+        units = self._graph.of[i][self._live[i]]
         kept = units[units != PINNED]
         groups, counts = np.unique(self._group_of[kept], return_counts=True)
         members = tuple(

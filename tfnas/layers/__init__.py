@@ -90,8 +90,8 @@ def family_of_call(layer: Any, name: str, record: Any, called: Call, of_units: b
         return Uncut  # also where it inherits from one of Keras's: what it does may be another thing
     if getattr(layer, "data_format", None) == "channels_first":
         raise UserError(
-            f"layer '{name}': data_format must be 'channels_last'. Received: {layer.data_format!r}; build the model again "
-            "with 'channels_last', which takes the same weights: new.set_weights(old.get_weights())"
+            f"layer '{name}': data_format must be 'channels_last'. Received: {layer.data_format!r}; build the model "
+            "again with 'channels_last', which takes the same weights: new.set_weights(old.get_weights())"
         )
     if isinstance(layer, keras.layers.TFSMLayer):
         raise UserError(

@@ -206,17 +206,6 @@ def test_a_transformers_candidates_obey_their_bounds_and_most_parameters_are_uni
         assert counted.multiply_adds <= 0.6 * full.multiply_adds
 
 
-def test_a_lambda_is_left_whole(rng):
-    model = image_model(lambda x: L.Lambda(lambda t: 2.0 * t[:, ::2], name="doubled")(x))
-    random_weights(model, rng)
-    graph = UnitGraph(model)
-    assert units_of(graph, "before") == 0
-    images = rng.normal(size=(3, 6, 6, 2)).astype("f4")
-    supernet = tfnas.gate(model, parameters=0.95, steps=10, num_examples=100)
-    supernet.set_architecture(next(architectures(graph, rng, 1)))
-    check_equal(supernet(images), tfnas.subnet(supernet, supernet.architecture())(images))
-
-
 @pytest.mark.parametrize("attention", [self_attention, grouped])
 def test_the_norm_of_a_head_is_that_of_all_its_weights(attention, rng):
     model = transformer(attention)

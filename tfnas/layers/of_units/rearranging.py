@@ -150,7 +150,7 @@ class Regrouped(Node):
         return math.gcd(self.num_channels, self.input_channels[0])
 
     def _spread(self, channels: np.ndarray, size: int) -> np.ndarray:
-        """Of so many channels those of a remainder that any of these has, bool."""
+        """Returns which of `size` channels have a remainder that any of these has, bool."""
         there = channels.reshape(-1, self._divisor).any(axis=0)
         return np.tile(there, size // self._divisor)
 

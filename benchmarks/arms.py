@@ -1,20 +1,16 @@
-"""The contest's arms: ways to a small network. `benchmarks.contest` says what each is."""
+"""Ways to a small network that the contest compares: an importance each, with a few settings (docs/method.md)."""
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import dataclasses
-import json
-import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfnas.common.errors import UserError
+from benchmarks import records
 from tfnas.config import Config, Search
 from tfnas.cutting.subnets import subnet
 from tfnas.data import pipeline
@@ -22,337 +18,47 @@ from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import Cost, cost
-from tfnas.layers import Pointwise
-from tfnas.ranking import ranking, reference_architectures
+from tfnas.graph.latencies import compare_latency
+from tfnas.ranking import ranking
+from tfnas.ranking.refitting import cuts
 from tfnas.runs import stage_table, workdir
-from tfnas.runs.sampled import Kind
 from tfnas.search_space.architecture import Architecture
-from tfnas.stages import retrain, sample, search
-from tfnas.training import building, networks
+from tfnas.stages import search
+from tfnas.training import networks
 from tfnas.training.schedules import Cosine
-from tfnas.training.trained_baselines import mean_magnitude
 
-_GATE_LEARNING_RATE = 5.0  # of the published search: runs of few epochs need more than 1
-_SCALE_PENALTY = 1e-3  # of 'bn-scale', the larger of the usual two: there are few steps to press in
-_RANDOM = 20  # candidates of 'random'
-_DRAWN = 100  # candidates of the published search
-NEAR = 0.03  # what counts as the same size
 _SECOND_ORDER = 1_000  # added to the seed after the search: not the same order of the images again
-# What a target is counted in.
-RESOURCES = {"parameters": "parameters", "multiply_adds": "multiply_adds", "half": "parameters"}
-# Settings of the search that both kinds have.
-_COMMON = (
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "momentum",
-    "nesterov",
-    "example_multiplier",
-    "temperature",
-    "exclude",
-)
+_EXAMPLES = 512  # training images from which importances, statistics and refits are computed
+_GATE_LEARNING_RATE = 5.0  # of the published search: runs of few epochs need more than 1
+_DRAWN = 100  # candidates of the published search
+_NEAR = 0.03  # share of the size by which they may differ from it
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The network that an arm ends with, what it costs, and what else its record says."""
-
-    model: keras.Model
-    cost: Cost
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Run:
-    """One arm, with one weight decay and one seed.
-
-    Args:
-        config: with this run's decay and seed.
-        splits: the images.
-        work: of this run alone.
-        folder: of the contest.
-        ell2: of the published search.
+class Situation:
+    """Where an arm starts from, and how long it trains.
 
     Attributes:
-        full: cost of the whole network.
-        targets: what a network is to have, by the target's name.
-        seconds: spent so far on training and on ranking.
+        epochs: in all, the search included.
+        search: the first of them, in which an importance that is learned is learned.
+        warmup: the first of those, without gates.
+        learning_rate: of SGD, at the start of one cosine to zero.
+        trained: whether it starts from the network that the arm 'full' has trained from scratch.
     """
 
-    def __init__(
-        self, config: Config, splits: pipeline.Splits, work: workdir.Workdir, folder: pathlib.Path, ell2: float
-    ) -> None:
-        self.config, self.splits, self.work, self.folder, self.ell2 = config, splits, work, folder, ell2
-        self.full = self.cost_at(config.supernet.width)
-        narrowed = self.cost_at(config.supernet.width // 2)
-        self.targets = {
-            "parameters": narrowed.parameters,
-            "multiply_adds": narrowed.multiply_adds,
-            "half": self.full.parameters / 2,
-        }
-        self.seconds = {"train": 0.0, "rank": 0.0}
-
-    @property
-    def epochs(self) -> int:
-        """The whole budget."""
-        return self.config.search.epochs + self.config.retrain.epochs
-
-    @property
-    def cosine(self) -> Cosine:
-        """Over the whole budget."""
-        return Cosine(self.config.search.learning_rate, self.epochs)
-
-    @property
-    def paper(self) -> Config:
-        """The config with the published search."""
-        common = {name: getattr(self.config.search, name) for name in _COMMON}
-        published = Search(ell2=self.ell2, gate_learning_rate=_GATE_LEARNING_RATE, **common)
-        return dataclasses.replace(self.config, search=published).check()
-
-    def cost_at(self, width: int) -> Cost:
-        """Returns the cost of the network of this width."""
-        return cost(Graph(building.network(_with_width(self.config, width), self.splits)))
-
-    def network(self, width: int = 0) -> keras.Model:
-        """Builds the network with new, reproducible weights; with the config's width by default."""
-        networks.set_seed(self.config.seed)
-        return building.network(_with_width(self.config, width or self.config.supernet.width), self.splits)
-
-    def gated(self, model: keras.Model) -> Supernet:
-        """`model` with a gate for every source of a layer's input, whose probabilities are not used."""
-        return networks.gated(self.paper, self.splits, model, self.work)
-
-    @contextlib.contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Counts the time meanwhile."""
-        start = time.monotonic()
-        yield
-        self.seconds[phase] += time.monotonic() - start
-
-    def trained(self, model: keras.Model, epochs: int = 0) -> keras.Model:
-        """`model`, trained in place for the first epochs of the budget, or for all of it if no number is given."""
-        with self.timed("train"):
-            networks.fit_plain(
-                self.config, self.splits, self.work, model, epochs or self.epochs, self.cosine.schedule, "train"
-            )
-        return model
-
-    def trained_on(
-        self, supernet: Supernet, architecture: Architecture, cosine: Cosine | None = None, **facts: Any
-    ) -> Found:
-        """The network cut out, and trained for what is left of the budget.
-
-        Args:
-            supernet: with the weights of the search.
-            architecture: what is kept.
-            cosine: to its end; None: that of the whole budget continues where the plain search stopped.
-            facts: what else its record says.
-        """
-        cosine = cosine or dataclasses.replace(self.cosine, first=self.config.search.epochs)
-        model = self.cut(supernet, architecture)
-        config = dataclasses.replace(self.config, seed=self.config.seed + _SECOND_ORDER)
-        epochs = cosine.epochs - cosine.first
-        with self.timed("train"):
-            networks.fit_plain(config, self.splits, self.work, model, epochs, cosine.schedule, "train on")
-        return _found(supernet, architecture, model, **facts)
-
-    def cut(self, supernet: Supernet, architecture: Architecture) -> keras.Model:
-        """The network that `architecture` keeps, with normalization statistics of its own."""
-        if not supernet.graph.flow(architecture).reaches_outputs():
-            raise UserError("contest: what was chosen has no path to the output")
-        if recalibration := networks.recalibration(self.config, self.splits, supernet):
-            recalibration.apply(architecture)
-        return subnet(supernet, architecture)
-
-    def best(self, supernet: Supernet, candidates: Sequence[Architecture]) -> Architecture:
-        """The candidate of the smallest validation loss with inherited weights and statistics of its own."""
-        settings = self.config.sample
-        batches = pipeline.evaluation_batches(self.splits.validation, self.config.data, settings.batch_size)
-        recalibration = networks.recalibration(self.config, self.splits, supernet)
-        supernet.compile(loss=networks.classification_loss())
-        options: dict[str, Any] = {"racing": None, "holdout": 0.0, "batch_size": settings.batch_size}
-        return ranking.rank(supernet, candidates, batches, recalibration=recalibration, **options).best
-
-    def published(self, epochs: int) -> tuple[Supernet, Architecture, dict[str, Any]]:
-        """The supernet after the published search, the best of its candidates of the size wanted, and facts."""
-        config = dataclasses.replace(self.paper, search=dataclasses.replace(self.paper.search, epochs=epochs))
-        with self.timed("train"):
-            supernet = networks.gated(config, self.splits, self.network(), self.work)
-            key = self.work.key("search", config)
-            networks.fit_gated(config, self.splits, self.work, supernet, stage_table.CHECKPOINTS, key, "search")
-        with self.timed("rank"):
-            candidates = of_equal_size(supernet, self.targets["parameters"], self.config.seed)
-            best = self.best(supernet, candidates)
-        return supernet, best, {"learned": supernet.posterior().expected_kept(), "candidates": len(candidates)}
+    epochs: int
+    search: int
+    warmup: int
+    learning_rate: float
+    trained: bool = True
 
 
-def _with_width(config: Config, width: int) -> Config:
-    return dataclasses.replace(config, supernet=dataclasses.replace(config.supernet, width=width))
-
-
-def _found(supernet: Supernet, architecture: Architecture, model: keras.Model, **facts: Any) -> Found:
-    return Found(model, cost(supernet.graph, architecture), {**facts, **_described(architecture)})
-
-
-def _described(architecture: Architecture) -> dict[str, Any]:
-    """Returns the entries of a record."""
-    kept = {name: int(mask.sum()) for name, mask in architecture.items()}
-    return {"kept": kept, "architecture": json.loads(architecture.to_json())}
-
-
-def _full(run: Run) -> Found:
-    return Found(run.trained(run.network()), run.full)
-
-
-def _narrowed(run: Run) -> Found:
-    width = run.config.supernet.width // 2
-    return Found(run.trained(run.network(width)), run.cost_at(width), {"width": width})
-
-
-def _narrowed_wide(run: Run) -> Found:
-    widths = range(2, run.config.supernet.width + 1, 2)
-    width = next(width for width in widths if run.cost_at(width).parameters >= run.targets["half"])
-    return Found(run.trained(run.network(width)), run.cost_at(width), {"width": width})
-
-
-def _last_stage(target: str) -> Callable[[Run], Found]:
-    def make(run: Run) -> Found:
-        supernet = run.gated(run.network())
-        channels = {name: sum(layer.group_sizes) for name, layer in supernet.gated_layers.items()}
-        thresholds = {name: np.full(count, -np.inf) for name, count in channels.items()}
-        last = [name for name in channels if name.startswith("stage3_")]
-        for place, name in enumerate(last):
-            # One layer after another takes a further channel: in larger steps the size would not be met.
-            first = np.arange(channels[name]) + (place + 0.5) / len(last)
-            thresholds[name] = first / channels[name]
-        architecture = reference_architectures.of_size(
-            thresholds, run.targets[target], reference_architectures.counted(supernet.graph)
-        )
-        return _found(supernet, architecture, run.trained(subnet(supernet, architecture)))
-
-    return make
-
-
-def _magnitude(run: Run) -> Found:
-    supernet = run.gated(run.trained(run.network(), run.config.search.epochs))
-    scores = {name: mean_magnitude(layer) for name, layer in supernet.gated_layers.items()}
-    pruned = reference_architectures.magnitude_candidate(supernet.graph, scores, run.targets["parameters"])
-    return run.trained_on(supernet, pruned)
-
-
-def own_scales(graph: Graph, gated: Sequence[str]) -> dict[str, keras.layers.BatchNormalization]:
-    """Maps each gated layer to the normalization that only it reads, directly or through activations."""
-    readers = collections.Counter(i for node in graph.nodes for i in node.inputs)
-    found = {}
-    for name in gated:
-        (i,) = graph.nodes[graph.index[name]].inputs
-        while readers[i] == 1 and isinstance(graph.nodes[i], Pointwise):
-            (i,) = graph.nodes[i].inputs
-        layer = graph.nodes[i].inner
-        if readers[i] == 1 and isinstance(layer, keras.layers.BatchNormalization) and layer.scale:
-            found[name] = layer
-    return found
-
-
-def _bn_scale(run: Run) -> Found:
-    model = run.network()
-    scales = own_scales(Graph(model), list(run.gated(model).gated_layers))
-    for layer in scales.values():
-        layer.gamma.regularizer = keras.regularizers.L1(_SCALE_PENALTY)
-    supernet = run.gated(run.trained(model, run.config.search.epochs))
-    scores = {
-        name: np.abs(np.asarray(scales[name].gamma)) if name in scales else np.full(sum(layer.group_sizes), np.inf)
-        for name, layer in supernet.gated_layers.items()
-    }
-    pruned = reference_architectures.magnitude_candidate(supernet.graph, scores, run.targets["parameters"])
-    return run.trained_on(supernet, pruned, penalty=_SCALE_PENALTY, scales=sorted(scales))
-
-
-def _random(run: Run) -> Found:
-    supernet = run.gated(run.trained(run.network(), run.config.search.epochs))
-    posterior, graph, wanted = supernet.posterior(), supernet.graph, run.targets["parameters"]
-    with run.timed("rank"):
-        candidates = [
-            reference_architectures.random_candidate(posterior, graph, wanted, Kind.ALLOCATED, run.config.seed, i)
-            for i in range(_RANDOM)
-        ]
-        best = run.best(supernet, candidates)
-    return run.trained_on(supernet, best)
-
-
-def of_equal_size(supernet: Supernet, parameters: float, seed: int) -> list[Architecture]:
-    """Selects, from 100 candidates, those with nearly the given number of parameters, or the nearest one.
-
-    They are drawn from the posterior tilted until their mean is that number, counted exactly.
-    """
-    posterior, graph = supernet.posterior(), supernet.graph
-
-    def drawn(share: float) -> tuple[list[Architecture], np.ndarray]:
-        candidates = posterior.tilt(parameters=share * posterior.total_parameters()).sample(_DRAWN, seed)
-        return candidates, np.array([cost(graph, candidate).parameters for candidate in candidates])
-
-    low, high = 0.0, 1.0
-    for _ in range(12):
-        middle = (low + high) / 2
-        candidates, sizes = drawn(middle)
-        low, high = (middle, high) if sizes.mean() < parameters else (low, middle)
-    off = np.abs(sizes / parameters - 1)
-    off[[not graph.flow(candidate).reaches_outputs() for candidate in candidates]] = np.inf
-    return [candidates[i] for i in np.flatnonzero(off <= NEAR)] or [candidates[int(np.argmin(off))]]
-
-
-def _paper(run: Run) -> Found:
-    epochs = 2 * run.config.search.epochs
-    supernet, best, facts = run.published(epochs)
-    return run.trained_on(supernet, best, Cosine(run.config.search.learning_rate, run.epochs - epochs), **facts)
-
-
-def _paper_search_only(run: Run) -> Found:
-    supernet, best, facts = run.published(run.epochs)
-    return _found(supernet, best, run.cut(supernet, best), **facts)
-
-
-def _paper_scratch(run: Run) -> Found:
-    # The search depends on the seed alone: whatever the decay after it was, it found the same.
-    records = sorted((run.folder / "paper").glob(f"decay-*/seed{run.config.seed}.json"))
-    if records:
-        architecture = Architecture.from_json(json.dumps(json.loads(records[0].read_text())["architecture"]))
-    else:
-        _, architecture, _ = run.published(2 * run.config.search.epochs)
-        run.seconds.update(train=0.0, rank=0.0)
-    supernet = run.gated(run.network())
-    return _found(supernet, architecture, run.trained(subnet(supernet, architecture)))
-
-
-def default(config: Config, work: workdir.Workdir, bounds: Mapping[str, float]) -> tuple[Found, dict[str, float]]:
-    """The project's search with bounds, by its stages, and the seconds of each.
-
-    Args:
-        config: says the data, the network, the epochs and the weight decay.
-        work: where the stages run.
-        bounds: by resource, the share of the full network's that the network found may have.
-    """
-    target = dataclasses.replace(config.search, **{"parameters": 0.0, "multiply_adds": 0.0, **bounds})
-    further = dataclasses.replace(config.retrain, baseline=False)
-    config = dataclasses.replace(config, search=target, retrain=further)
-    for stage in (search, sample, retrain):
-        stage.run(config, work.path)
-    results = json.loads((work.path / stage_table.RESULTS).read_text())
-    (row,) = (row for row in results["rows"] if row["name"] == results["chosen"])
-    architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
-    facts = {"chosen": results["chosen"], **_described(architecture)}
-    model = saving.load_model(work.path / stage_table.SUBNET, keras.Model)
-    seconds = {name: stage.seconds for name, stage in work.manifest().stages.items()}
-    return Found(model, Cost(row["parameters"], row["multiply_adds"]), facts), seconds
-
-
-def _default(*targets: str) -> Callable[[Run], Found]:
-    def make(run: Run) -> Found:
-        bounds = {RESOURCES[target]: run.targets[target] / getattr(run.full, RESOURCES[target]) for target in targets}
-        found, seconds = default(run.config, run.work, bounds)
-        run.seconds.update(train=seconds["search"] + seconds["retrain"], rank=seconds["sample"])
-        return found
-
-    return make
+SITUATIONS = {
+    "scratch": Situation(epochs=24, search=6, warmup=2, learning_rate=0.1, trained=False),
+    "trained-8": Situation(epochs=8, search=3, warmup=0, learning_rate=0.03),
+    "trained-2": Situation(epochs=2, search=1, warmup=0, learning_rate=0.03),
+    "trained-0": Situation(epochs=0, search=0, warmup=0, learning_rate=0.03),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -360,32 +66,190 @@ class Arm:
     """One way to a network.
 
     Attributes:
-        make: does it.
-        target: of `Run.targets`, the size that it is to have; empty for none.
-        reference: the arm that it is compared with.
-        decayed: whether it has a weight decay.
+        importance: of the channel units; empty: nothing is cut.
+        learned: whether it is learned in the search's epochs; else computed from the weights after as much plain
+            training, or from those of the trained network at once.
+        settings: further ones of the search.
+        width: of the network, as a share.
+        distilled: whether what is cut learns from the full network's outputs too.
     """
 
-    make: Callable[[Run], Found]
-    target: str = ""
-    reference: str = "narrowed"
-    decayed: bool = True
+    importance: str = ""
+    learned: bool = False
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    width: float = 1.0
+    distilled: bool = False
+
+    def enters(self, situation: Situation) -> bool:
+        """Whether the arm makes sense in a situation: without a search nothing is learned."""
+        if self.width < 1 or self.importance == "published":
+            return not situation.trained
+        if self.importance == "even" or not self.importance:
+            return situation.trained or not self.importance
+        return bool(situation.epochs or not (self.distilled or self.learned))
 
 
 ARMS = {
-    "full": Arm(_full),
-    "narrowed": Arm(_narrowed, "parameters"),
-    "narrowed-wide": Arm(_narrowed_wide),
-    "last-stage": Arm(_last_stage("parameters"), "parameters"),
-    "last-stage-half": Arm(_last_stage("half"), "half", "full"),
-    "magnitude": Arm(_magnitude, "parameters"),
-    "bn-scale": Arm(_bn_scale, "parameters"),
-    "random": Arm(_random, "parameters"),
-    "paper": Arm(_paper, "parameters"),
-    "paper-search-only": Arm(_paper_search_only, "parameters", decayed=False),
-    "paper-scratch": Arm(_paper_scratch, "parameters"),
-    "default": Arm(_default("parameters", "multiply_adds")),
-    "default-parameters": Arm(_default("parameters"), "parameters"),
-    "default-multiply-adds": Arm(_default("multiply_adds"), "multiply_adds"),
-    "default-half": Arm(_default("half"), "half", "full"),
+    "full": Arm(),
+    "narrowed": Arm(width=0.5),
+    "even": Arm("even"),
+    "norm": Arm("norm"),
+    "scale": Arm("scale", learned=True, settings={"scale_floor": 0.0}),
+    "scale-floor": Arm("scale", learned=True),
+    "curvature": Arm("curvature"),
+    "curvature-iterative": Arm("curvature", learned=True),
+    "gates": Arm("gates", learned=True),
+    "gates-example": Arm("gates", learned=True, settings={"noise": "example"}),
+    "gates-streams": Arm("gates", learned=True, settings={"streams": "yes"}),
+    "published": Arm("published", learned=True),
+    "narrowed-distilled": Arm(width=0.5, distilled=True),
+    "norm-distilled": Arm("norm", distilled=True),
+    "curvature-iterative-distilled": Arm("curvature", learned=True, distilled=True),
+    "gates-distilled": Arm("gates", learned=True, distilled=True),
 }
+
+
+class Run:
+    """One arm in one situation, within one pair of bounds, at one seed.
+
+    Args:
+        config: with this seed.
+        splits: the images.
+        work: of this run alone.
+        situation: of `SITUATIONS`.
+        bounds: 'parameters' and 'multiply_adds', shares of the full network's.
+        teacher: file of the trained full network; None while there is none.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        splits: pipeline.Splits,
+        work: workdir.Workdir,
+        situation: Situation,
+        bounds: Mapping[str, float],
+        teacher: str | None,
+    ) -> None:
+        self.config, self.splits, self.work = config, splits, work
+        self.situation, self.bounds, self.teacher = situation, bounds, teacher
+        self.spent = 0.0  # epochs of training, counted in multiply-adds of the full network
+
+    def conduct(self, arm: Arm) -> tuple[dict[str, Any], keras.Model]:
+        """Returns what the arm came to, without its scores on test, and its last network."""
+        start = time.monotonic()
+        full = self._start()
+        whole = cost(Graph(full))
+        if arm.importance:
+            model, facts = self._cut(arm, full, whole)
+        else:
+            model = full if arm.width == 1 else self._network(arm.width)
+            facts = {}
+            self._train(model, 0, cost(Graph(model)).multiply_adds / whole.multiply_adds, arm.distilled)
+        price = cost(Graph(model))
+        seconds = time.monotonic() - start
+        turns = compare_latency([full, model], "litert")
+        facts |= {
+            "parameters": price.parameters / whole.parameters,
+            "multiply_adds": price.multiply_adds / whole.multiply_adds,
+            "latency": turns.seconds[1] / turns.seconds[0],
+            "epochs_spent": self.spent,
+            "seconds": seconds,
+        }
+        return facts, model
+
+    def _network(self, width: float = 1.0) -> keras.Model:
+        supernet = self.config.supernet
+        narrowed = dataclasses.replace(supernet, width=round(width * supernet.width))
+        networks.set_seed(self.config.seed)
+        return networks.network(dataclasses.replace(self.config, supernet=narrowed), self.splits)
+
+    def _start(self) -> keras.Model:
+        return saving.load_model(self.teacher, keras.Model) if self.situation.trained else self._network()
+
+    def _train(self, model: keras.Model, first: int, share: float, distilled: bool = False, end: int = 0) -> None:
+        """Trains `model` from epoch `first` to `end`, or to the last one; `share`: of the full multiply-adds."""
+        end = end or self.situation.epochs
+        if end == first:
+            return
+        cosine = Cosine(self.situation.learning_rate, self.situation.epochs, first)
+        config = dataclasses.replace(self.config, seed=self.config.seed + _SECOND_ORDER * bool(first))
+        teacher = saving.load_model(self.teacher, keras.Model) if distilled else None
+        title = "train on" if first else "train"
+        networks.fit_plain(config, self.splits, self.work, model, end - first, cosine.schedule, title, teacher=teacher)
+        # A forward pass of the teacher is a third of a step.
+        self.spent += (end - first) * (share + distilled / 3)
+
+    def _cut(self, arm: Arm, full: keras.Model, whole: Cost) -> tuple[keras.Model, dict[str, Any]]:
+        """Searches, cuts, chooses the cut by its loss on validation, and trains on."""
+        searched = self.situation.search if arm.learned or not self.situation.trained else 0
+        supernet = self._learned(arm) if arm.learned else self._plain(arm, full, searched)
+        self.spent += searched * arm.learned
+        images = networks.calibration_images(self.config, self.splits, _EXAMPLES)
+        if arm.importance == "published":
+            architecture = self._published(supernet)
+        elif arm.importance == "curvature" and not arm.learned:
+            data = pipeline.training_batches(self.splits, self.config.data, 100, 1, self.config.seed).take(20)
+            architecture = supernet.posterior("curvature", data).mode()
+        else:
+            architecture = supernet.posterior(None if arm.learned else arm.importance).mode()
+        share = cost(supernet.graph, architecture).multiply_adds / whole.multiply_adds
+        made = cuts(supernet, architecture, images)
+        scores = {way: records.scores(model, self.splits, self.config, ["validation"]) for way, model in made.items()}
+        best = min(scores, key=lambda way: scores[way]["validation"]["loss"])
+        after = {way: score["validation"]["accuracy"] for way, score in scores.items()}
+        self._train(made[best], searched, share, arm.distilled)
+        widths = {name: int(mask.sum()) for name, mask in architecture.items()}
+        return made[best], {"after_cut": after, "cut": best, "widths": widths}
+
+    def _settings(self, arm: Arm) -> Config:
+        published = arm.importance == "published"
+        given: dict[str, Any] = {
+            "epochs": self.situation.search,
+            "warmup_epochs": self.situation.warmup,
+            "cosine_epochs": self.situation.epochs,
+            "learning_rate": self.situation.learning_rate,
+            **({} if published else {**self.bounds, "importance": arm.importance}),
+            **arm.settings,
+        }
+        if published:
+            given |= {"ell2": self.config.search.ell2 or 250.0, "gate_learning_rate": _GATE_LEARNING_RATE}
+        settings = dataclasses.replace(Search(batch_size=self.config.search.batch_size), schedule="one_cosine", **given)
+        supernet = self.config.supernet
+        if self.situation.trained:
+            supernet = dataclasses.replace(supernet, weights=self.teacher)
+        retrain = dataclasses.replace(self.config.retrain, epochs=self.situation.epochs - self.situation.search)
+        return dataclasses.replace(self.config, search=settings, supernet=supernet, retrain=retrain).check()
+
+    def _learned(self, arm: Arm) -> Supernet:
+        search.run(self._settings(arm), self.work.path)
+        return saving.load(self.work.path / stage_table.SUPERNET)
+
+    def _plain(self, arm: Arm, full: keras.Model, searched: int) -> Supernet:
+        self._train(full, 0, 1.0, end=searched)
+        supernet = networks.gated(self._settings(arm), self.splits, full, self.work)
+        supernet.compile(loss=networks.classification_loss())
+        return supernet
+
+    def _published(self, supernet: Supernet) -> Architecture:
+        """The best candidate of the published search that has nearly the bound's multiply-adds, by validation loss.
+
+        They are drawn from the posterior tilted until their mean is that number, counted exactly.
+        """
+        posterior, graph = supernet.posterior(), supernet.graph
+        goal = self.bounds["multiply_adds"] * cost(graph).multiply_adds
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            tilted = posterior.tilt(parameters=middle * posterior.total_parameters())
+            candidates = tilted.sample(_DRAWN, self.config.seed)
+            sizes = np.array([cost(graph, candidate).multiply_adds for candidate in candidates])
+            low, high = (middle, high) if sizes.mean() < goal else (low, middle)
+        off = np.abs(sizes / goal - 1)
+        off[[not graph.flow(candidate).reaches_outputs() for candidate in candidates]] = np.inf
+        near = [candidates[i] for i in np.flatnonzero(off <= _NEAR)] or [candidates[int(np.argmin(off))]]
+        size = self.config.sample.batch_size
+        batches = pipeline.evaluation_batches(self.splits.validation, self.config.data, size)
+        supernet.compile(loss=networks.classification_loss())
+        statistics = networks.recalibration(self.config, self.splits, supernet)
+        options: dict[str, Any] = {"racing": None, "holdout": 0.0, "batch_size": size}
+        return ranking.rank(supernet, near, batches, recalibration=statistics, **options).best

@@ -1,40 +1,35 @@
-"""Ways to a small network against each other, at equal budget and size: is searching worth more than narrowing by hand?
+"""Ways to a small network against each other, within the same bounds and the same number of epochs.
 
     .venv/bin/python -m benchmarks.contest --config=configs/contest_16.py --workdir=runs/contest_16 --seeds=0,1,2
-        [--arms=narrowed,magnitude] [--decays=0.0005,0.002] [--jobs=1/2] [--decays_from=runs/OTHER/results.json]
-        [--ell2=250] [--export=docs/results/contest_16] [--config.data.data_dir=DIR ...]
+        [--situations=scratch,trained-8] [--arms=narrowed,norm] [--jobs=1/2] [--export=docs/results/contest_16]
+        [--config.data.data_dir=DIR ...]
 
-Every arm ends with one network, trained on the same images for search.epochs + retrain.epochs of the config in all, its
-search included, by SGD with one cosine from search.learning_rate to zero, but where an arm says otherwise. It has the
-parameters, or the multiply-adds, of the network whose layers are all half as wide ('narrowed'), or half of the full
-network's parameters. The weight decay is chosen among --decays for each arm by validation accuracy at the first seed.
-Test is read when a run's network is fixed, and chooses nothing.
+Situations:
 
-    full                   the network as it is
-    narrowed               every layer half as wide
-    narrowed-wide          every layer as narrow as leaves half of the parameters or more
-    last-stage             the last stage's gated layers read only their first channels; before it nothing goes but what
-                           is then read no more
-    last-stage-half        the same, with half of the full network's parameters
-    magnitude              full for search.epochs, less the channels of the smallest weights, then trained on
-    bn-scale               the same by batch normalization's scales, under an L1 penalty (arXiv 1708.06519); channels
-                           that more than one layer reads have no scale of their own and stay
-    random                 full for search.epochs, then the best of 20 random allocations by inherited weights
-    paper                  the published search, with a cosine of its own, for 2 search.epochs; candidates of its
-                           posterior tilted to this size; the best is trained on, with a cosine of its own
-    paper-search-only      the published search for all epochs; the best candidate as it is
-    paper-scratch          the network that 'paper' found, its weights new; that search is not counted
-    default                the project's search with two bounds: the parameters and the multiply-adds of 'narrowed'
-    default-parameters     with one: its parameters
-    default-multiply-adds  with one: its multiply-adds
-    default-half           with one: half of the full network's parameters
+    scratch      24 epochs in all, of which a search takes 6, from new weights
+    trained-8    8 more epochs, of which a search takes 3, from the network that 'full' trained from scratch
+    trained-2    2 more epochs, of which a search takes 1
+    trained-0    no training: the cut is the result
 
-Ranking is timed apart from training; that search's training includes what its stages evaluate.
+Bounds are on parameters and multiply-adds together: 'width', those of the network whose layers are all half as wide,
+and for trained networks also 'half', half of both. An arm with an importance (docs/method.md) keeps the units that it
+rates highest, as many as the bounds allow. A network is cut in three ways: as it is, with normalization statistics of
+its own, and refitted. The one with the lowest loss on validation is trained for the remaining epochs.
 
-A run is a file, WORKDIR/ARM/decay-D/seedN.json, and is not repeated; an interrupted one resumes from its last
-checkpoint. --jobs=i/n does every n-th run, so that n processes share the work; where a decay is to be chosen by a run
-of another process, it is waited for. The process that ends last writes results.json and table.md. --decays_from takes
-the decays that another contest chose. --export=NAME writes NAME.json and NAME.md too.
+    full, narrowed                 the whole network; every layer half as wide, with new weights
+    even                           the first channels of each layer
+    norm                           of each layer those with the largest weights, as Torch-Pruning does by default
+    scale, scale-floor             the largest normalization scales of all layers, after training with an L1 penalty on
+                                   them (network slimming); with a tenth of each layer in any case
+    curvature(-iterative)          the largest squared gradients, at once or while training
+    gates(-example, -streams)      the project's search; with noise for each example; with residual streams too
+    published                      the published search, the best of its candidates with these multiply-adds
+    ...-distilled                  trained on with the full network's outputs
+
+All train by SGD with one cosine to zero. Test is read when a run's network is fixed, and chooses nothing. A run is a
+file, WORKDIR/SITUATION/BOUNDS/ARM/seedN.json, and is not repeated; an interrupted one resumes from its last checkpoint.
+--jobs=i/n does every n-th run, so that n processes share the work; one that needs a trained network waits for it.
+--export=NAME writes NAME.json and NAME.md of all runs that are done.
 """
 
 from __future__ import annotations
@@ -55,218 +50,200 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from benchmarks import records
-from benchmarks.arms import ARMS, NEAR, RESOURCES, Run
+from benchmarks.arms import ARMS, SITUATIONS, Run
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError, exit_on_error
 from tfnas.config import Config, from_config_dict
 from tfnas.data import pipeline
+from tfnas.graph.channels import Graph
+from tfnas.graph.costs import Cost, cost
 from tfnas.runs import workdir
+from tfnas.training import networks
 
 _POLL_SECONDS = 5.0
+_CUTS = ("bare", "statistics", "refitted")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Key:
+    """What one run is of."""
+
+    situation: str
+    bounds: str
+    arm: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.situation}/{self.bounds}/{self.arm}/seed{self.seed}"
+
+
+def plan(situations: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) -> list[Key]:
+    """All runs, seed by seed: after the first seed there is a whole table.
+
+    Raises:
+        UserError: for a situation or an arm that is not known.
+    """
+    for flag, given, known in (("situations", situations, SITUATIONS), ("arms", arms, ARMS)):
+        if unknown := [name for name in given if name not in known]:
+            raise UserError(f"--{flag}: some of {', '.join(known)} expected. Received: {unknown[0]!r}")
+    keys = []
+    for seed in seeds:
+        for situation in situations:
+            trained = SITUATIONS[situation].trained
+            for bounds in ("width", "half") if trained else ("width",):
+                entering = [arm for arm in arms if ARMS[arm].enters(SITUATIONS[situation])]
+                # What is not cut has no bounds.
+                keys += [Key(situation, bounds, arm, seed) for arm in entering if bounds == "width" or arm != "full"]
+    return keys
 
 
 class Contest:
     """A folder of records, one a run.
 
     Args:
-        config: of all runs; the seed and the decays are not used.
+        config: of all runs; the seed, the search and the epochs are the arms' own.
         path: the folder. It is this config's from then on.
-        options: the weight decays to choose among, by arm.
-        seeds: at the first, the decays are chosen.
-        ell2: of the published search.
+        keys: the runs.
 
     Raises:
-        UserError: if the folder is another contest's, or this network has no width or search to compare.
+        UserError: if the folder is another contest's, or this network has no width to halve.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        path: str | os.PathLike[str],
-        options: Mapping[str, Sequence[float]],
-        seeds: Sequence[int],
-        ell2: float,
-    ) -> None:
+    def __init__(self, config: Config, path: str | os.PathLike[str], keys: Sequence[Key]) -> None:
         if config.supernet.name != "multi_branch_resnet" or config.supernet.source or not config.supernet.width:
             raise UserError("contest: supernet.name 'multi_branch_resnet' with a width expected")
-        if config.search.published or config.search.schedule != "one_cosine":
-            raise UserError("contest: a search with bounds and one cosine expected, the others are made of it")
-        if config.retrain.epochs <= config.search.epochs:
-            raise UserError("contest: retrain.epochs above search.epochs expected: 'paper' takes twice those to search")
-        self.config, self.options, self.seeds, self.ell2 = config, options, seeds, ell2
+        self.config, self.keys = config, keys
         self.work = workdir.Workdir(path)
-        self.settings = records.claim(self.work, "contest.json", config, "contest", ell2=ell2)
+        self.settings = records.claim(self.work, "contest.json", config, "contest")
 
     @functools.cached_property
     def _splits(self) -> pipeline.Splits:
         return pipeline.load(self.config.data, self.work.path / "tensorflow_datasets")
 
-    def plan(self) -> list[tuple[str, float | None, int]]:
-        """Arm, weight decay and seed of every run; without a decay where it is the one that the first seed chooses."""
-        first, *others = self.seeds
-        chosen: list[tuple[str, float | None, int]] = [(a, d, first) for a, ds in self.options.items() for d in ds]
-        return chosen + [(arm, None, seed) for seed in others for arm in self.options]
+    @functools.cached_property
+    def bounds(self) -> dict[str, dict[str, float]]:
+        """Shares of the full network's costs, by the bounds' name."""
+        full, narrowed = (self._cost_at(self.config.supernet.width // part) for part in (1, 2))
+        shares = {name: getattr(narrowed, name) / getattr(full, name) for name in ("parameters", "multiply_adds")}
+        return {"width": shares, "half": dict.fromkeys(shares, 0.5)}
 
-    def record(self, arm: str, decay: float, seed: int) -> dict[str, Any] | None:
+    def _cost_at(self, width: int) -> Cost:
+        supernet = dataclasses.replace(self.config.supernet, width=width)
+        return cost(Graph(networks.network(dataclasses.replace(self.config, supernet=supernet), self._splits)))
+
+    def record(self, key: Key) -> dict[str, Any] | None:
         """Returns the record of a finished run."""
-        file = self.work.path / f"{_folder(arm, decay, seed)}.json"
+        file = self.work.path / f"{key}.json"
         return json.loads(file.read_text()) if file.exists() else None
 
-    def decay(self, arm: str) -> float | None:
-        """The one of the highest validation accuracy at the first seed, of equals the smaller loss; None: not yet."""
-        if len(self.options[arm]) == 1:
-            return self.options[arm][0]
-        tried = [self.record(arm, decay, self.seeds[0]) for decay in self.options[arm]]
-        found = [record for record in tried if record is not None]
-        if len(found) < len(tried):
-            return None
-        return min(found, key=lambda r: (-r["validation"]["accuracy"], r["validation"]["loss"]))["decay"]
+    def teacher(self, seed: int) -> pathlib.Path:
+        """File of the full network that was trained from scratch."""
+        return self.work.path / f"full-seed{seed}.keras"
 
     def conduct(self, index: int, count: int) -> None:
-        """Does part `index` of `count` of the plan, but for what is done; waits for what others have to do first."""
-        left = self.plan()[index - 1 :: count]
+        """Does part `index` of `count` of the runs, but for what is done; waits for what others have to do first."""
+        left = self.keys[index - 1 :: count]
         announced = False
         while left:
             waiting = []
-            for arm, given, seed in left:
-                decay = self.decay(arm) if given is None else given
-                if decay is None:
-                    waiting.append((arm, given, seed))
-                elif self.record(arm, decay, seed) is None:
-                    print(f"contest   {_folder(arm, decay, seed)}", flush=True)
-                    self._do(arm, decay, seed)
-            if len(waiting) == len(left):
+            for key in left:
+                if self.record(key) is not None:
+                    continue
+                if self._needs_teacher(key) and not self.teacher(key.seed).exists():
+                    waiting.append(key)
+                    continue
+                print(f"contest   {key}", flush=True)
+                self._do(key)
+            if waiting and len(waiting) == len(left):
                 if not announced:
-                    print(f"contest   waits for the decays of {', '.join(sorted({arm for arm, *_ in waiting}))}")
+                    print(f"contest   waits for the full network of seed {waiting[0].seed}, trained from scratch")
                 announced = True
                 time.sleep(_POLL_SECONDS)
             left = waiting
 
-    def _do(self, arm: str, decay: float, seed: int) -> None:
+    @staticmethod
+    def _needs_teacher(key: Key) -> bool:
+        return SITUATIONS[key.situation].trained or ARMS[key.arm].distilled
+
+    def _do(self, key: Key) -> None:
         keras.utils.clear_session()
-        name = _folder(arm, decay, seed)
-        resumed = (self.work.path / name).exists()
-        config = dataclasses.replace(
-            self.config,
-            seed=seed,
-            search=dataclasses.replace(self.config.search, weight_decay=decay),
-            retrain=dataclasses.replace(self.config.retrain, weight_decay=decay),
-        )
-        work = workdir.Workdir(self.work.path / name)
-        run = Run(config, self._splits, work, self.work.path, self.ell2)
-        found = ARMS[arm].make(run)
-        target = ARMS[arm].target
-        record = {
-            "arm": arm,
-            "decay": decay,
-            "seed": seed,
-            "epochs": run.epochs,
-            "parameters": found.cost.parameters,
-            "multiply_adds": found.cost.multiply_adds,
-            "parameters_share": found.cost.parameters / run.full.parameters,
-            "multiply_adds_share": found.cost.multiply_adds / run.full.multiply_adds,
-            "target": target,
-            "off_target": getattr(found.cost, RESOURCES[target]) / run.targets[target] - 1 if target else None,
-            **records.scores(found.model, run.splits, config),
-            "seconds": {phase: round(seconds, 1) for phase, seconds in run.seconds.items()},
-            "resumed": resumed,  # its seconds are then only those since
-            "commit": records.commit(),
-            **found.facts,
-        }
-        self.work.write_json(f"{name}.json", record)
+        work = workdir.Workdir(self.work.path / str(key))
+        config = dataclasses.replace(self.config, seed=key.seed)
+        teacher = str(self.teacher(key.seed)) if self._needs_teacher(key) else None
+        run = Run(config, self._splits, work, SITUATIONS[key.situation], self.bounds[key.bounds], teacher)
+        facts, model = run.conduct(ARMS[key.arm])
+        if key.arm == "full" and key.situation == "scratch":
+            self.work.write(self.teacher(key.seed).name, keras.Model(model.inputs, model.outputs).save)
+        scores = records.scores(model, self._splits, config)
+        record = {**dataclasses.asdict(key), **facts, **scores, "commit": records.commit()}
+        self.work.write_json(f"{key}.json", record)
         shutil.rmtree(work.path)
 
-    def results(self, command: str) -> dict[str, Any] | None:
-        """All that was found; None while a run is missing."""
-        decays = {arm: self.decay(arm) for arm in self.options}
-        if None in decays.values():
-            return None
-        found = [self.record(arm, decays[arm] if decay is None else decay, seed) for arm, decay, seed in self.plan()]
-        if None in found:
-            return None
-        return {
-            "command": command,
-            "machine": records.machine(),
-            **self.settings,
-            "seeds": list(self.seeds),
-            "options": {arm: list(decays) for arm, decays in self.options.items()},
-            "decays": decays,
-            # Of an architecture the numbers of channels: which ones they are stands in the run's file.
-            "records": [{k: v for k, v in record.items() if k != "architecture"} for record in found if record],
-        }
+    def results(self, command: str) -> dict[str, Any]:
+        """All that was found so far."""
+        found = [record for key in self.keys if (record := self.record(key))]
+        return {"command": command, "machine": records.machine(), **self.settings, "records": found}
 
 
-def _folder(arm: str, decay: float, seed: int) -> str:
-    return f"{arm}/decay-{decay:g}/seed{seed}"
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown of `Contest.results`, with notes under it."""
-    decays = results["decays"]
-    chosen: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in decays}
+def table(results: Mapping[str, Any], situation: str, bounds: str) -> str:
+    """Markdown of one situation and one pair of bounds; accuracies and shares in %."""
+    arms: dict[str, dict[int, Mapping[str, Any]]] = {arm: {} for arm in ARMS}
     for record in results["records"]:
-        if record["decay"] == decays[record["arm"]]:
-            chosen[record["arm"]][record["seed"]] = record
+        if record["situation"] == situation and record["bounds"] in (bounds, "width"[: 5 * (record["arm"] == "full")]):
+            arms[record["arm"]][record["seed"]] = record
+    reference = "narrowed" if arms["narrowed"] else "norm"
     columns = (
         "network",
-        "test accuracy, %",
-        "parameters, %",
-        "multiply-adds, %",
-        "training accuracy, %",
-        "difference, points (95 %)",
-        "to",
-        "weight decay",
-        "epochs",
-        "training, s",
-        "ranking, s",
+        "test",
+        "by seed",
+        f"difference to {reference}, points (95 %)",
+        "validation after the cut: bare",
+        "statistics",
+        "refitted",
+        "parameters",
+        "multiply-adds",
+        "latency",
+        "training, in epochs of the full network",
     )
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    notes = []
-    for arm, runs in chosen.items():
-        found, reference = list(runs.values()), ARMS[arm].reference
-        uninterrupted = [r["seconds"] for r in found if not r["resumed"]]
-        compared = reference != arm and reference in chosen
-        difference = records.difference(_accuracies(runs), _accuracies(chosen.get(reference, {})))
+    for arm, runs in arms.items():
+        if not runs:
+            continue
+        found = list(runs.values())
+        difference = records.difference(_accuracies(runs), _accuracies(arms[reference]))
         cells = (
             arm,
             records.spread_cell([100 * r["test"]["accuracy"] for r in found]),
-            records.mean_cell([100 * r["parameters_share"] for r in found], ".1f"),
-            records.mean_cell([100 * r["multiply_adds_share"] for r in found], ".1f"),
-            records.mean_cell([100 * r["train"]["accuracy"] for r in found], ".2f"),
-            records.interval_cell(*difference) if compared else "-",
-            reference if compared else "-",
-            f"{decays[arm]:g}" if ARMS[arm].decayed else "-",
-            str(found[0]["epochs"]),
-            records.mean_cell([s["train"] for s in uninterrupted], ".0f"),
-            records.mean_cell([s["rank"] for s in uninterrupted], ".0f"),
+            " / ".join(f"{100 * r['test']['accuracy']:.1f}" for r in found),
+            records.interval_cell(*difference) if arm != reference and arms[reference] else "-",
+            *(_mean(found, lambda r, cut=cut: r.get("after_cut", {}).get(cut)) for cut in _CUTS),
+            *(_mean(found, lambda r, name=name: r[name]) for name in ("parameters", "multiply_adds", "latency")),
+            records.mean_cell([r["epochs_spent"] for r in found], ".1f"),
         )
         lines.append(f"| {' | '.join(cells)} |")
-        off = {seed: r["off_target"] for seed, r in runs.items() if abs(r["off_target"] or 0.0) > NEAR}
-        if off:
-            offsets = ", ".join(f"{100 * value:+.1f} % at seed {seed}" for seed, value in off.items())
-            notes.append(f"{arm} is more than {100 * NEAR:.0f} % off the target size: {offsets}.")
-    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def _mean(found: Sequence[Mapping[str, Any]], value: Any) -> str:
+    values = [value(record) for record in found]
+    return records.mean_cell([100 * v for v in values if v is not None], ".1f")
 
 
 def _accuracies(runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
     return {seed: 100 * record["test"]["accuracy"] for seed, record in runs.items()}
 
 
-def export(results: Mapping[str, Any], target: pathlib.Path) -> None:
-    """Writes what was found as TARGET.json, and as a page, TARGET.md."""
-    work = workdir.Workdir(target.parent)
-    work.write_json(f"{target.name}.json", results)
-    decays = sorted({decay for arm, tried in results["options"].items() if ARMS[arm].decayed for decay in tried})
-    chosen = f", chosen by validation accuracy at seed {results['seeds'][0]}" if len(decays) > 1 else ""
-    tried = f"Weight decays: {records.listed(decays)}{chosen}."
-    lines = (
-        f"# Ways to a small network: {target.name}",
+def page(results: Mapping[str, Any], title: str) -> str:
+    """Markdown of everything found."""
+    there = dict.fromkeys((record["situation"], record["bounds"]) for record in results["records"])
+    parts = [
+        f"# Ways to a small network: {title}",
         f"`{results['command']}`",
-        f"Seeds: {records.listed(results['seeds'])}. {results['machine']}. Shares are of the full network. {tried}",
-        table(results),
-    )
-    text = "\n\n".join(lines)
-    work.write(f"{target.name}.md", lambda file: file.write_text(text))
+        f"{results['machine']}. `benchmarks/contest.py` says what each network is. Shares are of the full network, in %.",
+    ]
+    for situation, bounds in there:
+        parts += [f"## {situation}, bounds '{bounds}'", table(results, situation, bounds)]
+    return "\n\n".join(parts)
 
 
 def part(text: str) -> tuple[int, int]:
@@ -277,45 +254,20 @@ def part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def options(
-    arms: Sequence[str], decays: Sequence[float], others: Mapping[str, float] | None = None
-) -> dict[str, tuple[float, ...]]:
-    """The weight decays of each arm: none, all of `decays`, or the one that another contest chose.
-
-    Raises:
-        UserError: for an arm that is not known, or that the other contest did not have.
-    """
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        raise UserError(f"--arms: some of {', '.join(ARMS)} expected. Received: {unknown[0]!r}")
-    found: dict[str, tuple[float, ...]] = {}
-    for arm in arms:
-        if not ARMS[arm].decayed:
-            found[arm] = (0.0,)
-        elif others is None:
-            found[arm] = tuple(decays)
-        elif arm in others:
-            found[arm] = (others[arm],)
-        else:
-            raise UserError(f"--decays_from: has no '{arm}'")
-    return found
-
-
 def _define_flags() -> None:
     # Not at import: the command line's, `tfnas.cli`'s, may be defined in the same process.
     config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
     flags.DEFINE_string("workdir", None, "Of the contest.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of each arm a seed.")
+    flags.DEFINE_list("situations", list(SITUATIONS), "From where, and for how long.")
     flags.DEFINE_list("arms", list(ARMS), "What is compared.")
-    flags.DEFINE_list("decays", ["0.0005", "0.002"], "Weight decays to choose among.")
-    flags.DEFINE_string("decays_from", None, "Another contest's results.json, which says the decays.")
     flags.DEFINE_string("jobs", "1/1", "i/n: do part i of n.")
-    flags.DEFINE_float("ell2", 250.0, "Of the published search.", lower_bound=0.0)
     flags.DEFINE_string("export", None, "Where to write the results too, without suffix.")
     flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(_: Sequence[str]) -> None:
-    """Does this process's runs; prints the table if all are done. A user's mistake ends with one line."""
+    """Does this process's runs; prints the tables of what is done. A user's mistake ends with one line."""
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
     with exit_on_error(flags.FLAGS.workdir):
         _run(flags.FLAGS)
@@ -323,21 +275,16 @@ def main(_: Sequence[str]) -> None:
 
 def _run(given: Any) -> None:
     user_functions.add_import_folder(os.path.dirname(config_flags.get_config_filename(given["config"])) or os.curdir)
-    config = from_config_dict(given.config)
-    others = json.loads(pathlib.Path(given.decays_from).read_text())["decays"] if given.decays_from else None
-    decays = options(given.arms, [float(decay) for decay in given.decays], others)
-    contest = Contest(config, given.workdir, decays, [int(seed) for seed in given.seeds], given.ell2)
+    keys = plan(given.situations, given.arms, [int(seed) for seed in given.seeds])
+    contest = Contest(from_config_dict(given.config), given.workdir, keys)
     contest.conduct(*part(given.jobs))
     results = contest.results(records.command("benchmarks.contest"))
-    if results is None:
-        print("contest   other runs are not done: the table is made when they are")
-        return
-    contest.work.write_json("results.json", results)
-    text = table(results)
-    contest.work.write("table.md", lambda file: file.write_text(text))
+    target = pathlib.Path(given.export) if given.export else contest.work.path / "results"
+    text = page(results, target.name)
+    work = workdir.Workdir(target.parent)
+    work.write_json(f"{target.name}.json", results)
+    work.write(f"{target.name}.md", lambda file: file.write_text(text))
     print(f"\n{text}")
-    if given.export:
-        export(results, pathlib.Path(given.export))
 
 
 if __name__ == "__main__":

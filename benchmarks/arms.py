@@ -12,7 +12,6 @@ import numpy as np
 
 from benchmarks import records
 from tfnas.config import Config, Search
-from tfnas.cutting.subnets import subnet
 from tfnas.data import pipeline
 from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
@@ -20,11 +19,11 @@ from tfnas.graph.channels import Graph
 from tfnas.graph.costs import Cost, cost
 from tfnas.graph.latencies import compare_latency
 from tfnas.ranking import ranking
-from tfnas.ranking.refitting import cuts
 from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import search
-from tfnas.training import networks
+from tfnas.training import building, networks
+from tfnas.training.best_cut import cuts
 from tfnas.training.schedules import Cosine
 
 _SECOND_ORDER = 1_000  # added to the seed after the search: not the same order of the images again
@@ -161,7 +160,7 @@ class Run:
         supernet = self.config.supernet
         narrowed = dataclasses.replace(supernet, width=round(width * supernet.width))
         networks.set_seed(self.config.seed)
-        return networks.network(dataclasses.replace(self.config, supernet=narrowed), self.splits)
+        return building.network(dataclasses.replace(self.config, supernet=narrowed), self.splits)
 
     def _start(self) -> keras.Model:
         return saving.load_model(self.teacher, keras.Model) if self.situation.trained else self._network()
@@ -175,7 +174,16 @@ class Run:
         config = dataclasses.replace(self.config, seed=self.config.seed + _SECOND_ORDER * bool(first))
         teacher = saving.load_model(self.teacher, keras.Model) if distilled else None
         title = "train on" if first else "train"
-        networks.fit_plain(config, self.splits, self.work, model, end - first, cosine.schedule, title, teacher=teacher)
+        networks.fit_plain(
+            config,
+            self.splits,
+            self.work,
+            model,
+            end - first,
+            cosine.schedule,
+            title,
+            **({"teacher": teacher} if teacher else {}),
+        )
         # A forward pass of the teacher is a third of a step.
         self.spent += (end - first) * (share + distilled / 3)
 
@@ -213,7 +221,9 @@ class Run:
         }
         if published:
             given |= {"ell2": self.config.search.ell2 or 250.0, "gate_learning_rate": _GATE_LEARNING_RATE}
-        settings = dataclasses.replace(Search(batch_size=self.config.search.batch_size), schedule="one_cosine", **given)
+        settings = dataclasses.replace(
+            Search(batch_size=self.config.retrain.batch_size), schedule="one_cosine", **given
+        )
         supernet = self.config.supernet
         if self.situation.trained:
             supernet = dataclasses.replace(supernet, weights=self.teacher)

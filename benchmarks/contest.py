@@ -58,10 +58,10 @@ from tfnas.data import pipeline
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import Cost, cost
 from tfnas.runs import workdir
-from tfnas.training import networks
+from tfnas.training import building
+from tfnas.training.best_cut import Way
 
 _POLL_SECONDS = 5.0
-_CUTS = ("bare", "statistics", "refitted")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -101,7 +101,8 @@ class Contest:
     """A folder of records, one a run.
 
     Args:
-        config: of all runs; the seed, the search and the epochs are the arms' own.
+        config: has the images, the full network, and the batch size and weight decay of retraining, which are those
+            of every training; the rest is the arms' own.
         path: the folder. It is this config's from then on.
         keys: the runs.
 
@@ -114,7 +115,8 @@ class Contest:
             raise UserError("contest: supernet.name 'multi_branch_resnet' with a width expected")
         self.config, self.keys = config, keys
         self.work = workdir.Workdir(path)
-        self.settings = records.claim(self.work, "contest.json", config, "contest")
+        shared = {"batch_size": config.retrain.batch_size, "weight_decay": config.retrain.weight_decay}
+        self.settings = records.claim(self.work, "contest.json", config, "contest", ("data", "supernet"), **shared)
 
     @functools.cached_property
     def _splits(self) -> pipeline.Splits:
@@ -129,7 +131,7 @@ class Contest:
 
     def _cost_at(self, width: int) -> Cost:
         supernet = dataclasses.replace(self.config.supernet, width=width)
-        return cost(Graph(networks.network(dataclasses.replace(self.config, supernet=supernet), self._splits)))
+        return cost(Graph(building.network(dataclasses.replace(self.config, supernet=supernet), self._splits)))
 
     def record(self, key: Key) -> dict[str, Any] | None:
         """Returns the record of a finished run."""
@@ -189,7 +191,10 @@ def table(results: Mapping[str, Any], situation: str, bounds: str) -> str:
     """Markdown of one situation and one pair of bounds; accuracies and shares in %."""
     arms: dict[str, dict[int, Mapping[str, Any]]] = {arm: {} for arm in ARMS}
     for record in results["records"]:
-        if record["situation"] == situation and record["bounds"] in (bounds, "width"[: 5 * (record["arm"] == "full")]):
+        if record["situation"] == situation and record["bounds"] in (
+            bounds,
+            "width" if record["arm"] == "full" else bounds,
+        ):
             arms[record["arm"]][record["seed"]] = record
     reference = "narrowed" if arms["narrowed"] else "norm"
     columns = (
@@ -216,7 +221,7 @@ def table(results: Mapping[str, Any], situation: str, bounds: str) -> str:
             records.spread_cell([100 * r["test"]["accuracy"] for r in found]),
             " / ".join(f"{100 * r['test']['accuracy']:.1f}" for r in found),
             records.interval_cell(*difference) if arm != reference and arms[reference] else "-",
-            *(_mean(found, lambda r, cut=cut: r.get("after_cut", {}).get(cut)) for cut in _CUTS),
+            *(_mean(found, lambda r, cut=cut: r.get("after_cut", {}).get(cut)) for cut in Way),
             *(_mean(found, lambda r, name=name: r[name]) for name in ("parameters", "multiply_adds", "latency")),
             records.mean_cell([r["epochs_spent"] for r in found], ".1f"),
         )
@@ -239,7 +244,8 @@ def page(results: Mapping[str, Any], title: str) -> str:
     parts = [
         f"# Ways to a small network: {title}",
         f"`{results['command']}`",
-        f"{results['machine']}. `benchmarks/contest.py` says what each network is. Shares are of the full network, in %.",
+        f"{results['machine']}. `benchmarks/contest.py` says what each network is. Accuracies, and shares of the full "
+        "network, are in %.",
     ]
     for situation, bounds in there:
         parts += [f"## {situation}, bounds '{bounds}'", table(results, situation, bounds)]

@@ -43,7 +43,9 @@ def scores(
     return found
 
 
-def claim(work: workdir.Workdir, name: str, config: Config, what: str, **further: Any) -> dict[str, Any]:
+def claim(
+    work: workdir.Workdir, name: str, config: Config, what: str, sections: Sequence[str] = _SECTIONS, **further: Any
+) -> dict[str, Any]:
     """Makes a folder that of these settings, which its file `name` says.
 
     Args:
@@ -51,6 +53,7 @@ def claim(work: workdir.Workdir, name: str, config: Config, what: str, **further
         name: of the file.
         config: those of its settings that change a result are compared.
         what: the folder holds.
+        sections: of the settings.
         further: settings that are not the config's.
 
     Returns:
@@ -59,7 +62,7 @@ def claim(work: workdir.Workdir, name: str, config: Config, what: str, **further
     Raises:
         UserError: if it was made with others.
     """
-    record = json.loads(json.dumps({"config": stage_table.settings(config, _SECTIONS), **further}))
+    record = json.loads(json.dumps({"config": stage_table.settings(config, sections), **further}))
     file = work.path / name
     if file.exists() and json.loads(file.read_text()) != record:
         raise UserError(f"workdir {work.path}: holds a {what} with other settings: use another --workdir")

@@ -23,7 +23,7 @@ from tfnas.graph.costs import cost
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.measured import Results
 from tfnas.stages import retrain, sample, search
-from tfnas.training import networks
+from tfnas.training import building, networks
 from tfnas.training.schedules import Cosine
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
@@ -49,7 +49,7 @@ def _run():
 
     splits = networks.load_data(config, work)
     networks.set_seed(config.seed)
-    full = networks.network(config, splits)
+    full = building.network(config, splits)
     start = time.monotonic()
     rates = Cosine(config.search.learning_rate, epochs).schedule
     networks.fit_plain(config, splits, workdir.Workdir(work.path / "full"), full, epochs, rates, "full")

@@ -109,7 +109,7 @@ def test_another_contests_folder_is_refused(tmp_path):
 def test_table():
     tests = {"full": (0.6, 0.62), "narrowed": (0.5, 0.52), "gates": (0.55, 0.55)}
     found = [
-        record(Key("scratch", "width", arm, seed), test, **({"after_cut": {"bare": 0.1}} if arm == "gates" else {}))
+        record(Key("scratch", "width", arm, seed), test, **({"after_cut": {"as cut": 0.1}} if arm == "gates" else {}))
         for arm, accuracies in tests.items()
         for seed, test in enumerate(accuracies)
     ]
@@ -159,7 +159,7 @@ def test_arms_on_the_digits(tmp_path, monkeypatch):
     assert published["multiply_adds"] < 1
     for found, bounds in (gates, shares), (curvature, dict.fromkeys(shares, 0.5)):
         assert all(0.5 * bounds[name] < found[name] <= bounds[name] for name in bounds)
-        assert found["cut"] in found["after_cut"] and set(found["after_cut"]) == set(contest._CUTS)
+        assert found["cut"] in found["after_cut"] and set(found["after_cut"]) == set(contest.Way)
     assert gates["epochs_spent"] == pytest.approx(1 + gates["multiply_adds"])
     assert curvature["epochs_spent"] == 0
     assert all(0 <= found[split]["accuracy"] <= 1 for found in (full, gates) for split in records.SPLITS)

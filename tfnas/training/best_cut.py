@@ -71,18 +71,23 @@ def best_cut(
     """
     held_out = inputs.read(validation, supernet.network, "best_cut")
     criterion = Criterion(supernet, held_out, "best_cut")
-    examples = inputs.read_inputs(images, supernet.network, "best_cut", NUM_EXAMPLES)
-    bare, recalibrated = (subnet(supernet, architecture, name=name) for _ in range(2))
-    few = [tf.convert_to_tensor(x[:_RECALIBRATE]) for x in examples]
-    recompute_statistics(recalibrated, keras.tree.pack_sequence_as(bare.input, few))
-    refitted = refit(supernet.graph, architecture, bare, keras.tree.pack_sequence_as(bare.input, examples))
-    models = {Way.BARE: bare, Way.STATISTICS: recalibrated, Way.REFITTED: refitted}
+    models = cuts(supernet, architecture, images, name)
     losses = {way: _loss(model, held_out, criterion) for way, model in models.items()}
     finite = {way: loss for way, loss in losses.items() if np.isfinite(loss)}
     if not finite:
         raise UserError("best_cut: no network with a finite loss could be cut out; choose another architecture")
     best = min(finite, key=finite.__getitem__)
     return BestCut(models[best], best, losses)
+
+
+def cuts(supernet: Supernet, architecture: Architecture, images: Any, name: str = "subnet") -> dict[Way, keras.Model]:
+    """Cuts an architecture out in each way; arguments and errors as of `best_cut`."""
+    examples = inputs.read_inputs(images, supernet.network, "best_cut", NUM_EXAMPLES)
+    bare, recalibrated = (subnet(supernet, architecture, name=name) for _ in range(2))
+    few = [tf.convert_to_tensor(x[:_RECALIBRATE]) for x in examples]
+    recompute_statistics(recalibrated, keras.tree.pack_sequence_as(bare.input, few))
+    refitted = refit(supernet.graph, architecture, bare, keras.tree.pack_sequence_as(bare.input, examples))
+    return {Way.BARE: bare, Way.STATISTICS: recalibrated, Way.REFITTED: refitted}
 
 
 def _loss(model: keras.Model, examples: inputs.Examples, criterion: Criterion) -> float:

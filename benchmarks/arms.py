@@ -30,6 +30,7 @@ _SECOND_ORDER = 1_000  # added to the seed after the search: not the same order 
 _EXAMPLES = 512  # training images from which importances, statistics and refits are computed
 _GATE_LEARNING_RATE = 5.0  # of the published search: runs of few epochs need more than 1
 _DRAWN = 100  # candidates of the published search
+_DISTILL = 0.5  # weight of the teacher's logits in the loss
 _NEAR = 0.03  # share of the size by which they may differ from it
 
 
@@ -171,7 +172,8 @@ class Run:
         if end == first:
             return
         cosine = Cosine(self.situation.learning_rate, self.situation.epochs, first)
-        config = dataclasses.replace(self.config, seed=self.config.seed + _SECOND_ORDER * bool(first))
+        retrain = dataclasses.replace(self.config.retrain, distill=_DISTILL)  # without a teacher of no account
+        config = dataclasses.replace(self.config, seed=self.config.seed + _SECOND_ORDER * bool(first), retrain=retrain)
         teacher = saving.load_model(self.teacher, keras.Model) if distilled else None
         title = "train on" if first else "train"
         networks.fit_plain(

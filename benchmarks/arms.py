@@ -218,9 +218,11 @@ class Run:
             "warmup_epochs": self.situation.warmup,
             "cosine_epochs": self.situation.epochs,
             "learning_rate": self.situation.learning_rate,
-            **({} if published else {**self.bounds, "importance": arm.importance}),
+            **({} if published else self.bounds),
             **arm.settings,
         }
+        if arm.learned and arm.importance not in ("gates", "published"):
+            given["importance"] = arm.importance
         if published:
             given |= {"ell2": self.config.search.ell2 or 250.0, "gate_learning_rate": _GATE_LEARNING_RATE}
         settings = dataclasses.replace(

@@ -175,7 +175,7 @@ class Contest:
         run = Run(config, self._splits, work, SITUATIONS[key.situation], self.bounds[key.bounds], teacher)
         facts, model = run.conduct(ARMS[key.arm])
         if key.arm == "full" and key.situation == "scratch":
-            self.work.write(self.teacher(key.seed).name, keras.Model(model.inputs, model.outputs).save)
+            self.work.write(self.teacher(key.seed).name, keras.Model(model.inputs[0], model.outputs[0]).save)
         scores = records.scores(model, self._splits, config)
         record = {**dataclasses.asdict(key), **facts, **scores, "commit": records.commit()}
         self.work.write_json(f"{key}.json", record)

@@ -92,8 +92,9 @@ class Arm:
 ARMS = {
     "full": Arm(),
     "narrowed": Arm(width=0.5),
-    "even": Arm("even"),
+    "even-streams": Arm("even", settings={"streams": "yes"}),
     "norm": Arm("norm"),
+    "norm-streams": Arm("norm", settings={"streams": "yes"}),
     "scale": Arm("scale", learned=True, settings={"scale_floor": 0.0}),
     "scale-floor": Arm("scale", learned=True),
     "curvature": Arm("curvature"),

@@ -17,13 +17,15 @@ rates highest, as many as the bounds allow. A network is cut in three ways: as i
 its own, and refitted. The one with the lowest loss on validation is trained for the remaining epochs.
 
     full, narrowed                 the whole network; every layer half as wide, with new weights
-    even                           the first channels of each layer
-    norm                           of each layer those with the largest weights, as Torch-Pruning does by default
+    even-streams                   the first channels of each layer
+    norm(-streams)                 of each layer those with the largest weights, the same share of all layers, as
+                                   Torch-Pruning does by default
     scale, scale-floor             the largest normalization scales of all layers, after training with an L1 penalty on
                                    them (network slimming); with a tenth of each layer in any case
     curvature(-iterative)          the largest squared gradients, at once or while training
-    gates(-example, -streams)      the project's search; with noise for each example; with residual streams too
+    gates(-example)                the project's search; with noise for each example
     published                      the published search, the best of its candidates with these multiply-adds
+    ...-streams                    residual streams are narrowed too; the others leave them as wide as they are
     ...-distilled                  trained on with the full network's outputs
 
 All train by SGD with one cosine to zero. Test is read when a run's network is fixed, and chooses nothing. A run is a

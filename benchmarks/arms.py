@@ -167,9 +167,11 @@ class Run:
     def _start(self) -> keras.Model:
         return saving.load_model(self.teacher, keras.Model) if self.situation.trained else self._network()
 
-    def _train(self, model: keras.Model, first: int, share: float, distilled: bool = False, end: int = 0) -> None:
+    def _train(
+        self, model: keras.Model, first: int, share: float, distilled: bool = False, end: int | None = None
+    ) -> None:
         """Trains `model` from epoch `first` to `end`, or to the last one; `share`: of the full multiply-adds."""
-        end = end or self.situation.epochs
+        end = self.situation.epochs if end is None else end
         if end == first:
             return
         cosine = Cosine(self.situation.learning_rate, self.situation.epochs, first)

@@ -95,7 +95,7 @@ ARMS = {
     "even-streams": Arm("even", settings={"streams": "yes"}),
     "norm": Arm("norm"),
     "norm-streams": Arm("norm", settings={"streams": "yes"}),
-    "scale": Arm("scale", learned=True, settings={"scale_floor": 0.0}),
+    "scale": Arm("scale", learned=True, settings={"floor": 0.0}),
     "scale-floor": Arm("scale", learned=True),
     "curvature": Arm("curvature"),
     "curvature-iterative": Arm("curvature", learned=True),

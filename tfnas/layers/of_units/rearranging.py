@@ -229,7 +229,7 @@ def _key(called: Call) -> tuple[Any, ...]:
 
 
 def _last(key: Any, rank: int) -> Any:
-    """What a key of `x[key]` has for the last axis of a tensor of this rank, or a slice of all of it."""
+    """Returns what a key of `x[key]` has for the last axis of a tensor of this rank, or a slice of all of it."""
     taken = [part for part in key if part is not None and part is not Ellipsis]
-    to_last = len(taken) == rank or (Ellipsis in key and key[-1] is not Ellipsis)
+    to_last = len(taken) == rank or (any(part is Ellipsis for part in key) and key[-1] is not Ellipsis)
     return key[-1] if to_last else slice(None)

@@ -218,6 +218,7 @@ def test_exact(name, rng, tmp_path, eager):
     supernet = checked(model, x if len(x) > 1 else x[0], rng, tmp_path)
     assert tuple(Graph(model).untraced) == whole
     assert cost(Graph(model)).parameters == sum(v.numpy().size for v in model.trainable_variables)
+    assert all(f"; left whole: '{name}', because " in repr(supernet) for name in whole)
     assert supernet.graph.num_units == sum(group.size for group in supernet.graph.groups) >= 5
 
 

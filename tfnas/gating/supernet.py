@@ -51,6 +51,7 @@ class Supernet(keras.Model, abc.ABC):
     def __repr__(self) -> str:
         # While a step is traced, no variable has a value.
         words = f" {self._words()}" if tf.executing_eagerly() else ""
+        words += "".join(f"; left whole: '{name}', because {why}" for name, why in self.graph.untraced.items())
         return f"<{type(self).__name__} '{self.name}'{words}>"
 
     @abc.abstractmethod

@@ -34,7 +34,7 @@ from pipelines import nas_pipeline
 from pipelines.options import STAGES, Options
 from tfnas import cli as command_line
 from tfnas import config as config_lib
-from tfnas.common import terminal, user_functions
+from tfnas.common import installation, terminal, user_functions
 from tfnas.common.errors import UserError, exit_on_error
 from tfnas.runs import holding, stage_table
 from tfnas.stages import handover
@@ -323,10 +323,8 @@ def vertex_job(
             "--project=PROJECT and --bucket=gs://BUCKET/FOLDER expected, for the runner vertex. "
             f"Received: {project!r} and {bucket!r}"
         )
-    try:
-        from google.cloud import aiplatform
-    except ImportError:
-        raise UserError("--runner=vertex: google-cloud-aiplatform is missing: pip install 'tfnas[vertex]'") from None
+    installation.require("vertex", ["google.cloud.aiplatform"], "--runner=vertex")
+    from google.cloud import aiplatform
 
     with _compiled(options, arguments) as file:
         try:

@@ -259,7 +259,9 @@ def test_vertex_is_not_there_or_refuses(monkeypatch):
         run._submitted(types.SimpleNamespace(submit=refuse), "")
     monkeypatch.setitem(sys.modules, "google.cloud.aiplatform", None)
     monkeypatch.delattr("google.cloud.aiplatform", raising=False)
-    with pytest.raises(UserError, match="google-cloud-aiplatform is missing: pip install"):
+    with pytest.raises(
+        UserError, match=r"--runner=vertex needs google.cloud.aiplatform, not installed: pip install 'tfnas\[vertex\]'"
+    ):
         run.vertex_job(Options(), FIXED, "project", "us-central1", "gs://bucket/tfnas")
 
 

@@ -9,6 +9,8 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from tfnas.common import installation
+
 if TYPE_CHECKING:
     from tfnas import supernets as supernets
     from tfnas.cutting.latency_bound import meet_latency as meet_latency
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from tfnas.search_space.posterior import Posterior as Posterior
     from tfnas.search_space.unit_posterior import UnitPosterior as UnitPosterior
     from tfnas.training.best_cut import best_cut as best_cut
+
+installation.check()
 
 _HOMES = {
     "Architecture": "search_space.architecture",

@@ -1,5 +1,6 @@
 """Find a small, accurate network inside an oversized one.
 
+tfnas init FOLDER       write config files to start from: your own model and images, and the demo
 tfnas STAGE --config=configs/NAME.py --workdir=DIR [--config.search.parameters=0.5 ...]
 
 STAGE is one of:
@@ -35,6 +36,7 @@ from ml_collections import config_flags
 from tfnas import config as config_lib
 from tfnas.common import terminal, user_functions
 from tfnas.common.errors import UserError, brief, exit_on_error, fail
+from tfnas.config import starting
 from tfnas.runs import provenance, stage_table, workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
@@ -47,6 +49,7 @@ _VERSION = flags.DEFINE_bool("version", False, "Print the version and exit.")
 _PREFIX = "--config."
 _BEFORE = ("preview", "check")  # not stages of a run
 _TUNE = "tune"  # not a stage either
+_INIT = "init"  # nor this, which has a folder instead of settings
 _DISTRIBUTED = ("search", "sample", "retrain")  # stages that run in several processes
 
 
@@ -108,7 +111,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    choices = [*stage_table.STAGES, "run", *_BEFORE, _TUNE]
+    if arguments[:1] == [_INIT]:
+        _init(arguments[1:])
+        return
+    choices = [*stage_table.STAGES, "run", *_BEFORE, _TUNE, _INIT]
     if len(arguments) != 1 or arguments[0] not in choices:
         raise UserError(f"expected one stage: {', '.join(choices)}. Received: {' '.join(arguments) or 'none'}")
     if _WORKDIR.value is None:
@@ -146,6 +152,17 @@ def _run(arguments: Sequence[str]) -> None:
             _run_stage(stage, config, work)
         if arguments[0] == "run" and work.writes:
             _print_summary(work, config)
+
+
+def _init(folders: Sequence[str]) -> None:
+    if len(folders) != 1:
+        received = " ".join(folders) or "none"
+        raise UserError(f"init: one folder expected, for example: tfnas init search. Received: {received}")
+    own, demo = starting.write(folders[0])
+    print(f"wrote     {own}     (your own model and images: change what is marked)")
+    print(f"wrote     {demo}     (the demo, runs as it is)")
+    options = [f"--config={demo}", f"--workdir={demo.with_suffix('')}"]
+    print(f"next      tfnas run {shlex.join(options)}")
 
 
 def _tune(config: config_lib.Config, work: workdir.Workdir) -> None:

@@ -496,8 +496,8 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path, exported, monkeypat
     assert done.returncode == 2
     assert done.stderr == "tfnas.serving.server: Unknown command line flag 'rest_port'. Did you mean: rest_api_port ?\n"
     with monkeypatch.context() as patched:
-        patched.setattr(server.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(UserError, match="the package 'aiohttp' expected. Received: none; pip install 'tfnas"):
+        patched.setitem(sys.modules, "aiohttp", None)
+        with pytest.raises(UserError, match=r"server needs aiohttp, not installed: pip install 'tfnas\[serving\]'"):
             server._serve()
     with pytest.raises(UserError, match="^base_path: '.*/nowhere' is not there$"):
         servable.Model("digits", tmp_path / "nowhere", 9)

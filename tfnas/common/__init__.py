@@ -1,6 +1,7 @@
 """Helpers that are independent of networks. No TensorFlow.
 
 errors.py          UserError, and one-line reports of user errors
+installation.py    the packages that tfnas needs, Keras's backend, and extras
 digests.py         SHA-256 digests of files and values
 atomic.py          atomic file writes
 locks.py           file locks of the operating system

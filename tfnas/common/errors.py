@@ -37,6 +37,10 @@ class SearchFailedError(UserError):
     """A search that cannot succeed with these settings: everything is dropped, or the loss is not finite."""
 
 
+class InstallationError(UserError, ImportError):
+    """A package that tfnas cannot work without is missing or too old, or Keras has another backend than TensorFlow."""
+
+
 class PreemptedError(UserError):
     """The process received SIGTERM and has saved its state; the same command resumes."""
 

@@ -4,6 +4,8 @@ fields.py    the value of one setting: of its type, read from text, checked
 sections/    every setting, its default and its check: a frozen dataclass for each section of a config
 settings.py  Config: all sections, and the checks that involve several of them
 reading.py   settings from config files and the command line, and back to mappings
+templates/   the files that `tfnas init` writes
+starting.py  writes config files to start from
 """
 
 from tfnas.config.reading import check_key as check_key

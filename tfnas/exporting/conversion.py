@@ -8,7 +8,6 @@ They are imported where they are used, after TensorFlow, and only if one of thes
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import pathlib
 import sys
@@ -22,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfnas.common import terminal
+from tfnas.common import installation, terminal
 from tfnas.common.errors import UserError, brief
 from tfnas.config import Config
 from tfnas.data import pipeline
@@ -55,12 +54,7 @@ def require(formats: Sequence[str]) -> None:
         UserError: naming the missing packages and the extra that contains them.
     """
     needed = {package for name in formats for package in _PACKAGES[name.removesuffix("_int8")]}
-    missing = sorted(package for package in needed if importlib.util.find_spec(package) is None)
-    if missing:
-        raise UserError(
-            f"export.formats: {','.join(formats)} needs {', '.join(missing)}, not installed: "
-            "pip install 'tfnas[formats]'"
-        )
+    installation.require("formats", needed, f"export.formats: {','.join(formats)}")
 
 
 def convert(

@@ -234,10 +234,10 @@ def _check_gated(optimizer: Any, gate_step: float | None, gate_learning_rate: fl
             "GatedOptimizer: weights_optimizer must be the optimizer of the weights alone; a LossScaleOptimizer goes "
             f"around the GatedOptimizer. Received: {type(optimizer).__name__}"
         )
-    if gate_learning_rate is not None and isinstance(optimizer, keras.optimizers.MultiOptimizer):
+    if gate_learning_rate is not None and not hasattr(optimizer, "learning_rate"):  # Keras's MultiOptimizer has none
         raise UserError(
             "GatedOptimizer: with gate_learning_rate, weights_optimizer must have one learning rate. "
-            "Received: MultiOptimizer"
+            f"Received: {type(optimizer).__name__}"
         )
     if gate_step is not None and gate_learning_rate is not None:
         raise UserError(

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.common import terminal
+from tfnas.common import installation, terminal
 from tfnas.common.errors import UserError
 from tfnas.graph.channels import Graph
 from tfnas.layers.base import Node
@@ -41,10 +41,9 @@ def _on_tensorflow(model: keras.Model) -> Timer:
 
 
 def _on_litert(model: keras.Model) -> Timer:
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise UserError("latency: device 'litert' needs ai-edge-litert: pip install 'tfnas[formats]'") from error
+    installation.require("formats", ["ai_edge_litert"], "latency: device 'litert'")
+    from ai_edge_litert.interpreter import Interpreter
+
     shapes = [tf.TensorSpec((1, *i.shape[1:]), i.dtype) for i in model.inputs]
     serve = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False), autograph=False)
     with terminal.errors_expected():  # the converter logs what it does not need

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import errno
-import importlib.util
 import os
 import pathlib
 import signal
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 
-from tfnas.common import terminal
+from tfnas.common import installation, terminal
 from tfnas.common.errors import UserError, fail
 from tfnas.serving import versions
 
@@ -248,9 +247,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def _serve() -> None:
-    for package in ("aiohttp", "grpc", "orjson", "tensorflow_serving"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"the package '{package}' expected. Received: none; pip install 'tfnas[serving]'")
+    installation.require("serving", ("aiohttp", "grpc", "orjson", "tensorflow_serving"), "the server")
     base_path, config_file = _BASE_PATH.value, _CONFIG_FILE.value
     if bool(base_path) == bool(config_file):
         raise UserError(

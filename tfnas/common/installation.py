@@ -1,0 +1,103 @@
+"""What tfnas needs around it: packages of the versions that its metadata names, and Keras on TensorFlow."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterable
+
+from tfnas.common.errors import InstallationError, UserError, fail
+
+# Distributions that contain the module tensorflow. pip cannot express that one of them is needed.
+_TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu", "tensorflow-rocm")
+
+
+def check() -> None:
+    """Checks the packages and Keras's backend, without importing any of them.
+
+    Raises:
+        InstallationError: if a package is missing or too old, or Keras is set to another backend than TensorFlow. The
+            command `tfnas` ends with one line and exit code 1 instead.
+    """
+    message = _wrong_packages() or _wrong_backend()
+    if message and os.path.basename((sys.argv or [""])[0]) == "tfnas":
+        fail(message, 1)  # the script imports the package before it runs anything that could catch an error
+    if message:
+        raise InstallationError(message)
+
+
+def require(extra: str, modules: Iterable[str], feature: str) -> None:
+    """Checks that `modules`, which the extra contains, are installed, without importing them.
+
+    Args:
+        feature: what needs them, with which the message begins.
+
+    Raises:
+        UserError: naming the missing modules and the command that installs them.
+    """
+    missing = sorted(module for module in modules if not _has(module))
+    if missing:
+        raise UserError(f"{feature} needs {', '.join(missing)}, not installed: pip install 'tfnas[{extra}]'")
+
+
+def _has(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the parent of a dotted name
+        return False
+
+
+def _wrong_packages() -> str:
+    """Names packages that are missing or too old, with the command that installs them; '' if there are none."""
+    try:
+        requirements = importlib.metadata.requires("tfnas") or []
+    except importlib.metadata.PackageNotFoundError:  # used from a folder of sources
+        return ""
+    found, command = [], []
+    for requirement in requirements:
+        name, _, minimum = re.findall(r"^([\w.-]+)([^;>]*>=([\d.]+))?", requirement)[0]
+        if "extra ==" in requirement:
+            continue
+        version = _version(name)
+        if version is None or (minimum and _numbers(version) < _numbers(minimum)):
+            found.append(f"{name} {version or 'missing'}")
+            command.append(f"'{name}>={minimum}'" if minimum else name)
+    return f"packages missing or too old: {', '.join(found)}: pip install {' '.join(command)}" if found else ""
+
+
+def _version(name: str) -> str | None:
+    """Returns the installed version of a distribution, or None."""
+    for one in _TENSORFLOW if name == "tensorflow" else (name,):
+        try:
+            return importlib.metadata.version(one)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Returns the numbers that a version begins with: (2, 22, 0) of '2.22.0.dev20261101'."""
+    return tuple(int(number) for number in re.findall(r"^\d+|(?<=\.)\d+", version.partition("+")[0])[:3])
+
+
+def _wrong_backend() -> str:
+    """Names Keras's backend if it is not TensorFlow; '' if it is."""
+    if "keras" in sys.modules:
+        backend = sys.modules["keras"].config.backend()
+        remedy = "set it before keras is imported"
+    else:  # as Keras will find it
+        file = pathlib.Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"), "keras.json")
+        try:
+            backend = json.loads(file.read_text()).get("backend", "tensorflow")
+        except (OSError, ValueError):
+            backend = "tensorflow"
+        backend = os.environ.get("KERAS_BACKEND") or backend
+        remedy = "it replaces what is in keras.json"
+    if backend == "tensorflow":
+        return ""
+    return f"Keras's backend must be TensorFlow: KERAS_BACKEND=tensorflow ({remedy}). Received: '{backend}'"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 
 import keras
 import numpy as np

@@ -89,7 +89,7 @@ def _wrong_backend() -> str:
     """Names Keras's backend if it is not TensorFlow; '' if it is."""
     if "keras" in sys.modules:
         backend = sys.modules["keras"].config.backend()
-        remedy = "set it before keras is imported"
+        when = "before keras is imported"
     else:  # as Keras will find it
         file = pathlib.Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"), "keras.json")
         try:
@@ -97,7 +97,7 @@ def _wrong_backend() -> str:
         except (OSError, ValueError):
             backend = "tensorflow"
         backend = os.environ.get("KERAS_BACKEND") or backend
-        remedy = "it replaces what is in keras.json"
+        when = "which replaces what is in keras.json"
     if backend == "tensorflow":
         return ""
-    return f"Keras's backend must be TensorFlow: KERAS_BACKEND=tensorflow ({remedy}). Received: '{backend}'"
+    return f"Keras's backend must be 'tensorflow': set KERAS_BACKEND=tensorflow, {when}. Received: '{backend}'"

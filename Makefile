@@ -1,15 +1,23 @@
 # Two commands for a newcomer: `make demo` and `make test`. Needs Python 3.11 and make; all else is set up in .venv.
 PYTHON ?= python3.11
+SHELL := bash
+# Of pip's lines, those that show how far it is: every tenth package, large downloads, and the installation.
+PROGRESS := while read -r verb what rest; do case "$$verb $$what" in \
+	Collecting*) if ((++found % 10 == 0)); then echo "  $$found packages found, the last $$what"; fi ;; \
+	Downloading*) if [[ $$rest =~ [0-9]{3}\.[0-9].MB ]]; then echo "  downloading $$what $$rest"; fi ;; \
+	"Installing collected") echo "  installing $$(wc -w <<< "$${rest\#packages:}") packages, which takes a minute or two" ;; \
+	esac; done
 
-.PHONY: setup demo test lint fast docs claims-quick clean
+.PHONY: setup demo test lint fast docs environments claims-quick clean
 
 setup: .venv/done
 
 .venv/done: pyproject.toml constraints.txt
 	@echo "Setting up .venv (about 4 GB with all that the tests, pipelines and documents need; minutes) ..."
-	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, this is " + sys.version'
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@set -o pipefail; .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
+		--constraint constraints.txt --editable '.[dev]' | $(PROGRESS)
 	@touch $@
 
 demo: setup
@@ -20,6 +28,11 @@ test: setup lint
 
 fast: setup
 	.venv/bin/python -m pytest -n auto --dist loadfile -m 'not slow'
+
+# Whether tfnas installs and works with the oldest packages, and on the other Pythons that this machine has.
+environments: setup
+	.venv/bin/python benchmarks/environments.py --pythons=3.11 --sets=oldest
+	.venv/bin/python benchmarks/environments.py --pythons=3.12,3.13 --sets=newest
 
 # Whether the whole study of the paper's claims runs (docs/results/README.md); its figures are of no account.
 claims-quick: setup

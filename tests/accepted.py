@@ -9,10 +9,13 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import traceback
 from unittest import mock
 
 import processes
+
+from tfnas.config import starting
 
 
 class Accepted(BaseException):
@@ -30,6 +33,7 @@ def _tfnas(argv):
     with (
         mock.patch.object(cli, "_load", _accept),
         mock.patch.object(cli, "_tune", _accept),
+        mock.patch.object(starting, "write", _accept),
         mock.patch.object(cli, "_run_stage", _accept),
         mock.patch("tfnas.runs.workdir.Workdir.claim", lambda self, config: config.check()),
     ):
@@ -106,7 +110,9 @@ def run(words):
     program, *rest = words
     name = os.path.basename(program)
     if name == "tfnas":
-        _tfnas(words)
+        with tempfile.TemporaryDirectory() as folder:
+            starting.write(folder)  # what `tfnas init search` writes
+            _tfnas([word.replace("--config=search/", f"--config={folder}/") for word in words])
     elif name == "python" and rest[0] == "-m" and rest[1] in _MODULES:
         _MODULES[rest[1]](rest[1:])
     elif name == "python" and rest[0].startswith("examples/"):

@@ -2,9 +2,9 @@
 
     PYTHON tests/smoke.py [EXTRA ...]
 
-It needs nothing but Python and the installation: no pytest, and of this repository only pipelines/. Of the extras formats,
-serving, kfp and vertex, it uses those that are named, and checks that the others are asked for in one line with the command that
-installs them. About a minute on two cores.
+It needs nothing but Python and the installation: no pytest, and of this repository only pipelines/. It uses the extras
+that are named (formats, serving, kfp, vertex), and checks that the others are asked for in one line with the command
+that installs them. About a minute on two cores.
 """
 
 import importlib.util
@@ -74,15 +74,9 @@ def core():
     said = run(TFNAS, "--help", code=1, KERAS_BACKEND="jax")
     assert said.count("\n") == 1 and "set KERAS_BACKEND=tensorflow" in said, said
     run(TFNAS, "init", "search")
-    own = ["--config=search/my_model.py", "--workdir=own", "--config.data.folder=", "--config.data.source=my_model:images"]
-
-    assert "supernet" in run(TFNAS, "check", *own)
     run(sys.executable, "-c", API)
     printed = stage("run")
     assert "reloaded without tfnas" in printed and "found network, retrained" in printed, printed
-
-
-
 
 
 def formats():
@@ -96,7 +90,13 @@ def serving():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tfnas.serving.server", "--model_base_path=run/export/digits", "--model_name=digits"]
+    command = [
+        sys.executable,
+        "-m",
+        "tfnas.serving.server",
+        "--model_base_path=run/export/digits",
+        "--model_name=digits",
+    ]
     server = subprocess.Popen([*command, f"--rest_api_port={port}", "--port=0"], stdout=subprocess.DEVNULL)
     try:
         for _ in range(240):

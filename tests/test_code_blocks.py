@@ -177,7 +177,9 @@ def test_commands_are_accepted(tmp_path):
         if given[0] == "make":
             targets |= set(given[1:])
         elif given[:2] == ["pip", "install"]:
-            assert re.fullmatch(r"tfnas\[(\w+)\]", given[2])[1] in extras, command
+            asked_for = re.findall(r"(?:tfnas|\.)\[([\w,]+)\]", command)
+            assert {extra for listed in asked_for for extra in listed.split(",")} <= set(extras), command
+            assert all((ROOT / name).exists() for name in given if name.endswith(".txt")), command
         else:
             asked.append((document, command, given))
     assert targets >= {"demo", "test", "docs"} and len(asked) > 20

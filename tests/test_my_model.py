@@ -1,4 +1,4 @@
-"""configs/my_model.py from a folder of pictures to a model that answers, through the command line."""
+"""The config of `tfnas init`, from a folder of pictures to a model that answers, through the command line."""
 
 import json
 import pathlib
@@ -9,14 +9,22 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import tensorflow as tf
-from conftest import ROOT, tfnas_command
+from conftest import ROOT, tfnas_command, tfnas_script
 
+from tfnas import config
+from tfnas.config import starting
 from tfnas.cutting import subnets
 from tfnas.runs import stage_table
 
-CONFIG = f"--config={ROOT / 'configs' / 'my_model.py'}"
 NAMES = ("one", "seven", "zero")  # sorted, as the classes are
 DIGIT = {"zero": 0, "one": 1, "seven": 7}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """The folder that `tfnas init` writes, and the flag that names one's own config in it."""
+    starting.write(tmp_path / "search")
+    return tmp_path / "search", f"--config={tmp_path / 'search' / 'my_model.py'}"
 
 
 def write_digits(folder):
@@ -29,17 +37,49 @@ def write_digits(folder):
             (folder / name / f"{i:03d}.png").write_bytes(tf.io.encode_png(pixels).numpy())
 
 
-def test_without_a_folder_nothing_is_trained(tmp_path):
-    done = tfnas_command("run", CONFIG, f"--workdir={tmp_path}")
+def test_init_writes_configs_once(tmp_path):
+    folder = tmp_path / "my search"
+    done = tfnas_script("init", folder)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["digits.py", "my_model.py"]
+    assert f"tfnas run '--config={folder / 'digits.py'}' '--workdir={folder / 'digits'}'" in done.stdout
+    for arguments, message in (
+        ([folder], f"init: {folder / 'my_model.py'} is already there; name another folder, or remove it"),
+        ([], "init: one folder expected, for example: tfnas init search. Received: none"),
+        (["a", "b"], "init: one folder expected, for example: tfnas init search. Received: a b"),
+    ):
+        done = tfnas_script("init", *arguments)
+        assert (done.returncode, done.stderr) == (1, f"tfnas: {message}\n")
+
+
+def test_the_demo_that_init_writes_is_the_demo(written):
+    demo = config.load_file(written[0] / "digits.py")
+    expected = config.load_file(ROOT / "configs" / "digits.py")
+    assert expected.search.latency_device == "litert"  # needs an extra, which this repository's setup installs
+    expected.search.latency_device = "tensorflow"
+    assert config.from_config_dict(demo) == config.from_config_dict(expected)
+
+
+def test_a_function_of_ones_own_is_checked(written):
+    """With the line changed that is marked for it, and nothing else."""
+    file = written[0] / "my_model.py"
+    file.write_text(file.read_text().replace("data=FOLDER_OF_IMAGES", "data=FUNCTION"))
+    done = tfnas_command("check", written[1], f"--workdir={written[0] / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "my_model:images: 32x32x3, 2 classes -> train 600 / validation 200" in done.stdout
+
+
+def test_without_a_folder_nothing_is_trained(tmp_path, written):
+    done = tfnas_command("run", written[1], f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 1 and not done.stdout
     assert "'data.name' must be set, or else data.folder or data.source. Received: ''" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, monkeypatch):
+def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, written, monkeypatch):
     write_digits(tmp_path / "my digits")
     options = [
-        CONFIG,
+        written[1],
         f"--workdir={tmp_path / 'run'}",
         f"--config.data.folder={tmp_path / 'my digits'}",
         "--config.data.image_size=8",
@@ -74,7 +114,7 @@ def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, monkeypatch)
     assert np.mean([label == file.parent.name for label, file in zip(answer, files, strict=True)]) > 0.9
 
     # architecture.json names the function, and with its file in reach the network can be rebuilt.
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "configs")])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(written[0])])
     text = (exported / "architecture.json").read_text()
     rebuilt, model = (
         subnets.rebuild(text, source="my_model:small_cnn"),
@@ -92,11 +132,11 @@ def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_file_that_is_no_image_ends_a_search_with_one_line_and_may_then_be_mended(tmp_path):
+def test_a_file_that_is_no_image_ends_a_search_with_one_line_and_may_then_be_mended(tmp_path, written):
     write_digits(tmp_path / "pictures")
     broken = pathlib.Path(tmp_path / "pictures" / "seven" / "004.png")
     content = broken.read_bytes()
-    options = [CONFIG, f"--workdir={tmp_path / 'run'}", f"--config.data.folder={tmp_path / 'pictures'}"]
+    options = [written[1], f"--workdir={tmp_path / 'run'}", f"--config.data.folder={tmp_path / 'pictures'}"]
     options += ["--config.data.image_size=8", "--config.data.train=train", "--config.search.epochs=1"]
     done = tfnas_command("search", *options)
     assert done.returncode == 1 and "overlap" in done.stderr

@@ -32,7 +32,8 @@ from tfnas.stages import export
 from tfnas.training import distribution, loop, preflight
 
 # Their first argument is a message to a user. RuntimeError and AssertionError report bugs of tfnas.
-RAISED = {"UserError", "SearchFailedError", "PreemptedError", "WorkerLostError", "RequestError", "ValueError", "fail"}
+RAISED = {"UserError", "SearchFailedError", "PreemptedError", "WorkerLostError", "InstallationError", "RequestError"}
+RAISED |= {"ValueError", "fail"}
 ROW = re.compile(r"\| `(?P<message>.*?)` \| (?P<explanation>[^|]+) \| `(?P<test>[^`|]+)` \|")
 MIN_LETTERS = 8  # literal letters of a message; with fewer it only passes on another message
 

@@ -1,4 +1,4 @@
-"""What tfnas needs around it: packages of the versions that its metadata names, and Keras on TensorFlow."""
+"""Checks of the environment: packages of the versions that the metadata names, Keras on TensorFlow, and extras."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ def check() -> None:
         InstallationError: if a package is missing or too old, or Keras is set to another backend than TensorFlow. The
             command `tfnas` ends with one line and exit code 1 instead.
     """
-    message = _wrong_packages() or _wrong_backend()
-    if message and os.path.basename((sys.argv or [""])[0]) == "tfnas":
-        fail(message, 1)  # the script imports the package before it runs anything that could catch an error
-    if message:
-        raise InstallationError(message)
+    try:
+        _check_packages()
+        _check_backend()
+    except InstallationError as error:
+        if os.path.basename((sys.argv or [""])[0]) == "tfnas":
+            fail(str(error), 1)  # the script imports the package before it runs anything that could catch the error
+        raise
 
 
 def require(extra: str, modules: Iterable[str], feature: str) -> None:
@@ -52,12 +54,11 @@ def _has(module: str) -> bool:
         return False
 
 
-def _wrong_packages() -> str:
-    """Names packages that are missing or too old, with the command that installs them; '' if there are none."""
+def _check_packages() -> None:
     try:
         requirements = importlib.metadata.requires("tfnas") or []
     except importlib.metadata.PackageNotFoundError:  # used from a folder of sources
-        return ""
+        return
     found, command = [], []
     for requirement in requirements:
         name, _, minimum = re.findall(r"^([\w.-]+)([^;>]*>=([\d.]+))?", requirement)[0]
@@ -67,7 +68,8 @@ def _wrong_packages() -> str:
         if version is None or (minimum and _numbers(version) < _numbers(minimum)):
             found.append(f"{name} {version or 'missing'}")
             command.append(f"'{name}>={minimum}'" if minimum else name)
-    return f"packages missing or too old: {', '.join(found)}: pip install {' '.join(command)}" if found else ""
+    if found:
+        raise InstallationError(f"packages missing or too old: {', '.join(found)}: pip install {' '.join(command)}")
 
 
 def _version(name: str) -> str | None:
@@ -85,8 +87,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"^\d+|(?<=\.)\d+", version.partition("+")[0])[:3])
 
 
-def _wrong_backend() -> str:
-    """Names Keras's backend if it is not TensorFlow; '' if it is."""
+def _check_backend() -> None:
     if "keras" in sys.modules:
         backend = sys.modules["keras"].config.backend()
         when = "before keras is imported"
@@ -98,6 +99,7 @@ def _wrong_backend() -> str:
             backend = "tensorflow"
         backend = os.environ.get("KERAS_BACKEND") or backend
         when = "which replaces what is in keras.json"
-    if backend == "tensorflow":
-        return ""
-    return f"Keras's backend must be 'tensorflow': set KERAS_BACKEND=tensorflow, {when}. Received: '{backend}'"
+    if backend != "tensorflow":
+        raise InstallationError(
+            f"Keras's backend must be 'tensorflow': set KERAS_BACKEND=tensorflow, {when}. Received: '{backend}'"
+        )

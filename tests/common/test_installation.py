@@ -62,7 +62,7 @@ def test_missing_and_old_packages_have_one_command(installed):
         installation.check()
     assert str(raised.value) == (
         "packages missing or too old: absl-py missing, keras 3.9.2, tensorflow-metadata missing: "
-        "pip install 'absl-py>=2.1' 'keras>=3.12' tensorflow-metadata"
+        "pip install 'absl-py>=2.1' 'keras>=3.12' 'tensorflow-metadata!=1.21.0'"
     )
 
 

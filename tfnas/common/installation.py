@@ -67,7 +67,7 @@ def _check_packages() -> None:
         version = _version(name)
         if version is None or (minimum and _numbers(version) < _numbers(minimum)):
             found.append(f"{name} {version or 'missing'}")
-            command.append(f"'{name}>={minimum}'" if minimum else name)
+            command.append(f"'{requirement.partition(';')[0].strip()}'")
     if found:
         raise InstallationError(f"packages missing or too old: {', '.join(found)}: pip install {' '.join(command)}")
 

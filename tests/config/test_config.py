@@ -118,6 +118,14 @@ def test_what_is_left_out_follows_from_trained_weights():
     assert (given.search.warmup_epochs, given.search.cosine_epochs, given.retrain.epochs) == (2, 6, 0)
 
 
+def test_a_search_without_gates_has_no_warm_up_unless_asked():
+    for options, warmup in (({}, 3), ({"iterative": False}, 0)):
+        search = config.Search(importance="curvature", **options)
+        assert config.Config(search=search).check().search.warmup_epochs == warmup
+    for importance in ("norm", "even", "mine:scores"):
+        assert config.Config(search=config.Search(importance=importance)).check().search.warmup_epochs == 0
+
+
 def test_bounds_are_shares_or_numbers_any_of_them_together():
     bounds = {"parameters": 2e5, "multiply_adds": 0.3, "latency": 0.5}
     made = config.from_config_dict({"search": bounds, "sample": {**bounds, "parameters": 0.2}})
@@ -283,6 +291,18 @@ def test_bad_values_are_named(section, key, value, message):
         ("search", {"ell2": 5.0, "latency": 0.5, "parameters": 0.5}, "search.parameters=0 --config.search.latency=0 f"),
         ("search", {"schedule": "cosine", "cosine_epochs": 9}, "left at 0: only 'one_cosine' has them"),
         ("search", {"ell2": 5.0, "gate_step": 0.1}, "'search.gate_step' must be left out"),
+        ("search", {"ell2": 5.0, "importance": "norm"}, "'search.importance' must be left out"),
+        ("search", {"importance": "taylor"}, "'search.importance' must be one of 'gates', .*'package.module:function'"),
+        (
+            "search",
+            {"importance": "norm", "noise": "example"},
+            "'search.noise' must be left out: it belongs to search.im",
+        ),
+        ("search", {"importance": "norm", "initial_drop": 0.1}, "'search.initial_drop' must be left out"),
+        ("search", {"importance": "even", "floor": 0.2}, "'search.floor' must be left out"),
+        ("search", {"importance": "scale", "floor": 1.2}, "'search.floor' must be a share in"),
+        ("search", {"importance": "scale", "iterative": False}, "'search.iterative' must be left out"),
+        ("search", {"importance": "curvature", "curvature_images": 9}, "'search.curvature_images' must be left out"),
         ("search", {"schedule": "steps"}, "'search.boundaries' must be one or more epochs, ascending"),
         ("search", {"schedule": "steps", "boundaries": (60, 30)}, "ascending"),
         ("search", {"schedule": "steps", "boundaries": (0, 30)}, "above 0"),

@@ -137,7 +137,7 @@ def test_curvature_is_half_the_mean_squared_gradient_of_a_gate_at_one(supernet, 
     before = supernet.get_weights()
     supernet.set_architecture(supernet.posterior("even").mode())
     used = supernet.architecture()
-    got = importances.curvatures(supernet, supernet.draw.keep_logit, batches(weighted)) if not weighted else None
+    got = importances.curvatures(supernet, batches(weighted)) if not weighted else None
     if got is not None:  # of the network that the masks leave: absent units have no gradient
         masks = np.concatenate([*used.values()])
         assert (got[~masks] == 0).all() and (got[masks] > 0).any()
@@ -146,7 +146,7 @@ def test_curvature_is_half_the_mean_squared_gradient_of_a_gate_at_one(supernet, 
     expected = importances.posterior_of(supernet.form, np.mean(squares, 0) / 2, supernet.bounds)
     np.testing.assert_allclose(q.keep_logits, expected.keep_logits, rtol=0.02, atol=0.02)
     supernet.set_architecture(graph.closed(full_of(graph)))
-    got = importances.curvatures(supernet, supernet.draw.keep_logit, batches(weighted))
+    got = importances.curvatures(supernet, batches(weighted))
     np.testing.assert_allclose(got, np.mean(squares, 0) / 2, rtol=2e-3, atol=1e-6 * got.max())
     for a, b in zip(before, supernet.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -164,7 +164,7 @@ def test_curvature_of_a_gate_in_a_normalization():
         gradients = tape.gradient(loss, [(bn.gamma.value, bn.beta.value) for bn in norms])
         pairs = zip(norms, gradients, strict=True)
         expected.append([np.asarray(bn.gamma * gamma + bn.beta * beta) for bn, (gamma, beta) in pairs])
-    got = importances.curvatures(supernet, supernet.draw.keep_logit, batches())
+    got = importances.curvatures(supernet, batches())
     np.testing.assert_allclose(got, (np.square(expected).mean(0) / 2).reshape(-1), rtol=1e-3, atol=1e-9)
 
 

@@ -22,6 +22,8 @@ from tfnas.config.sections.export import FORMATS as FORMATS
 from tfnas.config.sections.export import Export as Export
 from tfnas.config.sections.retrain import Retrain as Retrain
 from tfnas.config.sections.sample import Sample as Sample
+from tfnas.config.sections.search import FLOOR as FLOOR
+from tfnas.config.sections.search import IMPORTANCES as IMPORTANCES
 from tfnas.config.sections.search import INITIAL_DROP as INITIAL_DROP
 from tfnas.config.sections.search import PUBLISHED_INITIAL_DROP as PUBLISHED_INITIAL_DROP
 from tfnas.config.sections.search import Search as Search

@@ -34,13 +34,19 @@ class Gating(enum.Enum):
     OPEN = enum.auto()
 
 
-_gating: contextvars.ContextVar[Gating] = contextvars.ContextVar("gating", default=Gating.BY_CALL)
+_gating: contextvars.ContextVar[tuple[Gating, Any]] = contextvars.ContextVar("gating", default=(Gating.BY_CALL, None))
 
 
 @contextlib.contextmanager
-def gates_as(gating: Gating) -> Iterator[None]:
-    """A context in which the gates are in this state."""
-    token = _gating.set(gating)
+def gates_as(gating: Gating, probe: Any = None) -> Iterator[None]:
+    """A context in which the gates are in this state.
+
+    Args:
+        gating: the state.
+        probe: where gates are probed, a tensor of zeros, float32, shape (U,), with regard to which the derivatives are;
+            None: the gates' own variable.
+    """
+    token = _gating.set((gating, probe))
     try:
         yield
     finally:
@@ -49,7 +55,12 @@ def gates_as(gating: Gating) -> Iterator[None]:
 
 def gating() -> Gating:
     """The state of the gates in this context."""
-    return _gating.get()
+    return _gating.get()[0]
+
+
+def probe() -> Any:
+    """The tensor with regard to which gates are probed in this context, if it is not their own variable."""
+    return _gating.get()[1]
 
 
 def hard_gates() -> contextlib.AbstractContextManager[None]:

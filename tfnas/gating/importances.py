@@ -15,16 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfnas.common.errors import UserError, brief
+from tfnas.config import FLOOR, IMPORTANCES
 from tfnas.gating.gates import Gating, gates_as
-from tfnas.gating.supernet import Supernet
 from tfnas.graph.units import PINNED, UnitGraph
 from tfnas.layers import BatchNormalization
 from tfnas.search_space.closed_form import ClosedForm
 from tfnas.search_space.scored import posterior_of
 from tfnas.search_space.unit_posterior import UnitPosterior
-
-IMPORTANCES = ("gates", "curvature", "norm", "scale", "even")
-FLOOR = 0.1
 
 Importance = str | Callable[[UnitGraph], np.ndarray]
 
@@ -135,7 +132,7 @@ def scales(graph: UnitGraph) -> list[tuple[np.ndarray, Any]]:
     ]
 
 
-def curvatures(supernet: Supernet, variable: Any, data: Iterable[Any]) -> np.ndarray:
+def curvatures(supernet: Any, data: Iterable[Any]) -> np.ndarray:
     """Half the mean squared gradient of the loss with regard to each unit's gate at 1; float64, shape (U,).
 
     At a minimum the gradient's mean over examples is 0, and its mean square is the diagonal of the Fisher information:
@@ -145,26 +142,27 @@ def curvatures(supernet: Supernet, variable: Any, data: Iterable[Any]) -> np.nda
     Normalizations use their moving statistics, and dropout is off.
 
     Args:
-        supernet: compiled, with masks that keep all units.
-        variable: of the draw, which stands for the gates.
+        supernet: a compiled UnitSupernet, with masks that keep all units.
         data: batches as `fit` takes them: tuples (inputs, targets) or (inputs, targets, sample weights).
 
     Raises:
         UserError: without a batch, or for gradients that are not finite.
     """
-    optimizer = supernet.optimizer
+    optimizer, num_units = supernet.optimizer, supernet.graph.num_units
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def gradient(inputs: Any, targets: Any, weights: Any) -> tf.Tensor:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variable.value)
-            with gates_as(Gating.PROBED):
+            probe = tf.zeros(num_units)
+            tape.watch(probe)
+            supernet._clear_losses()  # of a call for training
+            with gates_as(Gating.PROBED, probe):
                 outputs = supernet.network(inputs, training=False)
             loss = supernet.compute_loss(inputs, targets, outputs, weights, training=False)
             scaled = optimizer.scale_loss(loss)
-        return tape.gradient(scaled, variable.value) / optimizer.scale_loss(1.0)
+        return tape.gradient(scaled, probe) / optimizer.scale_loss(1.0)
 
-    total, count = np.zeros(variable.shape), 0
+    total, count = np.zeros(num_units), 0
     for batch in data:
         count += 1
         total += np.square(np.asarray(gradient(*keras.utils.unpack_x_y_sample_weight(batch)), np.float64))

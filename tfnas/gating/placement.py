@@ -10,9 +10,9 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError, brief
-from tfnas.config import INITIAL_DROP, PUBLISHED_INITIAL_DROP
+from tfnas.config import FLOOR, INITIAL_DROP, PUBLISHED_INITIAL_DROP
 from tfnas.gating.gates import Gated
-from tfnas.gating.importances import FLOOR, Importance, check_importance
+from tfnas.gating.importances import Importance, check_importance
 from tfnas.gating.supernet import PublishedSupernet, Supernet
 from tfnas.gating.unit_gates import NOISES
 from tfnas.gating.unit_supernet import UnitSupernet, costs_of

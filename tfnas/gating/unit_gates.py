@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfnas.gating.gates import Gating, gating, is_relaxed
+from tfnas.gating.gates import Gating, gating, is_relaxed, probe
 from tfnas.layers.of_units import normalized
 
 NOISES = ("example", "batch")
@@ -43,8 +43,6 @@ class UnitDraw(keras.layers.Layer):
         draws: how often noise was drawn, int32 scalar, not trainable; with noise.
         squared_gradients: moving average of the squared gradient with regard to each unit's gate, float32, shape (U,),
             trainable, by `optimizers.MeanSquares`; without noise.
-        variable: `keep_logit` or `squared_gradients`. Where gates are probed, the gradient of the loss with regard to
-            it is that with regard to the gates.
     """
 
     gates_units = True
@@ -70,12 +68,12 @@ class UnitDraw(keras.layers.Layer):
         """Creates the units' variable."""
         if self.noise is None:
             shape = (sum(self.sizes),)
-            self.variable = self.squared_gradients = self.add_weight(
+            self.squared_gradients = self.add_weight(
                 shape=shape, initializer="zeros", dtype="float32", autocast=False, name="squared_gradients"
             )
             super().build(input_shape)
             return
-        self.variable = self.keep_logit = self.add_weight(
+        self.keep_logit = self.add_weight(
             shape=(sum(self.sizes),),
             initializer=keras.initializers.Constant(math.log1p(-self.initial_drop) - math.log(self.initial_drop)),
             dtype="float32",
@@ -112,12 +110,13 @@ class UnitDraw(keras.layers.Layer):
         """Gates of each group, float32, shape (batch or 1, its size); ones if not relaxed.
 
         The ones are read where gates are probed, by what multiplies the masks by them. Their derivative with regard to
-        `variable` is then one.
+        the probe, or to `squared_gradients`, is then one.
         """
         if is_relaxed(training):
             gates = self.relaxed_gates(tf.shape(inputs)[0])
         elif gating() == Gating.PROBED:
-            variable = tf.convert_to_tensor(self.variable)
+            variable = self.squared_gradients if probe() is None else probe()
+            variable = tf.convert_to_tensor(variable)
             gates = (1.0 + variable - tf.stop_gradient(variable))[None]
         else:
             gates = tf.ones((1, sum(self.sizes)))

@@ -13,7 +13,8 @@ import tensorflow as tf
 from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
 from tfnas.common.resources import Resource
-from tfnas.gating.importances import FLOOR, Importance, check_importance, curvatures, scored_posterior
+from tfnas.config import FLOOR
+from tfnas.gating.importances import Importance, check_importance, curvatures, scored_posterior
 from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
 from tfnas.gating.unit_placement import Edge, Place, alive_edges, unit_places
@@ -234,7 +235,7 @@ class UnitSupernet(Supernet):
         used = self.architecture()
         self.set_architecture(self._full)
         try:
-            return curvatures(self, self.draw.variable, data)
+            return curvatures(self, data)
         finally:
             self.set_architecture(used)
 

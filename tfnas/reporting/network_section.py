@@ -37,7 +37,8 @@ def section(
     decided, gates = posterior.decided()
     undecided = posterior.undecided()
     by_layer = collections.Counter(name for name, _, _ in undecided)
-    settled = _settled(architecture, history)
+    learned = bool(history[0].drop_probability)  # else the importance follows from the weights
+    settled = _settled(architecture, history) if learned else {}
     early = [name for name in settled if settled[name] <= max(1, len(history) // 4)]
     late = sorted((name for name in settled if name not in early), key=lambda name: -settled[name])
     return {
@@ -56,7 +57,7 @@ def section(
                 (
                     g.name,
                     f"{architecture[g.name].sum()} of {g.num_channels}",
-                    settled[g.name],
+                    settled.get(g.name, "-"),
                     by_layer[g.name],
                     len(g.group_sizes),
                 ),
@@ -67,8 +68,9 @@ def section(
         "bars": _widths(architecture, posterior)
         if isinstance(posterior, UnitPosterior)
         else _bars(architecture, reads),
-        "heat": _heat(history),
-        "course": _course(history),
+        "learned": learned,
+        "heat": _heat(history) if learned else "",
+        "course": _course(history, history[0].decided is not None),
         "num_undecided": len(undecided),
         "undecided": [(False, (name, group, f"{p:.3f}")) for name, group, p in undecided[:_MOST_UNDECIDED]],
     }
@@ -157,16 +159,18 @@ def _heat(history: Sequence[Epoch]) -> str:
     return markup.plot(draw, (markup.WIDTH, 0.6 + 0.24 * len(sources)), caption)
 
 
-def _course(history: Sequence[Epoch]) -> str:
+def _course(history: Sequence[Epoch], gates: bool) -> str:
     epochs = [epoch.epoch for epoch in history]
     kept = [100 * epoch.kept for epoch in history]
 
     def draw(axes: Any) -> None:
-        axes.plot(epochs, [epoch.loss for epoch in history], color=markup.ORANGE, label="loss (ELBO)")
+        axes.plot(
+            epochs, [epoch.loss for epoch in history], color=markup.ORANGE, label="loss (ELBO)" if gates else "loss"
+        )
         axes.set(xlabel="epoch of search", ylabel="loss")
         axes.xaxis.get_major_locator().set_params(integer=True)
         other = axes.twinx()
-        other.plot(epochs, kept, color=markup.BLUE, label="expected share kept, %")
+        other.plot(epochs, kept, color=markup.BLUE, label="expected share kept, %" if gates else "share trained, %")
         other.set(ylabel="kept, %", ylim=(0, 103))
         other.spines["top"].set_visible(False)
         markup.legend(axes.figure, axes, other)

@@ -158,7 +158,7 @@ def _check_one_run(
         )
     epochs = [{name: len(p) for name, p in epoch.drop_probability.items()} for epoch in history]
     consistent = all(epoch == epochs[0] for epoch in epochs)
-    if not epochs or not consistent or list(epochs[0]) != [g.name for g in posterior.layers]:
+    if not epochs or not consistent or list(epochs[0]) not in ([], [g.name for g in posterior.layers]):
         raise UserError(
             f"report: the layers of {stage_table.HISTORY} are not those of {stage_table.POSTERIOR} in every epoch: "
             f"{_SEVERAL}"

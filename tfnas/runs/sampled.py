@@ -72,9 +72,11 @@ class Epoch:
         epoch: its number, from 1.
         loss: the ELBO, mean over the epoch's training examples.
         accuracy: on the same.
-        kept: expected share of the gated weights, or with bounds, of the channel units.
-        decided: how many gates are, of how many: '12/40'.
-        drop_probability: of every source of every gated layer, or of every group, the mean over its gates.
+        kept: expected share of the gated weights, or with bounds, of the channel units; without gates, the share that
+            is trained.
+        decided: how many gates are, of how many: '12/40'; None without gates.
+        drop_probability: of every source of every gated layer, or of every group, the mean over its gates; empty if all
+            units are trained.
         parameters: expected share of the full network's, if they are bounded.
         multiply_adds: likewise.
         latency: likewise.
@@ -84,8 +86,10 @@ class Epoch:
     loss: Annotated[float, number(-1e30, 1e30)]
     accuracy: Share
     kept: Annotated[float, number(0, 2)]
-    decided: str
-    drop_probability: Annotated[dict[str, tuple[Share, ...]], mapping_of(list_of(Share, 1))]
+    decided: str | None = None
+    drop_probability: Annotated[dict[str, tuple[Share, ...]], mapping_of(list_of(Share, 1))] = dataclasses.field(
+        default_factory=dict
+    )
     parameters: float | None = None
     multiply_adds: float | None = None
     latency: float | None = None

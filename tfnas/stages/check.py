@@ -113,7 +113,10 @@ def _measured(
 
 def _measured_ranking(config: Config, splits: pipeline.Splits, supernet: Supernet) -> preflight.Ranked:
     """Candidates as sample will evaluate them: as large as the bounds allow, or nearly the whole network."""
-    posterior, size, count = supernet.posterior(), config.sample.batch_size, 1 + _CANDIDATES
+    # Gradients are not taken yet, and candidates by any other importance take as long.
+    early = "even" if config.search.importance == "curvature" else None
+    posterior = supernet.posterior(early) if isinstance(supernet, UnitSupernet) else supernet.posterior()
+    size, count = config.sample.batch_size, 1 + _CANDIDATES
     if isinstance(posterior, UnitPosterior):
         multiple = config.sample.channel_multiple
         asked = posterior.form.absolute(config.sample.bounds) or posterior.bounds

@@ -40,7 +40,10 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         print(f"devices   {distribution.describe(tf.distribute.get_strategy())}")
     networks.set_seed(config.seed)
     # What is refused is refused now, not after the warm-up.
-    _check_reach(config, networks.gated(config, splits, building.network(config, splits), work))
+    first = networks.gated(config, splits, building.network(config, splits), work)
+    _check_reach(config, first)
+    if config.search.importance not in ("gates", "curvature"):
+        first.posterior()
     supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work), work)
     _print_size(supernet, config)
     guard = Guard(config.search, supernet, config.seed)
@@ -68,9 +71,11 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         on_epoch=on_epoch,
     )
     write_history(history)  # the file may be of before an interruption
-    _report_size(supernet, config)
+    found = networks.posterior(config, splits, supernet)
+    if isinstance(found, UnitPosterior) and config.search.importance == "gates":
+        _report_size(found, config)
     work.write(stage_table.SUPERNET, supernet.save)
-    posterior = supernet.posterior().to_json()
+    posterior = found.to_json()
     work.write(stage_table.POSTERIOR, lambda file: file.write_text(posterior))
 
 
@@ -100,10 +105,9 @@ def _print_size(supernet: Supernet, config: Config) -> None:
     )
 
 
-def _report_size(supernet: Supernet, config: Config) -> None:
+def _report_size(posterior: UnitPosterior, config: Config) -> None:
     """Prints what the gates have come to beside what was asked for; candidates obey the bounds in any case."""
-    posterior = supernet.posterior()
-    for resource, bound in supernet.bounds.items():
+    for resource, bound in posterior.bounds.items():
         most, expected = bound / posterior.form.full(resource), posterior.expected_share(resource)
         line = f"search    {Resource(resource).words}: {expected:.1%} expected, at most {most:.1%} asked for"
         if expected < _MISSED * most:
@@ -117,6 +121,8 @@ def _report_size(supernet: Supernet, config: Config) -> None:
 
 
 def _describe(supernet: Supernet) -> dict[str, Any]:
+    if isinstance(supernet, UnitSupernet) and supernet.importance != "gates":
+        return _describe_kept(supernet)
     posterior = supernet.posterior()
     decided, gates = posterior.decided()
     if isinstance(posterior, UnitPosterior):
@@ -132,11 +138,24 @@ def _describe(supernet: Supernet) -> dict[str, Any]:
     }
 
 
+def _describe_kept(supernet: UnitSupernet) -> dict[str, Any]:
+    """Describes which units are trained, where gates have no probabilities."""
+    shares = supernet.learning.expected_shares()
+    if shares is None:
+        return {"kept": 1.0}
+    architecture = supernet.architecture()
+    return {
+        **dict(zip(supernet.bounds, shares.numpy().tolist(), strict=True)),
+        "kept": architecture.kept / architecture.total,
+        "drop_probability": {name: [float(1 - mask.mean())] for name, mask in architecture.items()},
+    }
+
+
 def _write_tensorboard(writer: Any, record: dict[str, Any]) -> None:
     with writer.as_default(step=record["epoch"]):
         for name in ("loss", "accuracy", "kept"):
             tf.summary.scalar(name, record[name])
-        for layer, probabilities in record["drop_probability"].items():
+        for layer, probabilities in record.get("drop_probability", {}).items():
             for group, p in enumerate(probabilities):
                 tf.summary.scalar(f"drop_probability/{layer}/{group}", p)
     writer.flush()

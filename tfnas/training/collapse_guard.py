@@ -31,6 +31,8 @@ class Guard:
     Almost empty: less than 1 % of the gated channels are expected to be kept, but samples still have a path, through
     layers without gates. This may be intended if few layers are gated, so it only causes a warning.
 
+    Without gates, with another importance, there is nothing to check.
+
     Frozen: after a quarter of the epochs, at least 3, no p has moved from `initial_drop` by more than 1 % of it or of
     its complement. This only causes a warning too.
 
@@ -63,7 +65,8 @@ class Guard:
         Raises:
             SearchFailedError: if the posterior has collapsed, and `search.guard` is 'stop'.
         """
-        if self._settings.guard == "off":
+        settings = self._settings
+        if settings.guard == "off" or (not settings.published and settings.importance != "gates"):
             return
         posterior = self._supernet.posterior()
         if self._settings.published:

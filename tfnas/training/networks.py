@@ -12,18 +12,23 @@ import keras
 import tensorflow as tf
 
 from tfnas import config as config_lib
+from tfnas.common import user_functions
 from tfnas.data import pipeline
 from tfnas.gating import optimizers
 from tfnas.gating.placement import gate
 from tfnas.gating.supernet import Supernet
+from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.layers import BatchNormalization
 from tfnas.ranking.recalibration import Recalibration, initial_share, recompute_statistics
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir
+from tfnas.search_space.posterior import Posterior
+from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import building, distribution, loop, preflight, schedules
 from tfnas.training.distillation import Teacher
 
+_CURVATURE_BATCH = 20  # images whose mean gradient is squared
 _STALE = 0.01  # share of the initial value in moving statistics from which they are recomputed
 
 
@@ -66,13 +71,13 @@ def gated(
             of reach.
     """
     settings = config.search
-    common: dict[str, Any] = {
-        "num_examples": settings.example_multiplier * splits.sizes["train"],
-        "temperature": settings.temperature,
-        "initial_drop": settings.initial_drop if initial_drop is None else initial_drop,
-        "exclude": _patterns(settings.exclude),
-        "seed": config.seed,
-    }
+    common: dict[str, Any] = {"exclude": _patterns(settings.exclude), "seed": config.seed}
+    if settings.published or settings.importance == "gates":
+        common |= {
+            "num_examples": settings.example_multiplier * splits.sizes["train"],
+            "temperature": settings.temperature,
+            "initial_drop": settings.initial_drop if initial_drop is None else initial_drop,
+        }
     if settings.published:
         return gate(
             model,
@@ -87,10 +92,22 @@ def gated(
         )
     if settings.latency:
         common["device"] = preflight.layer_latencies(config, work, model)
+    importance: Any = settings.importance
+    if ":" in importance:
+        importance = functools.partial(
+            user_functions.call,
+            "search.importance",
+            importance,
+            user_functions.resolve("search.importance", importance),
+        )
     bounds: dict[str, Any] = {**settings.bounds}
     return gate(
         model,
         **bounds,
+        importance=importance,
+        iterative=settings.iterative,
+        floor=settings.floor,
+        scale_penalty=None if settings.scale_penalty == -1 else settings.scale_penalty,
         steps=max(1, settings.gated_epochs * (splits.sizes["train"] // settings.batch_size)),
         noise=settings.noise,
         streams={"auto": None, "yes": True, "no": False}[settings.streams],
@@ -100,8 +117,26 @@ def gated(
 
 def gates_in_words(supernet: Supernet) -> str:
     """Returns what the gates of a supernet stand on, such as '12 gated layers'."""
-    masks = supernet.posterior().layers
-    return f"{len(masks)} {'groups of channel units' if supernet.bounds else 'gated layers'}"
+    if isinstance(supernet, UnitSupernet):
+        return f"{len(supernet.graph.groups)} groups of channel units"
+    return f"{len(supernet.posterior().layers)} gated layers"
+
+
+def posterior(config: config_lib.Config, splits: pipeline.Splits, supernet: Supernet) -> Posterior | UnitPosterior:
+    """Returns the posterior of a search that has ended.
+
+    Args:
+        config: settings of the run.
+        splits: the splits, of which train is read if gradients are still to be taken.
+        supernet: compiled and trained.
+    """
+    settings = config.search
+    if not (isinstance(supernet, UnitSupernet) and settings.plain and settings.importance == "curvature"):
+        return supernet.posterior()
+    number = max(1, min(settings.curvature_images, splits.sizes["train"]) // _CURVATURE_BATCH)
+    # A shifted seed, so that the batches are not those of the last epoch, to which the weights have just adapted.
+    batches = pipeline.training_batches(splits, config.data, _CURVATURE_BATCH, 1, config.seed + 4)
+    return supernet.posterior(data=batches.take(number))
 
 
 def _patterns(text: str) -> list[str]:

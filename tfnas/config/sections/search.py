@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from tfnas.common import user_functions
 from tfnas.common.errors import UserError
 from tfnas.common.resources import Resource
 from tfnas.config import fields
@@ -13,8 +14,17 @@ from tfnas.config.sections.retrain import Retrain
 
 INITIAL_DROP, PUBLISHED_INITIAL_DROP = 0.02, 0.1  # drop probability before the first step, with bounds and with ell2
 
+IMPORTANCES = ("gates", "curvature", "norm", "scale", "even")
+FLOOR = 0.1  # share of a group's units that importance 'scale' keeps first
+
+# Settings of one importance only.
+_OF_IMPORTANCES = {
+    "gates": ("gate_step", "noise", "temperature", "example_multiplier"),
+    "curvature": ("iterative",),
+    "scale": ("floor", "scale_penalty"),
+}
 # Settings of one mode only.
-_OF_BOUNDS = ("gate_step", "noise", "streams")
+_OF_BOUNDS = ("gate_step", "noise", "streams", "importance", "iterative", "curvature_images", "floor", "scale_penalty")
 _OF_ELL2 = ("gate_learning_rate", "prior", "group_size", "by_source", "gate_dense", "gate_pooling", "include")
 
 _DEVICES = {"tensorflow": "TensorFlow, one image", "litert": "LiteRT, one thread, one image"}
@@ -58,6 +68,17 @@ class Search:
     temperature: float = 0.2  # of the relaxed Bernoulli gates
     initial_drop: float = 0.0  # drop probability before the first step; 0: with bounds 0.02, with ell2 0.1
     exclude: str = ""  # glob patterns of layer names, separated by commas: never gated, or never narrowed
+    # With bounds: what decides between channels (docs/method.md, "Importances"). 'gates', trained with the weights;
+    # 'curvature', squared gradients; 'norm', the weights' norms; 'scale', scales of normalizations; 'even': all layers
+    # are narrowed by the same share; or 'package.module:function', from a tfnas.graph.units.UnitGraph to a score for
+    # each channel unit.
+    importance: str = "gates"
+    # curvature: whether channels are dropped while the search trains. False: the network is trained as it is, and the
+    # gradients are taken at its end.
+    iterative: bool = True
+    curvature_images: int = 2000  # curvature that is not iterative: training images whose gradients are taken
+    floor: float = FLOOR  # scale: share of each layer's channels that are kept first, in [0, 1]; 0: none
+    scale_penalty: float = -1.0  # scale: weight in the loss of the sum of absolute scales; -1: 2 / steps, at least 1e-4
     gate_step: float = 0.05  # with bounds: Adam's learning rate of the gates' logits
     # With bounds: 'batch' draws the gates' noise once for all images of a batch, which costs next to no time;
     # 'example' for each image, as with ell2.
@@ -92,6 +113,12 @@ class Search:
         return self.ell2 != 0
 
     @property
+    def plain(self) -> bool:
+        """Whether the network is trained without gates, penalty, or dropping channels."""
+        learned = self.importance in ("gates", "scale") or (self.importance == "curvature" and self.iterative)
+        return not (self.published or learned)
+
+    @property
     def bounds(self) -> dict[str, float]:
         """The bounds by resource, as they are set; empty with `ell2`."""
         return {resource.value: bound for resource in Resource if (bound := getattr(self, resource))}
@@ -113,7 +140,7 @@ class Search:
                 "weight_decay": retrain.weight_decay,
                 "initial_drop": INITIAL_DROP,
             }
-        defaults["warmup_epochs"] = 0 if self.published or trained else (epochs + 1) // 3
+        defaults["warmup_epochs"] = 0 if self.published or trained or self.plain else (epochs + 1) // 3
         unset = type(self)()
         chosen = {name: value for name, value in defaults.items() if getattr(self, name) == getattr(unset, name)}
         if not (self.published or self.bounds):
@@ -175,10 +202,36 @@ class Search:
             of = "it belongs to a search with bounds, and search.ell2 is set"
         else:
             fields.check_bounds("search", self.bounds)
+            self._check_importance()
             of = "it belongs to the published search, which search.ell2 selects"
         for name in _OF_BOUNDS if self.published else _OF_ELL2:
             default = type(self).__dataclass_fields__[name].default
             fields.require(getattr(self, name) == default, f"search.{name}", getattr(self, name), f"left out: {of}")
+
+    def _check_importance(self) -> None:
+        if ":" in self.importance:
+            user_functions.check_name("search.importance", self.importance)
+        else:
+            expected = f"one of {', '.join(map(repr, IMPORTANCES))}, or 'package.module:function'"
+            fields.require(self.importance in IMPORTANCES, "search.importance", self.importance, expected)
+        for importance, names in _OF_IMPORTANCES.items():
+            for name in names if importance != self.importance else ():
+                default = type(self).__dataclass_fields__[name].default
+                left_out = f"left out: it belongs to search.importance={importance!r}"
+                fields.require(getattr(self, name) == default, f"search.{name}", getattr(self, name), left_out)
+        relaxed = self.importance == "gates" or self.initial_drop == INITIAL_DROP
+        expected = "left out: it belongs to search.importance='gates'"
+        fields.require(relaxed, "search.initial_drop", self.initial_drop, expected)
+        once = self.importance == "curvature" and not self.iterative
+        default = type(self).__dataclass_fields__["curvature_images"].default
+        expected = "left out: it belongs to search.importance='curvature' with search.iterative=False"
+        fields.require(
+            once or self.curvature_images == default, "search.curvature_images", self.curvature_images, expected
+        )
+        fields.at_least("search.curvature_images", self.curvature_images, 1)
+        fields.require(0 <= self.floor <= 1, "search.floor", self.floor, "a share in [0, 1]")
+        penalty, expected = self.scale_penalty, "at least 0, or -1 for the default"
+        fields.require(penalty >= 0 or penalty == -1, "search.scale_penalty", penalty, expected)
 
     def _check_schedule(self) -> None:
         fields.one_of("search.schedule", self.schedule, ("one_cosine", "cosine", "cosine_restarts", "steps"))

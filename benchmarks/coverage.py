@@ -121,7 +121,7 @@ def _again(model):
         model.save(pathlib.Path(folder) / "model.keras")
         try:
             again = keras.models.load_model(pathlib.Path(folder) / "model.keras", safe_mode=False)
-            again(_data(Graph(again).model, np.random.default_rng(0)))
+            again(_data(Graph(again).model, np.random.default_rng(0)), training=False)
         except Exception:
             return None
         return again

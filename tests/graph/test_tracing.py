@@ -170,10 +170,7 @@ MODELS = {
     "lambda": (lambda: around(layers.Lambda(lambda x: ops.relu(x) * 2, name="own")), ()),
     "noise": (lambda: around(Noise(name="own")), ("own",)),
     "raw": (lambda: around(Raw(name="own")), ("own",)),
-    "lstm": (
-        lambda: around(layers.Reshape((36, 6)), layers.LSTM(5, return_sequences=True), layers.Reshape((6, 6, 5))),
-        (),
-    ),
+    "recurrent": (recurrent, ()),
     "recursive": (recursive, ()),
     "siamese": (siamese, ()),
     "attended": (attended, ()),

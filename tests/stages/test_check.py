@@ -135,6 +135,9 @@ def test_times_are_those_of_the_steps_and_of_tracing_each_network_once():
         84 + 60 + 80 + 80 + 2 * 98,
         40 + 80 + 2 * 98,
     )
+    # Two more searches and retrainings, and the teacher of three, whose forward pass is a third of a step.
+    rivals = {"baselines": ("norm", "scale"), "distill": 0.5}
+    assert of_times(retrain=rivals)["retrain"] == (44 + 80 + 32 + 16 + 80 + 2 * 98, 80 + 2 * 98)
     # Nothing is fine-tuned then: 3 epochs of the full network, 3 of the one to be pruned, two searches.
     assert of_times(retrain={"baselines": PAPERS, "epochs": 0}, search=PUBLISHED)["retrain"] == (
         32 + 32 + 80 + 196,

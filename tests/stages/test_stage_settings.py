@@ -103,6 +103,7 @@ WAYS = {
         },
         "retrain": {
             "epochs": 0,
+            "baselines": ("norm",),
             "baseline": False,
         },
         "training": {"accumulate": 2, "precision": "mixed_bfloat16"},

@@ -1,17 +1,18 @@
-"""What other importances give within the bounds of the network found, from the same weights."""
+"""What other importances give within the bounds of the network found, from the same weights or trained as long."""
 
 import json
 
 import pytest
 from conftest import tiny_config
 
-from tfnas.runs import stage_table
+from tfnas.runs import stage_table, workdir
 from tfnas.stages import retrain, sample, search
+from tfnas.training import networks
 
 CONFIG = tiny_config(
     search={"epochs": 2, "parameters": 0.6, "multiply_adds": 0.5},
     sample={"num_candidates": 8, "num_random": 4, "num_tested": 2, "channel_multiple": 2},
-    retrain={"epochs": 1, "distill": 0.5},
+    retrain={"epochs": 1, "distill": 0.5, "baselines": ("norm", "scale")},
 )
 WAYS = {"as cut", "statistics recomputed", "refitted"}
 
@@ -22,14 +23,34 @@ def rows_of(path):
 
 
 @pytest.mark.slow
-def test_all_obey_the_bounds(tmp_path):
-    for stage in (search, sample, retrain):
+def test_all_obey_the_bounds_and_an_interrupted_retraining_ends_the_same(tmp_path, monkeypatch, capsys):
+    for stage in (search, sample):
         stage.run(CONFIG, tmp_path)
+
+    class KilledError(Exception):
+        pass
+
+    with monkeypatch.context() as patch:
+        write = workdir.Workdir.write
+
+        def write_and_die(self, name, *arguments, **options):
+            write(self, name, *arguments, **options)
+            if name.startswith(networks.retrain_checkpoints("normalization scale, fine-tuned")):
+                raise KilledError
+
+        patch.setattr(workdir.Workdir, "write", write_and_die)
+        with pytest.raises(KilledError):
+            retrain.run(CONFIG, tmp_path)
+    retrain.run(CONFIG, tmp_path)
+    assert "normalization scale resumes after epoch 1 of 1" in capsys.readouterr().out
     rows = rows_of(tmp_path)
-    assert [row["name"] for row in rows] == [
+    names = [row["name"] for row in rows]
+    assert names == [
         "full network, same total budget",
         "evenly narrowed, same weights",
         "group norm, same weights",
+        "group norm, trained alike",
+        "normalization scale, trained alike",
         "curvature, same weights",
         "found network, before retraining",
         "found network, retrained",
@@ -38,4 +59,5 @@ def test_all_obey_the_bounds(tmp_path):
     for row in rows[1:]:
         shares = row["parameters"] / (0.6 * full["parameters"]), row["multiply_adds"] / (0.5 * full["multiply_adds"])
         assert 0.75 < max(shares) <= 1  # of 20 units, two at a time
-        assert (row["way"] in WAYS) == row["name"].endswith(("same weights", "before retraining"))
+        untrained = row["name"].endswith(("same weights", "before retraining"))
+        assert (row["way"] in WAYS) == untrained and row["fine_tuned"] == row["name"].endswith("alike")

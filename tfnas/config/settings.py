@@ -22,7 +22,7 @@ from tfnas.config import fields
 from tfnas.config.sections.data import Data
 from tfnas.config.sections.evaluate import Evaluate
 from tfnas.config.sections.export import Export, check_name
-from tfnas.config.sections.retrain import Retrain
+from tfnas.config.sections.retrain import OF_BOUNDS, OF_ELL2, Retrain
 from tfnas.config.sections.sample import Sample
 from tfnas.config.sections.search import Search
 from tfnas.config.sections.supernet import Supernet
@@ -79,8 +79,10 @@ class Config:
             given = getattr(self.tune, name)
             fields.require(not given, f"tune.{name}", given, f"left out: it belongs to {of}")
         published = self.search.published
-        expected = "left out: they belong to the published search, which search.ell2 selects"
-        fields.require(published or not self.retrain.baselines, "retrain.baselines", self.retrain.baselines, expected)
+        choices = OF_ELL2 if published else [name for name in OF_BOUNDS if name != self.search.importance]
+        expected = f"among {', '.join(choices)} {'with' if published else 'without'} search.ell2"
+        fits = {*self.retrain.baselines} <= {*choices}
+        fields.require(fits, "retrain.baselines", self.retrain.baselines, expected)
         taught = not self.retrain.distill or self.retrain.baseline or self.supernet.trained
         expected = "left at 0 without a teacher, which retrain.baseline or trained weights give (supernet.weights)"
         fields.require(taught, "retrain.distill", self.retrain.distill, expected)

@@ -9,6 +9,6 @@ best_cut.py           the best of a cut as it is, with its own statistics, and r
 schedules.py          learning rates and optimizers as a config has them
 building.py           the plain supernet of a config, with new or trained weights
 networks.py           shared by search and retrain: networks, warm-up, batches
-rivals.py             networks that other importances give within the same bounds at once
+rivals.py             networks that other importances give within the same bounds, at once or trained as long
 trained_baselines.py  of the published search: networks of the same size, trained equally long, without a posterior
 """

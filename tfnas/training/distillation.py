@@ -19,13 +19,17 @@ class Teacher:
 
     Attributes:
         model: from images to logits; not trained, and not part of a checkpoint.
-        weight: w, in [0, 1].
+        weight: w, in (0, 1].
         temperature: T, > 0.
     """
 
     model: keras.Model
     weight: float
     temperature: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight <= 1:
+            raise ValueError(f"Teacher: weight must be in (0, 1]. Received: weight={self.weight}")
 
     @functools.cached_property
     def _distillation(self) -> Any:

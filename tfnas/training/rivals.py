@@ -1,6 +1,7 @@
-"""Networks within the same bounds that other importances of channel units give from the weights of the search.
+"""Networks within the same bounds that other importances of channel units give, from the same weights or trained alike.
 
-Such a cut takes seconds, and no training.
+From the weights of the search, a cut by another importance takes seconds and no training. As a baseline, an importance
+gets what the search's own had: the same epochs with gates, of the same batches, then the same retraining.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from tfnas.data import pipeline
 from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.costs import Cost, cost
 from tfnas.runs.sampled import BY_IMPORTANCE, Kind
+from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
-from tfnas.training import networks
+from tfnas.training import networks, schedules
 from tfnas.training.best_cut import best_cut
 
 AT_ONCE = ("even", "norm", "curvature")  # importances that need no training of their own
@@ -80,3 +82,39 @@ def at_once(cuts: Cuts) -> list[Arm]:
     """Returns what importances that need no training give from the same weights."""
     kinds = {importance: BY_IMPORTANCE[importance] for importance in AT_ONCE}
     return [cuts.arm(cuts.most_probable(name), f"{kind}, same weights", kind) for name, kind in kinds.items()]
+
+
+def trained(
+    config: Config,
+    splits: pipeline.Splits,
+    work: Workdir,
+    importance: str,
+    bounds: Mapping[str, float],
+    teacher: keras.Model | None,
+) -> Arm:
+    """Searches with another importance, cuts and retrains, starting from checkpoints, if any.
+
+    Args:
+        config: settings of the run.
+        splits: the images, of which test is not read.
+        work: working directory of the checkpoints.
+        importance: in place of the search's.
+        bounds: of the network found, by resource.
+        teacher: as of `networks.fit_plain`.
+
+    Raises:
+        UserError: if a loss is no longer finite, or a checkpoint cannot be read.
+    """
+    kind, key = BY_IMPORTANCE[importance], work.key("retrain", config)
+    config = dataclasses.replace(config, search=dataclasses.replace(config.search, importance=importance))
+    supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work), work)
+    networks.fit_gated(config, splits, work, supernet, networks.retrain_checkpoints(kind), key, kind)
+    cuts = Cuts(config, splits, supernet, bounds)
+    arm = cuts.arm(cuts.most_probable(), f"{kind}, trained alike", kind)
+    way = arm.way
+    if config.retrain.epochs:
+        way = None
+        rates = schedules.retraining(config).schedule
+        title = f"{kind}, fine-tuned"
+        networks.fit_plain(config, splits, work, arm.model, config.retrain.epochs, rates, title, teacher=teacher)
+    return dataclasses.replace(arm, fine_tuned=True, way=way)

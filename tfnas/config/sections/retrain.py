@@ -6,7 +6,8 @@ import dataclasses
 
 from tfnas.config import fields
 
-# What else may be trained to compare with, with ell2.
+# What else may be trained to compare with: after a search with bounds, and with ell2.
+OF_BOUNDS = ("even", "norm", "scale", "curvature", "gates")
 OF_ELL2 = ("fixed_drop", "single_path", "magnitude_pruning")
 
 
@@ -28,8 +29,9 @@ class Retrain:
     # Also train the full network without gates, in the same epochs, batches and learning rates as search and retraining
     # together.
     baseline: bool = True
-    # With ell2: also find networks in ways that need no posterior, and train them as long: 'fixed_drop', 'single_path',
-    # 'magnitude_pruning'. Each costs about one more search and one more retraining.
+    # Also search with these importances, within the same bounds, and train as long: 'even', 'norm', 'scale',
+    # 'curvature', 'gates'. With ell2, ways that need no posterior: 'fixed_drop', 'single_path', 'magnitude_pruning'.
+    # Each costs about one more search and one more retraining.
     baselines: tuple[str, ...] = ()
 
     def resolved(self, trained: bool) -> Retrain:
@@ -44,7 +46,7 @@ class Retrain:
         fields.positive("retrain.learning_rate", self.learning_rate)
         fields.at_least("retrain.weight_decay", self.weight_decay, 0)
         for name in self.baselines:
-            fields.one_of("retrain.baselines", name, OF_ELL2)
+            fields.one_of("retrain.baselines", name, OF_BOUNDS + OF_ELL2)
         different = len(set(self.baselines)) == len(self.baselines)
         fields.require(different, "retrain.baselines", self.baselines, "different ones")
         fields.require(0 <= self.distill <= 1, "retrain.distill", self.distill, "a weight in [0, 1]")

@@ -277,6 +277,9 @@ def test_bad_values_are_named(section, key, value, message):
             {"distill": 0.5, "baseline": False},
             "'retrain.distill' must be left at 0 without a teacher, which",
         ),
+        ("retrain", {"baselines": ("fixed_drop",)}, "among even, norm, scale, curvature without search.ell2. Received"),
+        ("retrain", {"baselines": ("gates",)}, "among even, norm, scale, curvature without search.ell2. Received"),
+        ("retrain", {"baselines": ("norm", "norm")}, "'retrain.baselines' must be different ones"),
         ("supernet", {"name": "resnet50", "width": 6}, "'supernet.width' must be divisible by 4"),
         (
             "search",

@@ -56,6 +56,7 @@ def gated(
     model: keras.Model,
     work: Workdir,
     initial_drop: float | None = None,
+    importance: str = "",
 ) -> Supernet:
     """Adds the gates of a search to `model`.
 
@@ -65,12 +66,13 @@ def gated(
         model: model built by `building.network`; its weights are copied.
         work: working directory; layers are measured once in it, if the latency is bounded.
         initial_drop: drop probability of every gate, in (0, 1); None means `search.initial_drop`.
+        importance: by which units are chosen; empty means `search.importance`.
 
     Raises:
         UserError: if a layer cannot be gated, a pattern matches no layer, there is nothing to gate, or a bound is out
             of reach.
     """
-    settings = config.search
+    settings = config.search.by(importance) if importance else config.search
     common: dict[str, Any] = {"exclude": _patterns(settings.exclude), "seed": config.seed}
     if settings.published or settings.importance == "gates":
         common |= {
@@ -92,19 +94,19 @@ def gated(
         )
     if settings.latency:
         common["device"] = preflight.layer_latencies(config, work, model)
-    importance: Any = settings.importance
-    if ":" in importance:
-        importance = functools.partial(
+    chosen: Any = settings.importance
+    if ":" in chosen:
+        chosen = functools.partial(
             user_functions.call,
             "search.importance",
-            importance,
-            user_functions.resolve("search.importance", importance),
+            chosen,
+            user_functions.resolve("search.importance", chosen),
         )
     bounds: dict[str, Any] = {**settings.bounds}
     return gate(
         model,
         **bounds,
-        importance=importance,
+        importance=chosen,
         iterative=settings.iterative,
         floor=settings.floor,
         scale_penalty=None if settings.scale_penalty == -1 else settings.scale_penalty,
@@ -133,10 +135,14 @@ def posterior(config: config_lib.Config, splits: pipeline.Splits, supernet: Supe
     settings = config.search
     if not (isinstance(supernet, UnitSupernet) and settings.plain and settings.importance == "curvature"):
         return supernet.posterior()
-    number = max(1, min(settings.curvature_images, splits.sizes["train"]) // _CURVATURE_BATCH)
+    return supernet.posterior(data=curvature_batches(config, splits))
+
+
+def curvature_batches(config: config_lib.Config, splits: pipeline.Splits) -> tf.data.Dataset:
+    """Returns the training batches from whose gradients curvature is computed at once."""
+    number = max(1, min(config.search.curvature_images, splits.sizes["train"]) // _CURVATURE_BATCH)
     # A shifted seed, so that the batches are not those of the last epoch, to which the weights have just adapted.
-    batches = pipeline.training_batches(splits, config.data, _CURVATURE_BATCH, 1, config.seed + 4)
-    return supernet.posterior(data=batches.take(number))
+    return pipeline.training_batches(splits, config.data, _CURVATURE_BATCH, 1, config.seed + 4).take(number)
 
 
 def _patterns(text: str) -> list[str]:

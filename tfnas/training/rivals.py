@@ -23,7 +23,6 @@ from tfnas.training import networks, schedules
 from tfnas.training.best_cut import best_cut
 
 AT_ONCE = ("even", "norm", "curvature")  # importances that need no training of their own
-_BATCHES, _BATCH_SIZE = 20, 100  # of training images, for the curvature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +63,7 @@ class Cuts:
 
     def most_probable(self, importance: str | None = None) -> Architecture:
         """Returns the most probable architecture by an importance, by default the supernet's own, within the bounds."""
-        data = None
-        if importance == "curvature":
-            seed = self._config.seed + 4  # not the batches of search or of retraining
-            data = pipeline.training_batches(self._splits, self._config.data, _BATCH_SIZE, 1, seed).take(_BATCHES)
+        data = networks.curvature_batches(self._config, self._splits) if importance == "curvature" else None
         posterior = self._supernet.posterior(importance, data)
         multiple = self._config.sample.channel_multiple
         return dataclasses.replace(posterior, bounds=self._bounds, channel_multiple=multiple).mode()
@@ -106,8 +102,8 @@ def trained(
         UserError: if a loss is no longer finite, or a checkpoint cannot be read.
     """
     kind, key = BY_IMPORTANCE[importance], work.key("retrain", config)
-    config = dataclasses.replace(config, search=dataclasses.replace(config.search, importance=importance))
-    supernet = networks.gated(config, splits, networks.warmed_up(config, splits, work), work)
+    model = networks.warmed_up(config, splits, work)
+    supernet = networks.gated(config, splits, model, work, importance=importance)
     networks.fit_gated(config, splits, work, supernet, networks.retrain_checkpoints(kind), key, kind)
     cuts = Cuts(config, splits, supernet, bounds)
     arm = cuts.arm(cuts.most_probable(), f"{kind}, trained alike", kind)

@@ -123,6 +123,12 @@ class Search:
         """The bounds by resource, as they are set; empty with `ell2`."""
         return {resource.value: bound for resource in Resource if (bound := getattr(self, resource))}
 
+    def by(self, importance: str) -> Search:
+        """The same search by another importance; what belongs to single other ones is at its default."""
+        others = [name for other, names in _OF_IMPORTANCES.items() if other != importance for name in names]
+        defaults: dict[str, Any] = {name: type(self).__dataclass_fields__[name].default for name in others}
+        return dataclasses.replace(self, importance=importance, **defaults)
+
     def resolved(self, retrain: Retrain, trained: bool) -> Search:
         """These settings, with the values for those that are left out.
 

@@ -9,7 +9,8 @@ from conftest import random_weights
 import tfnas
 from tfnas.common.errors import UserError
 from tfnas.gating import importances
-from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.graph.partition import PINNED
+from tfnas.graph.units import UnitGraph
 
 L = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -10,7 +10,8 @@ from tfnas.gating.placement import _copied
 from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
 from tfnas.gating.unit_supernet import _Gated
 from tfnas.graph.channels import Graph
-from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.graph.partition import PINNED
+from tfnas.graph.units import UnitGraph
 from tfnas.layers.merging import MERGES
 from tfnas.supernets import densenet121, multi_branch_resnet
 

@@ -11,7 +11,8 @@ from random_models import Builder
 from tfnas.common.errors import UserError
 from tfnas.cutting.subnets import cut, describe, rebuild
 from tfnas.graph.costs import cost
-from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.graph.partition import PINNED
+from tfnas.graph.units import UnitGraph
 from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
 

@@ -12,7 +12,8 @@ import tfnas
 from tfnas.gating.gates import hard_gates
 from tfnas.gating.importances import squared_norms
 from tfnas.graph.costs import cost
-from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.graph.partition import PINNED
+from tfnas.graph.units import UnitGraph
 from tfnas.layers.of_units import OF_UNITS
 from tfnas.layers.of_units.attention import Heads
 from tfnas.ranking.engine import Engine

@@ -17,7 +17,8 @@ import tensorflow as tf
 from tfnas.common.errors import UserError, brief
 from tfnas.config import FLOOR, IMPORTANCES
 from tfnas.gating.gates import Gating, gates_as
-from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.graph.partition import PINNED
+from tfnas.graph.units import UnitGraph
 from tfnas.layers import BatchNormalization
 from tfnas.search_space.closed_form import ClosedForm
 from tfnas.search_space.scored import posterior_of

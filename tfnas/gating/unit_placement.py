@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
-from tfnas.graph.units import PINNED
+from tfnas.graph.partition import PINNED
 from tfnas.layers import BatchNormalization, Merge
 from tfnas.layers.base import Node
 

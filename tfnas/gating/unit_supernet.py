@@ -22,7 +22,8 @@ from tfnas.gating.unit_training import Bounded, ByCurvature, ByGates, ByScale, T
 from tfnas.graph import pins
 from tfnas.graph.latencies import Latencies
 from tfnas.graph.models import deep
-from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.graph.partition import PINNED
+from tfnas.graph.units import UnitGraph
 from tfnas.layers import Input
 from tfnas.layers.base import Node
 from tfnas.search_space.architecture import Architecture

@@ -17,7 +17,8 @@ from tfnas.gating.gates import Gating
 from tfnas.gating.importances import scales
 from tfnas.gating.supernet import undecided
 from tfnas.gating.unit_gates import UnitDraw
-from tfnas.graph.units import PINNED, UnitGraph
+from tfnas.graph.partition import PINNED
+from tfnas.graph.units import UnitGraph
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.closed_form import ClosedForm
 from tfnas.search_space.scored import posterior_of

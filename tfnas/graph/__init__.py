@@ -6,6 +6,7 @@ parts.py      nested models and composite layers, and the calls that they consis
 channels.py   how channels flow through the graph: sources, constants, what is still read
 costs.py      parameters and multiply-adds of an architecture
 folding.py    the constants that dropped operations leave
+partition.py  which channels exist or vanish as one
 units.py      channels that exist or vanish as one, and the costs of a network of some of them in closed form
 pins.py       what can be removed of a network at most, and the layers that keep whole streams
 latencies.py  seconds of networks and of layers on a device, as a cost in closed form

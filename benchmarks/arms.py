@@ -36,7 +36,7 @@ _NEAR = 0.03  # share of the size by which they may differ from it
 
 @dataclasses.dataclass(frozen=True)
 class Situation:
-    """Where an arm starts from, and how long it trains.
+    """Start of an arm, and length of its training.
 
     Attributes:
         epochs: in all, the search included.
@@ -139,19 +139,19 @@ class Run:
         """Returns what the arm came to, without its scores on test, and its last network."""
         start = time.monotonic()
         full = self._start()
-        whole = cost(Graph(full))
+        full_cost = cost(Graph(full))
         if arm.importance:
-            model, facts = self._cut(arm, full, whole)
+            model, facts = self._cut(arm, full, full_cost)
         else:
             model = full if arm.width == 1 else self._network(arm.width)
             facts = {}
-            self._train(model, 0, cost(Graph(model)).multiply_adds / whole.multiply_adds, arm.distilled)
+            self._train(model, 0, cost(Graph(model)).multiply_adds / full_cost.multiply_adds, arm.distilled)
         price = cost(Graph(model))
         seconds = time.monotonic() - start
         turns = compare_latency([full, model], "litert")
         facts |= {
-            "parameters": price.parameters / whole.parameters,
-            "multiply_adds": price.multiply_adds / whole.multiply_adds,
+            "parameters": price.parameters / full_cost.parameters,
+            "multiply_adds": price.multiply_adds / full_cost.multiply_adds,
             "latency": turns.seconds[1] / turns.seconds[0],
             "epochs_spent": self.spent,
             "seconds": seconds,
@@ -192,7 +192,7 @@ class Run:
         # A forward pass of the teacher is a third of a step.
         self.spent += (end - first) * (share + distilled / 3)
 
-    def _cut(self, arm: Arm, full: keras.Model, whole: Cost) -> tuple[keras.Model, dict[str, Any]]:
+    def _cut(self, arm: Arm, full: keras.Model, full_cost: Cost) -> tuple[keras.Model, dict[str, Any]]:
         """Searches, cuts, chooses the cut by its loss on validation, and trains on."""
         searched = self.situation.search if arm.learned or not self.situation.trained else 0
         supernet = self._learned(arm) if arm.learned else self._plain(arm, full, searched)
@@ -205,7 +205,7 @@ class Run:
             architecture = supernet.posterior("curvature", data).mode()
         else:
             architecture = supernet.posterior(None if arm.learned else arm.importance).mode()
-        share = cost(supernet.graph, architecture).multiply_adds / whole.multiply_adds
+        share = cost(supernet.graph, architecture).multiply_adds / full_cost.multiply_adds
         made = cuts(supernet, architecture, images)
         scores = {way: records.scores(model, self.splits, self.config, ["validation"]) for way, model in made.items()}
         best = min(scores, key=lambda way: scores[way]["validation"]["loss"])

@@ -68,7 +68,7 @@ _POLL_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Key:
-    """What one run is of."""
+    """Situation, bounds, arm and seed of a run."""
 
     situation: str
     bounds: str

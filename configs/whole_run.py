@@ -12,6 +12,6 @@ def get_config():
     config.data.update(train="train[:2000]", validation="train[49800:]", test="test[:200]")
     config.supernet.update(width=32, num_blocks=1)
     config.search.update(epochs=8, multiply_adds=0.5, batch_size=100)
-    config.sample.update(num_candidates=100, num_random=0)
+    config.sample.update(num_candidates=100, num_random=1)
     config.retrain.update(epochs=16, batch_size=100, baseline=False)
     return config

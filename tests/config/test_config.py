@@ -102,10 +102,14 @@ def test_what_is_left_out_follows_from_the_mode():
 def test_what_is_left_out_follows_from_trained_weights():
     for supernet in (config.Supernet(weights="of.weights.h5"), config.Supernet(source="a.keras")):
         made = config.Config(supernet=supernet).check()
-        assert (made.search.epochs, made.search.warmup_epochs, made.search.learning_rate) == (3, 0, 0.03)
-        assert (made.retrain.epochs, made.search.cosine_epochs, made.retrain.learning_rate) == (5, 8, 0.03)
+        assert (made.search.importance, made.search.iterative) == ("curvature", False)
+        assert (made.search.epochs, made.search.warmup_epochs, made.search.learning_rate) == (1, 0, 0.03)
+        assert (made.retrain.epochs, made.search.cosine_epochs, made.retrain.learning_rate) == (7, 8, 0.03)
+        learned = config.Config(supernet=supernet, search=config.Search(importance="gates")).check()
+        assert (learned.search.epochs, learned.search.warmup_epochs, learned.search.cosine_epochs) == (3, 0, 10)
         assert made.check() == made
     new = config.Config().check()
+    assert new.search.importance == "gates"
     assert (new.search.epochs, new.search.warmup_epochs, new.search.learning_rate, new.retrain.epochs) == (
         8,
         3,

@@ -48,7 +48,7 @@ class Search:
     # What latencies are measured with, on this machine, in search, sample and retrain: 'tensorflow' or 'litert'.
     latency_device: str = "tensorflow"
     ell2: float = 0.0  # instead of bounds: squared prior length scale; larger gives a smaller network
-    epochs: int = 0  # in total; 0: 8, or 3 from a trained supernet
+    epochs: int = 0  # in total; 0: 8, or from a trained supernet 3, or 1 where nothing is learned but the weights
     # The first of them, without gates; -1: with bounds a third, with ell2 or from a trained supernet none.
     warmup_epochs: int = -1
     batch_size: int = 128
@@ -68,11 +68,12 @@ class Search:
     temperature: float = 0.2  # of the relaxed Bernoulli gates
     initial_drop: float = 0.0  # drop probability before the first step; 0: with bounds 0.02, with ell2 0.1
     exclude: str = ""  # glob patterns of layer names, separated by commas: never gated, or never narrowed
-    # With bounds: what decides between channels (docs/method.md, "Importances"). 'gates', trained with the weights;
+    # With bounds: what decides between channels (docs/method.md, "Importances"). Empty: 'gates', or from a trained
+    # supernet 'curvature', at once (docs/choosing.md). 'gates', trained with the weights;
     # 'curvature', squared gradients; 'norm', the weights' norms; 'scale', scales of normalizations; 'even': all layers
     # are narrowed by the same share; or 'package.module:function', from a tfnas.graph.units.UnitGraph to a score for
     # each channel unit.
-    importance: str = "gates"
+    importance: str = ""
     # curvature: whether channels are dropped while the search trains. False: the network is trained as it is, and the
     # gradients are taken at its end.
     iterative: bool = True
@@ -136,7 +137,13 @@ class Search:
             retrain: resolved settings of retraining.
             trained: whether the supernet is.
         """
-        epochs = self.epochs or (3 if trained else 8)
+        if not (self.published or self.importance):
+            # What was best where it was measured: docs/choosing.md.
+            importance: dict[str, Any] = {"importance": "gates"}
+            if trained:
+                importance = {"importance": "curvature", "iterative": False}
+            return dataclasses.replace(self, **importance).resolved(retrain, trained)
+        epochs = self.epochs or (8 if not trained else 1 if self.plain else 3)
         defaults: dict[str, Any] = {"epochs": epochs, "learning_rate": 0.03 if trained else 0.1}
         if self.published:
             defaults |= {"schedule": "cosine", "weight_decay": 0.0, "initial_drop": PUBLISHED_INITIAL_DROP}

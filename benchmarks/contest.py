@@ -13,8 +13,9 @@ Situations:
 
 Bounds are on parameters and multiply-adds together: 'width', those of the network whose layers are all half as wide,
 and for trained networks also 'half', half of both. An arm with an importance (docs/method.md) keeps the units that it
-rates highest, as many as the bounds allow. A network is cut in three ways: as it is, with normalization statistics of
-its own, and refitted. The one with the lowest loss on validation is trained for the remaining epochs.
+rates highest, as many as the bounds allow. A network is cut in three ways: as it is, recalibrated
+(with normalization statistics of its own), and refitted. The one with the lowest loss on validation is trained for the
+remaining epochs.
 
     full, narrowed                 the whole network; every layer half as wide, with new weights
     even-streams                   the first channels of each layer
@@ -205,7 +206,7 @@ def table(results: Mapping[str, Any], situation: str, bounds: str) -> str:
         "by seed",
         f"difference to {reference}, points (95 %)",
         "validation after the cut: bare",
-        "statistics",
+        "recalibrated",
         "refitted",
         "parameters",
         "multiply-adds",

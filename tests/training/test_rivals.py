@@ -14,7 +14,7 @@ CONFIG = tiny_config(
     sample={"num_candidates": 8, "num_random": 4, "num_tested": 2, "channel_multiple": 2},
     retrain={"epochs": 1, "distill": 0.5, "baselines": ("norm", "scale")},
 )
-WAYS = {"as cut", "statistics recomputed", "refitted"}
+WAYS = {"as cut", "recalibrated", "refitted"}
 
 
 def rows_of(path):

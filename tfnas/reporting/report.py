@@ -228,7 +228,7 @@ def _notes(results: Results, config: config_lib.Config) -> Iterable[str]:
         yield (
             "Test is read only after every choice is made. 'Same weights': chosen by another importance, within the "
             "same bounds and from the weights of the search, without training. Of each cut, the best of three by "
-            "validation loss: as cut, with statistics recomputed, or refitted."
+            "validation loss: as cut, recalibrated, or refitted."
         )
     yield f"Latency: {config.search.latency_measured}."
     if results.latency_spread > _BUSY:

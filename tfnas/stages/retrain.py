@@ -118,7 +118,7 @@ def _within_bounds(
     _check_exact(supernet, architecture, subnet(supernet, architecture), splits, config)
     before = cuts.arm(architecture, _BEFORE, Kind.FOUND)
     found = [before, *_retrained(config, work, splits, supernet, architecture, before, teacher)]
-    others = rivals.at_once(cuts)
+    others = rivals.at_once(cuts, config.search.importance)
     for importance in config.retrain.baselines:
         others.append(rivals.trained(config, splits, work, importance, ranked.bounds, teacher))
     return found, others

@@ -32,7 +32,7 @@ class Way(enum.StrEnum):
     """Treatment of a network after the cut."""
 
     BARE = "as cut"
-    STATISTICS = "statistics recomputed"
+    RECALIBRATED = "recalibrated"
     REFITTED = "refitted"
 
 
@@ -87,7 +87,7 @@ def cuts(supernet: Supernet, architecture: Architecture, images: Any, name: str 
     few = [tf.convert_to_tensor(x[:_RECALIBRATE]) for x in examples]
     recompute_statistics(recalibrated, keras.tree.pack_sequence_as(bare.input, few))
     refitted = refit(supernet.graph, architecture, bare, keras.tree.pack_sequence_as(bare.input, examples))
-    return {Way.BARE: bare, Way.STATISTICS: recalibrated, Way.REFITTED: refitted}
+    return {Way.BARE: bare, Way.RECALIBRATED: recalibrated, Way.REFITTED: refitted}
 
 
 def _loss(model: keras.Model, examples: inputs.Examples, criterion: Criterion) -> float:

@@ -74,9 +74,9 @@ class Cuts:
         return Arm(name, kind, best.model, cost(self._supernet.graph, architecture), way=best.way)
 
 
-def at_once(cuts: Cuts) -> list[Arm]:
-    """Returns what importances that need no training give from the same weights."""
-    kinds = {importance: BY_IMPORTANCE[importance] for importance in AT_ONCE}
+def at_once(cuts: Cuts, but: str) -> list[Arm]:
+    """Returns what importances that need no training, but for the search's own, give from the same weights."""
+    kinds = {importance: BY_IMPORTANCE[importance] for importance in AT_ONCE if importance != but}
     return [cuts.arm(cuts.most_probable(name), f"{kind}, same weights", kind) for name, kind in kinds.items()]
 
 

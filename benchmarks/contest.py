@@ -199,7 +199,7 @@ def table(results: Mapping[str, Any], situation: str, bounds: str) -> str:
             "width" if record["arm"] == "full" else bounds,
         ):
             arms[record["arm"]][record["seed"]] = record
-    reference = "narrowed" if arms["narrowed"] else "norm"
+    reference = "narrowed" if arms["narrowed"] else "norm-streams"
     columns = (
         "network",
         "test",

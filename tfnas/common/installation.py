@@ -88,8 +88,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _check_backend() -> None:
-    if "keras" in sys.modules:
-        backend = sys.modules["keras"].config.backend()
+    if keras := sys.modules.get("keras"):
+        backend = keras.config.backend()
         when = "before keras is imported"
     else:  # as Keras will find it
         file = pathlib.Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"), "keras.json")

@@ -224,7 +224,7 @@ class Run:
             **({} if published else self.bounds),
             **arm.settings,
         }
-        if arm.learned and arm.importance not in ("gates", "published"):
+        if arm.learned and not published:
             given["importance"] = arm.importance
         if published:
             given |= {"ell2": self.config.search.ell2 or 250.0, "gate_learning_rate": _GATE_LEARNING_RATE}

@@ -98,6 +98,7 @@ _MODULES = {
     "tfnas.serving.server": _server,
     "pipelines.run": _pipeline,
     "benchmarks.contest": _module,
+    "benchmarks.coverage": _module,
     "benchmarks.claims": _module,
     "benchmarks.faults": _module,
     "benchmarks.racing_bounds": _module,

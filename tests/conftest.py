@@ -1,5 +1,6 @@
 """Fixtures and helpers shared by all tests."""
 
+import contextlib
 import gc
 import os
 import pathlib
@@ -162,3 +163,23 @@ def kill_when(stage, path, ready, *more, settings=TINY):
 
 def lines(file):
     return file.read_text().count("\n") if file.exists() else 0
+
+
+@contextlib.contextmanager
+def killed_after_writing(monkeypatch, prefix):
+    """The body, which must end when a file whose name starts so is written to a working directory."""
+    from tfnas.runs import workdir
+
+    class KilledError(Exception):
+        pass
+
+    write = workdir.Workdir.write
+
+    def write_and_die(self, name, *arguments, **options):
+        write(self, name, *arguments, **options)
+        if name.startswith(prefix):
+            raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(workdir.Workdir, "write", write_and_die)
+        yield

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import random_weights
+from gate_gradients import gradients
 
 import tfnas
 from tfnas.common.errors import UserError
@@ -159,12 +160,7 @@ def test_curvature_of_a_gate_in_a_normalization():
     supernet.compile("sgd", LOSS)
     expected = []
     for images, labels in batches():
-        norms = [model.get_layer(f"inner{i}_bn") for i in range(2)]
-        with tf.GradientTape() as tape:
-            loss = LOSS(labels, model(images, training=False))
-        gradients = tape.gradient(loss, [(bn.gamma.value, bn.beta.value) for bn in norms])
-        pairs = zip(norms, gradients, strict=True)
-        expected.append([np.asarray(bn.gamma * gamma + bn.beta * beta) for bn, (gamma, beta) in pairs])
+        expected.append(gradients(model, ["inner0_bn", "inner1_bn"], LOSS, images, labels, training=False))
     got = importances.curvatures(supernet, batches())
     np.testing.assert_allclose(got, (np.square(expected).mean(0) / 2).reshape(-1), rtol=1e-3, atol=1e-9)
 

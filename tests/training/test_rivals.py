@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from conftest import tiny_config
+from conftest import killed_after_writing, tiny_config
 
-from tfnas.runs import stage_table, workdir
+from tfnas.runs import stage_table
 from tfnas.stages import retrain, sample, search
 from tfnas.training import networks
 
@@ -26,21 +26,8 @@ def rows_of(path):
 def test_all_obey_the_bounds_and_an_interrupted_retraining_ends_the_same(tmp_path, monkeypatch, capsys):
     for stage in (search, sample):
         stage.run(CONFIG, tmp_path)
-
-    class KilledError(Exception):
-        pass
-
-    with monkeypatch.context() as patch:
-        write = workdir.Workdir.write
-
-        def write_and_die(self, name, *arguments, **options):
-            write(self, name, *arguments, **options)
-            if name.startswith(networks.retrain_checkpoints("normalization scale, fine-tuned")):
-                raise KilledError
-
-        patch.setattr(workdir.Workdir, "write", write_and_die)
-        with pytest.raises(KilledError):
-            retrain.run(CONFIG, tmp_path)
+    with killed_after_writing(monkeypatch, networks.retrain_checkpoints("normalization scale, fine-tuned")):
+        retrain.run(CONFIG, tmp_path)
     retrain.run(CONFIG, tmp_path)
     assert "normalization scale resumes after epoch 2 of 2" in " ".join(capsys.readouterr().out.split())
     rows = rows_of(tmp_path)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from conftest import PUBLISHED, tiny_config
+from conftest import PUBLISHED, killed_after_writing, tiny_config
 
 import tfnas
 from tfnas.data import pipeline
 from tfnas.gating.gates import Gated
 from tfnas.ranking import reference_architectures
-from tfnas.runs import stage_table, workdir
+from tfnas.runs import stage_table
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import retrain, sample, search
 from tfnas.supernets import multi_branch_resnet
@@ -184,21 +184,8 @@ def test_a_retraining_interrupted_among_the_trained_baselines_ends_the_same(samp
         if "mean of" not in row["name"]:
             more = row["paired"]["only_found"] - row["paired"]["only_other"]
             assert more == round(tested * (chosen["test_accuracy"] - row["test_accuracy"]))
-
-    class KilledError(Exception):
-        pass
-
-    with monkeypatch.context() as patch:
-        write = workdir.Workdir.write
-
-        def write_and_die(self, name, *arguments, **options):
-            write(self, name, *arguments, **options)
-            if name.startswith(networks.retrain_checkpoints("single path")):
-                raise KilledError
-
-        patch.setattr(workdir.Workdir, "write", write_and_die)
-        with pytest.raises(KilledError):
-            retrain.run(CONFIG, killed)
+    with killed_after_writing(monkeypatch, networks.retrain_checkpoints("single path")):
+        retrain.run(CONFIG, killed)
     assert not (killed / stage_table.RESULTS).exists()
     retrain.run(CONFIG, killed)
     assert "single path resumes after epoch 1 of 2" in capsys.readouterr().out

@@ -223,8 +223,31 @@ class UnitGate(keras.layers.Layer, _Gate):
         return {**super().get_config(), "units": self.units}
 
 
+class _WithNormalization(keras.layers.Wrapper, _Gate):
+    """A gate together with the normalization that it stands on."""
+
+    def __init__(self, layer: Any, units: Sequence[int], **kwargs: Any):
+        super().__init__(layer, **{"autocast": False, **kwargs})
+        self.units = tuple(units)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the mask, and the normalization's variables."""
+        if not self.layer.built:
+            self.layer.build(input_shape[0])
+        self._add_mask(int(input_shape[0][-1]))
+        self.built = True
+
+    def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
+        """Shape and dtype of the output."""
+        return keras.KerasTensor(inputs[0].shape, self.layer.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same layer."""
+        return {**super().get_config(), "units": self.units}
+
+
 @keras.saving.register_keras_serializable("tfnas")
-class GatedNormalization(keras.layers.Wrapper, _Gate):
+class GatedNormalization(_WithNormalization):
     """A BatchNormalization whose output channels are gated by scaling gamma and beta, which costs next to nothing.
 
     For one draw for the batch: gates of single examples are no factor of gamma.
@@ -240,17 +263,6 @@ class GatedNormalization(keras.layers.Wrapper, _Gate):
     Attributes:
         mask: as of `UnitGate`.
     """
-
-    def __init__(self, layer: Any, units: Sequence[int], **kwargs: Any):
-        super().__init__(layer, **{"autocast": False, **kwargs})
-        self.units = tuple(units)
-
-    def build(self, input_shape: Any) -> None:
-        """Creates the mask, and the normalization's variables."""
-        if not self.layer.built:
-            self.layer.build(input_shape[0])
-        self._add_mask(int(input_shape[0][-1]))
-        self.built = True
 
     def call(self, inputs: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         """The normalized and gated tensor."""
@@ -276,17 +288,9 @@ class GatedNormalization(keras.layers.Wrapper, _Gate):
                 variable.assign(value)
         return output
 
-    def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
-        """Shape and dtype of the output."""
-        return keras.KerasTensor(inputs[0].shape, self.layer.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Arguments from which `from_config` makes the same layer."""
-        return {**super().get_config(), "units": self.units}
-
 
 @keras.saving.register_keras_serializable("tfnas")
-class KeptNormalization(keras.layers.Wrapper, _Gate):
+class KeptNormalization(_WithNormalization):
     """A normalization whose statistics are over the channels that are kept; see `layers.of_units.statistics`.
 
     Args:
@@ -301,17 +305,6 @@ class KeptNormalization(keras.layers.Wrapper, _Gate):
         mask: as of `UnitGate`.
     """
 
-    def __init__(self, layer: Any, units: Sequence[int], **kwargs: Any):
-        super().__init__(layer, **{"autocast": False, **kwargs})
-        self.units = tuple(units)
-
-    def build(self, input_shape: Any) -> None:
-        """Creates the mask, and the normalization's variables."""
-        if not self.layer.built:
-            self.layer.build(input_shape[0])
-        self._add_mask(int(input_shape[0][-1]))
-        self.built = True
-
     def call(self, inputs: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         """The normalized tensor."""
         x, *drawn = inputs
@@ -319,11 +312,3 @@ class KeptNormalization(keras.layers.Wrapper, _Gate):
         if gates is None:
             return self.layer(x)
         return tf.cast(normalized(self.layer, x, self._spread(gates, len(x.shape))), self.layer.compute_dtype)
-
-    def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
-        """Shape and dtype of the output."""
-        return keras.KerasTensor(inputs[0].shape, self.layer.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Arguments from which `from_config` makes the same layer."""
-        return {**super().get_config(), "units": self.units}

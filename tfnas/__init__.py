@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tfnas.search_space.architecture import Architecture as Architecture
     from tfnas.search_space.posterior import Posterior as Posterior
     from tfnas.search_space.unit_posterior import UnitPosterior as UnitPosterior
+    from tfnas.shrinking.preview import preview as preview
     from tfnas.training.best_cut import best_cut as best_cut
 
 installation.check()
@@ -47,6 +48,7 @@ _HOMES = {
     "gate": "gating.placement",
     "load": "gating.saving",
     "meet_latency": "cutting.latency_bound",
+    "preview": "shrinking.preview",
     "rank": "ranking.ranking",
     "subnet": "cutting.subnets",
 }

@@ -78,6 +78,44 @@ def read(data: Any, model: keras.Model, caller: str) -> Examples:
     return Examples(**kept)
 
 
+def read_some(data: Any, model: keras.Model, caller: str, most: int, seed: int) -> Examples:
+    """Reads a part of labeled examples: random ones of a tuple of arrays, else the first.
+
+    Args:
+        data, model, caller: as of `read`.
+        most: number of examples that are read at most.
+        seed: of the choice.
+
+    Raises:
+        UserError: as `read`.
+    """
+    if not isinstance(data, tuple):
+        return read(_first(_items(data, model, caller), model, most), model, caller)
+    arrays = _arrays(data, caller)
+    lengths = [len(x) for x in keras.tree.flatten(arrays) if x is not None]
+    some = np.random.default_rng(seed).permutation(min(lengths, default=0))[:most]
+    if len(set(lengths)) == 1:  # else `read` says so
+        arrays = keras.tree.map_structure(lambda x: None if x is None else x[some], arrays)
+    return read(arrays, model, caller)
+
+
+def _first(items: Iterable[Any], model: keras.Model, most: int) -> Iterator[Any]:
+    """The first examples of an iterable of batches, or of single examples."""
+    left = most
+    for item in items:
+        parts = item if isinstance(item, tuple) else (item,)
+        leaves = keras.tree.flatten(parts[0])
+        if not leaves or _is_one(parts[0], model):
+            left -= 1
+            yield item
+        else:
+            size = left
+            yield keras.tree.map_structure(lambda x, size=size: None if x is None else x[:size], parts)
+            left -= len(leaves[0])
+        if left <= 0:
+            return
+
+
 def read_inputs(data: Any, model: keras.Model, caller: str, most: int) -> list[np.ndarray]:
     """Reads the inputs of the first examples, into memory-mapped temporary files.
 

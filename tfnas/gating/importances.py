@@ -156,11 +156,7 @@ def curvatures(supernet: Any, data: Iterable[Any]) -> np.ndarray:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             probe = tf.zeros(num_units)
             tape.watch(probe)
-            supernet._clear_losses()  # of a call for training
-            with gates_as(Gating.PROBED, probe):
-                outputs = supernet.network(inputs, training=False)
-            loss = supernet.compute_loss(inputs, targets, outputs, weights, training=False)
-            scaled = optimizer.scale_loss(loss)
+            scaled = optimizer.scale_loss(_loss(supernet, probe, inputs, targets, weights))
         return tape.gradient(scaled, probe) / optimizer.scale_loss(1.0)
 
     total, count = np.zeros(num_units), 0
@@ -174,6 +170,48 @@ def curvatures(supernet: Any, data: Iterable[Any]) -> np.ndarray:
             "posterior: the gradients of importance 'curvature' are not finite: the loss of this data is not"
         )
     return total / (2 * count)
+
+
+def expansion(supernet: Any, data: Iterable[Any], lost: np.ndarray) -> float:
+    """Rise of the mean loss if the gates of these units close, to the second order; it may be negative.
+
+    With t from 0 to 1 along the way, the mean loss is L(t), and the rise L'(0) + L''(0) / 2. Other than `curvatures`,
+    this holds for any loss, away from a minimum, and with what units have in common.
+
+    Args:
+        supernet: as of `curvatures`.
+        data: likewise, of batches of one size.
+        lost: bool, shape (U,).
+
+    Raises:
+        UserError: without a batch.
+    """
+    direction = tf.constant(lost.astype("float32"))
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def rise(inputs: Any, targets: Any, weights: Any) -> tf.Tensor:
+        t = tf.zeros(())
+        with tf.GradientTape(watch_accessed_variables=False) as outer:
+            outer.watch(t)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch(t)
+                loss = _loss(supernet, -t * direction, inputs, targets, weights)
+            slope = inner.gradient(loss, t)
+        second = outer.gradient(slope, t, unconnected_gradients="zero")
+        return slope + second / 2
+
+    rises = [float(rise(*keras.utils.unpack_x_y_sample_weight(batch))) for batch in data]
+    if not rises:
+        raise UserError("posterior: importance 'curvature' needs at least one batch of data. Received: none")
+    return float(np.mean(rises))
+
+
+def _loss(supernet: Any, probe: tf.Tensor, inputs: Any, targets: Any, weights: Any) -> tf.Tensor:
+    """The compiled loss of a batch, whose derivatives with regard to `probe` are those with regard to the gates."""
+    supernet._clear_losses()  # of a call for training
+    with gates_as(Gating.PROBED, probe):
+        outputs = supernet.network(inputs, training=False)
+    return supernet.compute_loss(inputs, targets, outputs, weights, training=False)
 
 
 def _ranks(scores: np.ndarray, graph: UnitGraph) -> np.ndarray:

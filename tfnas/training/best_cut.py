@@ -72,7 +72,7 @@ def best_cut(
     held_out = inputs.read(validation, supernet.network, "best_cut")
     criterion = Criterion(supernet, held_out, "best_cut")
     models = cuts(supernet, architecture, images, name)
-    losses = {way: _loss(model, held_out, criterion) for way, model in models.items()}
+    losses = {way: mean_loss(model, held_out, criterion) for way, model in models.items()}
     finite = {way: loss for way, loss in losses.items() if np.isfinite(loss)}
     if not finite:
         raise UserError("best_cut: no network with a finite loss could be cut out; choose another architecture")
@@ -90,8 +90,14 @@ def cuts(supernet: Supernet, architecture: Architecture, images: Any, name: str 
     return {Way.BARE: bare, Way.RECALIBRATED: recalibrated, Way.REFITTED: refitted}
 
 
-def _loss(model: keras.Model, examples: inputs.Examples, criterion: Criterion) -> float:
-    """Mean loss of the examples."""
+def mean_loss(model: keras.Model, examples: inputs.Examples, criterion: Criterion) -> float:
+    """Mean loss of the examples, without regularizers.
+
+    Args:
+        model: of the same inputs and outputs as the supernet of `criterion`.
+        examples: labeled.
+        criterion: the loss of each example.
+    """
     total = 0.0
     for first in range(0, len(examples), _BATCH_SIZE):
         part = examples.take(slice(first, first + _BATCH_SIZE))

@@ -11,15 +11,17 @@ from conftest import ROOT, random_weights
 from tfnas.gating.placement import gate
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
-from tfnas.supernets import densenet121, densenet121_3d, enas, multi_branch_resnet, resnet50
+from tfnas.supernets import densenet121, densenet121_3d, enas, multi_branch_resnet, resnet50, resnet_cifar, vgg19
 
-BUILDERS = [multi_branch_resnet, enas, resnet50, densenet121, densenet121_3d]
+BUILDERS = [multi_branch_resnet, enas, resnet50, densenet121, densenet121_3d, resnet_cifar, vgg19]
 SMALL = {
     multi_branch_resnet: {"width": 4, "num_blocks": 1, "input_shape": (12, 8, 3)},
     enas: {"width": 4, "num_blocks": 1, "input_shape": (12, 8, 3)},
     resnet50: {"width": 4, "num_blocks": 1, "input_shape": (40, 33, 3)},
     densenet121: {"width": 3, "num_blocks": 2, "input_shape": (40, 33, 3)},
     densenet121_3d: {"width": 3, "num_blocks": 2, "input_shape": (8, 40, 33, 3)},
+    resnet_cifar: {"width": 4, "num_blocks": 1, "input_shape": (12, 9, 3)},
+    vgg19: {"width": 2, "input_shape": (20, 16, 3)},
 }
 
 
@@ -152,6 +154,21 @@ def test_resnet50_branches():
     assert Graph(model).group_sizes("stage2_block1_conv3") == (4, 4, 4, 4)
 
 
+def test_testbeds_have_the_published_sizes():
+    """853 K and 125.5 M, of every comparison on ResNet-56; VGG-19's by its table of layers, each a 3x3."""
+    model = resnet_cifar()
+    found = cost(Graph(model))
+    assert (found.parameters, found.multiply_adds) == (853_018, 125_485_696)
+    assert parameters(model) == 853_018 and len(convolutions(model)) == 54
+    channels, sizes = [64] * 2 + [128] * 2 + [256] * 4 + [512] * 8, [32] * 2 + [16] * 2 + [8] * 4 + [4] * 4 + [2] * 4
+    weights = [9 * i * o for i, o in zip([3, *channels], channels, strict=False)]
+    model = vgg19()
+    found = cost(Graph(model))
+    assert found.parameters == parameters(model) == sum(weights) + 2 * sum(channels) + 513 * 100 == 20_081_188
+    by_layer = [weight * size**2 for weight, size in zip(weights, sizes, strict=True)]
+    assert found.multiply_adds == sum(by_layer) + 512 * 100 == 398_182_400
+
+
 def densenet_layers(counts=(6, 12, 24, 16)):
     return [f"denseblock{b}_denselayer{i}" for b, count in enumerate(counts, 1) for i in range(1, count + 1)]
 
@@ -274,6 +291,11 @@ def test_any_smaller_size():
         (densenet121, {"input_shape": (28, 28, 1)}),
         (densenet121, {"input_shape": (16, 112, 112, 3)}),
         (densenet121_3d, {"width": -1}),
+        (resnet_cifar, {"width": 3}),
+        (resnet_cifar, {"num_blocks": 0}),
+        (resnet_cifar, {"input_shape": (8, 8)}),
+        (vgg19, {"width": 0}),
+        (vgg19, {"input_shape": (15, 32, 3)}),
         (densenet121_3d, {"input_shape": (224, 224, 3)}),
         (densenet121_3d, {"input_shape": (4, 112, 112, 3)}),
     ],

@@ -15,11 +15,14 @@ BUILDERS = {
     "resnet50": ("width", "num_blocks"),
     "densenet121": ("width", "num_blocks"),
     "densenet121_3d": ("width", "num_blocks"),
+    "resnet_cifar": ("width", "num_blocks"),
+    "vgg19": ("width",),
 }
 _MODEL, _WEIGHTS = ".keras", ".weights.h5"  # how the names of Keras's files end
 _WIDTHS = {  # divisors of the width
     "multi_branch_resnet": (2, "an even number: the skip joins two halves"),
     "resnet50": (4, "divisible by 4: four convolutions share the maps"),
+    "resnet_cifar": (2, "an even number: skips get as many zeros on either side"),
 }
 
 

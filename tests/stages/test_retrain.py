@@ -1,7 +1,5 @@
 """Retrain's measurements, without training anything."""
 
-import types
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +7,7 @@ import tensorflow as tf
 from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.stages import retrain
+from tfnas.training.best_cut import check_exact
 
 
 def test_what_is_compared_is_computed_in_full_precision():
@@ -28,7 +27,7 @@ def test_what_is_compared_is_computed_in_full_precision():
     images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 2, 2])
     validation = tf.data.Dataset.from_tensor_slices((images, labels))
     settings = config.Config()
-    retrain._check_exact(Network(), "found", Network(), types.SimpleNamespace(validation=validation), settings)
+    check_exact(Network(), "found", Network(), images)
     found = retrain._classified(Network(), validation, settings)
     np.testing.assert_array_equal(found[:2], [labels, [0, 1, 1, 2]])
     assert seen == [False] * 3 and asked()
@@ -46,11 +45,9 @@ def test_a_network_that_computes_otherwise_than_what_was_ranked_is_not_retrained
         def set_architecture(self, architecture):
             pass
 
-    images, settings = np.zeros((1, 2, 2, 1), np.uint8), config.Config()
-    splits = types.SimpleNamespace(validation=tf.data.Dataset.from_tensor_slices((images, np.zeros(1, int))))
-    arguments = (Network(0.0), None, Network(error), splits, settings)
+    arguments = (Network(0.0), None, Network(error), np.zeros((1, 2, 2, 1), np.uint8))
     if words is None:
-        retrain._check_exact(*arguments)
+        check_exact(*arguments)
     else:
         with pytest.raises(UserError, match=f"differs .* by {words} .*at most 1e-04 expected; .* report it"):
-            retrain._check_exact(*arguments)
+            check_exact(*arguments)

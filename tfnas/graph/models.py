@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 
-from tfnas.common.errors import UserError
+from tfnas.common.errors import UserError, add_filename
 from tfnas.layers import refuse_unit_gates
 
 
@@ -76,6 +78,20 @@ def _inputs_of(shapes: Any) -> Any:
     if all(isinstance(size, int | None) for size in shapes):
         return keras.Input(batch_shape=(None, *shapes[1:]))
     return [_inputs_of(shape) for shape in shapes]
+
+
+def without_optimizer(model: keras.Model) -> keras.Model:
+    """The same functional model, with the same layers, as it is before it is compiled."""
+    with deep():
+        return keras.Model(model.input, model.output, name=model.name)
+
+
+def file_bytes(model: keras.Model) -> int:
+    """Bytes of a functional model's `.keras` file, without the optimizer's state."""
+    with tempfile.TemporaryDirectory() as folder, add_filename(folder), deep():
+        file = pathlib.Path(folder) / "model.keras"
+        without_optimizer(model).save(file)
+        return file.stat().st_size
 
 
 @contextlib.contextmanager

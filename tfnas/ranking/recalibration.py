@@ -8,7 +8,7 @@ single-path supernet).
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -26,6 +26,7 @@ from tfnas.ranking.compiled_network import Segment
 from tfnas.search_space.architecture import Architecture
 
 Statistics = Mapping[str, tuple[np.ndarray, np.ndarray]]
+_STALE = 0.01  # share of the initial value in moving statistics from which they are recomputed
 
 
 def initial_share(model: keras.Model, steps: int) -> float:
@@ -39,6 +40,29 @@ def initial_share(model: keras.Model, steps: int) -> float:
         The largest `momentum ** steps` of its normalizations, in [0, 1]; 0 if there is none.
     """
     return max((layer.momentum**steps for layer in _norms(model)), default=0.0)
+
+
+def settle_statistics(model: keras.Model, steps: int, images: Callable[[], Any]) -> float:
+    """Recomputes a network's moving statistics if its training was too short for them.
+
+    Args:
+        model: a plain network, changed in place.
+        steps: of its training.
+        images: gives some hundred training examples, in the model's structure.
+
+    Returns:
+        The share of initial values that the statistics had, if they were recomputed, else 0.
+    """
+    left = initial_share(model, steps)
+    if left < _STALE:
+        return 0.0
+    recompute_statistics(model, images())
+    return left
+
+
+def settled_in_words(left: float) -> str:
+    """Says what `settle_statistics` has done, by the share that it has returned."""
+    return f"recomputed the statistics of batch normalization: {left:.0%} of the moving ones were initial values"
 
 
 def recompute_statistics(model: keras.Model, images: Any) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfnas.common import statistics
-from tfnas.common.errors import UserError, add_filename
 from tfnas.config import Config
 from tfnas.cutting.subnets import describe, subnet
 from tfnas.data import pipeline, sources
@@ -25,18 +22,18 @@ from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
 from tfnas.graph.latencies import compare_latency
-from tfnas.graph.models import deep
+from tfnas.graph.models import file_bytes, without_optimizer
 from tfnas.ranking import losses, ranking
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.measured import Results, Row, Size
 from tfnas.runs.sampled import RANDOM, Kind, Paired, Ranked
 from tfnas.search_space.architecture import Architecture
 from tfnas.training import building, distribution, networks, rivals, schedules
+from tfnas.training.best_cut import check_exact
 from tfnas.training.rivals import Arm
 from tfnas.training.trained_baselines import Baselines, Means
 
 _BEFORE = f"{Kind.FOUND}, before retraining"
-_TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -71,7 +68,7 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     arguments = building.network_arguments(config, splits)
     text = describe(architecture, supernet.graph, building.builder_name(config), **arguments)
     work.write(stage_table.CUT_ARCHITECTURE, lambda file: file.write_text(text))
-    work.write(stage_table.SUBNET, _without_optimizer(chosen.model).save)
+    work.write(stage_table.SUBNET, without_optimizer(chosen.model).save)
     compared = (*others, *found)
     turns = compare_latency([arm.model for arm in compared], config.search.latency_device)
     known = [_known(arm, splits, config) for arm in compared]
@@ -115,7 +112,7 @@ def _within_bounds(
 ) -> tuple[list[Arm], list[Arm]]:
     """Returns the network found, before and after retraining, and what other importances give within its bounds."""
     cuts = rivals.Cuts(config, splits, supernet, ranked.bounds)
-    _check_exact(supernet, architecture, subnet(supernet, architecture), splits, config)
+    check_exact(supernet, architecture, subnet(supernet, architecture), _some(splits, config))
     before = cuts.arm(architecture, _BEFORE, Kind.FOUND)
     found = [before, *_retrained(config, work, splits, supernet, architecture, before, teacher)]
     others = rivals.at_once(cuts, config.search.importance)
@@ -142,7 +139,7 @@ def _published(
         return Arm(name, kind, subnet(supernet, architecture), cost(supernet.graph, architecture))
 
     before = cut(architecture, _BEFORE, Kind.FOUND)
-    _check_exact(supernet, architecture, before.model, splits, config)
+    check_exact(supernet, architecture, before.model, _some(splits, config))
     found = [before, *_retrained(config, work, splits, supernet, architecture, before, teacher)]
     others = []
     for kind in RANDOM:
@@ -234,10 +231,6 @@ def _means_on_test(groups: Sequence[Means], splits: pipeline.Splits, config: Con
 
 def _known(arm: Arm, splits: pipeline.Splits, config: Config) -> dict[str, Any]:
     """Returns the part of a network's row that does not need the test split."""
-    with tempfile.TemporaryDirectory() as folder, add_filename(folder):
-        file = pathlib.Path(folder) / "model.keras"
-        _without_optimizer(arm.model).save(file)
-        size = file.stat().st_size
     return {
         "name": arm.name,
         "kind": arm.kind,
@@ -246,7 +239,7 @@ def _known(arm: Arm, splits: pipeline.Splits, config: Config) -> dict[str, Any]:
         "validation_accuracy": _accuracy(arm.model, splits.validation, config),
         "parameters": arm.cost.parameters,
         "multiply_adds": arm.cost.multiply_adds,
-        "file_bytes": size,
+        "file_bytes": file_bytes(arm.model),
     }
 
 
@@ -276,22 +269,6 @@ def _matrix(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     return matrix
 
 
-def _without_optimizer(model: keras.Model) -> keras.Model:
-    with deep():
-        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-
-
-def _check_exact(
-    supernet: Supernet, architecture: Architecture, model: keras.Model, splits: pipeline.Splits, config: Config
-) -> None:
-    """A last check on real images that what was cut is what was ranked. Raises UserError if it is not."""
-    images, _ = next(iter(pipeline.evaluation_batches(splits.validation, config.data, 16)))
-    supernet.set_architecture(architecture)
-    with distribution.full_precision():
-        expected, actual = (np.asarray(network(images, training=False)) for network in (supernet, model))
-    error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-6)
-    if not error <= _TOLERANCE:
-        raise UserError(
-            f"retrain: the network cut out differs from the supernet it was ranked in by {error:.1e} of the largest "
-            f"output, at most {_TOLERANCE:.0e} expected; this is a fault of tfnas: please report it with your config"
-        )
+def _some(splits: pipeline.Splits, config: Config) -> tf.Tensor:
+    """A few validation images."""
+    return next(iter(pipeline.evaluation_batches(splits.validation, config.data, 16)))[0]

@@ -23,7 +23,9 @@ from tfnas.gating.supernet import Supernet
 from tfnas.ranking.losses import LOSS, Criterion
 from tfnas.ranking.recalibration import recompute_statistics
 from tfnas.search_space.architecture import Architecture
+from tfnas.training import distribution
 
+TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
 _RECALIBRATE = 250  # examples whose statistics replace the moving ones
 _BATCH_SIZE = 250
 
@@ -88,6 +90,30 @@ def cuts(supernet: Supernet, architecture: Architecture, images: Any, name: str 
     recompute_statistics(recalibrated, keras.tree.pack_sequence_as(bare.input, few))
     refitted = refit(supernet.graph, architecture, bare, keras.tree.pack_sequence_as(bare.input, examples))
     return {Way.BARE: bare, Way.RECALIBRATED: recalibrated, Way.REFITTED: refitted}
+
+
+def check_exact(supernet: Supernet, architecture: Architecture, model: keras.Model, examples: Any) -> None:
+    """Checks on real examples that what was cut is what was ranked.
+
+    Args:
+        supernet: its masks are set to the architecture.
+        architecture: by which `model` was cut.
+        model: as cut, neither refitted nor with other statistics.
+        examples: inputs in the model's structure.
+
+    Raises:
+        UserError: if an output differs from the supernet's by more than 1e-4 of the largest one.
+    """
+    supernet.set_architecture(architecture)
+    with distribution.full_precision():
+        pairs = [keras.tree.flatten(network(examples, training=False)) for network in (supernet, model)]
+    for expected, actual in zip(*[[np.asarray(x) for x in outputs] for outputs in pairs], strict=True):
+        error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-6)
+        if not error <= TOLERANCE:
+            raise UserError(
+                f"the network cut out differs from the supernet that it belongs to by {error:.1e} of the largest "
+                f"output, at most {TOLERANCE:.0e} expected; this is a fault of tfnas: please report it with your model"
+            )
 
 
 def mean_loss(model: keras.Model, examples: inputs.Examples, criterion: Criterion) -> float:

@@ -188,11 +188,11 @@ def train(
             checkpoints; and whatever `check` raises.
     """
     model.optimizer.build(model.trainable_variables)
-    variables = _state(model)
+    variables = state(model)
     history: list[dict[str, Any]] = []
     totals, first = step.totals(), 0
     if found := checkpoints.latest():
-        _assign(variables, found)
+        restore(variables, found)
         history, totals = found.record["history"], step.totals(*found.record["totals"])
         first = found.step
         _print_resumed(title, *divmod(first, steps_per_epoch), epochs)
@@ -205,7 +205,7 @@ def train(
         checkpoints.save(Checkpoint(number, [np.array(variable) for variable in variables], record))
 
     iterator = distributed(step.strategy, batches, first)
-    with checkpoints, _Progress(title, epochs, steps_per_epoch, batch_size) as progress, _terminations() as terminated:
+    with checkpoints, Progress(title, epochs, steps_per_epoch, batch_size) as progress, _terminations() as terminated:
         saved = synced = time.monotonic()
         for number in range(first, epochs * steps_per_epoch):
             if before_step:
@@ -257,12 +257,14 @@ def distributed(strategy: tf.distribute.Strategy, batches: Batches, first: int) 
     return iter(strategy.distribute_datasets_from_function(process_batches))
 
 
-def _state(model: keras.Model) -> list[Any]:
+def state(model: keras.Model) -> list[Any]:
+    """Variables from which a training resumes: the model's and its optimizer's, without those of metrics."""
     metrics = {id(v) for v in model.metrics_variables}
     return [v for v in [*model.variables, *model.optimizer.variables] if id(v) not in metrics]
 
 
-def _assign(variables: list[Any], found: Checkpoint) -> None:
+def restore(variables: list[Any], found: Checkpoint) -> None:
+    """Assigns a checkpoint. Raises UserError if it is another network's."""
     shapes = [tuple(variable.shape) for variable in variables]
     if [array.shape for array in found.arrays] != shapes:
         raise UserError(
@@ -315,7 +317,7 @@ def _terminations() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Progress:
+class Progress:
     """The progress line of a training."""
 
     def __init__(self, title: str, epochs: int, steps_per_epoch: int, batch_size: int):
@@ -336,7 +338,7 @@ class _Progress:
         )
         self._start = 0.0
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         self._progress.start()
         self._start = time.monotonic()
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from tfnas.gating.placement import gate
 from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.layers import BatchNormalization
-from tfnas.ranking.recalibration import Recalibration, initial_share, recompute_statistics
+from tfnas.ranking.recalibration import Recalibration, settle_statistics, settled_in_words
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir
@@ -29,7 +30,6 @@ from tfnas.training import building, distribution, loop, preflight, schedules
 from tfnas.training.distillation import Teacher
 
 _CURVATURE_BATCH = 20  # images whose mean gradient is squared
-_STALE = 0.01  # share of the initial value in moving statistics from which they are recomputed
 
 
 def set_seed(seed: int) -> None:
@@ -73,16 +73,13 @@ def gated(
             of reach.
     """
     settings = config.search.by(importance) if importance else config.search
-    common: dict[str, Any] = {"exclude": _patterns(settings.exclude), "seed": config.seed}
-    if settings.published or settings.importance == "gates":
-        common |= {
-            "num_examples": settings.example_multiplier * splits.sizes["train"],
-            "temperature": settings.temperature,
-            "initial_drop": settings.initial_drop if initial_drop is None else initial_drop,
-        }
+    if initial_drop is not None:
+        settings = dataclasses.replace(settings, initial_drop=initial_drop)
+    num_examples, seed = splits.sizes["train"], config.seed
     if settings.published:
         return gate(
             model,
+            **_common(settings, num_examples, seed),
             ell2=settings.ell2,
             group_size=settings.group_size,
             by_source=settings.by_source,
@@ -90,10 +87,24 @@ def gated(
             gate_dense=settings.gate_dense,
             gate_pooling=settings.gate_pooling,
             include=_patterns(settings.include),
-            **common,
         )
-    if settings.latency:
-        common["device"] = preflight.layer_latencies(config, work, model)
+    device = preflight.layer_latencies(config, work, model) if settings.latency else None
+    steps = settings.gated_epochs * (num_examples // settings.batch_size)
+    return gate(model, **unit_arguments(settings, num_examples, steps, seed, device))
+
+
+def unit_arguments(
+    settings: config_lib.Search, num_examples: int, steps: int, seed: int, device: Any = None
+) -> dict[str, Any]:
+    """Arguments of `tfnas.gate` for a search under bounds.
+
+    Args:
+        settings: of the search, resolved.
+        num_examples: training examples.
+        steps: training steps with gates.
+        seed: of the gates' noise.
+        device: of a bounded latency.
+    """
     chosen: Any = settings.importance
     if ":" in chosen:
         chosen = functools.partial(
@@ -102,19 +113,27 @@ def gated(
             chosen,
             user_functions.resolve("search.importance", chosen),
         )
-    bounds: dict[str, Any] = {**settings.bounds}
-    return gate(
-        model,
-        **bounds,
-        importance=chosen,
-        iterative=settings.iterative,
-        floor=settings.floor,
-        scale_penalty=None if settings.scale_penalty == -1 else settings.scale_penalty,
-        steps=max(1, settings.gated_epochs * (splits.sizes["train"] // settings.batch_size)),
-        noise=settings.noise,
-        streams={"auto": None, "yes": True, "no": False}[settings.streams],
-        **common,
-    )
+    return {
+        **settings.bounds,
+        **_common(settings, num_examples, seed),
+        **({"device": device} if settings.latency else {}),
+        "importance": chosen,
+        "iterative": settings.iterative,
+        "floor": settings.floor,
+        "scale_penalty": None if settings.scale_penalty == -1 else settings.scale_penalty,
+        "steps": max(1, steps),
+        "noise": settings.noise,
+        "streams": {"auto": None, "yes": True, "no": False}[settings.streams],
+    }
+
+
+def _common(settings: config_lib.Search, num_examples: int, seed: int) -> dict[str, Any]:
+    """Arguments of `tfnas.gate` for either kind of search."""
+    common: dict[str, Any] = {"exclude": _patterns(settings.exclude), "seed": seed}
+    if settings.published or settings.importance == "gates":
+        common["num_examples"] = settings.example_multiplier * num_examples
+        common |= {"temperature": settings.temperature, "initial_drop": settings.initial_drop}
+    return common
 
 
 def gates_in_words(supernet: Supernet) -> str:
@@ -286,14 +305,10 @@ def fit_plain(
     seed, key = config.seed + 1, work.key("retrain", config)
     taught = Teacher(teacher, config.retrain.distill, config.retrain.distill_temperature) if teacher else None
     _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {}, taught)
-    number, left = config.sample.recalibrate, initial_share(model, epochs * steps)
-    if number and left >= _STALE:
-        head, tail = loop.line_start(title)
-        print(
-            f"{head} {tail}recomputed the statistics of batch normalization: {left:.0%} of the moving ones were "
-            "initial values"
-        )
-        recompute_statistics(model, calibration_images(config, splits, number))
+    if number := config.sample.recalibrate:
+        left = settle_statistics(model, epochs * steps, lambda: calibration_images(config, splits, number))
+        if left:
+            print(f"{' '.join(loop.line_start(title))}{settled_in_words(left)}")
 
 
 def compile_plain(config: config_lib.Config, model: keras.Model, rate: schedules.Schedule, weight_decay: float) -> None:

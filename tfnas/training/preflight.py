@@ -154,7 +154,7 @@ def measure(step: Step, batches: Batches) -> Measured:
             f"check: expected a finite loss in the first {len(times)} steps. Received: {loss}; usually the learning "
             "rate is too high: try a smaller --config.search.learning_rate"
         )
-    return Measured(times[0], float(np.median(times[1:] or times)), _peak_memory())
+    return Measured(times[0], float(np.median(times[1:] or times)), peak_memory())
 
 
 def measure_ranking(make: Callable[[], Engine], candidates: Sequence[Architecture]) -> Ranked:
@@ -242,7 +242,8 @@ def memory_bytes() -> int | None:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
+    """Returns the peak memory of the first GPU in bytes, or of this process on a CPU."""
     if tf.config.list_physical_devices("GPU"):
         info: dict[str, Any] = tf.config.experimental.get_memory_info("GPU:0")
         return int(info["peak"])

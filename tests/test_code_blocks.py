@@ -57,7 +57,7 @@ GIVEN = {
         "docs/your_model.md",
         "supernet = tfnas.gate",
     ): """
-        import tfnas
+        import keras, tfnas
         from tfnas.config import Config, Data, Retrain, Search, Supernet
         model, num_images, steps, validation_batches = given.model(), 300, 6, given.batches()
         """,

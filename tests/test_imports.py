@@ -13,25 +13,25 @@ from tfnas.runs.stage_table import WITHOUT_TENSORFLOW
 PACKAGE = ROOT / "tfnas"
 # From the bottom up: what a folder may import.
 FOLDERS = """
-    common        -
-    supernets     -
-    config        common
-    runs          common config
-    serving       common
-    search_space  common
-    layers        common
-    graph         common layers search_space
-    data          common config
-    gating        common config graph layers search_space
-    cutting       common config data gating graph layers search_space supernets
-    ranking       common config data gating graph layers runs search_space
-    training      common config cutting data gating graph layers ranking runs search_space
-    shrinking     common data gating graph ranking search_space training
-    reporting     common config runs search_space
-    exporting     common config data runs training
-    stages        common config cutting data exporting gating graph ranking reporting runs search_space training
-    tuning        common config data graph runs stages training
-    cli           common config reporting runs training
+  common       -
+  supernets    -
+  config       common
+  runs         common config
+  serving      common
+  search_space common
+  layers       common
+  graph        common layers search_space
+  data         common config
+  gating       common config graph layers search_space
+  cutting      common config data gating graph layers search_space supernets
+  ranking      common config data gating graph layers runs search_space
+  training     common config cutting data gating graph layers ranking runs search_space
+  shrinking    common data gating graph ranking search_space training
+  reporting    common config runs search_space
+  exporting    common config data runs training
+  stages       common config cutting data exporting gating graph ranking reporting runs search_space training shrinking
+  tuning       common config data graph runs stages training
+  cli          common config reporting runs training
 """
 MAY_IMPORT = {line.split()[0]: set(line.split()[1:]) - {"-"} for line in FOLDERS.strip().splitlines()}
 

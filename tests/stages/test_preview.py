@@ -11,6 +11,7 @@ from tfnas.common.errors import UserError
 from tfnas.stages import preview
 
 DIGITS = load_config("digits")
+PUBLISHED = config.Search(ell2=60.0)  # whose supernet is not previewed
 
 
 def test_preview_draws_and_measures(tmp_path, capsys):
@@ -24,6 +25,10 @@ def test_preview_draws_and_measures(tmp_path, capsys):
     pixels = sklearn.datasets.load_digits().images / 16
     assert mean == pytest.approx(pixels.mean(), abs=0.005) and std == pytest.approx(pixels.std(), abs=0.005)
     assert printed[1] == f"preview   {tmp_path / 'preview.png'}"
+    assert printed[3].startswith("Preview of 'multi_branch_resnet', without training. Smallest network: ")
+    table = printed.index(next(line for line in printed if line.startswith("multiply-adds")))
+    assert [line.split()[0] for line in printed[table + 1 : table + 5]] == ["100", "75", "50", "25"]
+    assert "loss" not in printed[table]  # of weights that are not trained
     picture = matplotlib.image.imread(tmp_path / "preview.png")[..., :3]
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100  # digits have 17 grays, and letters some
     height = len(picture)
@@ -34,10 +39,11 @@ def test_preview_draws_and_measures(tmp_path, capsys):
 
 
 def test_preview_never_reads_the_test_split(tmp_path):
-    preview.run(DIGITS, tmp_path)
+    published = dataclasses.replace(DIGITS, search=PUBLISHED)
+    preview.run(published, tmp_path)
     (file,) = (tmp_path / "tensorflow_datasets").rglob("digits-test*")
     file.write_bytes(b"destroyed")
-    preview.run(DIGITS, tmp_path)
+    preview.run(published, tmp_path)
 
 
 def test_few_color_images_and_a_users_mistake(cifar10_folder, tmp_path, capsys):
@@ -45,7 +51,7 @@ def test_few_color_images_and_a_users_mistake(cifar10_folder, tmp_path, capsys):
         name="cifar10", data_dir=str(cifar10_folder), train="train[:5]", validation="train[5:8]", image_size=24
     )
     chosen = dataclasses.replace(chosen, random_resized_crop=True, flip=True)
-    preview.run(config.Config(data=chosen), tmp_path)
+    preview.run(config.Config(data=chosen, search=PUBLISHED), tmp_path)
     assert (
         "24x24x3, 10 classes -> train 5 / validation 3 / test 10,000; of 5 training images" in capsys.readouterr().out
     )

@@ -68,7 +68,7 @@ class Size:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Preview:
-    """What can be expected of a smaller network; shows itself as tables, in a terminal and in a notebook.
+    """Expectations of a smaller network, which show themselves as tables, in a terminal and in a notebook.
 
     Attributes:
         name: of the model.
@@ -79,7 +79,7 @@ class Preview:
         smallest: smallest share of the full network's cost that is possible, by resource; above 0.
         holding: by resource, shares of the full network's cost of the layers that hold most of the smallest network.
         streams: by stream that keeps all of its channels, the layers that need them.
-        left_whole: by layer that could not be taken apart and is left whole, the reason.
+        uncut: by layer that could not be taken apart and stays as it is, the reason.
         layers: all layers with a cost, those with most of `resource` first.
         num_examples: held-out examples that losses and metrics are measured on; 0 without data.
     """
@@ -92,7 +92,7 @@ class Preview:
     smallest: Mapping[str, float]
     holding: Mapping[str, Mapping[str, float]]
     streams: Mapping[str, Sequence[str]]
-    left_whole: Mapping[str, str]
+    uncut: Mapping[str, str]
     layers: tuple[Costly, ...]
     families: tuple[Costly, ...]
     num_examples: int
@@ -147,7 +147,7 @@ class Preview:
         for stream, names in self.streams.items():
             some = ", ".join(f"'{name}'" for name in names[:3]) + ", ..." * (len(names) > 3)
             notes.append(f"The stream of '{stream}' keeps all of its channels for {some}.")
-        for name, why in self.left_whole.items():
+        for name, why in self.uncut.items():
             notes.append(f"'{name}' is left whole, because {why}.")
         return notes
 
@@ -156,8 +156,7 @@ class Preview:
         headings = ["where it is", *(Resource(r).words for r in total)]
         shown = [*self.families, *self.layers[:_MOST_LAYERS]]
         rows = [
-            [part.name, *(markup.percent(part.costs.get(r, 0.0) / whole) for r, whole in total.items())]
-            for part in shown
+            [part.name, *(markup.percent(part.costs.get(r, 0.0) / cost) for r, cost in total.items())] for part in shown
         ]
         return Table(headings, rows)
 
@@ -277,7 +276,7 @@ def _is_fixed(supernet: UnitSupernet) -> bool:
 
 
 def _costly(form: ClosedForm, names: Mapping[str, str]) -> list[Costly]:
-    """What the full network's layers cost, joined by these names."""
+    """Costs of the full network's layers, joined by these names."""
     found: dict[str, dict[str, float]] = {}
     for resource in form.terms:
         for layer, cost in form.holders(resource, form.sizes).items():
@@ -323,7 +322,7 @@ class _Measuring:
         return keras.tree.pack_sequence_as(self._supernet.network.input, [*arrays])
 
     def of(self, architecture: Architecture) -> dict[str, Any]:
-        """What `Size` says of an architecture's network beside its costs."""
+        """Returns what `Size` says of an architecture's network beside its costs."""
         held_out = (self._packed(self._held_out.inputs), self._held_out.labels, self._held_out.weights)
         best = best_cut(self._supernet, architecture, self._packed(self._fitted.inputs), held_out)
         lost = ~np.concatenate([*architecture.values()])

@@ -1,4 +1,7 @@
-"""Preview: what the data looks like to the network, before anything is trained. Not one of the stages of a run."""
+"""Preview: what the data looks like to the network, and which sizes are possible, before anything is trained.
+
+Not one of the stages of a run.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,21 @@ from tfnas.common.errors import unwrap_user_errors
 from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.runs import workdir
-from tfnas.training import networks
+from tfnas.shrinking.preview import Preview, preview
+from tfnas.training import building, networks
 
 PICTURE = "preview.png"
 _NUM_MEASURED = 1000
+_BATCH_SIZE = 250
 _COLUMNS, _ROWS = 8, 2  # of each of the two splits shown
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
-    """Writes `preview.png` in `path` and prints the sizes, and the mean and deviation of up to 1,000 training images.
+    """Writes `preview.png` in `path`; prints what the data is like, and `tfnas.preview` of the supernet.
+
+    Of the data, these are the sizes, and the mean and deviation of up to 1,000 training images. Of a supernet with
+    trained weights, losses are measured on validation images; layers are timed if the latency is bounded. Of the
+    published search, there is no preview.
 
     The folder does not become this config's: settings may still change. The test split is not read.
 
@@ -39,10 +48,28 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
         few = dataclasses.replace(splits, train=splits.train.take(number), sizes={**splits.sizes, "train": number})
         mean, std = _pixels(few, config)
         picture = work.write(PICTURE, lambda file: _draw(few, config, file))
+        expected = None if config.search.published else _expected(config, splits)
     print(
         f"{config.data.title}: {splits.summary()}; of {number:,} training images mean={_tuple(mean)}, std={_tuple(std)}"
     )
     print(f"preview   {picture}")
+    if expected is not None:
+        print(f"\n{expected}")
+
+
+def _expected(config: Config, splits: pipeline.Splits) -> Preview:
+    """Previews the config's supernet; with losses, if its weights are trained."""
+    plain, images = building.network(config, splits), None
+    if config.supernet.trained:
+        plain.compile(loss=networks.classification_loss(), metrics=["accuracy"])
+        images = pipeline.evaluation_batches(splits.validation, config.data, _BATCH_SIZE)
+    return preview(
+        plain,
+        images,
+        device=config.search.latency_device if config.search.latency else None,
+        exclude=networks.patterns(config.search.exclude),
+        num_examples=_NUM_MEASURED,
+    )
 
 
 def _pixels(splits: pipeline.Splits, config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -86,7 +86,7 @@ def gated(
             prior=settings.prior,
             gate_dense=settings.gate_dense,
             gate_pooling=settings.gate_pooling,
-            include=_patterns(settings.include),
+            include=patterns(settings.include),
         )
     device = preflight.layer_latencies(config, work, model) if settings.latency else None
     steps = settings.gated_epochs * (num_examples // settings.batch_size)
@@ -129,7 +129,7 @@ def unit_arguments(
 
 def _common(settings: config_lib.Search, num_examples: int, seed: int) -> dict[str, Any]:
     """Arguments of `tfnas.gate` for either kind of search."""
-    common: dict[str, Any] = {"exclude": _patterns(settings.exclude), "seed": seed}
+    common: dict[str, Any] = {"exclude": patterns(settings.exclude), "seed": seed}
     if settings.published or settings.importance == "gates":
         common["num_examples"] = settings.example_multiplier * num_examples
         common |= {"temperature": settings.temperature, "initial_drop": settings.initial_drop}
@@ -164,7 +164,8 @@ def curvature_batches(config: config_lib.Config, splits: pipeline.Splits) -> tf.
     return pipeline.training_batches(splits, config.data, _CURVATURE_BATCH, 1, config.seed + 4).take(number)
 
 
-def _patterns(text: str) -> list[str]:
+def patterns(text: str) -> list[str]:
+    """Glob patterns of a setting, which are separated by commas."""
     return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
 
 

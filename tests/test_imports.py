@@ -26,7 +26,7 @@ FOLDERS = """
   cutting      common config data gating graph layers search_space supernets
   ranking      common config data gating graph layers runs search_space
   training     common config cutting data gating graph layers ranking runs search_space
-  shrinking    common data gating graph ranking search_space training
+  shrinking    common config cutting data gating graph layers ranking runs search_space training
   reporting    common config runs search_space
   exporting    common config data runs training
   stages       common config cutting data exporting gating graph ranking reporting runs search_space training shrinking

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tfnas.search_space.posterior import Posterior as Posterior
     from tfnas.search_space.unit_posterior import UnitPosterior as UnitPosterior
     from tfnas.shrinking.preview import preview as preview
+    from tfnas.shrinking.shrink import shrink as shrink
     from tfnas.training.best_cut import best_cut as best_cut
 
 installation.check()
@@ -50,6 +51,7 @@ _HOMES = {
     "meet_latency": "cutting.latency_bound",
     "preview": "shrinking.preview",
     "rank": "ranking.ranking",
+    "shrink": "shrinking.shrink",
     "subnet": "cutting.subnets",
 }
 

@@ -245,17 +245,23 @@ def _items(data: Any, model: keras.Model, caller: str) -> Iterable[Any]:
     return data
 
 
-def _slices(data: tuple[Any, ...], caller: str) -> Iterator[Any]:
-    arrays = _arrays(data, caller)
-    lengths = {len(x) for x in keras.tree.flatten(arrays) if x is not None}
+def arrays(data: tuple[Any, ...], caller: str) -> Any:
+    """The same structure of dense arrays. Raises UserError unless all have one row per example."""
+    found = _arrays(data, caller)
+    lengths = {len(x) for x in keras.tree.flatten(found) if x is not None}
     if len(lengths) != 1:
         raise UserError(
             f"{caller}: expected arrays with the same number of examples. Received: {sorted(lengths) or 'none'} "
             "examples"
         )
-    for start in range(0, lengths.pop(), BATCH_SIZE):
+    return found
+
+
+def _slices(data: tuple[Any, ...], caller: str) -> Iterator[Any]:
+    rows = arrays(data, caller)
+    for start in range(0, len(next(x for x in keras.tree.flatten(rows) if x is not None)), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
-        yield keras.tree.map_structure(lambda x, part=part: None if x is None else x[part], arrays)
+        yield keras.tree.map_structure(lambda x, part=part: None if x is None else x[part], rows)
 
 
 def _is_one(inputs: Any, model: keras.Model) -> bool:

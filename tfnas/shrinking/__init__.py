@@ -1,5 +1,11 @@
-"""One call: a Keras model and its data, and what to expect of a smaller one.
+"""One call: a Keras model and its data, and a smaller one or what to expect of it.
 
-tables.py    tables of records, as text for a terminal and as HTML for a notebook
-preview.py   `tfnas.preview`: which sizes are possible and what they may cost, without any training
+tables.py      tables of records, as text for a terminal and as HTML for a notebook
+preview.py     `tfnas.preview`: which sizes are possible and what they may cost, without any training
+measuring.py   what networks are measured by, before and after
+result.py      what `tfnas.shrink` returns
+plan.py        how epochs are used, and by which importance units are chosen
+given/         what a user gives: examples, losses and optimizer, trained weights or not
+phases/        search, cut and retraining, each with its result in the working directory
+shrink.py      `tfnas.shrink`
 """

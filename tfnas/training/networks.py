@@ -29,7 +29,7 @@ from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import building, distribution, loop, preflight, schedules
 from tfnas.training.distillation import Teacher
 
-_CURVATURE_BATCH = 20  # images whose mean gradient is squared
+CURVATURE_BATCH = 20  # images whose mean gradient is squared
 
 
 def set_seed(seed: int) -> None:
@@ -159,9 +159,9 @@ def posterior(config: config_lib.Config, splits: pipeline.Splits, supernet: Supe
 
 def curvature_batches(config: config_lib.Config, splits: pipeline.Splits) -> tf.data.Dataset:
     """Returns the training batches from whose gradients curvature is computed at once."""
-    number = max(1, min(config.search.curvature_images, splits.sizes["train"]) // _CURVATURE_BATCH)
+    number = max(1, min(config.search.curvature_images, splits.sizes["train"]) // CURVATURE_BATCH)
     # A shifted seed, so that the batches are not those of the last epoch, to which the weights have just adapted.
-    return pipeline.training_batches(splits, config.data, _CURVATURE_BATCH, 1, config.seed + 4).take(number)
+    return pipeline.training_batches(splits, config.data, CURVATURE_BATCH, 1, config.seed + 4).take(number)
 
 
 def patterns(text: str) -> list[str]:

@@ -44,7 +44,7 @@ class Cosine:
 
     def schedule(self, steps_per_epoch: int) -> Schedule:
         """Learning rate by step."""
-        return _shifted(cosine(self.learning_rate, max(1, steps_per_epoch * self.epochs)), self.first * steps_per_epoch)
+        return shifted(cosine(self.learning_rate, max(1, steps_per_epoch * self.epochs)), self.first * steps_per_epoch)
 
 
 def cosine(learning_rate: float, steps: int) -> Schedule:
@@ -85,19 +85,20 @@ def search(config: config_lib.Config, steps_per_epoch: int, first_epoch: int = 0
         made = keras.optimizers.schedules.PiecewiseConstantDecay(
             boundaries, [start / 10**i for i in range(len(boundaries) + 1)]
         )
-    return _shifted(made, first_epoch * steps_per_epoch)
+    return shifted(made, first_epoch * steps_per_epoch)
 
 
-def _shifted(schedule: Schedule, first: int) -> Schedule:
+def shifted(schedule: Schedule, first: int) -> Schedule:
+    """`schedule` from its step `first` on."""
     return ShiftedSchedule(schedule, first) if first else schedule
 
 
-def sgd(config: config_lib.Search, rate: Schedule, weight_decay: float) -> keras.optimizers.SGD:
+def sgd(config: config_lib.Search, rate: Schedule | float, weight_decay: float) -> keras.optimizers.SGD:
     """Makes SGD with search's momentum.
 
     Args:
         config: search's settings.
-        rate: learning rate by step.
+        rate: learning rate, or that by step.
         weight_decay: decoupled, of kernels only: kernel -= rate x weight_decay x kernel.
     """
     kwargs: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}

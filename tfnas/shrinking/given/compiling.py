@@ -1,0 +1,187 @@
+"""How the networks of a shrinking are compiled: as the user's model is, or by its outputs and labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnas.common.errors import UserError
+from tfnas.training import schedules
+
+_OF_BATCHES = ("run_eagerly", "steps_per_execution", "jit_compile")
+_ADAM_RATE, _TRAINED_ADAM_RATE, _ADAM_DECAY = 1e-3, 3e-4, 1e-2
+_FEW = 1_000  # labels that are looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiling:
+    """Arguments of `compile`, of which every network gets its own metrics and its own optimizer.
+
+    Attributes:
+        optimizer: whose class and settings are used, not its state; without a loss scale around it.
+        objective: losses, their weights and metrics, as for `compile`.
+        options: further arguments of `compile`.
+        scaled: whether the optimizer was in a `LossScaleOptimizer`.
+        output_names: names by which losses, metrics and labels may be given.
+        words: what was chosen, for a model that is not compiled; else empty.
+        constant: whether a constant learning rate is kept as it is.
+    """
+
+    optimizer: keras.optimizers.Optimizer
+    objective: dict[str, Any]
+    options: dict[str, Any]
+    scaled: bool
+    output_names: Sequence[str]
+    words: str = ""
+    constant: bool = False
+
+    def compile(self, model: keras.Model, steps: int = 0, first: int = 0) -> None:
+        """Compiles a network.
+
+        Args:
+            model: a plain network or a supernet, of the user's outputs.
+            steps: of all trainings together, over which a constant learning rate falls to zero along one cosine; 0: it
+                stays constant.
+            first: step at which this training begins.
+        """
+        optimizer: Any = self._optimizer(steps, first)
+        if self.scaled:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        network = getattr(model, "network", model)
+        network.output_names = [*self.output_names]
+        model.compile(optimizer, **_copied(self.objective), **self.options)
+
+    def _optimizer(self, steps: int, first: int) -> keras.optimizers.Optimizer:
+        given = self.optimizer
+        rate = given._learning_rate
+        if isinstance(rate, schedules.Schedule):
+            rate = schedules.shifted(rate, first) if steps else rate
+        elif not callable(rate):
+            value = float(np.asarray(rate))
+            rate = schedules.shifted(schedules.cosine(value, steps), first) if steps and not self.constant else value
+        config = {name: value for name, value in given.get_config().items() if name != "learning_rate"}
+        try:
+            made = type(given).from_config({**config, "learning_rate": 0.0})
+            made.learning_rate = rate
+        except Exception as error:  # whatever a class of the user's raises
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"shrink: no second {type(given).__name__} can be made from its get_config() ({why}); define it for "
+                "all of its arguments, or compile the model with another optimizer"
+            ) from None
+        pattern = getattr(given, "_exclude_from_weight_decay_pattern", None)
+        if isinstance(pattern, re.Pattern):  # Keras keeps nothing else of what `exclude_from_weight_decay` was given
+            made.exclude_from_weight_decay(var_names=[pattern.pattern])
+        return made
+
+
+def as_given(model: keras.Model, output_names: Sequence[str]) -> Compiling | None:
+    """As the user's model is compiled; None if it is not, or without a loss or optimizer.
+
+    Args:
+        model: the user's.
+        output_names: of the functional model that it is.
+    """
+    if not getattr(model, "compiled", False) or model.loss is None or model.optimizer is None:
+        return None
+    config = model._compile_config.config  # what get_compile_config() returns as JSON, which not every loss has
+    optimizer = model.optimizer
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    objective = {name: config[name] for name in ("loss", "loss_weights", "metrics", "weighted_metrics")}
+    options = {name: config[name] for name in _OF_BATCHES}
+    return Compiling(optimizer.inner_optimizer if scaled else optimizer, objective, options, scaled, output_names)
+
+
+def chosen(model: keras.Model, labels: Any, trained: bool, settings: Any) -> Compiling:
+    """Losses and metrics by outputs and labels, and an optimizer, for a model that is not compiled.
+
+    Whole numbers with one axis less than the output are classes; zeros and ones in the shape of the output are one-hot
+    classes, if each position has a single one, else labels of their own; anything else is a regression. The optimizer
+    is a search's SGD for a network with batch normalization, else AdamW.
+
+    Args:
+        model: functional.
+        labels: some, in the structure of the outputs.
+        trained: whether its weights are.
+        settings: resolved `config.Search`.
+
+    Raises:
+        UserError: if the labels do not have the structure of the outputs.
+    """
+    outputs, given = keras.tree.flatten(model.output), keras.tree.flatten(labels)
+    if len(outputs) != len(given):
+        raise UserError(
+            f"shrink: labels in the structure of the model's {len(outputs)} outputs expected. Received: {len(given)} "
+            "arrays; or compile the model with its loss"
+        )
+    found = [_of_output(x, np.asarray(y)[:_FEW]) for x, y in zip(outputs, given, strict=True)]
+    structure = model.output if isinstance(model.output, dict) else None
+    losses, metrics = ([part[i] for part in found] for i in (0, 1))
+    words = ", ".join(dict.fromkeys(type(loss).__name__ for loss in losses))
+    normalized = any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers())
+    optimizer: Any
+    if normalized:
+        optimizer = schedules.sgd(settings, settings.learning_rate, settings.weight_decay)
+    else:
+        optimizer = keras.optimizers.AdamW(_TRAINED_ADAM_RATE if trained else _ADAM_RATE, weight_decay=_ADAM_DECAY)
+        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    alone = len(found) == 1
+    objective = {
+        "loss": losses[0] if alone else keras.tree.pack_sequence_as(structure or losses, losses),
+        "metrics": metrics[0] if alone else dict(zip(structure, metrics, strict=True)) if structure else metrics,
+    }
+    words = f"{words} and {type(optimizer).__name__}, because the model is not compiled"
+    return Compiling(optimizer, objective, {}, False, model.output_names, words)
+
+
+def _of_output(output: Any, labels: np.ndarray) -> tuple[keras.losses.Loss, list[Any]]:
+    """The loss and the metrics of one output."""
+    activation = _activation(output)
+    shape, size = tuple(output.shape[1:]), output.shape[-1]
+    whole = bool(np.equal(labels, np.round(labels)).all())
+    if whole and size != 1 and labels.shape[1:] in (shape[:-1], (*shape[:-1], 1)):
+        logits = activation != "softmax"
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=logits), ["accuracy"]
+    same = labels.shape[1:] == shape or (*labels.shape[1:], 1) == shape
+    if whole and same and np.isin(labels, (0, 1)).all():
+        if size != 1 and activation != "sigmoid" and (labels.sum(-1) == 1).all():
+            return keras.losses.CategoricalCrossentropy(from_logits=activation != "softmax"), ["accuracy"]
+        logits = activation != "sigmoid"
+        accuracy = keras.metrics.BinaryAccuracy(threshold=0.0 if logits else 0.5, name="accuracy")
+        return keras.losses.BinaryCrossentropy(from_logits=logits), [accuracy]
+    return keras.losses.MeanSquaredError(), [keras.metrics.RootMeanSquaredError(name="rmse")]
+
+
+def _activation(output: Any) -> str:
+    """Name of the activation behind an output, followed through nested models and layers that only move numbers."""
+    operation, _, _ = output._keras_history
+    if isinstance(operation, keras.Model) and getattr(operation, "outputs", None):
+        return _activation(operation.outputs[0])
+    if isinstance(operation, keras.layers.Softmax):
+        return "softmax"
+    if isinstance(operation, keras.layers.Reshape | keras.layers.Flatten) and operation._inbound_nodes:
+        return _activation(operation._inbound_nodes[-1].arguments.keras_tensors[0])
+    activation = getattr(operation, "activation", None)
+    return getattr(activation, "__name__", type(operation).__name__).lower()
+
+
+def _copied(objective: dict[str, Any]) -> dict[str, Any]:
+    """The same losses with metrics of their own: metrics have state."""
+
+    def copied(metric: Any) -> Any:
+        if not isinstance(metric, keras.metrics.Metric):
+            return metric
+        try:
+            return type(metric).from_config(metric.get_config())
+        except Exception:  # a user's class without a config: networks share it, and each evaluation resets it
+            return metric
+
+    return {
+        name: value if "metrics" not in name or value is None else keras.tree.map_structure(copied, value)
+        for name, value in objective.items()
+    }

@@ -1,0 +1,170 @@
+"""The search of a shrinking: gates, their training, and the architectures that are chosen for each size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tfnas.common import terminal
+from tfnas.cutting.latency_bound import meet_latency
+from tfnas.gating.placement import gate
+from tfnas.gating.unit_supernet import UnitSupernet
+from tfnas.graph.latencies import Latencies
+from tfnas.layers import BatchNormalization
+from tfnas.ranking.ranking import rank
+from tfnas.ranking.recalibration import Recalibration
+from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.unit_posterior import UnitPosterior
+from tfnas.shrinking.phases import keeping
+from tfnas.shrinking.phases.fitting import Training, seconds_of_step
+from tfnas.shrinking.phases.job import Job
+from tfnas.shrinking.plan import Plan
+from tfnas.training import networks, preflight
+
+
+class Searched:
+    """A supernet, trained by a plan.
+
+    Args:
+        job: what all phases share.
+        plan: epochs and settings.
+        options: further arguments of `gate`.
+        latencies: measured ones, if the latency is bounded.
+        callbacks: of the training with gates.
+
+    Attributes:
+        supernet: compiled and trained.
+        history: a record for each epoch.
+        key: digest of all that it depends on.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        plan: Plan,
+        options: Mapping[str, Any],
+        latencies: Latencies | None,
+        callbacks: Sequence[keras.callbacks.Callback],
+    ):
+        self._job, self._plan = job, plan
+        batches, gated_steps = job.batches, plan.gated * job.batches.steps
+        arguments = networks.unit_arguments(plan.search, batches.num_examples, gated_steps, job.seed, latencies)
+        networks.set_seed(job.seed)
+        self.supernet = _as_units(gate(job.network, **{**arguments, **options}))
+        self.key = keeping.key(
+            of=job.key,
+            settings=dataclasses.asdict(plan.search),
+            epochs=[plan.warmup, plan.gated, job.epochs],
+            steps=batches.steps,
+            optimizer=job.compiling.optimizer,
+            options={**options},
+        )
+        self.history: list[dict[str, Any]] = []
+        job.compiling.compile(self.supernet, job.steps, plan.warmup * batches.steps)
+        self._say_time()
+        self._train(callbacks)
+
+    def _say_time(self) -> None:
+        """Says how long the trainings may take, from a few steps, and what memory these took."""
+        job = self._job
+        if not job.epochs:
+            return
+        step, building = seconds_of_step(self.supernet, job.batches)
+        seconds = step * job.steps + building * (2 + (self._plan.warmup > 0))
+        terminal.print_line(
+            f"shrink    {job.epochs} epochs of {job.batches.steps:,} steps take up to {duration(seconds)} "
+            f"({1000 * step:.3g} ms a step of the full network with gates); memory so far: "
+            f"{preflight.peak_memory() / 1e9:.1f} GB"
+        )
+
+    def _train(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+        job, plan = self._job, self._plan
+        if plan.warmup:
+            # The supernet is made of the same layers.
+            plain = self.supernet.graph.model
+            job.compiling.compile(plain, job.steps)
+            training = Training("warm-up", 0, plan.warmup, job.batches)
+            self._add("warm-up", training.fit(plain, job.kept.checkpoints("search/warmup", self.key)))
+        if plan.gated:
+            training = Training("search", plan.warmup, plan.gated, job.batches, callbacks=callbacks)
+            self._add("search", training.fit(self.supernet, job.kept.checkpoints("search/gated", self.key)))
+
+    def _add(self, phase: str, history: Sequence[Mapping[str, Any]]) -> None:
+        self.history += [{"phase": phase, **record} for record in history]
+
+    def architectures(self, sizes: Sequence[Mapping[str, float]], num_candidates: int) -> list[Architecture]:
+        """The architecture that is chosen for each size.
+
+        Args:
+            sizes: bounds by resource, each.
+            num_candidates: that are ranked, where the weights have adapted to gates.
+        """
+        job = self._job
+        depends = {"of": self.key, "candidates": num_candidates, "device": job.device}
+
+        def choose() -> list[Any]:
+            posterior = self._posterior()
+            return [
+                json.loads(self._best(self._within(posterior, bounds), num_candidates).to_json()) for bounds in sizes
+            ]
+
+        key = keeping.key(**depends, sizes=[dict(bounds) for bounds in sizes])
+        found = job.kept.json("architectures", key, choose)
+        return [Architecture.from_json(json.dumps(one)) for one in found]
+
+    def _posterior(self) -> UnitPosterior:
+        if not self._plan.at_once:
+            return self.supernet.posterior()
+        some, size = self._job.some, min(networks.CURVATURE_BATCH, len(self._job.some))
+        parts = [some.take(slice(i, i + size)) for i in range(0, len(some) - size + 1, size)]
+        return self.supernet.posterior(data=[self._job.labeled(part) for part in parts])
+
+    def _within(self, posterior: UnitPosterior, asked: Mapping[str, float]) -> UnitPosterior:
+        """The posterior with the bounds that its candidates obey, that on the latency as measured."""
+        bounds = posterior.form.absolute(asked)
+        posterior.form.check_reach(bounds, posterior.channel_multiple, asked)
+        posterior = dataclasses.replace(posterior, bounds=bounds)
+        if "latency" not in bounds:
+            return posterior
+        found = meet_latency(posterior, self.supernet.graph, asked["latency"], self._job.device)
+        terminal.print_line(
+            f"shrink    latency: {found.measured:.1%} measured for the most probable network, at most "
+            f"{found.asked:.1%} asked for, {found.predicted:.1%} predicted from its layers"
+        )
+        return dataclasses.replace(
+            posterior, bounds={**bounds, **posterior.form.absolute({"latency": found.predicted})}
+        )
+
+    def _best(self, posterior: UnitPosterior, num_candidates: int) -> Architecture:
+        """The best of the candidates by held-out loss; the most probable one where weights have not adapted to gates.
+
+        Such weights tell little about candidates before they are refitted.
+        """
+        if self._plan.at_once or num_candidates == 1:
+            return posterior.mode()
+        job, supernet = self._job, self.supernet
+        normalized = any(isinstance(node, BatchNormalization) for node in supernet.graph.nodes)
+        statistics = Recalibration(supernet, job.few_images) if normalized else None
+        candidates = posterior.sample(num_candidates, job.seed)
+        ranking = rank(supernet, candidates, job.labeled(job.held_out), seed=job.seed, recalibration=statistics)
+        terminal.print_line(f"shrink    {repr(ranking).strip('<>')}")
+        return ranking.best
+
+
+def _as_units(supernet: Any) -> UnitSupernet:
+    return supernet
+
+
+def duration(seconds: float) -> str:
+    """A duration in words.
+
+    >>> duration(45), duration(400), duration(9000)
+    ('45 s', '7 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

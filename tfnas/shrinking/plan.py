@@ -1,0 +1,77 @@
+"""How the epochs of a shrinking are used, and by which importance channel units are chosen (docs/choosing.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from tfnas.config import Retrain, Search
+
+_LONG = 8  # epochs from which a trained model's units are dropped in steps, rather than at once
+_TRAINED_SHARE, _SHARE = 0.3, 0.25  # of the epochs, for the search
+_STEPS = 200  # that gates need
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Epochs and settings.
+
+    Attributes:
+        search: settings of the search, as the command line resolves them.
+        warmup, gated, retrain: epochs of each training.
+    """
+
+    search: Search
+    warmup: int
+    gated: int
+    retrain: int
+
+    @property
+    def at_once(self) -> bool:
+        """Whether nothing is learned about units in training."""
+        return self.search.plain
+
+    @property
+    def epochs(self) -> int:
+        """All of them."""
+        return self.warmup + self.gated + self.retrain
+
+    def words(self) -> str:
+        """Describes the plan."""
+        parts = [(self.warmup, "without gates"), (self.gated, "of search"), (self.retrain, "of retraining")]
+        how = "at once" if self.at_once else "dropped in steps" if self.search.importance == "curvature" else "learned"
+        epochs = ", ".join(f"{number} {words}" for number, words in parts if number) or "none"
+        return f"importance '{self.search.importance}', {how}; epochs: {epochs}"
+
+
+def plan(epochs: int, steps_per_epoch: int, trained: bool, bounds: Mapping[str, float]) -> Plan:
+    """Divides the epochs among search and retraining.
+
+    A trained model's units are chosen by curvature: at once with fewer than eight epochs, else in steps over 30 % of
+    the epochs. Otherwise gates are learned in a quarter of the epochs, or in up to half of them if they would have less
+    than 200 steps; if that is not enough either, units are dropped by curvature instead.
+
+    Args:
+        epochs: in total.
+        steps_per_epoch: training steps of one.
+        trained: whether the model's weights are.
+        bounds: of the search, by resource.
+    """
+    if trained and epochs < _LONG or not epochs:
+        return _plan(bounds, epochs, min(1, max(0, epochs - 1)), trained, importance="curvature", iterative=False)
+    if trained:
+        return _plan(bounds, epochs, max(2, round(_TRAINED_SHARE * epochs)), True, importance="curvature")
+    share = max(1, round(_SHARE * epochs))
+    for search in (share, max(share, epochs // 2)):
+        found = _plan(bounds, epochs, search, False, importance="gates")
+        if found.gated * steps_per_epoch >= _STEPS:
+            return found
+    return _plan(bounds, epochs, share, False, importance="curvature")
+
+
+def _plan(bounds: Mapping[str, float], epochs: int, search: int, trained: bool, **importance: object) -> Plan:
+    retrain = Retrain(epochs=epochs - search)
+    given = Search(**bounds, epochs=max(1, search), **importance)  # type: ignore[arg-type]
+    settings = given.resolved(retrain, trained)
+    warmup = min(settings.warmup_epochs, max(0, search - 1))
+    return Plan(settings, warmup, search - warmup, epochs - search)

@@ -1,0 +1,147 @@
+"""`tfnas.shrink`: a smaller network within bounds, from a Keras model and its data, in one call."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfnas.common import terminal
+from tfnas.common.errors import UserError, brief
+from tfnas.graph.latencies import Device
+from tfnas.shrinking.given.examples import Batches
+from tfnas.shrinking.phases import keeping
+from tfnas.shrinking.phases.preparing import prepared
+from tfnas.shrinking.phases.retraining import cut, results
+from tfnas.shrinking.phases.searching import Searched
+from tfnas.shrinking.plan import plan
+from tfnas.shrinking.result import Shrunk, Sizes
+from tfnas.training import networks
+
+# Callbacks that look at validation figures, which a search does not have, or stop it before it has reached the bounds.
+_OF_RETRAINING = (
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.ReduceLROnPlateau,
+)
+
+
+def shrink(
+    model: keras.Model,
+    train: Any,
+    validation: Any,
+    *,
+    parameters: float | Sequence[float] | None = None,
+    multiply_adds: float | Sequence[float] | None = None,
+    latency: float | Sequence[float] | None = None,
+    epochs: int = 20,
+    steps_per_epoch: int | None = None,
+    batch_size: int | None = None,
+    test: Any = None,
+    trained: bool | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    seed: int = 0,
+    workdir: str | os.PathLike[str] | None = None,
+    device: str | Device = "tensorflow",
+    exclude: str | Sequence[str] = (),
+    streams: bool | None = None,
+    channel_multiple: int = 1,
+    candidates: int = 200,
+) -> Shrunk | Sizes:
+    """Makes a model smaller: searches for a network within bounds, cuts it out, and trains it.
+
+    The losses, metrics and optimizer are those that the model is compiled with: the optimizer's class and settings, not
+    its state. A constant learning rate falls to zero along one cosine over all epochs. A model that is not compiled
+    gets losses and metrics by its outputs and the labels, and the optimizer of a search. The model is not changed.
+
+    Args:
+        model: any that `gate` takes, trained or not.
+        train: a tuple of arrays (inputs, labels) or (inputs, labels, sample weights), or of structures of arrays; a
+            `tf.data.Dataset` of such batches, a `keras.utils.PyDataset`, a list or a generator of them.
+        validation: held-out examples in the same forms, finite; they choose among networks, so are not to be the test
+            examples.
+        parameters: bound on the parameters: a share of the model's if at most 1, else a number. Or several, for as many
+            networks from one search.
+        multiply_adds: on the multiply-adds of one example, likewise.
+        latency: on the seconds of one example, as a share of the model's in (0, 1), or several.
+        epochs: of search and retraining together. 0: no training at all; the network is cut by curvature, and refitted.
+        steps_per_epoch: batches in an epoch; None: all. Needed where their number is not known.
+        batch_size: where train is a tuple of arrays; None: 128, or a tenth of the examples if that is less.
+        test: examples that are read once, at the very end, by the networks before and after.
+        trained: whether the model's weights are trained for these labels. None: found out by a permutation test on
+            the validation examples (`tfnas.shrinking.given.trained`).
+        strategy: of `tf.distribute`, in whose scope all networks are made and trained. None: the one in use.
+        callbacks: for the retraining, and copies of them for the search. EarlyStopping, ModelCheckpoint,
+            BackupAndRestore and ReduceLROnPlateau are for the retraining only. With a callback that sets the learning
+            rate, a constant one does not fall otherwise.
+        seed: of Python, NumPy, Keras and TensorFlow, all of which are seeded.
+        workdir: folder in which each phase leaves its result: after an interruption, the same call resumes. Batches of
+            a data set or generator begin again where it resumes.
+        device: where latencies are measured: 'tensorflow', 'litert', or a function from a model to seconds.
+        exclude, streams, channel_multiple: as of `gate`.
+        candidates: networks of each size that are ranked by validation loss, after a search with gates.
+
+    Returns:
+        A `Shrunk`, or with several sizes a `Sizes` of one for each, in their order.
+
+    Raises:
+        UserError: as `gate`; for bounds or data of another form, labels that do not fit the loss, or a workdir that
+            cannot be used.
+        SearchFailedError: if the loss is no longer finite.
+    """
+    sizes = _asked({"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency})
+    for name, value, least in (("epochs", epochs, 0), ("candidates", candidates, 1), ("seed", seed, 0)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise UserError(f"shrink: {name} must be a whole number of at least {least}. Received: {value!r}")
+    options = {"exclude": exclude, "channel_multiple": channel_multiple, "streams": streams}
+    with (strategy or tf.distribute.get_strategy()).scope(), keeping.opened(workdir) as kept:
+        networks.set_seed(seed)
+        batches = Batches(train, batch_size, steps_per_epoch, seed)
+        start = prepared(
+            model, (train, validation), batches, sizes, options, trained, epochs, device, seed, callbacks, kept
+        )
+        job = start.job
+        largest = {resource: max(bounds[resource] for bounds in sizes) for resource in sizes[0]}
+        planned = plan(epochs, batches.steps, start.trained, largest)
+        terminal.print_line(f"shrink    {planned.words()}")
+        copies = [copy.copy(one) for one in callbacks if not isinstance(one, _OF_RETRAINING)]
+        searched = Searched(job, planned, start.options, start.latencies, copies)
+        cuts = []
+        for i, architecture in enumerate(searched.architectures(sizes, candidates)):
+            own = [copy.copy(one) for one in callbacks] if len(sizes) > 1 else callbacks
+            cuts.append(cut(job, searched, architecture, planned.retrain, f"retrain/{i}", own))
+        found = results(job, searched, cuts, sizes, test)
+    return Sizes(found) if _several(parameters, multiply_adds, latency) else found[0]
+
+
+def _several(*bounds: Any) -> bool:
+    return any(isinstance(bound, Sequence | np.ndarray) for bound in bounds)
+
+
+def _asked(given: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Bounds by resource, of each size. Raises UserError for none, or numbers that do not fit together."""
+    bounds = {name: value for name, value in given.items() if value is not None}
+    lists = {name: list(value) for name, value in bounds.items() if _several(value) and not isinstance(value, str)}
+    lengths = {len(values) for values in lists.values()}
+    if not bounds or len(lengths) > 1 or 0 in lengths:
+        raise UserError(
+            "shrink: bounds expected (parameters, multiply_adds, latency), each a number, or several with as many "
+            f"numbers each. Received: {brief(bounds)}"
+        )
+    for name, value in bounds.items():
+        for number in lists.get(name, [value]):
+            fits = isinstance(number, int | float | np.number) and not isinstance(number, bool)
+            if not fits or not number > 0 or (name == "latency" and number >= 1):
+                expected = "a share in (0, 1)" if name == "latency" else "a share, or a number above 1"
+                raise UserError(f"shrink: {name} must be {expected}. Received: {number!r}")
+    return [
+        {name: float(lists[name][i] if name in lists else value) for name, value in bounds.items()}
+        for i in range(max(lengths, default=1))
+    ]

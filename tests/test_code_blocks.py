@@ -231,6 +231,18 @@ def server(run):
     assert process.exitcode == 0
 
 
+def check_upload(api, *, repo_id, folder_path):
+    """Stands for the upload: the card has metadata that the hub reads, and the files are there that it names."""
+    import huggingface_hub
+
+    huggingface_hub.utils.validate_repo_id(repo_id)
+    card = huggingface_hub.ModelCard.load(folder_path / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("keras", "image-classification")
+    assert card.text.strip() == (folder_path / "model_card.md").read_text().strip()
+    assert {"1", "model.keras", "labels.txt"} <= {path.name for path in folder_path.iterdir()}
+    (folder_path / "README.md").unlink()
+
+
 class Given:
     """What a reader has: a model of theirs, and digits to try it on."""
 
@@ -267,6 +279,8 @@ def test_python_runs(document, run, server, monkeypatch):
     from tfnas.config import Config, Data
 
     monkeypatch.chdir(run)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda api, repo_id, exist_ok: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", check_upload)
     monkeypatch.setitem(sys.modules, "my_project", None)  # what a block puts there is gone afterwards
     namespace = {"given": Given(), "__name__": "documents"}
     for block in [block for block in blocks("python") if block.document == document]:

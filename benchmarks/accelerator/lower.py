@@ -38,7 +38,7 @@ def _step(model):
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(loss, variables), variables)
         if isinstance(model, tfnas.Supernet):
-            model.update_multiplier()
+            model.update()
         return loss
 
     return step

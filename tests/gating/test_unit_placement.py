@@ -8,7 +8,7 @@ from random_models import Builder
 from tfnas.common.errors import UserError
 from tfnas.gating.placement import _copied
 from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
-from tfnas.gating.unit_supernet import _Gated
+from tfnas.gating.unit_placement import GatedNetwork
 from tfnas.graph.channels import Graph
 from tfnas.graph.partition import PINNED
 from tfnas.graph.units import UnitGraph
@@ -25,7 +25,7 @@ NONZERO = ("Rescaling", "LayerNormalization", "UnitNormalization", "GaussianNois
 def gated(model, noise="batch", streams=False):
     graph = UnitGraph(_copied(Graph(model), lambda node, layer: layer), streams=streams)
     draw = UnitDraw([group.size for group in graph.groups], noise, name="draw")
-    return graph, _Gated(graph, draw).network
+    return graph, GatedNetwork(graph, draw).network
 
 
 def counts(graph, network):

@@ -3,7 +3,7 @@
 elbo.py           the regularizer of the published ELBO, and its division by N
 gates.py          Gated, a Keras wrapper: relaxed gates in training, a hard mask otherwise
 unit_gates.py     gates of channel units: one draw for all, and the layers that multiply by it
-unit_placement.py where the gates of units stand
+unit_placement.py where the gates of units stand, and the network with them
 bounds.py         expected costs in closed form, and the multipliers that bring them to their bounds
 optimizers.py     GatedOptimizer: any Keras optimizer for the weights, one beside it for the gates; MeanSquares
 supernet.py       Supernet: the gated model and its training step; PublishedSupernet

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import functools
+import warnings
 from typing import Any
 
 import keras
@@ -47,6 +49,8 @@ class Supernet(keras.Model, abc.ABC):
         self.graph = graph
         self.num_examples = num_examples
         self.built = True
+        # What a training loop has done, for a warning.
+        self._called_for_training = self._losses_are_read = self._warned = False
 
     def __repr__(self) -> str:
         # While a step is traced, no variable has a value.
@@ -69,6 +73,7 @@ class Supernet(keras.Model, abc.ABC):
         If `training` is None, the value with which each layer was called applies, as in any Keras model.
         """
         if training:
+            self._called_for_training = True
             self.add_loss(self.regularizer())
             with gates_as(self._training_gates):
                 return self.network(inputs, training=True)
@@ -95,15 +100,64 @@ class Supernet(keras.Model, abc.ABC):
     def architecture(self) -> Architecture:
         """The hard masks in use."""
 
-    def update_multiplier(self) -> None:
-        """Updates what depends on the gates' progress; call this after every step of an optimizer. `fit` does so."""
+    def after_step(self) -> None:
+        """Does all that a search needs after a step of the optimizer.
 
-    def after_step(self, step: int | None = None) -> None:
-        """Does what cannot be part of a step's graph; call this between steps, outside of any. `fit` does so.
+        Call this once after every step of a training loop of your own, outside of any tf.function; `fit` does so by
+        itself. If another model's `fit` trains the supernet, such as `keras.distillation.Distiller`'s, pass it the
+        callback `keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: supernet.after_step())`.
+
+        Raises:
+            UserError: within a tf.function.
+        """
+        if not tf.executing_eagerly():
+            raise UserError(
+                "after_step: called within a tf.function; call it once after every step, outside, because units are "
+                "dropped between steps"
+            )
+        self._update()
+        self.between_steps()
+
+    @functools.cached_property
+    def _update(self) -> Any:
+        return tf.function(self.update, autograph=False)
+
+    def update(self) -> None:
+        """Updates what depends on the gates' progress; the part of `after_step` that may be in a step's graph."""
+
+    def between_steps(self, step: int | None = None, taken: int = 1) -> None:
+        """Does what cannot be part of a step's graph; the other part of `after_step`.
 
         Args:
-            step: optimizer steps so far; None: as counted by `update_multiplier`, which waits for the device.
+            step: optimizer steps so far; None: as counted by `update`, which waits for the device.
+            taken: how many of them since the last call.
         """
+
+    def _trained_steps(self) -> int | None:
+        """Number of steps counted by `update` since gates were set up that now have moved; None if they have not."""
+        return None
+
+    def _get_own_losses(self) -> Any:
+        self._losses_are_read = True
+        return super()._get_own_losses()
+
+    def _check_training(self) -> None:
+        """Warns once if a training loop has moved the gates but left out what brings them to the bounds."""
+        if self._warned or (steps := self._trained_steps()) is None:
+            return
+        if not steps:
+            lacking = "the multipliers stood still: call supernet.after_step() after every step of the optimizer"
+        elif self._called_for_training and not self._losses_are_read:
+            lacking = "the regularizer is not in the loss: add sum(supernet.losses) to it"
+        else:
+            return
+        self._warned = True
+        warnings.warn(f"the gates were trained, but nothing brings them to the bounds: {lacking}", stacklevel=3)
+
+    def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+        """Saves the supernet as `keras.Model.save` does, with a warning as of `posterior`."""
+        self._check_training()
+        super().save(filepath, overwrite=overwrite, **kwargs)
 
     def compile(self, optimizer: Any = "sgd", loss: Any = None, *, auto_scale_loss: bool = True, **kwargs: Any) -> None:
         """Like `keras.Model.compile`, with any Keras optimizer; the gates' logits are never decayed.
@@ -137,7 +191,7 @@ class Supernet(keras.Model, abc.ABC):
     def train_step(self, data: Any) -> dict[str, Any]:
         """One training step on the ELBO, called by `fit`."""
         logs = super().train_step(data)
-        self.update_multiplier()
+        self.update()
         return {**logs, **self.progress()}
 
 

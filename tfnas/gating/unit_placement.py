@@ -1,17 +1,22 @@
-"""Places of the gates of channel units: one on every path from a writer to a reader, as cheap as possible."""
+"""Places of the gates of channel units, one on every path from a writer to a reader, and the network with them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
 from tfnas.graph.partition import PINNED
-from tfnas.layers import BatchNormalization, Merge
+from tfnas.graph.units import UnitGraph
+from tfnas.layers import BatchNormalization, Input, Merge
 from tfnas.layers.base import Node
+from tfnas.search_space.architecture import Architecture
 
 Edge = tuple[int, int]  # a node, and which of its inputs
 _OUTPUT = -1  # in place of a node: the model's outputs, which ask for no gate
@@ -194,3 +199,108 @@ def _merged(places: Sequence[Place]) -> list[Place]:
         other = merged.get(key)
         merged[key] = dataclasses.replace(place, channels=place.channels | other.channels) if other else place
     return [merged[key] for key in sorted(merged)]
+
+
+class GatedNetwork:
+    """The network with gates.
+
+    Attributes:
+        network: the functional model.
+    """
+
+    def __init__(self, graph: UnitGraph, draw: UnitDraw):
+        self._graph = graph
+        self._draw = draw
+        self._placed: list[tuple[Place, UnitGate | GatedNormalization]] = []
+        # Gates of which channels there are at a node, whether or not their units are kept elsewhere; with its number.
+        self._there: list[tuple[int, UnitGate | KeptNormalization]] = []
+        self._groups: list[tf.Tensor] = []  # the draw's output
+        self._names = set(graph.index)
+        at: dict[int, list[Place]] = {}
+        for place in unit_places(graph.nodes, graph.outputs, graph.of, draw.noise != "example"):
+            at.setdefault(place.source, []).append(place)
+        alive = set(alive_edges(graph.nodes, graph.mortal))
+        tensors: list[Any] = []
+        instead: dict[Edge, Any] = {}  # gated tensors, by the edges that are given them
+        for i, node in enumerate(graph.nodes):
+            if isinstance(node, Input):
+                tensor = node.tensor()
+                self._groups = self._groups or draw(tensor)
+            else:
+                given = [instead.get((i, j), tensors[source]) for j, source in enumerate(node.inputs)]
+                for j, source in enumerate(node.inputs):
+                    if (i, j) in alive:
+                        gate = UnitGate(name=self._name(f"{graph.nodes[source].name}_alive"), dtype="float32")
+                        self._there.append((source, gate))
+                        given[j] = gate([given[j]])
+                tensor = None if self._folds(at.get(i)) else self._called(node, given)
+            for place in at.get(i, ()):
+                units, drawn = self._units(i, place.channels)
+                if place.folds:
+                    layer = GatedNormalization(node.layer, units, name=self._name(f"{node.name}_gated"))
+                    more = {} if node.called.training is None else {"training": node.called.training}
+                    tensor = gated = layer([*given, *drawn], **more)
+                else:
+                    layer = UnitGate(units, name=self._name(f"{node.name}_gate"), dtype="float32")
+                    gated = layer([tensor, *drawn])
+                self._placed.append((place, layer))
+                instead |= dict.fromkeys(place.edges, gated)
+            tensors.append(tensor)
+        self.network = graph.model_of(dict(enumerate(tensors)), graph.model.name)
+
+    def _called(self, node: Node, given: Sequence[Any]) -> Any:
+        """The output of a node without gates, or with those that statistics over channels need."""
+        if not (node.weighs_channels and (self._graph.of[node.inputs[0]] != PINNED).any()):
+            return node.call(node.layer, given)
+        source = node.inputs[0]
+        units, drawn = self._units(source, np.ones(node.input_channels[0], bool))
+        layer = KeptNormalization(node.layer, units, name=self._name(f"{node.name}_gated"))
+        self._there.append((source, layer))
+        return layer([*given, *drawn])
+
+    @staticmethod
+    def _folds(places: Sequence[Place] | None) -> bool:
+        return any(place.folds for place in places or ())
+
+    def _name(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self._names:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._names.add(name)
+        return name
+
+    def _units(self, i: int, channels: np.ndarray) -> tuple[list[int], list[tf.Tensor]]:
+        """Position of the unit of each of these channels in the groups that node `i` has units of, and these groups."""
+        starts = self._graph.starts
+        units = np.where(channels, self._graph.of[i], PINNED)
+        group_of = np.searchsorted(starts, units, side="right") - 1
+        there = list(dict.fromkeys(group_of[units != PINNED].tolist()))  # in the channels' order
+        sizes = [self._graph.groups[g].size for g in there]
+        shift = dict(zip(there, np.cumsum([0, *sizes]) - starts[there + there[:1]], strict=False))
+        positions = [-1 if u == PINNED else int(u + shift[g]) for u, g in zip(units, group_of, strict=True)]
+        return positions, [self._groups[g] for g in there]
+
+    def set_masks(self, closed: Architecture, explicit: Sequence[np.ndarray]) -> None:
+        """Assigns the hard masks.
+
+        Args:
+            closed: an architecture.
+            explicit: its flow's, by node.
+        """
+        kept = np.concatenate([closed[group.name] for group in self._graph.groups] + [[True]])  # the last: pinned
+        for place, gate in self._placed:
+            units = np.where(place.channels, self._graph.of[place.source], PINNED)
+            gate.mask.assign(kept[units].astype("float32"))
+        for source, layer in self._there:
+            layer.mask.assign(explicit[source].astype("float32"))
+
+    def architecture(self) -> Architecture:
+        """The architecture of the masks."""
+        kept = np.ones(self._graph.num_units + 1, bool)
+        for place, gate in self._placed:
+            units = np.where(place.channels, self._graph.of[place.source], PINNED)
+            kept[units] = np.asarray(gate.mask) > 0.5
+        kept = kept[:-1]
+        names = [group.name for group in self._graph.groups]
+        return Architecture(dict(zip(names, np.split(kept, self._graph.starts[1:]), strict=True)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -16,16 +16,13 @@ from tfnas.common.resources import Resource
 from tfnas.config import FLOOR
 from tfnas.gating.importances import Importance, check_importance, curvatures, scored_posterior
 from tfnas.gating.supernet import Supernet
-from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
-from tfnas.gating.unit_placement import Edge, Place, alive_edges, unit_places
+from tfnas.gating.unit_gates import UnitDraw
+from tfnas.gating.unit_placement import GatedNetwork
 from tfnas.gating.unit_training import Bounded, ByCurvature, ByGates, ByScale, Training, scale_penalty
 from tfnas.graph import pins
 from tfnas.graph.latencies import Latencies
 from tfnas.graph.models import deep
-from tfnas.graph.partition import PINNED
 from tfnas.graph.units import UnitGraph
-from tfnas.layers import Input
-from tfnas.layers.base import Node
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.closed_form import ClosedForm
 from tfnas.search_space.scored import posterior_of
@@ -81,7 +78,7 @@ class UnitSupernet(Supernet):
         sizes = [group.size for group in graph.groups]
         relaxed = noise if importance == "gates" else None
         draw = UnitDraw(sizes, relaxed, temperature, initial_drop, seed, name=_free_name("unit_draw", graph))
-        gated = _Gated(graph, draw)
+        gated = GatedNetwork(graph, draw)
         super().__init__(gated.network, graph, num_examples, **kwargs)
         self.bounds = dict(bounds)
         self.steps = steps
@@ -139,13 +136,16 @@ class UnitSupernet(Supernet):
         """
         return self.learning.regularizer()
 
-    def update_multiplier(self) -> None:
-        """Updates the state of learning; call this after every step of an optimizer. `fit` does so."""
+    def update(self) -> None:
+        """Updates the state of learning, such as multipliers, and counts the step."""
         self.learning.update()
 
-    def after_step(self, step: int | None = None) -> None:
-        """Drops units if it is time, with importance 'curvature'; call this between steps. `fit` does so."""
-        self.learning.after_step(step, 1)
+    def between_steps(self, step: int | None = None, taken: int = 1) -> None:
+        """Drops units if it is time, with importance 'curvature'."""
+        self.learning.between_steps(step, taken)
+
+    def _trained_steps(self) -> int | None:
+        return self.learning.steps() if isinstance(self.learning, ByGates) and self.learning.moved else None
 
     def make_train_function(self, force: bool = False) -> Any:
         """Like Keras's; the function also does what is done between steps."""
@@ -157,7 +157,7 @@ class UnitSupernet(Supernet):
 
                 def function(iterator: Any) -> Any:
                     logs = steps(iterator)
-                    self.learning.after_step(None, self.steps_per_execution)
+                    self.between_steps(None, self.steps_per_execution)
                     return logs
 
                 self.train_function = function
@@ -196,10 +196,13 @@ class UnitSupernet(Supernet):
             floor: with 'scale', share of each group's units that enter before all others, in [0, 1]; 0: none, as in
                 network slimming. None: the supernet's.
 
+        Warns once if the gates were trained by a loop that leaves out `after_step` or the regularizer.
+
         Raises:
             UserError: for another importance, or one that needs data, training or a compiled supernet first; 'scale' if
                 there is no normalization; or scores of a function that are not one finite number for each unit.
         """
+        self._check_training()
         importance = self.importance if importance is None else importance
         if importance is None:
             raise UserError(
@@ -287,111 +290,6 @@ class UnitSupernet(Supernet):
 def costs_of(graph: UnitGraph, latencies: Latencies | None) -> ClosedForm:
     """Costs of a graph's networks in closed form, with the latency if it was measured."""
     return graph.form.with_latency(latencies.terms(graph.form)) if latencies else graph.form
-
-
-class _Gated:
-    """The network with gates.
-
-    Attributes:
-        network: the functional model.
-    """
-
-    def __init__(self, graph: UnitGraph, draw: UnitDraw):
-        self._graph = graph
-        self._draw = draw
-        self._placed: list[tuple[Place, UnitGate | GatedNormalization]] = []
-        # Gates of which channels there are at a node, whether or not their units are kept elsewhere; with its number.
-        self._there: list[tuple[int, UnitGate | KeptNormalization]] = []
-        self._groups: list[tf.Tensor] = []  # the draw's output
-        self._names = set(graph.index)
-        at: dict[int, list[Place]] = {}
-        for place in unit_places(graph.nodes, graph.outputs, graph.of, draw.noise != "example"):
-            at.setdefault(place.source, []).append(place)
-        alive = set(alive_edges(graph.nodes, graph.mortal))
-        tensors: list[Any] = []
-        instead: dict[Edge, Any] = {}  # gated tensors, by the edges that are given them
-        for i, node in enumerate(graph.nodes):
-            if isinstance(node, Input):
-                tensor = node.tensor()
-                self._groups = self._groups or draw(tensor)
-            else:
-                given = [instead.get((i, j), tensors[source]) for j, source in enumerate(node.inputs)]
-                for j, source in enumerate(node.inputs):
-                    if (i, j) in alive:
-                        gate = UnitGate(name=self._name(f"{graph.nodes[source].name}_alive"), dtype="float32")
-                        self._there.append((source, gate))
-                        given[j] = gate([given[j]])
-                tensor = None if self._folds(at.get(i)) else self._called(node, given)
-            for place in at.get(i, ()):
-                units, drawn = self._units(i, place.channels)
-                if place.folds:
-                    layer = GatedNormalization(node.layer, units, name=self._name(f"{node.name}_gated"))
-                    more = {} if node.called.training is None else {"training": node.called.training}
-                    tensor = gated = layer([*given, *drawn], **more)
-                else:
-                    layer = UnitGate(units, name=self._name(f"{node.name}_gate"), dtype="float32")
-                    gated = layer([tensor, *drawn])
-                self._placed.append((place, layer))
-                instead |= dict.fromkeys(place.edges, gated)
-            tensors.append(tensor)
-        self.network = graph.model_of(dict(enumerate(tensors)), graph.model.name)
-
-    def _called(self, node: Node, given: Sequence[Any]) -> Any:
-        """The output of a node without gates, or with those that statistics over channels need."""
-        if not (node.weighs_channels and (self._graph.of[node.inputs[0]] != PINNED).any()):
-            return node.call(node.layer, given)
-        source = node.inputs[0]
-        units, drawn = self._units(source, np.ones(node.input_channels[0], bool))
-        layer = KeptNormalization(node.layer, units, name=self._name(f"{node.name}_gated"))
-        self._there.append((source, layer))
-        return layer([*given, *drawn])
-
-    @staticmethod
-    def _folds(places: Sequence[Place] | None) -> bool:
-        return any(place.folds for place in places or ())
-
-    def _name(self, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self._names:
-            count += 1
-            name = f"{wanted}_{count}"
-        self._names.add(name)
-        return name
-
-    def _units(self, i: int, channels: np.ndarray) -> tuple[list[int], list[tf.Tensor]]:
-        """Position of the unit of each of these channels in the groups that node `i` has units of, and these groups."""
-        starts = self._graph.starts
-        units = np.where(channels, self._graph.of[i], PINNED)
-        group_of = np.searchsorted(starts, units, side="right") - 1
-        there = list(dict.fromkeys(group_of[units != PINNED].tolist()))  # in the channels' order
-        sizes = [self._graph.groups[g].size for g in there]
-        shift = dict(zip(there, np.cumsum([0, *sizes]) - starts[there + there[:1]], strict=False))
-        positions = [-1 if u == PINNED else int(u + shift[g]) for u, g in zip(units, group_of, strict=True)]
-        return positions, [self._groups[g] for g in there]
-
-    def set_masks(self, closed: Architecture, explicit: Sequence[np.ndarray]) -> None:
-        """Assigns the hard masks.
-
-        Args:
-            closed: an architecture.
-            explicit: its flow's, by node.
-        """
-        kept = np.concatenate([closed[group.name] for group in self._graph.groups] + [[True]])  # the last: pinned
-        for place, gate in self._placed:
-            units = np.where(place.channels, self._graph.of[place.source], PINNED)
-            gate.mask.assign(kept[units].astype("float32"))
-        for source, layer in self._there:
-            layer.mask.assign(explicit[source].astype("float32"))
-
-    def architecture(self) -> Architecture:
-        """The architecture of the masks."""
-        kept = np.ones(self._graph.num_units + 1, bool)
-        for place, gate in self._placed:
-            units = np.where(place.channels, self._graph.of[place.source], PINNED)
-            kept[units] = np.asarray(gate.mask) > 0.5
-        kept = kept[:-1]
-        names = [group.name for group in self._graph.groups]
-        return Architecture(dict(zip(names, np.split(kept, self._graph.starts[1:]), strict=True)))
 
 
 def _free_name(wanted: str, graph: UnitGraph) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class Training:
     def starts(self) -> None:
         """Prepares the supernet for the steps of `fit`."""
 
-    def after_step(self, step: int | None, taken: int) -> None:
+    def between_steps(self, step: int | None, taken: int) -> None:
         """Does what cannot be part of the step's graph.
 
         Args:
@@ -152,6 +153,16 @@ class ByGates(Bounded):
         self._first_shares = state("first_shares", shares)
         self._average_shares = state("average_shares", shares)
 
+    def steps(self) -> int:
+        """Number of steps that were counted."""
+        return int(np.asarray(self.steps_taken))
+
+    @property
+    def moved(self) -> bool:
+        """Whether gates were drawn, and have moved."""
+        p = self._draw.initial_drop
+        return int(np.asarray(self._draw.draws)) > 0 and not np.allclose(self._logits(), math.log1p(-p) - math.log(p), atol=1e-6)
+
     def _logits(self) -> tf.Tensor:
         return tf.convert_to_tensor(self._draw.keep_logit)
 
@@ -236,7 +247,7 @@ class ByCurvature(Bounded):
         groups = zip(self._form.groups, parts, strict=True)
         self._supernet.set_architecture(Architecture({group.name: part for group, part in groups}))
 
-    def after_step(self, step: int | None, taken: int) -> None:
+    def between_steps(self, step: int | None, taken: int) -> None:
         """Drops units, if it is time."""
         step = int(np.asarray(self.steps_taken)) if step is None else step
         if (number := self._tightenings(step)) == self._tightenings(step - taken):

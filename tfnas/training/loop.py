@@ -111,7 +111,7 @@ class Step:
             gradients = _agree_on_finite(gradients)
         optimizer.apply(gradients, variables)
         if isinstance(self._model, Supernet):
-            self._model.update_multiplier()
+            self._model.update()
         return figures
 
     def _part(self, inputs: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor | None], tf.Tensor]:
@@ -213,7 +213,7 @@ def train(
             position = number % steps_per_epoch
             totals = step(iterator, totals, position)
             if isinstance(model, Supernet):
-                model.after_step(number + 1)
+                model.between_steps(number + 1)
             now, last = time.monotonic(), position + 1 == steps_per_epoch
             if not (last or terminated.is_set() or now - synced > _SYNC_SECONDS):
                 continue

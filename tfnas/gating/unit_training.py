@@ -161,7 +161,8 @@ class ByGates(Bounded):
     def moved(self) -> bool:
         """Whether gates were drawn, and have moved."""
         p = self._draw.initial_drop
-        return int(np.asarray(self._draw.draws)) > 0 and not np.allclose(self._logits(), math.log1p(-p) - math.log(p), atol=1e-6)
+        moved = not np.allclose(self._logits(), math.log1p(-p) - math.log(p), atol=1e-6)
+        return moved and int(np.asarray(self._draw.draws)) > 0
 
     def _logits(self) -> tf.Tensor:
         return tf.convert_to_tensor(self._draw.keep_logit)

@@ -1,9 +1,9 @@
 """Which Keras models work: gated by bounds, cut, counted, ranked, saved and loaded, one record a model.
 
-    .venv/bin/python -m benchmarks.coverage [--models=FILE] [--workdir=build/coverage] [--only=PATTERNS]
+    .venv/bin/python -m benchmarks.coverage [--models=FILES] [--workdir=build/coverage] [--only=PATTERNS]
 
 Models: every builder of keras.applications, at the smallest images it takes, with random weights; those of tests; and
-those of a file whose `MODELS` maps names to builders. Streams may vanish too. Two architectures of each model, which
+those of files whose `MODELS` maps names to builders. Streams may vanish too. Two architectures of each model, which
 keep 70 % and 30 % of the units, are cut. A network is exact if its outputs differ from the supernet's under the same
 masks by at most 1e-4 of the largest, for the engine that ranks candidates likewise, if its parameters are as predicted,
 and if its file gives the same outputs. What a model makes of random numbers of its own is not compared.
@@ -24,18 +24,18 @@ import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import app, flags
 
 import tfnas
 from benchmarks import records
 from tfnas.common.errors import UserError
 from tfnas.graph.channels import Graph
-from tfnas.graph.costs import cost
 from tfnas.ranking.engine import Engine
 
-_FILE = flags.DEFINE_string("models", "", "A Python file whose MODELS maps names to builders.")
+_FILES = flags.DEFINE_list("models", [], "Python files whose MODELS maps names to builders.")
 _WORKDIR = flags.DEFINE_string("workdir", "build/coverage", "Folder of the records.")
-_ONLY = flags.DEFINE_list("only", "*", "Glob patterns of the models' names: 'applications/*', 'tests/*', 'file/*'.")
+_ONLY = flags.DEFINE_list("only", "*", "Glob patterns of the models' names: 'applications/*', 'tests/*', 'FILE/*'.")
 
 _TOLERANCE = 1e-4
 _HALF = 0.5
@@ -72,11 +72,12 @@ def _of_tests():
 
 def _of_file(path):
     """Models of a user's file."""
-    spec = importlib.util.spec_from_file_location("models_of_coverage", path)
+    stem = pathlib.Path(path).stem
+    spec = importlib.util.spec_from_file_location(f"{stem}_of_coverage", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return {f"file/{name}": build for name, build in module.MODELS.items()}
+    return {f"{stem}/{name}": build for name, build in module.MODELS.items()}
 
 
 def _randomized(model, rng):
@@ -127,6 +128,15 @@ def _again(model):
         return again
 
 
+def _counted(model, data):
+    """Number of parameters that the outputs depend on."""
+    with tf.GradientTape() as tape:
+        outputs = keras.tree.flatten(model(data, training=False))
+    gradients = tape.gradient(outputs, [v.value for v in model.trainable_variables])
+    pairs = zip(model.trainable_variables, gradients, strict=True)
+    return sum(int(np.prod(v.shape)) for v, gradient in pairs if gradient is not None)
+
+
 def share_in_units(graph):
     """Share of the parameters that layers have some of whose channels may vanish."""
     form = graph.form
@@ -152,8 +162,8 @@ def measure(build):
     supernet = tfnas.gate(model, **bound)
     graph = supernet.graph
     record = {
-        "parameters": int(cost(graph).parameters),
-        "counted": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
+        "parameters": int(graph.form.full("parameters")),
+        "counted": _counted(model, data),
         "share": share_in_units(graph),
         "left_whole": Graph(model).untraced,
         "gated": _difference(_outputs(supernet, data), once, fixed),
@@ -166,7 +176,8 @@ def measure(build):
         supernet.set_architecture(architecture)
         expected = _outputs(supernet, data)
         record["cut"] = max(record["cut"], _difference(_outputs(cut, data), expected, fixed))
-        predicted = int(cost(graph, architecture).parameters)
+        kept = np.array([[architecture[group.name].sum() for group in graph.groups]])
+        (predicted,) = graph.form.counts(kept, ["parameters"])["parameters"]
         record["built"] &= predicted == sum(int(np.prod(v.shape)) for v in cut.trainable_variables)
     supernet.compile("sgd", loss="mse")
     labels = keras.tree.pack_sequence_as(model(data, training=False), once)
@@ -213,7 +224,9 @@ def main(_):
     """Measures what has no record yet, and prints the table."""
     folder = pathlib.Path(_WORKDIR.value)
     folder.mkdir(parents=True, exist_ok=True)
-    models = _applications() | _of_tests() | (_of_file(_FILE.value) if _FILE.value else {})
+    models = _applications() | _of_tests()
+    for path in _FILES.value:
+        models |= _of_file(path)
     found = {}
     for name, build in models.items():
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _ONLY.value):

@@ -195,16 +195,6 @@ def graph(layers, shape=(8, 8, 3)):
 def test_layers_whose_channels_cannot_be_followed():
     first = keras.layers.MaxPooling2D(data_format="channels_first", name="c")
     raises("layer 'c': data_format must be 'channels_last'. Received: 'channels_first'", graph, first)
-    raises(
-        "layer 'k': one of Keras's own activations expected, such as 'relu'. Received: 'mine'", graph, _own_activation
-    )
-
-
-def _own_activation(x):
-    def mine(value):
-        return value
-
-    return keras.layers.Conv2D(3, 1, activation=mine, name="k")(x)
 
 
 def test_an_evaluation_that_is_whole_but_none(tmp_path):

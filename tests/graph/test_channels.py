@@ -156,22 +156,9 @@ def test_who_works_on_anything():
     assert flow.reads_of(["a1", "b", "out"]) == {"a1": None, "b": 4, "out": 4}
 
 
-@pytest.mark.parametrize(
-    "build, message",
-    [
-        (
-            lambda x: keras.layers.BatchNormalization(axis=1, name="n")(x),
-            r"layer 'n': axis must be the channels' \(-1\). Received: 1",
-        ),
-        (
-            lambda x: keras.layers.Conv2D(2, 1, activation=lambda y: y, name="k")(x),
-            "layer 'k': one of Keras's own activations expected",
-        ),
-    ],
-)
-def test_what_cannot_be_followed_is_refused_by_name(build, message):
-    with pytest.raises(UserError, match=message):
-        graph_of(build)
+def test_what_cannot_be_followed_is_refused_by_name():
+    with pytest.raises(UserError, match=r"layer 'n': axis must be the channels' \(-1\). Received: 1"):
+        graph_of(lambda x: keras.layers.BatchNormalization(axis=1, name="n")(x))
 
 
 def test_masks_that_do_not_fit_are_refused():

@@ -24,12 +24,14 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
+from tfnas.graph.emission import Made
 from tfnas.graph.models import as_functional, calls_of, deep
-from tfnas.graph.parts import one_of, parts_of
-from tfnas.graph.tracing import Made
+from tfnas.graph.parts import note_length, one_of, parts_of
+from tfnas.graph.tracing import drops_at_random
 from tfnas.layers import Input, Uncut, family_of_call
 from tfnas.layers.base import Node
 from tfnas.layers.calls import Call
+from tfnas.layers.channelwise import Spatial
 from tfnas.layers.records import Channels, State
 
 
@@ -50,9 +52,7 @@ class Graph:
         UserError: naming the layer and what to do, if it is unknown how channels pass through a part of the model.
     """
 
-    of_units: ClassVar[bool] = (
-        False  # whether some layers have other rules, of channel units, and calls of one are tied
-    )
+    of_units: ClassVar[bool] = False  # whether some layers have rules of channel units, and calls of one are tied
 
     def __init__(self, model: keras.Model, example: Any = None):
         self.model = as_functional(model, example)
@@ -60,6 +60,7 @@ class Graph:
         self.untraced: dict[str, str] = {}
         self._names: set[str] = set()
         self._made: dict[int, Made] = {}
+        self._times: dict[int, int] = {}  # by a tensor's id, how many times as long as the batch it is
         index = self._add(calls_of(self.model), "", {}, None)
         self.inputs = tuple(index[id(tensor)] for tensor in self.model.inputs)
         self.outputs = tuple(index[id(tensor)] for tensor in self.model.outputs)
@@ -94,15 +95,20 @@ class Graph:
                 continue  # the input of a nested model is what its caller gives it
             sources = tuple(index[id(tensor)] for tensor in call.input_tensors)
             name = prefix + operation.name
-            parts = parts_of(call, name, self._made, self.untraced)
+            parts = parts_of(call, name, self._made, self.untraced, self._times)
             if parts is not None:
                 inside = {id(x): j for x, j in zip(parts.inputs, sources, strict=True)}
                 inside |= {id(parts.one): self._ones} if parts.read_one else {}
                 made = self._add(parts.records, f"{name}_", inside, Call(call, name, training).training)
-                index |= {id(x): made[id(y)] for x, y in zip(call.output_tensors, parts.outputs, strict=True)}
+                for x, y in zip(call.output_tensors, parts.outputs, strict=True):
+                    index |= {} if y is None else {id(x): made[id(y)]}
+                    self._times[id(x)] = self._times.get(id(y), 1)
                 continue
+            note_length(call, self._times)
+            drops = name in self.untraced and not Call(call, name, training).training and drops_at_random(call)
+            self.untraced.pop(name if drops else "", None)
             for number, tensor in enumerate(call.output_tensors):
-                self._add_node(operation, call, prefix, sources, training, number)
+                self._add_node(call, prefix, sources, training, number, drops)
                 index[id(tensor)] = len(self.nodes) - 1
         return index
 
@@ -113,9 +119,10 @@ class Graph:
         return self._add(calls_of(keras.Model(image, one)), "", {id(image): 0}, None)[id(one)]
 
     def _add_node(
-        self, operation: Any, call: Any, prefix: str, sources: tuple[int, ...], training: bool | None, number: int
+        self, call: Any, prefix: str, sources: tuple[int, ...], training: bool | None, number: int, drops: bool
     ) -> None:
         """Adds the node of one output of a call; behind a node for the units inside the layer, if it has such."""
+        operation = call.operation
         name = prefix + operation.name
         count = 1
         while name in self._names:  # a layer may be shared, and operations have one name for all
@@ -129,7 +136,7 @@ class Graph:
                 f"Received: {tuple(output.shape)}; give the model's input one"
             )
         called = Call(call, name, training, number)
-        family = family_of_call(operation, name, call, called, self.of_units)
+        family = Spatial if drops else family_of_call(operation, name, call, called, self.of_units)
 
         def add(family: type[Node], name: str, sources: tuple[int, ...], shape: Sequence[Any]) -> None:
             read = [self.nodes[i] for i in sources]

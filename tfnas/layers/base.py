@@ -353,7 +353,14 @@ class Computation:
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
         """Its output, from all of its inputs."""
-        return self.node.infer(tensors)
+        return self.node.infer([self.sized(x, j, None) for j, x in enumerate(tensors)])
+
+    def sized(self, x: tf.Tensor, j: int, channels: int | None) -> tf.Tensor:
+        """Input `j` with its sizes known when it is traced, as an operation may need them."""
+        known, tensors = (None, *self.source_shapes[j]), self.node.called.record.input_tensors
+        if len(tensors) == len(self.source_shapes) and tensors[j].shape[0] is not None:
+            known = tensors[j].shape[:-1]  # the batch is in another axis
+        return tf.ensure_shape(x, (*(known if x.shape.rank == len(known) + 1 else x.shape[:-1]), channels))
 
 
 class Normalizing(Computation, abc.ABC):
@@ -384,7 +391,7 @@ class WholeComputation(Computation):
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
         sizes = self.node.input_channels
-        full = [tf.ensure_shape(x, (*x.shape[:-1], size)) for x, size in zip(tensors, sizes, strict=True)]
+        full = [self.sized(x, j, size) for j, (x, size) in enumerate(zip(tensors, sizes, strict=True))]
         if self.node.gated:
             full = [full[0] * fed["mask"]]
         output = self.node.infer(full)

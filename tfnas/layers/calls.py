@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import types
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -51,7 +54,8 @@ class Call:
         if not isinstance(own, bool | np.bool_ | None):
             raise UserError(f"layer '{name}': called with training={brief(own)}; True, False or nothing expected")
         self.training: bool | None = training if training is not None else own if own is None else bool(own)
-        self.masked = any(mask is not None for mask in keras.tree.flatten(given.get("mask")))
+        by_hand = any(mask is not None for mask in keras.tree.flatten(given.get("mask")))
+        self.masked = by_hand and type(layer).__module__.startswith("keras.")  # else it is one of its inputs
         if self.masked and not isinstance(layer, _MASKED):
             raise UserError(
                 f"layer '{name}': called with mask=..., which is not followed through {type(layer).__name__}: multiply "
@@ -88,21 +92,37 @@ class Call:
 
 
 def copy_of(layer: keras.layers.Layer, name: str, **changes: Any) -> keras.layers.Layer:
-    """A new layer like another, under a name of its own and with other settings.
-
-    Raises:
-        UserError: for a user's layer whose code cannot make a second one.
-    """
+    """A new layer like another, under a name of its own and with other settings."""
     kind = type(layer)
     if isinstance(layer, keras.layers.Lambda):  # Keras reads no function from a config
         options = {"output_shape": layer._output_shape, "mask": layer.mask, "arguments": layer.arguments}
         return kind(layer.function, name=name, dtype=layer.dtype_policy, **options)
     try:
-        return kind.from_config({**layer.get_config(), "name": name, **changes})
-    except Exception as error:
-        if kind.__module__.startswith("keras."):
+        config = layer.get_config()
+        if kind.__module__.startswith("keras."):  # of a function Keras keeps at most the code
+            config |= {key: given for key in config if inspect.isfunction(given := getattr(layer, key, None))}
+        return kind.from_config({**config, "name": name, **changes})
+    except Exception:
+        if changes:
             raise
-        raise UserError(
-            f"layer '{name}': no second {kind.__name__} can be made from its get_config() "
-            f"({type(error).__name__}: {error}); define it for all arguments of {kind.__name__}"
-        ) from None
+        return _duplicate(layer, name)
+
+
+def _duplicate(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
+    """A copy, weights and all, of a layer that cannot be made from its config; without the calls of the layer."""
+    parts = layer._flatten_layers()
+    memo: dict[int, Any] = {id(calls): [] for part in parts for calls in (part._inbound_nodes, part._outbound_nodes)}
+    locked = [part._tracker for part in parts if part._tracker.locked]
+    for tracker in locked:
+        tracker.unlock()
+    try:
+        # Keras's own way to copy a layer is to save it, for which it needs the config.
+        plainly = mock.patch.object(keras.src.saving.keras_saveable.KerasSaveable, "__reduce__", object.__reduce__)
+        modules = mock.patch.dict(copy._deepcopy_dispatch, {types.ModuleType: lambda x, _: x})  # type: ignore[attr-defined]
+        with plainly, modules:
+            duplicate = copy.deepcopy(layer, memo)
+    finally:
+        for tracker in locked:
+            tracker.lock()
+    duplicate.name = name
+    return duplicate

@@ -12,9 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfnas.layers.base import Computation, Fed, Node, Normalizing, WholeComputation
-from tfnas.layers.calls import Call
 from tfnas.layers.normalization import BatchNormalization
-from tfnas.layers.pointwise import Pointwise, check_activation, is_pointwise, is_zero_at_zero
+from tfnas.layers.pointwise import Pointwise, is_pointwise, is_zero_at_zero
 from tfnas.layers.records import Builder, Channels, Folded, State, Value, Weights
 
 
@@ -22,10 +21,6 @@ class WithKernel(Node):
     """Base class of all layers with a kernel."""
 
     kernel_is_cut = True
-
-    @classmethod
-    def check(cls, layer: Any, name: str, record: Any, called: Call) -> None:
-        check_activation(layer, name)
 
     @functools.cached_property
     def zero_to_zero(self) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfnas.common.errors import UserError
 from tfnas.layers.calls import Call
 from tfnas.layers.channelwise import Channelwise
 from tfnas.layers.merging import MERGES
@@ -60,11 +59,7 @@ def is_zero_at_zero(function: Callable[[Any], Any]) -> bool:
     return not np.any(np.asarray(function(np.zeros((1, 1), np.float32))))
 
 
-def check_activation(layer: Any, name: str) -> None:
-    """Raises UserError unless a layer's activation is one of Keras's."""
+def is_of_keras(activation: Any) -> bool:
+    """Whether a layer has no activation, or one of Keras's."""
     keras_activations = [getattr(keras.activations, key) for key in dir(keras.activations)]
-    if not is_pointwise(layer.activation) and layer.activation not in keras_activations:
-        received = getattr(layer.activation, "__name__", type(layer.activation).__name__)
-        raise UserError(
-            f"layer '{name}': one of Keras's own activations expected, such as 'relu'. Received: '{received}'"
-        )
+    return activation is None or is_pointwise(activation) or activation in keras_activations

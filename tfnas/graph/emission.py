@@ -1,0 +1,249 @@
+"""Calls again, on tensors of any batch size, what a run of a composite layer's `call` has recorded.
+
+An own variable of the layer becomes an EinsumDense that gives it for each example, or the kernel of a Dense layer where
+it is what an input is multiplied by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfnas.layers.merging import MERGES
+
+BATCH = 397  # stands for the size of the batch, and is recognized in shapes; a prime that no layer has as its width
+
+
+class UntraceableError(Exception):
+    """A layer cannot be taken apart, for the reason that is the message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """The calls that a call of a layer consists of.
+
+    Attributes:
+        inputs: symbolic tensors that stand for those of the call, in its order.
+        one: stands for a tensor of ones, shape (batch, 1).
+        outputs: in the order of the call's; None for one that is not computed from the inputs, and is not used.
+        records: Keras's records of the calls inside, in topological order.
+        times: by the id of a tensor, how many times as long as the batch it is.
+    """
+
+    inputs: tuple[Any, ...]
+    one: Any
+    outputs: tuple[Any, ...]
+    records: list[Any]
+    times: dict[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A layer that stands for a variable.
+
+    Attributes:
+        variable: itself, which so keeps its id.
+        layer: the layer.
+        value: the layer's kernel as it was at first.
+    """
+
+    variable: Any
+    layer: keras.layers.Layer
+    value: np.ndarray
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of `call` on symbolic tensors.
+
+    Attributes:
+        inputs, outputs: symbolic tensors; None for an output that is not computed from the inputs, and is not used.
+        variables: the layer's own variables by the id of the symbolic tensor that stood for each.
+        records: in topological order.
+    """
+
+    inputs: list[Any]
+    outputs: list[Any]
+    variables: dict[int, Any]
+    records: list[Any]
+
+
+def numbers_of(record: Any) -> list[Any]:
+    """Returns what a call was given that is neither a tensor of the graph nor its `training`."""
+    keywords = {key: value for key, value in record.arguments.kwargs.items() if key != "training"}
+    settings = {} if isinstance(record.operation, keras.Layer) else _settings(record.operation)
+    flat = keras.tree.flatten((record.arguments.args, keywords, settings))
+    return [np.asarray(x) if keras.ops.is_tensor(x) else x for x in flat if not isinstance(x, keras.KerasTensor)]
+
+
+def _settings(operation: Any) -> dict[str, Any]:
+    """An operation's own arguments."""
+    return {key: value for key, value in vars(operation).items() if not key.startswith("_") and key != "name"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+    """A variable of the layer, with its axes in the order in which it is used.
+
+    Attributes:
+        variable: itself.
+        value: its value, reshaped or transposed.
+    """
+
+    variable: Any
+    value: np.ndarray
+
+
+class Emission:
+    """Calls again what a run has recorded, on tensors of any batch size."""
+
+    def __init__(self, record: Any, run: Run, made: dict[int, Made]):
+        self._layer = record.operation
+        self._run = run
+        self._inputs = tuple(keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in record.input_tensors)
+        self._one = keras.Input((1,))
+        self._records: list[Any] = []
+        self._made = made
+        self._tensors: dict[tuple[int, int], Any] = {}  # by a variable's id and repeats, what its layer gives
+        self._values: dict[int, Any] = {id(t): x for t, x in zip(run.inputs, self._inputs, strict=True)}
+        self._values |= {key: _Own(v, np.asarray(v)) for key, v in run.variables.items()}
+
+    def traced(self) -> Traced:
+        """Calls everything again, and returns the calls."""
+        times = {}
+        for record in self._run.records:
+            made = self._again(record)
+            for tensor, value in zip(record.output_tensors, made, strict=True):
+                self._values[id(tensor)] = value
+                times[id(value)] = (tensor.shape[0] if tensor.shape else 0) // BATCH
+        if any(not x.shape or x.shape[-1] is None for record in self._records for x in record.output_tensors):
+            raise UntraceableError("inside it the size of an axis of channels is unknown")
+        outputs = tuple(self._values.get(id(x)) for x in self._run.outputs)
+        for traced, output in zip(self._run.outputs, outputs, strict=True):
+            if traced is None or output is None:
+                continue
+            if isinstance(output, _Own) or tuple(output.shape[1:]) != tuple(traced.shape[1:]):
+                raise UntraceableError("an output is not computed for each example")
+        return Traced(self._inputs, self._one, outputs, self._records, times)
+
+    def _called(self, operation: Any, *arguments: Any, **keywords: Any) -> list[Any]:
+        """Calls a layer, an operation or one of keras.ops; returns its outputs."""
+        outputs = keras.tree.flatten(operation(*arguments, **keywords))
+        history = outputs[0]._keras_history
+        self._records.append(history.operation._inbound_nodes[history.node_index])
+        return outputs
+
+    def _again(self, record: Any) -> list[Any]:
+        operation, kind = record.operation, type(record.operation).__name__
+        values = [self._values[id(x)] for x in record.input_tensors]
+        is_layer = isinstance(operation, keras.Layer)
+        own = [isinstance(x, _Own) for x in values]
+        if not is_layer and all(own):
+            return [self._of_variables(record, kind, values)]
+        if not is_layer and kind == "Reshape":
+            return self._called(keras.ops.reshape, values[0], self._shape(record.output_tensors[0].shape))
+        if not is_layer and kind in ("Matmul", "Dot") and own == [False, True] and values[1].value.ndim == 2:
+            return self._multiplied(*values)
+        if any(own):
+            fits = not is_layer and (kind in MERGES or kind == "Concatenate")
+            if not fits:
+                raise UntraceableError(f"a variable of its own is given to {kind}")
+            rank, size = len(record.output_tensors[0].shape), record.output_tensors[0].shape[0]
+            if size % BATCH:
+                raise UntraceableError("a variable of its own is joined with what is not computed for each example")
+            values = [self._tensor(x, rank, size // BATCH) if isinstance(x, _Own) else x for x in values]
+        if not is_layer and any(_has_batch(x) for x in numbers_of(record)):
+            raise UntraceableError(f"{kind} is given the size of the batch")
+        stand_ins = iter(values)
+        arguments, keywords = record.arguments.convert(
+            lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else _plain(x)
+        )
+        return self._called(operation, *arguments, **keywords)
+
+    def _shape(self, traced: Sequence[int | None]) -> tuple[int, ...]:
+        """A shape to which a tensor of any batch size is brought."""
+        open_axes = [size is None or size % BATCH == 0 for size in traced]
+        if sum(open_axes) != 1:
+            raise UntraceableError("it reshapes to more than one unknown size")
+        return tuple(-1 if is_open else int(size or 0) for size, is_open in zip(traced, open_axes, strict=True))
+
+    def _of_variables(self, record: Any, kind: str, values: Sequence[Any]) -> Any:
+        """The output of an operation on variables alone."""
+        (x,) = values if len(values) == 1 else (None,)
+        output = record.output_tensors[0]
+        if x is None:
+            raise UntraceableError(f"{kind} joins variables")
+        if kind in ("Reshape", "ExpandDims", "Squeeze"):
+            return _Own(x.variable, x.value.reshape(output.shape))
+        if kind == "Transpose":
+            axes = record.operation.axes
+            return _Own(x.variable, x.value.transpose(axes))
+        if kind in ("Cast", "ConvertToTensor") and output.dtype == x.variable.dtype:
+            return x
+        if kind == "BroadcastTo":
+            shape = tuple(output.shape)
+            have = (1,) * (len(shape) - x.value.ndim) + x.value.shape
+            if shape[0] == BATCH and have == (1, *shape[1:]):
+                return self._tensor(x, len(shape))
+        if kind == "Tile":
+            repeats = tuple(record.operation.repeats)
+            if repeats[0] == BATCH and set(repeats[1:]) <= {1} and x.value.shape[0] == 1:
+                return self._tensor(x, x.value.ndim)
+        if kind == "Repeat" and record.operation.repeats == BATCH and record.operation.axis == 0:
+            if x.value.shape[0] == 1:
+                return self._tensor(x, x.value.ndim)
+        raise UntraceableError(f"{kind} of a variable of its own")
+
+    def _multiplied(self, x: Any, own: _Own) -> list[Any]:
+        """A matrix product with a variable, as a Dense layer."""
+        layer = keras.layers.Dense(own.value.shape[1], use_bias=False, **self._options(own.variable))
+        return self._with_kernel(layer, x, own, own.value)
+
+    def _options(self, variable: Any) -> dict[str, Any]:
+        policy = self._layer.dtype_policy
+        return {"name": variable.name, "kernel_regularizer": variable.regularizer, "dtype": policy}
+
+    def _with_kernel(self, layer: keras.Layer, x: Any, own: _Own, value: np.ndarray) -> list[Any]:
+        """The output of a layer whose kernel is a variable; of the one made of it before, if it is the same."""
+        variable = own.variable
+        if variable.constraint is not None:
+            raise UntraceableError("a variable of its own has a constraint")
+        made = self._made.get(id(variable))
+        if made is None:
+            outputs = self._called(layer, x)
+            layer.set_weights([value])
+            layer.trainable = variable.trainable and self._layer.trainable
+            self._made[id(variable)] = Made(variable, layer, value)
+            return outputs
+        if type(made.layer) is not type(layer) or not np.array_equal(made.value, value):
+            raise UntraceableError("a variable of its own is used in more than one way")
+        return self._called(made.layer, x)
+
+    def _tensor(self, own: _Own, rank: int, times: int = 1) -> Any:
+        """The variable for each example, to be joined with tensors of this rank that have `times` as many."""
+        shape = (1,) * (rank - own.value.ndim) + own.value.shape
+        if rank < 2 or len(shape) != rank or shape[0] != 1:
+            raise UntraceableError("a variable of its own differs between examples")
+        key = id(own.variable), times
+        if key not in self._tensors or tuple(self._tensors[key].shape[1:]) != shape[1:]:
+            one = self._called(keras.ops.repeat, self._one, times, axis=0)[0] if times > 1 else self._one
+            value = own.value.reshape(shape[1:])
+            axes = "abcdefgh"[: value.ndim]
+            layer = keras.layers.EinsumDense(f"zy,y{axes}->z{axes}", value.shape, **self._options(own.variable))
+            (self._tensors[key],) = self._with_kernel(layer, one, own, value[None])
+        return self._tensors[key]
+
+
+def _has_batch(value: Any) -> bool:
+    """Whether the size of the batch has entered a number or the shape of an array."""
+    sizes = np.shape(value) if np.ndim(value) else (value,)
+    return any(isinstance(s, int | np.integer) and not isinstance(s, bool) and s and s % BATCH == 0 for s in sizes)
+
+
+def _plain(value: Any) -> Any:
+    """An array for an eager tensor, which Keras can save."""
+    return np.asarray(value) if keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor) else value

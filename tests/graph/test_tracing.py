@@ -87,10 +87,97 @@ class Net(keras.Model):
 
 
 class Noise(layers.Layer):
-    """Other behavior in training."""
+    """Random numbers in training, for each number by itself."""
 
     def call(self, x, training=False):
         return x + 0.1 * keras.random.normal(ops.shape(x)) if training else x
+
+
+class DropPath(layers.Layer):
+    """Stochastic depth as most people write it."""
+
+    def __init__(self, rate, **options):
+        super().__init__(**options)
+        self.rate, self.seed_generator = rate, keras.random.SeedGenerator(1)
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        keep = 1 - self.rate
+        shape = (ops.shape(x)[0], *[1] * (len(x.shape) - 1))
+        return x / keep * ops.floor(keep + keras.random.uniform(shape, seed=self.seed_generator))
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}
+
+
+class Trains(layers.Layer):
+    """Other behavior in training, in which channels read each other."""
+
+    def call(self, x, training=False):
+        return ops.softmax(x) if training else x
+
+
+class Pools(layers.Layer):
+    """Layers without weights that are made anew in each call."""
+
+    def call(self, x):
+        return layers.multiply([x, layers.GlobalAveragePooling2D(keepdims=True)(x)])
+
+
+class Pair(layers.Layer):
+    """Gives None besides a tensor, as attention layers give their weights or None."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+        self.inner = layers.Dense(shape[-1], name="inner")
+        self.inner.build(shape)
+
+    def call(self, x, training=None):
+        return self.inner(x) * self.scale, None
+
+
+class Takes(layers.Layer):
+    """Reads the first of a pair, and gives a constant that nothing reads."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.pair = Pair(name="pair")
+
+    def build(self, shape):
+        self.pair.build(shape)
+
+    def call(self, x):
+        return self.pair(x)[0], ops.zeros((0, 6))
+
+
+class Windows(layers.Layer):
+    """Four windows of each image as examples, to which a variable is added, as attention in windows has it."""
+
+    def build(self, shape):
+        self.offset = self.add_weight(shape=(9, shape[-1]), name="offset", initializer="normal")
+        self.inner = layers.Dense(7, activation="relu", name="inner")
+        self.inner.build((None, 9, shape[-1]))
+        self.outer = layers.Dense(shape[-1], name="outer")
+        self.outer.build((None, 9, 7))
+
+    def call(self, x):
+        channels = x.shape[-1]
+        y = ops.transpose(ops.reshape(x, (-1, 2, 3, 2, 3, channels)), (0, 1, 3, 2, 4, 5))
+        y = self.outer(self.inner(ops.reshape(y, (-1, 9, channels)) + self.offset))
+        y = ops.transpose(ops.reshape(y, (-1, 2, 2, 3, 3, channels)), (0, 1, 3, 2, 4, 5))
+        return x + ops.reshape(y, (-1, 6, 6, channels))
+
+
+def activated():
+    """A convolution and an Activation with functions that are not Keras's."""
+    own = layers.Conv2D(6, 3, padding="same", activation=own_activation, name="own")
+    return around(own, layers.Activation(lambda x: ops.tanh(x) + 1))
+
+
+def own_activation(x):
+    """Not 0 at 0, and no function of Keras's."""
+    return ops.cos(x) * ops.sigmoid(x)
 
 
 class Raw(layers.Layer):
@@ -112,7 +199,7 @@ def around(*own):
     image = x = keras.Input((6, 6, 3), name="image")
     x = conv(6, "first")(x)
     for layer in own:
-        x = layer(x)
+        x = keras.tree.flatten(layer(x))[0]
     x = layers.ReLU(name="after")(conv(5, "second")(x))
     return keras.Model(image, layers.Dense(3, name="classifier")(layers.GlobalAveragePooling2D(name="pool")(x)))
 
@@ -168,7 +255,12 @@ MODELS = {
     "squeeze": (lambda: around(Squeeze(name="own")), ()),
     "outer": (lambda: around(Outer(name="own")), ()),
     "lambda": (lambda: around(layers.Lambda(lambda x: ops.relu(x) * 2, name="own")), ()),
-    "noise": (lambda: around(Noise(name="own")), ("own",)),
+    "noise": (lambda: around(Noise(name="own"), DropPath(0.5, name="path")), ()),
+    "trains": (lambda: around(Trains(name="own")), ("own",)),
+    "pools": (lambda: around(Pools(name="own")), ()),
+    "pair": (lambda: around(Takes(name="own")), ()),
+    "windows": (lambda: around(Windows(name="own")), ()),
+    "activated": (activated, ()),
     "raw": (lambda: around(Raw(name="own")), ("own",)),
     "recurrent": (recurrent, ()),
     "recursive": (recursive, ()),
@@ -199,7 +291,7 @@ def checked(model, x, rng, tmp_path):
         assert supernet.graph.form.counts(kept[None], ["parameters"])["parameters"] == [built]
     cut.save(tmp_path / "cut.keras")
     supernet.save(tmp_path / "supernet.keras")
-    own = {c.__name__: c for c in (Block, Affine, Squeeze, Outer, Noise, Raw)}
+    own = {c.__name__: c for c in (Block, Affine, Squeeze, Outer, Noise, DropPath, Trains, Raw, own_activation)}
     with keras.saving.custom_object_scope(own):
         check_equal(keras.models.load_model(tmp_path / "cut.keras", safe_mode=False)(x), cut(x))
         check_equal(keras.models.load_model(tmp_path / "supernet.keras", safe_mode=False)(x), supernet(x))
@@ -307,7 +399,7 @@ class Positions(layers.Layer):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (Noise, "it does other things in training"),
+        (Trains, "it does other things in training"),
         (Raw, "(TypeError|ValueError): "),
         (Constrained, "a variable of its own has a constraint"),
         (Drawn, "it computes with variables or random numbers by itself"),
@@ -336,8 +428,11 @@ class Secret(layers.Layer):
         return {"secret": 0}
 
 
-def test_a_layer_that_cannot_be_copied_is_named():
+def test_a_layer_that_is_left_whole_needs_no_config(rng):
     layer = Secret(3)
     layer.name = "own"
-    with pytest.raises(UserError, match="layer 'own': no second Secret can be made from its get_config"):
-        tfnas.gate(around(layer), parameters=0.5, steps=10, num_examples=10)
+    model = around(layer)
+    random_weights(model, rng)
+    supernet, x = tfnas.gate(model, parameters=0.5, steps=10, num_examples=10), rng.normal(size=(3, 6, 6, 3))
+    check_equal(supernet(x), model(x))
+    assert supernet.network.get_layer("own") is not layer and supernet.network.get_layer("own").secret == 3

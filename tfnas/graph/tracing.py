@@ -219,7 +219,7 @@ def _check_same(one: Run, other: Run, otherwise: str) -> None:
 
 
 def _identity(operation: Any) -> Any:
-    """What an operation has in common in each run; a layer without weights may be made anew."""
+    """Identifies an operation in several runs; a layer without weights may be made anew in each."""
     if not isinstance(operation, keras.Layer):
         return type(operation)
     with contextlib.suppress(NotImplementedError):  # a layer that has no config

@@ -299,15 +299,14 @@ class Operand:
 class Computation:
     """A node as one step of a program that takes any architecture, without being traced again.
 
-    This one calls the layer as it is on the channels that it is given. Tensors have the channels that `Node.held` says,
-    where the flow is linked.
+    This one calls the layer on the channels that it is given. Tensors have those of `Node.held` if the flow is linked.
 
     Args:
         node: what is computed.
         shape: spatial axes of its output, all known.
         source_shapes: those of its inputs.
-        calibrated: names of the normalizations that are not folded with their statistics: these are given when the
-            program runs, as 'mean' and 'variance', or computed from the batch.
+        calibrated: names of the normalizations whose statistics are not folded but given when the program runs, as
+            'mean' and 'variance', or computed from the batch.
 
     Attributes:
         normalizes: the one of these normalizations that it computes, if any.
@@ -352,14 +351,14 @@ class Computation:
         return self.compute([operand.tensor() for operand in operands], fed)
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
-        """Its output, from all of its inputs."""
+        """Its output."""
         return self.node.infer([self.sized(x, j, None) for j, x in enumerate(tensors)])
 
     def sized(self, x: tf.Tensor, j: int, channels: int | None) -> tf.Tensor:
         """Input `j` with its sizes known when it is traced, as an operation may need them."""
-        known, tensors = (None, *self.source_shapes[j]), self.node.called.record.input_tensors
-        if len(tensors) == len(self.source_shapes) and tensors[j].shape[0] is not None:
-            known = tensors[j].shape[:-1]  # the batch is in another axis
+        known, read = (None, *self.source_shapes[j]), self.node.called.record.input_tensors
+        if len(read) == len(self.source_shapes) and read[j].shape[0] is not None:
+            known = read[j].shape[:-1]  # the batch is in another axis
         return tf.ensure_shape(x, (*(known if x.shape.rank == len(known) + 1 else x.shape[:-1]), channels))
 
 
@@ -390,8 +389,7 @@ class WholeComputation(Computation):
         return {**fed, "mask": x.kept.astype(np.float32)} if self.node.gated else fed
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
-        sizes = self.node.input_channels
-        full = [self.sized(x, j, size) for j, (x, size) in enumerate(zip(tensors, sizes, strict=True))]
+        full = [self.sized(x, j, self.node.input_channels[j]) for j, x in enumerate(tensors)]
         if self.node.gated:
             full = [full[0] * fed["mask"]]
         output = self.node.infer(full)

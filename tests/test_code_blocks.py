@@ -57,7 +57,7 @@ GIVEN = {
         "docs/your_model.md",
         "supernet = tfnas.gate",
     ): """
-        import keras, tfnas
+        import keras, tfnas, tensorflow as tf
         from tfnas.config import Config, Data, Retrain, Search, Supernet
         model, num_images, steps, validation_batches = given.model(), 300, 6, given.batches()
         """,
@@ -65,7 +65,6 @@ GIVEN = {
         "docs/your_model.md",
         "optimizer = tfnas.GatedOptimizer",
     ): """
-        import keras, tensorflow as tf
         train, loss = given.batches(0, 300), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         """,
     (
@@ -258,7 +257,6 @@ class Given:
         return tiny.build((8, 8, 1), 10)
 
     def batches(self, start=300, stop=400):
-        import tensorflow as tf
 
         return tf.data.Dataset.from_tensor_slices((self.images[start:stop], self.labels[start:stop])).batch(50)
 

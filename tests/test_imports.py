@@ -25,6 +25,7 @@ FOLDERS = """
   gating       common config graph layers search_space
   cutting      common config data gating graph layers search_space supernets
   ranking      common config data gating graph layers runs search_space
+  testing      cutting gating graph ranking search_space
   training     common config cutting data gating graph layers ranking runs search_space
   shrinking    common config cutting data gating graph layers ranking runs search_space training
   reporting    common config runs search_space

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tfnas.common import installation
 
 if TYPE_CHECKING:
+    from tfnas import layers as layers
     from tfnas import supernets as supernets
+    from tfnas import testing as testing
     from tfnas.cutting.latency_bound import meet_latency as meet_latency
     from tfnas.cutting.subnets import subnet as subnet
     from tfnas.gating.gates import Gated as Gated
@@ -54,11 +56,12 @@ _HOMES = {
     "shrink": "shrinking.shrink",
     "subnet": "cutting.subnets",
 }
+_MODULES = ("layers", "supernets", "testing")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "supernets":
-        return importlib.import_module("tfnas.supernets")
+    if name in _MODULES:
+        return importlib.import_module(f"tfnas.{name}")
     if name == "__version__":
         return importlib.metadata.version("tfnas")
     if name in _HOMES:
@@ -67,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, "__version__", "supernets"])
+    return sorted([*_HOMES, *_MODULES, "__version__"])

@@ -1,37 +1,24 @@
 """One battery for families that channel units cut: cut, cost, engine and files agree with the masked supernet."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
 from conftest import random_weights
-from exactness import check_equal
 
 import tfnas
-from tfnas.gating.gates import hard_gates
 from tfnas.gating.importances import squared_norms
 from tfnas.graph.costs import cost
-from tfnas.graph.partition import PINNED
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.of_units import OF_UNITS
 from tfnas.layers.of_units.attention import Heads
-from tfnas.ranking.engine import Engine
-from tfnas.search_space.architecture import Architecture
+from tfnas.testing import check_model, model_around, num_units
 
 L, ops = keras.layers, keras.ops
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def image_model(layer, channels=8):
+def image_model(layer):
     """A layer between convolutions."""
-    image = keras.Input((6, 6, 2))
-    x = layer(L.Conv2D(channels, 3, padding="same", activation="relu", name="before")(image))
-    if len(x.shape) == 4:
-        x = L.GlobalAveragePooling2D()(L.Conv2D(5, 3, activation="relu", name="after")(x))
-    elif len(x.shape) == 3:
-        x = L.GlobalMaxPooling1D()(L.Conv1D(5, 3, activation="relu", name="after")(x))
-    return keras.Model(image, L.Dense(3, name="classifier")(L.Dense(5, activation="tanh", name="hidden")(x)))
+    return model_around(layer, (6, 6, 8))
 
 
 # A layer, and how many units its input's channels, 8 if not said, have.
@@ -69,51 +56,16 @@ LAYERS = {
 EVERYTHING = ("LayerNormalization", "GroupNormalization, few groups", "a part of a split", "a common divisor", "PReLU")
 
 
-def architectures(graph, rng, count):
-    for _ in range(count):
-        rates = rng.choice([0.3, 0.6, 1.0], len(graph.groups))
-        masks = {g.name: rng.random(g.size) < rate for g, rate in zip(graph.groups, rates, strict=True)}
-        yield graph.closed(Architecture(masks))
-
-
-def check(model, tmp_path, rng, noise="batch", streams=False, everything=True):
-    """Cut and cost of a model's supernet against its masks, the full model first; with everything, engine and files."""
+def check(model, rng, noise="batch", streams=False, everything=True):
+    """Checks a model's supernet, with random weights."""
     random_weights(model, rng)
     (image,) = model.inputs
     images = rng.normal(size=(7, *image.shape[1:])).astype("f4")
     if image.dtype == "int32":
         images = rng.integers(0, 9, (7, *image.shape[1:]))
-    supernet = tfnas.gate(model, parameters=0.95, steps=10, num_examples=100, streams=streams, noise=noise)
-    supernet.compile("sgd", LOSS)
-    check_equal(supernet(images), model(images))
-    engine = Engine(supernet, (images, np.zeros(7, int))) if everything else None
+    supernet = check_model(model, images, streams=streams, noise=noise, everything=everything)
     form = supernet.graph.form
     assert form.full("parameters") == cost(supernet.graph).parameters <= model.count_params()
-    for architecture in architectures(supernet.graph, rng, 3):
-        supernet.set_architecture(architecture)
-        cut = tfnas.subnet(supernet, architecture)
-        expected = cut(images)
-        check_equal(supernet(images), expected)
-        if engine:
-            check_equal(engine.outputs(architecture), expected)
-        built = sum(np.prod(v.shape) for v in cut.trainable_variables)
-        kept = np.array([architecture[group.name].sum() for group in supernet.graph.groups])
-        counts = form.counts(kept)
-        counted = cost(supernet.graph, architecture)
-        assert counted.parameters == built
-        assert (counts["parameters"], counts["multiply_adds"]) == pytest.approx(dataclasses.astuple(counted), rel=1e-12)
-        with hard_gates():
-            before = supernet.get_weights()
-            check_equal(supernet.network(images, training=True), cut(images, training=True))
-            supernet.set_weights(before)
-    if not everything:
-        return supernet
-    cut.save(tmp_path / "cut.keras")
-    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "cut.keras")(images), cut(images))
-    supernet.save(tmp_path / "supernet.keras")
-    np.testing.assert_array_equal(tfnas.load(tmp_path / "supernet.keras")(images), supernet(images))
-    supernet.fit(images, np.zeros(7, int), epochs=1, verbose=0)
-    assert np.isfinite(np.asarray(supernet(images, training=True))).all()
     return supernet
 
 
@@ -123,9 +75,9 @@ def words():
     return keras.Model(text, L.Dense(3, name="classifier")(L.Dense(4, name="hidden")(L.GlobalMaxPooling1D()(x))))
 
 
-def test_an_embedding_writes_channels(tmp_path, rng):
-    supernet = check(words(), tmp_path, rng)
-    assert units_of(supernet.graph, "before") == 8
+def test_an_embedding_writes_channels(rng):
+    supernet = check(words(), rng)
+    assert num_units(supernet.graph, "before") == 8
 
 
 def test_every_family_is_tested():
@@ -134,17 +86,12 @@ def test_every_family_is_tested():
     assert {*OF_UNITS, Heads} <= found
 
 
-def units_of(graph, name):
-    units = graph.of[graph.index[name]]
-    return len(set(units[units != PINNED].tolist()))
-
-
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_family(name, tmp_path, rng):
+def test_a_family(name, rng):
     layer, units = LAYERS[name]
     model = image_model(layer)
-    supernet = check(model, tmp_path, rng, noise="example" if len(name) % 2 else "batch", everything=name in EVERYTHING)
-    assert units_of(supernet.graph, "before") == units
+    supernet = check(model, rng, noise="example" if len(name) % 2 else "batch", everything=name in EVERYTHING)
+    assert num_units(supernet.graph, "before") == units
 
 
 def block(x, attention, width=8):
@@ -186,12 +133,12 @@ ATTENTION = {self_attention: 4, other_values: 3, causal: 2, grouped: 2}
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("streams", [False, True])
-def test_a_head_is_a_unit(attention, streams, tmp_path, rng):
+def test_a_head_is_a_unit(attention, streams, rng):
     noise = "example" if streams else "batch"
     everything = (attention, streams) in [(self_attention, True), (grouped, False)]
-    supernet = check(transformer(attention), tmp_path, rng, noise, streams, everything)
-    assert units_of(supernet.graph, "attention_heads") == ATTENTION[attention]
-    assert units_of(supernet.graph, "patches") == (8 if streams else 0)
+    supernet = check(transformer(attention), rng, noise, streams, everything)
+    assert num_units(supernet.graph, "attention_heads") == ATTENTION[attention]
+    assert num_units(supernet.graph, "patches") == (8 if streams else 0)
 
 
 def test_a_transformers_candidates_obey_their_bounds_and_most_parameters_are_units(rng):

@@ -14,6 +14,7 @@ from tfnas.graph.models import calls_of, functional
 from tfnas.graph.tracing import trace
 from tfnas.layers import is_gate
 from tfnas.layers.calls import copy_of
+from tfnas.layers.of_units import registered
 from tfnas.layers.pointwise import is_of_keras
 
 
@@ -57,6 +58,8 @@ def parts_of(
     if isinstance(layer, keras.Model) and (inner := functional(layer)) is not None:
         times |= {id(x): length for x, length in zip(inner.inputs, lengths, strict=True)}
         return Parts(inner.inputs, inner.outputs, calls_of(inner))
+    if registered(layer) is not None:
+        return None
     if type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.layers.Lambda):
         if is_of_keras(getattr(layer, "activation", None)):
             return None

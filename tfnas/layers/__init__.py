@@ -1,8 +1,9 @@
 """The rules of Keras layers for channels: one class per family of layers.
 
-To support another layer, name it in the class of its family, or write a class that answers where `base.Node`'s answers
-do not fit, and add it to FAMILIES and to tests/layers/test_families.py. Where its rule holds for channel units alone,
-add it to OF_UNITS and to tests/layers/test_families_of_units.py.
+Users register a rule for a layer of their own with `register`. To support another one of Keras's, name it in the class
+of its family, or write a class that answers where `base.Node`'s answers do not fit, and add it to FAMILIES and to
+tests/layers/test_families.py. Where its rule holds for channel units alone, add it to OF_UNITS and to
+tests/layers/test_families_of_units.py.
 
 calls.py          how a layer was called in its model, so that it can be called so again
 records.py        what rules take: channels under an architecture, constants, the tools that build a subnet
@@ -32,7 +33,9 @@ from tfnas.layers.convolution import Convolution, TransposedConvolution
 from tfnas.layers.depthwise import Depthwise, Separable
 from tfnas.layers.merging import Concatenation, Merge
 from tfnas.layers.normalization import BatchNormalization, Scale
-from tfnas.layers.of_units import OF_UNITS
+from tfnas.layers.of_units import OF_UNITS, registered
+from tfnas.layers.of_units import Rule as Rule
+from tfnas.layers.of_units import register as register
 from tfnas.layers.pointwise import Pointwise
 from tfnas.layers.reshaping import Flatten, Reshape
 from tfnas.layers.uncut import Input, Uncut, Variable
@@ -86,6 +89,10 @@ def family_of_call(layer: Any, name: str, record: Any, called: Call, of_units: b
         UserError: naming the layer and what to do, if channels cannot be followed past it.
     """
     layer = layer.layer if is_gate(layer) else layer
+    if (family := registered(layer)) is not None:
+        found = family if of_units and not called.masked else Uncut
+        found.check(layer, name, record, called)
+        return found
     if not type(layer).__module__.startswith("keras."):
         return Uncut  # also where it inherits from one of Keras's: what it does may be another thing
     if getattr(layer, "data_format", None) == "channels_first":

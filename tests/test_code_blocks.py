@@ -257,6 +257,7 @@ class Given:
         return tiny.build((8, 8, 1), 10)
 
     def batches(self, start=300, stop=400):
+        import tensorflow as tf
 
         return tf.data.Dataset.from_tensor_slices((self.images[start:stop], self.labels[start:stop])).batch(50)
 

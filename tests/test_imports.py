@@ -27,8 +27,8 @@ FOLDERS = """
   ranking      common config data gating graph layers runs search_space
   testing      cutting gating graph ranking search_space
   training     common config cutting data gating graph layers ranking runs search_space
-  shrinking    common config cutting data gating graph layers ranking runs search_space training
   reporting    common config runs search_space
+  shrinking    common config cutting data gating graph layers ranking reporting runs search_space training
   exporting    common config data runs training
   stages       common config cutting data exporting gating graph ranking reporting runs search_space training shrinking
   tuning       common config data graph runs stages training

@@ -65,9 +65,7 @@ def section(
             for g in posterior.layers
         ],
         "units": isinstance(posterior, UnitPosterior),
-        "bars": _widths(architecture, posterior)
-        if isinstance(posterior, UnitPosterior)
-        else _bars(architecture, reads),
+        "bars": widths(architecture, posterior) if isinstance(posterior, UnitPosterior) else _bars(architecture, reads),
         "learned": learned,
         "heat": _heat(history) if learned else "",
         "course": _course(history, history[0].decided is not None),
@@ -98,26 +96,26 @@ def _bars(architecture: Architecture, reads: Mapping[str, int | None]) -> str:
     )
 
 
-def _widths(architecture: Architecture, posterior: UnitPosterior) -> str:
-    """Each group's width before and after, and what the posterior expects of it."""
-    gates = posterior.layers
-    names = [g.name for g in gates]
-    drop = [g.channel_drop for g in gates]
+def widths(architecture: Architecture, posterior: UnitPosterior | None = None) -> str:
+    """Draws each group's width before and after, and what the posterior expects of it, if there is one."""
+    names = list(architecture)
+    sizes = [architecture[name].size for name in names]
+    drop = [g.channel_drop for g in posterior.layers] if posterior else []
     expected = [float((1 - p).sum()) for p in drop]
     deviations = [float(np.sqrt((p * (1 - p)).sum())) for p in drop]
     found = [int(architecture[name].sum()) for name in names]
 
     def draw(axes: Any) -> None:
-        axes.barh(names, [g.num_channels for g in gates], color=markup.GRAY, alpha=0.2, label="before")
+        axes.barh(names, sizes, color=markup.GRAY, alpha=0.2, label="before")
         axes.barh(names, found, color=markup.BLUE, label="found")
-        axes.errorbar(
-            expected, names, xerr=deviations, fmt="o", markersize=3, color=markup.ORANGE, label="posterior, mean and sd"
-        )
-        for y, (g, width) in enumerate(zip(gates, found, strict=True)):
-            words = f"{width} of {g.num_channels}" if width else "removed"
+        if drop:
+            points: Any = {"fmt": "o", "markersize": 3, "color": markup.ORANGE}
+            axes.errorbar(expected, names, xerr=deviations, label="posterior, mean and sd", **points)
+        for y, (size, width) in enumerate(zip(sizes, found, strict=True)):
+            words = f"{width} of {size}" if width else "removed"
             axes.annotate(
                 words,
-                (g.num_channels, y),
+                (size, y),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
@@ -126,10 +124,12 @@ def _widths(architecture: Architecture, posterior: UnitPosterior) -> str:
             )
         axes.invert_yaxis()
         axes.tick_params("y", labelsize=8)
-        axes.set(xlabel="channels", xlim=(0, 1.25 * max(g.num_channels for g in gates)))
+        axes.set(xlabel="channels", xlim=(0, 1.25 * max(sizes)))
         markup.legend(axes.figure, axes)
 
-    caption = "Width of every group of channel units: before, in the network found, and as the posterior expects it"
+    caption = "Width of every group of channel units: before" + (
+        ", in the network found, and as the posterior expects it" if drop else " and in the network found"
+    )
     return markup.plot(draw, (markup.WIDTH, 1.0 + 0.24 * len(names)), caption)
 
 

@@ -23,7 +23,7 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior, read_posterior
 
-_TEMPLATES = pathlib.Path(__file__).parent / "templates"
+TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SEVERAL = "they are of several runs; run the stages again, in another --workdir"
 # What the networks are that the found one is compared with.
 _NOTES = {
@@ -90,7 +90,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
         "with_interval": candidates_section.with_interval,
         "discordant": candidates_section.discordant,
     }
-    page = markup.environment(_TEMPLATES, filters).get_template("report.html")
+    page = markup.environment(TEMPLATES, filters).get_template("report.html")
     return page.render(
         title=config.data.title,
         **_comparison(results, config),

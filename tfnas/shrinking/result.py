@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from markupsafe import Markup
 
-from tfnas.common import markup
+from tfnas.common import atomic, markup
 from tfnas.common.resources import Resource
 from tfnas.search_space.architecture import Architecture
 from tfnas.shrinking.measuring import Measured
+from tfnas.shrinking.page import page
 from tfnas.shrinking.tables import Table, count, milliseconds
+
+_WAYS = {"as cut": "as it was", "recalibrated": "and recalibrated", "refitted": "and refitted"}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -42,10 +47,29 @@ class Shrunk:
     retrained: bool
 
     def __repr__(self) -> str:
-        return str(_table([("before", self.before), ("after", self.after)]))
+        return str(self._table())
 
     def _repr_html_(self) -> Markup:
-        return _table([("before", self.before), ("after", self.after)])._repr_html_()
+        return self._table()._repr_html_()
+
+    def _table(self) -> Table:
+        return _table([("before", self.before), ("after", self.after)])
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Writes a self-contained HTML page: the comparison, the widths of all layers, and the course of training."""
+        file = pathlib.Path(path)
+        share = markup.percent(self.after.parameters / self.before.parameters, 0)
+        lead = f"A network of {self.after.parameters:,} parameters, {share} of the {self.before.parameters:,} before."
+        notes = [
+            f"Asked for: at most {_asked(self.bounds)}. Cut out {_WAYS[self.way]}"
+            f"{', and trained further' if self.retrained else ', not trained further'}.",
+            "Losses and metrics are those of the validation examples, by which the network was chosen"
+            + (", and of the test examples, which were read once." if self.after.test else "."),
+        ]
+        text = page(
+            self.model.name, lead, self._repr_html_(), notes, self.architecture, self.history, _metric(self.before)
+        )
+        atomic.write(file, lambda temporary: temporary.write_text(text), file.parent)
 
 
 class Sizes(tuple[Shrunk, ...]):
@@ -91,10 +115,15 @@ def _table(networks: Sequence[tuple[str, Measured]]) -> Table:
     return Table(headings, rows)
 
 
+def _metric(measured: Measured) -> str:
+    """Name of the first metric, or of the loss."""
+    return next((name for name in measured.metrics if not name.endswith("loss")), "loss")
+
+
 def _front(networks: Sequence[Shrunk]) -> Markup:
     """The front as a picture: the first metric, or the loss, against the costs."""
     first = networks[0].before
-    metric = next((name for name in first.metrics if not name.endswith("loss")), "loss")
+    metric = _metric(first)
     costs = [("parameters", [one.parameters for one in _all(networks)])]
     counted = [one.multiply_adds for one in _all(networks)]
     if None not in counted:

@@ -22,6 +22,7 @@ from tfnas.shrinking.phases.searching import Searched
 from tfnas.shrinking.plan import plan
 from tfnas.shrinking.result import Shrunk, Sizes
 from tfnas.training import networks
+from tfnas.training.distillation import Teacher
 
 # Callbacks that look at validation figures, which a search does not have, or stop it before it has reached the bounds.
 _OF_RETRAINING = (
@@ -44,6 +45,8 @@ def shrink(
     steps_per_epoch: int | None = None,
     batch_size: int | None = None,
     test: Any = None,
+    distill: float = 0.0,
+    temperature: float = 4.0,
     trained: bool | None = None,
     strategy: tf.distribute.Strategy | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -75,6 +78,9 @@ def shrink(
         steps_per_epoch: batches in an epoch; None: all. Needed where their number is not known.
         batch_size: where train is a tuple of arrays; None: 128, or a tenth of the examples if that is less.
         test: examples that are read once, at the very end, by the networks before and after.
+        distill: weight in [0, 1] of learning from the given model's outputs in the retraining, beside the labels; 0:
+            off. The model must be trained.
+        temperature: of that, by which logits are divided, > 0.
         trained: whether the model's weights are trained for these labels. None: found out by a permutation test on
             the validation examples (`tfnas.shrinking.given.trained`).
         strategy: of `tf.distribute`, in whose scope all networks are made and trained. None: the one in use.
@@ -100,6 +106,11 @@ def shrink(
     for name, value, least in (("epochs", epochs, 0), ("candidates", candidates, 1), ("seed", seed, 0)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise UserError(f"shrink: {name} must be a whole number of at least {least}. Received: {value!r}")
+    if not (0 <= distill <= 1 and temperature > 0):
+        raise UserError(
+            "shrink: distill must be in [0, 1], and temperature above 0. Received: "
+            f"distill={distill}, temperature={temperature}"
+        )
     options = {"exclude": exclude, "channel_multiple": channel_multiple, "streams": streams}
     with (strategy or tf.distribute.get_strategy()).scope(), keeping.opened(workdir) as kept:
         networks.set_seed(seed)
@@ -111,12 +122,20 @@ def shrink(
         largest = {resource: max(bounds[resource] for bounds in sizes) for resource in sizes[0]}
         planned = plan(epochs, batches.steps, start.trained, largest)
         terminal.print_line(f"shrink    {planned.words()}")
+        teacher = None
+        if distill:
+            if not start.trained:
+                raise UserError(
+                    "shrink: distill needs a model whose weights are trained for these labels; pass trained=True if "
+                    f"they are. Received: distill={distill}"
+                )
+            teacher = Teacher(job.network, distill, temperature, job.compiling.kinds)
         copies = [copy.copy(one) for one in callbacks if not isinstance(one, _OF_RETRAINING)]
         searched = Searched(job, planned, start.options, start.latencies, copies)
         cuts = []
         for i, architecture in enumerate(searched.architectures(sizes, candidates)):
             own = [copy.copy(one) for one in callbacks] if len(sizes) > 1 else callbacks
-            cuts.append(cut(job, searched, architecture, planned.retrain, f"retrain/{i}", own))
+            cuts.append(cut(job, searched, architecture, planned.retrain, teacher, f"retrain/{i}", own))
         found = results(job, searched, cuts, sizes, test)
     return Sizes(found) if _several(parameters, multiply_adds, latency) else found[0]
 

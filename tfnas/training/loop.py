@@ -116,7 +116,7 @@ class Step:
 
     def _part(self, inputs: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor | None], tf.Tensor]:
         """Returns the gradients of one part's share of the loss, that share, and the number of correct examples."""
-        taught = self._teacher.logits(inputs) if self._teacher else None
+        taught = self._teacher.outputs(inputs) if self._teacher else None
         with tf.GradientTape() as tape:
             outputs = tf.cast(self._model(inputs, training=True), tf.float32)
             loss = tf.reduce_mean(self._model.loss.call(labels, outputs))

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfnas.common.errors import UserError
 from tfnas.training import schedules
+from tfnas.training.distillation import Kind, kind_of
 
 _OF_BATCHES = ("run_eagerly", "steps_per_execution", "jit_compile")
 _ADAM_RATE, _TRAINED_ADAM_RATE, _ADAM_DECAY = 1e-3, 3e-4, 1e-2
@@ -55,6 +56,15 @@ class Compiling:
         network = getattr(model, "network", model)
         network.output_names = [*self.output_names]
         model.compile(optimizer, **_copied(self.objective), **self.options)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What each of the network's outputs is, by its loss."""
+        losses = self.objective["loss"]
+        if isinstance(losses, dict) and set(losses) <= set(self.output_names):
+            losses = [losses.get(name) for name in self.output_names]
+        flat = keras.tree.flatten(losses)
+        return tuple(kind_of(loss) for loss in (flat * len(self.output_names) if len(flat) == 1 else flat))
 
     def _optimizer(self, steps: int, first: int) -> keras.optimizers.Optimizer:
         given = self.optimizer

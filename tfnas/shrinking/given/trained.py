@@ -17,7 +17,7 @@ from tfnas.data.inputs import Examples
 from tfnas.gating.supernet import Supernet
 from tfnas.ranking.losses import LOSS, Criterion
 
-_EXAMPLES, _BATCH, _PERMUTATIONS = 500, 100, 199
+_EXAMPLES, _BATCH, _PERMUTATIONS = 500, 100, 99
 _SIGNIFICANT = 0.01
 _BETTER = 0.9  # of the loss with shuffled labels, at most
 

@@ -23,6 +23,7 @@ from tfnas.shrinking.phases.searching import Searched
 from tfnas.shrinking.result import Shrunk
 from tfnas.training import networks
 from tfnas.training.best_cut import best_cut, check_exact
+from tfnas.training.distillation import Taught, Teacher
 
 _CHECKED = 16  # examples that a cut is compared with its supernet on
 
@@ -53,6 +54,7 @@ def cut(
     searched: Searched,
     architecture: Architecture,
     epochs: int,
+    teacher: Teacher | None,
     name: str,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> Cut:
@@ -63,6 +65,7 @@ def cut(
         searched: the supernet.
         architecture: of it.
         epochs: of retraining.
+        teacher: from which it also learns in these.
         name: of the network in the working directory.
         callbacks: the user's, for the retraining.
     """
@@ -81,17 +84,18 @@ def cut(
     model.set_weights(first)
     held_out = job.dataset(job.held_out)
     before = job.steps - epochs * job.batches.steps
-    job.compiling.compile(model, job.steps, before)
-    metrics = evaluate(model, held_out)
+    trained = Taught(model, teacher) if teacher and epochs else model
+    job.compiling.compile(trained, job.steps, before)
+    metrics = evaluate(trained, held_out)
     if not epochs:
-        job.compiling.compile(model)
         return Cut(architecture, model, record["way"], metrics, (), False)
     training = Training("retrain", job.epochs - epochs, epochs, job.batches, held_out, callbacks)
-    history = training.fit(model, job.kept.checkpoints(f"{name}/checkpoints", key))
+    distill = (teacher.weight, teacher.temperature) if teacher else None
+    checkpoints = job.kept.checkpoints(f"{name}/checkpoints", keeping.key(of=key, epochs=epochs, distill=distill))
+    history = training.fit(trained, checkpoints)
     if left := settle_statistics(model, epochs * job.batches.steps, lambda: job.few_images):
         terminal.print_line(f"shrink    {settled_in_words(left)}")
-    job.compiling.compile(model)
-    after = evaluate(model, held_out)
+    after = evaluate(trained, held_out)
     retrained = after["loss"] <= metrics["loss"]
     if not retrained:
         terminal.warn(
@@ -124,6 +128,8 @@ def results(
     if test is not None:
         examples = job.dataset(inputs.read(test, full, "shrink"))
         tested = [evaluate(model, examples) for model in models]
+    for one in cuts:
+        job.compiling.compile(one.model)
     before, *after = (
         Measured(metrics=m, latency=s, test=t, **k) for m, s, t, k in zip(metrics, seconds, tested, known, strict=True)
     )

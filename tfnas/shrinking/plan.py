@@ -69,6 +69,16 @@ def plan(epochs: int, steps_per_epoch: int, trained: bool, bounds: Mapping[str, 
     return _plan(bounds, epochs, share, False, importance="curvature")
 
 
+def plan_at_once(epochs: int, bounds: Mapping[str, float]) -> Plan:
+    """Leaves all epochs for the retraining of a trained model, whose units are chosen by curvature before.
+
+    Args:
+        epochs: in total.
+        bounds: of the search, by resource.
+    """
+    return _plan(bounds, epochs, 0, True, importance="curvature", iterative=False)
+
+
 def _plan(bounds: Mapping[str, float], epochs: int, search: int, trained: bool, **importance: object) -> Plan:
     retrain = Retrain(epochs=epochs - search)
     given = Search(**bounds, epochs=max(1, search), **importance)  # type: ignore[arg-type]

@@ -14,12 +14,13 @@ import tensorflow as tf
 from tfnas.common import terminal
 from tfnas.common.errors import UserError, brief
 from tfnas.graph.latencies import Device
+from tfnas.shrinking import max_drop as drops
 from tfnas.shrinking.given.examples import Batches
 from tfnas.shrinking.phases import keeping
 from tfnas.shrinking.phases.preparing import prepared
 from tfnas.shrinking.phases.retraining import cut, results
 from tfnas.shrinking.phases.searching import Searched
-from tfnas.shrinking.plan import plan
+from tfnas.shrinking.plan import plan, plan_at_once
 from tfnas.shrinking.result import Shrunk, Sizes
 from tfnas.training import networks
 from tfnas.training.distillation import Teacher
@@ -41,6 +42,9 @@ def shrink(
     parameters: float | Sequence[float] | None = None,
     multiply_adds: float | Sequence[float] | None = None,
     latency: float | Sequence[float] | None = None,
+    max_drop: float | None = None,
+    resource: str = "parameters",
+    tries: int = 4,
     epochs: int = 20,
     steps_per_epoch: int | None = None,
     batch_size: int | None = None,
@@ -74,6 +78,11 @@ def shrink(
             networks from one search.
         multiply_adds: on the multiply-adds of one example, likewise.
         latency: on the seconds of one example, as a share of the model's in (0, 1), or several.
+        max_drop: in place of bounds: the network is to be as small as possible, and to lose at most so much of the
+            first compiled metric (or of the loss, if there is none) on the validation examples, absolute: 0.01 of an
+            accuracy of 0.95 leaves 0.94. The model must be trained. Sizes are tried by bisection, each with all epochs.
+        resource: with max_drop, what is to be small: 'parameters' or 'multiply_adds'.
+        tries: with max_drop, sizes that are tried at most.
         epochs: of search and retraining together. 0: no training at all; the network is cut by curvature, and refitted.
         steps_per_epoch: batches in an epoch; None: all. Needed where their number is not known.
         batch_size: where train is a tuple of arrays; None: 128, or a tenth of the examples if that is less.
@@ -95,14 +104,20 @@ def shrink(
         candidates: networks of each size that are ranked by validation loss, after a search with gates.
 
     Returns:
-        A `Shrunk`, or with several sizes a `Sizes` of one for each, in their order.
+        A `Shrunk`, or with several sizes a `Sizes` of one for each, in their order; with max_drop a `SmallestShrunk`,
+        which says what is known of the drop on other examples (`tfnas.shrinking.max_drop`).
 
     Raises:
-        UserError: as `gate`; for bounds or data of another form, labels that do not fit the loss, or a workdir that
-            cannot be used.
+        UserError: as `gate`; for bounds or data of another form, labels that do not fit the loss, max_drop and weights
+            that are not trained, or a workdir that cannot be used.
         SearchFailedError: if the loss is no longer finite.
     """
-    sizes = _asked({"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency})
+    asked = {"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency}
+    bounds = {name: value for name, value in asked.items() if value is not None}
+    if max_drop is not None:
+        drops.check(max_drop, bounds, resource, tries)
+        bounds = {resource: 1.0}
+    sizes = _sizes(bounds)
     for name, value, least in (("epochs", epochs, 0), ("candidates", candidates, 1), ("seed", seed, 0)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise UserError(f"shrink: {name} must be a whole number of at least {least}. Received: {value!r}")
@@ -120,7 +135,15 @@ def shrink(
         )
         job = start.job
         largest = {resource: max(bounds[resource] for bounds in sizes) for resource in sizes[0]}
-        planned = plan(epochs, batches.steps, start.trained, largest)
+        if max_drop is None:
+            planned = plan(epochs, batches.steps, start.trained, largest)
+        elif start.trained:
+            planned = plan_at_once(epochs, largest)
+        else:
+            raise UserError(
+                "shrink: max_drop compares with the given model, whose weights must be trained for these labels: train "
+                "it first, or pass trained=True if they are"
+            )
         terminal.print_line(f"shrink    {planned.words()}")
         teacher = None
         if distill:
@@ -132,6 +155,8 @@ def shrink(
             teacher = Teacher(job.network, distill, temperature, job.compiling.kinds)
         copies = [copy.copy(one) for one in callbacks if not isinstance(one, _OF_RETRAINING)]
         searched = Searched(job, planned, start.options, start.latencies, copies)
+        if max_drop is not None:
+            return drops.smallest(job, searched, planned.retrain, teacher, callbacks, max_drop, resource, tries, test)
         cuts = []
         for i, architecture in enumerate(searched.architectures(sizes, candidates)):
             own = [copy.copy(one) for one in callbacks] if len(sizes) > 1 else callbacks
@@ -144,9 +169,8 @@ def _several(*bounds: Any) -> bool:
     return any(isinstance(bound, Sequence | np.ndarray) for bound in bounds)
 
 
-def _asked(given: Mapping[str, Any]) -> list[dict[str, float]]:
+def _sizes(bounds: Mapping[str, Any]) -> list[dict[str, float]]:
     """Bounds by resource, of each size. Raises UserError for none, or numbers that do not fit together."""
-    bounds = {name: value for name, value in given.items() if value is not None}
     lists = {name: list(value) for name, value in bounds.items() if _several(value) and not isinstance(value, str)}
     lengths = {len(values) for values in lists.values()}
     if not bounds or len(lengths) > 1 or 0 in lengths:

@@ -63,11 +63,12 @@ def _of_tests():
     root = pathlib.Path(__file__).parents[1]
     sys.path[:0] = [str(root / "tests"), str(root / "tests" / "graph")]
     import model_kinds
+    import networks
     import test_tracing
 
     kinds = ("sequential", "built", "nested", "sequential_of_models")
     found = {name: lambda name=name: getattr(model_kinds, name)((8, 8, 1), 3) for name in kinds}
-    found |= {name: build for name, (build, _) in test_tracing.MODELS.items()}
+    found |= {name: build for name, (build, _) in test_tracing.MODELS.items()} | networks.MODELS
     return {f"tests/{name}": build for name, build in found.items()}
 
 
@@ -179,7 +180,7 @@ def measure(build):
         record["cut"] = max(record["cut"], _difference(_outputs(cut, data), expected, fixed))
         kept = np.array([[architecture[group.name].sum() for group in graph.groups]])
         (predicted,) = graph.form.counts(kept, ["parameters"])["parameters"]
-        record["built"] &= predicted == sum(int(np.prod(v.shape)) for v in cut.trainable_variables)
+        record["built"] &= int(predicted) == sum(int(np.prod(v.shape)) for v in cut.trainable_variables)
     supernet.compile("sgd", loss="mse")
     labels = keras.tree.pack_sequence_as(model(data, training=False), once)
     engine = keras.tree.flatten(Engine(supernet, (data, labels)).outputs(architecture))

@@ -117,12 +117,12 @@ def _difference(found, expected, fixed):
 
 
 def _again(model):
-    """A model read from its file; None if Keras cannot."""
+    """A model read from its file; None if Keras cannot write or read it."""
     own = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
     own = {name: kind for name, kind in own.items() if not kind.__module__.startswith("keras.")}
     with tempfile.TemporaryDirectory() as folder, keras.saving.custom_object_scope(own):
-        model.save(pathlib.Path(folder) / "model.keras")
         try:
+            model.save(pathlib.Path(folder) / "model.keras")
             again = keras.models.load_model(pathlib.Path(folder) / "model.keras", safe_mode=False)
             again(_data(Graph(again).model, np.random.default_rng(0)), training=False)
         except Exception:

@@ -160,13 +160,24 @@ class Windows(layers.Layer):
         self.inner.build((None, 9, shape[-1]))
         self.outer = layers.Dense(shape[-1], name="outer")
         self.outer.build((None, 9, 7))
+        self.affine = Affine(name="affine")
+        self.affine.build((None, 9, shape[-1]))
 
     def call(self, x):
         channels = x.shape[-1]
         y = ops.transpose(ops.reshape(x, (-1, 2, 3, 2, 3, channels)), (0, 1, 3, 2, 4, 5))
-        y = self.outer(self.inner(ops.reshape(y, (-1, 9, channels)) + self.offset))
+        y = self.affine(self.outer(self.inner(ops.reshape(y, (-1, 9, channels)) + self.offset)))
         y = ops.transpose(ops.reshape(y, (-1, 2, 2, 3, 3, channels)), (0, 1, 3, 2, 4, 5))
         return x + ops.reshape(y, (-1, 6, 6, channels))
+
+
+def rows():
+    """Rows of each image as examples of layers with variables of their own."""
+    image = keras.Input((6, 6, 3), name="image")
+    x = ops.reshape(conv(6, "first")(image), (-1, 6, 6))
+    x = Affine(name="own")(layers.Conv1D(6, 3, padding="same", name="second")(Affine(name="before")(x)))
+    x = layers.Conv2D(5, 1, name="third")(ops.reshape(x, (-1, 6, 6, 6)))
+    return keras.Model(image, layers.Dense(3, name="classifier")(layers.GlobalAveragePooling2D(name="pool")(x)))
 
 
 def activated():
@@ -261,6 +272,7 @@ MODELS = {
     "pair": (lambda: around(Takes(name="own")), ()),
     "windows": (lambda: around(Windows(name="own")), ()),
     "activated": (activated, ()),
+    "rows": (rows, ()),
     "raw": (lambda: around(Raw(name="own")), ("own",)),
     "recurrent": (recurrent, ()),
     "recursive": (recursive, ()),

@@ -26,7 +26,7 @@ import numpy as np
 from tfnas.common.errors import UserError
 from tfnas.graph.emission import Made
 from tfnas.graph.models import as_functional, calls_of, deep
-from tfnas.graph.parts import note_length, one_of, parts_of
+from tfnas.graph.parts import Lengths, one_of, parts_of
 from tfnas.graph.tracing import drops_at_random
 from tfnas.layers import Input, Uncut, family_of_call
 from tfnas.layers.base import Node
@@ -60,7 +60,7 @@ class Graph:
         self.untraced: dict[str, str] = {}
         self._names: set[str] = set()
         self._made: dict[int, Made] = {}
-        self._times: dict[int, int] = {}  # by a tensor's id, how many times as long as the batch it is
+        self._lengths = Lengths()
         index = self._add(calls_of(self.model), "", {}, None)
         self.inputs = tuple(index[id(tensor)] for tensor in self.model.inputs)
         self.outputs = tuple(index[id(tensor)] for tensor in self.model.outputs)
@@ -95,16 +95,16 @@ class Graph:
                 continue  # the input of a nested model is what its caller gives it
             sources = tuple(index[id(tensor)] for tensor in call.input_tensors)
             name = prefix + operation.name
-            parts = parts_of(call, name, self._made, self.untraced, self._times)
+            parts = parts_of(call, name, self._made, self.untraced, self._lengths)
             if parts is not None:
                 inside = {id(x): j for x, j in zip(parts.inputs, sources, strict=True)}
                 inside |= {id(parts.one): self._ones} if parts.read_one else {}
                 made = self._add(parts.records, f"{name}_", inside, Call(call, name, training).training)
                 for x, y in zip(call.output_tensors, parts.outputs, strict=True):
                     index |= {} if y is None else {id(x): made[id(y)]}
-                    self._times[id(x)] = self._times.get(id(y), 1)
+                    self._lengths.note(x, self._lengths.of(y))
                 continue
-            note_length(call, self._times)
+            self._lengths.follow(call)
             drops = name in self.untraced and not Call(call, name, training).training and drops_at_random(call)
             self.untraced.pop(name if drops else "", None)
             for number, tensor in enumerate(call.output_tensors):

@@ -31,14 +31,14 @@ class Traced:
         one: stands for a tensor of ones, shape (batch, 1).
         outputs: in the order of the call's; None for one that is not computed from the inputs, and is not used.
         records: Keras's records of the calls inside, in topological order.
-        times: by the id of a tensor, how many times as long as the batch it is.
+        lengths: of the tensors that the calls make, as multiples of the batch's.
     """
 
     inputs: tuple[Any, ...]
     one: Any
     outputs: tuple[Any, ...]
     records: list[Any]
-    times: dict[int, int]
+    lengths: list[tuple[Any, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +114,12 @@ class Emission:
 
     def traced(self) -> Traced:
         """Calls everything again, and returns the calls."""
-        times = {}
+        lengths = []
         for record in self._run.records:
             made = self._again(record)
             for tensor, value in zip(record.output_tensors, made, strict=True):
                 self._values[id(tensor)] = value
-                times[id(value)] = (tensor.shape[0] if tensor.shape else 0) // BATCH
+                lengths.append((value, (tensor.shape[0] if tensor.shape else 0) // BATCH))
         if any(not x.shape or x.shape[-1] is None for record in self._records for x in record.output_tensors):
             raise UntraceableError("inside it the size of an axis of channels is unknown")
         outputs = tuple(self._values.get(id(x)) for x in self._run.outputs)
@@ -128,7 +128,7 @@ class Emission:
                 continue
             if isinstance(output, _Own) or tuple(output.shape[1:]) != tuple(traced.shape[1:]):
                 raise UntraceableError("an output is not computed for each example")
-        return Traced(self._inputs, self._one, outputs, self._records, times)
+        return Traced(self._inputs, self._one, outputs, self._records, lengths)
 
     def _called(self, operation: Any, *arguments: Any, **keywords: Any) -> list[Any]:
         """Calls a layer, an operation or one of keras.ops; returns its outputs."""

@@ -39,9 +39,33 @@ class Parts:
         return any(x is self.one for record in self.records for x in record.input_tensors)
 
 
-def parts_of(
-    record: Any, name: str, made: dict[int, Made], untraced: dict[str, str], times: dict[int, int]
-) -> Parts | None:
+class Lengths:
+    """Lengths of tensors' first axes as multiples of the batch's: several where windows of an image are examples."""
+
+    def __init__(self) -> None:
+        self._noted: dict[int, tuple[int, bool, Any]] = {}  # with the tensor, which so keeps its id
+
+    def of(self, tensor: Any) -> int:
+        """Returns the length of a tensor; 1 where none is noted."""
+        return self._noted[id(tensor)][0] if id(tensor) in self._noted else 1
+
+    def note(self, tensor: Any, length: int, seen: bool = False) -> None:
+        """Notes a length; one that was `seen` in a trace stays."""
+        if seen or not self._noted.get(id(tensor), (1, False))[1]:
+            self._noted[id(tensor)] = length, seen, tensor
+
+    def follow(self, record: Any) -> None:
+        """Notes the lengths of a call's outputs: those of its first input, which a Reshape may change."""
+        length = self.of(record.input_tensors[0]) if record.input_tensors else 1
+        if type(record.operation).__name__ == "Reshape" and not isinstance(record.operation, keras.Layer):
+            read, made = (x[0].shape[1:] for x in (record.input_tensors, record.output_tensors))
+            if not {None, 0} & {*read, *made}:
+                length = length * math.prod(read) // math.prod(made)
+        for tensor in record.output_tensors:
+            self.note(tensor, length)
+
+
+def parts_of(record: Any, name: str, made: dict[int, Made], untraced: dict[str, str], lengths: Lengths) -> Parts | None:
     """Takes a nested model, a user's own layer or a Lambda apart; None for a layer that is a node by itself.
 
     Args:
@@ -49,14 +73,15 @@ def parts_of(
         name: of the layer.
         made: as for `trace`.
         untraced: is added the reason why a layer cannot be taken apart, by its name.
-        times: by the id of a tensor, how many times as long as the batch it is; is added what is inside.
+        lengths: known so far; those inside are added.
     """
     layer = record.operation
-    lengths = [times.get(id(x), 1) for x in record.input_tensors]
+    given = [lengths.of(x) for x in record.input_tensors]
     if is_gate(layer) or not isinstance(layer, keras.Layer):
         return None
     if isinstance(layer, keras.Model) and (inner := functional(layer)) is not None:
-        times |= {id(x): length for x, length in zip(inner.inputs, lengths, strict=True)}
+        for x, length in zip(inner.inputs, given, strict=True):
+            lengths.note(x, length)
         return Parts(inner.inputs, inner.outputs, calls_of(inner))
     if registered(layer) is not None:
         return None
@@ -64,19 +89,20 @@ def parts_of(
         if is_of_keras(getattr(layer, "activation", None)):
             return None
         if hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel"):
-            return _with_activation(record, made)
+            return _with_activation(record, made, given[0], lengths)
         if not isinstance(layer, keras.layers.Activation):
             return None
     try:
-        traced = trace(record, made, lengths)
+        traced = trace(record, made, given)
     except UntraceableError as error:
         untraced[name] = str(error)
         return None
-    times |= traced.times
+    for x, length in (*zip(traced.inputs, given, strict=True), *traced.lengths):
+        lengths.note(x, length, True)
     return Parts(traced.inputs, traced.outputs, traced.records, traced.one)
 
 
-def _with_activation(record: Any, made: dict[int, Made]) -> Parts:
+def _with_activation(record: Any, made: dict[int, Made], length: int, lengths: Lengths) -> Parts:
     """A layer with a kernel and an activation of the user's own, as two layers."""
     layer = record.operation
     if id(layer) not in made:
@@ -88,6 +114,8 @@ def _with_activation(record: Any, made: dict[int, Made]) -> Parts:
     x = keras.Input(batch_shape=record.input_tensors[0].shape, dtype=record.input_tensors[0].dtype)
     between = made[id(layer)].layer(x)
     output = keras.layers.Activation(layer.activation, dtype=layer.dtype_policy, name="activation")(between)
+    for tensor in (x, between, output):
+        lengths.note(tensor, length, True)
     return Parts([x], [output], [t._keras_history.operation._inbound_nodes[-1] for t in (between, output)])
 
 
@@ -96,14 +124,3 @@ def one_of(layer: Any) -> tuple[Any, Any]:
     image = keras.Input(batch_shape=layer.batch_shape, dtype=layer.dtype)
     corner = image[(slice(None), *[slice(0, 1)] * (len(image.shape) - 1))]
     return image, keras.ops.reshape(keras.ops.ones_like(keras.ops.cast(corner, "float32")), (-1, 1))
-
-
-def note_length(record: Any, times: dict[int, int]) -> None:
-    """Notes how many times as long as the batch the outputs of a call are, which a Reshape may change."""
-    length = times.get(id(record.input_tensors[0]), 1) if record.input_tensors else 1
-    if type(record.operation).__name__ == "Reshape" and not isinstance(record.operation, keras.Layer):
-        read, made = (x[0].shape[1:] for x in (record.input_tensors, record.output_tensors))
-        if not {None, 0} & {*read, *made}:
-            length = length * math.prod(read) // math.prod(made)
-    for tensor in record.output_tensors:
-        times.setdefault(id(tensor), length)

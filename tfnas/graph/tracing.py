@@ -23,14 +23,14 @@ from tfnas.layers.merging import MERGES
 _POINTWISE = frozenset((*MERGES, "Cast", "Where", "Floor", "Identity", "StopGradient"))
 
 
-def trace(record: Any, made: dict[int, Made], times: Sequence[int]) -> Traced:
+def trace(record: Any, made: dict[int, Made], lengths: Sequence[int]) -> Traced:
     """Takes a call of a layer apart.
 
     Args:
         record: Keras's, of a call of a built layer.
         made: layers that have been made of variables, by the variable's id; those made now are added, so that calls
             of one layer have them in common.
-        times: how many times as long as the batch each input is, such as a batch of windows of images.
+        lengths: of the inputs, as multiples of the batch's: several for windows of each image.
 
     Raises:
         UntraceableError: saying why it cannot be.
@@ -39,14 +39,14 @@ def trace(record: Any, made: dict[int, Made], times: Sequence[int]) -> Traced:
     if any(not t.shape or t.shape[0] is not None for t in record.input_tensors):
         raise UntraceableError("an input's batch size is fixed")
     try:
-        first = _run(layer, record, None, times)
+        first = _run(layer, record, None, lengths)
         if "training" in inspect.signature(layer.call).parameters:
-            _check_same(first, _run(layer, record, True, times), "it does other things in training")
+            _check_same(first, _run(layer, record, True, lengths), "it does other things in training")
         # Numbers that are computed on the way are constants only if they do not come from a variable or a generator.
         others = [(v, np.asarray(v) + np.ones((), v.dtype)) for v in layer.variables if v.dtype != "bool"]
         with keras.StatelessScope(others):
             _check_same(
-                first, _run(layer, record, None, times), "it computes with variables or random numbers by itself"
+                first, _run(layer, record, None, lengths), "it computes with variables or random numbers by itself"
             )
         return Emission(record, first, made).traced()
     except UntraceableError:
@@ -79,8 +79,8 @@ def drops_at_random(record: Any) -> bool:
     return is_identity and all(by_itself(call) for call in training.records)
 
 
-def _run(layer: Any, record: Any, training: bool | None, times: Sequence[int]) -> Run:
-    sizes = zip(record.input_tensors, times, strict=True)
+def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int]) -> Run:
+    sizes = zip(record.input_tensors, lengths, strict=True)
     inputs = [keras.KerasTensor((BATCH * number, *t.shape[1:]), t.dtype) for t, number in sizes]
     stand_ins = iter(inputs)
     arguments, keywords = record.arguments.convert(lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else x)

@@ -230,8 +230,10 @@ class Node:
         layer = self.inner
         if not isinstance(layer, keras.Layer):
             return 0, 0
-        variables = [v for part in layer._flatten_layers() for v in part._trainable_variables]  # frozen or not
-        return sum(math.prod(v.shape) for v in variables), math.prod(layer.kernel.shape) if self.has_kernel else 0
+        variables = {id(v): v for part in layer._flatten_layers() for v in part._trainable_variables}  # frozen or not
+        return sum(math.prod(v.shape) for v in variables.values()), math.prod(
+            layer.kernel.shape
+        ) if self.has_kernel else 0
 
     # What it weighs.
 

@@ -231,9 +231,8 @@ class Node:
         if not isinstance(layer, keras.Layer):
             return 0, 0
         variables = {id(v): v for part in layer._flatten_layers() for v in part._trainable_variables}  # frozen or not
-        return sum(math.prod(v.shape) for v in variables.values()), math.prod(
-            layer.kernel.shape
-        ) if self.has_kernel else 0
+        weights = math.prod(layer.kernel.shape) if self.has_kernel else 0
+        return sum(math.prod(v.shape) for v in variables.values()), weights
 
     # What it weighs.
 
@@ -395,8 +394,5 @@ class WholeComputation(Computation):
         if self.node.gated:
             full = [full[0] * fed["mask"]]
         output = self.node.infer(full)
-        return tf.cond(
-            tf.equal(tf.size(fed["held"]), self.node.num_channels),
-            lambda: output,
-            lambda: tf.gather(output, fed["held"], axis=-1),
-        )
+        every = tf.equal(tf.size(fed["held"]), self.node.num_channels)
+        return tf.cond(every, lambda: output, lambda: tf.gather(output, fed["held"], axis=-1))

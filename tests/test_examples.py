@@ -8,7 +8,7 @@ from conftest import ROOT
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 SMALLER = {
     "digits_in_five_minutes.py": {"EPOCHS": 1, "RETRAIN_EPOCHS": 1, "CANDIDATES": 5},
-    "shrink_mobilenet.py": {"WARMUP_EPOCHS": 1, "EPOCHS": 1, "RETRAIN_EPOCHS": 1, "NUM_IMAGES": 67, "CANDIDATES": 4},
+    "shrink_mobilenet.py": {"TRAINING_EPOCHS": 1, "EPOCHS": 1, "NUM_IMAGES": 67},
 }
 # Of their images, so many that an epoch has a few steps.
 FEWER = ("((0, 1000), (1000, 1400), (1400, 1797))", "((0, 150), (1000, 1100), (1400, 1500))")
@@ -43,9 +43,9 @@ def test_example_runs(path, tmp_path, monkeypatch, capsys):
     namespace = {"__name__": "__main__"}
     exec(compile(code, path.name, "exec"), namespace)
     assert re.search(r"[\d,]+ parameters(, validation accuracy| -> [\d,]+, )", capsys.readouterr().out)
-    assert namespace["small"].count_params() < namespace["supernet"].count_params()
+    assert namespace["small"].count_params() < namespace.get("supernet", namespace["model"]).count_params()
     # What a notebook shows, cell by cell.
     shown = [cell.strip() for cell in re.findall(r"^# %%\n(?:.*\n)*?(\w+(?:\.\w+)?)\n\n", code, re.MULTILINE)]
-    assert len(shown) >= 2
+    assert shown
     for name in shown:
         assert "<svg" in eval(name, namespace)._repr_html_(), name

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfnas
-from tfnas.common.errors import UserError
+from tfnas.common.errors import SearchFailedError, UserError
 from tfnas.shrinking.result import Sizes
 
 L = keras.layers
@@ -197,6 +197,12 @@ def test_a_mistake_is_one_error(words, call):
     given = {"train": TRAIN, "validation": VALIDATION, "epochs": 0, **OPTIONS, **call}
     with pytest.raises(UserError, match=words):
         tfnas.shrink(classifier(), given.pop("train"), given.pop("validation"), **given)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training():
+    model = compiled(classifier(), keras.optimizers.SGD(1e30))
+    with pytest.raises(SearchFailedError, match="retrain: the loss is no longer finite in epoch 1"):
+        tfnas.shrink(model, TRAIN, VALIDATION, parameters=0.6, epochs=1, trained=True, **OPTIONS)
 
 
 def test_a_folder_of_the_command_line_is_not_used(tmp_path):

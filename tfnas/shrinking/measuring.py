@@ -1,4 +1,4 @@
-"""What networks are measured by, before and after: metrics, parameters, multiply-adds, file size and latency."""
+"""Measurements of networks, before and after: metrics, parameters, multiply-adds, file size and latency."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Measured:
 
 
 def sizes(model: keras.Model) -> dict[str, Any]:
-    """What `Measured` has of a functional network beside metrics and latency."""
+    """Returns the part of `Measured` that needs no data, of a functional network."""
     graph = Graph(model)
     try:
         known = dataclasses.asdict(cost(graph))
@@ -54,4 +54,4 @@ def latencies(models: Sequence[keras.Model], device: str | Device) -> Sequence[f
     """Seconds of one example in each network, measured in turns; None if the inputs have no fixed size."""
     if any(None in x.shape[1:] for model in models for x in model.inputs):
         return [None] * len(models)
-    return compare_latency(models, device, rounds=5).seconds
+    return compare_latency(models, device, rounds=3).seconds

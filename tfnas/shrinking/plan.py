@@ -1,4 +1,4 @@
-"""How the epochs of a shrinking are used, and by which importance channel units are chosen (docs/choosing.md)."""
+"""The use of a shrinking's epochs, and the importance by which channel units are chosen (docs/choosing.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `tfnas.shrink` returns: a network of one size, or one of each of several sizes and their front."""
+"""Results of `tfnas.shrink`: a network of one size, or one of each of several sizes and their front."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from tfnas.common import atomic, markup
 from tfnas.common.resources import Resource
+from tfnas.reporting import network_section
 from tfnas.search_space.architecture import Architecture
 from tfnas.shrinking.measuring import Measured
 from tfnas.shrinking.page import page
@@ -23,7 +24,7 @@ _WAYS = {"as cut": "as it was", "recalibrated": "and recalibrated", "refitted": 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Shrunk:
-    """A smaller network; shows itself as a table, in a terminal and in a notebook.
+    """A smaller network; shows itself as a table, in a notebook with the widths of its layers.
 
     Attributes:
         model: the network, a plain functional `keras.Model`, compiled as the user's was.
@@ -50,7 +51,7 @@ class Shrunk:
         return str(self._table())
 
     def _repr_html_(self) -> Markup:
-        return self._table()._repr_html_()
+        return self._table()._repr_html_() + Markup(network_section.widths(self.architecture))
 
     def _table(self) -> Table:
         return _table([("before", self.before), ("after", self.after)])
@@ -67,7 +68,13 @@ class Shrunk:
             + (", and of the test examples, which were read once." if self.after.test else "."),
         ]
         text = page(
-            self.model.name, lead, self._repr_html_(), notes, self.architecture, self.history, _metric(self.before)
+            self.model.name,
+            lead,
+            self._table()._repr_html_(),
+            notes,
+            self.architecture,
+            self.history,
+            _metric(self.before),
         )
         atomic.write(file, lambda temporary: temporary.write_text(text), file.parent)
 

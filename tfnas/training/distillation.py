@@ -14,7 +14,7 @@ from tfnas.graph.models import deep
 
 
 class Kind(enum.Enum):
-    """What the outputs of a network are."""
+    """Kinds of outputs of a network."""
 
     LOGITS = "logits of classes"
     PROBABILITIES = "probabilities of classes"
@@ -32,7 +32,7 @@ _BINARY = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentr
 
 
 def kind_of(loss: Any) -> Kind:
-    """What the outputs are that a loss compares with labels; numbers, unless it is one of Keras's cross-entropies.
+    """Returns the kind of outputs that a loss compares with labels; numbers, unless it is one of Keras's cross-entropies.
 
     Args:
         loss: as for `compile`.

@@ -1,4 +1,4 @@
-"""How the networks of a shrinking are compiled: as the user's model is, or by its outputs and labels."""
+"""Losses, metrics and optimizers of a shrinking's networks: as the user's model is, or by its outputs and labels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Compiling:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What each of the network's outputs is, by its loss."""
+        """Kinds of the network's outputs, by their losses."""
         losses = self.objective["loss"]
         if isinstance(losses, dict) and set(losses) <= set(self.output_names):
             losses = [losses.get(name) for name in self.output_names]
@@ -91,7 +91,7 @@ class Compiling:
 
 
 def as_given(model: keras.Model, output_names: Sequence[str]) -> Compiling | None:
-    """As the user's model is compiled; None if it is not, or without a loss or optimizer.
+    """Returns how the user's model is compiled; None if it is not, or without a loss or optimizer.
 
     Args:
         model: the user's.
@@ -153,12 +153,12 @@ def _of_output(output: Any, labels: np.ndarray) -> tuple[keras.losses.Loss, list
     """The loss and the metrics of one output."""
     activation = _activation(output)
     shape, size = tuple(output.shape[1:]), output.shape[-1]
-    whole = bool(np.equal(labels, np.round(labels)).all())
-    if whole and size != 1 and labels.shape[1:] in (shape[:-1], (*shape[:-1], 1)):
+    integral = bool(np.equal(labels, np.round(labels)).all())
+    if integral and size != 1 and labels.shape[1:] in (shape[:-1], (*shape[:-1], 1)):
         logits = activation != "softmax"
         return keras.losses.SparseCategoricalCrossentropy(from_logits=logits), ["accuracy"]
     same = labels.shape[1:] == shape or (*labels.shape[1:], 1) == shape
-    if whole and same and np.isin(labels, (0, 1)).all():
+    if integral and same and np.isin(labels, (0, 1)).all():
         if size != 1 and activation != "sigmoid" and (labels.sum(-1) == 1).all():
             return keras.losses.CategoricalCrossentropy(from_logits=activation != "softmax"), ["accuracy"]
         logits = activation != "sigmoid"

@@ -128,8 +128,8 @@ class Batches:
         # An epoch may take fewer or more than all batches.
         place = epoch * self.steps
         while True:
-            whole, position = divmod(place, number)
-            order = np.random.default_rng([self._seed, whole, 1]).permutation(number)
+            epochs, position = divmod(place, number)
+            order = np.random.default_rng([self._seed, epochs, 1]).permutation(number)
             for i in order[position:]:
                 yield int(i)
                 place += 1
@@ -158,7 +158,7 @@ def loader(like: Any, fetch: Callable[[Any], Any]) -> Callable[[tf.Tensor], Any]
 
 
 def _next(endless: Iterator[Any]) -> Iterator[Any]:
-    """What a generator gives next. Raises UserError once it has ended."""
+    """Yields what a generator gives next. Raises UserError once it has ended."""
     count = 0
     for item in endless:
         count += 1

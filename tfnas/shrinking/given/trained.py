@@ -1,6 +1,6 @@
 """Whether a model's weights are trained, found out by a permutation test on held-out examples.
 
-The statistic is the mean loss. Under the null hypothesis that outputs know nothing of labels, it is as likely as any
+The statistic is the mean loss. Under the null hypothesis that outputs are independent of labels, it is as likely as any
 under a permutation of the labels. Random weights tell inputs apart too, and may correlate with labels by chance. So the
 model must also be clearly better than its labels shuffled, and better than its own mean output for all examples.
 """

@@ -1,4 +1,4 @@
-"""What all phases of a shrinking share: the model, its data, how networks are compiled, and where results are kept."""
+"""Shared by all phases of a shrinking: the model, its data, how networks are compiled, and where results are kept."""
 
 from __future__ import annotations
 

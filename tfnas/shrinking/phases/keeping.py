@@ -1,4 +1,4 @@
-"""What a shrinking has done so far, in its working directory: each phase's result, under a key of all it depends on."""
+"""Results of a shrinking in its working directory: each phase's result, under a key of all it depends on."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Phases:
         self._workdir = workdir
 
     def json(self, name: str, key: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives, as JSON holds it, once for each key."""
+        """Returns what `make` gives, as JSON holds it, once for each key."""
         if self._workdir is None:
             return json.loads(to_json(make()))
         file = f"{name}.json"

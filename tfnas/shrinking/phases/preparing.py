@@ -30,7 +30,7 @@ _RATES = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlate
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What a search starts from.
+    """The start of a search.
 
     Attributes:
         job: what all phases share.
@@ -138,7 +138,7 @@ def _size(probe: UnitSupernet) -> str:
 
 
 def _fingerprint(data: Any, some: Any) -> Any:
-    """What identifies data: of arrays some values, of anything else, which may be random, the shapes."""
+    """Identifies data: by arrays some values, of anything else, which may be random, the shapes."""
     if isinstance(data, tuple):
         return some
     return keras.tree.map_structure(lambda x: [str(x.dtype), *np.shape(x)[1:]], some)

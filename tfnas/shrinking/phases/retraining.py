@@ -109,7 +109,7 @@ def cut(
 def results(
     job: Job, searched: Searched, cuts: Sequence[Cut], sizes: Sequence[Mapping[str, float]], test: Any
 ) -> list[Shrunk]:
-    """What `tfnas.shrink` returns for each network, once all are final.
+    """Returns the results of `tfnas.shrink` for each network, once all are final.
 
     Args:
         job: what all phases share.

@@ -65,10 +65,10 @@ class Searched:
         )
         self.history: list[dict[str, Any]] = []
         job.compiling.compile(self.supernet, job.steps, plan.warmup * batches.steps)
-        self._say_time()
+        self._report_time()
         self._train(callbacks)
 
-    def _say_time(self) -> None:
+    def _report_time(self) -> None:
         """Says how long the trainings may take, from a few steps, and what memory these took."""
         job = self._job
         if not job.epochs:

@@ -32,7 +32,7 @@ _BINARY = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentr
 
 
 def kind_of(loss: Any) -> Kind:
-    """Returns the kind of outputs that a loss compares with labels; numbers, unless it is one of Keras's cross-entropies.
+    """Returns the kind of outputs that a loss compares with labels: numbers, unless it is a cross-entropy of Keras.
 
     Args:
         loss: as for `compile`.

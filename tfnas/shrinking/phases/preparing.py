@@ -138,7 +138,7 @@ def _size(probe: UnitSupernet) -> str:
 
 
 def _fingerprint(data: Any, some: Any) -> Any:
-    """Identifies data: by arrays some values, of anything else, which may be random, the shapes."""
+    """Identifies data: arrays by some values, anything else, which may be random, by shapes."""
     if isinstance(data, tuple):
         return some
     return keras.tree.map_structure(lambda x: [str(x.dtype), *np.shape(x)[1:]], some)

@@ -101,7 +101,10 @@ def test_without_data_and_from_a_dataset(trained, digits):
     assert bare.full.loss is None and "loss" not in repr(bare) and "latency" not in bare.full.costs
     batches = tf.data.Dataset.from_tensor_slices(digits).batch(64)
     found = tfnas.preview(trained, batches, multiply_adds=0.6, device=None, num_examples=100)
-    assert found.num_examples == 50 and found.sizes[0].loss > 0
+    assert found.num_examples == 50 and found.sizes[0].loss > 0 and found.looks_trained
+    # A model that is not compiled, with weights that are not trained.
+    raw = tfnas.preview(network(), digits, parameters=0.6, device=None, num_examples=200)
+    assert "accuracy" in raw.full.metrics and not raw.looks_trained and "not trained for these labels" in repr(raw)
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,21 @@ from markupsafe import Markup
 from tfnas.common import markup
 from tfnas.common.errors import UserError
 from tfnas.common.resources import Resource
+from tfnas.config import Retrain, Search
 from tfnas.data import inputs
 from tfnas.gating.importances import curvatures, expansion
 from tfnas.gating.placement import gate
 from tfnas.gating.unit_supernet import UnitSupernet, costs_of
 from tfnas.graph import pins
 from tfnas.graph.latencies import Device, Latencies
+from tfnas.graph.models import as_functional
 from tfnas.graph.units import UnitGraph
 from tfnas.ranking.losses import Criterion
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.closed_form import ClosedForm
 from tfnas.search_space.scored import posterior_of
+from tfnas.shrinking.given import compiling
+from tfnas.shrinking.given.trained import looks_trained
 from tfnas.shrinking.tables import Table, count, milliseconds
 from tfnas.training.best_cut import best_cut, mean_loss
 
@@ -81,7 +85,9 @@ class Preview:
         streams: by stream that keeps all of its channels, the layers that need them.
         uncut: by layer that could not be taken apart and stays as it is, the reason.
         layers: all layers with a cost, those with most of `resource` first.
+        families: the same by class.
         num_examples: held-out examples that losses and metrics are measured on; 0 without data.
+        looks_trained: whether the weights do, by a permutation test on these; None without data.
     """
 
     name: str
@@ -96,6 +102,7 @@ class Preview:
     layers: tuple[Costly, ...]
     families: tuple[Costly, ...]
     num_examples: int
+    looks_trained: bool | None
 
     def __repr__(self) -> str:
         return "\n\n".join(str(part) for part in self._parts())
@@ -116,6 +123,8 @@ class Preview:
         text = f"Preview of '{self.name}', without training. Smallest network: {smallest}."
         if self.num_examples:
             text += f" Losses are those of {self.num_examples:,} held-out examples."
+        if self.looks_trained is False:
+            text += " The weights are not trained for these labels, so that losses say nothing."
         return text
 
     def _of_sizes(self) -> Table:
@@ -181,16 +190,17 @@ def preview(
 ) -> Preview:
     """Says within about a minute, and without training, what a smaller network can be expected to be like.
 
-    Half of the examples are used for gradients, statistics and refitting, the other half is held out. Each size is the
-    most probable network by curvature (method.md, "Importances") and cut out in the best of three ways (`best_cut`).
-    Its losses are upper bounds in practice: training after the cut, or a search, does better.
+    Losses and metrics are those that the model is compiled with, or, if it is not, by its outputs and the labels, as of
+    `tfnas.shrink`. Half of the examples are used for gradients, statistics and refitting, the other half is held out.
+    Each size is the most probable network by curvature (method.md, "Importances") and cut out in the best of three ways
+    (`best_cut`). Its losses are upper bounds in practice: training after the cut, or a search, does better.
 
     The estimate adds to the full network's loss its expansion to the second order while the gates of the lost units
     close (`importances.expansion`). It is good close to the full size, and too low far from it.
 
     Args:
         model: any model that `gate` takes, with trained weights if the losses are to mean anything; not changed.
-        data: labeled examples as for `tfnas.rank`, of which random ones are used if they are arrays, else the first.
+        data: labeled examples, as for `tfnas.rank`, of which random ones are used if they are arrays, else the first.
             None: no losses.
         parameters: sizes, one or several shares of the model's in (0, 1). Of one resource only; None of all: 0.75, 0.5
             and 0.25 of the multiply-adds, or of the parameters if the input has no fixed size.
@@ -223,7 +233,7 @@ def preview(
     if reached and min(reached) < form.least(resource, channel_multiple) / form.full(resource):
         supernet = _gated(model, example, exclude, channel_multiple, streams=True)
         form = costs_of(supernet.graph, latencies)
-    measuring = None if data is None else _Measuring(model, supernet, data, num_examples, seed)
+    measuring = None if data is None else _Measuring(model, example, supernet, data, num_examples, seed)
     full, sizes = _sizes(supernet, form, resource, reached, channel_multiple, measuring)
     layers = _costly(form, {node.name: node.name for node in supernet.graph.nodes})
     families = _costly(form, {node.name: type(node.inner).__name__ for node in supernet.graph.nodes})
@@ -244,6 +254,7 @@ def preview(
         tuple(sorted(layers, key=lambda layer: -layer.costs.get(resource, 0.0))),
         tuple(sorted(families, key=lambda family: -family.costs.get(resource, 0.0))),
         measuring.num_held_out if measuring else 0,
+        measuring.looks_trained if measuring else None,
     )
 
 
@@ -289,32 +300,38 @@ class _Measuring:
     """Curvature, cuts and their losses, on two halves of the examples.
 
     Args:
-        model: compiled.
-        supernet: of the model; is compiled as it is.
+        model, example: the user's.
+        supernet: of the model; is compiled as it is, or by its outputs and labels.
         data, num_examples, seed: as of `preview`.
 
     Attributes:
         num_held_out: examples that losses are measured on.
         scores: the units' curvatures, float64, shape (U,).
+        looks_trained: whether the weights do, by a permutation test.
         full_loss, full_metrics: of the full network, held-out.
     """
 
-    def __init__(self, model: keras.Model, supernet: UnitSupernet, data: Any, num_examples: int, seed: int):
-        objective = _objective(model)
-        supernet.compile("sgd", **objective)
+    def __init__(
+        self, model: keras.Model, example: Any, supernet: UnitSupernet, data: Any, num_examples: int, seed: int
+    ):
         examples = inputs.read_some(data, supernet.network, "preview", num_examples, seed)
+        given = compiling.as_given(model, as_functional(model, example).output_names)
+        settings = Search(parameters=0.5).resolved(Retrain(), True)
+        self._compiling = given or compiling.chosen(supernet.network, examples.labels, True, settings)
+        self._compiling.compile(supernet)
         if len(examples) < 4:
             raise UserError(f"preview: some hundred labeled examples expected, at least 4. Received: {len(examples)}")
         order = np.random.default_rng(seed).permutation(len(examples))
         half = len(order) // 2
         self._fitted, self._held_out = examples.take(order[:half]), examples.take(order[half:])
-        self._supernet, self._objective = supernet, objective
+        self._supernet = supernet
         self.num_held_out = len(self._held_out)
         size = min(_BATCH, half)
         parts = [self._fitted.take(slice(first, first + size)) for first in range(0, half - size + 1, size)]
         self._batches = [(self._packed(part.inputs), part.labels, part.weights) for part in parts]
         self.scores = curvatures(supernet, self._batches)
         criterion = Criterion(supernet, self._held_out, "preview")
+        self.looks_trained = looks_trained(supernet, self._held_out, seed)
         self.full_loss = mean_loss(supernet.network, self._held_out, criterion)
         self.full_metrics = self._metrics(supernet.network)
 
@@ -336,18 +353,10 @@ class _Measuring:
     def _metrics(self, model: keras.Model) -> dict[str, float]:
         """Compiled metrics of a model on the held-out examples."""
         copy = keras.Model(model.input, model.output)
-        copy.compile("sgd", **self._objective)
+        self._compiling.compile(copy)
         x, y, weights = self._packed(self._held_out.inputs), self._held_out.labels, self._held_out.weights
         found = copy.evaluate(x, y, sample_weight=weights, verbose=0, return_dict=True)
         return {name: float(value) for name, value in found.items() if not name.endswith("loss")}
-
-
-def _objective(model: keras.Model) -> dict[str, Any]:
-    """The losses, their weights and metrics that a model is compiled with, as arguments of `compile`."""
-    if not getattr(model, "compiled", False) or model.loss is None:
-        raise UserError("preview: a compiled model expected; call model.compile(loss=...) first")
-    config = model._compile_config.config
-    return {name: config[name] for name in ("loss", "loss_weights", "metrics", "weighted_metrics")}
 
 
 def _sizes(

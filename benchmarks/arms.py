@@ -244,7 +244,7 @@ class Run:
     def _plain(self, arm: Arm, full: keras.Model, searched: int) -> Supernet:
         self._train(full, 0, 1.0, end=searched)
         supernet = networks.gated(self._settings(arm), self.splits, full, self.work)
-        supernet.compile(loss=networks.classification_loss())
+        supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         return supernet
 
     def _published(self, supernet: Supernet) -> Architecture:
@@ -266,7 +266,7 @@ class Run:
         near = [candidates[i] for i in np.flatnonzero(off <= _NEAR)] or [candidates[int(np.argmin(off))]]
         size = self.config.sample.batch_size
         batches = pipeline.evaluation_batches(self.splits.validation, self.config.data, size)
-        supernet.compile(loss=networks.classification_loss())
+        supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         statistics = networks.recalibration(self.config, self.splits, supernet)
         options: dict[str, Any] = {"racing": None, "holdout": 0.0, "batch_size": size}
         return ranking.rank(supernet, near, batches, recalibration=statistics, **options).best

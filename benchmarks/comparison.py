@@ -40,7 +40,7 @@ def main() -> None:
         rows = [run[name] for run in runs if name in run]
         if len(rows) < len(runs):  # a network without a path to the output has no row
             continue
-        accuracy = _spread([100 * row["test_accuracy"] for row in rows], ".2f")
+        accuracy = _spread([100 * row["test"]["accuracy"] for row in rows], ".2f")
         parameters = _spread([row["parameters"] for row in rows], ",.0f")
         multiply_adds = _spread([row["multiply_adds"] / 1e6 for row in rows], ".2f")
         print(f"| {re.sub(' of [0-9,]+$', '', name)} | {accuracy} | {parameters} | {multiply_adds} |")

@@ -50,10 +50,10 @@ def main() -> None:
     print("|---|---|---|---|---|")
     saved = sum(f.stat().st_size for f in (options.workdir / exported["saved_model"]).rglob("*") if f.is_file())
     first = exported["formats"][0]
-    accuracy = 100 * first["test_accuracy"] - first["test_accuracy_change"]  # the Keras model's
+    accuracy = 100 * (first["test"] - first["change"])  # the Keras model's
     rows = [["SavedModel", f"{saved / 1e3:.0f}", f"{accuracy:.2f}", f"{exported['largest_difference']:.0e}"]]
     rows += [
-        [r["format"], f"{r['bytes'] / 1e3:.0f}", f"{100 * r['test_accuracy']:.2f}", f"{r['largest_difference']:.0e}"]
+        [r["format"], f"{r['bytes'] / 1e3:.0f}", f"{100 * r['test']:.2f}", f"{r['largest_difference']:.0e}"]
         for r in exported["formats"]
     ]
     for row in rows:

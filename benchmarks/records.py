@@ -21,7 +21,6 @@ from tfnas.common.errors import UserError
 from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.runs import provenance, stage_table, workdir
-from tfnas.training import networks
 
 _SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training", "tune")  # what a result may depend on
 SPLITS = ("validation", "train", "test")  # test is read last
@@ -34,7 +33,7 @@ def scores(
     model: keras.Model, splits: pipeline.Splits, config: Config, names: Sequence[str] = SPLITS
 ) -> dict[str, dict[str, float]]:
     """Loss and accuracy on some of the splits, by the split's name, without augmentation."""
-    model.compile(loss=networks.classification_loss(), metrics=["accuracy"])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     found = {}
     for name in names:
         batches = pipeline.evaluation_batches(getattr(splits, name), config.data, config.sample.batch_size)

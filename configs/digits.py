@@ -17,5 +17,5 @@ def get_config():
     # Of 318 images, all of which a candidate is evaluated on in a moment.
     config.sample.update(num_candidates=500, num_random=100, finalists=0)
     config.retrain.update(epochs=50)
-    config.evaluate.update(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9)
+    config.evaluate.update(threshold=0.9, max_drop=0.05, max_parameters=0.9)
     return config

@@ -16,6 +16,6 @@ def get_config():
     config.search.update(epochs=40, ell2=160.0, gate_learning_rate=10.0)
     config.sample.update(num_candidates=500, num_random=100)
     config.retrain.update(epochs=40, learning_rate=0.1, weight_decay=5e-4)
-    config.evaluate.update(min_accuracy=0.9, max_accuracy_loss=0.05, max_parameters=0.9)
+    config.evaluate.update(threshold=0.9, max_drop=0.05, max_parameters=0.9)
     config.tune.ell2 = (20.0, 40.0, 80.0, 160.0)
     return config

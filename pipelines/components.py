@@ -26,7 +26,7 @@ def check(
     """Checks the data and takes some training steps, before the hours are spent.
 
     Args:
-        search_config: JSON of the sections data, supernet, search, training, distribution and seed.
+        search_config: JSON of the sections data, supernet, search, training, distribution, seed, and the task.
         sample_config: JSON of the section sample.
         retrain_config: JSON of the section retrain.
         version: of the code, which the engine's cache cannot see.
@@ -50,7 +50,7 @@ def search(search_config: str, version: str, scratch: str, run: Output[Model], m
     """Trains the supernet and learns how likely each channel is to be dropped.
 
     Args:
-        search_config: JSON of the sections data, supernet, search, training, distribution and seed.
+        search_config: JSON of the sections data, supernet, search, training, distribution, seed, and the task.
         version: of the code, which the engine's cache cannot see.
         scratch: folder that outlives the task, where an interrupted search resumes; empty for none.
         run: the trained supernet, its posterior and history.
@@ -80,7 +80,7 @@ def sample(
     """Evaluates one shard of the candidates.
 
     Args:
-        search_config: JSON of the sections data, supernet, search, training, distribution and seed.
+        search_config: JSON of the sections data, supernet, search, training, distribution, seed, and the task.
         sample_config: JSON of the section sample.
         shard: 'i/n', part i of n.
         version: of the code, which the engine's cache cannot see.
@@ -114,7 +114,7 @@ def select(
     """Merges the shards' evaluations and ranks all candidates.
 
     Args:
-        search_config: JSON of the sections data, supernet, search, training, distribution and seed.
+        search_config: JSON of the sections data, supernet, search, training, distribution, seed, and the task.
         sample_config: JSON of the section sample.
         version: of the code, which the engine's cache cannot see.
         scratch: folder that outlives the task, where an interrupted stage resumes; empty for none.
@@ -152,7 +152,7 @@ def retrain(
     """Cuts the winner out, trains it further, and compares on the test split.
 
     Args:
-        search_config: JSON of the sections data, supernet, search, training, distribution and seed.
+        search_config: JSON of the sections data, supernet, search, training, distribution, seed, and the task.
         sample_config: JSON of the section sample.
         retrain_config: JSON of the section retrain.
         version: of the code, which the engine's cache cannot see.
@@ -195,7 +195,7 @@ def evaluate(
     """Compares the network found with the thresholds; returns whether it is blessed.
 
     Args:
-        search_config: JSON of the sections data, supernet, search, training, distribution and seed.
+        search_config: JSON of the sections data, supernet, search, training, distribution, seed, and the task.
         sample_config: JSON of the section sample.
         retrain_config: JSON of the section retrain.
         evaluate_config: JSON of the section evaluate.
@@ -235,7 +235,7 @@ def export(
     """Writes the SavedModel, and checks it in a process of its own.
 
     Args:
-        search_config: JSON of the sections data, supernet, search, training, distribution and seed.
+        search_config: JSON of the sections data, supernet, search, training, distribution, seed, and the task.
         sample_config: JSON of the section sample.
         retrain_config: JSON of the section retrain.
         evaluate_config: JSON of the section evaluate.
@@ -282,7 +282,7 @@ def report(
     """Reports the run on one page.
 
     Args:
-        search_config: JSON of the sections data, supernet, search, training, distribution and seed.
+        search_config: JSON of the sections data, supernet, search, training, distribution, seed, and the task.
         sample_config: JSON of the section sample.
         retrain_config: JSON of the section retrain.
         evaluate_config: JSON of the section evaluate.

@@ -131,8 +131,8 @@ SMALL = [
     "--config.sample.num_candidates=40",
     "--config.sample.num_random=10",
     "--config.retrain.epochs=2",
-    "--config.evaluate.min_accuracy=0.1",
-    "--config.evaluate.max_accuracy_loss=1.0",
+    "--config.evaluate.threshold=0.1",
+    "--config.evaluate.max_drop=1.0",
     "--config.evaluate.max_parameters=1.0",
 ]
 # A smaller one, where the network does not matter.

@@ -20,8 +20,8 @@ from tfnas.search_space.unit_posterior import UnitPosterior
 FULL = {
     "name": "full network, same total budget",
     "kind": "full network",
-    "validation_accuracy": 0.99,
-    "test_accuracy": 0.985,
+    "validation": {"accuracy": 0.99},
+    "test": {"accuracy": 0.985},
     "parameters": 20_000,
     "multiply_adds": 2_000_000,
     "file_bytes": 300_000,
@@ -30,8 +30,8 @@ FULL = {
 MEAN = {
     "name": "posterior, mean of 3",
     "kind": "posterior",
-    "validation_accuracy": 0.97,
-    "test_accuracy": 0.961,
+    "validation": {"accuracy": 0.97},
+    "test": {"accuracy": 0.961},
     "num_tested": 2,
     "parameters": 5_000.4,
     "multiply_adds": 700_000.0,
@@ -39,20 +39,24 @@ MEAN = {
 FOUND = {
     "name": "found network, retrained",
     "kind": "found network",
-    "validation_accuracy": 0.98,
-    "test_accuracy": 0.9775,
+    "validation": {"accuracy": 0.98},
+    "test": {"accuracy": 0.9775},
     "parameters": 5_000,
     "multiply_adds": 500_000,
     "file_bytes": 90_000,
     "latency_seconds": 0.001,
 }
-MEASURED = {"full": {"parameters": 20_000, "multiply_adds": 2_000_000}, "confusion": [[39, 1], [0, 40]]}
+MEASURED = {
+    "full": {"parameters": 20_000, "multiply_adds": 2_000_000},
+    "num_examples": 80,
+    "confusion": [[39, 1], [0, 40]],
+}
 EXPORTED = {
     "saved_model": "export/digits/1",
     "card": "export/digits/model_card.md",
     "largest_difference": 1e-7,
-    "test_accuracy": 0.9875,
-    "served_test_accuracy": 0.9875,
+    "test": 0.9875,
+    "served": 0.9875,
     "files": [],
     "formats": [],
 }
@@ -86,7 +90,7 @@ def candidate(kind, number, loss, accuracy, parameters, num_examples, able=True)
         "multiply_adds": 100 * parameters,
         "connected": able,
         "loss": loss,
-        "accuracy": accuracy,
+        "metrics": {"accuracy": accuracy},
         "num_examples": num_examples,
     }
 
@@ -95,9 +99,9 @@ FRONT = [
     {
         "share": share,
         "expected": {"mean": 72 * kept, "deviation": 7.2, "total": 72},
-        "mean_accuracy": accuracy - 0.05,
+        "mean_metric": accuracy - 0.05,
         "best": candidate("posterior", 0, 0.5, accuracy, parameters, 80),
-        "fresh": {"loss": 0.6, "accuracy": accuracy - 0.02, "num_examples": 20},
+        "fresh": {"loss": 0.6, "metrics": {"accuracy": accuracy - 0.02}, "num_examples": 20},
         "architecture": {},
     }
     for share, kept, parameters, accuracy in ((0.3, 0.3, 3_000, 0.7), (None, 0.6, 5_000, 0.9))
@@ -110,7 +114,7 @@ def race(best, fresh):
         "best": best,
         "architecture": {},
         # 0.85, 0.75, 0.65 are 17, 15, 13 of 20.
-        "fresh": {"loss": best["loss"] + 0.125, "accuracy": fresh, "num_examples": 20},
+        "fresh": {"loss": best["loss"] + 0.125, "metrics": {"accuracy": fresh}, "num_examples": 20},
         "ties": [1],
         "evaluations": 160,
         "saved": 1 / 3,
@@ -131,8 +135,8 @@ def group(best, mean):
         "left_out": "",
         "num_measured": 2,
         "num_examples": 80,
-        "mean_accuracy": mean,
-        "std_accuracy": 0.01,
+        "mean_metric": mean,
+        "std_metric": 0.01,
         "mean_loss": 1.0,
         "std_loss": 0.1,
         "mean_parameters": 5_001.0,
@@ -149,20 +153,25 @@ def ranking_of(candidates, **posterior):
     return {"rank_by": "loss", "reads": {}, "kinds": kinds, "comparisons": {}, "predictive": {}}
 
 
-def compared(only_found, only_other, p_value, accuracy=0.9, other=0.1):
+def paired(better, worse, p_value):
+    """What a file says of the network found and another one on 100 examples."""
+    return {"better": better, "worse": worse, "difference": (worse - better) / 100, "p_value": p_value}
+
+
+def compared(better, worse, p_value, metric=0.9, other=0.1):
     """What ranking.json says of 3 candidates of the posterior's and of another kind on 100 fresh examples."""
     return {
         "count": 3,
         "num_examples": 100,
-        "accuracy": accuracy,
-        "other_accuracy": other,
-        "paired": {"only_found": only_found, "only_other": only_other, "p_value": p_value},
+        "metric": metric,
+        "other_metric": other,
+        "paired": paired(better, worse, p_value),
     }
 
 
 def epoch(number, loss, drop_probability):
     """What history.jsonl says of an epoch."""
-    facts = {"accuracy": 0.5, "kept": 0.9, "decided": "2/3", "drop_probability": drop_probability}
+    facts = {"metrics": {"accuracy": 0.5}, "kept": 0.9, "decided": "2/3", "drop_probability": drop_probability}
     return {"epoch": number, "loss": loss, **facts}
 
 

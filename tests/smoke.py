@@ -23,7 +23,7 @@ TFNAS = pathlib.Path(sys.executable).with_name("tfnas")
 SMALL = [
     *("--config.supernet.width=4", "--config.search.epochs=6", "--config.search.warmup_epochs=2"),
     *("--config.sample.num_candidates=12", "--config.sample.num_random=4", "--config.retrain.epochs=3"),
-    *("--config.evaluate.min_accuracy=0", "--config.evaluate.max_accuracy_loss=1"),
+    *("--config.evaluate.threshold=0", "--config.evaluate.max_drop=1"),
 ]
 # One module of each extra, without which it is not installed.
 EXTRAS = {"formats": "tf2onnx", "serving": "tensorflow_serving", "kfp": "kfp", "vertex": "google.cloud.aiplatform"}

@@ -39,7 +39,7 @@ def file(tmp_path_factory):
     posterior = Posterior(tuple(LayerGates(name, (4, 4), (0.02, 0.5), 9) for name in NAMES))
     interval = [0.95, 0.9, 0.975]
     measured = {"ensemble of the 5 best": {"accuracy": interval, "nll": interval, "ece": 0.1}}
-    paired = {"only_found": 3, "only_other": 2, "p_value": 1.0}
+    paired = {"better": 3, "worse": 2, "difference": -0.01, "p_value": 1.0}
     pruned = {**FULL, "name": "magnitude pruning, fine-tuned", "paired": paired}
     large = {**FULL, "parameters": 72_695_194, "multiply_adds": 11_000_000_000, "file_bytes": 300_000_000}
     work = made(

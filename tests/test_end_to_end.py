@@ -44,10 +44,10 @@ def test_results_hold_every_arm(whole):
         "found network, retrained",
     ]
     for row in rows:
-        assert 0 < row["test_accuracy"] <= 1
+        assert 0 < row["test"]["accuracy"] <= 1
         assert row["parameters"] <= rows[0]["parameters"]
     # So few steps that normalization's moving statistics lag behind; a guess would be right once in ten.
-    assert rows[0]["test_accuracy"] > 0.6
+    assert rows[0]["test"]["accuracy"] > 0.6
 
 
 def test_candidates_and_the_network_found_fill_their_bounds(whole):

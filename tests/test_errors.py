@@ -29,6 +29,7 @@ from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
 from tfnas.search_space.layer_gates import LayerGates
 from tfnas.search_space.posterior import Posterior
 from tfnas.stages import export
+from tfnas.tasks.meanings import CLASSIFICATION
 from tfnas.training import distribution, loop, preflight
 
 # Their first argument is a message to a user. RuntimeError and AssertionError report bugs of tfnas.
@@ -310,7 +311,7 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
         work.write_sealed(stage_table.MANIFEST, manifest)
 
     says = "a test accuracy of 80.00%, at least 90.00% asked"
-    check = {"setting": "evaluate.min_accuracy", "value": 0.8, "limit": 0.9, "passed": False, "says": says}
+    check = {"setting": "evaluate.threshold", "value": 0.8, "limit": 0.9, "passed": False, "says": says}
     holding(stage_table.EVALUATION, {"blessed": False, "checks": [check]})
     raises(
         f"export: the network is not what was asked for: {says}. Search again, or ask for less by --config.evaluate",
@@ -318,7 +319,7 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
         CONFIG,
         work,
     )
-    splits = types.SimpleNamespace(image_shape=(8, 8, 1), num_classes=10)
+    splits = types.SimpleNamespace(image_shape=(8, 8, 1), num_outputs=10, task=CLASSIFICATION)
     network = keras.Sequential([keras.Input((9, 9, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     words = (
         "subnet.keras: input and output of shapes [(None, 8, 8, 1), (None, 10)] expected, as the data has. Received: ["
@@ -398,7 +399,7 @@ def test_a_stop_by_the_keyboard_and_a_full_disk_end_in_one_line(capsys):
 def test_a_confusion_of_other_classes_is_not_exported(tmp_path, monkeypatch):
     work = made(tmp_path)
     (work.path / stage_table.CUT_ARCHITECTURE).write_text(Architecture({"a": np.ones(2, bool)}).to_json())
-    splits = types.SimpleNamespace(num_classes=10)
+    splits = types.SimpleNamespace(num_outputs=10)
     monkeypatch.setattr(export.sources, "load", lambda *_: None)
     monkeypatch.setattr(export.pipeline, "from_source", lambda *_: splits)
     monkeypatch.setattr(export.saving, "load_model", lambda *_: None)

@@ -103,7 +103,7 @@ def test_a_folder_and_a_model_of_ones_own_from_end_to_end(tmp_path, written, mon
     assert sizes in done.stdout and "supernet my_model:small_cnn: " in done.stdout
     rows = {row["name"]: row for row in json.loads((tmp_path / "run" / stage_table.RESULTS).read_text())["rows"]}
     found = rows["found network, retrained"]
-    assert found["test_accuracy"] > 0.9
+    assert found["test"]["accuracy"] > 0.9
     assert found["parameters"] < rows["full network, same total budget"]["parameters"]
 
     exported = tmp_path / "run" / "export" / "my digits"

@@ -418,12 +418,12 @@ def test_artifacts_hold_what_the_stages_measured(killed):
     chosen = next(row for row in results["rows"] if row["name"] == results["chosen"])
     metrics, logged = one(path, "retrain", "metrics")
     told = read(metrics)
-    assert told == logged and told["accuracy"] == chosen["test_accuracy"] == described["accuracy"]
+    assert told == logged and told["accuracy"] == chosen["test"]["accuracy"] == described["accuracy"]
     assert told["parameters"] == chosen["parameters"]
     confusion, logged = one(path, "retrain", "confusion")
     matrix = np.array([row["row"] for row in logged["confusionMatrix"]["rows"]])
     assert matrix.shape == (10, 10) and matrix.sum() == 400  # the test split's size
-    assert np.trace(matrix) / 400 == pytest.approx(chosen["test_accuracy"])
+    assert np.trace(matrix) / 400 == pytest.approx(chosen["test"]["accuracy"])
     assert read(confusion) == {"classes": [str(i) for i in range(10)], "rows": matrix.tolist()}
     data, described = one(path, "check", "data")
     assert read(data)["sizes"] == described["sizes"] == {"train": 400, "validation": 397, "test": 400}
@@ -458,7 +458,7 @@ def test_report_and_model_are_the_runs(killed):
 @pytest.mark.slow
 def test_impossible_thresholds_end_green_without_an_export(killed):
     path, before = killed[0], artifacts(killed[0])
-    limits = ["--config.evaluate.min_accuracy=1.0", "--config.evaluate.max_parameters=0.01"]
+    limits = ["--config.evaluate.threshold=1.0", "--config.evaluate.max_parameters=0.01"]
     done = command(*SETTINGS, *limits, f"--workdir={path}")
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]

@@ -181,7 +181,7 @@ class Study:
 
     def engines(self, supernet: Supernet, own: bool) -> dict[str, Engine]:
         """Creates the engines for validation and test, in the order of the examples."""
-        supernet.compile(loss=networks.classification_loss())
+        supernet.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         statistics = None
         if own:
             images = networks.calibration_images(self.config, self.splits, _RECALIBRATE)

@@ -35,8 +35,8 @@ _SETTINGS = [
     "--config.sample.num_tested=4",
     "--config.sample.budgets=0.6",
     "--config.retrain.epochs=2",
-    "--config.evaluate.min_accuracy=0.5",  # after so few epochs
-    "--config.evaluate.max_accuracy_loss=0.5",
+    "--config.evaluate.threshold=0.5",  # after so few epochs
+    "--config.evaluate.max_drop=0.5",
 ]
 # What is to be equal, byte for byte, by the stage that writes it. Of the rest only times and measured seconds may
 # differ, or it is compared by its content.

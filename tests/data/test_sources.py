@@ -333,20 +333,31 @@ def test_images_of_different_sizes_from_a_function(source, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s: None, "must return a dict of tf.data.Dataset .* Received: NoneType"),
+        (lambda s: None, "must return a dict of tf.data.Dataset or .* Received: NoneType"),
         (lambda s: {k: s[k] for k in ("train", "test")}, "Missing: validation"),
         (lambda s: {**s, "dev": s["test"]}, "Received: dev besides"),
-        (lambda s: {**s, "test": [1]}, "test of 'made_for_a_test:load' must be a tf.data.Dataset. Received: list"),
+        (
+            lambda s: {**s, "test": [1]},
+            "test of 'made_for_a_test:load' must be a tf.data.Dataset, or a tuple .* Received: list",
+        ),
         (lambda s: {**s, "train": s["train"].batch(5)}, r"train of .*\(None, 4, 6, 3\).*do not batch them"),
         (lambda s: {**s, "test": s["test"].map(lambda x, y: x)}, "test of .* pairs"),
         (
             lambda s: {**s, "train": s["train"].map(lambda x, y: (tf.cast(x, tf.float32) / 255, y))},
             "train of .*images of float32; do not scale",
         ),
-        (lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.cast(y, tf.float32)))}, "labels of float32"),
+        (lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.cast(y, tf.float32)))}, "targets of float32"),
         (
-            lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.one_hot(y, 3, dtype=tf.int32)))},
-            r"labels \(3,\)",
+            lambda s: {**s, "train": s["train"].map(lambda x, y: (x, 2 * tf.one_hot(y, 3, dtype=tf.int32)))},
+            r"has the label \[2, 0, 0\]; expected one-hot",
+        ),
+        (
+            lambda s: {**s, "train": s["train"].map(lambda x, y: (x, y, -1.0))},
+            "has the weight -1.0; expected a finite number, at least 0",
+        ),
+        (
+            lambda s: {**s, "train": (np.zeros((3, 4, 6, 3), np.uint8), np.zeros(4, int))},
+            "one row per example. Received: shapes",
         ),
         (lambda s: {**s, "train": s["train"].repeat()}, "train of .* infinite"),
         (lambda s: {**s, "validation": s["validation"].take(0)}, "validation of .* is empty"),

@@ -92,8 +92,8 @@ def test_records_are_what_an_independent_count_finds(converted):
         accuracy = np.mean(
             [predict(image[None])[0].argmax() == label for image, label in zip(images, labels, strict=True)]
         )
-        assert record.test_accuracy == pytest.approx(accuracy, abs=1e-12), record
-        assert record.test_accuracy_change == pytest.approx(100 * (accuracy - keras_accuracy), abs=1e-9)
+        assert record.test == pytest.approx(accuracy, abs=1e-12), record
+        assert record.change == pytest.approx((accuracy - keras_accuracy), abs=1e-9)
         validation = parts["validation"][0]
         largest = np.abs(predict(validation) - golden(model, validation)).max()
         assert record.largest_difference == pytest.approx(largest, abs=1e-6)
@@ -181,7 +181,7 @@ def test_what_formats_are_compared_with_is_computed_on_the_cpu_in_full_precision
     (product,) = [operation for operation in operations if operation.type == "MatMul"]
     assert product.device.endswith("CPU:0")
     network._exact = lambda pixels: tf.constant(tf.config.experimental.tensor_float_32_execution_enabled())
-    assert not network.probabilities(np.zeros((1, 4, 4, 2), np.uint8))
+    assert not network.answers(np.zeros((1, 4, 4, 2), np.uint8))
     assert tf.config.experimental.tensor_float_32_execution_enabled()
 
 

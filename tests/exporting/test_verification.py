@@ -45,9 +45,9 @@ def test_gate_lets_out_what_answers_as_the_network_does(cropped, monkeypatch):
     monkeypatch.setattr(
         verification.subprocess, "Popen", lambda *a, env, **k: environments.append(env) or popen(*a, env=env, **k)
     )
-    found = verification.check(*arguments, correct, 80)
+    found = verification.check(*arguments, correct / 80, 80)
     assert environments[0]["CUDA_VISIBLE_DEVICES"] == "-1"  # this process may hold all of a GPU's memory
-    assert found["largest_difference"] < 1e-5 and (found["correct"], found["total"]) == (correct, 80)
+    assert found["largest_difference"] < 1e-5 and (found["metric"], found["total"]) == (pytest.approx(correct / 80), 80)
 
 
 @pytest.mark.slow
@@ -56,10 +56,10 @@ def test_gate_refuses_another_network_and_what_cannot_be_reloaded(cropped, tmp_p
     other = network((12, 12, 3))
     other.set_weights([weight + 0.1 for weight in other.get_weights()])
     with pytest.raises(UserError, match="serving_default of the reloaded SavedModel differs from the network by"):
-        verification.check(other, *arguments, correct, 80)
+        verification.check(other, *arguments, correct / 80, 80)
     arguments[3] = tmp_path
     with pytest.raises(RuntimeError, match=r"could not be used in a fresh process:\n(.|\n)*SavedModel file does not"):
-        verification.check(cropped[0], *arguments, correct, 80)
+        verification.check(cropped[0], *arguments, correct / 80, 80)
 
 
 def test_gate_compares_on_the_cpu_in_full_precision(cropped, monkeypatch):
@@ -82,9 +82,9 @@ def test_gate_compares_on_the_cpu_in_full_precision(cropped, monkeypatch):
 
     monkeypatch.setattr(verification.tf, "device", on)
     monkeypatch.setattr(verification.tf.nn, "softmax", seeing)
-    monkeypatch.setattr(verification, "_fresh_process", lambda path: contextlib.nullcontext(ask))
+    monkeypatch.setattr(verification, "_fresh_process", lambda *_: contextlib.nullcontext(ask))
     with pytest.raises(InterruptedError):
-        verification.check(*cropped, 80)
+        verification.check(*cropped[:-1], 0.5, 80)
     assert seen == [(False, "CPU:0")] and tf.config.experimental.tensor_float_32_execution_enabled()
 
 
@@ -92,11 +92,11 @@ def test_gate_refuses_another_number_of_correct_answers(cropped, monkeypatch):
     def ask(signature, images):  # as a model does that knows one class
         return np.eye(7)[[0] * len(images)], [NAMES[0]] * len(images)
 
-    monkeypatch.setattr(verification, "_fresh_process", lambda path: contextlib.nullcontext(ask))
+    monkeypatch.setattr(verification, "_fresh_process", lambda *_: contextlib.nullcontext(ask))
     monkeypatch.setattr(verification, "_difference", lambda *_: 0.0)
-    words = "of 80 test images correctly, but the network 80 of 80"
+    words = "on 80 test images, but the network 100.00% on 80"
     with pytest.raises(UserError, match=words):
-        verification.check(*cropped[:-1], 80, 80)
+        verification.check(*cropped[:-1], 1.0, 80)
 
 
 def test_gate_refuses_other_names(cropped):

@@ -212,7 +212,7 @@ def test_rates_and_classes_that_keras_cannot_find_again_step_the_gates(tmp_path,
     plain = tiny.build((8, 8, 1), 3)
     gated = [tfnas.gate(plain, num_examples=100, **options) for options in ({"ell2": 1.0}, BOUNDED)]
     for model in (plain, *gated):
-        model.compile(given(), loss=networks.classification_loss())
+        model.compile(given(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         model.train_on_batch(x, y)
         with contextlib.nullcontext() if is_saved else pytest.raises(NotImplementedError):
             model.save(tmp_path / "saved.keras")
@@ -282,7 +282,7 @@ def test_whatever_compiles_a_supernet_its_gates_are_never_decayed(kind, scaled):
             variable.assign(tf.ones_like(variable.value))
         optimizer = made(kind)
         given = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
-        supernet.compile(given, loss=networks.classification_loss())
+        supernet.compile(given, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         wrapped = supernet.optimizer.inner_optimizer if scaled else supernet.optimizer
         assert wrapped.weights_optimizer is optimizer and (supernet.optimizer is given) == scaled
         for path, share in still(supernet.optimizer, supernet.trainable_variables).items():

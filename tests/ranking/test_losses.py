@@ -13,7 +13,7 @@ from keras import layers, ops
 import tfnas
 from tfnas.common.errors import UserError
 from tfnas.config import Config, Data
-from tfnas.data.pipeline import evaluation_batches
+from tfnas.data.pipeline import Splits, evaluation_batches
 from tfnas.ranking.engine import Engine
 from tfnas.ranking.losses import in_top5
 from tfnas.stages import retrain
@@ -251,7 +251,7 @@ def test_several_classifications_have_an_accuracy_each():
     supernet.set_architecture(candidate)
     expected = supernet.evaluate(IMAGES, labels, verbose=0, return_dict=True)
     assert score.accuracy is None and score.loss == pytest.approx(expected["loss"], rel=1e-4)
-    assert score.accuracies == pytest.approx({k: expected[k] for k in ("kind_accuracy", "coin_accuracy")})
+    assert score.metrics == pytest.approx({k: expected[k] for k in ("kind_accuracy", "coin_accuracy")})
     with pytest.raises(
         UserError, match="rank: by='accuracy' needs exactly one output .* loss, kind_accuracy, coin_acc"
     ):
@@ -285,14 +285,19 @@ def test_retrain_measures_what_keras_evaluates(rng):
     for units in (21, 20):
         image = keras.Input((8, 8, 1))
         model = keras.Model(image, layers.Dense(units)(layers.Flatten()(image)))
-        found, classes, top5 = retrain._classified(model, split, config)
-        np.testing.assert_array_equal(found, labels)
+        names = tuple(map(str, range(units)))
+        splits = Splits(split, split, split, {}, (8, 8, 1), names)
         if units == 20:
-            assert top5 is None
+            assert set(
+                retrain._scored(model, split.filter(lambda image, label: label < 20), splits, config).metrics
+            ) == {"accuracy"}
             continue
+        scored = retrain._scored(model, split, splits, config)
         model.compile(loss=sparse(), metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(5)])
         _, accuracy, expected = model.evaluate(evaluation_batches(split, config.data, 16), verbose=0)
-        assert (np.mean(classes == labels), top5) == pytest.approx((accuracy, expected)) and top5 > accuracy
+        assert scored.metrics == pytest.approx({"accuracy": accuracy, "top5_accuracy": expected})
+        assert 1 - scored.errors.mean() == pytest.approx(accuracy) and expected > accuracy
+        assert np.trace(scored.confusion) == round(accuracy * COUNT) and np.sum(scored.confusion) == COUNT
 
 
 def test_top_5_of_20_classes_is_left_out():

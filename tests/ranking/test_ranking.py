@@ -183,7 +183,7 @@ print("equal")
 
 def test_mean_and_deviation_by_hand():
     found = ranking.summary([Score(1.0, 0.5, 10), Score(3.0, 0.7, 10)])
-    assert found["mean_accuracy"] == pytest.approx(0.6) and found["std_accuracy"] == pytest.approx(0.1)
+    assert found["mean_metric"] == pytest.approx(0.6) and found["std_metric"] == pytest.approx(0.1)
     assert (found["mean_loss"], found["std_loss"]) == (2.0, 1.0)
 
 

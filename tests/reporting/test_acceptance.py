@@ -21,20 +21,21 @@ def results_of(*rows, confusion=MEASURED["confusion"]):
     return schema.read(json.dumps(value), Results, "results")
 
 
+FACTS = CONFIG.facts
 RESULTS = results_of(FULL, MEAN, FOUND)
 
 
 def test_nothing_asked_is_blessed():
-    verdict = acceptance.judge(Evaluate(), RESULTS)
+    verdict = acceptance.judge(Evaluate(), RESULTS, FACTS)
     assert verdict == Verdict(True, ()) and acceptance.reasons(verdict) == "no threshold is set"
 
 
 @pytest.mark.parametrize(
     "setting, met, missed, said",
     [
-        ("min_accuracy", 0.97, 0.98, "a test accuracy of 97.75%, at least 98.00% asked"),
+        ("threshold", 0.97, 0.98, "a test accuracy of 97.75%, at least 98.00% asked"),
         (
-            "max_accuracy_loss",
+            "max_drop",
             0.0075,
             0.005,
             "a test accuracy 0.75% below the full network's, at most 0.50% below asked",
@@ -44,8 +45,8 @@ def test_nothing_asked_is_blessed():
     ],
 )
 def test_each_threshold(setting, met, missed, said):
-    assert acceptance.judge(Evaluate(**{setting: met}), RESULTS).blessed
-    verdict = acceptance.judge(Evaluate(**{setting: missed}), RESULTS)
+    assert acceptance.judge(Evaluate(**{setting: met}), RESULTS, FACTS).blessed
+    verdict = acceptance.judge(Evaluate(**{setting: missed}), RESULTS, FACTS)
     assert not verdict.blessed and [c.setting for c in verdict.checks] == [f"evaluate.{setting}"]
     assert acceptance.reasons(verdict) == said
 
@@ -73,14 +74,14 @@ def test_each_threshold(setting, met, missed, said):
     ],
 )
 def test_a_full_network_that_was_not_trained_blesses_nothing(tmp_path, capsys, right, confusion, why):
-    full = {**FULL, "test_accuracy": right / 80}
+    full = {**FULL, "test": {"accuracy": right / 80}}
     results = results_of(full, FOUND, confusion=confusion)
-    doubted = acceptance.doubt(results)
+    doubted = acceptance.doubt(results, FACTS)
     assert why in doubted and bool(why) == bool(doubted)
-    by_full = acceptance.judge(Evaluate(max_accuracy_loss=0.05), results)
+    by_full = acceptance.judge(Evaluate(max_drop=0.05), results, FACTS)
     assert by_full.blessed == (not why) and why in acceptance.reasons(by_full)
-    assert acceptance.judge(Evaluate(min_accuracy=0.9, max_parameters=0.3), results).blessed
-    assert acceptance.doubt(results_of(FOUND, confusion=confusion)) == ""
+    assert acceptance.judge(Evaluate(threshold=0.9, max_parameters=0.3), results, FACTS).blessed
+    assert acceptance.doubt(results_of(FOUND, confusion=confusion), FACTS) == ""
     if confusion == MEASURED["confusion"]:
         work = made(tmp_path, rows=(full, FOUND))
         page, shown = said(work), " ".join(table(work).split())
@@ -94,28 +95,28 @@ def test_a_full_network_that_was_not_trained_blesses_nothing(tmp_path, capsys, r
 
 
 def test_a_better_network_than_the_full_one():
-    results = results_of({**FULL, "test_accuracy": 0.9675}, FOUND)  # 1 point: no more than chance
-    verdict = acceptance.judge(Evaluate(max_accuracy_loss=0.0), results)
+    results = results_of({**FULL, "test": {"accuracy": 0.9675}}, FOUND)  # 1 point: no more than chance
+    verdict = acceptance.judge(Evaluate(max_drop=0.0), results, FACTS)
     said = "a test accuracy 1.00% above the full network's, at most 0.00% below asked"
     assert verdict.blessed and acceptance.reasons(verdict) == said
 
 
 def test_only_what_failed_is_listed_of_one_not_blessed():
-    verdict = acceptance.judge(Evaluate(min_accuracy=0.5, max_parameters=0.1), RESULTS)
+    verdict = acceptance.judge(Evaluate(threshold=0.5, max_parameters=0.1), RESULTS, FACTS)
     assert [c.passed for c in verdict.checks] == [True, False]
     assert "accuracy" not in acceptance.reasons(verdict)
 
 
 def test_the_full_network_must_have_been_trained():
     results = results_of(MEAN, FOUND)
-    assert acceptance.judge(Evaluate(max_parameters=0.3), results).blessed
-    with pytest.raises(UserError, match="evaluate.max_accuracy_loss=0.1: .* Received: none; retrain with --config"):
-        acceptance.judge(Evaluate(max_accuracy_loss=0.1), results)
+    assert acceptance.judge(Evaluate(max_parameters=0.3), results, FACTS).blessed
+    with pytest.raises(UserError, match="evaluate.max_drop=0.1: .* Received: none; retrain with --config"):
+        acceptance.judge(Evaluate(max_drop=0.1), results, FACTS)
 
 
 @pytest.mark.parametrize("asked, blessed", [(0.9, True), (0.99, False)])
 def test_the_stage_writes_what_export_and_report_read(tmp_path, capsys, asked, blessed):
-    config = dataclasses.replace(CONFIG, evaluate=Evaluate(min_accuracy=asked))
+    config = dataclasses.replace(CONFIG, evaluate=Evaluate(threshold=asked))
     work = made(tmp_path, config=config)
     manifest = work.manifest()
     del manifest.stages["evaluate"]

@@ -21,6 +21,7 @@ from reports import (
     epoch,
     left,
     made,
+    paired,
     said,
     table,
 )
@@ -44,7 +45,7 @@ def test_table_shows_what_retrain_measured(tmp_path):
 
 
 def test_top_5_has_a_column_where_it_was_measured(tmp_path):
-    work = made(tmp_path, rows=(FULL, MEAN, {**FOUND, "test_top5_accuracy": 0.9912}))
+    work = made(tmp_path, rows=(FULL, MEAN, {**FOUND, "test": {"accuracy": 0.9775, "top5_accuracy": 0.9912}}))
     lines = table(work).splitlines()
     assert lines[0].split()[2:5] == ["test", "top-5", "parameters"]
     assert re.search(r"budget +99\.0 % +98\.5 % +- +20,000", lines[1])
@@ -280,7 +281,7 @@ def test_table_and_page_with_every_network_of_a_run(tmp_path):
 def test_page_compares_with_no_full_network_that_was_not_trained(tmp_path):
     words = "Trained for the same total number of epochs, the full one reaches"
     assert f"{words} 98.5 %." in said(made(tmp_path / "a", rows=(FULL, MEAN, FOUND)))
-    untrained = {**FULL, "test_accuracy": 0.5}
+    untrained = {**FULL, "test": {"accuracy": 0.5}}
     text = said(made(tmp_path / "b", rows=(untrained, MEAN, FOUND)))
     assert words not in text and "25 % of its multiply-adds.</p>" in text and "is not a fair comparison" in text
 
@@ -340,11 +341,11 @@ def test_page_says_why_there_are_fewer_candidates_than_asked_for(tmp_path):
     [((9, 1, 0.0215), "Better than"), ((8, 2, 0.109), "Not distinguishable from"), ((1, 9, 0.0215), "Worse than")],
 )
 def test_page_says_whether_it_is_better_than_pruning(tmp_path, pair, verdict):
-    paired = dict(zip(("only_found", "only_other", "p_value"), pair, strict=True))
     kind = "magnitude pruning"
-    pruned = {**FULL, "name": "magnitude pruning, fine-tuned", "kind": kind, "parameters": 4_990, "paired": paired}
+    facts = {"kind": kind, "parameters": 4_990, "paired": paired(*pair)}
+    pruned = {**FULL, "name": "magnitude pruning, fine-tuned", **facts}
     # The one that is better on validation is compared, not the one that is better on test.
-    other = {**pruned, "name": "magnitude pruning", "validation_accuracy": 0.5, "test_accuracy": 1.0}
+    other = {**pruned, "name": "magnitude pruning", "validation": {"accuracy": 0.5}, "test": {"accuracy": 1.0}}
     text = said(made(tmp_path, rows=(other, pruned, FOUND)))
     # The confusion has 80 test images.
     assert f"{verdict} pruning" in text and "on the same 80 test examples, the network found has 97.8 % (" in text
@@ -357,10 +358,21 @@ def test_page_says_how_to_compare_with_pruning(tmp_path):
 
 
 def test_page_and_table_show_other_cuts_within_the_same_bounds(tmp_path):
-    norm = {**FOUND, "name": "group norm, same weights", "kind": "group norm", "way": "refitted", "test_accuracy": 0.5}
+    norm = {
+        **FOUND,
+        "name": "group norm, same weights",
+        "kind": "group norm",
+        "way": "refitted",
+        "test": {"accuracy": 0.5},
+    }
     before = {**FOUND, "name": "found network, before retraining", "way": "as cut"}
-    paired = {"only_found": 9, "only_other": 1, "p_value": 0.0215}
-    trained = {**norm, "name": "group norm, trained alike", "way": None, "fine_tuned": True, "paired": paired}
+    trained = {
+        **norm,
+        "name": "group norm, trained alike",
+        "way": None,
+        "fine_tuned": True,
+        "paired": paired(9, 1, 0.0215),
+    }
     work = made(tmp_path, rows=(norm, trained, before, FOUND), config=BOUNDED, posterior=UNITS)
     text = said(work, BOUNDED)
     words = "same weights and without any training, group norm has 50.0 % on test (refitted), found network has 97.8 %"
@@ -407,7 +419,7 @@ def test_page_has_a_config_file_that_repeats_the_run(tmp_path):
         scope = {}
         exec(report.config_file(config), scope)
         assert config_lib.from_config_dict(scope["get_config"]()) == config
-    assert "seed=7" in report.config_file(other) and "min_accuracy=0.9" in report.config_file(other)
+    assert "seed=7" in report.config_file(other) and "threshold=0.9" in report.config_file(other)
     text = said(made(tmp_path, config=BOUNDED, posterior=UNITS), BOUNDED)
     assert " ".join(report.config_file(BOUNDED).split()) in text and "--config=again.py" in text
 

@@ -50,7 +50,7 @@ def card(path, versions, **row):
         verdict=Verdict(True, ()),
         posterior=Posterior.from_json((work.path / stage_table.POSTERIOR).read_bytes()),
         architecture=Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes()),
-        reloaded={"largest_difference": 1e-6, "correct": 1, "total": 2},
+        reloaded={"largest_difference": 1e-6, "metric": 0.5, "total": 2},
         signatures=["serving_default"],
         versions=versions,
         saved_model=path,
@@ -64,16 +64,23 @@ def test_the_card_says_where_stages_ran_with_different_versions(tmp_path):
     )
     assert mixed["versions"] == MIXED
     told = "ran with different versions: keras (search, sample 3.14.0; retrain 3.15.1)"
-    assert any(told in limit for limit in mixed["limits"]) and told in model_card.markdown(mixed)
-    assert "| keras | search, sample 3.14.0; retrain 3.15.1 |" in model_card.markdown(mixed)
+    assert any(told in limit for limit in mixed["limits"]) and told in model_card.markdown(mixed, CONFIG.facts)
+    assert "| keras | search, sample 3.14.0; retrain 3.15.1 |" in model_card.markdown(mixed, CONFIG.facts)
     assert not any("different versions" in limit for limit in alike["limits"])
-    assert "| keras | 3.14.0 |" in model_card.markdown(alike)
+    assert "| keras | 3.14.0 |" in model_card.markdown(alike, CONFIG.facts)
 
 
 def test_the_card_has_the_top_5_accuracy_beside_the_accuracy(tmp_path):
-    without, found = card(tmp_path / "a", {}), card(tmp_path / "b", {}, test_top5_accuracy=0.9912)
-    assert found["metrics"]["test"]["top5_accuracy"] == 0.9912 and "(top-5 99.12%)" in model_card.markdown(found)
-    assert without["metrics"]["test"]["top5_accuracy"] is None and "top-5" not in model_card.markdown(without)
+    without, found = (
+        card(tmp_path / "a", {}),
+        card(tmp_path / "b", {}, test={"accuracy": 0.9775, "top5_accuracy": 0.9912}),
+    )
+    assert found["metrics"]["test"]["top5_accuracy"] == 0.9912 and "(top-5 99.12%)" in model_card.markdown(
+        found, CONFIG.facts
+    )
+    assert "top5_accuracy" not in without["metrics"]["test"] and "top-5" not in model_card.markdown(
+        without, CONFIG.facts
+    )
 
 
 def test_the_report_says_where_stages_ran_with_different_versions(tmp_path):

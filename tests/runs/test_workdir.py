@@ -172,7 +172,7 @@ CHANGES = [
     (dict(sample=dict(budgets=(0.5,))), "sample.budgets=[], while this config has [0.5]", ["sample"]),
     (dict(sample=dict(recalibrate=10)), "sample.recalibrate=250, while this config has 10", ["sample", "retrain"]),
     (dict(retrain=dict(baseline=False)), "retrain.baseline=True, while this config has False", ["retrain"]),
-    (dict(evaluate=dict(min_accuracy=0.5)), "evaluate.min_accuracy=0.0, while this config has 0.5", ["evaluate"]),
+    (dict(evaluate=dict(threshold=0.5)), "evaluate.threshold=0.0, while this config has 0.5", ["evaluate"]),
 ]
 
 

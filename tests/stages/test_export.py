@@ -35,7 +35,7 @@ def exported(tmp_path_factory):
         search={"epochs": 1, "guard": "off"},
         sample={"num_candidates": 5, "num_random": 1, "num_tested": 3, "recalibrate": 100, "parameters": 0.6},
         retrain={"epochs": 0},
-        evaluate={"min_accuracy": 0.05},
+        evaluate={"threshold": 0.05},
         export={"version": 3, "uncertainty": 2},
     )
     for stage in (search, sample, retrain, evaluate, export):
@@ -109,8 +109,8 @@ def test_card_says_what_was_measured(exported):
     results = json.loads((path / stage_table.RESULTS).read_text())
     row = next(row for row in results["rows"] if row["name"] == results["chosen"])
     test = card["metrics"]["test"]
-    assert test["accuracy"] == row["test_accuracy"] and test["total"] == 400 == card["reloaded"]["total"]
-    assert test["correct"] == card["reloaded"]["correct"] == np.trace(card["metrics"]["confusion"])
+    assert test["accuracy"] == row["test"]["accuracy"] and test["total"] == 400 == card["reloaded"]["total"]
+    assert test["correct"] == round(400 * card["reloaded"]["metric"]) == np.trace(card["metrics"]["confusion"])
     n, p, z = 400, test["accuracy"], 1.959963984540054  # Wilson's interval in closed form
     middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     bounds = [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
@@ -128,7 +128,7 @@ def test_card_says_what_was_measured(exported):
     assert f"| test | {p:.2%} | {bounds[0]:.2%} to {bounds[1]:.2%} | 400 |" in text
     assert "serve\\_uncertainty answers by 2 other networks" in text
     written = json.loads((path / stage_table.EXPORT_RESULTS).read_text())
-    assert written["test_accuracy"] == written["served_test_accuracy"] == p
+    assert written["test"] == written["served"] == p
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_no_version_is_left_of_what_does_not_pass(exported):
         manifest.stages["retrain"].outputs[stage_table.RESULTS] = digest
         manifest.stages["evaluate"].inputs[stage_table.RESULTS] = digest
         work.write_sealed(stage_table.MANIFEST, manifest)
-        with pytest.raises(UserError, match="of 400 test images correctly, but the network"):
+        with pytest.raises(UserError, match="on 400 test images, but the network"):
             export.run(other, path)
     finally:
         for name, content in before.items():
@@ -218,7 +218,7 @@ def test_a_failure_at_any_step_leaves_the_served_version_as_it_was(exported, tmp
         (target / "litert" / "model.tflite").write_text("after")
         return []
 
-    correct = {"correct": 1, "total": 1, "largest_difference": 0.0}
+    correct = {"metric": 1.0, "total": 1, "largest_difference": 0.0}
     replacements = {
         "savedmodel.write": saved_model,
         "warmup.write": lambda *_: None,

@@ -124,7 +124,7 @@ def test_a_stage_goes_on_in_its_scratch_folder(tmp_path):
     (first / stage_table.POSTERIOR).write_text("what the stage makes of it")
     assert place() == first and (first / "checkpoint").read_text() == "half"
     assert (first / stage_table.POSTERIOR).read_text() != "x"  # inputs were not copied over it again
-    changed = {**PARTS, "evaluate": '{"evaluate": {"min_accuracy": 0.5}}'}
+    changed = {**PARTS, "evaluate": '{"evaluate": {"threshold": 0.5}}'}
     others = [place(tuple(changed.values())), place(version="2"), place(shard="1/2")]
     others.append(place(inputs=(searched(tmp_path / "other", "z"),)))
     assert len({first, *others}) == 5

@@ -87,7 +87,7 @@ def test_the_most_probable_network_is_not_averaged_with_samples(files, answers):
     theirs = {c["number"]: c for c in candidates if c["kind"] == "posterior"}
     assert digests == [theirs[i]["digest"] for i in range(1, MEANS + 1)]
     accuracies = [answers(a)[1].mean() for a in posterior["first"]]
-    assert posterior["mean_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert posterior["mean_metric"] == pytest.approx(np.mean(accuracies))
     sizes = [c["parameters"] for i, c in theirs.items() if i]
     assert len(sizes) == ASKED - 1 and posterior["mean_parameters"] == pytest.approx(np.mean(sizes))
 
@@ -110,18 +110,18 @@ def test_the_best_of_equally_many_are_compared_on_the_same_examples(files, answe
     for kind, found in ranking["comparisons"].items():
         group, pair = ranking["kinds"][kind], found["paired"]
         assert found["count"] == min(ranking["kinds"]["posterior"]["able"], group["able"])
-        assert pair["only_found"] - pair["only_other"] == round(
-            found["num_examples"] * (found["accuracy"] - found["other_accuracy"])
+        assert pair["better"] - pair["worse"] == round(
+            found["num_examples"] * (found["metric"] - found["other_metric"])
         )
-        differ = pair["only_found"] + pair["only_other"]
-        p = 2 * stats.binom.cdf(min(pair["only_found"], pair["only_other"]), differ, 0.5)
+        differ = pair["better"] + pair["worse"]
+        p = 2 * stats.binom.cdf(min(pair["better"], pair["worse"]), differ, 0.5)
         assert pair["p_value"] == pytest.approx(min(1, p))
         if found["count"] == group["able"]:  # then the other's is the winner of its kind
             fresh, _ = answers(group["race"]["architecture"])
-            assert found["num_examples"] == len(fresh) and found["other_accuracy"] == pytest.approx(fresh.mean())
+            assert found["num_examples"] == len(fresh) and found["other_metric"] == pytest.approx(fresh.mean())
         if found["count"] == ranking["kinds"]["posterior"]["able"]:
             fresh, _ = answers(ranking["kinds"]["posterior"]["race"]["architecture"])
-            assert found["accuracy"] == pytest.approx(fresh.mean())
+            assert found["metric"] == pytest.approx(fresh.mean())
 
 
 def test_the_curve_is_measured_on_fresh_examples(files, answers):
@@ -131,7 +131,7 @@ def test_the_curve_is_measured_on_fresh_examples(files, answers):
     last = race["best_of"][-1]
     fresh, _ = answers(race["architecture"])
     assert last["count"] == posterior["able"]
-    assert last["mean"] == pytest.approx(fresh.mean()) == pytest.approx(race["fresh"]["accuracy"])
+    assert last["mean"] == pytest.approx(fresh.mean()) == pytest.approx(race["fresh"]["metrics"]["accuracy"])
 
 
 def test_an_ensemble_is_of_those_that_may_win(files):
@@ -154,7 +154,7 @@ def test_a_candidate_that_did_not_win_is_measured_as_the_winner_is(ran, files):
     ranking, _ = files
     best, fresh = (ranking["kinds"]["posterior"]["race"][name] for name in ("best", "fresh"))
     measured = sample.measure(config, path, best["number"])
-    assert measured.loss == pytest.approx(fresh["loss"]) and measured.accuracy == pytest.approx(fresh["accuracy"])
+    assert measured.loss == pytest.approx(fresh["loss"]) and measured.metrics == pytest.approx(fresh["metrics"])
     assert measured.num_examples == fresh["num_examples"]
     full = dataclasses.replace(config, sample=dataclasses.replace(config.sample, holdout=0.0))
     assert sample.measure(full, path, best["number"]).num_examples == 397

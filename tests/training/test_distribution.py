@@ -79,7 +79,8 @@ with strategy.scope():
         optimizer = tfnas.GatedOptimizer(keras.optimizers.AdamW(rate, weight_decay=0.01), gate_learning_rate=5.0)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    supernet.compile(optimizer, loss=networks.classification_loss(), auto_scale_loss=False)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    supernet.compile(optimizer, loss=loss, auto_scale_loss=False)
     drawing = supernet.draw if mode == "bounds" else supernet.gated_layers["one"]
     noise = strategy.run(lambda: drawing.relaxed_gates(12 // replicas))
     noise = [part.numpy() for part in strategy.experimental_local_results(noise)]

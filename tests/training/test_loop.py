@@ -28,7 +28,7 @@ def supernet(rate=0.1, scaled=False, **options):
     made = tfnas.gate(network(), ell2=50, num_examples=100, **options)
     optimizer = tfnas.GatedOptimizer(keras.optimizers.SGD(rate, 0.9, nesterov=True), gate_learning_rate=3.0)
     optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
-    made.compile(optimizer, loss=networks.classification_loss(), auto_scale_loss=False)
+    made.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), auto_scale_loss=False)
     made.optimizer.build(made.trainable_variables)
     return made
 
@@ -83,7 +83,11 @@ def taught(tmp_path, epochs=1, **options):
     teacher, student = network(), network()
     before = weights(teacher)
     teaching = distillation.Teacher(teacher, weight=0.7, temperature=3.0)
-    student.compile(keras.optimizers.SGD(0.1, 0.9), networks.classification_loss(), auto_scale_loss=False)
+    student.compile(
+        keras.optimizers.SGD(0.1, 0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        auto_scale_loss=False,
+    )
     checkpoints = Checkpoints(Workdir(tmp_path), "checkpoints", "key")
     step = loop.Step(student, teacher=teaching, **options)
     history = loop.train(step, student, repeated, 12, epochs, 3, checkpoints, "t")
@@ -95,7 +99,11 @@ def taught(tmp_path, epochs=1, **options):
 def test_a_teachers_loss_is_numpys():
     networks.set_seed(3)
     teacher, student = network(), network()
-    student.compile(keras.optimizers.SGD(0.1, 0.9), networks.classification_loss(), auto_scale_loss=False)
+    student.compile(
+        keras.optimizers.SGD(0.1, 0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        auto_scale_loss=False,
+    )
     student.optimizer.build(student.trainable_variables)
     images, labels = next(iter(batches()))
     logits, outputs = np.asarray(teacher(images)), np.asarray(student(images))
@@ -209,7 +217,7 @@ def test_a_resumed_training_equals_one_that_was_not_interrupted(tmp_path, kind, 
         model = tfnas.gate(network(), num_examples=100, **options)
         optimizer = kind(keras.optimizers.schedules.CosineDecay(0.01, 10), **arguments)
         optimizer.exclude_from_weight_decay(var_names=["bias"])
-        model.compile(optimizer, networks.classification_loss())
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         checkpoints = Checkpoints(Workdir(path), "checkpoints", "key")
         history = loop.train(loop.Step(model), model, repeated, 12, epochs, 3, checkpoints, "search")
         return history, [np.array(v) for v in [*model.variables, *model.optimizer.variables]]
@@ -242,7 +250,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     loop.train(loop.Step(model), model, batches, 12, 1, 3, checkpoints, "search")
     x = image = keras.Input((8, 8, 1))
     other = keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
-    other.compile("sgd", loss=networks.classification_loss())
+    other.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(
         UserError,
         match="checkpoint after step 3: .* arrays .* Received: .* another --workdir",
@@ -253,7 +261,11 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 def test_labels_in_a_column_count_as_labels_in_a_row():
     images, labels = next(iter(batches()))
     model = network()
-    model.compile(keras.optimizers.SGD(0.0), loss=networks.classification_loss(), metrics=["accuracy"])
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
     model.optimizer.build(model.trainable_variables)
     loss, accuracy = model.evaluate(images, labels, verbose=0)
     for shape in ((12,), (12, 1)):

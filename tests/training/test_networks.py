@@ -19,6 +19,7 @@ from tfnas.cutting import subnets
 from tfnas.data import pipeline
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.workdir import Workdir
+from tfnas.tasks.meanings import CLASSIFICATION
 from tfnas.training import building, loop, networks, schedules
 
 EPOCHS, STEPS = tiny.EPOCHS, tiny.STEPS
@@ -28,7 +29,7 @@ def made(learning_rate=0.05):
     networks.set_seed(0)
     supernet = tfnas.gate(tiny.build((8, 8, 1), 3), ell2=10, num_examples=100)
     optimizer = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(learning_rate, EPOCHS * STEPS), 0.9)
-    supernet.compile(optimizer, loss=networks.classification_loss(), metrics=["accuracy"])
+    supernet.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     return supernet
 
 
@@ -210,13 +211,13 @@ def test_the_restarts_fill_630_epochs():
     ],
 )
 def test_only_what_is_given_goes_to_the_builder(supernet, expected):
-    splits = types.SimpleNamespace(num_classes=3, image_shape=(8, 8, 1))
+    splits = types.SimpleNamespace(num_outputs=3, label_names="abc", task=CLASSIFICATION, image_shape=(8, 8, 1))
     arguments = building.network_arguments(config.Config(supernet=supernet), splits)
     assert arguments == {**expected, "num_classes": 3, "input_shape": (8, 8, 1)}
 
 
 def test_network_that_cannot_take_the_images_is_refused():
-    splits = types.SimpleNamespace(num_classes=3, image_shape=(8, 8, 1))
+    splits = types.SimpleNamespace(num_outputs=3, label_names="abc", task=CLASSIFICATION, image_shape=(8, 8, 1))
     made = config.Config(supernet=config.Supernet(name="densenet121"))
     with pytest.raises(UserError, match="densenet121: input_shape .* set --config.data.image_size"):
         building.network(made, splits)

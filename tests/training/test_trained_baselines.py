@@ -43,7 +43,7 @@ def test_frozen_gates_do_not_move_while_weights_do(rng):
     kernels = [layer.layer.kernel for layer in supernet.gated_layers.values()]
     before, weights = values(logits), values(kernels)
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
-    supernet.compile(optimizer, loss=networks.classification_loss())
+    supernet.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     supernet.fit(batches(rng, 3), shuffle=False, verbose=0)
     for old, new in zip(before, values(logits), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -73,7 +73,7 @@ def test_gates_during_a_step_are_exactly_its_path(rng):
                 assert moved or not seen[-1][name].all()
                 assert not (moved and name in sum(BLOCKS, []) and not seen[-1][name].any())
 
-    supernet.compile(keras.optimizers.SGD(0.05), loss=networks.classification_loss())
+    supernet.compile(keras.optimizers.SGD(0.05), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     supernet.fit(batches(rng, 4), callbacks=[Watch()], shuffle=False, verbose=0)
     for step, gates in enumerate(seen):
         path = reference_architectures.single_path(posterior, BLOCKS, 3, 20 + step)
@@ -173,7 +173,7 @@ def test_a_retraining_interrupted_among_the_trained_baselines_ends_the_same(samp
     ]
     found = rows[-1]["parameters"]
     for row in rows:
-        assert 0 < row["test_accuracy"] <= 1
+        assert 0 < row["test"]["accuracy"] <= 1
         if row["name"].startswith(("fixed drop", "magnitude")):
             assert 0.9 * found <= row["parameters"] <= found
     assert {row["num_tested"] for row in rows if "mean of" in row["name"]} == {2}
@@ -182,8 +182,8 @@ def test_a_retraining_interrupted_among_the_trained_baselines_ends_the_same(samp
     (chosen,) = (row for row in rows if row["name"] == results["chosen"])
     for row in rows:  # whoever is right more often has more examples that it alone has right
         if "mean of" not in row["name"]:
-            more = row["paired"]["only_found"] - row["paired"]["only_other"]
-            assert more == round(tested * (chosen["test_accuracy"] - row["test_accuracy"]))
+            more = row["paired"]["better"] - row["paired"]["worse"]
+            assert more == round(tested * (chosen["test"]["accuracy"] - row["test"]["accuracy"]))
     with killed_after_writing(monkeypatch, networks.retrain_checkpoints("single path")):
         retrain.run(CONFIG, killed)
     assert not (killed / stage_table.RESULTS).exists()

@@ -69,10 +69,14 @@ class Stages:
         work = workdir.Workdir(path)
 
         def body():
-            score = {"loss": loss_of(config.search), "accuracy": accuracy_of(config.search), "num_examples": 80}
+            score = {
+                "loss": loss_of(config.search),
+                "metrics": {"accuracy": accuracy_of(config.search)},
+                "num_examples": 80,
+            }
             parameters = [round(FULL * kept_of(config.search) * size) for size in self.spread]
             candidates = [
-                candidate("posterior", i, score["loss"] * (0.9 + 0.1 * i), score["accuracy"], size, 320 - i)
+                candidate("posterior", i, score["loss"] * (0.9 + 0.1 * i), score["metrics"]["accuracy"], size, 320 - i)
                 for i, size in enumerate(parameters)
             ]
             # Cut off, or of another kind: neither is ever the best, however small.
@@ -80,7 +84,7 @@ class Stages:
             others += [{**candidates[0], "parameters": 1, "kind": kind} for kind in KINDS[1:]]
             work.write_lines(stage_table.CANDIDATES, candidates + others)
             won = {**race(candidates[0], 0.5), "fresh": score if self.fresh else None}
-            means = {"mean_accuracy": 0.5, "mean_loss": 1.0, "mean_parameters": 7.0}
+            means = {"mean_metric": 0.5, "mean_loss": 1.0, "mean_parameters": 7.0}
             ranking = ranking_of([candidates[0], *others[1:]], race=won, **means)
             work.write_json(stage_table.RANKING, ranking)
             work.write(stage_table.ARCHITECTURE, lambda file: file.write_text("{}"))
@@ -89,7 +93,7 @@ class Stages:
 
     def measure(self, config, path, number):
         self.measured.append(number)
-        return Score(loss=loss_of(config.search) + number / 100, accuracy=0.5, num_examples=80)
+        return Score(loss=loss_of(config.search) + number / 100, metrics={"accuracy": 0.5}, num_examples=80)
 
 
 @pytest.fixture
@@ -299,14 +303,14 @@ def test_without_fresh_examples_the_races_count(stages, tmp_path):
 @pytest.mark.parametrize(
     "found, objective, score",
     [
-        ({"loss": 0.5, "accuracy": 0.25}, "loss", math.exp(-0.5)),
-        ({"loss": 0.5, "accuracy": 0.25}, "accuracy", 0.25),
-        ({"loss": math.inf, "accuracy": 0.25}, "loss", 0.0),
-        ({"loss": math.nan, "accuracy": 0.25}, "loss", 0.0),
+        ({"loss": 0.5, "metric": 0.25}, "loss", math.exp(-0.5)),
+        ({"loss": 0.5, "metric": 0.25}, "accuracy", 0.25),
+        ({"loss": math.inf, "metric": 0.25}, "loss", 0.0),
+        ({"loss": math.nan, "metric": 0.25}, "loss", 0.0),
     ],
 )
 def test_the_score_is_bounded(found, objective, score):
-    means = {"mean_loss": 1.0, "mean_accuracy": 0.5, "mean_parameters": 7.0}
+    means = {"mean_loss": 1.0, "mean_metric": 0.5, "mean_parameters": 7.0}
     found = trials.Found(parameters=1, num_examples=1, fresh=True, **found, **means)
     assert trials.Trial("f", {}, 1, trials.COMPLETE, "", found).score(objective) == pytest.approx(score)
     assert trials.Trial("f", {}, 1, trials.TOO_LARGE, "", found).score(objective) == 0

@@ -213,42 +213,66 @@ def proportion_interval(correct: int, total: int, level: float = 0.95) -> tuple[
 class Paired:
     """Paired comparison of the network found with another one, on the same examples.
 
+    The test flips signs (Fisher 1935): if the two networks are equally good, each difference of their errors is as
+    likely as its negative. p is the share of all choices of signs whose mean is at least as far from 0 as the mean
+    found. Of errors of 0 and 1, this is McNemar's exact test (1947), whose p is a binomial probability; of others, such
+    as losses, it is estimated from random signs.
+
     Attributes:
-        only_found: number of examples that only the network found classifies correctly.
-        only_other: number of examples that only the other network classifies correctly.
+        better: number of examples on which the network found has the smaller error.
+        worse: number of examples on which it has the larger error.
+        difference: mean error of the network found less that of the other network.
+        p_value: two-sided p-value.
     """
 
-    only_found: int
-    only_other: int
+    better: int
+    worse: int
+    difference: float
+    p_value: float
 
     @classmethod
-    def of(cls, found: ArrayLike, other: ArrayLike) -> Paired:
-        """Compares which examples each classifies correctly: bool, shape (n,).
+    def of(cls, found: ArrayLike, other: ArrayLike, repeats: int = 9999, seed: int = 0) -> Paired:
+        """Compares errors of the same examples: 0 and 1, or losses.
+
+        Args:
+            found: of the network found, shape (n,); an error that is not finite makes the test undecided, with p = 1.
+            other: of the other network, likewise.
+            repeats: number of random choices of signs.
+            seed: of these.
 
         Raises:
-            UserError: if the arguments are not these.
+            UserError: if the shapes differ, or are not (n,).
         """
-        found, other = np.asarray(found), np.asarray(other)
-        if found.ndim != 1 or found.shape != other.shape or {found.dtype, other.dtype} != {np.dtype(bool)}:
+        found, other = np.asarray(found, np.float64), np.asarray(other, np.float64)
+        if found.ndim != 1 or found.shape != other.shape or not found.size:
             raise UserError(
-                "Paired: expected bool arrays of shape (n,), whether each network classifies each example correctly. "
-                f"Received: {found.dtype} {found.shape} and {other.dtype} {other.shape}"
+                "Paired: expected arrays of shape (n,), the errors of each network on the same examples. "
+                f"Received: shapes {found.shape} and {other.shape}"
             )
-        return cls(int((found & ~other).sum()), int((other & ~found).sum()))
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided p-value of McNemar's exact test (1947) that both are correct equally often.
-
-        Examples on which they agree carry no information. The others would be split evenly between two equally good
-        networks: p is the binomial probability of a split at least as uneven.
-        """
-        differ = self.only_found + self.only_other
-        return float(stats.binomtest(self.only_found, differ).pvalue) if differ else 1.0
+        with np.errstate(invalid="ignore"):
+            differences = found - other
+        better, worse = int((differences < 0).sum()), int((differences > 0).sum())
+        if not np.isfinite(differences).all():
+            return cls(better, worse, 0.0, 1.0)
+        differing = np.abs(differences[differences != 0])
+        if not differing.size:
+            p_value = 1.0
+        elif np.all(differing == differing[0]):
+            p_value = float(stats.binomtest(better, better + worse).pvalue)
+        else:
+            p_value = _by_signs(differing, abs(differences.sum()), repeats, seed)
+        return cls(better, worse, float(differences.mean()), p_value)
 
     def record(self) -> dict[str, Any]:
         """Returns the values as a dictionary for JSON."""
-        return {"only_found": self.only_found, "only_other": self.only_other, "p_value": self.p_value}
+        return dataclasses.asdict(self)
+
+
+def _by_signs(sizes: np.ndarray, total: float, repeats: int, seed: int) -> float:
+    """Share of random choices of signs, the actual one included, with a sum at least as far from 0 as `total`."""
+    rng = np.random.default_rng(seed)
+    at_least = sum(abs(np.where(rng.random(sizes.size) < 0.5, sizes, -sizes).sum()) >= total for _ in range(repeats))
+    return float((1 + at_least) / (1 + repeats))
 
 
 def _interval(samples: np.ndarray, level: float) -> np.ndarray:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from tfnas.common import schema
+from tfnas.common import schema, user_functions
 from tfnas.config import fields
 from tfnas.config.sections.data import Data
 from tfnas.config.sections.evaluate import Evaluate
@@ -28,6 +28,7 @@ from tfnas.config.sections.search import Search
 from tfnas.config.sections.supernet import Supernet
 from tfnas.config.sections.training import Training
 from tfnas.config.sections.tune import Tune
+from tfnas.tasks import facts
 
 _MOST = 2**31  # bound of every integer, set by the seeds of NumPy and TensorFlow
 
@@ -45,10 +46,21 @@ class Config:
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     tune: Tune = Tune()
+    # What the network is for: 'classification', 'multi_label', 'regression', 'segmentation' or 'custom'
+    # (docs/your_model.md). All but the first need data.source.
+    task: str = "classification"
+    loss: str = ""  # 'package.module:loss', a function of (targets, outputs), in place of the task's; 'custom' needs it
+    metric: str = ""  # 'package.module:metric', likewise, or a class of keras.metrics.Metric; of 'custom' only
+    metric_goal: str = ""  # of it: 'max' or 'min', whether higher or lower is better
     # Devices: 'auto', 'one_device', 'mirrored' (all GPUs of this machine), 'multi_worker' (all GPUs of the processes in
     # TF_CONFIG) or 'tpu'. A run may be resumed on others.
     distribution: str = "auto"
     seed: int = 0
+
+    @property
+    def facts(self) -> facts.Facts:
+        """What a run measures: the metrics of its task."""
+        return facts.facts_of(self.task, self.metric, self.metric_goal)
 
     def check(self) -> Config:
         """This config with the values for what is left out. Raises UserError for a value out of range, or two that do
@@ -67,6 +79,7 @@ class Config:
         for field in dataclasses.fields(self):
             if dataclasses.is_dataclass(section := getattr(self, field.name)):
                 section.check()  # type: ignore[union-attr]
+        self._check_task()
         if self.search.published:
             self.sample.check_published()
             others, of = ["gate_step"], "a search with bounds, and search.ell2 is set"
@@ -86,9 +99,9 @@ class Config:
         taught = not self.retrain.distill or self.retrain.baseline or self.supernet.trained
         expected = "left at 0 without a teacher, which retrain.baseline or trained weights give (supernet.weights)"
         fields.require(taught, "retrain.distill", self.retrain.distill, expected)
-        compared = self.retrain.baseline or self.evaluate.max_accuracy_loss == 1
+        compared = self.retrain.baseline or self.evaluate.max_drop == 1
         expected = "left at 1 without retrain.baseline: there is no full network to compare with"
-        fields.require(compared, "evaluate.max_accuracy_loss", self.evaluate.max_accuracy_loss, expected)
+        fields.require(compared, "evaluate.max_drop", self.evaluate.max_drop, expected)
         members, leaders = self.export.uncertainty, min(self.sample.num_tested, self.sample.num_candidates)
         expected = f"at most sample.num_tested and sample.num_candidates, {leaders}: so many of the best are kept"
         fields.require(members <= leaders, "export.uncertainty", members, expected)
@@ -106,6 +119,37 @@ class Config:
                 else:
                     fields.require(item < _MOST, key, value, f"below {_MOST}")
         check_name(self.export.name or self.data.short_name, self.export.name)
+
+    def _check_task(self) -> None:
+        fields.one_of("task", self.task, facts.NAMES)
+        own = self.task == facts.CUSTOM
+        if self.loss or own:
+            user_functions.check_name("loss", self.loss)
+        if own:
+            user_functions.check_name("metric", self.metric)
+            fields.one_of("metric_goal", self.metric_goal, facts.GOALS)
+        for name in ("metric", "metric_goal"):
+            given = getattr(self, name)
+            fields.require(own or not given, name, given, "left out: it belongs to task='custom'")
+        task = self.facts
+        fields.one_of("sample.rank_by", self.sample.rank_by, ("loss", task.example.name))
+        fields.one_of("tune.objective", self.tune.objective, ("loss", task.example.name))
+        limit = self.evaluate.threshold
+        fields.require(limit <= 1 or not task.headline.share, "evaluate.threshold", limit, "a share in [0, 1]")
+        if task.classes:
+            return
+        expected = f"a function that returns the splits, with task='{self.task}'"
+        fields.require(bool(self.data.source), "data.source", self.data.source, expected)
+        for key, value in (
+            ("retrain.distill", self.retrain.distill),
+            ("sample.ensemble", self.sample.ensemble),
+            ("export.uncertainty", self.export.uncertainty),
+        ):
+            fields.require(not value, key, value, "left at 0: it belongs to task='classification'")
+        if task.spatial:
+            expected = f"left out: with task='{self.task}', a crop would have to be the mask's too"
+            fields.require(not self.data.pad_crop, "data.pad_crop", self.data.pad_crop, expected)
+            fields.require(not self.data.random_resized_crop, "data.random_resized_crop", True, expected)
 
 
 def _leaves(config: Config) -> Iterator[tuple[str, Any]]:

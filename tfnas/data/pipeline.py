@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfnas import config as config_lib
 from tfnas.common.errors import UserError
 from tfnas.data import sources
+from tfnas.tasks.meanings import CLASSIFICATION, Task
 
 SPLITS = sources.SPLITS
 
@@ -24,11 +25,13 @@ class Splits:
     """Three disjoint splits of a data set. Nothing is read until a split is iterated.
 
     Attributes:
-        train, validation, test: tf.data of (image uint8 (H, W, C), label int64 scalar), one example each. With
+        train, validation, test: tf.data of (image uint8 (H, W, C), target) or (image, target, weight float32 scalar),
+            one example each; a target is as the task's losses take it, such as an int64 scalar. With
             `random_resized_crop`, train has the images in their original sizes, for random crops.
         sizes: number of examples by split name; without 'test' if counting it would require reading it.
         image_shape: (H, W, C) of a network's input.
-        label_names: one per class.
+        label_names: one per class, label or number; none if the task does not know them.
+        task: what targets mean.
     """
 
     train: tf.data.Dataset
@@ -37,33 +40,36 @@ class Splits:
     sizes: dict[str, int]
     image_shape: tuple[int, int, int]
     label_names: tuple[str, ...]
+    task: Task = CLASSIFICATION
 
     @property
-    def num_classes(self) -> int:
-        """Number of labels."""
+    def num_outputs(self) -> int:
+        """Number of classes, labels or numbers."""
         return len(self.label_names)
 
     def summary(self) -> str:
-        """Summarizes shape, classes and sizes in one line."""
+        """Summarizes shape, outputs and sizes in one line."""
         sizes = " / ".join(f"{s} {self.sizes[s]:,}" if s in self.sizes else f"{s} not counted" for s in SPLITS)
-        return f"{'x'.join(map(str, self.image_shape))}, {self.num_classes} classes -> {sizes}"
+        outputs = f", {self.num_outputs} {self.task.nouns}" if self.label_names else ""
+        return f"{'x'.join(map(str, self.image_shape))}{outputs} -> {sizes}"
 
 
-def load(config: config_lib.Data, folder: pathlib.Path) -> Splits:
+def load(config: config_lib.Data, folder: pathlib.Path, task: Task = CLASSIFICATION) -> Splits:
     """Loads the three splits that `config` names.
 
     Args:
         config: settings.
         folder: where the bundled digits are prepared if no data_dir is set.
+        task: what targets mean.
 
     Raises:
         UserError: if the data set is unknown or not prepared, images differ in size, there are no labels, or a split
             is unknown, empty or overlaps another.
     """
-    return from_source(sources.load(config, folder), config)
+    return from_source(sources.load(config, folder, task), config, task)
 
 
-def from_source(source: sources.Source, config: config_lib.Data) -> Splits:
+def from_source(source: sources.Source, config: config_lib.Data, task: Task = CLASSIFICATION) -> Splits:
     """Prepares the splits of `sources.load`. Raises UserError if the images differ in size."""
     shape = source.image_shape
     if config.image_size:
@@ -83,7 +89,7 @@ def from_source(source: sources.Source, config: config_lib.Data) -> Splits:
         if not config.image_size or (split == "train" and config.random_resized_crop):
             return dataset
         return dataset.map(
-            lambda image, label: (prepare(image, config), label),
+            lambda image, target, *weight: (prepare(image, config), resized_target(target, config, task), *weight),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -93,6 +99,7 @@ def from_source(source: sources.Source, config: config_lib.Data) -> Splits:
         sizes=source.sizes,
         image_shape=(height, width, channels),
         label_names=source.label_names,
+        task=task,
     )
 
 
@@ -102,8 +109,8 @@ def standardize(image: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
 
 
 def evaluation_batches(dataset: tf.data.Dataset, config: config_lib.Data, batch_size: int) -> tf.data.Dataset:
-    """Returns batches of (standardized image, label) in order; the last one may be smaller."""
-    batches = dataset.batch(batch_size).map(lambda image, label: (standardize(image, config), label))
+    """Returns batches of (standardized image, target, maybe weight) in order; the last one may be smaller."""
+    batches = dataset.batch(batch_size).map(lambda image, *others: (standardize(image, config), *others))
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
@@ -165,11 +172,13 @@ def training_batches(
     steps = size // batch_size
     first_epoch, skipped = divmod(first_step, steps)
 
-    def augmented(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def augmented(key: tf.Tensor, image: tf.Tensor, target: tf.Tensor, *weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image_seed = tf.stack([tf.cast(seed, tf.int64), key])
         if config.random_resized_crop:
             image = _random_crop(image, config.image_size, image_seed + [3, 0])
-        return _augment(standardize(image, config), config, image_seed), label
+        if splits.task.facts.spatial and config.flip:
+            target = _flipped(target[..., None], image_seed)[..., 0]
+        return _augment(standardize(image, config), config, image_seed), target, *weight
 
     train, buffer = splits.train, size
     image_bytes = _image_bytes(splits)
@@ -178,7 +187,7 @@ def training_batches(
     else:
         buffer = min(size, max(batch_size, _MEMORY // image_bytes))
 
-    def in_share(key: tf.Tensor, pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    def in_share(key: tf.Tensor, example: tuple[tf.Tensor, ...]) -> tf.Tensor:
         return key % size % batch_size // (batch_size // share.processes) == share.process
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -187,7 +196,7 @@ def training_batches(
         keyed = keyed.skip(tf.where(epoch == first_epoch, tf.constant(skipped * batch_size, tf.int64), 0))
         if share.processes > 1:
             keyed = keyed.filter(in_share)
-        examples = keyed.map(lambda key, pair: augmented(pair[0], pair[1], key), num_parallel_calls=tf.data.AUTOTUNE)
+        examples = keyed.map(lambda key, example: augmented(key, *example), num_parallel_calls=tf.data.AUTOTUNE)
         return examples.batch(batch_size // parts, drop_remainder=True)
 
     numbers = tf.data.Dataset.range(first_epoch, epochs)
@@ -200,7 +209,7 @@ def _image_bytes(splits: Splits) -> int:
     shape = splits.train.element_spec[0].shape
     if shape.is_fully_defined():
         return math.prod(shape)
-    first = [image.size for image, _ in splits.train.take(16).as_numpy_iterator()]
+    first = [image.size for image, *_ in splits.train.take(16).as_numpy_iterator()]
     return max(1, sum(first) // len(first))
 
 
@@ -226,7 +235,7 @@ def _augment(image: tf.Tensor, config: config_lib.Data, seed: tf.Tensor) -> tf.T
         padded = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
         image = tf.image.stateless_random_crop(padded, (height, width, channels), seed)
     if config.flip:
-        image = tf.image.stateless_random_flip_left_right(image, seed + [1, 0])
+        image = _flipped(image, seed)
     if config.cutout:
         center = tf.random.stateless_uniform([2], seed + [2, 0], 0.0, [float(height), float(width)])
         half = config.cutout / 2
@@ -235,6 +244,18 @@ def _augment(image: tf.Tensor, config: config_lib.Data, seed: tf.Tensor) -> tf.T
         hole = rows[:, None, None] & columns[None, :, None]
         image = tf.where(hole, 0.0, image)
     return image
+
+
+def _flipped(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Mirrors left and right at random: an image and its mask, of the same seed, alike."""
+    return tf.image.stateless_random_flip_left_right(image, seed + [1, 0])
+
+
+def resized_target(target: tf.Tensor, config: config_lib.Data, task: Task) -> tf.Tensor:
+    """Resizes a target that has a position for each pixel like its image; others stay."""
+    if not (task.facts.spatial and config.image_size):
+        return target
+    return tf.image.resize(target[..., None], (config.image_size, config.image_size), method="nearest")[..., 0]
 
 
 def prepare(images: tf.Tensor, config: config_lib.Data) -> tf.Tensor:

@@ -1,8 +1,9 @@
 """Converts an exported network to LiteRT, ONNX and OpenVINO, in float32 and 8 bits, and scores it in their runtimes.
 
-Each file takes raw pixels, uint8 (N, H, W, C) of the network's own size and any N, and returns probabilities, float32
-(N, classes). Scaling and standardization are included, resizing is not. The packages are the optional extra 'formats'.
-They are imported where they are used, after TensorFlow, and only if one of these formats is requested.
+Each file takes raw pixels, uint8 (N, H, W, C) of the network's own size and any N, and returns the first of the task's
+answers, such as probabilities, float32 (N, ...). Scaling and standardization are included, resizing is not. The
+packages are the optional extra 'formats'. They are imported where they are used, after TensorFlow, and only if one of
+these formats is requested.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tfnas.common.errors import UserError, brief
 from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.runs.measured import Converted
+from tfnas.tasks.columns import Tally
 from tfnas.training import distribution
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -65,55 +67,57 @@ def convert(
     The test split is read once, after all conversions, and not at all if there is nothing to score.
 
     Args:
-        model: model from standardized float32 images (N, H, W, C) to logits (N, classes); not changed.
+        model: model from standardized float32 images (N, H, W, C) to the task's outputs; not changed.
         splits: the training images calibrate 8 bits, a validation batch is compared, the test images are scored.
         config: settings of the standardization and of the number of calibration images.
         formats: names of `config.FORMATS`.
         folder: empty temporary folder.
 
     Returns:
-        For each format, in the order of `formats`, the files relative to `folder`, the accuracy by the format's own
-        runtime, and the largest difference on the validation batch.
+        For each format, in the order of `formats`, the files relative to `folder`, the first metric of the task by the
+        format's own runtime, and the largest difference on the validation batch.
 
     Raises:
-        UserError: if a package is missing, a converter or runtime refuses the network, or a float32 format's
-            probabilities differ by more than 1e-4.
+        UserError: if a package is missing, a converter or runtime refuses the network, or a float32 format's answers
+            differ by more than 1e-4, of the largest if that is above 1.
     """
     require(formats)
     if not formats:
         return []
     network = _Network(model, splits, config)
-    images, _ = next(iter(splits.validation.batch(_BATCH)))
-    expected = network.probabilities(images)
+    images = next(iter(splits.validation.batch(_BATCH)))[0]
+    expected = network.answers(images)
+    tolerance = _TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if any(name.endswith("_int8") for name in formats):
         network.calibrate()
     predictors, differences, same = {}, {}, {}
+    headline = splits.task.facts.headline
     for name in formats:
         predictors[name], answer = _written(network, name, folder, images.numpy())
         differences[name] = float(np.abs(answer - expected).max())
-        same[name] = int(np.sum(answer.argmax(-1) == expected.argmax(-1)))
-        if not name.endswith("_int8") and not differences[name] <= _TOLERANCE:
+        same[name] = _agreement(answer, expected) if splits.task.facts.exact else ""
+        if not name.endswith("_int8") and not differences[name] <= tolerance:
             raise UserError(
-                f"export.formats: the network as '{name}' differs by {differences[name]:.1e} in a probability, more "
-                f"than {_TOLERANCE:.0e}; leave '{name}' out, and please report it with your config"
+                f"export.formats: the network as '{name}' differs by {differences[name]:.1e} in an answer, more "
+                f"than {tolerance:.0e}; leave '{name}' out, and please report it with your config"
             )
-    accuracies = _accuracies(network, splits, predictors)
+    metrics = _metrics(network, splits, predictors)
     converted = [
         Converted(
             format=name,
             file=f"{name}/{_FILES[name]}",
             bytes=sum(file.stat().st_size for file in (folder / name).iterdir()),
-            test_accuracy=accuracies[name],
-            test_accuracy_change=100 * (accuracies[name] - accuracies["keras"]),
+            test=metrics[name],
+            change=metrics[name] - metrics["keras"],
             largest_difference=differences[name],
         )
         for name in formats
     ]
     for one in converted:
         terminal.console.print(
-            f"export    {one.format}: {one.bytes:,} bytes, test accuracy {one.test_accuracy:.2%} "
-            f"({one.test_accuracy_change:+.2f} points); {same[one.format]} of {len(expected)} validation images "
-            f"classified like the Keras model, probabilities within {one.largest_difference:.1e} of its"
+            f"export    {one.format}: {one.bytes:,} bytes, test {headline.title} {headline.exactly(one.test)} "
+            f"({headline.changed(one.change)}); {same[one.format]}{splits.task.primary} within "
+            f"{one.largest_difference:.1e} of {'its' if splits.task.facts.exact else 'the Keras model'}"
         )
     return converted
 
@@ -126,7 +130,7 @@ def load(name: str, file: str | os.PathLike[str]) -> Predict:
         file: path of its 'model.*'.
 
     Returns:
-        A function from images, uint8 (N, H, W, C), any N, to probabilities, float32 (N, classes).
+        A function from images, uint8 (N, H, W, C), any N, to the first of the task's answers, float32 (N, ...).
     """
     return {"litert": _load_litert, "onnx": _load_onnx, "openvino": _load_openvino}[name.removesuffix("_int8")](
         os.fspath(file)
@@ -137,7 +141,7 @@ class _Network:
     """A model with its preprocessing, as input of the converters.
 
     Attributes:
-        module: module with one function, `serve`, from pixels to a dict of probabilities. Its weights are constants,
+        module: module with one function, `serve`, from pixels to a dict of one answer. Its weights are constants,
             because converters omit Keras's variables from their files.
         calibration: training images without augmentation, uint8 (at most `export.calibration`, H, W, C); after
             `calibrate` only.
@@ -149,15 +153,20 @@ class _Network:
         self.splits = splits
         self.config = config
         spec = tf.TensorSpec((None, *splits.image_shape), tf.uint8, name="image")
+        primary = splits.task.primary
+
+        def answer(pixels: tf.Tensor) -> tf.Tensor:
+            outputs = tf.cast(model(pixels, training=False), tf.float32)
+            return splits.task.answer(outputs, splits.label_names)[primary]
 
         def serve(image: tf.Tensor) -> tf.Tensor:
-            return tf.nn.softmax(model(pipeline.standardize(image, config.data), training=False))
+            return answer(pipeline.standardize(image, config.data))
 
         pixels = tf.TensorSpec((None, *splits.image_shape), tf.float32)
 
         def exact(pixels: tf.Tensor) -> tf.Tensor:
             with tf.device("CPU:0"):  # like the runtimes it is compared with
-                return tf.nn.softmax(model(pixels, training=False))
+                return answer(pixels)
 
         self._exact = tf.function(exact, input_signature=[pixels], autograph=False)
         with terminal.errors_expected():
@@ -166,11 +175,11 @@ class _Network:
             )
         self.module = tf.Module()
         self.module.serve = tf.function(
-            lambda image: {"probabilities": constant(image)[0]}, input_signature=[spec], autograph=False
+            lambda image: {primary: constant(image)[0]}, input_signature=[spec], autograph=False
         )
 
-    def probabilities(self, images: tf.Tensor) -> np.ndarray:
-        """Returns the Keras model's probabilities for a batch, computed on the CPU."""
+    def answers(self, images: tf.Tensor) -> np.ndarray:
+        """Returns the Keras model's answers for a batch, computed on the CPU."""
         with distribution.full_precision():
             return self._exact(pipeline.standardize(images, self.config.data)).numpy()
 
@@ -277,7 +286,7 @@ def _load_litert(file: str) -> Predict:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=file, num_threads=os.cpu_count())
-    (image,), (probabilities,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (image,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
     shape: tuple[int, ...] = ()
 
     def predict(images: np.ndarray) -> np.ndarray:
@@ -288,7 +297,7 @@ def _load_litert(file: str) -> Predict:
             shape = images.shape
         interpreter.set_tensor(image["index"], images)
         interpreter.invoke()
-        return interpreter.get_tensor(probabilities["index"])
+        return interpreter.get_tensor(answer["index"])
 
     return predict
 
@@ -299,13 +308,13 @@ def _load_onnx(file: str) -> Predict:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["probabilities"], {"image": images})[0]
+    return lambda images: session.run(None, {"image": images})[0]
 
 
 def _load_openvino(file: str) -> Predict:
     # By default, OpenVINO computes in bfloat16 if the CPU supports it.
     network = _openvino().Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda images: network(images)["probabilities"]
+    return lambda images: network(images)[0]
 
 
 def _openvino() -> Any:
@@ -316,15 +325,19 @@ def _openvino() -> Any:
     return openvino
 
 
-def _accuracies(network: _Network, splits: pipeline.Splits, predictors: dict[str, Predict]) -> dict[str, float]:
-    """Returns the test accuracy of each predictor, and of the Keras model as 'keras'; the images are read once."""
-    right = dict.fromkeys(("keras", *predictors), 0)
-    number = 0
-    for images, labels in splits.test.batch(_BATCH):
-        number += len(labels)
+def _agreement(answer: np.ndarray, expected: np.ndarray) -> str:
+    """How many images are classified alike, in words."""
+    alike = int(np.sum(answer.argmax(-1) == expected.argmax(-1)))
+    return f"{alike} of {len(expected)} validation images classified like the Keras model, "
+
+
+def _metrics(network: _Network, splits: pipeline.Splits, predictors: dict[str, Predict]) -> dict[str, float]:
+    """Returns the first test metric of each predictor, and of the Keras model as 'keras'; the images are read once."""
+    tallies = {name: Tally(splits.task, splits.num_outputs) for name in ("keras", *predictors)}
+    for images, targets, *_ in splits.test.batch(_BATCH):
         pixels = images.numpy()
-        answers = {"keras": network.probabilities(images)}
+        answers = {"keras": network.answers(images)}
         answers |= {name: predict(pixels) for name, predict in predictors.items()}
-        for name, probabilities in answers.items():
-            right[name] += int((probabilities.argmax(-1) == labels.numpy()).sum())
-    return {name: count / number for name, count in right.items()}
+        for name, answer in answers.items():
+            tallies[name].update(targets, tf.constant(answer))
+    return {name: splits.task.facts.headline.of(tally.metrics()) for name, tally in tallies.items()}

@@ -1,4 +1,4 @@
-"""The SavedModel for serving: raw or encoded images in, named probabilities out. It needs no other package."""
+"""The SavedModel for serving: raw or encoded images in, the task's answers out. It needs no other package."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from tfnas.config import Config
 from tfnas.data import pipeline, sources
+from tfnas.tasks.meanings import named
 
 DEFAULT, BYTES, UNCERTAINTY = "serving_default", "serve_bytes", "serve_uncertainty"
-_TOP_CLASSES = 5  # number of classes returned by name
 # By format, the first bytes of its files, and the numbers of channels that TensorFlow decodes them to. Not GIF:
 # TensorFlow decodes all of its frames to use one, and no header states how much memory they take.
 _FORMATS = {
@@ -39,37 +39,34 @@ def write(
       with a number of channels that no file format has, such as 2, do not have this signature.
     - `serve_uncertainty`, with an `ensemble`: `image` as above.
 
-    The first two return `probabilities` float32 (N, classes), in the order of the labels, and for the k = min(5,
-    classes) most probable classes in descending order, the names `classes` string (N, k) and the probabilities
-    `scores` float32 (N, k). The third returns, for the average of the members, `mean` float32 (N, classes), its
-    `classes` and `scores`, its `entropy` float32 (N,) in nats, and `disagreement` float32 (N,), the share of members
-    whose most probable class is not the mean's.
+    The first two return what the task answers (`tfnas.tasks.meanings`). Of a classification, `probabilities` float32
+    (N, classes), in the order of the labels, and for the k = min(5, classes) most probable classes in descending order,
+    the names `classes` string (N, k) and the probabilities `scores` float32 (N, k); of several labels the same. Of a
+    segmentation, `probabilities` (N, H, W, classes) and `mask` int32 (N, H, W); of a regression, `values` float32 (N,
+    numbers); of a custom task, `outputs`. The third returns, for the average of the members, `mean` float32 (N,
+    classes), its `classes` and `scores`, its `entropy` float32 (N,) in nats, and `disagreement` float32 (N,), the share
+    of members whose most probable class is not the mean's.
 
     An empty batch, an image of the wrong size or with more pixels than `export.max_pixels`, and bytes that are not an
     image raise an InvalidArgumentError that states what is expected and what was received.
 
     Args:
-        model: model from standardized float32 images (N, H, W, C) to logits (N, classes).
-        splits: the splits, of which only `image_shape` and `label_names` are read.
+        model: model from standardized float32 images (N, H, W, C) to the outputs of the task, such as logits.
+        splits: the splits, of which only `image_shape`, `label_names` and `task` are read.
         config: settings of the preprocessing.
         path: folder to write.
         ensemble: models like `model`, whose probabilities are averaged.
     """
-    labels = tf.constant(splits.label_names)
+    task, labels = splits.task, splits.label_names
 
-    def probabilities(network: keras.Model, image: tf.Tensor) -> tf.Tensor:
-        return tf.nn.softmax(network(pipeline.standardize(image, config.data), training=False))
+    def outputs(network: keras.Model, image: tf.Tensor) -> tf.Tensor:
+        return tf.cast(network(pipeline.standardize(image, config.data), training=False), tf.float32)
 
     def prepared(image: tf.Tensor) -> tf.Tensor:
         return pipeline.prepare(_checked(image, splits, config), config.data)
 
-    def named(found: tf.Tensor) -> dict[str, tf.Tensor]:
-        scores, places = tf.math.top_k(found, min(_TOP_CLASSES, splits.num_classes))
-        return {"classes": tf.gather(labels, places), "scores": scores}
-
     def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = probabilities(model, image)
-        return {"probabilities": found, **named(found)}
+        return task.answer(outputs(model, image), labels)
 
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return answer(prepared(image))
@@ -79,14 +76,14 @@ def write(
 
     def serve_uncertainty(image: tf.Tensor) -> dict[str, tf.Tensor]:
         image = prepared(image)
-        members = tf.stack([probabilities(member, image) for member in ensemble])
+        members = tf.nn.softmax(tf.stack([outputs(member, image) for member in ensemble]))
         mean = tf.reduce_mean(members, 0)
         differs = tf.argmax(members, -1) != tf.argmax(mean, -1)
         return {
             "mean": mean,
             "entropy": -tf.reduce_sum(tf.math.xlogy(mean, mean), -1),
             "disagreement": tf.reduce_mean(tf.cast(differs, tf.float32), 0),
-            **named(mean),
+            **named(mean, labels),
         }
 
     channels = splits.image_shape[-1]

@@ -21,10 +21,12 @@ from tfnas.common.errors import UserError
 from tfnas.config import Config
 from tfnas.data import pipeline, sources
 from tfnas.exporting import savedmodel
+from tfnas.tasks.columns import Tally
 from tfnas.training import distribution
 
-_TOLERANCE = 1e-5  # of probabilities, between the network and the SavedModel
-_COMPARED = 64  # validation images whose probabilities are compared
+_TOLERANCE = 1e-5  # of probabilities, between the network and the SavedModel; of larger answers, of the largest
+_NEARLY = 1e-3  # share of a metric by which it may differ, where examples are not just right or wrong
+_COMPARED = 64  # validation images whose answers are compared
 _BATCH = 64  # test images that are sent at a time
 _NEAR_TIE = 1e-3  # difference of the two largest probabilities whose order may depend on a device's rounding
 _PER_DIFFERENCE = 10_000  # test images per near-tie that may be classified differently, rounded up
@@ -45,18 +47,21 @@ while size := int.from_bytes(sys.stdin.buffer.read(8), "little"):
     by_shape = {}
     for i, image in enumerate(images):
         by_shape.setdefault("any" if name == "serve_bytes" else image.shape, []).append(i)
-    probabilities, names = [None] * len(images), [None] * len(images)
+    rows, names = [None] * len(images), [b""] * len(images)
     for places in by_shape.values():
         group = [images[i] for i in places]
         if name == "serve_bytes":
             answer = signatures[name](image_bytes=tf.stack([tf.io.encode_png(image) for image in group]))
         else:
             answer = signatures[name](image=tf.constant(np.stack(group)))
-        found = answer["mean" if name == "serve_uncertainty" else "probabilities"].numpy()
-        for i, row, first in zip(places, found, answer["classes"].numpy()[:, 0]):
-            probabilities[i], names[i] = row, first
+        found = answer["mean" if name == "serve_uncertainty" else sys.argv[2]].numpy()
+        for i, row in zip(places, found):
+            rows[i] = row
+        if "classes" in answer:
+            for i, first in zip(places, answer["classes"].numpy()[:, 0]):
+                names[i] = first
     found = io.BytesIO()
-    np.savez(found, probabilities=np.stack(probabilities), names=np.array(names).astype("S"))
+    np.savez(found, answer=np.stack(rows), names=np.array(names).astype("S"))
     sys.stdout.buffer.write(len(found.getvalue()).to_bytes(8, "little") + found.getvalue())
     sys.stdout.buffer.flush()
 """
@@ -69,64 +74,78 @@ def check(
     splits: pipeline.Splits,
     config: Config,
     path: str | os.PathLike[str],
-    correct: int,
+    measured: float,
     total: int,
     ensemble: Sequence[keras.Model] = (),
 ) -> dict[str, Any]:
-    """Compares a SavedModel, in a process without keras and tfnas, with the network and its test accuracy.
+    """Compares a SavedModel, in a process without keras and tfnas, with the network and its test metric.
 
-    Both compute on the CPU. Every signature must return the probabilities of `model`, or the average of `ensemble`, for
-    a batch of validation images. `serving_default` must classify as many test images correctly as the network did when
-    it was evaluated, except for one near-tie per 10,000, because the evaluation may have run on another device. Raw
-    images are sent through pipes in their own sizes, without using the disk.
+    Both compute on the CPU. Every signature must return the answers of `model`, or the average of `ensemble`, for a
+    batch of validation images. `serving_default` must reach on the test images the first metric of the task that the
+    network did when it was evaluated: of a classification, as many correct images, except for one near-tie per 10,000,
+    because the evaluation may have run on another device; of other tasks, to a thousandth. Raw images are sent through
+    pipes in their own sizes, without using the disk.
 
     Args:
-        model: model from standardized images to logits.
+        model: model from standardized images to the task's outputs.
         source: source of the raw images.
         splits: the prepared splits of the same images.
         config: settings of the preprocessing.
         path: path of the SavedModel that `savedmodel.write` wrote.
-        correct: number of test images that the network classified correctly when it was evaluated.
+        measured: first metric of the task of the network on the test images, when it was evaluated.
         total: number of test images.
         ensemble: the ensemble of `savedmodel.write`.
 
     Returns:
-        `largest_difference` between the probabilities of the SavedModel and the network on validation images, over all
-        signatures, and the number `correct` of `total` test images.
+        `largest_difference` between the answers of the SavedModel and the network on validation images, over all
+        signatures, the `metric` on the `total` test images.
 
     Raises:
         UserError: if the predictions differ.
         RuntimeError: if it cannot be reloaded, or does not respond.
     """
-    images = [image for image, _ in source.splits["validation"].take(_COMPARED).as_numpy_iterator()]
-    ((pixels, _),) = pipeline.evaluation_batches(splits.validation.take(_COMPARED), config.data, _COMPARED)
+    images = [image for image, *_ in source.splits["validation"].take(_COMPARED).as_numpy_iterator()]
+    ((pixels, *_),) = pipeline.evaluation_batches(splits.validation.take(_COMPARED), config.data, _COMPARED)
+    task, facts = splits.task, splits.task.facts
 
-    def probabilities(network: keras.Model) -> np.ndarray:
+    def answers(network: keras.Model) -> np.ndarray:
         with distribution.full_precision(), tf.device("CPU:0"):  # like the other process: the tolerance is tight
-            return tf.nn.softmax(network(pixels, training=False)).numpy()
+            outputs = tf.cast(network(pixels, training=False), tf.float32)
+            return task.answer(outputs, splits.label_names)[task.primary].numpy()
 
-    expected = dict.fromkeys(savedmodel.names(splits), probabilities(model))
+    expected = dict.fromkeys(savedmodel.names(splits), answers(model))
     if ensemble:
-        expected[savedmodel.UNCERTAINTY] = np.mean([probabilities(member) for member in ensemble], axis=0)
-    with _fresh_process(path) as ask:
+        expected[savedmodel.UNCERTAINTY] = np.mean([answers(member) for member in ensemble], axis=0)
+    tally = Tally(task, splits.num_outputs)
+    with _fresh_process(path, task.primary) as ask:
         largest = max(_difference(name, wanted, ask(name, images), splits) for name, wanted in expected.items())
-        found, near_ties, seen = 0, 0, 0
-        for batch in _batches(source.splits["test"].as_numpy_iterator()):
+        near_ties, seen = 0, 0
+        pairs = source.splits["test"].map(
+            lambda image, target, *_: (image, pipeline.resized_target(target, config.data, task))
+        )
+        for batch in _batches(pairs.as_numpy_iterator()):
             answered, names = ask(savedmodel.DEFAULT, [image for image, _ in batch])
             _check_names(savedmodel.DEFAULT, answered, names, splits)
-            found += int(np.sum(answered.argmax(-1) == [label for _, label in batch]))
-            second, first = np.partition(answered, -2, axis=-1)[:, -2:].T if answered.shape[-1] > 1 else (0, 1)
-            near_ties += int(np.sum(first - second < _NEAR_TIE))
+            tally.update(np.stack([target for _, target in batch]), tf.constant(answered))
+            if facts.exact:
+                second, first = np.partition(answered, -2, axis=-1)[:, -2:].T if answered.shape[-1] > 1 else (0, 1)
+                near_ties += int(np.sum(first - second < _NEAR_TIE))
             seen += len(batch)
-    if seen != total or abs(found - correct) > min(near_ties, math.ceil(total / _PER_DIFFERENCE)):
+    found = facts.headline.of(tally.metrics())
+    allowed = _NEARLY * max(abs(measured), abs(found))
+    if facts.exact:
+        allowed = min(near_ties, math.ceil(total / _PER_DIFFERENCE)) / total + 1e-9
+    # Neither is a number if the network is useless.
+    if seen != total or not (abs(found - measured) <= allowed or math.isnan(found) and math.isnan(measured)):
         raise UserError(
-            f"export: the SavedModel classifies {found:,} of {seen:,} test images correctly, but the network "
-            f"{correct:,} of {total:,} when retrain evaluated it. If the data have changed since, run retrain again"
+            f"export: the SavedModel has {facts.headline.title} {facts.headline.exactly(found)} on {seen:,} test "
+            f"images, but the network {facts.headline.exactly(measured)} on {total:,} when retrain evaluated it. If "
+            "the data have changed since, run retrain again"
         )
-    return {"largest_difference": largest, "correct": found, "total": seen}
+    return {"largest_difference": largest, "metric": found, "total": seen}
 
 
-def _batches(examples: Iterable[tuple[np.ndarray, int]]) -> Iterator[list[tuple[np.ndarray, int]]]:
+def _batches(examples: Iterable[tuple[np.ndarray, Any]]) -> Iterator[list[tuple[np.ndarray, Any]]]:
     batch = []
     for example in examples:
         batch.append(example)
@@ -140,10 +159,10 @@ def _batches(examples: Iterable[tuple[np.ndarray, int]]) -> Iterator[list[tuple[
 def _difference(
     signature: str, expected: np.ndarray, answer: tuple[np.ndarray, list[str]], splits: pipeline.Splits
 ) -> float:
-    """Returns the largest difference of a probability. Raises UserError if it is too large, or class names differ."""
+    """Returns the largest difference of an answer. Raises UserError if it is too large, or class names differ."""
     actual, names = answer
     largest = float(np.abs(actual - expected).max())
-    if not largest <= _TOLERANCE:
+    if not largest <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise UserError(
             f"export: {signature} of the reloaded SavedModel differs from the network by {largest:.1e}, more than "
             f"{_TOLERANCE:.0e}; please report it with your config"
@@ -153,6 +172,8 @@ def _difference(
 
 
 def _check_names(signature: str, probabilities: np.ndarray, names: list[str], splits: pipeline.Splits) -> None:
+    if not any(names):  # the task has none
+        return
     expected = [splits.label_names[i] for i in probabilities.argmax(-1)]
     if names != expected:
         i = next(i for i, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1])
@@ -160,9 +181,9 @@ def _check_names(signature: str, probabilities: np.ndarray, names: list[str], sp
 
 
 @contextlib.contextmanager
-def _fresh_process(path: str | os.PathLike[str]) -> Iterator[_Ask]:
-    """Yields a function from a signature's name and images to probabilities and class names of a new process."""
-    command = [sys.executable, "-c", _RELOAD, os.fspath(path)]
+def _fresh_process(path: str | os.PathLike[str], primary: str) -> Iterator[_Ask]:
+    """Yields a function from a signature's name and images to answers and class names of a new process."""
+    command = [sys.executable, "-c", _RELOAD, os.fspath(path), primary]
     # This process occupies the GPU's memory, so the new one does not use the GPU.
     environment = {**os.environ, **_WITHOUT_GPU, "TF_CPP_MIN_LOG_LEVEL": "3"}
     stderr_lines: collections.deque[bytes] = collections.deque(maxlen=30)
@@ -185,7 +206,7 @@ def _fresh_process(path: str | os.PathLike[str]) -> Iterator[_Ask]:
                 message = b"".join(stderr_lines).decode(errors="replace")
                 raise RuntimeError(f"export: the SavedModel could not be used in a fresh process:\n{message}")
             with np.load(io.BytesIO(out.read(size)), allow_pickle=False) as answer:
-                return answer["probabilities"], [name.decode() for name in answer["names"]]
+                return answer["answer"], [name.decode() for name in answer["names"]]
 
         try:
             yield ask

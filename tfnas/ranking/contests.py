@@ -43,7 +43,7 @@ class Contest:
         numbers: the candidates' numbers among all of their kind.
         candidates: the architectures.
         facts: of each.
-        by: what they are ranked by, 'loss' or 'accuracy'.
+        by: what they are ranked by: 'loss', or the task's metric of an example.
         asked: how many were asked for.
         most_probable_first: whether number 0 is the most probable network within bounds, and not a sample.
     """
@@ -239,7 +239,7 @@ class Contests:
         facts = [self._facts(candidate) for candidate in made]
         # The best random one is chosen by what the table shows, whatever ranks the posterior's: their losses are
         # mostly those of confident mistakes, and the comparison is not to flatter the posterior.
-        return Contest(kind, kind, None, None, numbers, made, facts, "accuracy", len(numbers))
+        return Contest(kind, kind, None, None, numbers, made, facts, self._config.facts.example.name, len(numbers))
 
     @staticmethod
     def _title(resource: Resource, share: float) -> str:

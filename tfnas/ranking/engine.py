@@ -28,7 +28,7 @@ from tfnas.gating.supernet import Supernet
 from tfnas.graph.folding import Folding, weights_of
 from tfnas.layers.records import Weights
 from tfnas.ranking import compiled_network
-from tfnas.ranking.losses import Criterion
+from tfnas.ranking.losses import LOSS, Criterion
 from tfnas.ranking.recalibration import Recalibration, without_statistics
 from tfnas.search_space.architecture import Architecture
 
@@ -67,9 +67,11 @@ class Engine:
         strategy: a `tf.distribute` strategy whose devices evaluate different candidates in parallel. None means one
             device.
         recalibration: recomputes normalization statistics for each candidate; None keeps the supernet's.
+        metric: name of a compiled metric to compute besides losses and accuracies (see `Criterion`).
 
     Attributes:
         names: names of the figures of each example (see `Criterion`).
+        directions: whether higher or lower is better, by name of a metric (see `Criterion`).
         largest: upper bound of the loss of an example; None if unknown (see `Criterion`).
 
     Raises:
@@ -84,6 +86,7 @@ class Engine:
         seed: int | None = None,
         strategy: tf.distribute.Strategy | None = None,
         recalibration: Recalibration | None = None,
+        metric: str = LOSS,
     ):
         self.graph = supernet.graph
         self.batch_size = batch_size
@@ -92,8 +95,9 @@ class Engine:
         self._order = np.arange(self.num_examples)
         if seed is not None:
             self._order = np.random.default_rng(seed).permutation(self.num_examples)
-        self._criterion = Criterion(supernet, self._examples)
+        self._criterion = Criterion(supernet, self._examples, metric=metric)
         self.names, self.largest = self._criterion.names, self._criterion.largest
+        self.directions = self._criterion.directions
         self._devices: Sequence[str | None] = (None,) if strategy is None else strategy.extended.worker_devices
         self._weights: Weights = weights_of(self.graph, np.float32)
         self._recalibration = recalibration

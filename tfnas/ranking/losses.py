@@ -1,4 +1,4 @@
-"""The compiled loss of each example, and whether the example is classified correctly.
+"""The compiled loss of each example, whether it is classified correctly, and any other compiled metric of it.
 
 The loss of an example is the compiled loss of a batch that contains only this example: reduced over everything but the
 example, for any loss, structure of outputs and loss weights, with its sample weights. Its mean over examples is what
@@ -23,10 +23,11 @@ from keras.src.trainers import compile_utils  # resolves 'accuracy' and 'crossen
 from tfnas.common.errors import UserError, plain_message
 from tfnas.data.inputs import Examples
 from tfnas.gating.supernet import Supernet
+from tfnas.tasks.functions import by_example, metric_by_example
+from tfnas.tasks.meanings import in_top5
 
 Note = Callable[[tf.Tensor, dict[str, tf.Tensor]], None]
 LOSS, ACCURACY, TOP5_ACCURACY = "loss", "accuracy", "top5_accuracy"
-_MANY_CLASSES = 20  # with more classes, there is a top-5 accuracy
 _SPARSE, _CATEGORICAL, _BINARY = (
     keras.metrics.sparse_categorical_accuracy,
     keras.metrics.categorical_accuracy,
@@ -43,20 +44,26 @@ _CLASSIFYING = {
 
 
 class Criterion:
-    """The compiled loss, and the accuracy if there is one, of each example.
+    """The compiled loss of each example, the accuracy if there is one, and another metric that is asked for.
 
     An output has an accuracy if one of its compiled metrics, weighted or not, is an accuracy, or if its loss is a Keras
     cross-entropy. It is the share of the example's positions that are correct (one position, or for example its
-    pixels), without sample weights.
+    pixels), without sample weights. Another metric of an example is the compiled metric of a batch that contains only
+    this example, without sample weights: its mean over examples is what `evaluate` reports of metrics that are such
+    means, but not of others, such as an AUC.
 
     Args:
         supernet: compiled supernet.
         examples: examples with the labels and weights; the first ones are tried.
         caller: prefix of error messages.
+        metric: name of a compiled metric to compute besides accuracies; with several outputs that have it,
+            'OUTPUT_METRIC'. One that is not there is left out.
 
     Attributes:
         names: names of the figures of each example: 'loss'; 'accuracy' and, with more than 20 classes, 'top5_accuracy'
             if exactly one output has an accuracy; if several have one, 'OUTPUT_accuracy' and 'OUTPUT_top5_accuracy'.
+            Likewise that of `metric`.
+        directions: 'up' or 'down', whether higher or lower is better, by name of a metric, as far as Keras says it.
         largest: upper bound of the loss of an example; None if unknown, as for all losses but Keras's cross-entropies.
             For these, the loss of a position is at most -log(epsilon), 16.1 nats, at which Keras clips probabilities.
             Logits are not clipped; that no class has a probability below epsilon is an assumption. Includes the
@@ -66,15 +73,16 @@ class Criterion:
         UserError: if the supernet is not compiled with a loss, or the loss cannot be computed from these labels.
     """
 
-    def __init__(self, supernet: Supernet, examples: Examples, caller: str = "rank"):
+    def __init__(self, supernet: Supernet, examples: Examples, caller: str = "rank", metric: str = LOSS):
         arguments = _compiled(supernet, caller)
         network = supernet.network
         self._structure = network.output
         self._output_names = _names(network)
         self._found: dict[int, dict[str, tf.Tensor]] = {}  # by output tensor, during a call
+        self.directions = {ACCURACY: "up"}
 
         def metrics(given: Any) -> Any:
-            return given and keras.tree.map_structure(lambda m: m and _PerExampleAccuracy(m, self._note), given)
+            return given and keras.tree.map_structure(lambda m: m and _PerExampleMetric(m, metric, self._note), given)
 
         divisor = _divisor(arguments["loss"], examples.weights, caller)
 
@@ -127,32 +135,19 @@ class Criterion:
         losses = self._model.compute_loss(None, labels, structure, weights)
         # Metrics last, because they take precedence over the loss of an output.
         self._model.compute_metrics(None, labels, structure, weights)
-        judged = {
-            name: self._found[id(x)]
-            for name, x in zip(self._output_names, outputs, strict=True)
-            if id(x) in self._found
-        }
+        named = list(zip(self._output_names, [self._found.get(id(x), {}) for x in outputs], strict=True))
         figures = {LOSS: tf.cast(losses, tf.float32)}
-        for name, accuracies in judged.items():
-            prefix = "" if len(judged) == 1 else f"{name}_"
-            figures |= {f"{prefix}{key}": value for key, value in accuracies.items()}
+        for key in dict.fromkeys(key for _, found in named for key in found):
+            kind = ACCURACY if key == TOP5_ACCURACY else key
+            alone = sum(kind in found for _, found in named) == 1
+            figures |= {key if alone else f"{name}_{key}": found[key] for name, found in named if key in found}
         self._found.clear()
         return figures
 
-    def _note(self, outputs: tf.Tensor, accuracies: dict[str, tf.Tensor]) -> None:
-        self._found[id(outputs)] = accuracies
-
-
-def in_top5(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor | None:
-    """Whether the label is among the five largest outputs, float32, shape (...); None for at most 20 classes.
-
-    Args:
-        labels: class numbers, shape (...).
-        outputs: shape (..., classes).
-    """
-    if outputs.shape[-1] <= _MANY_CLASSES:
-        return None
-    return keras.metrics.sparse_top_k_categorical_accuracy(labels, outputs, k=5)
+    def _note(self, outputs: tf.Tensor, figures: dict[str, tf.Tensor], direction: str | None = None) -> None:
+        self._found.setdefault(id(outputs), {}).update(figures)
+        if direction:
+            self.directions |= dict.fromkeys(figures, direction)
 
 
 class _PerExampleLoss(keras.losses.Loss):
@@ -179,12 +174,7 @@ class _PerExampleLoss(keras.losses.Loss):
             self._note(y_pred, _accuracies(judge, options, y_true, y_pred))
         values = tf.cast(loss(y_true, y_pred), tf.float32)
         if not values.shape.rank or values.shape[0] != y_pred.shape[0]:
-            # The function has reduced the batch; call it for each example separately.
-            values = tf.map_fn(
-                lambda one: tf.reduce_mean(tf.cast(loss(one[0][None], one[1][None]), tf.float32)),
-                (tf.convert_to_tensor(y_true), y_pred),
-                fn_output_signature=tf.float32,
-            )
+            values = by_example(values, loss, y_true, y_pred)
         if sample_weight is not None:
             values *= _aligned(tf.cast(sample_weight, tf.float32), values)
         values = tf.reshape(values, (tf.shape(y_pred)[0], -1))
@@ -226,12 +216,18 @@ class _LargestLoss(keras.losses.Loss):
         return largest
 
 
-class _PerExampleAccuracy(keras.metrics.Metric):
-    """Wraps a compiled metric to compute each example's accuracy, if it is an accuracy."""
+class _PerExampleMetric(keras.metrics.Metric):
+    """Wraps a compiled metric to compute it for each example, if it is an accuracy or the one that is asked for.
 
-    def __init__(self, metric: Any, note: Note):
+    Args:
+        metric: metric as for `compile`.
+        wanted: name of the metric that is asked for, perhaps after that of its output.
+        note: receives the outputs, the values, and whether higher or lower is better.
+    """
+
+    def __init__(self, metric: Any, wanted: str, note: Callable[..., None]):
         super().__init__(name="judge")
-        self._metric, self._note = metric, note
+        self._metric, self._wanted, self._note = metric, wanted, note
         self._resolved: Any = None
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
@@ -240,6 +236,22 @@ class _PerExampleAccuracy(keras.metrics.Metric):
         judge = getattr(self._resolved, "_fn", None)
         if judge in (_SPARSE, _CATEGORICAL, _BINARY):
             self._note(y_pred, _accuracies(judge, self._resolved._fn_kwargs, y_true, y_pred))
+            return
+        for name in (_name(self._metric), self._resolved.name):
+            if self._wanted == name or self._wanted.endswith(f"_{name}"):
+                self._note(y_pred, {name: self._values(y_true, y_pred)}, getattr(self._resolved, "_direction", None))
+                return
+
+    def _values(self, y_true: Any, y_pred: Any) -> tf.Tensor:
+        if (function := getattr(self._resolved, "_fn", None)) is None:
+            return metric_by_example(self._resolved, y_true, y_pred)
+        options = self._resolved._fn_kwargs
+
+        def computed(targets: Any, outputs: Any) -> Any:
+            return function(targets, outputs, **options)
+
+        targets = tf.convert_to_tensor(y_true)
+        return by_example(computed(targets, y_pred), computed, targets, y_pred)
 
     def result(self) -> float:
         return 0.0

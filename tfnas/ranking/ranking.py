@@ -25,7 +25,6 @@ from tfnas.ranking.racing import FINALISTS, Outcome, looks, race
 from tfnas.ranking.recalibration import Recalibration
 from tfnas.search_space.architecture import Architecture, check_architecture
 
-CRITERIA = (LOSS, ACCURACY)
 _MAX_ROWS = 10  # candidates in a notebook's table
 
 
@@ -39,14 +38,15 @@ class Score:
             output is a classification.
         num_examples: number of examples.
         top5_accuracy: share whose label is among the five most probable classes; None with at most 20 classes.
-        accuracies: accuracies of each output if several are classifications, by the names of `Criterion`.
+        metrics: other figures of `Criterion` by name: the metric that candidates are ranked by, and the accuracies of
+            each output if several are classifications.
     """
 
     loss: float
     accuracy: float | None
     num_examples: int
     top5_accuracy: float | None = None
-    accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, figures: Mapping[str, np.ndarray]) -> Score:
@@ -56,9 +56,18 @@ class Score:
         return cls(loss, accuracy, len(figures[LOSS]), top5, means)
 
     def figures(self) -> dict[str, Any]:
-        """Returns the figures of a single classification, as in `tfnas.runs.sampled.Score`."""
-        names = ("loss", "accuracy", "num_examples", "top5_accuracy")
-        return {name: getattr(self, name) for name in names}
+        """Returns the fields of `tfnas.runs.sampled.Score`."""
+        accuracies = {ACCURACY: self.accuracy, TOP5_ACCURACY: self.top5_accuracy}
+        known = {name: value for name, value in accuracies.items() if value is not None}
+        return {"loss": self.loss, "num_examples": self.num_examples, "metrics": {**known, **self.metrics}}
+
+    def __getitem__(self, name: str) -> float:
+        """Returns a figure by its name: 'loss', 'accuracy', or another metric's."""
+        fields = {LOSS: self.loss, ACCURACY: self.accuracy, TOP5_ACCURACY: self.top5_accuracy}
+        value = fields.get(name, self.metrics.get(name))
+        if value is None:
+            raise KeyError(name)
+        return value
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -68,7 +77,7 @@ class Ranking:
     Attributes:
         candidates: the architectures, in the given order.
         scores: score of each candidate, on the examples that it was evaluated on before it was dropped.
-        by: 'loss' or 'accuracy'.
+        by: 'loss', 'accuracy', or the name of another compiled metric.
         outcome: outcome of the race: order, ties with the winner, evaluations made and saved.
         fresh: the winner's score on examples that the race did not use. Its score in the race is biased, because the
             best of many is partly the luckiest. None if no examples were held out.
@@ -87,6 +96,7 @@ class Ranking:
         figures = [f"loss {best.loss:.4g}"]
         figures += [] if best.accuracy is None else [f"accuracy {best.accuracy:.1%}"]
         figures += [] if best.top5_accuracy is None else [f"top-5 {best.top5_accuracy:.1%}"]
+        figures += [f"{name} {value:.4g}" for name, value in best.metrics.items()]
         return (
             f"<Ranking of {len(self.candidates):,} candidates by {self.by}: number {self.outcome.winner} is best, "
             f"{', '.join(figures)}; {len(self.outcome.ties):,} tie with it; "
@@ -178,6 +188,7 @@ def rank(
     strategy: tf.distribute.Strategy | None = None,
     recalibration: Recalibration | None = None,
     largest_loss: float | None = None,
+    goal: str | None = None,
 ) -> Ranking:
     """Races the candidates with the supernet's weights, and ranks them.
 
@@ -188,7 +199,9 @@ def rank(
         validation: held-out examples, never the test split: a tuple (inputs, labels) or (inputs, labels, sample
             weights) of arrays, or of structures of arrays as the model has them; or a `tf.data.Dataset` of such tuples,
             batched or not, a `keras.utils.PyDataset`, or a finite generator.
-        by: 'loss', by far the more reliable, or 'accuracy', as in the paper, if exactly one output is a classification.
+        by: 'loss', by far the more reliable; 'accuracy', as in the paper, if exactly one output is a classification; or
+            the name of any compiled metric, of which the mean over examples counts, each by itself (see
+            `tfnas.ranking.losses`); with several outputs that have it, 'OUTPUT_METRIC'.
         racing: confidence that the winner is within `tolerance` of the best, see `tfnas.ranking.racing`; None
             evaluates every candidate in full. With a loss without a known upper bound, candidates are dropped only for
             `finalists`, with a warning: see `largest_loss`.
@@ -204,7 +217,8 @@ def rank(
             cutting out the subnet. None keeps the supernet's statistics.
         largest_loss: upper bound of an example's loss, including its weights, on which the confidence of the race
             relies. None uses `tfnas.ranking.losses.Criterion.largest`, which knows only Keras's cross-entropies; for
-            logits, it assumes that no class has a probability below 1e-7.
+            logits, it assumes that no class has a probability below 1e-7. For another metric, of its values.
+        goal: 'max' or 'min', whether higher or lower is better, for a metric of which Keras does not say it.
 
     Raises:
         UserError: if no candidate reaches the output, there are no examples, the examples do not fit the model or its
@@ -215,10 +229,10 @@ def rank(
         check_architecture(candidate, "rank")
     if not candidates:
         raise UserError("rank: expected at least one candidate. Received: none")
-    engine = Engine(supernet, validation, batch_size, seed, strategy, recalibration)
+    engine = Engine(supernet, validation, batch_size, seed, strategy, recalibration, by)
     cut_off = [i for i, a in enumerate(candidates) if not supernet.graph.flow(a).reaches_outputs()]
     with tempfile.TemporaryDirectory() as folder, Evaluations(pathlib.Path(folder) / "rank.jsonl", "rank") as kept:
-        field = Field(engine, kept, candidates, by, holdout)
+        field = Field(engine, kept, candidates, by, holdout, goal)
         return field.race(racing, tolerance, finalists, cut_off, largest_loss)
 
 
@@ -229,8 +243,9 @@ class Field:
         engine: engine with its examples in random order; the race uses the first ones.
         evaluations: log of evaluations, which are not repeated.
         candidates: architectures; may be created on every access.
-        by: 'loss' or 'accuracy'.
+        by: 'loss', or the name of a metric that the engine computes.
         holdout: share of the engine's examples, the last ones, that the race does not use.
+        goal: 'max' or 'min', whether higher or lower is better; None: as Keras says it of the metric.
 
     Attributes:
         num_examples: number of examples of the race.
@@ -247,14 +262,20 @@ class Field:
         candidates: Sequence[Architecture],
         by: str,
         holdout: float = 0.0,
+        goal: str | None = None,
     ):
-        if by not in CRITERIA:
-            raise UserError(f"rank: by must be 'loss' or 'accuracy'. Received: {by!r}")
         if by not in engine.names:
+            needs = "a compiled accuracy or a cross-entropy" if by == ACCURACY else "a compiled metric of that name"
             raise UserError(
-                "rank: by='accuracy' needs exactly one output with a compiled accuracy or a cross-entropy. Received: a "
-                f"supernet with {', '.join(engine.names)}; rank by='loss', or compile with metrics=['accuracy']"
+                f"rank: by={by!r} needs exactly one output with {needs}. Received: a supernet with "
+                f"{', '.join(engine.names)}; rank by='loss', or compile with metrics=[...]"
             )
+        if goal not in (None, "max", "min"):
+            raise UserError(f"rank: goal must be 'max' or 'min', or None. Received: {goal!r}")
+        goal = goal or {"up": "max", "down": "min"}.get(engine.directions.get(by, "down" if by == LOSS else ""))
+        if goal is None:
+            raise UserError(f"rank: by={by!r} needs goal='max' or 'min', as Keras does not say it of this metric")
+        self._highest = goal == "max"
         if not 0 <= holdout < 1:
             raise UserError(f"rank: holdout must be a share of the examples in [0, 1). Received: {holdout}")
         self.engine = engine
@@ -280,9 +301,11 @@ class Field:
                 self.progress(len(candidates), start + done // len(numbers))
 
     def read(self, candidate: int, stop: int) -> np.ndarray:
-        """Returns the values of the race, lower is better: losses, or errors in [0, 1]."""
-        figures = self._evaluations.read(self._digests[candidate], stop)
-        return figures[LOSS] if self.by == LOSS else 1.0 - figures[ACCURACY]
+        """Returns the values of the race, lower is better: losses, or errors; an accuracy's are in [0, 1]."""
+        values = self._evaluations.read(self._digests[candidate], stop)[self.by]
+        if self.by == ACCURACY:
+            return 1.0 - values
+        return -values if self._highest else values
 
     def score(self, candidate: int, stop: int) -> Score:
         """Scores a candidate on its first `stop` examples."""
@@ -310,15 +333,16 @@ class Field:
         Raises:
             UserError: if a setting is out of its range.
         """
-        largest = self.engine.largest if largest_loss is None else largest_loss
-        if self.by == ACCURACY:
-            largest = 1.0
+        largest = {LOSS: self.engine.largest, ACCURACY: 1.0}.get(self.by)
+        if largest_loss is not None and self.by != ACCURACY:
+            largest = largest_loss
         if confidence is None:
             finalists = None
         if largest is None:
             if confidence is not None:
+                what = "the compiled loss" if self.by == LOSS else f"'{self.by}'"
                 terminal.warn(
-                    "rank: no candidate is proven to be worse than another, because the compiled loss has no known "
+                    f"rank: no candidate is proven to be worse than another, because {what} has no known "
                     "upper bound: pass rank(..., largest_loss=)"
                 )
             confidence, largest = None, 0.0
@@ -359,16 +383,19 @@ class Evaluator:
         supernet: compiled with the loss to rank by.
         validation: as for `rank`.
         recalibration: recomputes normalization statistics for each architecture; None keeps the supernet's.
+        metric: name of a compiled metric to compute besides losses and accuracies.
 
     Raises:
         UserError: if the supernet is not compiled or there are no examples.
     """
 
-    def __init__(self, supernet: Supernet, validation: Any, recalibration: Recalibration | None = None):
-        self._engine = Engine(supernet, validation, recalibration=recalibration)
+    def __init__(
+        self, supernet: Supernet, validation: Any, recalibration: Recalibration | None = None, metric: str = LOSS
+    ):
+        self._engine = Engine(supernet, validation, recalibration=recalibration, metric=metric)
 
     def __call__(self, architecture: Architecture) -> Score:
-        """Returns the architecture's mean loss and accuracy over all examples."""
+        """Returns the architecture's mean loss and metrics over all examples."""
         return _score(self._engine, architecture, 0)
 
 
@@ -378,14 +405,14 @@ def _score(engine: Engine, architecture: Architecture, start: int) -> Score:
     return Score.of(keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts))
 
 
-def summary(scores: Iterable[Score]) -> dict[str, Any]:
-    """Returns mean and standard deviation of accuracy and loss over candidates."""
+def summary(scores: Iterable[Score], metric: str = ACCURACY) -> dict[str, Any]:
+    """Returns mean and standard deviation of a metric and of the loss over candidates."""
     scores = list(scores)
-    accuracy = np.array([s.accuracy for s in scores], np.float64)
+    values = np.array([s[metric] for s in scores], np.float64)
     loss = np.array([s.loss for s in scores])
     return {
-        "mean_accuracy": float(accuracy.mean()),
-        "std_accuracy": float(accuracy.std()),
+        "mean_metric": float(values.mean()),
+        "std_metric": float(values.std()),
         "mean_loss": float(loss.mean()),
         "std_loss": float(loss.std()),
     }

@@ -15,6 +15,7 @@ from tfnas.runs.measured import Results, Row, Verdict
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior
+from tfnas.tasks.facts import Facts
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -51,7 +52,7 @@ def card(
         verdict: of evaluate.
         posterior: of search.
         architecture: that was cut out.
-        reloaded: `largest_difference`, `correct` and `total` of the SavedModel in a process of its own.
+        reloaded: `largest_difference`, `metric` and `total` of the SavedModel in a process of its own.
         signatures: that the SavedModel has.
         versions: by stage, in the order of the run, and package.
         saved_model: folder, whose files' digests are taken.
@@ -59,11 +60,11 @@ def card(
     """
     chosen, full, total = results.chosen_row, results.full_row, results.num_examples
     decided, gates = posterior.decided()
-    data = config.data
+    data, facts = config.data, config.facts
     return {
         "name": name,
         "version": config.export.version,
-        "task": "classification of images, each into one of the classes",
+        "task": facts.words,
         "network": {
             "chosen": results.chosen,
             "supernet": config.supernet.source or config.supernet.name,
@@ -87,9 +88,9 @@ def card(
             },
         },
         "metrics": {
-            "validation": {"accuracy": chosen.validation_accuracy},
-            "test": _measured(chosen, total),
-            "test_of_the_full_network": _measured(full, total) if full else None,
+            "validation": dict(chosen.validation),
+            "test": _measured(chosen, total, facts),
+            "test_of_the_full_network": _measured(full, total, facts) if full else None,
             "confusion": results.confusion,  # examples by label (rows) and most probable class (columns)
         },
         "latency": {
@@ -109,6 +110,7 @@ def card(
         "evaluation": dataclasses.asdict(verdict),
         "reloaded": dict(reloaded),
         "signatures": list(signatures),
+        "answers": facts.answers,
         "intended_use": _uses(config, label_names),
         "limits": _limits(config, results, label_names, versions),
         "seed": config.seed,
@@ -125,30 +127,33 @@ def card(
     }
 
 
-def markdown(card: Mapping[str, Any]) -> str:
-    """The card for readers."""
+def markdown(card: Mapping[str, Any], facts: Facts) -> str:
+    """The card for readers; `facts` are the task's."""
     page = markup.environment(_TEMPLATES, finalize=_plain).get_template("model_card.md")
     return page.render(
         card=card,
         **{part: card[part] for part in ("network", "data", "metrics")},
         versions=provenance.by_package(card["versions"]),
         shown=_SHOWN,
+        facts=facts,
+        text=lambda metric, values: metric.exactly(metric.of(values)),
         published=card["published"],
     )
 
 
-def _measured(row: Row, total: int) -> dict[str, Any]:
-    correct = round(row.test_accuracy * total)
-    low, high = statistics.proportion_interval(correct, total, _LEVEL)
-    measured = {"accuracy": row.test_accuracy, "correct": correct, "total": total, "low": low, "high": high}
-    return {**measured, "top5_accuracy": row.test_top5_accuracy}
+def _measured(row: Row, total: int, facts: Facts) -> dict[str, Any]:
+    measured: dict[str, Any] = {**row.test, "total": total}
+    if facts.exact:
+        correct = round(facts.headline.of(row.test) * total)
+        low, high = statistics.proportion_interval(correct, total, _LEVEL)
+        measured |= {"correct": correct, "low": low, "high": high}
+    return measured
 
 
 def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
     return [
         f"For raw images like those of {config.data.title}: the SavedModel preprocesses them.",
-        f"Every image is assigned one of the {len(label_names):,} classes, even if it shows none of them: there is no "
-        "class for anything else.",
+        config.facts.use.format(count=f"{len(label_names):,}"),
     ]
 
 
@@ -163,20 +168,19 @@ def _limits(
         "damaged or distorted ones, or on ones made to mislead it, was not measured.",
         "The test split was read when retrain evaluated its finished networks, and by export, which scored the "
         "finished SavedModel.",
-        "The probabilities are the network's own; whether they are calibrated was not measured here.",
+        f"The {config.facts.primary} are the network's own"
+        + ("; whether they are calibrated was not measured here." if config.facts.primary == "probabilities" else "."),
     ]
-    if doubted := acceptance.doubt(results):
+    if doubted := acceptance.doubt(results, config.facts):
         limits.append(f"{doubted[0].upper()}{doubted[1:]}.")
-    recall = {
-        name: row[i] / sum(row)
-        for i, (name, row) in enumerate(zip(label_names, results.confusion, strict=True))
-        if sum(row)
-    }
-    worst = min(recall, key=lambda name: recall[name])
-    limits.append(
-        f"Classes differ: of the test images of '{worst}' it classifies {recall[worst]:.1%} correctly, the least of "
-        "all classes. No other groups were compared."
-    )
+    rows = zip(label_names, results.confusion, strict=True) if results.confusion else ()
+    recall = {name: row[i] / sum(row) for i, (name, row) in enumerate(rows) if sum(row)}
+    if recall:
+        worst = min(recall, key=lambda name: recall[name])
+        limits.append(
+            f"Classes differ: of the test images of '{worst}' it classifies {recall[worst]:.1%} correctly, the least "
+            "of all classes. No other groups were compared."
+        )
     if config.export.uncertainty:
         limits.append(
             f"serve_uncertainty answers by {config.export.uncertainty} other networks, the search's best candidates "

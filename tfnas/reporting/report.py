@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from tfnas.runs.workdir import Workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior, read_posterior
+from tfnas.tasks.facts import Facts, Metric
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SEVERAL = "they are of several runs; run the stages again, in another --workdir"
@@ -60,14 +62,14 @@ def print_table(work: Workdir, config: config_lib.Config, console: rich.console.
     """
     results = work.read_json(stage_table.RESULTS, "report", Results)
     table = rich.table.Table(box=None, padding=(0, 1))
-    for i, heading in enumerate(_headings(results)):
+    for i, heading in enumerate(_headings(results, config.facts)):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    for row, cells in _cells(results):
+    for row, cells in _cells(results, config.facts):
         table.add_row(*cells, style="bold" if row.name == results.chosen else None)
     console.print(table)
     for note in _notes(results, config):
         console.print(note, style="dim")
-    if doubted := acceptance.doubt(results):
+    if doubted := acceptance.doubt(results, config.facts):
         terminal.warn(f"Warning: {doubted}.", to=console)
 
 
@@ -85,17 +87,22 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     verdict = work.read_json(stage_table.EVALUATION, "report", Verdict)
     candidates = work.read_lines(stage_table.CANDIDATES, "report", Candidate)
     _check_one_run(posterior, architecture, history, ranked, candidates)
+    facts = config.facts
+    interval = functools.partial(candidates_section.with_interval, facts=facts)
     filters: dict[str, Callable[..., str]] = {
         "duration": _duration,
-        "with_interval": candidates_section.with_interval,
-        "discordant": candidates_section.discordant,
+        "with_interval": functools.partial(interval, metric=facts.headline),
+        "candidates_interval": functools.partial(interval, metric=facts.example),
+        "discordant": functools.partial(candidates_section.discordant, facts=facts),
+        "metric": lambda row: facts.headline.shown(facts.headline.of(row.test)),
     }
     page = markup.environment(TEMPLATES, filters).get_template("report.html")
     return page.render(
         title=config.data.title,
+        facts=facts,
         **_comparison(results, config),
         durations=_durations(work.manifest()),
-        candidates=candidates_section.section(candidates, ranked),
+        candidates=candidates_section.section(candidates, ranked, facts),
         network=network_section.section(architecture, ranked.reads, posterior, history),
         weights=_weights(posterior),
         published=config.search.published,
@@ -109,17 +116,19 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     )
 
 
-def _has_top5(results: Results) -> bool:
-    return any(row.test_top5_accuracy is not None for row in results.rows)
+def _others(results: Results, facts: Facts) -> list[Metric]:
+    """The metrics besides the first one that some network has."""
+    return [metric for metric in facts.columns[1:] if any(metric.name in row.test for row in results.rows)]
 
 
-def _headings(results: Results) -> list[str]:
-    top5 = ["top-5"] if _has_top5(results) else []
-    return ["network", "valid.", "test", *top5, "parameters", "mult-adds", "file", "latency"]
+def _headings(results: Results, facts: Facts) -> list[str]:
+    named = "" if facts.exact else f" {facts.headline.title}"
+    others = [metric.title for metric in _others(results, facts)]
+    return ["network", f"valid.{named}", f"test{named}", *others, "parameters", "mult-adds", "file", "latency"]
 
 
-def _cells(results: Results) -> Iterable[tuple[Row, list[str]]]:
-    full = results.full_row
+def _cells(results: Results, facts: Facts) -> Iterable[tuple[Row, list[str]]]:
+    full, others = results.full_row, _others(results, facts)
 
     def shown(value: float | None, form: Callable[[float], str]) -> str:
         return "-" if value is None else form(value)
@@ -133,9 +142,9 @@ def _cells(results: Results) -> Iterable[tuple[Row, list[str]]]:
             row,
             [
                 f"{row.name} ({row.way})" if row.way else row.name,
-                markup.percent(row.validation_accuracy),
-                markup.percent(row.test_accuracy),
-                *([shown(row.test_top5_accuracy, markup.percent)] if _has_top5(results) else []),
+                shown(row.validation.get(facts.headline.name), facts.headline.shown),
+                shown(row.test.get(facts.headline.name), facts.headline.shown),
+                *(shown(row.test.get(metric.name), metric.shown) for metric in others),
                 markup.grouped(row.parameters),
                 f"{row.multiply_adds / 1e6:,.2f} M",
                 shown(row.file_bytes, lambda v: f"{v / 1e3:,.0f} kB"),
@@ -178,12 +187,12 @@ def _comparison(results: Results, config: config_lib.Config) -> dict[str, Any]:
     return {
         "chosen": results.chosen_row,
         "full": results.full_row,
-        "doubt": acceptance.doubt(results),
-        "headings": _headings(results),
-        "networks": [(row.name == results.chosen, values) for row, values in _cells(results)],
+        "doubt": acceptance.doubt(results, config.facts),
+        "headings": _headings(results, config.facts),
+        "networks": [(row.name == results.chosen, values) for row, values in _cells(results, config.facts)],
         "notes": [*_notes(results, config), *(note for kind, note in _NOTES.items() if kind in kinds)],
         "num_tested": results.num_examples,
-        "pruned": _pruned(results),
+        "pruned": _pruned(results, config.facts.headline),
         "same_weights": [row for row in results.rows if row.way and not row.fine_tuned],
     }
 
@@ -202,17 +211,17 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _pruned(results: Results) -> dict[str, Any] | None:
+def _pruned(results: Results, metric: Metric) -> dict[str, Any] | None:
     """The best network of pruning that was trained, and how the network found compares with it; None if none was."""
     trained = [row for row in results.rows if row.fine_tuned or row.kind == Kind.MAGNITUDE_PRUNING]
     pruned = [(row, row.paired) for row in trained if row.kind in _PRUNED and row.paired]
     if not pruned:
         return None
     # By validation: chosen by the test split, the best of several would be flattered there.
-    best, paired = max(pruned, key=lambda pair: pair[0].validation_accuracy)
+    best, paired = pruned[metric.best([metric.of(row.validation) for row, _ in pruned])]
     verdict = "Not distinguishable from pruning, with so few examples"
     if candidates_section.significant(paired):
-        better = paired.only_found > paired.only_other
+        better = paired.difference < 0
         verdict = "Better than pruning" if better else "Worse than pruning"
     return {"row": best, "verdict": verdict}
 
@@ -246,11 +255,11 @@ def _front(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None:
     return {
         "resource": front.resource.words,
         "headings": pareto_front.HEADINGS,
-        "rows": [(point.share is None, pareto_front.cells_of(point)) for point in front.points],
+        "rows": [(point.share is None, pareto_front.cells_of(point, config.facts.example)) for point in front.points],
         "picture": markup.drawing(
-            lambda figure: pareto_front.draw(figure, front.points),
+            lambda figure: pareto_front.draw(figure, front.points, config.facts.example),
             (markup.WIDTH, 3),
-            "Validation accuracy of the networks found against their cost",
+            f"Validation {config.facts.example.title} of the networks found against their cost",
         ),
     }
 
@@ -299,7 +308,7 @@ def _repetition(work: Workdir, config: config_lib.Config) -> dict[str, Any]:
     ran_with = {stage: stages[stage].versions for stage in stage_table.STAGES if stage in stages and stage != "report"}
     return {
         "seed": config.seed,
-        "own_functions": bool(config.data.source or config.supernet.source),
+        "own_functions": bool(config.data.source or config.supernet.source or config.loss),
         "config_file": config_file(config),
         "versions": [(False, pair) for pair in provenance.by_package(ran_with).items()],
         "different_versions": provenance.differences(ran_with),

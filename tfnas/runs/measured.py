@@ -1,6 +1,7 @@
 """The JSON files of retrain, evaluate and export: one record for each, for its writer and its readers.
 
-Accuracies and other shares are in [0, 1]; `tfnas.runs.stage_table` has the files' names. No TensorFlow.
+Metrics are those of the task's columns, by name (`tfnas.tasks.facts`); `tfnas.runs.stage_table` has the files' names.
+No TensorFlow.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from tfnas.common.schema import MOST, Amount, Count, Share, expect, list_of, number, text_of
+from tfnas.common.schema import MOST, Amount, Count, Loss, expect, list_of, number, text_of
 from tfnas.config import FORMATS
-from tfnas.runs.sampled import Kind, Paired
+from tfnas.runs.sampled import Kind, Metrics, Paired
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,8 @@ class Row:
         kind: where it comes from.
         fine_tuned: whether it was trained by itself, unlike another of its kind.
         way: how it was cut, in words, where there is a choice.
-        validation_accuracy: of the network, or the mean.
-        test_accuracy: likewise.
-        test_top5_accuracy: None with at most 20 classes.
+        validation: metrics of the network; of a mean, only those that are means over examples.
+        test: likewise.
         parameters: of the network, or the mean.
         multiply_adds: likewise.
         file_bytes: of the `.keras` file; None for a mean, as all that follows.
@@ -45,9 +45,8 @@ class Row:
     kind: Kind
     fine_tuned: bool = False
     way: str | None = None
-    validation_accuracy: Share
-    test_accuracy: Share
-    test_top5_accuracy: Share | None = None
+    validation: Metrics
+    test: Metrics
     parameters: Amount
     multiply_adds: Amount
     file_bytes: int | None = None
@@ -63,20 +62,25 @@ class Results:
     Attributes:
         chosen: name of the row that is exported.
         full: the whole supernet's size.
-        confusion: the chosen one's test examples by label (rows) and most probable class (columns).
+        num_examples: of the test split.
         rows: of the table.
+        confusion: the chosen one's test examples by label (rows) and most probable class (columns); empty unless each
+            has one class.
         latency_spread: how many times one network's latencies differ between rounds, at most.
     """
 
     chosen: str
     full: Size
-    confusion: Annotated[tuple[tuple[int, ...], ...], list_of(tuple[int, ...], 1)]
+    num_examples: Count
     rows: Annotated[tuple[Row, ...], list_of(Row, 1)]
+    confusion: tuple[tuple[int, ...], ...] = ()
     latency_spread: Annotated[float, number(1, MOST)] = 1.0
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
         expect(self.chosen in names, "chosen", self.chosen, "one of the rows' names")
+        counted = sum(map(sum, self.confusion))
+        expect(not counted or counted == self.num_examples, "confusion", counted, f"of {self.num_examples} examples")
 
     @property
     def chosen_row(self) -> Row:
@@ -87,11 +91,6 @@ class Results:
     def full_row(self) -> Row | None:
         """The row of the full network, if it was trained too."""
         return next((row for row in self.rows if row.kind == Kind.FULL), None)
-
-    @property
-    def num_examples(self) -> int:
-        """Examples of the test split."""
-        return sum(map(sum, self.confusion))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,17 +128,17 @@ class Converted:
         format: its name.
         file: in the working directory.
         bytes: its size.
-        test_accuracy: of the file.
-        test_accuracy_change: less the network's own, in percentage points.
-        largest_difference: of a probability from the network's.
+        test: first metric of the task.
+        change: less the network's own.
+        largest_difference: of a probability, or a number, from the network's.
     """
 
     format: Annotated[str, text_of(*FORMATS)]
     file: str
     bytes: Count
-    test_accuracy: Share
-    test_accuracy_change: Annotated[float, number(-100, 100)]
-    largest_difference: Share
+    test: Loss
+    change: Loss
+    largest_difference: Annotated[float, number(0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +148,9 @@ class Exported:
     Attributes:
         saved_model: folder of the version, in the working directory, as all files.
         card: for readers.
-        largest_difference: of a probability of the reloaded SavedModel from the network's.
-        test_accuracy: as retrain measured it.
-        served_test_accuracy: of the reloaded SavedModel.
+        largest_difference: of a probability, or a number, of the reloaded SavedModel from the network's.
+        test: first metric of the task, as retrain measured it.
+        served: that of the reloaded SavedModel.
         files: further ones of the network.
         formats: others that were asked for.
     """
@@ -159,7 +158,7 @@ class Exported:
     saved_model: str
     card: str
     largest_difference: Annotated[float, number(0)]
-    test_accuracy: Share
-    served_test_accuracy: Share
+    test: Loss
+    served: Loss
     files: tuple[str, ...]
     formats: tuple[Converted, ...]

@@ -1,6 +1,7 @@
 """The JSON files of search and sample: one record for each, for its writer and its readers. No TensorFlow.
 
-Accuracies and other shares are in [0, 1], losses in nats; `tfnas.runs.stage_table` has the files' names.
+Shares are in [0, 1]; a metric's values are as `tfnas.tasks.facts` describes it, and "the metric" is the task's metric
+of an example, such as the accuracy. `tfnas.runs.stage_table` has the files' names.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from tfnas.common.schema import (
     list_of,
     mapping_of,
     number,
-    text_of,
 )
 
 _NearlyShare = Annotated[float, number(-1e-9, 1 + 1e-9)]  # a sum of rounded ones
 _WithInterval = list_of(_NearlyShare, 3, 3)  # a figure and the two ends of its interval
+Metrics = Annotated[dict[str, Loss], mapping_of(Loss)]  # values by name; one that is not finite is a useless network's
 Architecture = Annotated[dict[str, Any], mapping_of(anything)]  # as `tfnas.search_space.architecture` writes it
 
 
@@ -71,7 +72,7 @@ class Epoch:
     Attributes:
         epoch: its number, from 1.
         loss: the ELBO, mean over the epoch's training examples.
-        accuracy: on the same.
+        metrics: of the task, on the same, by name.
         kept: expected share of the gated weights, or with bounds, of the channel units; without gates, the share that
             is trained.
         decided: how many gates are, of how many: '12/40'; None without gates.
@@ -84,7 +85,7 @@ class Epoch:
 
     epoch: Count
     loss: Annotated[float, number(-1e30, 1e30)]
-    accuracy: Share
+    metrics: Metrics
     kept: Annotated[float, number(0, 2)]
     decided: str | None = None
     drop_probability: Annotated[dict[str, tuple[Share, ...]], mapping_of(list_of(Share, 1))] = dataclasses.field(
@@ -101,15 +102,13 @@ class Score:
 
     Attributes:
         loss: mean.
-        accuracy: share of correct examples.
+        metrics: means over examples by name, such as 'accuracy'.
         num_examples: how many there were.
-        top5_accuracy: None with at most 20 classes.
     """
 
     loss: Loss
-    accuracy: Share
+    metrics: Metrics
     num_examples: Count
-    top5_accuracy: Share | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,12 +136,12 @@ class Candidate(Score):
 
 @dataclasses.dataclass(frozen=True)
 class BestOf:
-    """Mean fresh accuracy of the best of `count` candidates, and its interval."""
+    """Mean of the metric on fresh examples of the best of `count` candidates, and its interval."""
 
     count: Count
-    mean: _NearlyShare
-    low: _NearlyShare
-    high: _NearlyShare
+    mean: float
+    low: float
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +155,7 @@ class Race:
         ties: indices of the candidates that tie with the winner.
         evaluations: of one example by one candidate, that the race took.
         saved: share of those that a full evaluation would take.
-        best_of: of how many candidates the best has which fresh accuracy; empty if no examples were kept.
+        best_of: of how many candidates the best has which fresh metric; empty if no examples were kept.
         leaders: the posterior's architectures in the race's order, for an ensemble.
     """
 
@@ -181,8 +180,8 @@ class Group:
         left_out: why others may not; '' if all may, and differ.
         num_measured: the first of them, which means and deviations of scores are over, and which are measured on test.
         num_examples: that the means are on.
-        mean_accuracy: of those.
-        std_accuracy: likewise, as `mean_loss` and `std_loss`.
+        mean_metric: of those.
+        std_metric: likewise, as `mean_loss` and `std_loss`.
         mean_parameters: of all that were drawn, as `mean_multiply_adds`.
         first: the architectures of those measured.
         race: None if none may win.
@@ -194,8 +193,8 @@ class Group:
     left_out: str
     num_measured: Count
     num_examples: Count
-    mean_accuracy: _NearlyShare
-    std_accuracy: Share
+    mean_metric: Loss
+    std_metric: Loss
     mean_loss: Loss
     std_loss: Loss
     mean_parameters: Amount
@@ -206,16 +205,18 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """McNemar's test of the network found and another one, on the same examples.
+    """Sign-flip test of the network found and another one, on the same examples (`tfnas.common.statistics.Paired`).
 
     Attributes:
-        only_found: examples that only the network found has right.
-        only_other: examples that only the other one has right.
-        p_value: that the two are right equally often.
+        better: examples on which the network found is better: right where the other one is not, or of smaller loss.
+        worse: examples on which the other one is.
+        difference: mean error, or loss, of the network found less that of the other one.
+        p_value: that there is no difference.
     """
 
-    only_found: int
-    only_other: int
+    better: int
+    worse: int
+    difference: float
     p_value: _NearlyShare
 
 
@@ -226,15 +227,15 @@ class Comparison:
     Attributes:
         count: candidates of either kind.
         num_examples: fresh ones.
-        accuracy: of the posterior's best.
-        other_accuracy: of the other kind's.
+        metric: of the posterior's best.
+        other_metric: of the other kind's.
         paired: the two compared.
     """
 
     count: Count
     num_examples: Count
-    accuracy: Share
-    other_accuracy: Share
+    metric: Loss
+    other_metric: Loss
     paired: Paired
 
 
@@ -277,7 +278,7 @@ class Ranked:
         latency: of a bound on it.
     """
 
-    rank_by: Annotated[str, text_of("loss", "accuracy")]
+    rank_by: str
     reads: dict[str, int | None]
     kinds: dict[Kind, Group]
     comparisons: dict[Kind, Comparison]
@@ -316,7 +317,7 @@ class FrontPoint:
     Attributes:
         share: of the resource; None: search's bounds, or as learned.
         expected: of the front's resource, by a posterior tilted to it; None after a search with bounds.
-        mean_accuracy: of the first candidates.
+        mean_metric: of the first candidates.
         best: the winner of the race.
         fresh: the winner on fresh examples.
         architecture: the winner's.
@@ -324,7 +325,7 @@ class FrontPoint:
 
     share: Share | None
     expected: Expected | None
-    mean_accuracy: Share
+    mean_metric: Loss
     best: Candidate
     fresh: Score | None
     architecture: Architecture

@@ -64,34 +64,35 @@ _MEASURED = (
     *("sample.batch_size", "sample.num_random", "sample.num_tested", "sample.recalibrate"),
     "sample.channel_multiple",
 )
+TASK = ("task", "loss", "metric", "metric_goal")
 # In the order of the run.
 STAGES = {
     "search": Stage(
-        ("data", "supernet", "search", "training", "seed"),
+        ("data", "supernet", "search", "training", "seed", *TASK),
         (),
         (SUPERNET, HISTORY, POSTERIOR),
         foreseen=("sample.parameters", "sample.multiply_adds", "sample.latency", "sample.channel_multiple"),
     ),
     "sample": Stage(
-        ("data", "sample", "seed", "search.latency_device"),
+        ("data", "sample", "seed", "search.latency_device", *TASK),
         (SUPERNET, POSTERIOR),
         (CANDIDATES, RANKING, ARCHITECTURE),
         sometimes=(FRONT, FRONT_PLOT),
     ),
     "retrain": Stage(
-        ("data", "supernet", "search", "retrain", "training", "seed", *_MEASURED),
+        ("data", "supernet", "search", "retrain", "training", "seed", *TASK, *_MEASURED),
         (SUPERNET, RANKING, ARCHITECTURE),
         (CUT_ARCHITECTURE, SUBNET, RESULTS),
     ),
-    "evaluate": Stage(("evaluate",), (RESULTS,), (EVALUATION,)),
+    "evaluate": Stage(("evaluate", *TASK[:1], *TASK[2:]), (RESULTS,), (EVALUATION,)),
     # The model card tells of all that made the network, so each setting of it counts.
     "export": Stage(
-        ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed"),
+        ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed", *TASK),
         (SUBNET, CUT_ARCHITECTURE, RESULTS, EVALUATION, SUPERNET, POSTERIOR, RANKING),
         (EXPORT_RESULTS,),
     ),
     "report": Stage(
-        ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed"),
+        ("data", "supernet", "search", "sample", "retrain", "training", "evaluate", "export", "seed", *TASK),
         (HISTORY, POSTERIOR, CANDIDATES, RANKING, ARCHITECTURE, RESULTS, EVALUATION),
         (REPORT,),
         (FRONT, EXPORT_RESULTS),

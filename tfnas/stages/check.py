@@ -98,7 +98,7 @@ def _measured(
 
     def measured(jit_compile: bool) -> preflight.Measured:
         with networks.precision(model, settings.precision):
-            return preflight.measure(loop.Step(model, settings.accumulate, jit_compile), batches)
+            return preflight.measure(loop.Step(model, settings.accumulate, jit_compile, task=splits.task), batches)
 
     found = measured(settings.jit_compile)
     total = preflight.memory_bytes()

@@ -27,9 +27,9 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 
 def _evaluate(config: Config, work: workdir.Workdir) -> None:
     measured = work.read_json(stage_table.RESULTS, "evaluate", Results)
-    verdict = acceptance.judge(config.evaluate, measured)
+    verdict = acceptance.judge(config.evaluate, measured, config.facts)
     work.write_json(stage_table.EVALUATION, verdict)
     begins = f"evaluate  {'blessed' if verdict.blessed else 'not blessed'}: "
     print(begins + f";\n{' ' * len(begins)}".join(acceptance.findings(verdict)))
-    if doubted := acceptance.doubt(measured):
+    if doubted := acceptance.doubt(measured, config.facts):
         warn(f"evaluate  {doubted}")

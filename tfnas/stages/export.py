@@ -1,4 +1,4 @@
-"""Export: a SavedModel that takes raw pixels and answers with labels, checked where only TensorFlow is."""
+"""Export: a SavedModel that takes raw pixels and gives the task's answers, checked where only TensorFlow is."""
 
 from __future__ import annotations
 
@@ -54,19 +54,20 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         )
     networks.set_seed(config.seed)
     folder = work.path / "tensorflow_datasets"
-    source = sources.load(config.data, folder)
-    splits = pipeline.from_source(source, config.data)
+    task = networks.task_of(config)
+    source = sources.load(config.data, folder, task)
+    splits = pipeline.from_source(source, config.data, task)
     model = saving.load_model(work.path / stage_table.SUBNET, keras.Model)
     _check_fits(model, splits, work.path / stage_table.SUBNET)
     text = (work.path / stage_table.CUT_ARCHITECTURE).read_text()
     architecture = Architecture.from_json(text)  # refuses one that was altered
     results = work.read_json(stage_table.RESULTS, "export", Results)
-    if {len(results.confusion), *map(len, results.confusion)} != {splits.num_classes}:
+    confusion = task.confusion(splits.num_outputs)
+    if {len(results.confusion), *map(len, results.confusion)} != {0 if confusion is None else len(confusion)}:
         raise UserError(
-            f"{work.path / stage_table.RESULTS}: a confusion of {splits.num_classes} classes expected. "
+            f"{work.path / stage_table.RESULTS}: a confusion of {splits.num_outputs} classes expected. "
             f"Received: {len(results.confusion)}; run retrain again"
         )
-    confusion = np.array(results.confusion)
     ensemble = _ensemble(config, work, splits)
     name = config.export.name or config.data.short_name
     base = f"export/{name}"
@@ -78,15 +79,16 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     try:
         saved = aside / target.name
         savedmodel.write(model, splits, config, saved, ensemble)
-        images = np.stack([image for image, _ in splits.validation.take(_WARMUP).as_numpy_iterator()])
+        images = np.stack([image for image, *_ in splits.validation.take(_WARMUP).as_numpy_iterator()])
         warmup.write(images, name, saved, bool(ensemble))
         sources.check_test(config.data, folder)
-        correct, total = int(confusion.trace()), int(confusion.sum())
-        found = verification.check(model, source, splits, config, saved, correct, total, ensemble)
-        same = "equal" if found["correct"] == correct else f"{found['correct'] / total:.2%}, as good as equal"
+        headline, total = task.facts.headline, results.num_examples
+        measured = headline.of(results.chosen_row.test)
+        found = verification.check(model, source, splits, config, saved, measured, total, ensemble)
+        same = "equal" if found["metric"] == measured else f"{headline.exactly(found['metric'])}, as good as equal"
         difference = f"{found['largest_difference']:.0e}"
         terminal.console.print(
-            f"export    reloaded without tfnas: probabilities equal to {difference}, test accuracy {same}"
+            f"export    reloaded without tfnas: {task.primary} equal to {difference}, test {headline.title} {same}"
         )
         formats = conversion.convert(model, splits, config, config.export.formats, aside)
         card = model_card.card(
@@ -105,7 +107,8 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
             saved_model=saved,
             inputs={file: digests.of_file(work.path / file) for file in stage_table.STAGES["export"].inputs},
         )
-        cards = {model_card.JSON: json.dumps(card, indent=1) + "\n", model_card.MARKDOWN: model_card.markdown(card)}
+        markdown = model_card.markdown(card, config.facts)
+        cards = {model_card.JSON: json.dumps(card, indent=1) + "\n", model_card.MARKDOWN: markdown}
         texts = {"architecture.json": text, "labels.txt": "".join(f"{name}\n" for name in splits.label_names), **cards}
         model.save(aside / _KERAS)
         for file, content in texts.items():
@@ -124,8 +127,8 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         saved_model=str(target.relative_to(work.path)),
         card=f"{base}/{model_card.MARKDOWN}",
         largest_difference=found["largest_difference"],
-        test_accuracy=correct / total,
-        served_test_accuracy=found["correct"] / total,
+        test=measured,
+        served=found["metric"],
         files=tuple(f"{base}/{file}" for file in beside),
         formats=tuple(dataclasses.replace(converted, file=f"{base}/{converted.file}") for converted in formats),
     )
@@ -141,7 +144,8 @@ def _versions(work: workdir.Workdir) -> dict[str, dict[str, str]]:
 
 def _check_fits(model: keras.Model, splits: pipeline.Splits, path: pathlib.Path) -> None:
     shapes = [tuple(tensor.shape) for tensor in (*(model.inputs or ()), *(model.outputs or ()))]
-    expected = [(None, *splits.image_shape), (None, splits.num_classes)]
+    head = splits.task.head(splits.image_shape, splits.num_outputs)
+    expected = [(None, *splits.image_shape), *([head] if head else shapes[1:])]
     if shapes != expected:
         raise UserError(f"{path}: input and output of shapes {expected} expected, as the data has. Received: {shapes}")
 

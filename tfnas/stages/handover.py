@@ -38,7 +38,7 @@ from tfnas.runs.workdir import Workdir
 # A config in parts, each with the sections that a stage is the first to depend on. A stage gets its own part and those
 # before it, so that no later setting makes it run again.
 PARTS = {
-    "search": ("data", "supernet", "search", "training", "distribution", "seed"),
+    "search": ("data", "supernet", "search", "training", *stage_table.TASK, "distribution", "seed"),
     "sample": ("sample",),
     "retrain": ("retrain",),
     "evaluate": ("evaluate",),
@@ -73,7 +73,7 @@ def version(config: config_lib.Config) -> str:
     sha = hashlib.sha256()
     package = pathlib.Path(__file__).parents[1]
     files = sorted(file for file in package.rglob("*") if file.is_file() and file.parent.name != "__pycache__")
-    for source in (config.data.source, config.supernet.source):
+    for source in (config.data.source, config.supernet.source, config.loss, config.metric):
         with contextlib.suppress(ImportError, ValueError):  # the stage that calls it tells what is wrong
             spec = importlib.util.find_spec(source.partition(":")[0]) if source else None
             if spec and spec.origin:
@@ -128,23 +128,23 @@ class Task:
         work = Workdir(self.path)
         if self.stage == "search":
             last = work.read_lines(stage_table.HISTORY, "report", Epoch)[-1]
-            return {"epoch": last.epoch, "loss": last.loss, "accuracy": last.accuracy, "kept": last.kept}
+            return {"epoch": last.epoch, "loss": last.loss, **last.metrics, "kept": last.kept}
         if self.stage == "sample":
             best = work.read_json(stage_table.RANKING, "retrain", Ranked).race.best
             sizes = {"parameters": best.parameters, "multiply_adds": best.multiply_adds}
-            return {**sizes, "loss": best.loss, "accuracy": best.accuracy}
+            return {**sizes, "loss": best.loss, **best.metrics}
         results = work.read_json(stage_table.RESULTS, self.stage, Results)
         chosen, full = results.chosen_row, results.full_row
         facts: dict[str, float | bool] = {
-            "accuracy": chosen.test_accuracy,
-            "validation_accuracy": chosen.validation_accuracy,
+            **chosen.test,
+            **{f"validation_{name}": value for name, value in chosen.validation.items()},
             "parameters": chosen.parameters,
             "multiply_adds": chosen.multiply_adds,
             "parameters_of_the_full_network": results.full.parameters,
             "multiply_adds_of_the_full_network": results.full.multiply_adds,
         }
         if full:
-            facts["accuracy_of_the_full_network"] = full.test_accuracy
+            facts |= {f"{name}_of_the_full_network": value for name, value in full.test.items()}
         if self.stage == "evaluate":
             verdict = self.verdict()
             facts |= {check.setting.removeprefix("evaluate."): check.value for check in verdict.checks}

@@ -42,7 +42,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     work = workdir.Workdir(path)
     with unwrap_user_errors():
         networks.set_seed(config.seed)
-        splits = pipeline.load(config.data, work.path / "tensorflow_datasets")
+        splits = pipeline.load(config.data, work.path / "tensorflow_datasets", networks.task_of(config))
         number = min(_NUM_MEASURED, splits.sizes["train"])
         # As many as are measured, because training would shuffle, and so read, all.
         few = dataclasses.replace(splits, train=splits.train.take(number), sizes={**splits.sizes, "train": number})
@@ -75,7 +75,7 @@ def _expected(config: Config, splits: pipeline.Splits) -> Preview:
 def _pixels(splits: pipeline.Splits, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of each channel's pixels, scaled to [0, 1], over the training images without augmentation."""
     count, total, squares = 0, np.zeros(splits.image_shape[-1]), np.zeros(splits.image_shape[-1])
-    for image, _ in splits.train.map(lambda image, label: (pipeline.prepare(image, config.data), label)):
+    for image in splits.train.map(lambda image, *_: pipeline.prepare(image, config.data)):
         pixels = image.numpy().reshape(-1, image.shape[-1]) / 255.0
         count += len(pixels)
         total += pixels.sum(0)
@@ -95,16 +95,16 @@ def _draw(splits: pipeline.Splits, config: Config, file: pathlib.Path) -> None:
     validation = next(pipeline.evaluation_batches(splits.validation, config.data, shown).as_numpy_iterator())
     figure = Figure(figsize=(1.5 * _COLUMNS, 3.8 * _ROWS), layout="constrained")
     parts: Any = figure.subfigures(2, 1)
-    for part, title, (images, labels) in zip(
+    for part, title, (images, targets, *_) in zip(
         parts, ("train, augmented", "validation"), (train, validation), strict=True
     ):
         part.suptitle(title)
         axes = np.ravel(part.subplots(_ROWS, _COLUMNS))
         for axis in axes:
             axis.axis("off")
-        for axis, image, label in zip(axes, _shown(images, config), labels, strict=False):
+        for axis, image, target in zip(axes, _shown(images, config), targets, strict=False):
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
-            axis.set_title(splits.label_names[label], fontsize=8)
+            axis.set_title(splits.task.titled(target, splits.label_names), fontsize=8)
     figure.savefig(file)
 
 

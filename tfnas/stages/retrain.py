@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -16,18 +17,18 @@ from tfnas.common import statistics
 from tfnas.config import Config
 from tfnas.cutting.subnets import describe, subnet
 from tfnas.data import pipeline, sources
-from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
 from tfnas.graph.latencies import compare_latency
 from tfnas.graph.models import file_bytes, without_optimizer
-from tfnas.ranking import losses, ranking
+from tfnas.ranking import ranking
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.measured import Results, Row, Size
 from tfnas.runs.sampled import RANDOM, Kind, Paired, Ranked
 from tfnas.search_space.architecture import Architecture
+from tfnas.tasks.columns import Tally
 from tfnas.training import building, distribution, networks, rivals, schedules
 from tfnas.training.best_cut import check_exact
 from tfnas.training.rivals import Arm
@@ -49,7 +50,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 def _retrain(config: Config, work: workdir.Workdir) -> None:
     networks.set_seed(config.seed)
     splits = networks.load_data(config, work)
-    supernet = saving.load(work.path / stage_table.SUPERNET)
+    supernet = networks.load_supernet(config, work)
     architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
     ranked = work.read_json(stage_table.RANKING, "retrain", Ranked)
     full = _full(config, splits, work) if config.retrain.baseline else None
@@ -62,9 +63,10 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     if full:
         others.append(Arm(f"{Kind.FULL}, same total budget", Kind.FULL, full, cost(Graph(full))))
 
-    validation = {arm.name: _accuracy(arm.model, splits.validation, config) for arm in found}
+    headline = config.facts.headline
+    validation = [headline.of(_scored(arm.model, splits.validation, splits, config).metrics) for arm in found]
     # On a tie the later, retrained one.
-    chosen = max(reversed(found), key=lambda arm: validation[arm.name])
+    chosen = found[::-1][headline.best(validation[::-1])]
     arguments = building.network_arguments(config, splits)
     text = describe(architecture, supernet.graph, building.builder_name(config), **arguments)
     work.write(stage_table.CUT_ARCHITECTURE, lambda file: file.write_text(text))
@@ -74,18 +76,15 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     known = [_known(arm, splits, config) for arm in compared]
     # Only now is the test split read, for networks that are all fixed.
     sources.check_test(config.data, work.path / "tensorflow_datasets")
-    labels, best, best_top5 = _classified(chosen.model, splits.test, config)
+    best = _scored(chosen.model, splits.test, splits, config)
     rows = []
     for arm, facts, taken in zip(compared, known, turns.seconds, strict=True):
-        classes, top5 = best, best_top5
-        if arm is not chosen:
-            _, classes, top5 = _classified(arm.model, splits.test, config)
+        scored = best if arm is chosen else _scored(arm.model, splits.test, splits, config)
         row = Row(
             **facts,
-            test_accuracy=float(np.mean(classes == labels)),
-            test_top5_accuracy=top5,
+            test=scored.metrics,
             latency_seconds=taken,
-            paired=Paired(**statistics.Paired.of(best == labels, classes == labels).record()),
+            paired=Paired(**statistics.Paired.of(best.errors, scored.errors).record()),
         )
         rows.append(row)
     for _, groups in itertools.groupby(means, key=lambda group: id(group.supernet)):
@@ -94,7 +93,8 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     results = Results(
         chosen=chosen.name,
         full=Size(total.parameters, total.multiply_adds),
-        confusion=_matrix(labels, best, chosen.model.output_shape[-1]).tolist(),
+        num_examples=len(best.errors),
+        confusion=best.confusion,
         latency_spread=turns.spread,
         rows=tuple(sorted(rows, key=lambda row: (row.kind.place, row.fine_tuned))),
     )
@@ -155,7 +155,7 @@ def _published(
             kind,
             supernet,
             [_architecture(candidate) for candidate in group.first],
-            group.mean_accuracy,
+            group.mean_metric,
             group.mean_parameters,
             group.mean_multiply_adds,
             recalibration,
@@ -210,17 +210,15 @@ def _architecture(value: Mapping[str, Any]) -> Architecture:
 def _means_on_test(groups: Sequence[Means], splits: pipeline.Splits, config: Config) -> list[Row]:
     """Rows of groups that share a supernet, and so what is compiled for it."""
     batches = pipeline.evaluation_batches(splits.test, config.data, config.sample.batch_size)
-    evaluate = ranking.Evaluator(groups[0].supernet, batches, groups[0].recalibration)
+    evaluate = ranking.Evaluator(groups[0].supernet, batches, groups[0].recalibration, config.facts.example.name)
     rows = []
     for group in groups:
-        tested = [evaluate(candidate) for candidate in group.first]
-        top5 = [score.top5_accuracy for score in tested if score.top5_accuracy is not None]
+        tested = [evaluate(candidate).figures()["metrics"] for candidate in group.first]
         row = Row(
             name=f"{group.kind}, mean of {len(tested):,}",
             kind=group.kind,
-            validation_accuracy=group.accuracy,
-            test_accuracy=float(np.mean([score.accuracy for score in tested])),
-            test_top5_accuracy=sum(top5) / len(top5) if top5 else None,
+            validation={config.facts.example.name: group.metric},
+            test={name: float(np.mean([score[name] for score in tested])) for name in tested[0]},
             parameters=group.parameters,
             multiply_adds=group.multiply_adds,
             num_tested=len(tested),
@@ -236,37 +234,34 @@ def _known(arm: Arm, splits: pipeline.Splits, config: Config) -> dict[str, Any]:
         "kind": arm.kind,
         "fine_tuned": arm.fine_tuned,
         "way": arm.way,
-        "validation_accuracy": _accuracy(arm.model, splits.validation, config),
+        "validation": _scored(arm.model, splits.validation, splits, config).metrics,
         "parameters": arm.cost.parameters,
         "multiply_adds": arm.cost.multiply_adds,
         "file_bytes": file_bytes(arm.model),
     }
 
 
-def _accuracy(model: keras.Model, dataset: Any, config: Config) -> float:
-    labels, classes, _ = _classified(model, dataset, config)
-    return float(np.mean(classes == labels))
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """A network's metrics on a split, by name, the errors that paired tests compare, shape (n,), and confusion."""
+
+    metrics: dict[str, float]
+    errors: np.ndarray
+    confusion: tuple[tuple[int, ...], ...]
 
 
-def _classified(model: keras.Model, dataset: Any, config: Config) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Every example's label and most probable class; and the top-5 accuracy, None with few classes."""
-    labels, classes = [], []
-    among: list[np.ndarray] = []
+def _scored(model: keras.Model, dataset: Any, splits: pipeline.Splits, config: Config) -> _Scored:
+    task, errors = splits.task, []
+    tally, confusion = Tally(task, splits.num_outputs), task.confusion(splits.num_outputs)
     with distribution.full_precision():  # export compares
-        for images, batch in pipeline.evaluation_batches(dataset, config.data, config.sample.batch_size):
+        for images, targets, *_ in pipeline.evaluation_batches(dataset, config.data, config.sample.batch_size):
             outputs = tf.cast(model(images, training=False), tf.float32)
-            labels.append(batch.numpy())
-            classes.append(np.argmax(outputs, -1))
-            if (top5 := losses.in_top5(batch, outputs)) is not None:
-                among.append(top5.numpy())
-    return np.concatenate(labels), np.concatenate(classes), float(np.concatenate(among).mean()) if among else None
-
-
-def _matrix(labels: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-    """Number of examples by label (rows) and most probable class (columns)."""
-    matrix = np.zeros((count, count), np.int64)
-    np.add.at(matrix, (labels, classes), 1)
-    return matrix
+            tally.update(targets, task.judged(outputs))
+            errors.append(task.errors(targets, outputs).numpy())
+            if confusion is not None:
+                np.add.at(confusion, (targets.numpy(), np.argmax(outputs, -1)), 1)
+    matrix = () if confusion is None else tuple(map(tuple, confusion.tolist()))
+    return _Scored(tally.metrics(), np.concatenate(errors), matrix)
 
 
 def _some(splits: pipeline.Splits, config: Config) -> tf.Tensor:

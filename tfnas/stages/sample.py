@@ -24,7 +24,6 @@ from tfnas.common.resources import Resource
 from tfnas.config import Config
 from tfnas.cutting import latency_bound
 from tfnas.data import pipeline
-from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
 from tfnas.ranking import ranking as ranking_lib
 from tfnas.ranking.contests import Contest, Contests
@@ -50,6 +49,7 @@ from tfnas.runs.sampled import (
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior, read_posterior
+from tfnas.tasks.facts import Metric
 from tfnas.training import distribution, networks
 
 SHARDS = "shards of sample"  # that are evaluated side by side, perhaps in one working directory
@@ -129,7 +129,8 @@ class _Sampling:
         self.work = work
         networks.set_seed(config.seed)
         splits = networks.load_data(config, work)
-        self.supernet: Supernet = saving.load(work.path / stage_table.SUPERNET)
+        self.facts = config.facts
+        self.supernet: Supernet = networks.load_supernet(config, work)
         self.resource = Resource(self.settings.resource)
         posterior = read_posterior((work.path / stage_table.POSTERIOR).read_bytes())
         self._latency: LatencyBound | None = None
@@ -147,6 +148,7 @@ class _Sampling:
             config.seed,
             distribution.ranking_strategy(config.distribution),
             recalibration,
+            self.facts.example.name,
         )
 
     def evaluate(self, shard: Shard) -> None:
@@ -162,7 +164,7 @@ class _Sampling:
         contest = next(self._contests(Shard(1, 1)))
         with tempfile.TemporaryDirectory() as folder:
             with Evaluations(pathlib.Path(folder) / "one.jsonl", "one") as evaluations:
-                field = Field(self.engine, evaluations, [contest.candidates[number]], contest.by, self.settings.holdout)
+                field = self._field(contest, evaluations, [contest.candidates[number]])
                 score = field.fresh(0)
                 if score is None:
                     field.fill([0], field.num_examples)
@@ -177,7 +179,7 @@ class _Sampling:
         candidates: list[Candidate] = []
         comparisons: dict[Kind, Comparison] = {}
         kept = stage_table.EVALUATIONS
-        fresh = Fresh(self.engine, self.settings)
+        fresh = Fresh(self.engine, self.config)
         with add_filename(self.work.path / kept), self._evaluations(kept, shards) as evaluations:
             if evaluations.count:
                 print(f"sample    resumes: {evaluations.count:,} evaluations found")
@@ -202,7 +204,7 @@ class _Sampling:
         if not self.settings.budgets:
             return ()
         points.sort(key=lambda point: (point.best.parameters, point.best.multiply_adds))
-        pareto_front.write(self.work, Front(self.resource, tuple(points)))
+        pareto_front.write(self.work, Front(self.resource, tuple(points)), self.facts.example)
         return (stage_table.FRONT, stage_table.FRONT_PLOT)
 
     def _within_bounds(self, posterior: UnitPosterior) -> UnitPosterior:
@@ -273,7 +275,7 @@ class _Sampling:
             left_out=contest.shortfall,
             num_measured=len(first),
             num_examples=field.num_examples,
-            **summary([field.score(i, field.num_examples) for i in first]),
+            **summary([field.score(i, field.num_examples) for i in first], self.facts.example.name),
             mean_parameters=float(np.mean([records[i].parameters for i in contest.drawn])),
             mean_multiply_adds=float(np.mean([records[i].multiply_adds for i in contest.drawn])),
             first=tuple(_as_json(contest.candidates[i]) for i in first),
@@ -286,7 +288,7 @@ class _Sampling:
         outcome, leaders = ranking.outcome, []
         if contest.kind == Kind.POSTERIOR:
             leaders = contest.able(ranking.order)[: self.settings.num_tested]
-        _print_outcome(contest, ranking)
+        _print_outcome(contest, ranking, self.facts.example)
         return Race(
             best=records[outcome.winner],
             architecture=_as_json(ranking.best),
@@ -320,14 +322,18 @@ class _Sampling:
             settings = self.settings
             return field.race(settings.racing or None, settings.tolerance, settings.finalists or None, contest.excluded)
 
-    def _field(self, contest: Contest, evaluations: Evaluations) -> Field:
-        return Field(self.engine, evaluations, contest.candidates, contest.by, self.settings.holdout)
+    def _field(
+        self, contest: Contest, evaluations: Evaluations, candidates: Sequence[Architecture] | None = None
+    ) -> Field:
+        goal = "min" if contest.by == "loss" else self.facts.example.goal
+        candidates = contest.candidates if candidates is None else candidates
+        return Field(self.engine, evaluations, candidates, contest.by, self.settings.holdout, goal)
 
     def _evaluations(self, name: str, others: Sequence[pathlib.Path] = ()) -> Evaluations:
         """The store, whose key is all that an evaluation depends on: neither how many are ranked, nor how."""
         material = {
             "supernet": digests.of_file(self.work.path / stage_table.SUPERNET),
-            **stage_table.settings(self.config, ("data", "seed")),
+            **stage_table.settings(self.config, ("data", "seed", "task", "loss", "metric")),
             "batch_size": self.settings.batch_size,
             "recalibrate": self.settings.recalibrate,
         }
@@ -335,12 +341,12 @@ class _Sampling:
         return Evaluations(self.work.file(name), key, others)
 
 
-def _print_outcome(contest: Contest, ranking: Ranking) -> None:
+def _print_outcome(contest: Contest, ranking: Ranking, metric: Metric) -> None:
     def shown(score: ranking_lib.Score) -> str:
         if contest.by == "loss":
             return f"{score.loss:.3g}"
         top5 = "" if score.top5_accuracy is None else f" (top-5 {score.top5_accuracy:.1%})"
-        return f"{score.accuracy:.1%}{top5}"
+        return f"{score[contest.by]:.1%}{top5}" if metric.share else f"{score[contest.by]:.4g}"
 
     outcome, fresh = ranking.outcome, ranking.fresh
     again = f", {shown(fresh)} on {fresh.num_examples:,} fresh images" if fresh else ""
@@ -364,4 +370,4 @@ def _point(
     if isinstance(posterior, Posterior):
         mean, deviation = posterior.expected_cost(resource), posterior.cost_deviation(resource)
         expected = Expected(mean, deviation, posterior.total_cost(resource))
-    return FrontPoint(share, expected, group.mean_accuracy, race.best, race.fresh, race.architecture)
+    return FrontPoint(share, expected, group.mean_metric, race.best, race.fresh, race.architecture)

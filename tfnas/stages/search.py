@@ -50,13 +50,15 @@ def _search(config: Config, work: workdir.Workdir) -> None:
     guard.begin()
     writer = tf.summary.create_file_writer(str(work.path / "tensorboard")) if work.writes else None
 
+    metric = config.facts.example.name
+
     def write_history(history: list[dict[str, Any]]) -> None:
-        work.write_lines(stage_table.HISTORY, (Epoch(**record) for record in history))
+        work.write_lines(stage_table.HISTORY, (_epoch(record, metric) for record in history))
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         write_history(history)
         if writer:
-            _write_tensorboard(writer, history[-1])
+            _write_tensorboard(writer, history[-1], metric)
 
     history = networks.fit_gated(
         config,
@@ -151,10 +153,17 @@ def _describe_kept(supernet: UnitSupernet) -> dict[str, Any]:
     }
 
 
-def _write_tensorboard(writer: Any, record: dict[str, Any]) -> None:
+def _epoch(record: dict[str, Any], metric: str) -> Epoch:
+    """The record of an epoch, whose metric has its own name in the loop's."""
+    others = {name: value for name, value in record.items() if name != metric}
+    return Epoch(**others, metrics={metric: record[metric]} if metric in record else {})
+
+
+def _write_tensorboard(writer: Any, record: dict[str, Any], metric: str) -> None:
     with writer.as_default(step=record["epoch"]):
-        for name in ("loss", "accuracy", "kept"):
-            tf.summary.scalar(name, record[name])
+        for name in ("loss", metric, "kept"):
+            if name in record:
+                tf.summary.scalar(name, record[name])
         for layer, probabilities in record.get("drop_probability", {}).items():
             for group, p in enumerate(probabilities):
                 tf.summary.scalar(f"drop_probability/{layer}/{group}", p)

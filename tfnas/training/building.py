@@ -26,8 +26,9 @@ def builder_name(config: config_lib.Config) -> str:
 
 
 def network_arguments(config: config_lib.Config, splits: pipeline.Splits) -> dict[str, Any]:
-    """Returns the arguments of the function that `builder_name` names, for these images and labels."""
-    return {**config.supernet.arguments(), "num_classes": splits.num_classes, "input_shape": splits.image_shape}
+    """Returns the arguments of the function that `builder_name` names, for these images and targets."""
+    outputs = {splits.task.argument: splits.num_outputs} if splits.label_names else {}
+    return {**config.supernet.arguments(), **outputs, "input_shape": splits.image_shape}
 
 
 def network(config: config_lib.Config, splits: pipeline.Splits) -> keras.Model:
@@ -101,13 +102,23 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
         raise UserError(
             f"supernet.source: the model of '{source}' must take images {expected}. Received: input {takes}"
         )
-    if returns != (None, splits.num_classes):
+    head = splits.task.head(splits.image_shape, splits.num_outputs)
+    if head is not None and not _fits(returns, head):
         raise UserError(
-            f"supernet.source: the model of '{source}' must return logits {(None, splits.num_classes)}, one per "
-            f"class. Received: output {returns}"
+            f"supernet.source: the model of '{source}' must return {splits.task.per_output} {head}. "
+            f"Received: output {returns}"
         )
     last = model.layers[-1]
-    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
-        raise UserError(
-            f"supernet.source: the model of '{source}' must return logits. Received: a softmax in '{last.name}'"
-        )
+    activation = getattr(last, "activation", None)
+    for name in splits.task.squashing:
+        if type(last).__name__.lower() == name or activation is getattr(keras.activations, name):
+            raise UserError(
+                f"supernet.source: the model of '{source}' must return logits. Received: a {name} in '{last.name}'"
+            )
+
+
+def _fits(shape: tuple[int | None, ...], expected: tuple[int | None, ...]) -> bool:
+    """Whether a shape is what is expected, or may be where it is not fixed; the last axis must be."""
+    if len(shape) != len(expected) or shape[-1] != expected[-1]:
+        return False
+    return all(a in (None, b) for a, b in zip(shape, expected, strict=True))

@@ -20,6 +20,8 @@ from tfnas.common.terminal import console
 from tfnas.data.pipeline import Share
 from tfnas.gating.supernet import Supernet
 from tfnas.runs.checkpoints import Checkpoint, Checkpoints
+from tfnas.tasks.functions import by_example
+from tfnas.tasks.meanings import CLASSIFICATION, Task
 from tfnas.training import distribution
 from tfnas.training.distillation import Teacher
 
@@ -38,18 +40,25 @@ class Step:
     replica splits its batch. Batch normalization uses the statistics of each part, as usual.
 
     Args:
-        model: compiled and built in the same scope, with integer labels.
+        model: compiled and built in the same scope, with one output.
         accumulate: number of parts of each replica's batch; must divide it.
         jit_compile: whether to compile the forward and backward pass with XLA, as always on TPUs.
         teacher: from which the model also learns; built in the same scope.
+        task: says which metric of an example is shown, beside the loss.
 
     Raises:
         UserError: for XLA with several replicas that are not TPU cores, which TensorFlow does not support.
     """
 
     def __init__(
-        self, model: keras.Model, accumulate: int = 1, jit_compile: bool = False, teacher: Teacher | None = None
+        self,
+        model: keras.Model,
+        accumulate: int = 1,
+        jit_compile: bool = False,
+        teacher: Teacher | None = None,
+        task: Task = CLASSIFICATION,
     ):
+        self.task = task
         self._model, self._accumulate, self._teacher = model, accumulate, teacher
         self.strategy = tf.distribute.get_strategy()
         replicas = self.strategy.num_replicas_in_sync
@@ -59,21 +68,27 @@ class Step:
                 "training.jit_compile: must be false with several replicas that are not TPU cores. Received: true, "
                 f"with {replicas} replicas"
             )
+        self.has_metric = True  # until the first step is traced
         self._share = 1.0 / (replicas * accumulate)
         # AutoGraph, which Keras's `fit` does without too, would take longer to convert these than they take to trace.
         compiled = tf.function(self._part, jit_compile=True, autograph=False)
         self._gradients = compiled if jit_compile and not tpu else self._part
         self._step = tf.function(self._global_step, autograph=False)
 
-    def totals(self, losses: float = 0.0, correct: float = 0.0) -> tf.Tensor:
-        """Totals of an epoch's steps: losses, correct examples, and the index of the first step that is not finite."""
-        return tf.constant([losses, correct, math.inf], tf.float64)
+    def totals(self, losses: float = 0.0, metrics: float = 0.0) -> tf.Tensor:
+        """Totals of an epoch's steps: losses, the examples' metrics, and the first step that is not finite."""
+        return tf.constant([losses, metrics, math.inf], tf.float64)
+
+    def figures(self, totals: np.ndarray, steps: int, examples: int) -> dict[str, float]:
+        """Returns the mean loss of the steps, and the mean metric of the examples by its name, if there is one."""
+        metric = {self.task.facts.example.name: totals[1] / examples} if self.has_metric else {}
+        return {"loss": totals[0] / steps, **metric}
 
     def __call__(self, batches: Any, totals: tf.Tensor, number: int) -> tf.Tensor:
         """Runs a step on the next batch.
 
         Args:
-            batches: distributed iterator of (inputs, labels).
+            batches: distributed iterator of (inputs, labels) or (inputs, labels, weights).
             totals: totals of the previous steps.
             number: index of this step in its epoch, from 0.
 
@@ -94,16 +109,16 @@ class Step:
 
     def _global_step(self, batches: Any, totals: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         figures = self.strategy.run(self._replica_step, args=(next(batches),))
-        loss, correct = tf.unstack(tf.cast(self.strategy.reduce("SUM", figures, axis=None), tf.float64))
+        loss, metrics = tf.unstack(tf.cast(self.strategy.reduce("SUM", figures, axis=None), tf.float64))
         bad = tf.where(tf.math.is_finite(loss), tf.constant(math.inf, tf.float64), number)
-        return tf.stack([totals[0] + loss, totals[1] + correct, tf.minimum(totals[2], bad)])
+        return tf.stack([totals[0] + loss, totals[1] + metrics, tf.minimum(totals[2], bad)])
 
-    def _replica_step(self, batch: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    def _replica_step(self, batch: tuple[tf.Tensor, ...]) -> tf.Tensor:
         variables = self._model.trainable_variables
         parts = [tf.split(value, self._accumulate) for value in batch] if self._accumulate > 1 else [[v] for v in batch]
-        gradients, figures = self._gradients(parts[0][0], parts[1][0])
-        for inputs, labels in zip(parts[0][1:], parts[1][1:], strict=True):
-            more, further = self._gradients(inputs, labels)
+        gradients, figures = self._gradients(*(part[0] for part in parts))
+        for part in zip(*(part[1:] for part in parts), strict=True):
+            more, further = self._gradients(*part)
             gradients = [a if b is None else b if a is None else a + b for a, b in zip(gradients, more, strict=True)]
             figures += further
         optimizer = self._model.optimizer
@@ -114,12 +129,17 @@ class Step:
             self._model.update()
         return figures
 
-    def _part(self, inputs: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor | None], tf.Tensor]:
-        """Returns the gradients of one part's share of the loss, that share, and the number of correct examples."""
+    def _part(
+        self, inputs: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
+        """Returns the gradients of one part's share of the loss, that share, and the sum of the examples' metrics."""
         taught = self._teacher.outputs(inputs) if self._teacher else None
         with tf.GradientTape() as tape:
             outputs = tf.cast(self._model(inputs, training=True), tf.float32)
-            loss = tf.reduce_mean(self._model.loss.call(labels, outputs))
+            loss = self._model.loss.call(labels, outputs)
+            if weights is not None:
+                loss = by_example(loss, self._model.loss.call, labels, outputs) * weights
+            loss = tf.reduce_mean(loss)
             if self._teacher:
                 loss = self._teacher.loss(loss, taught, outputs)
             if self._model.losses:
@@ -127,8 +147,10 @@ class Step:
             loss *= self._share
             scaled = self._model.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self._model.trainable_variables)
-        correct = tf.cast(tf.argmax(outputs, -1), tf.int64) == tf.cast(tf.reshape(labels, [-1]), tf.int64)
-        return gradients, tf.stack([loss, tf.reduce_sum(tf.cast(correct, tf.float32))])
+        found = self.task.figures(labels, self.task.judged(outputs))
+        self.has_metric = self.task.facts.example.name in found
+        metrics = tf.reduce_sum(found[self.task.facts.example.name]) if self.has_metric else 0.0
+        return gradients, tf.stack([loss, metrics])
 
 
 def _agree_on_finite(gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
@@ -179,7 +201,7 @@ def train(
         before_step: called with the index of every step, from 0, before it runs.
 
     Returns:
-        One record per epoch: loss, accuracy and the figures of `describe`.
+        One record per epoch: loss, the task's metric of an example by its name, and the figures of `describe`.
 
     Raises:
         PreemptedError: after SIGTERM, once a checkpoint is written.
@@ -221,7 +243,7 @@ def train(
             values = np.asarray(totals)  # waits for the devices
             _check_finite(values, title, len(history), steps_per_epoch, first)
             done = position + 1
-            figures = {"loss": values[0] / done, "accuracy": values[1] / (done * batch_size)}
+            figures = step.figures(values, done, done * batch_size)
             if last:
                 check(len(history) + 1)
                 history.append({"epoch": len(history) + 1, **figures, **describe()})

@@ -115,17 +115,14 @@ def room(work: Workdir, model: keras.Model, kept: int) -> tuple[int, int]:
 
 
 def examples(splits: pipeline.Splits) -> None:
-    """Checks the first labels of training and validation images, but not those of test.
+    """Checks the first targets of training and validation images, but not those of test.
 
     Raises:
-        UserError: if a label is out of range, or an image cannot be read.
+        UserError: if a target is out of range, or an image cannot be read.
     """
     for split in ("train", "validation"):
-        for _, label in getattr(splits, split).take(64).as_numpy_iterator():
-            if not 0 <= label < splits.num_classes:
-                raise UserError(
-                    f"{split}: expected labels from 0 to {splits.num_classes - 1}, one per class. Received: {label}"
-                )
+        for _, target, *_ in getattr(splits, split).take(64).as_numpy_iterator():
+            splits.task.check_target(target, splits.num_outputs, f"{split} has")
 
 
 def measure(step: Step, batches: Batches) -> Measured:

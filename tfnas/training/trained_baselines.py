@@ -43,7 +43,7 @@ class Means:
         kind: kind of baseline.
         supernet: compiled supernet with the weights that the candidates share.
         first: candidates to measure on the test split too.
-        accuracy: mean accuracy of `first` on the validation split.
+        metric: mean over `first` of the task's metric of an example, on the validation split.
         parameters: mean over all candidates.
         multiply_adds: mean over all candidates.
         recalibration: recomputes normalization statistics for each candidate; None keeps the supernet's.
@@ -52,7 +52,7 @@ class Means:
     kind: Kind
     supernet: Supernet
     first: Sequence[Architecture]
-    accuracy: float
+    metric: float
     parameters: float
     multiply_adds: float
     recalibration: Recalibration | None = None
@@ -120,7 +120,7 @@ class Baselines:
             kind,
             supernet,
             first,
-            accuracy=float(np.mean([score.accuracy for score in scores[: len(first)]])),
+            metric=float(np.mean([score[config.facts.example.name] for score in scores[: len(first)]])),
             parameters=float(np.mean([price.parameters for price in prices])),
             multiply_adds=float(np.mean([price.multiply_adds for price in prices])),
             recalibration=recalibration,
@@ -181,7 +181,7 @@ class Baselines:
     def _evaluator(self, supernet: Supernet, recalibration: Recalibration | None) -> ranking.Evaluator:
         config = self._config
         batches = pipeline.evaluation_batches(self._splits.validation, config.data, config.sample.batch_size)
-        return ranking.Evaluator(supernet, batches, recalibration)
+        return ranking.Evaluator(supernet, batches, recalibration, config.facts.example.name)
 
     def _best(
         self,
@@ -192,8 +192,9 @@ class Baselines:
         count: int = 0,
         adjust: Callable[[Architecture], None] | None = None,
     ) -> list[Arm]:
-        """Cuts out the candidate with the highest accuracy among those with a path to the output, if any."""
-        for i in sorted(range(len(scores)), key=lambda i: (-(scores[i].accuracy or 0.0), i)):
+        """Cuts out the candidate with the best metric among those with a path to the output, if any."""
+        metric = self._config.facts.example
+        for i in sorted(range(len(scores)), key=lambda i: (float(metric.errors(scores[i][metric.name])), i)):
             if supernet.graph.flow(candidates[i]).reaches_outputs():
                 if adjust:
                     adjust(candidates[i])

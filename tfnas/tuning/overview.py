@@ -8,12 +8,15 @@ from collections.abc import Sequence
 import rich.table
 
 from tfnas.common import markup
+from tfnas.tasks.facts import Metric
 from tfnas.tuning.trials import COMPLETE, Trial
 
 _MOST_TICKS = 6  # of an axis that has one at every value
 
 
-def table(names: Sequence[str], trials: Sequence[Trial], best: Trial | None, full_parameters: int) -> rich.table.Table:
+def table(
+    names: Sequence[str], trials: Sequence[Trial], best: Trial | None, full_parameters: int, metric: Metric
+) -> rich.table.Table:
     """A line for each trial, in the order of its values, the best one in bold.
 
     Args:
@@ -21,10 +24,12 @@ def table(names: Sequence[str], trials: Sequence[Trial], best: Trial | None, ful
         trials: to be shown.
         best: of them; None if none is complete.
         full_parameters: of the full network.
+        metric: of candidates.
     """
+    error = _error_name(metric)
     rounds = len({trial.epochs for trial in trials}) > 1
     made = rich.table.Table(box=None, padding=(0, 1))
-    headings = [*names, *["epochs"] * rounds, "kept", "parameters", "error", "loss", "on", "mean error", ""]
+    headings = [*names, *["epochs"] * rounds, "kept", "parameters", error, "loss", "on", f"mean {error}", ""]
     for heading in headings:
         made.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for trial in sorted(trials, key=lambda trial: (*trial.values.values(), trial.epochs)):
@@ -33,10 +38,10 @@ def table(names: Sequence[str], trials: Sequence[Trial], best: Trial | None, ful
             cells += [
                 f"{100 * found.parameters / full_parameters:.1f} %",
                 f"{found.parameters:,}",
-                f"{_error(found.accuracy):.2f} %",
+                _error(found.metric, metric),
                 f"{found.loss:.4f}",
                 f"{found.num_examples:,} {'fresh' if found.fresh else 'raced'}",
-                f"{_error(found.mean_accuracy):.2f} %",
+                _error(found.mean_metric, metric),
             ]
         else:
             cells += ["-"] * 6
@@ -45,7 +50,9 @@ def table(names: Sequence[str], trials: Sequence[Trial], best: Trial | None, ful
     return made
 
 
-def plot(path: pathlib.Path, names: Sequence[str], trials: Sequence[Trial], full_parameters: int) -> None:
+def plot(
+    path: pathlib.Path, names: Sequence[str], trials: Sequence[Trial], full_parameters: int, metric: Metric
+) -> None:
     """Writes a PNG: errors and parameters of the trials that found a network against the first setting tuned.
 
     Arguments as for `table`.
@@ -59,13 +66,14 @@ def plot(path: pathlib.Path, names: Sequence[str], trials: Sequence[Trial], full
     found = sorted(((trial.values[name], trial.found) for trial in trials if trial.found), key=lambda pair: pair[0])
     x = [value for value, _ in found]
     parts = [
-        (error, "best candidate", markup.BLUE, [_error(f.accuracy) for _, f in found]),
-        (error, "mean of candidates", markup.ORANGE, [_error(f.mean_accuracy) for _, f in found]),
+        (error, "best candidate", markup.BLUE, [metric.error(f.metric) for _, f in found]),
+        (error, "mean of candidates", markup.ORANGE, [metric.error(f.mean_metric) for _, f in found]),
         (kept, "best candidate", markup.BLUE, [100 * f.parameters / full_parameters for _, f in found]),
     ]
     for axes, label, color, values in parts:
         axes.plot(x, values, f"o{line}", color=color, label=label)
-    for axes, label in ((error, "validation error, %"), (kept, "parameters kept, %")):
+    validation = f"validation {_error_name(metric)}{', %' * metric.share}"
+    for axes, label in ((error, validation), (kept, "parameters kept, %")):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set(xscale="log", xlabel=name, ylabel=label, ylim=(0, None))
         if len(set(x)) <= _MOST_TICKS:
@@ -80,5 +88,9 @@ def shown(value: float) -> str:
     return short if float(short := f"{value:g}") == value else repr(value)
 
 
-def _error(accuracy: float) -> float:
-    return 100 * (1 - accuracy)
+def _error_name(metric: Metric) -> str:
+    return "error" if metric.share else metric.title
+
+
+def _error(value: float, metric: Metric) -> str:
+    return f"{metric.error(value):.2f} %" if metric.share else metric.shown(value)

@@ -15,6 +15,7 @@ from tfnas.runs import stage_table
 from tfnas.runs.sampled import Candidate, Kind, Ranked, Score
 from tfnas.runs.workdir import Workdir
 from tfnas.stages import sample, search
+from tfnas.tasks.facts import Metric
 
 RUNNING, COMPLETE, TOO_LARGE, FAILED = "running", "complete", "over budget", "failed"
 _FAILURE = "failure.json"  # in a trial's folder
@@ -44,21 +45,21 @@ class Found:
     Attributes:
         parameters: of the network.
         loss: on `num_examples` examples.
-        accuracy: on the same.
+        metric: the task's, of an example, on the same.
         num_examples: how many there were.
         fresh: whether the race has not used them.
         mean_loss: of the posterior's first candidates.
-        mean_accuracy: likewise.
+        mean_metric: likewise.
         mean_parameters: of all of them.
     """
 
     parameters: int
     loss: float
-    accuracy: float
+    metric: float
     num_examples: int
     fresh: bool
     mean_loss: float
-    mean_accuracy: float
+    mean_metric: float
     mean_parameters: float
 
 
@@ -83,15 +84,18 @@ class Trial:
     message: str = ""
     found: Found | None = None
 
-    def score(self, objective: str) -> float:
-        """The objective, in [0, 1]: the accuracy, or exp(-loss), which is in the losses' order; 0 if not complete.
+    def score(self, objective: str, metric: Metric) -> float:
+        """The objective, in [0, 1]: the metric if it is a share, or exp(-loss), which is in the losses' order.
 
+        It is 0 if the trial is not complete. Of metrics that are not shares it is the logistic function, in their
+        order.
         Bounded, because KerasTuner's Gaussian process takes an infinite loss for 0, which would be the best of all.
         """
         if self.state != COMPLETE or self.found is None:
             return 0.0
-        if objective == "accuracy":
-            return self.found.accuracy
+        if objective == metric.name:
+            better = -float(metric.errors(self.found.metric))
+            return self.found.metric if metric.share else 1 / (1 + math.exp(-min(max(better, -500.0), 500.0)))
         return 0.0 if math.isnan(self.found.loss) else math.exp(-max(0.0, self.found.loss))
 
 
@@ -136,11 +140,11 @@ def run(config: Config, work: Workdir, trial: Trial, full_parameters: int) -> Tr
     found = Found(
         parameters=best.parameters,
         loss=score.loss,
-        accuracy=score.accuracy,
+        metric=config.facts.example.of(score.metrics),
         num_examples=score.num_examples,
         fresh=ranked.race.fresh is not None,
         mean_loss=ranked.posterior.mean_loss,
-        mean_accuracy=ranked.posterior.mean_accuracy,
+        mean_metric=ranked.posterior.mean_metric,
         mean_parameters=ranked.posterior.mean_parameters,
     )
     return dataclasses.replace(trial, state=TOO_LARGE if message else COMPLETE, message=message, found=found)
@@ -160,7 +164,9 @@ def _best(config: Config, winner: Candidate, able: Sequence[Candidate], full_par
         )
 
     def rank(candidate: Candidate) -> tuple[float, float]:
-        value = candidate.loss if config.sample.rank_by == "loss" else -candidate.accuracy
+        metric = config.facts.example
+        by_loss = config.sample.rank_by == "loss"
+        value = candidate.loss if by_loss else float(metric.errors(metric.of(candidate.metrics)))
         # First those that the race kept longest: a candidate that leaves it is worse than some that stay.
         return -candidate.num_examples, math.inf if math.isnan(value) else value
 

@@ -167,16 +167,19 @@ class _Tuning:
                 print(f"tune      {trial.state}: {trial.message}")
             self.trials[folder] = trial
             self._write()
-        return self.trials[folder].score(settings.objective)
+        return self.trials[folder].score(settings.objective, self.config.facts.example)
 
     def end(self) -> Trial:
         """Shows all trials; returns the best. Raises UserError if there is none."""
         best, every, full = self._best(), list(self.trials.values()), self.full_parameters
-        terminal.console.print(overview.table(self.names, every, best, full))
+        terminal.console.print(overview.table(self.names, every, best, full, self.config.facts.example))
         name = self.names[0]
         plotted = [trial for trial in self._longest(self.trials.values()) if trial.found]
         if plotted:
-            picture = self.work.write(f"{name}.png", lambda path: overview.plot(path, self.names, plotted, full))
+            metric = self.config.facts.example
+            picture = self.work.write(
+                f"{name}.png", lambda path: overview.plot(path, self.names, plotted, full, metric)
+            )
             print(f"tune      {self.work.path / RESULTS}, {picture}")
         if best is None:
             reasons = {trial.state: trial.message for trial in self.trials.values()}
@@ -186,7 +189,8 @@ class _Tuning:
 
     def _best(self) -> Trial | None:
         def rank(trial: Trial) -> tuple[float, int]:
-            return -trial.score(self.config.tune.objective), trial.found.parameters if trial.found else 0
+            score = trial.score(self.config.tune.objective, self.config.facts.example)
+            return -score, trial.found.parameters if trial.found else 0
 
         complete = [trial for trial in self.trials.values() if trial.state == COMPLETE]
         return min(self._longest(complete), key=rank) if complete else None

@@ -11,18 +11,22 @@ from tfnas.config import fields
 class Evaluate:
     """Thresholds on the test split that a network must meet to be exported; none by default."""
 
-    min_accuracy: float = 0.0  # on test
-    max_accuracy_loss: float = 1.0  # below the full network's test accuracy; needs retrain.baseline
+    # Limit of the task's first metric on test (docs/your_model.md), such as the accuracy: at least this, or at most, if
+    # lower is better; 0 asks for nothing.
+    threshold: float = 0.0
+    # How much worse than the full network's: a difference of shares such as accuracies, or the relative one of other
+    # numbers; needs retrain.baseline.
+    max_drop: float = 1.0
     max_parameters: float = 1.0  # share of the full network's
     max_multiply_adds: float = 1.0  # share of the full network's
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
-        fields.require(0 <= self.min_accuracy <= 1, "evaluate.min_accuracy", self.min_accuracy, "a share in [0, 1]")
-        for field in ("max_accuracy_loss", "max_parameters", "max_multiply_adds"):
+        fields.at_least("evaluate.threshold", self.threshold, 0)
+        for field in ("max_drop", "max_parameters", "max_multiply_adds"):
             share = getattr(self, field)
             # The network that was found may be better than the full one: a negative loss may be required.
-            least = -1 if field == "max_accuracy_loss" else 0
+            least = -1 if field == "max_drop" else 0
             fields.require(
                 least <= share <= 1, f"evaluate.{field}", share, f"a share in [{least}, 1]; 1 asks for nothing"
             )

@@ -26,7 +26,9 @@ class Sample:
     channel_multiple: int = 1  # after a search with bounds: layers keep a multiple of this many channels, or all
     budgets: tuple[float, ...] = ()  # shares: sample at each of these too, for the Pareto front of accuracy and cost
     resource: str = "parameters"  # that `budgets` are shares of: 'parameters', 'multiply_adds' or 'latency'
-    rank_by: str = "loss"  # the more reliable; or 'accuracy', the paper's
+    # The more reliable; or the task's metric of an example: 'accuracy', the paper's; of a regression 'mae'; of a custom
+    # task the metric's own name.
+    rank_by: str = "loss"
     racing: float = 0.95  # confidence of the race (tfnas/ranking/racing.py); 0: evaluate every candidate in full
     tolerance: float = 0.5  # standard errors by which the winner of the race may miss the best
     # Candidates that are evaluated on all of the race's images: the others leave earlier, proven to be worse or not.
@@ -54,7 +56,6 @@ class Sample:
         for share in self.budgets:
             fields.require(0 < share < 1, "sample.budgets", share, "shares in (0, 1)")
         fields.one_of("sample.resource", self.resource, _RESOURCES)
-        fields.one_of("sample.rank_by", self.rank_by, ("loss", "accuracy"))
         fields.require(0 <= self.racing < 1, "sample.racing", self.racing, "a confidence in (0, 1), or 0 for no race")
         fields.at_least("sample.tolerance", self.tolerance, 0)
         fields.at_least("sample.finalists", self.finalists, 0)

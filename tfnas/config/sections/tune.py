@@ -20,7 +20,9 @@ class Tune:
 
     method: str = "grid"  # or 'random', 'bayesian' or 'hyperband', all of KerasTuner
     trials: int = 0  # at most; 0: all of 'grid', or of 'hyperband', whose number follows from search.epochs
-    objective: str = "loss"  # or 'accuracy'; of the best candidate, on validation images that the race did not use
+    # Or the task's metric of an example, such as 'accuracy'; of the best candidate, on validation images that the race
+    # did not use.
+    objective: str = "loss"
     budget: float = 1.0  # the best candidate's parameters, at most, as a share of the full network's; 1: any size
     ell2: tuple[float, ...] = ()  # of a search with ell2
     learning_rate: tuple[float, ...] = ()
@@ -39,7 +41,6 @@ class Tune:
         fields.at_least("tune.trials", self.trials, 0)
         if self.method in ("random", "bayesian"):
             fields.require(self.trials > 0, "tune.trials", self.trials, f"at least 1 with the method '{self.method}'")
-        fields.one_of("tune.objective", self.objective, ("loss", "accuracy"))
         fields.require(
             0 < self.budget <= 1, "tune.budget", self.budget, "a share in (0, 1]; 1 for networks of any size"
         )

@@ -13,12 +13,13 @@ from tfnas.data.sources.folders import decode as decode
 from tfnas.data.sources.prepared import Digits as Digits
 from tfnas.data.sources.splits import SPLITS as SPLITS
 from tfnas.data.sources.splits import Source as Source
+from tfnas.tasks.meanings import CLASSIFICATION, Task
 
 
-def load(config: config_lib.Data, folder: pathlib.Path) -> Source:
+def load(config: config_lib.Data, folder: pathlib.Path, task: Task = CLASSIFICATION) -> Source:
     """Loads the splits that `config` names. Raises UserError if they are unknown, missing, malformed or overlapping."""
     if config.source:
-        return returned.from_function(config)
+        return returned.from_function(config, task)
     if config.folder:
         return folders.from_folder(config)
     return prepared.from_tfds(config, folder)

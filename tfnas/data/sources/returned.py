@@ -1,4 +1,4 @@
-"""Images returned by a user's function."""
+"""Examples returned by a user's function."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from tfnas import config as config_lib
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError, plain_message
 from tfnas.data.sources.splits import SPLITS, Source
+from tfnas.tasks.meanings import Task
 
 
-def from_function(config: config_lib.Data) -> Source:
+def from_function(config: config_lib.Data, task: Task) -> Source:
     """Calls the user's function and checks its splits. It receives `config` if it has a parameter without a default.
 
     Train and validation are read once, to count examples and classes, to check that images have one shape, and to find
@@ -26,10 +27,11 @@ def from_function(config: config_lib.Data) -> Source:
     function = user_functions.resolve("data.source", config.source)
     arguments = [config] if _takes_one(function) else []
     returned = user_functions.call("data.source", config.source, function, *arguments)
-    splits, names = _returned(returned, config.source)
+    given, names = _returned(returned, config.source)
+    splits = {split: _dataset(given[split], f"data.source: {split} of '{config.source}'") for split in SPLITS}
     for split in SPLITS:
-        _check_elements(splits[split], f"data.source: {split} of '{config.source}'")
-    surveys = {split: _survey(splits[split], split, config) for split in ("train", "validation")}
+        _check_elements(splits[split], f"data.source: {split} of '{config.source}'", task)
+    surveys = {split: _survey(splits[split], split, config, task) for split in ("train", "validation")}
 
     common = len(surveys["train"].digests & surveys["validation"].digests)
     if common:
@@ -49,28 +51,38 @@ def from_function(config: config_lib.Data) -> Source:
         shape = (None, None, shape[-1])
     if not (known := splits["test"].element_spec[0].shape).is_compatible_with(shape):
         raise UserError(f"data.source: test of '{config.source}' has images of shape {known}; expected {shape}")
-    largest = max(survey.largest_label for survey in surveys.values())
-    names = names or tuple(str(label) for label in range(largest + 1))
-    if largest >= len(names):
+    outputs = max(survey.num_outputs for survey in surveys.values())
+    names = names or (tuple(str(i) for i in range(outputs)) if task.has_names else ())
+    if task.has_names and outputs > len(names):
         raise UserError(
-            f"data.source: label {largest} of '{config.source}' has no name; the function returned {len(names)} names"
+            f"data.source: label {outputs - 1} of '{config.source}' has no name; the function returned {len(names)} "
+            "names"
         )
 
     def checked(split: str) -> tf.data.Dataset:
         # Checked while reading, because the test split must not be read before, and a data set may change between
         # reads.
-        def check(label: np.ndarray, actual: np.ndarray) -> np.ndarray:
-            about = f"data.source: {split} of '{config.source}' has"
-            if not 0 <= label < len(names):
-                raise UserError(f"{about} the label {label}; expected 0 to {len(names) - 1}")
+        about = f"data.source: {split} of '{config.source}' has"
+
+        def check(target: np.ndarray, weight: np.ndarray, actual: np.ndarray) -> np.ndarray:
+            task.check_target(target, len(names), about)
+            _check_weight(weight, about)
             if len(actual) != 3 or any(a not in (None, b) for a, b in zip(shape, actual, strict=True)):
                 raise UserError(f"{about} an image of shape {tuple(actual.tolist())}; expected {shape}")
-            return label
+            return target
 
-        def example(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            label = tf.numpy_function(check, [tf.cast(label, tf.int64), tf.shape(image)], tf.int64, stateful=False)
-            with tf.control_dependencies([label]):
-                return tf.ensure_shape(tf.identity(image), shape), tf.ensure_shape(label, ())
+        def example(image: tf.Tensor, target: tf.Tensor, *weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            weight = tuple(tf.cast(w, tf.float32) for w in weight)
+            target = tf.cast(target, tf.int64) if task.integers else target
+            weighed = weight[0] if weight else tf.constant(1.0)
+            shapes = splits[split].element_spec[1].shape
+            target = tf.numpy_function(check, [target, weighed, tf.shape(image)], target.dtype, stateful=False)
+            with tf.control_dependencies([target]):
+                return (
+                    tf.ensure_shape(tf.identity(image), shape),
+                    task.prepared(tf.ensure_shape(target, shapes)),
+                    *weight,
+                )
 
         return splits[split].map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
@@ -88,8 +100,8 @@ def _takes_one(function: Any) -> bool:
     return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
-def _returned(returned: Any, source: str) -> tuple[dict[str, tf.data.Dataset], tuple[str, ...]]:
-    expected = "a dict of tf.data.Dataset by 'train', 'validation' and 'test' (and 'label_names')"
+def _returned(returned: Any, source: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    expected = "a dict of tf.data.Dataset or tuples of arrays by 'train', 'validation' and 'test' (and 'label_names')"
     splits, names = returned, None
     if isinstance(returned, tuple) and len(returned) == 2:
         splits, names = returned
@@ -111,51 +123,87 @@ def _returned(returned: Any, source: str) -> tuple[dict[str, tf.data.Dataset], t
     return splits, tuple(names or ())
 
 
-def _check_elements(dataset: Any, about: str) -> None:
-    expected = "single (image uint8 (height, width, channels), label integer) examples"
-    if not isinstance(dataset, tf.data.Dataset):
-        raise UserError(f"{about} must be a tf.data.Dataset. Received: {type(dataset).__name__}")
+def _dataset(given: Any, about: str) -> tf.data.Dataset:
+    """A split as a data set: arrays are sliced into examples."""
+    if isinstance(given, tf.data.Dataset):
+        return given
+    if not isinstance(given, tuple) or len(given) not in (2, 3):
+        raise UserError(
+            f"{about} must be a tf.data.Dataset, or a tuple (images, targets) or (images, targets, weights) of arrays. "
+            f"Received: {type(given).__name__}"
+        )
+    try:
+        return tf.data.Dataset.from_tensor_slices(tuple(np.asarray(part) for part in given))
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError):
+        raise UserError(
+            f"{about} must have arrays of numbers, one row per example. Received: shapes "
+            f"{[np.shape(part) for part in given]}"
+        ) from None
+
+
+def _check_elements(dataset: tf.data.Dataset, about: str, task: Task) -> None:
+    expected = f"single (image uint8 (height, width, channels), {task.target}) examples"
     spec = dataset.element_spec
-    if not isinstance(spec, tuple) or len(spec) != 2 or not all(isinstance(s, tf.TensorSpec) for s in spec):
-        raise UserError(f"{about} must yield {expected}, as pairs. Received: {spec}")
-    image, label = spec
+    tensors = isinstance(spec, tuple) and all(isinstance(s, tf.TensorSpec) for s in spec)
+    if not tensors or len(spec) not in (2, 3):
+        raise UserError(f"{about} must yield {expected}, as pairs, or with weights as triples. Received: {spec}")
+    image, target, *weight = spec
     if image.dtype != tf.uint8:
         raise UserError(f"{about} must yield {expected}. Received: images of {image.dtype.name}; do not scale them")
-    if image.shape.rank not in (3, None) or label.shape.rank not in (0, None):
+    shapes = f"images {image.shape} and targets {target.shape}"
+    if image.shape.rank not in (3, None) or target.shape.rank not in task.ranks:
         batched = image.shape.rank == 4
         hint = "; do not batch them" if batched else ""
-        raise UserError(f"{about} must yield {expected}. Received: images {image.shape} and labels {label.shape}{hint}")
-    if not label.dtype.is_integer:
-        raise UserError(f"{about} must yield {expected}. Received: labels of {label.dtype.name}")
+        raise UserError(f"{about} must yield {expected}. Received: {shapes}{hint}")
+    if task.integers and target.shape.rank in task.ranks[:1] and not target.dtype.is_integer:
+        raise UserError(f"{about} must yield {expected}. Received: targets of {target.dtype.name}")
+    if not (target.dtype.is_integer or target.dtype.is_floating or target.dtype.is_bool):
+        raise UserError(f"{about} must yield {expected}. Received: targets of {target.dtype.name}")
+    if not task.facts.spatial and not target.shape.is_fully_defined():
+        raise UserError(f"{about} must yield targets of one known shape. Received: {target.shape}")
+    if weight and weight[0].shape.rank != 0:
+        raise UserError(f"{about} must yield one weight for each example. Received: weights {weight[0].shape}")
     if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
         raise UserError(f"{about} is infinite; expected one pass over the examples, without repeat()")
+
+
+def _check_weight(weight: Any, about: str) -> None:
+    if not (np.isfinite(weight) and weight >= 0):
+        raise UserError(f"{about} the weight {weight}; expected a finite number, at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Survey:
     size: int
     shapes: set[tuple[int, int, int]]
-    largest_label: int
+    num_outputs: int
     digests: set[bytes]
 
 
-def _survey(dataset: tf.data.Dataset, split: str, config: config_lib.Data) -> _Survey:
+def _survey(dataset: tf.data.Dataset, split: str, config: config_lib.Data, task: Task) -> _Survey:
     about = f"data.source: {split} of '{config.source}'"
-    size, shapes, largest, digests = 0, set(), -1, set()
+    size, shapes, outputs, digests = 0, set(), 0, set()
     try:
-        for image, label in dataset.as_numpy_iterator():
-            if image.ndim != 3 or np.ndim(label) != 0:
+        for image, target, *weight in dataset.as_numpy_iterator():
+            target = np.asarray(target)
+            if image.ndim != 3:
                 raise UserError(
-                    f"{about} must yield images (height, width, channels) and scalar labels. Received: shapes "
-                    f"{image.shape} and {np.shape(label)}"
+                    f"{about} must yield images (height, width, channels). Received: shapes {image.shape} and "
+                    f"{target.shape}"
                 )
-            if label < 0:
-                raise UserError(f"{about} has the label {label}; expected labels of at least 0")
-            size, largest = size + 1, max(largest, int(label))
+            if task.facts.spatial and target.shape[:2] != image.shape[:2]:
+                raise UserError(
+                    f"{about} must yield masks of the image's height and width. Received: shapes {image.shape} and "
+                    f"{target.shape}"
+                )
+            task.check_target(target, None, f"{about} has")
+            if weight:
+                _check_weight(weight[0], f"{about} has")
+            size, outputs = size + 1, max(outputs, task.num_outputs(target))
             shapes.add(image.shape)
             digests.add(hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest())
     except tf.errors.OpError as error:
         raise UserError(f"{about} cannot be read: {plain_message(error)}") from None
     if not size:
         raise UserError(f"{about} is empty")
-    return _Survey(size, shapes, largest, digests)
+    return _Survey(size, shapes, outputs, digests)

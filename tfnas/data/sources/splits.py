@@ -21,10 +21,11 @@ class Source:
     """Three disjoint splits of raw images.
 
     Attributes:
-        splits: by name, tf.data of (image uint8 (H, W, C), label int64 scalar), one example each, in a fixed order.
+        splits: by name, tf.data of (image uint8 (H, W, C), target) or (image, target, weight float32 scalar), one
+            example each, in a fixed order; a target is as the task's losses take it, of classification an int64 scalar.
         sizes: number of examples by split name; without 'test' if counting it would require reading it.
         image_shape: (H, W, C); H and W are None if images may differ in size.
-        label_names: one per class.
+        label_names: one per class, label or number.
     """
 
     splits: dict[str, tf.data.Dataset]

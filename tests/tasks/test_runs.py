@@ -1,0 +1,159 @@
+"""A run of every task from search to report, measured again from its exported files."""
+
+import contextlib
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_tasks
+
+from tfnas import config
+from tfnas.common.errors import UserError
+from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet
+from tfnas.exporting import verification
+from tfnas.runs import stage_table
+from tfnas.stages import evaluate, export, report, retrain, sample, search
+
+
+def settings(source, model, **changed):
+    sections = {
+        "search": Search(epochs=2, warmup_epochs=0, batch_size=20, learning_rate=0.05, parameters=0.6),
+        "sample": Sample(num_candidates=6, num_random=3, num_tested=2, batch_size=30),
+        **changed,
+    }
+    return Config(
+        data=Data(source=f"tiny_tasks:{source}"),
+        supernet=Supernet(source=f"tiny_tasks:{model}"),
+        retrain=Retrain(epochs=1, batch_size=20),
+        **sections,
+    ).check()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The exported model is reloaded here: a process of its own takes as long as the whole run."""
+
+    @contextlib.contextmanager
+    def loaded(path, primary):
+        signatures = tf.saved_model.load(str(path)).signatures
+
+        def ask(name, images):
+            if name == "serve_bytes":
+                answer = signatures[name](image_bytes=tf.stack([tf.io.encode_png(image) for image in images]))
+            else:
+                answer = signatures[name](image=tf.constant(np.stack(images)))
+            names = answer["classes"].numpy()[:, 0].astype(str) if "classes" in answer else [""] * len(images)
+            return answer[primary].numpy(), list(names)
+
+        yield ask
+
+    monkeypatch.setattr(verification, "_fresh_process", loaded)
+
+
+def run(settings, path):
+    """Runs all stages; returns the row of the exported network, its outputs for the test images, and the answer."""
+    for stage in (search, sample, retrain, evaluate, export, report):
+        stage.run(settings, path)
+    results = json.loads((path / stage_table.RESULTS).read_text())
+    row = next(row for row in results["rows"] if row["name"] == results["chosen"])
+    exported = path / json.loads((path / stage_table.EXPORT_RESULTS).read_text())["saved_model"]
+    images = getattr(tiny_tasks, settings.data.source.partition(":")[2])()
+    images = (images[0] if isinstance(images, tuple) else images)["test"][0]
+    standard = (images / np.float32(255) - 0.5) / 0.25
+    outputs = keras.models.load_model(exported.parent / "model.keras").predict(standard, verbose=0)
+    answer = tf.saved_model.load(str(exported)).signatures["serving_default"](image=images)
+    return results, row, outputs, {name: value.numpy() for name, value in answer.items()}
+
+
+def page(path):
+    return " ".join((path / stage_table.REPORT).read_text().split())
+
+
+def card(path):
+    return next(path.glob("export/*/model_card.md")).read_text()
+
+
+def test_a_regression_with_weights_by_the_published_search(tmp_path, capsys):
+    published = Search(epochs=2, warmup_epochs=0, batch_size=20, learning_rate=0.05, ell2=10.0, guard="off")
+    chosen = settings("numbers", "vector", task="regression", search=published)
+    results, row, outputs, answer = run(chosen, tmp_path)
+    targets = tiny_tasks.numbers()[0]["test"][1]
+    rmse = keras.metrics.RootMeanSquaredError()
+    rmse.update_state(targets, outputs)
+    assert row["test"] == pytest.approx(
+        {"rmse": float(rmse.result()), "mae": np.abs(targets - outputs).mean()}, rel=1e-5
+    )
+    assert set(answer) == {"values"}
+    np.testing.assert_allclose(answer["values"], outputs, rtol=1e-4, atol=1e-5)
+    assert results["num_examples"] == 40 and not results["confusion"]
+    printed = capsys.readouterr().out
+    assert "8x8x1, 2 numbers -> train 60 / validation 30 / test 40" in printed
+    assert "values equal to" in printed and " mae " in printed and "accuracy" not in printed
+    # The loss that ranks is weighted.
+    ranked = json.loads((tmp_path / stage_table.RANKING).read_text())
+    assert ranked["rank_by"] == "loss" and set(ranked["kinds"]["posterior"]["race"]["best"]["metrics"]) == {"mae"}
+    assert {"mae"} == set(next(r for r in results["rows"] if r["num_tested"])["test"])
+    text = page(tmp_path)
+    for words in ("test RMSE", "valid. RMSE", "MAE", "sign-flip test", "<code>" if False else "values float32"):
+        assert words in text, words
+    assert "ccurac" not in text.replace("accuracy=", ""), text[max(0, text.find("ccurac") - 200) :][:400]
+    assert "RMSE" in card(tmp_path) and "2 numbers" in card(tmp_path)
+
+
+def test_several_labels(tmp_path, in_this_process):
+    chosen = settings("labels", "vector", task="multi_label", evaluate=config.Evaluate(threshold=0.01))
+    _, row, outputs, answer = run(chosen, tmp_path)
+    targets = tiny_tasks.labels()[0]["test"][1].astype(bool)
+    areas = []
+    for has, scores in zip(targets.T, outputs.T, strict=True):
+        with_label, without = scores[has][:, None], scores[~has][None]
+        areas.append(((with_label > without) + 0.5 * (with_label == without)).mean())
+    assert row["test"] == pytest.approx(
+        {"auc": np.mean(areas), "accuracy": ((outputs > 0) == targets).mean()}, rel=1e-4
+    )
+    np.testing.assert_allclose(answer["probabilities"], 1 / (1 + np.exp(-outputs)), rtol=1e-4, atol=1e-6)
+    first = np.array(["low", "right", "wide"])[outputs.argmax(1)]
+    assert answer["classes"][:, 0].astype(str).tolist() == first.tolist()
+    assert "test AUC" in page(tmp_path) and "a test AUC of" in card(tmp_path)
+
+
+def test_a_segmentation_by_its_pixels_accuracy(tmp_path, in_this_process):
+    ranked_by = Sample(num_candidates=6, num_random=3, num_tested=2, batch_size=30, rank_by="accuracy")
+    chosen = settings("masks", "per_pixel", task="segmentation", sample=ranked_by)
+    _, row, outputs, answer = run(chosen, tmp_path)
+    targets = tiny_tasks.masks()[0]["test"][1]
+    iou = keras.metrics.MeanIoU(2, sparse_y_pred=False)
+    iou.update_state(targets, outputs)
+    right = (outputs.argmax(-1) == targets).mean()
+    assert row["test"] == pytest.approx({"mean_iou": float(iou.result()), "accuracy": right}, rel=1e-5)
+    assert set(answer) == {"probabilities", "mask"} and answer["mask"].dtype == np.int32
+    np.testing.assert_array_equal(answer["mask"], outputs.argmax(-1))
+    assert "test mean IoU" in page(tmp_path) and "mean IoU" in card(tmp_path)
+
+
+@pytest.mark.parametrize("metric, goal", [("worst", "min"), ("R2", "max")])
+def test_a_loss_and_a_metric_of_ones_own(tmp_path, in_this_process, metric, goal):
+    own = {"task": "custom", "loss": "tiny_tasks:huber", "metric": f"tiny_tasks:{metric}", "metric_goal": goal}
+    ranked_by = Sample(num_candidates=4, num_random=2, num_tested=2, batch_size=30, rank_by=metric)
+    _, row, outputs, answer = run(settings("numbers", "vector", **own, sample=ranked_by), tmp_path)
+    targets = tiny_tasks.numbers()[0]["test"][1]
+    expected = np.abs(targets - outputs).max(1).mean()
+    if metric == "R2":
+        rest, spread = np.square(targets - outputs).sum(0), np.square(targets - targets.mean(0)).sum(0)
+        expected = (1 - rest / spread).mean()
+    assert row["test"] == pytest.approx({metric: expected}, rel=1e-4)
+    np.testing.assert_allclose(answer["outputs"], outputs, rtol=1e-4, atol=1e-5)
+    assert f"test {metric}" in page(tmp_path)
+
+
+def test_one_hot_labels_are_classes(tmp_path):
+    from tfnas.data import pipeline
+
+    splits = pipeline.load(Data(source="tiny_tasks:one_hot"), tmp_path)
+    places = tiny_tasks.squares(60, 0)[1]
+    assert splits.label_names == ("0", "1", "2")
+    assert [int(label) for _, label in splits.train] == (places[:, 2] - 2).tolist()
+    with pytest.raises(UserError, match="'data.source' must be a function that returns the splits, with task='regr"):
+        Config(task="regression").check()

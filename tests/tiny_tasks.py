@@ -1,0 +1,90 @@
+"""Data and models of tasks other than classification, as small as they can be, for `data.source` and `supernet.source`.
+
+Patterns are a bright square on noise: what is asked for follows from where it is.
+"""
+
+import numpy as np
+
+SIZES = {"train": 60, "validation": 30, "test": 40}
+
+
+def squares(count, seed):
+    """Images (N, 8, 8, 1) uint8, and row, column and width of each one's bright square."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 100, (count, 8, 8, 1), np.uint8)
+    places = np.stack([*rng.integers(0, 5, (2, count)), rng.integers(2, 5, count)], 1)
+    for image, (row, column, width) in zip(images, places, strict=True):
+        image[row : row + width, column : column + width] = 220
+    return images, places
+
+
+def splits(target, weighted=False):
+    made = {}
+    for seed, (split, count) in enumerate(SIZES.items()):
+        images, places = squares(count, seed)
+        made[split] = (images, target(images, places))
+        if weighted:
+            made[split] += (np.where(places[:, 2] > 2, 2.0, 0.5).astype(np.float32),)
+    return made
+
+
+def numbers():
+    return splits(lambda images, places: places[:, ::2].astype(np.float32), weighted=True), ["row", "width"]
+
+
+def labels():
+    return splits(lambda images, places: (places > 2).astype(np.int8)), ["low", "right", "wide"]
+
+
+def masks():
+    return splits(lambda images, places: (images[..., 0] > 150).astype(np.uint8)), ["ground", "square"]
+
+
+def one_hot():
+    return splits(lambda images, places: np.eye(3, dtype=np.float32)[places[:, 2] - 2])
+
+
+def body(input_shape):
+    import keras  # here, so that the command line answers before TensorFlow is loaded
+
+    layers = keras.layers
+    image = keras.Input(input_shape, name="image")
+    x = layers.ReLU(name="one_relu")(layers.Conv2D(6, 3, padding="same", name="one")(image))
+    return image, layers.ReLU(name="two_relu")(layers.Conv2D(8, 3, padding="same", name="two")(x))
+
+
+def vector(input_shape, num_classes=0, num_outputs=2):
+    import keras
+
+    image, x = body(input_shape)
+    x = keras.layers.Flatten(name="flat")(keras.layers.MaxPooling2D(4, name="pool")(x))
+    return keras.Model(image, keras.layers.Dense(num_classes or num_outputs, name="head")(x))
+
+
+def per_pixel(input_shape, num_classes):
+    import keras
+
+    image, x = body(input_shape)
+    return keras.Model(image, keras.layers.Conv2D(num_classes, 1, name="head")(x))
+
+
+def huber(targets, outputs):
+    import keras
+
+    return keras.losses.huber(targets, outputs, delta=0.5)
+
+
+def worst(targets, outputs):
+    """The larger of the two errors of each example."""
+    from keras import ops
+
+    return ops.max(ops.abs(ops.cast(targets, "float32") - outputs), -1)
+
+
+def __getattr__(name):
+    """`R2`, a class of Keras metrics; made when it is asked for, like all that needs Keras."""
+    if name != "R2":
+        raise AttributeError(name)
+    import keras
+
+    return keras.metrics.R2Score

@@ -338,7 +338,7 @@ def test_images_of_different_sizes_from_a_function(source, tmp_path):
         (lambda s: {**s, "dev": s["test"]}, "Received: dev besides"),
         (
             lambda s: {**s, "test": [1]},
-            "test of 'made_for_a_test:load' must be a tf.data.Dataset, or a tuple .* Received: list",
+            "test of .* must be a tf.data.Dataset, or a tuple .* Received: list",
         ),
         (lambda s: {**s, "train": s["train"].batch(5)}, r"train of .*\(None, 4, 6, 3\).*do not batch them"),
         (lambda s: {**s, "test": s["test"].map(lambda x, y: x)}, "test of .* pairs"),

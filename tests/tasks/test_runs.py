@@ -19,7 +19,7 @@ from tfnas.stages import evaluate, export, report, retrain, sample, search
 
 def settings(source, model, **changed):
     sections = {
-        "search": Search(epochs=2, warmup_epochs=0, batch_size=20, learning_rate=0.05, parameters=0.6),
+        "search": Search(epochs=2, warmup_epochs=0, batch_size=20, learning_rate=0.01, parameters=0.6),
         "sample": Sample(num_candidates=6, num_random=3, num_tested=2, batch_size=30),
         **changed,
     }
@@ -76,7 +76,7 @@ def card(path):
 
 
 def test_a_regression_with_weights_by_the_published_search(tmp_path, capsys):
-    published = Search(epochs=2, warmup_epochs=0, batch_size=20, learning_rate=0.05, ell2=10.0, guard="off")
+    published = Search(epochs=2, warmup_epochs=0, batch_size=20, learning_rate=0.002, ell2=1.0, guard="off")
     chosen = settings("numbers", "vector", task="regression", search=published)
     results, row, outputs, answer = run(chosen, tmp_path)
     targets = tiny_tasks.numbers()[0]["test"][1]

@@ -191,14 +191,23 @@ def task_of(config: config_lib.Config) -> Task:
 
 
 def load_supernet(config: config_lib.Config, work: Workdir) -> Supernet:
-    """Loads the supernet that search left, compiled with the loss and the metric of the task.
+    """Loads the supernet that search left, compiled to be ranked.
 
     Raises:
         UserError: as `saving.load`.
     """
-    supernet, task = saving.load(work.path / SUPERNET), task_of(config)
-    supernet.compile(loss=task.loss(), metrics=task.metrics(), auto_scale_loss=False)
+    supernet = saving.load(work.path / SUPERNET)
+    compile_to_rank(config, supernet)
     return supernet
+
+
+def compile_to_rank(config: config_lib.Config, supernet: Supernet) -> None:
+    """Compiles a trained supernet with the loss and the metric of the task.
+
+    Training does without the metric, which may be the user's own, because a `.keras` file with it could not be loaded.
+    """
+    task = task_of(config)
+    supernet.compile(loss=task.loss(), metrics=task.metrics(), auto_scale_loss=False)
 
 
 def fit_gated(
@@ -241,8 +250,7 @@ def compile_gated(config: config_lib.Config, supernet: Supernet, rate: schedules
     settings = config.search
     weights = schedules.sgd(settings, rate, settings.weight_decay)
     optimizer = _scaled(config, optimizers.gated(weights, **schedules.gate_rates(settings)))
-    task = task_of(config)
-    supernet.compile(optimizer, loss=task.loss(), metrics=task.metrics(), auto_scale_loss=False)
+    supernet.compile(optimizer, loss=task_of(config).loss(), auto_scale_loss=False)
 
 
 def warmed_up(config: config_lib.Config, splits: pipeline.Splits, work: Workdir) -> keras.Model:
@@ -328,8 +336,7 @@ def fit_plain(
 def compile_plain(config: config_lib.Config, model: keras.Model, rate: schedules.Schedule, weight_decay: float) -> None:
     """Compiles a network without gates, with the learning-rate schedule `rate`."""
     optimizer = _scaled(config, schedules.sgd(config.search, rate, weight_decay))
-    task = task_of(config)
-    model.compile(optimizer, loss=task.loss(), metrics=task.metrics(), auto_scale_loss=False)
+    model.compile(optimizer, loss=task_of(config).loss(), auto_scale_loss=False)
 
 
 def retrain_checkpoints(title: str) -> str:

@@ -61,7 +61,7 @@ def _expected(config: Config, splits: pipeline.Splits) -> Preview:
     """Previews the config's supernet; with losses, if its weights are trained."""
     plain, images = building.network(config, splits), None
     if config.supernet.trained:
-        plain.compile(loss=networks.classification_loss(), metrics=["accuracy"])
+        plain.compile(loss=splits.task.loss(), metrics=splits.task.metrics())
         images = pipeline.evaluation_batches(splits.validation, config.data, _BATCH_SIZE)
     return preview(
         plain,

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import tfnas
+from tfnas.common.errors import UserError
 
 
 def convolutional(head, size=8):
@@ -73,6 +74,13 @@ def test_numbers_from_an_image(rng):
         _, ranking = ranked(supernet, (x, labels))
         assert {score.accuracy for score in ranking.scores} == {None}
         assert "accuracy" not in repr(ranking) and "<td>-</td>" in ranking._repr_html_()
+    by_metric = tfnas.rank(supernet, ranking.candidates, (x, labels), by="mae", holdout=0, racing=None)
+    errors = []
+    for candidate in ranking.candidates:
+        supernet.set_architecture(candidate)
+        errors.append(np.abs(supernet.predict(x, verbose=0)[:, 0] - labels).mean())
+    assert [score["mae"] for score in by_metric.scores] == pytest.approx(errors, rel=1e-4)
+    assert by_metric.order == list(np.argsort(errors)) and "by mae" in repr(by_metric)
 
 
 def test_a_class_for_every_pixel(rng):
@@ -216,6 +224,14 @@ def test_a_loss_and_a_metric_of_ones_own(reload, rng, tmp_path):
     supernet.fit(x, y, verbose=0)
     _, ranking = ranked(supernet, (x, y))
     assert ranking.scores[0].accuracy is None
+    with pytest.raises(UserError, match="by='f1' needs goal='max' or 'min'"):
+        tfnas.rank(supernet, ranking.candidates, (x, y), by="f1", holdout=0)
+    best = tfnas.rank(supernet, ranking.candidates, (x, y), by="f1", goal="max", holdout=0, racing=None)
+    shares = []
+    for candidate in ranking.candidates:
+        supernet.set_architecture(candidate)
+        shares.append((supernet.predict(x, verbose=0).argmax(-1) == y).mean())
+    assert [score["f1"] for score in best.scores] == pytest.approx(shares) and shares[best.order[0]] == max(shares)
     if reload:
         supernet.save(tmp_path / "s.keras")
         code = RELOADS.format(file=str(tmp_path / "s.keras"))

@@ -59,7 +59,7 @@ class Config:
 
     @property
     def facts(self) -> facts.Facts:
-        """What a run measures: the metrics of its task."""
+        """Facts about the task: the metrics that a run measures."""
         return facts.facts_of(self.task, self.metric, self.metric_goal)
 
     def check(self) -> Config:

@@ -326,9 +326,9 @@ def _openvino() -> Any:
 
 
 def _agreement(answer: np.ndarray, expected: np.ndarray) -> str:
-    """How many images are classified alike, in words."""
-    alike = int(np.sum(answer.argmax(-1) == expected.argmax(-1)))
-    return f"{alike} of {len(expected)} validation images classified like the Keras model, "
+    """Number of images that are classified as by the network, in words."""
+    same = int(np.sum(answer.argmax(-1) == expected.argmax(-1)))
+    return f"{same} of {len(expected)} validation images classified like the Keras model, "
 
 
 def _metrics(network: _Network, splits: pipeline.Splits, predictors: dict[str, Predict]) -> dict[str, float]:

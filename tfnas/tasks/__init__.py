@@ -1,4 +1,4 @@
-"""What a task means: its loss, its metrics, the form of its targets and what its networks answer.
+"""Tasks: their losses and metrics, the form of their targets, and what their networks answer.
 
 facts.py     names, directions and forms of a task's metrics, and what a run of it may ask for. No TensorFlow
 functions.py losses and metrics that are the user's own functions

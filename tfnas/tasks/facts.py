@@ -85,7 +85,7 @@ class Metric:
         return values if self.goal == "min" else 1.0 - values if self.share else -values
 
     def drop(self, value: float, full: float) -> float:
-        """How much worse a value is than the full network's: a difference of shares, or the relative one of numbers."""
+        """Returns by how much a value is worse than the full network's: a difference of shares, or a relative one."""
         worse = full - value if self.goal == "max" else value - full
         return worse if self.share else worse / max(abs(full), 1e-12)
 
@@ -96,7 +96,7 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a task's runs measure.
+    """Measurements of a task's runs.
 
     Attributes:
         name: of the task, as in the settings.
@@ -127,11 +127,6 @@ class Facts:
     def headline(self) -> Metric:
         """The metric that decides."""
         return self.columns[0]
-
-    @property
-    def paired(self) -> str:
-        """What it means for one network to be better on an example than another."""
-        return "are right" if self.exact else "have the smaller loss"
 
 
 _ACCURACY = Metric("accuracy", "accuracy")

@@ -1,4 +1,4 @@
-"""What each task means for its data, networks, measurements and answers: one class each, which all stages ask."""
+"""Tasks as all stages ask for them: for their data, networks, measurements and answers; one class each."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from conftest import random_weights
 
 import tfnas
 from tfnas.common.errors import UserError
-from tfnas.ranking import ranking
+from tfnas.ranking import fresh, ranking
 from tfnas.ranking.engine import Engine
 from tfnas.ranking.evaluation_log import Evaluations
 from tfnas.ranking.ranking import Field, Score, rank
@@ -182,7 +182,7 @@ print("equal")
 
 
 def test_mean_and_deviation_by_hand():
-    found = ranking.summary([Score(1.0, 0.5, 10), Score(3.0, 0.7, 10)])
+    found = fresh.summary([Score(1.0, 0.5, 10), Score(3.0, 0.7, 10)])
     assert found["mean_metric"] == pytest.approx(0.6) and found["std_metric"] == pytest.approx(0.1)
     assert (found["mean_loss"], found["std_loss"]) == (2.0, 1.0)
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 from tfnas import config as config_lib
 from tfnas.common.errors import UserError
 from tfnas.data import sources
-from tfnas.tasks.meanings import CLASSIFICATION, Task
+from tfnas.tasks.meanings import CLASSIFICATION
+from tfnas.tasks.task import Task
 
 SPLITS = sources.SPLITS
 

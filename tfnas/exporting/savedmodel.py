@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfnas.config import Config
 from tfnas.data import pipeline, sources
-from tfnas.tasks.meanings import named
+from tfnas.tasks.task import named
 
 DEFAULT, BYTES, UNCERTAINTY = "serving_default", "serve_bytes", "serve_uncertainty"
 # By format, the first bytes of its files, and the numbers of channels that TensorFlow decodes them to. Not GIF:

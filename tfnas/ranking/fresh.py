@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -12,8 +13,8 @@ from tfnas.config import Config
 from tfnas.ranking.contests import Contest
 from tfnas.ranking.engine import Engine
 from tfnas.ranking.evaluation_log import Evaluations
-from tfnas.ranking.losses import LOSS
-from tfnas.ranking.ranking import Field, Ranking
+from tfnas.ranking.losses import ACCURACY, LOSS
+from tfnas.ranking.ranking import Field, Ranking, Score
 from tfnas.runs.sampled import BestOf, Comparison, Paired, Prediction
 from tfnas.search_space.architecture import Architecture
 
@@ -108,3 +109,16 @@ class Fresh:
             for name, values in found.items():
                 values[e.number, part] = e.figures[name]
         return found
+
+
+def summary(scores: Iterable[Score], metric: str = ACCURACY) -> dict[str, Any]:
+    """Returns mean and standard deviation of a metric and of the loss over candidates."""
+    scores = list(scores)
+    values = np.array([s[metric] for s in scores], np.float64)
+    loss = np.array([s.loss for s in scores])
+    return {
+        "mean_metric": float(values.mean()),
+        "std_metric": float(values.std()),
+        "mean_loss": float(loss.mean()),
+        "std_loss": float(loss.std()),
+    }

@@ -24,7 +24,7 @@ from tfnas.common.errors import UserError, plain_message
 from tfnas.data.inputs import Examples
 from tfnas.gating.supernet import Supernet
 from tfnas.tasks.functions import by_example, metric_by_example
-from tfnas.tasks.meanings import in_top5
+from tfnas.tasks.task import in_top5
 
 Note = Callable[[tf.Tensor, dict[str, tf.Tensor]], None]
 LOSS, ACCURACY, TOP5_ACCURACY = "loss", "accuracy", "top5_accuracy"

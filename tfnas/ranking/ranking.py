@@ -7,7 +7,7 @@ import functools
 import math
 import pathlib
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -57,17 +57,13 @@ class Score:
 
     def figures(self) -> dict[str, Any]:
         """Returns the fields of `tfnas.runs.sampled.Score`."""
-        accuracies = {ACCURACY: self.accuracy, TOP5_ACCURACY: self.top5_accuracy}
+        accuracies = {ACCURACY: self.accuracy, TOP5_ACCURACY: self.top5_accuracy, **self.metrics}
         known = {name: value for name, value in accuracies.items() if value is not None}
-        return {"loss": self.loss, "num_examples": self.num_examples, "metrics": {**known, **self.metrics}}
+        return {"loss": self.loss, "num_examples": self.num_examples, "metrics": known}
 
     def __getitem__(self, name: str) -> float:
         """Returns a figure by its name: 'loss', 'accuracy', or another metric's."""
-        fields = {LOSS: self.loss, ACCURACY: self.accuracy, TOP5_ACCURACY: self.top5_accuracy}
-        value = fields.get(name, self.metrics.get(name))
-        if value is None:
-            raise KeyError(name)
-        return value
+        return self.loss if name == LOSS else self.figures()["metrics"][name]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -403,16 +399,3 @@ def _score(engine: Engine, architecture: Architecture, start: int) -> Score:
     """Scores an architecture on the examples from `start` on."""
     parts = [e.figures for e in engine.evaluate([architecture], start)]
     return Score.of(keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts))
-
-
-def summary(scores: Iterable[Score], metric: str = ACCURACY) -> dict[str, Any]:
-    """Returns mean and standard deviation of a metric and of the loss over candidates."""
-    scores = list(scores)
-    values = np.array([s[metric] for s in scores], np.float64)
-    loss = np.array([s.loss for s in scores])
-    return {
-        "mean_metric": float(values.mean()),
-        "std_metric": float(values.std()),
-        "mean_loss": float(loss.mean()),
-        "std_loss": float(loss.std()),
-    }

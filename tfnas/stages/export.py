@@ -25,7 +25,7 @@ from tfnas.runs.measured import Exported, Results, Verdict
 from tfnas.runs.sampled import Ranked
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.unit_posterior import read_posterior
-from tfnas.training import networks
+from tfnas.training import building, networks
 
 _KERAS = "model.keras"
 _WARMUP = 8  # validation images that are kept for warm-up requests
@@ -54,7 +54,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         )
     networks.set_seed(config.seed)
     folder = work.path / "tensorflow_datasets"
-    task = networks.task_of(config)
+    task = building.task_of(config)
     source = sources.load(config.data, folder, task)
     splits = pipeline.from_source(source, config.data, task)
     model = saving.load_model(work.path / stage_table.SUBNET, keras.Model)

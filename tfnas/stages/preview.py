@@ -42,7 +42,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
     work = workdir.Workdir(path)
     with unwrap_user_errors():
         networks.set_seed(config.seed)
-        splits = pipeline.load(config.data, work.path / "tensorflow_datasets", networks.task_of(config))
+        splits = pipeline.load(config.data, work.path / "tensorflow_datasets", building.task_of(config))
         number = min(_NUM_MEASURED, splits.sizes["train"])
         # As many as are measured, because training would shuffle, and so read, all.
         few = dataclasses.replace(splits, train=splits.train.take(number), sizes={**splits.sizes, "train": number})

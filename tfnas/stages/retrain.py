@@ -50,7 +50,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
 def _retrain(config: Config, work: workdir.Workdir) -> None:
     networks.set_seed(config.seed)
     splits = networks.load_data(config, work)
-    supernet = networks.load_supernet(config, work)
+    supernet = building.load_supernet(config, work)
     architecture = Architecture.from_json((work.path / stage_table.ARCHITECTURE).read_bytes())
     ranked = work.read_json(stage_table.RANKING, "retrain", Ranked)
     full = _full(config, splits, work) if config.retrain.baseline else None

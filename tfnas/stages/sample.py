@@ -29,8 +29,8 @@ from tfnas.ranking import ranking as ranking_lib
 from tfnas.ranking.contests import Contest, Contests
 from tfnas.ranking.engine import Engine
 from tfnas.ranking.evaluation_log import Evaluations
-from tfnas.ranking.fresh import Fresh
-from tfnas.ranking.ranking import Field, Ranking, summary
+from tfnas.ranking.fresh import Fresh, summary
+from tfnas.ranking.ranking import Field, Ranking
 from tfnas.reporting import pareto_front
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.sampled import (
@@ -50,7 +50,7 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior, read_posterior
 from tfnas.tasks.facts import Metric
-from tfnas.training import distribution, networks
+from tfnas.training import building, distribution, networks
 
 SHARDS = "shards of sample"  # that are evaluated side by side, perhaps in one working directory
 
@@ -130,7 +130,7 @@ class _Sampling:
         networks.set_seed(config.seed)
         splits = networks.load_data(config, work)
         self.facts = config.facts
-        self.supernet: Supernet = networks.load_supernet(config, work)
+        self.supernet: Supernet = building.load_supernet(config, work)
         self.resource = Resource(self.settings.resource)
         posterior = read_posterior((work.path / stage_table.POSTERIOR).read_bytes())
         self._latency: LatencyBound | None = None

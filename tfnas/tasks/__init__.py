@@ -3,5 +3,6 @@
 facts.py     names, directions and forms of a task's metrics, and what a run of it may ask for. No TensorFlow
 functions.py losses and metrics that are the user's own functions
 columns.py   metrics of networks over all examples of a split
+task.py      the base class of tasks
 meanings.py  one class for each task: losses, metrics, targets, heads and answers
 """

@@ -15,8 +15,39 @@ from tfnas.common import user_functions
 from tfnas.common.errors import UserError
 from tfnas.cutting import subnets
 from tfnas.data import pipeline
+from tfnas.gating import saving
+from tfnas.gating.supernet import Supernet
+from tfnas.runs.stage_table import SUPERNET
+from tfnas.runs.workdir import Workdir
+from tfnas.tasks import meanings
+from tfnas.tasks.task import Task
 
 _LONGEST = 300  # characters of Keras's message on weights that do not fit
+
+
+def task_of(config: config_lib.Config) -> Task:
+    """Returns the task of a run. Raises UserError for a loss or a metric that cannot be found."""
+    return meanings.task_of(config.task, config.loss, config.metric, config.metric_goal)
+
+
+def load_supernet(config: config_lib.Config, work: Workdir) -> Supernet:
+    """Loads the supernet that search left, compiled to be ranked.
+
+    Raises:
+        UserError: as `saving.load`.
+    """
+    supernet = saving.load(work.path / SUPERNET)
+    compile_to_rank(config, supernet)
+    return supernet
+
+
+def compile_to_rank(config: config_lib.Config, supernet: Supernet) -> None:
+    """Compiles a trained supernet with the loss and the metric of the task.
+
+    Training does without the metric, which may be the user's own, because a `.keras` file with it could not be loaded.
+    """
+    task = task_of(config)
+    supernet.compile(loss=task.loss(), metrics=task.metrics(), auto_scale_loss=False)
 
 
 def builder_name(config: config_lib.Config) -> str:

@@ -21,7 +21,8 @@ from tfnas.data.pipeline import Share
 from tfnas.gating.supernet import Supernet
 from tfnas.runs.checkpoints import Checkpoint, Checkpoints
 from tfnas.tasks.functions import by_example
-from tfnas.tasks.meanings import CLASSIFICATION, Task
+from tfnas.tasks.meanings import CLASSIFICATION
+from tfnas.tasks.task import Task
 from tfnas.training import distribution
 from tfnas.training.distillation import Teacher
 

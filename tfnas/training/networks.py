@@ -15,19 +15,17 @@ import tensorflow as tf
 from tfnas import config as config_lib
 from tfnas.common import user_functions
 from tfnas.data import pipeline
-from tfnas.gating import optimizers, saving
+from tfnas.gating import optimizers
 from tfnas.gating.placement import gate
 from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.layers import BatchNormalization
 from tfnas.ranking.recalibration import Recalibration, settle_statistics, settled_in_words
 from tfnas.runs.checkpoints import Checkpoints
-from tfnas.runs.stage_table import SUPERNET, WARMUP_CHECKPOINTS
+from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior
-from tfnas.tasks import meanings
-from tfnas.tasks.meanings import Task
 from tfnas.training import building, distribution, loop, preflight, schedules
 from tfnas.training.distillation import Teacher
 
@@ -47,7 +45,7 @@ def load_data(config: config_lib.Config, work: Workdir) -> pipeline.Splits:
         UserError: as `pipeline.load` and `preflight.examples`.
     """
     with distribution.chief_first(config.distribution):
-        splits = pipeline.load(config.data, work.path / "tensorflow_datasets", task_of(config))
+        splits = pipeline.load(config.data, work.path / "tensorflow_datasets", building.task_of(config))
     preflight.examples(splits)
     return splits
 
@@ -185,31 +183,6 @@ def recalibration(config: config_lib.Config, splits: pipeline.Splits, supernet: 
     return Recalibration(supernet, calibration_images(config, splits, number))
 
 
-def task_of(config: config_lib.Config) -> Task:
-    """Returns the task of a run. Raises UserError for a loss or a metric that cannot be found."""
-    return meanings.task_of(config.task, config.loss, config.metric, config.metric_goal)
-
-
-def load_supernet(config: config_lib.Config, work: Workdir) -> Supernet:
-    """Loads the supernet that search left, compiled to be ranked.
-
-    Raises:
-        UserError: as `saving.load`.
-    """
-    supernet = saving.load(work.path / SUPERNET)
-    compile_to_rank(config, supernet)
-    return supernet
-
-
-def compile_to_rank(config: config_lib.Config, supernet: Supernet) -> None:
-    """Compiles a trained supernet with the loss and the metric of the task.
-
-    Training does without the metric, which may be the user's own, because a `.keras` file with it could not be loaded.
-    """
-    task = task_of(config)
-    supernet.compile(loss=task.loss(), metrics=task.metrics(), auto_scale_loss=False)
-
-
 def fit_gated(
     config: config_lib.Config,
     splits: pipeline.Splits,
@@ -250,7 +223,7 @@ def compile_gated(config: config_lib.Config, supernet: Supernet, rate: schedules
     settings = config.search
     weights = schedules.sgd(settings, rate, settings.weight_decay)
     optimizer = _scaled(config, optimizers.gated(weights, **schedules.gate_rates(settings)))
-    supernet.compile(optimizer, loss=task_of(config).loss(), auto_scale_loss=False)
+    supernet.compile(optimizer, loss=building.task_of(config).loss(), auto_scale_loss=False)
 
 
 def warmed_up(config: config_lib.Config, splits: pipeline.Splits, work: Workdir) -> keras.Model:
@@ -336,7 +309,7 @@ def fit_plain(
 def compile_plain(config: config_lib.Config, model: keras.Model, rate: schedules.Schedule, weight_decay: float) -> None:
     """Compiles a network without gates, with the learning-rate schedule `rate`."""
     optimizer = _scaled(config, schedules.sgd(config.search, rate, weight_decay))
-    model.compile(optimizer, loss=task_of(config).loss(), auto_scale_loss=False)
+    model.compile(optimizer, loss=building.task_of(config).loss(), auto_scale_loss=False)
 
 
 def retrain_checkpoints(title: str) -> str:
@@ -398,7 +371,7 @@ def _fit(
         for network in (model, *([teacher.model] if teacher else [])):
             stack.enter_context(precision(network, settings.precision))
         return loop.train(
-            loop.Step(model, settings.accumulate, settings.jit_compile, teacher, task_of(config)),
+            loop.Step(model, settings.accumulate, settings.jit_compile, teacher, building.task_of(config)),
             model,
             batches,
             batch_size,

@@ -180,7 +180,7 @@ class Baselines:
 
     def _evaluator(self, supernet: Supernet, recalibration: Recalibration | None) -> ranking.Evaluator:
         config = self._config
-        networks.compile_to_rank(config, supernet)
+        building.compile_to_rank(config, supernet)
         batches = pipeline.evaluation_batches(self._splits.validation, config.data, config.sample.batch_size)
         return ranking.Evaluator(supernet, batches, recalibration, config.facts.example.name)
 

@@ -13,7 +13,8 @@ from tfnas.data.sources.folders import decode as decode
 from tfnas.data.sources.prepared import Digits as Digits
 from tfnas.data.sources.splits import SPLITS as SPLITS
 from tfnas.data.sources.splits import Source as Source
-from tfnas.tasks.meanings import CLASSIFICATION, Task
+from tfnas.tasks.meanings import CLASSIFICATION
+from tfnas.tasks.task import Task
 
 
 def load(config: config_lib.Data, folder: pathlib.Path, task: Task = CLASSIFICATION) -> Source:

@@ -15,7 +15,7 @@ from tfnas import config as config_lib
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError, plain_message
 from tfnas.data.sources.splits import SPLITS, Source
-from tfnas.tasks.meanings import Task
+from tfnas.tasks.task import Task
 
 
 def from_function(config: config_lib.Data, task: Task) -> Source:

@@ -58,8 +58,8 @@ class Score:
     def figures(self) -> dict[str, Any]:
         """Returns the fields of `tfnas.runs.sampled.Score`."""
         accuracies = {ACCURACY: self.accuracy, TOP5_ACCURACY: self.top5_accuracy, **self.metrics}
-        known = {name: value for name, value in accuracies.items() if value is not None}
-        return {"loss": self.loss, "num_examples": self.num_examples, "metrics": known}
+        metrics = {name: value for name, value in accuracies.items() if value is not None}
+        return {"loss": self.loss, "num_examples": self.num_examples, "metrics": metrics}
 
     def __getitem__(self, name: str) -> float:
         """Returns a figure by its name: 'loss', 'accuracy', or another metric's."""
@@ -90,8 +90,8 @@ class Ranking:
     def __repr__(self) -> str:
         best = self.scores[self.outcome.winner]
         figures = [f"loss {best.loss:.4g}"]
-        figures += [] if best.accuracy is None else [f"accuracy {best.accuracy:.1%}"]
-        figures += [] if best.top5_accuracy is None else [f"top-5 {best.top5_accuracy:.1%}"]
+        named = {"accuracy": best.accuracy, "top-5": best.top5_accuracy}
+        figures += [f"{name} {share:.1%}" for name, share in named.items() if share is not None]
         figures += [f"{name} {value:.4g}" for name, value in best.metrics.items()]
         return (
             f"<Ranking of {len(self.candidates):,} candidates by {self.by}: number {self.outcome.winner} is best, "
@@ -332,8 +332,7 @@ class Field:
         largest = {LOSS: self.engine.largest, ACCURACY: 1.0}.get(self.by)
         if largest_loss is not None and self.by != ACCURACY:
             largest = largest_loss
-        if confidence is None:
-            finalists = None
+        finalists = None if confidence is None else finalists
         if largest is None:
             if confidence is not None:
                 what = "the compiled loss" if self.by == LOSS else f"'{self.by}'"

@@ -291,14 +291,19 @@ def test_functions_that_give_batches_of_unknown_shape_or_fail_on_the_way():
     unknown = tf.data.Dataset.from_generator(
         lambda: iter([(np.zeros((2, 8, 8, 3), np.uint8), 0)]), output_types=(tf.uint8, tf.int64)
     )
-    words = (
-        "data.source: train of 'my_data:load' must yield images (height, width, channels) and scalar labels. Received"
-    )
-    raises(words, returned._survey, unknown, "train", data)
+    words = "data.source: train of 'my_data:load' must yield images (height, width, channels). Received"
+    raises(words, returned._survey, unknown, "train", data, CLASSIFICATION)
     failing = tf.data.Dataset.from_tensors((np.zeros((8, 8, 3), np.uint8), 0)).map(
         lambda image, label: (tf.io.decode_png(tf.io.read_file("nowhere.png")), label)
     )
-    raises("data.source: train of 'my_data:load' cannot be read: ", returned._survey, failing, "train", data)
+    raises(
+        "data.source: train of 'my_data:load' cannot be read: ",
+        returned._survey,
+        failing,
+        "train",
+        data,
+        CLASSIFICATION,
+    )
 
 
 def test_exports_that_do_not_go_together(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 import tiny_tasks
 
+import tfnas
 from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet
@@ -146,6 +147,9 @@ def test_a_loss_and_a_metric_of_ones_own(tmp_path, in_this_process, metric, goal
     assert row["test"] == pytest.approx({metric: expected}, rel=1e-4)
     np.testing.assert_allclose(answer["outputs"], outputs, rtol=1e-4, atol=1e-5)
     assert f"test {metric}" in page(tmp_path)
+    loaded = tfnas.load(tmp_path / stage_table.SUPERNET)
+    with pytest.raises(UserError, match="'tiny_tasks:huber': this model was loaded from a file; compile it"):
+        loaded.loss(targets, outputs)
 
 
 def test_one_hot_labels_are_classes(tmp_path):

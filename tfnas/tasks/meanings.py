@@ -85,7 +85,7 @@ class MultiLabel(Task):
     target = "a vector with 0 or 1 for each label"
     ranks = (1,)
     nouns = "labels"
-    per_output = "logits, one per label,"
+    per_output = "logits {}, one per label"
     squashing = ("sigmoid",)
 
     def check_target(self, target: np.ndarray, outputs: int | None, about: str) -> None:
@@ -129,7 +129,7 @@ class Regression(Task):
     target = "a number or a vector of numbers"
     ranks = (0, 1)
     nouns = "numbers"
-    per_output = "numbers"
+    per_output = "numbers {}"
     argument = "num_outputs"
 
     def prepared(self, target: tf.Tensor) -> tf.Tensor:
@@ -172,7 +172,7 @@ class Segmentation(Task):
     target = "an integer mask (height, width)"
     ranks = (2, 3)
     integers = True
-    per_output = "logits, one per pixel and class,"
+    per_output = "logits {}, one per pixel and class"
     squashing = ("softmax",)
 
     def prepared(self, target: tf.Tensor) -> tf.Tensor:

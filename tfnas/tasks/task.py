@@ -30,7 +30,7 @@ class Task:
         nouns: what the outputs are, in the plural.
         has_names: whether each output has a name; if the data give none, its number.
         argument: name of the argument by which a user's builder receives the number of outputs.
-        per_output: what a network returns, for messages.
+        per_output: what a network returns, for messages, with a place for its shape.
         squashing: activations that the last layer must not have, because the answer applies them.
     """
 
@@ -41,7 +41,7 @@ class Task:
     nouns = "classes"
     has_names = True
     argument = "num_classes"
-    per_output = "logits, one per class,"
+    per_output = "logits {}, one per class"
     squashing: tuple[str, ...] = ()
 
     def __init__(self, name: str, loss: str = "", metric: str = "", goal: str = ""):

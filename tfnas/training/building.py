@@ -136,7 +136,7 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
     head = splits.task.head(splits.image_shape, splits.num_outputs)
     if head is not None and not _fits(returns, head):
         raise UserError(
-            f"supernet.source: the model of '{source}' must return {splits.task.per_output} {head}. "
+            f"supernet.source: the model of '{source}' must return {splits.task.per_output.format(head)}. "
             f"Received: output {returns}"
         )
     last = model.layers[-1]

@@ -118,8 +118,8 @@ def test_unequal_classes_by_weights(rng):
 
 
 @pytest.mark.parametrize("kind", ["dict", "list"])
-def test_two_inputs_and_two_outputs_of_every_structure(kind, rng):
-    """Gated, trained, recalibrated, ranked and cut."""
+def test_two_inputs_and_two_outputs_of_every_structure(kind, rng, tmp_path):
+    """Gated, trained, recalibrated, ranked, cut and exported."""
     a, b = keras.Input((8, 8, 1), name="a"), keras.Input((6, 6, 2), name="b")
     branches = []
     for image in (a, b):
@@ -160,6 +160,13 @@ def test_two_inputs_and_two_outputs_of_every_structure(kind, rng):
     cut = tfnas.subnet(supernet, ranking.best)
     for mine, its in zip(*(keras.tree.flatten(m(given)) for m in (supernet, cut)), strict=True):
         np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
+    cut.export(tmp_path / "saved", verbose=False)
+    signature = tf.saved_model.load(str(tmp_path / "saved")).signatures["serving_default"]
+    named = {spec.name: tf.constant(x) for spec, x in zip(cut.inputs, keras.tree.flatten(given), strict=True)}
+    answer = signature(**named)
+    assert set(answer) == ({"kind", "size"} if kind == "dict" else {"output_0", "output_1"})
+    for name, expected in zip(sorted(answer), keras.tree.flatten(cut(given)), strict=True):
+        np.testing.assert_allclose(answer[name], expected, rtol=1e-4, atol=1e-5)
     (score,) = tfnas.rank(supernet, [ranking.best], (given, labels), holdout=0).scores
     assert score.loss == pytest.approx(supernet.evaluate(given, labels, verbose=0, return_dict=True)["loss"], rel=1e-4)
 

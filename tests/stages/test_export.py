@@ -137,10 +137,8 @@ def test_no_version_is_left_of_what_does_not_pass(exported):
     other = dataclasses.replace(settings, export=config.Export(version=4))
     work = workdir.Workdir(path)
     results = json.loads((path / stage_table.RESULTS).read_text())
-    for k in range(10):  # so many that no near-tie explains it
-        taken = min(2, results["confusion"][k][k])
-        results["confusion"][k][k] -= taken
-        results["confusion"][k][(k + 1) % 10] += taken
+    for row in results["rows"]:
+        row["test"]["accuracy"] += -0.05 if row["test"]["accuracy"] > 0.5 else 0.05  # too much for near-ties
     before = {name: (path / name).read_bytes() for name in (stage_table.RESULTS, stage_table.MANIFEST)}
     try:
         digest = digests.of_file(work.write_json(stage_table.RESULTS, results))
@@ -225,7 +223,7 @@ def test_a_failure_at_any_step_leaves_the_served_version_as_it_was(exported, tmp
         "verification.check": lambda *_: correct,
         "conversion.convert": converted,
         "model_card.card": lambda *_, **named: {"files": str(sorted(f.name for f in named["saved_model"].rglob("*")))},
-        "model_card.markdown": lambda card: "after",
+        "model_card.markdown": lambda *_: "after",
         "atomic.replace": export.atomic.replace,
     }
     for name, work in replacements.items():

@@ -10,6 +10,7 @@ from conftest import random_weights
 import tfnas
 from tfnas.common.errors import UserError
 from tfnas.cutting.subnets import subnet
+from tfnas.layers.calls import copy_of
 from tfnas.ranking.engine import Engine
 
 layers = keras.layers
@@ -92,6 +93,13 @@ def test_statistics_of_one_called_with_training_false_are_as_keras_has_them(tmp_
             channels = others.size  # the subnet has half of them
             np.testing.assert_allclose(others, moved[0][:: 8 // channels], rtol=1e-4, atol=1e-6)
         assert bool(np.any(moved[0])) == bool(training)
+
+
+def test_a_copy_of_a_layer_that_was_given_an_object_can_be_saved():
+    layer = layers.Identity(dtype=keras.DTypePolicy("float32"))
+    with pytest.raises(NotImplementedError):
+        layer.get_config()
+    assert copy_of(layer, "copy").get_config()["name"] == "copy"
 
 
 def test_masks_by_hand_are_passed_on(tmp_path, rng):

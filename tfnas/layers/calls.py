@@ -103,8 +103,9 @@ def copy_of(layer: keras.layers.Layer, name: str, **changes: Any) -> keras.layer
             config |= {key: given for key in config if inspect.isfunction(given := getattr(layer, key, None))}
         return kind.from_config({**config, "name": name, **changes})
     except Exception:
-        if changes:
-            raise
+        if kind.__module__.startswith("keras."):  # it was given an object, such as a dtype policy, that has no config
+            given = {key: getattr(layer, key) for key in inspect.signature(kind).parameters if hasattr(layer, key)}
+            return kind(**{**given, "name": name, "dtype": layer.dtype_policy.name, **changes})
         return _duplicate(layer, name)
 
 

@@ -150,6 +150,24 @@ def window_attention():
     return classified(image, x)
 
 
+class Probe(layers.Layer):
+    """A query of its own for each image."""
+
+    def build(self, shape):
+        self.probe = self.add_weight(shape=(1, 1, shape[-1]), name="probe", initializer="normal")
+
+    def call(self, x):
+        return ops.repeat(self.probe, ops.shape(x)[0], axis=0)
+
+
+def pooled_by_attention():
+    image = keras.Input((8, 8, 3))
+    x = tokens(image, 2, 12)
+    x = x + layers.Dense(12)(layers.Dense(24, activation="gelu")(layers.LayerNormalization()(x)))
+    x = layers.MultiHeadAttention(3, 4)(Probe(name="probe")(x), x)
+    return keras.Model(image, layers.Dense(3)(layers.Flatten()(x)))
+
+
 def text_transformer():
     words = keras.Input((7,), dtype="int32")
     x = layers.Embedding(20, 12)(words)
@@ -275,6 +293,7 @@ MODELS = {
         vision_transformer,
         grouped_query_attention,
         window_attention,
+        pooled_by_attention,
         text_transformer,
         squeeze_and_excite,
         inverted_residual,

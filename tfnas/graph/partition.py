@@ -75,13 +75,15 @@ def partition(
     is_stream[class_of[in_stream]] = True
     is_pinned |= is_stream & (not streams)
     by_node = [class_of[first[i] : first[i + 1]] for i in range(len(nodes))]
-    # A class that nothing reads, or nothing writes, is not chosen.
+    # A class that nothing reads, or nothing writes, or that is the same for any input, is not chosen.
+    varies = np.zeros(num_classes, bool)
+    varies[class_of[np.concatenate(depends)]] = True
     read, written = np.zeros(num_classes, bool), np.zeros(num_classes, bool)
     for i, node in enumerate(nodes):
         if node.mixes:
             written[by_node[i]] = True
             read[by_node[node.inputs[0]]] = True
-    free = np.flatnonzero(~is_pinned & read & written)
+    free = np.flatnonzero(~is_pinned & read & written & varies)
     # In which tensors each class appears, and how often: the same for all units of a group.
     appearances: dict[int, list[tuple[int, int]]] = {int(c): [] for c in free}
     for i, classes in enumerate(by_node):

@@ -10,7 +10,6 @@ import tfnas
 from benchmarks import coverage
 from tfnas.common.errors import UserError
 
-
 OUTCOMES = {
     "recurrent_behind_convolutions": "partly",
     "shuffled": "exact",

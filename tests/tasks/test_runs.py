@@ -22,12 +22,12 @@ def settings(source, model, **changed):
     sections = {
         "search": Search(epochs=2, warmup_epochs=0, batch_size=20, learning_rate=0.01, parameters=0.6),
         "sample": Sample(num_candidates=6, num_random=3, num_tested=2, batch_size=30),
+        "retrain": Retrain(epochs=1, batch_size=20),
         **changed,
     }
     return Config(
         data=Data(source=f"tiny_tasks:{source}"),
         supernet=Supernet(source=f"tiny_tasks:{model}"),
-        retrain=Retrain(epochs=1, batch_size=20),
         **sections,
     ).check()
 
@@ -122,7 +122,8 @@ def test_several_labels(tmp_path, in_this_process):
 
 def test_a_segmentation_by_its_pixels_accuracy(tmp_path, in_this_process):
     ranked_by = Sample(num_candidates=6, num_random=3, num_tested=2, batch_size=30, rank_by="accuracy")
-    chosen = settings("masks", "per_pixel", task="segmentation", sample=ranked_by)
+    taught = Retrain(epochs=1, batch_size=20, distill=0.5)
+    chosen = settings("masks", "per_pixel", task="segmentation", sample=ranked_by, retrain=taught)
     _, row, outputs, answer = run(chosen, tmp_path)
     targets = tiny_tasks.masks()[0]["test"][1]
     iou = keras.metrics.MeanIoU(2, sparse_y_pred=False)

@@ -141,7 +141,6 @@ class Config:
         expected = f"a function that returns the splits, with task='{self.task}'"
         fields.require(bool(self.data.source), "data.source", self.data.source, expected)
         for key, value in (
-            ("retrain.distill", self.retrain.distill),
             ("sample.ensemble", self.sample.ensemble),
             ("export.uncertainty", self.export.uncertainty),
         ):

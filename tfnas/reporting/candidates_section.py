@@ -87,7 +87,7 @@ def discordant(paired: Paired, facts: Facts) -> str:
 
 def with_interval(value: float, num_examples: int, facts: Facts, metric: Metric) -> str:
     """Returns a metric; if examples are right or wrong, in brackets its 95 % interval (Wilson's)."""
-    if not facts.exact:
+    if not (facts.exact and 0 <= value <= 1):
         return metric.shown(value)
     # Imported here because it takes a second, which the terminal's table does not need.
     from tfnas.common.statistics import proportion_interval

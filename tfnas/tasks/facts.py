@@ -23,12 +23,14 @@ class Metric:
         title: in tables and sentences.
         goal: 'max' if higher is better, else 'min'.
         share: whether it is a share in [0, 1], shown in percent.
+        defined: whether it is one for any network and data; else it may be NaN.
     """
 
     name: str
     title: str
     goal: str = "max"
     share: bool = True
+    defined: bool = True
 
     @property
     def scale(self) -> float:
@@ -51,11 +53,14 @@ class Metric:
         return "half a point" if self.share else "half a percent"
 
     def of(self, values: Mapping[str, float]) -> float:
-        """Returns the value among a record's. Raises UserError if it is not there."""
-        if self.name not in values:
+        """Returns the value among a record's. Raises UserError if it is not there, or a share that is none."""
+        value = values.get(self.name)
+        fits = value is not None and (not self.share or 0 <= value <= 1 or (not self.defined and value != value))
+        if not fits:
+            expected = f"the metric '{self.name}' of the task{', a share in [0, 1],' * self.share}"
+            received = ", ".join(f"{name}={found:g}" for name, found in values.items()) or "none"
             raise UserError(
-                f"results: the metric '{self.name}' of the task expected. Received: {', '.join(values) or 'none'}; run "
-                "the stages again, in another --workdir"
+                f"results: {expected} expected. Received: {received}; run the stages again, in another --workdir"
             )
         return values[self.name]
 
@@ -107,8 +112,8 @@ class Facts:
         answers: all that it answers, in words.
         use: what that says of an image, in words.
         exact: whether an example is either right or wrong, so that tests and intervals of proportions apply.
-        classes: whether a network answers with probabilities of classes of which an example has one: these can be
-            averaged, and taught by a teacher.
+        classes: whether a network answers with probabilities of classes of which an example has one, which can be
+            averaged over networks.
         spatial: whether targets have a position for each pixel, so that they follow every shift of the image.
     """
 
@@ -151,7 +156,7 @@ _KNOWN = {
             "multi_label",
             "classification of images, each with any number of the labels",
             _ACCURACY,
-            (Metric("auc", "AUC"), _ACCURACY),
+            (Metric("auc", "AUC", defined=False), _ACCURACY),
             "probabilities",
             "probabilities float32 (N, labels), and of the most probable labels the names, classes string (N, k), and "
             "scores float32 (N, k)",

@@ -27,7 +27,7 @@ from tfnas.runs.workdir import Workdir
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import building, distribution, loop, preflight, schedules
-from tfnas.training.distillation import Teacher
+from tfnas.training.distillation import Teacher, kind_of
 
 CURVATURE_BATCH = 20  # images whose mean gradient is squared
 
@@ -298,7 +298,8 @@ def fit_plain(
     compile_plain(config, model, rates(steps), config.retrain.weight_decay)
     # A shifted seed, so that the order differs from that of search.
     seed, key = config.seed + 1, work.key("retrain", config)
-    taught = Teacher(teacher, config.retrain.distill, config.retrain.distill_temperature) if teacher else None
+    settings, kinds = config.retrain, (kind_of(model.loss),)
+    taught = Teacher(teacher, settings.distill, settings.distill_temperature, kinds) if teacher else None
     _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {}, taught)
     if number := config.sample.recalibrate:
         left = settle_statistics(model, epochs * steps, lambda: calibration_images(config, splits, number))

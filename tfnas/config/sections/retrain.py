@@ -22,7 +22,7 @@ class Retrain:
     # Decoupled, and of kernels only: kernel -= learning rate x weight_decay x kernel. The usual penalty of 5e-4 in the
     # loss shrinks kernels ten times as fast under a momentum of 0.9, by 5e-4 / (1 - 0.9): the 5e-3 here.
     weight_decay: float = 5e-3
-    # Distillation: weight in [0, 1] of the loss with regard to a teacher's logits, beside that with regard to the
+    # Distillation: weight in [0, 1] of the loss with regard to a teacher's outputs, beside that with regard to the
     # labels; 0: off. The teacher is the trained supernet, or else the full network of `baseline`.
     distill: float = 0.0
     distill_temperature: float = 4.0  # that both networks' logits are divided by

@@ -1,6 +1,6 @@
 """Whether `tfnas.shrink(max_drop=0.01)` keeps its word: a small network on scikit-learn's digits, several seeds.
 
-    .venv/bin/python benchmarks/max_drop.py [--seeds=5] [--max_drop=0.01]
+    .venv/bin/python -m benchmarks.max_drop [--seeds=5] [--max_drop=0.01]
 
 For each seed, a network of 23,000 parameters is trained on 1,000 digits, and shrunk with 397 validation and 400 test
 digits. Printed are the full network's and the smaller one's accuracies, the drops with their upper bounds, the sizes

@@ -44,6 +44,13 @@ def seeded():
         keras.backend.clear_session()
 
 
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch):
+    """Latencies are measured for milliseconds and not for tenths of a second: hardly any test looks at them."""
+    if latencies := sys.modules.get("tfnas.graph.latencies"):
+        monkeypatch.setattr(latencies, "_SECONDS", 0.002)
+
+
 @pytest.fixture
 def eager():
     """Operations one by one: of so few steps, tracing a graph first would take nearly all of the time."""
@@ -122,21 +129,21 @@ def random_weights(model, rng):
             variable.assign(rng.normal(0.0, 0.5, variable.shape))
 
 
-# A small run on the digits through the command line.
+# A run where the network does not matter, through the command line.
+TINY = [f"--config={ROOT / 'tests' / 'tiny.py'}"]
+# One where it does.
 SMALL = [
-    f"--config={ROOT / 'configs' / 'digits.py'}",
-    "--config.supernet.width=4",
-    "--config.supernet.stem_width=4",
-    "--config.search.epochs=6",
-    "--config.sample.num_candidates=40",
-    "--config.sample.num_random=10",
-    "--config.retrain.epochs=2",
+    *TINY,
+    "--config.data.train=train[:1000]",
+    "--config.supernet.source=tiny:wide",
+    "--config.search.parameters=0.25",
+    "--config.search.multiply_adds=0.35",
+    "--config.search.warmup_epochs=2",
+    "--config.search.latency_device=litert",
     "--config.evaluate.threshold=0.1",
     "--config.evaluate.max_drop=1.0",
     "--config.evaluate.max_parameters=1.0",
 ]
-# A smaller one, where the network does not matter.
-TINY = [f"--config={ROOT / 'tests' / 'tiny.py'}"]
 PUBLISHED = {"ell2": 60.0, "gate_learning_rate": 10.0}  # of search, for the published one
 TINY_PUBLISHED = [*TINY, *(f"--config.search.{name}={value}" for name, value in PUBLISHED.items())]
 SAMPLED = ("architecture.json", "sample/ranking.json", "sample/candidates.jsonl")

@@ -1,8 +1,8 @@
 """Processes of their own that need not import TensorFlow first, which takes as long as the rest of most tests.
 
-They are forked from a server that has imported it and done nothing else: nothing is initialized, no device found. So
-each has its own exit code, environment, standard output and devices, and can be killed, as one begun by the console
-script. That script itself is run by `test_cli.py` and by the whole run of `test_end_to_end.py`.
+They are forked from a server that has imported `preloaded.py` and done nothing else: nothing is initialized, no device
+found. So each has its own exit code, environment, standard output and devices, and can be killed, as one begun by the
+console script. That script itself is run by `test_cli.py` and by the whole run of `test_end_to_end.py`.
 """
 
 import multiprocessing
@@ -14,8 +14,20 @@ from unittest import mock
 
 ROOT = pathlib.Path(__file__).parents[1]
 _FORKED = multiprocessing.get_context("forkserver")
-# All that is large and not ours: what a stage imports besides is imported anew by each process.
-_FORKED.set_forkserver_preload(["tensorflow", "keras", "tensorflow_probability", "sklearn.datasets", "scipy.stats"])
+_FORKED.set_forkserver_preload(["preloaded"])
+
+
+def _ensure_server():
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # The level is what the command line sets before it imports TensorFlow.
+    with mock.patch.dict(os.environ, {"TF_CPP_MIN_LOG_LEVEL": "1", "PYTHONPATH": path}):
+        forkserver.ensure_running()
+
+
+def share_server():
+    """Lets this process, itself started by `start`, start others by the same server, which it would start anew."""
+    multiprocessing.current_process()._config["daemon"] = False  # else it may start none
+    globals()["_ensure_server"] = forkserver._forkserver.ensure_running = lambda: None
 
 
 def start(code, arguments, stdout, stderr, **environment):
@@ -30,8 +42,7 @@ def start(code, arguments, stdout, stderr, **environment):
     Returns:
         The multiprocessing.Process.
     """
-    with mock.patch.dict(os.environ, {"TF_CPP_MIN_LOG_LEVEL": "1"}):  # as the command line sets it before its import
-        forkserver.ensure_running()
+    _ensure_server()
     streams, environment = (str(stdout), str(stderr)), {**os.environ, **environment}
     # A daemon: gone with this process at the latest.
     process = _FORKED.Process(target=_run, args=(code, list(map(str, arguments)), streams, environment), daemon=True)

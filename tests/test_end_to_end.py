@@ -83,7 +83,7 @@ def test_architecture_json_alone_rebuilds_the_network(whole):
     path = whole[0]
     text = (path / "export/digits/architecture.json").read_text()
     assert Architecture.from_json(text) == Architecture.from_json((path / stage_table.ARCHITECTURE).read_text())
-    rebuilt, model = subnets.rebuild(text), keras.models.load_model(path / "export/digits/model.keras")
+    rebuilt, model = subnets.rebuild(text, source="tiny:wide"), keras.models.load_model(path / "export/digits/model.keras")
     assert [w.shape for w in rebuilt.get_weights()] == [w.shape for w in model.get_weights()]
     # Its weights are fresh, so nothing that is dropped leaves a constant, which a cut network may have besides weights.
     rows = json.loads((path / stage_table.RESULTS).read_text())["rows"]
@@ -95,8 +95,9 @@ def test_architecture_json_alone_rebuilds_the_network(whole):
 
 def test_tensorboard_has_the_search(whole):
     (events,) = (whole[0] / "tensorboard").glob("events*")
+    (group, *_) = UnitPosterior.from_json((whole[0] / stage_table.POSTERIOR).read_text()).layers
     tags = {v.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for v in event.summary.value}
-    assert {"loss", "accuracy", "kept", "drop_probability/stage1_block1_path1_conv1/0"} <= tags
+    assert {"loss", "accuracy", "kept", f"drop_probability/{group.name}/0"} <= tags
 
 
 def test_again_is_up_to_date(whole):
@@ -211,7 +212,7 @@ def test_a_budget_after_the_search(whole, tmp_path):
     )
     assert after < before
     text = (path / "export/digits/architecture.json").read_text()
-    rebuilt, model = subnets.rebuild(text), keras.models.load_model(path / "export/digits/model.keras")
+    rebuilt, model = subnets.rebuild(text, source="tiny:wide"), keras.models.load_model(path / "export/digits/model.keras")
     assert [w.shape for w in rebuilt.get_weights()] == [w.shape for w in model.get_weights()]
 
 

@@ -15,6 +15,7 @@ import time
 import types
 
 import numpy as np
+import processes
 import pytest
 import yaml
 from conftest import ROOT, TINY, load_config
@@ -331,7 +332,7 @@ def test_what_stages_print_is_relayed_and_how_they_fail_kept(tmp_path, capsys):
     assert handover.OUTPUT not in os.environ
 
 
-# The smallest: every stage is a process of its own, which takes long enough to start.
+# Each stage is a process of its own.
 SETTINGS = [
     *TINY,
     "--config.search.epochs=2",
@@ -369,22 +370,57 @@ def one(path, stage, name):
     return found[-1]["uri"], found[-1]["metadata"]
 
 
+# `python -m pipelines.run` with its tasks forked (processes.py), all in one group, so that they can be killed together.
+# Tests of a stage that fails and of thresholds have kfp's own runner, which starts a Python for each.
+_PIPELINE = """
+import os, sys, tempfile
+import processes
+from kfp.local import subprocess_task_handler
+from pipelines import run
+from tfnas.common import terminal
+
+TASK = '''import os, runpy, sys
+os.setpgid(0, int(sys.argv.pop(1)))
+runpy.run_module('kfp.dsl.executor_main', None, '__main__')'''
+
+def forked(full_command, env_vars=None):
+    shell, _, script, code, *arguments = full_command
+    assert shell == "sh" and "-m kfp.dsl.executor_main" in script
+    with tempfile.TemporaryDirectory() as folder:
+        module, out = os.path.join(folder, "ephemeral_component.py"), os.path.join(folder, "out")
+        with open(module, "w") as file:
+            file.write(code)
+        arguments = [os.getpid(), "--component_module_path", module, *arguments]
+        process = processes.start(TASK, arguments, out, out, _KFP_RUNTIME="true", **(env_vars or {}))
+        process.join()
+        with open(out) as said:
+            print(said.read())
+        return process.exitcode
+
+terminal.load_tensorflow()
+os.setpgid(0, 0)
+processes.share_server()
+subprocess_task_handler.run_local_subprocess = forked
+run.cli()
+"""
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """A pipeline killed, with all its processes, in retrain; what was there then; and the same command again."""
     path = tmp_path_factory.mktemp("pipeline run")
-    line = [sys.executable, "-m", "pipelines.run", *SETTINGS, f"--workdir={path}"]
-    with open(path / "first.txt", "w") as out:
-        process = subprocess.Popen(line, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        deadline = time.monotonic() + 400
-        while not list((path / "scratch").glob("retrain-*/run/retrain*")):
-            said = (path / "first.txt").read_text()
-            assert process.poll() is None and time.monotonic() < deadline, said
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    arguments, out, error = [*SETTINGS, f"--workdir={path}"], path / "stdout", path / "stderr"
+    process = processes.start(_PIPELINE, arguments, path / "first.txt", path / "first.txt")
+    deadline = time.monotonic() + 400
+    while not list((path / "scratch").glob("retrain-*/run/retrain*")):
+        assert process.is_alive() and time.monotonic() < deadline, (path / "first.txt").read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
     before = artifacts(path)
-    return path, before, command(*SETTINGS, f"--workdir={path}")
+    again = processes.start(_PIPELINE, arguments, out, error)
+    again.join()
+    return path, before, subprocess.CompletedProcess(arguments, again.exitcode, out.read_text(), error.read_text())
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ With bounds; conftest.PUBLISHED makes a published search of it.
 from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet, to_config_dict
 
 
-def build(input_shape, num_classes):
+def build(input_shape, num_classes, times=1):
     import keras  # here, so that the command line answers before TensorFlow is loaded
 
     layers = keras.layers
@@ -16,11 +16,16 @@ def build(input_shape, num_classes):
         return layers.BatchNormalization(name=f"{name}_bn")(x)
 
     image = keras.Input(input_shape, name="image")
-    x = layers.MaxPooling2D(2, name="pool")(layers.ReLU(name="stem_relu")(conv(image, 8, 3, "stem")))
-    x = layers.Add(name="add")([conv(x, 8, 3, "path1"), conv(x, 8, 5, "path2")])
-    x = conv(layers.ReLU(name="add_relu")(x), 12, 3, "last")
+    x = layers.MaxPooling2D(2, name="pool")(layers.ReLU(name="stem_relu")(conv(image, 8 * times, 3, "stem")))
+    x = layers.Add(name="add")([conv(x, 8 * times, size, name) for size, name in ((3, "path1"), (5, "path2"))])
+    x = conv(layers.ReLU(name="add_relu")(x), 12 * times, 3, "last")
     x = layers.GlobalAveragePooling2D(name="mean")(layers.ReLU(name="last_relu")(x))
     return keras.Model(image, layers.Dense(num_classes, name="classifier")(x))
+
+
+def wide(input_shape, num_classes):
+    """With units enough to fill a bound, and to learn."""
+    return build(input_shape, num_classes, times=3)
 
 
 def get_config():

@@ -1,0 +1,17 @@
+"""What the server of processes.py imports once for all that it forks: nothing that defines flags or finds a device."""
+
+import scipy.stats  # noqa: F401
+import sklearn.datasets  # noqa: F401
+import tensorflow_probability  # noqa: F401
+
+import tfnas.stages.check
+import tfnas.stages.evaluate
+import tfnas.stages.export
+import tfnas.stages.preview
+import tfnas.stages.report
+import tfnas.stages.retrain
+import tfnas.stages.sample
+import tfnas.stages.search  # noqa: F401
+from tfnas.graph import latencies
+
+latencies._SECONDS = 0.002  # as conftest's short_turns

@@ -16,9 +16,9 @@ def build(input_shape, num_classes, times=1):
         return layers.BatchNormalization(name=f"{name}_bn")(x)
 
     image = keras.Input(input_shape, name="image")
-    x = layers.MaxPooling2D(2, name="pool")(layers.ReLU(name="stem_relu")(conv(image, 8 * times, 3, "stem")))
-    x = layers.Add(name="add")([conv(x, 8 * times, size, name) for size, name in ((3, "path1"), (5, "path2"))])
-    x = conv(layers.ReLU(name="add_relu")(x), 12 * times, 3, "last")
+    x = layers.MaxPooling2D(2, name="pool")(layers.ReLU(name="stem_relu")(conv(image, int(8 * times), 3, "stem")))
+    x = layers.Add(name="add")([conv(x, int(8 * times), size, name) for size, name in ((3, "path1"), (5, "path2"))])
+    x = conv(layers.ReLU(name="add_relu")(x), int(12 * times), 3, "last")
     x = layers.GlobalAveragePooling2D(name="mean")(layers.ReLU(name="last_relu")(x))
     return keras.Model(image, layers.Dense(num_classes, name="classifier")(x))
 

@@ -135,7 +135,7 @@ def test_candidates_fill_the_bounds_and_do_not_exceed_them(problem, seed):
             assert cost(q.form, kept, resource) == q.cost_of(candidate, resource) <= most
 
 
-@fuzz(100)
+@fuzz(40)
 @given(bounded(), st.integers(0, 3), st.integers(0, 5), st.integers(0, 5))
 def test_shards_agree_with_all_candidates(problem, seed, first, number):
     q, bounds, multiple = problem
@@ -262,8 +262,8 @@ def test_all_of_a_small_space_is_found_and_no_more():
 def test_many_candidates_of_many_units_take_seconds():
     q = posterior(residual(40, 250))
     start = time.process_time()
-    assert len(set(q.sample(1500, parameters=0.3))) == 1500
-    assert time.process_time() - start < 30
+    assert len(set(q.sample(300, parameters=0.3))) == 300
+    assert time.process_time() - start < 6
 
 
 def test_log_prob_and_entropy_are_tfps(rng):

@@ -122,6 +122,26 @@ def test_what_is_left_out_follows_from_trained_weights():
     assert (given.search.warmup_epochs, given.search.cosine_epochs, given.retrain.epochs) == (2, 6, 0)
 
 
+def test_only_importances_that_are_computed_at_once_need_no_epoch():
+    retrain = config.Retrain(epochs=0, baselines=("even", "norm"))
+    cut = config.Config(
+        supernet=config.Supernet(source="a.keras"), search=config.Search(epochs=0), retrain=retrain
+    ).check()
+    assert (cut.search.importance, cut.search.epochs, cut.search.warmup_epochs, cut.retrain.epochs) == (
+        "curvature",
+        0,
+        0,
+        0,
+    )
+    assert cut.search.shortened(0).check() is None and cut.check() == cut
+    for importance in ("gates", "scale", "curvature"):
+        with pytest.raises(UserError, match="'search.epochs' must be at least 1; 0 only"):
+            config.Config(search=config.Search(epochs=0, importance=importance)).check()
+    learned = dataclasses.replace(cut, retrain=config.Retrain(epochs=0, baselines=("norm", "scale")))
+    with pytest.raises(UserError, match="'retrain.baselines' must be among even, norm with search.epochs=0"):
+        learned.check()
+
+
 def test_a_search_without_gates_has_no_warm_up_unless_asked():
     for options, warmup in (({}, 3), ({"iterative": False}, 0)):
         search = config.Search(importance="curvature", **options)

@@ -66,7 +66,7 @@ def test_page_after_a_search_with_bounds(tmp_path):
     # 100 / 27 - 18 / 27 = 3.04 units; the branch's two are the least probable.
     assert "3 of 6 channel units are kept; 1 of 2 groups are removed" in text
     assert text.count(">removed</text>") == 1 and ">3 of 4</text>" in text
-    assert "5 of 6 gates are decided" in text and row(text, "stage1_a_conv1", "2", "0.500")
+    assert "5 of 6 units are decided" in text and row(text, "stage1_a_conv1", "2", "0.500")
     # 18 + 27 x 6; 18 + 27 x (3 x 0.982 + 0.5 + 2 x 0.018)
     assert "The full network has 180 weights, of which 112 are expected to be kept" in text
     assert "Random candidates obey the same bounds as the posterior's" in text
@@ -121,7 +121,7 @@ def test_page_has_every_plot_and_loads_nothing(tmp_path):
         "Fresh accuracy of the best of so many candidates, with 95 % intervals: of every kind, and of the "
         "posterior's alone",
         "Share of its input channels that every gated operation reads in the network found",
-        "Mean drop probability of the gates over the search, by layer or group",
+        "Mean drop probability over the search, by layer or group",
         "Loss and expected share of what is kept over the search",
     ]
     assert len(page.ids) == len(set(page.ids))

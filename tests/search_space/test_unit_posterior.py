@@ -322,6 +322,11 @@ def test_a_measured_latency_is_a_bound_like_the_others():
     )
     assert timed.sample(5, latency=0.3) == q.sample(5, multiply_adds=0.3)
     assert timed.expected_cost("latency") == pytest.approx(1e-9 * q.expected_cost("multiply_adds"))
+    with pytest.raises(UserError, match=r"bounds: latency must be a share .*, above 0 and at most 1\. Received: 1\.5"):
+        timed.sample(1, latency=1.5)
+    for bound in (0, -1, float("nan"), float("inf"), True, "half"):
+        with pytest.raises(UserError, match="bounds: parameters must be a share .* or a number above 1. Received: "):
+            timed.sample(1, parameters=bound)
 
 
 def test_json_of_either_kind_is_read_back_and_damage_refused():

@@ -96,6 +96,11 @@ class Config:
         expected = f"among {', '.join(choices)} {'with' if published else 'without'} search.ell2"
         fits = {*self.retrain.baselines} <= {*choices}
         fields.require(fits, "retrain.baselines", self.retrain.baselines, expected)
+        untrained = (
+            published or self.search.epochs or all(self.search.by(name).plain for name in self.retrain.baselines)
+        )
+        expected = "among even, norm with search.epochs=0, which others are learned in"
+        fields.require(bool(untrained), "retrain.baselines", self.retrain.baselines, expected)
         taught = not self.retrain.distill or self.retrain.baseline or self.supernet.trained
         expected = "left at 0 without a teacher, which retrain.baseline or trained weights give (supernet.weights)"
         fields.require(taught, "retrain.distill", self.retrain.distill, expected)

@@ -12,13 +12,13 @@ that follows the present error at once, and takes the multiplier to zero where t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfnas.search_space.closed_form import ClosedForm
-from tfnas.search_space.expectation import Monomial
+from tfnas.search_space.expectation import Expectation
 
 _FALLING = 0.7  # share of the steps over which the goal falls to the bound
 _BAND = 0.05  # relative error at which the multiplier is zero, or twice its level
@@ -42,23 +42,7 @@ class ExpectedShares:
         self._group_of = tf.constant(np.repeat(np.arange(len(sizes)), sizes), tf.int32)
         # A group that may not empty keeps a unit where it would keep none.
         self._held = tf.constant([not group.may_empty for group in form.groups], tf.float32)
-        self._parts = [self._arrays(form.monomials(resource), form.full(resource)) for resource in resources]
-
-    def _arrays(self, monomials: Mapping[Monomial, float], full: float) -> tuple[tf.Tensor, ...]:
-        """Parts of each monomial: its coefficient, both groups, whether they are one, and its set of needed groups."""
-        sets = {needed: i for i, needed in enumerate(dict.fromkeys(needed for _, _, needed in monomials))}
-        alive = np.zeros((len(sets), self._num_groups), bool)
-        for needed, i in sets.items():
-            alive[i, list(needed)] = True
-        first, second = (np.array([monomial[k] for monomial in monomials]) for k in (0, 1))
-        return (
-            tf.constant(np.array([*monomials.values()]) / full, tf.float32),
-            tf.constant(first, tf.int32),
-            tf.constant(second, tf.int32),
-            tf.constant((first == second) & (first < self._num_groups)),
-            tf.constant(alive),  # sets of groups of which none may be empty
-            tf.constant([sets[needed] for _, _, needed in monomials], tf.int32),
-        )
+        self._parts = [_constants(form.expectations[resource], form.full(resource)) for resource in resources]
 
     def __call__(self, keep_logits: tf.Tensor) -> tf.Tensor:
         """E[cost] / full cost of each resource, shape (R,).
@@ -81,6 +65,18 @@ class ExpectedShares:
             works = tf.reduce_prod(tf.where(needed, alive, 1.0), axis=1)
             shares.append(tf.reduce_sum(coefficients * factors * tf.gather(works, number)))
         return tf.stack(shares)
+
+
+def _constants(expectation: Expectation, full: float) -> tuple[tf.Tensor, ...]:
+    """What a cost's expectation is computed from, the coefficients as shares of the full cost."""
+    return (
+        tf.constant(expectation.coefficients / full, tf.float32),
+        tf.constant(expectation.first, tf.int32),
+        tf.constant(expectation.second, tf.int32),
+        tf.constant(expectation.squares),
+        tf.constant(expectation.sets > 0),
+        tf.constant(expectation.set_of, tf.int32),
+    )
 
 
 def first_levels(bounds: Sequence[float]) -> list[float]:

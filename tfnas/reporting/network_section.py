@@ -32,12 +32,12 @@ def section(
         reads: how many input channels each gated layer reads in it, or how many units each group has; None if the layer
             or the group is not there.
         posterior: of the search.
-        history: the records of history.jsonl.
+        history: the records of history.jsonl; none if nothing was trained.
     """
     decided, gates = posterior.decided()
     undecided = posterior.undecided()
     by_layer = collections.Counter(name for name, _, _ in undecided)
-    learned = bool(history[0].drop_probability)  # else the importance follows from the weights
+    learned = bool(history and history[0].drop_probability)  # else the importance follows from the weights
     settled = _settled(architecture, history) if learned else {}
     early = [name for name in settled if settled[name] <= max(1, len(history) // 4)]
     late = sorted((name for name in settled if name not in early), key=lambda name: -settled[name])
@@ -68,7 +68,8 @@ def section(
         "bars": widths(architecture, posterior) if isinstance(posterior, UnitPosterior) else _bars(architecture, reads),
         "learned": learned,
         "heat": _heat(history) if learned else "",
-        "course": _course(history, history[0].decided is not None),
+        "trained": bool(history),
+        "course": _course(history, history[0].decided is not None) if history else "",
         "num_undecided": len(undecided),
         "undecided": [(False, (name, group, f"{p:.3f}")) for name, group, p in undecided[:_MOST_UNDECIDED]],
     }
@@ -155,7 +156,7 @@ def _heat(history: Sequence[Epoch]) -> str:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.figure.colorbar(image, ax=axes, shrink=min(1, 2 / axes.figure.get_figheight()), anchor=(0, 1))
 
-    caption = "Mean drop probability of the gates over the search, by layer or group"
+    caption = "Mean drop probability over the search, by layer or group"
     return markup.plot(draw, (markup.WIDTH, 0.6 + 0.24 * len(sources)), caption)
 
 

@@ -109,6 +109,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
         results=results,
         front=_front(work, config),
         tilted=_tilted(posterior),
+        tilts=not isinstance(posterior, UnitPosterior) or posterior.tilts,
         verdict=verdict,
         reasons=acceptance.reasons(verdict),
         exported=_exported(work, config) if verdict.blessed else None,
@@ -167,7 +168,7 @@ def _check_one_run(
         )
     epochs = [{name: len(p) for name, p in epoch.drop_probability.items()} for epoch in history]
     consistent = all(epoch == epochs[0] for epoch in epochs)
-    if not epochs or not consistent or list(epochs[0]) not in ([], [g.name for g in posterior.layers]):
+    if not consistent or (epochs and list(epochs[0]) not in ([], [g.name for g in posterior.layers])):
         raise UserError(
             f"report: the layers of {stage_table.HISTORY} are not those of {stage_table.POSTERIOR} in every epoch: "
             f"{_SEVERAL}"

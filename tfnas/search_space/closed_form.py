@@ -235,22 +235,23 @@ class ClosedForm:
         """Bounds as costs.
 
         Args:
-            bounds: by resource, a share of the full cost if it is at most 1, else a cost; of latency always a share,
-                which may be above 1.
+            bounds: by resource, a share of the full cost if it is at most 1, else a cost; of latency always a share.
 
         Raises:
-            UserError: for a resource that is not known, or a bound that is not a positive number.
+            UserError: for a resource that is not known, a bound that is not a positive number, or more than the full
+                latency.
         """
         for resource, bound in bounds.items():
             self.require(resource)
-            if isinstance(bound, bool) or not isinstance(bound, int | float | np.number) or not 0 < bound < math.inf:
+            most, otherwise = (1, "") if resource == Resource.LATENCY else (math.inf, ", or a number above 1")
+            valued = isinstance(bound, int | float | np.number) and not isinstance(bound, bool)
+            if not (valued and 0 < bound < math.inf and bound <= most):
                 raise UserError(
-                    f"bounds: {resource} must be a share of the full network's, above 0 and at most 1, or a number "
-                    f"above 1. Received: {bound!r}"
+                    f"bounds: {resource} must be a share of the full network's, above 0 and at most 1{otherwise}. "
+                    f"Received: {bound!r}"
                 )
         return {
-            resource: float(bound) * (self.full(resource) if bound <= 1 or resource == Resource.LATENCY else 1)
-            for resource, bound in bounds.items()
+            resource: float(bound) * (self.full(resource) if bound <= 1 else 1) for resource, bound in bounds.items()
         }
 
     def holders(self, resource: str, kept: np.ndarray) -> dict[str, float]:

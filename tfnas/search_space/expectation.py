@@ -23,18 +23,25 @@ class Expectation:
 
     A group that may not empty keeps one unit where it would keep none, which adds z_g to E[k] and to E[k^2]. Nothing is
     approximated: this is the mean cost of closed architectures.
+
+    Attributes:
+        coefficients: c of each monomial, float64, shape (M,).
+        first, second: a and b of each, int, shape (M,); the number of groups G stands for a factor of 1.
+        squares: whether a and b are one group, bool, shape (M,).
+        sets: the different sets S as rows of 0 and 1, float64, shape (N, G).
+        set_of: row of each monomial's S, int, shape (M,).
     """
 
     def __init__(self, monomials: Mapping[Monomial, float], sizes: np.ndarray, may_empty: np.ndarray):
         sets = {alive: i for i, alive in enumerate(dict.fromkeys(alive for _, _, alive in monomials))}
-        self._coefficients = np.array([*monomials.values()], np.float64)
-        self._a = np.array([a for a, _, _ in monomials], int)
-        self._b = np.array([b for _, b, _ in monomials], int)
-        self._set = np.array([sets[alive] for _, _, alive in monomials], int)
-        self._alive = np.zeros((len(sets), len(sizes)))
+        self.coefficients = np.array([*monomials.values()], np.float64)
+        self.first = np.array([a for a, _, _ in monomials], int)
+        self.second = np.array([b for _, b, _ in monomials], int)
+        self.set_of = np.array([sets[alive] for _, _, alive in monomials], int)
+        self.sets = np.zeros((len(sets), len(sizes)))
         for alive, i in sets.items():
-            self._alive[i, list(alive)] = 1.0
-        self._squares = (self._a == self._b) & (self._a < len(sizes))
+            self.sets[i, list(alive)] = 1.0
+        self.squares = (self.first == self.second) & (self.first < len(sizes))
         self._sizes, self._starts = sizes, np.cumsum(sizes) - sizes
         self._held = (~may_empty).astype(np.float64)  # a group that may not empty
 
@@ -45,7 +52,7 @@ class Expectation:
             keep_probability: q of each unit, float64, shape (U,).
         """
         mean, square, alive = self._moments(keep_probability)
-        return float(self._coefficients @ (self._factors(mean, square) * self._works(alive)[self._set]))
+        return float(self.coefficients @ (self._factors(mean, square) * self._works(alive)[self.set_of]))
 
     def gradient(self, keep_probability: np.ndarray) -> np.ndarray:
         """dE[cost]/dq of each unit, float64, shape (U,); at least 0.
@@ -61,15 +68,15 @@ class Expectation:
         mean, square, alive = self._moments(q)
         works = self._works(alive)
         values = self._factors(mean, square)
-        weights = self._coefficients * works[self._set]
+        weights = self.coefficients * works[self.set_of]
 
         count = len(self._sizes)
-        products, squares = ~self._squares, self._squares
-        to_mean = np.bincount(self._a[products], (weights * mean[self._b])[products], count + 1)
-        to_mean += np.bincount(self._b[products], (weights * mean[self._a])[products], count + 1)
-        to_square = np.bincount(self._a[squares], weights[squares], count + 1)
-        to_works = np.bincount(self._set, self._coefficients * values, len(works))
-        to_alive = (to_works * works) @ self._alive / alive
+        products, squares = ~self.squares, self.squares
+        to_mean = np.bincount(self.first[products], (weights * mean[self.second])[products], count + 1)
+        to_mean += np.bincount(self.second[products], (weights * mean[self.first])[products], count + 1)
+        to_square = np.bincount(self.first[squares], weights[squares], count + 1)
+        to_works = np.bincount(self.set_of, self.coefficients * values, len(works))
+        to_alive = (to_works * works) @ self.sets / alive
 
         # By unit: d mu = 1, d(mu^2 + sum q (1 - q)) = 2 mu + 1 - 2 q, and dz = -(the others' prod(1 - q)).
         sums = np.add.reduceat(q, self._starts)
@@ -89,10 +96,10 @@ class Expectation:
 
     def _works(self, alive: np.ndarray) -> np.ndarray:
         """The probability that no group of a set is empty, shape (S,)."""
-        return np.exp(self._alive @ np.log(alive))
+        return np.exp(self.sets @ np.log(alive))
 
     def _factors(self, mean: np.ndarray, square: np.ndarray) -> np.ndarray:
-        return np.where(self._squares, square[self._a], mean[self._a] * mean[self._b])
+        return np.where(self.squares, square[self.first], mean[self.first] * mean[self.second])
 
     def _spread(self, by_group: np.ndarray) -> np.ndarray:
         return np.repeat(by_group, self._sizes)

@@ -127,7 +127,9 @@ class Task:
         """
         work = Workdir(self.path)
         if self.stage == "search":
-            last = work.read_lines(stage_table.HISTORY, "report", Epoch)[-1]
+            if not (history := work.read_lines(stage_table.HISTORY, "report", Epoch)):
+                return {"epoch": 0}
+            last = history[-1]
             return {"epoch": last.epoch, "loss": last.loss, **last.metrics, "kept": last.kept}
         if self.stage == "sample":
             best = work.read_json(stage_table.RANKING, "retrain", Ranked).race.best

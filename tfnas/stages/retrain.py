@@ -190,9 +190,8 @@ def _full(config: Config, splits: pipeline.Splits, work: workdir.Workdir) -> ker
     """Returns the full network, trained like search and retraining together."""
     full = building.network(config, splits)
     networks.fit_as_search(config, splits, work, full, "baseline")
-    if config.retrain.epochs:
-        rates = schedules.retraining(config).schedule
-        networks.fit_plain(config, splits, work, full, config.retrain.epochs, rates, "baseline, retrained")
+    rates = schedules.retraining(config).schedule
+    networks.fit_plain(config, splits, work, full, config.retrain.epochs, rates, "baseline, retrained")
     return full
 
 

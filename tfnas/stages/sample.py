@@ -228,9 +228,8 @@ class _Sampling:
             f"sample    latency: {latency.measured:.1%} measured for the most probable network, at most "
             f"{latency.asked:.1%} asked for, {latency.predicted:.1%} predicted from its layers"
         )
-        return dataclasses.replace(
-            posterior, bounds={**bounds, **posterior.form.absolute({"latency": latency.predicted})}
-        )
+        seconds = latency.predicted * posterior.form.full("latency")
+        return dataclasses.replace(posterior, bounds={**bounds, "latency": seconds})
 
     def _widths(self, winner: Architecture) -> dict[str, int | None]:
         """Number of channels of each mask in the network found; None for a layer or a group that is gone."""
@@ -349,11 +348,12 @@ def _print_outcome(contest: Contest, ranking: Ranking, metric: Metric) -> None:
         return f"{score[contest.by]:.1%}{top5}" if metric.share else f"{score[contest.by]:.4g}"
 
     outcome, fresh = ranking.outcome, ranking.fresh
+    unproven = f"; {outcome.unproven:,} dropped without proof (sample.finalists)" if outcome.unproven else ""
     again = f", {shown(fresh)} on {fresh.num_examples:,} fresh images" if fresh else ""
     print(
         f"sample    {contest.title}: best of {contest.num_able:,} has {contest.by} "
         f"{shown(ranking.scores[outcome.winner])}{again}; {len(outcome.ties):,} tie; "
-        f"{1 - outcome.saved:.0%} evaluated; {outcome.unproven:,} dropped without proof (sample.finalists)"
+        f"{1 - outcome.saved:.0%} evaluated{unproven}"
     )
     if reason := contest.shortfall:
         terminal.warn(f"sample    {contest.title}: {reason}")

@@ -284,7 +284,7 @@ def fit_plain(
         work: working directory of the checkpoints.
         model: classifier of these images, trained in place; built in the scope of the strategy, like the call of this
             function.
-        epochs: total number of epochs.
+        epochs: total number of epochs; 0 leaves the network as it is.
         rates: function from the number of steps in an epoch to the learning-rate schedule.
         title: name on the progress line. Its letters also name the checkpoints, so it must be unique in the stage.
         batch_size: batch size; 0 means that of retrain.
@@ -293,6 +293,8 @@ def fit_plain(
     Raises:
         UserError: as `loop.train`, or if the training images cannot be made into such batches.
     """
+    if not epochs:
+        return
     batch_size = batch_size or config.retrain.batch_size
     steps = splits.sizes["train"] // batch_size
     compile_plain(config, model, rates(steps), config.retrain.weight_decay)

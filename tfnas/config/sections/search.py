@@ -48,7 +48,9 @@ class Search:
     # What latencies are measured with, on this machine, in search, sample and retrain: 'tensorflow' or 'litert'.
     latency_device: str = "tensorflow"
     ell2: float = 0.0  # instead of bounds: squared prior length scale; larger gives a smaller network
-    epochs: int = 0  # in total; 0: 8, or from a trained supernet 3, or 1 where nothing is learned but the weights
+    # In total; -1: 8, or from a trained supernet 3, or 1 where nothing is learned but the weights. 0, with importances
+    # that are computed at once: units are chosen by the weights as they are.
+    epochs: int = -1
     # The first of them, without gates; -1: with bounds a third, with ell2 or from a trained supernet none.
     warmup_epochs: int = -1
     batch_size: int = 128
@@ -143,7 +145,7 @@ class Search:
             if trained:
                 importance = {"importance": "curvature", "iterative": False}
             return dataclasses.replace(self, **importance).resolved(retrain, trained)
-        epochs = self.epochs or (8 if not trained else 1 if self.plain else 3)
+        epochs = (8 if not trained else 1 if self.plain else 3) if self.epochs == -1 else self.epochs
         defaults: dict[str, Any] = {"epochs": epochs, "learning_rate": 0.03 if trained else 0.1}
         if self.published:
             defaults |= {"schedule": "cosine", "weight_decay": 0.0, "initial_drop": PUBLISHED_INITIAL_DROP}
@@ -169,11 +171,11 @@ class Search:
         Args:
             epochs: at least 2 with a warm-up, so that one is left for the gates.
         """
-        scale = epochs / self.epochs
+        scale = epochs / self.epochs if self.epochs else 1.0
         return dataclasses.replace(
             self,
             epochs=epochs,
-            warmup_epochs=min(round(scale * self.warmup_epochs), epochs - 1),
+            warmup_epochs=max(0, min(round(scale * self.warmup_epochs), epochs - 1)),
             cosine_epochs=self.cosine_epochs and max(epochs, round(scale * self.cosine_epochs)),
             restart_epochs=max(1, round(scale * self.restart_epochs)),
             boundaries=tuple(scale * epoch for epoch in self.boundaries),
@@ -181,7 +183,8 @@ class Search:
 
     def check(self) -> None:
         """Raises UserError for a value out of range, in settings that are resolved."""
-        fields.at_least("search.epochs", self.epochs, 1)
+        least, when = (0, "") if self.plain else (1, "; 0 only where importances are computed at once")
+        fields.require(self.epochs >= least, "search.epochs", self.epochs, f"at least {least}{when}")
         fields.at_least("search.batch_size", self.batch_size, 1)
         for field in ("learning_rate", "example_multiplier", "temperature", "gate_learning_rate", "gate_step"):
             fields.positive(f"search.{field}", getattr(self, field))
@@ -191,7 +194,8 @@ class Search:
         fields.one_of("search.streams", self.streams, ("auto", "yes", "no"))
         self._check_mode()
         expected = f"at least 0 and less than search.epochs, {self.epochs}; or -1 for the mode's"
-        fields.require(0 <= self.warmup_epochs < self.epochs, "search.warmup_epochs", self.warmup_epochs, expected)
+        warmup, most = self.warmup_epochs, max(0, self.epochs - 1)
+        fields.require(0 <= warmup <= most, "search.warmup_epochs", warmup, expected)
         fields.require(
             self.weight_decay >= 0, "search.weight_decay", self.weight_decay, "at least 0, or -1 for the mode's"
         )

@@ -135,9 +135,8 @@ class Searched:
             f"shrink    latency: {found.measured:.1%} measured for the most probable network, at most "
             f"{found.asked:.1%} asked for, {found.predicted:.1%} predicted from its layers"
         )
-        return dataclasses.replace(
-            posterior, bounds={**bounds, **posterior.form.absolute({"latency": found.predicted})}
-        )
+        seconds = found.predicted * posterior.form.full("latency")
+        return dataclasses.replace(posterior, bounds={**bounds, "latency": seconds})
 
     def _best(self, posterior: UnitPosterior, num_candidates: int) -> Architecture:
         """The best of the candidates by held-out loss; the most probable one where weights have not adapted to gates.

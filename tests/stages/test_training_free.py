@@ -10,7 +10,7 @@ from conftest import tiny_config
 
 from tfnas.data import pipeline
 from tfnas.runs import stage_table
-from tfnas.stages import evaluate, export, report, retrain, sample, search
+from tfnas.stages import evaluate, report, retrain, sample, search
 
 
 @pytest.mark.slow
@@ -31,7 +31,7 @@ def test_without_an_epoch_a_trained_model_is_cut_and_its_full_network_stays_as_i
     model.save(tmp_path / "trained.keras")
 
     path = tmp_path / "run"
-    for stage in (search, sample, retrain, evaluate, export, report):
+    for stage in (search, sample, retrain, evaluate, report):
         stage.run(config, path)
     assert (path / stage_table.HISTORY).read_text() == ""
     rows = {row["name"]: row for row in json.loads((path / stage_table.RESULTS).read_text())["rows"]}

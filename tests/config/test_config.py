@@ -224,7 +224,7 @@ def test_locked_dict_refuses_new_keys():
         ("search", "ell2", "5", "'search.ell2' must be a number. Received: '5'"),
         ("search", "epochs", 1.5, "'search.epochs' must be a whole number. Received: 1.5"),
         ("search", "epochs", True, "must be a whole number"),
-        ("search", "epochs", -1, "at least 1"),
+        ("search", "epochs", -2, "at least 1"),
         ("search", "temperature", 0.0, "greater than 0"),
         ("search", "initial_drop", 1.0, "strictly in"),
         ("search", "momentum", 1.0, "in \\[0, 1\\)"),

@@ -68,7 +68,7 @@ class ExpectedShares:
 
 
 def _constants(expectation: Expectation, full: float) -> tuple[tf.Tensor, ...]:
-    """What a cost's expectation is computed from, the coefficients as shares of the full cost."""
+    """Constants from which a cost's expectation is computed, with coefficients as shares of the full cost."""
     return (
         tf.constant(expectation.coefficients / full, tf.float32),
         tf.constant(expectation.first, tf.int32),

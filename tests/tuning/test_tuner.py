@@ -312,10 +312,9 @@ def test_without_fresh_examples_the_races_count(stages, tmp_path):
 def test_the_score_is_bounded(found, objective, score):
     means = {"mean_loss": 1.0, "mean_metric": 0.5, "mean_parameters": 7.0}
     found = trials.Found(parameters=1, num_examples=1, fresh=True, **found, **means)
-    assert trials.Trial("f", {}, 1, trials.COMPLETE, "", found).score(
-        objective, Config().facts.example
-    ) == pytest.approx(score)
-    assert trials.Trial("f", {}, 1, trials.TOO_LARGE, "", found).score(objective) == 0
+    metric = Config().facts.example
+    assert trials.Trial("f", {}, 1, trials.COMPLETE, "", found).score(objective, metric) == pytest.approx(score)
+    assert trials.Trial("f", {}, 1, trials.TOO_LARGE, "", found).score(objective, metric) == 0
 
 
 @pytest.mark.parametrize(

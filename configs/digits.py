@@ -13,7 +13,7 @@ def get_config():
     """Settings of the demo."""
     config = load_file("base/digits.py", beside=__file__)
     config.supernet.update(width=16)
-    config.search.update(epochs=30, parameters=0.25, multiply_adds=0.35, latency_device="litert")
+    config.search.update(epochs=30, importance="gates", parameters=0.25, multiply_adds=0.35, latency_device="litert")
     # Of 318 images, all of which a candidate is evaluated on in a moment.
     config.sample.update(num_candidates=500, num_random=100, finalists=0)
     config.retrain.update(epochs=50)

@@ -33,7 +33,7 @@ def get_config():
         Config(
             data=Data(name="digits", train="train[:400]", validation="train[1000:]", mean=(0.305,), std=(0.376,)),
             supernet=Supernet(source="tiny:build"),
-            search=Search(epochs=6, warmup_epochs=0, batch_size=50, learning_rate=0.1),
+            search=Search(epochs=6, importance="gates", warmup_epochs=0, batch_size=50, learning_rate=0.1),
             sample=Sample(num_candidates=40, num_random=10),
             retrain=Retrain(epochs=2, batch_size=50, learning_rate=0.1, weight_decay=5e-4),
         )

@@ -94,7 +94,7 @@ def test_what_is_left_out_follows_from_the_mode():
     assert (search.published, search.bounds, search.ell2) == (True, {}, 7)
     assert (search.warmup_epochs, search.gated_epochs) == (0, 10)
     assert (search.schedule, search.weight_decay, search.initial_drop) == ("cosine", 0, 0.1)
-    given = {"warmup_epochs": 0, "weight_decay": 0.0, "initial_drop": 0.1, "schedule": "cosine"}
+    given = {"importance": "gates", "warmup_epochs": 0, "weight_decay": 0.0, "initial_drop": 0.1, "schedule": "cosine"}
     search = config.Config(search=config.Search(multiply_adds=0.3, **given)).check().search
     assert search.bounds == {"multiply_adds": 0.3} and {name: getattr(search, name) for name in given} == given
 
@@ -109,7 +109,7 @@ def test_what_is_left_out_follows_from_trained_weights():
         assert (learned.search.epochs, learned.search.warmup_epochs, learned.search.cosine_epochs) == (3, 0, 10)
         assert made.check() == made
     new = config.Config().check()
-    assert new.search.importance == "gates"
+    assert (new.search.importance, new.search.iterative) == ("curvature", True)
     assert (new.search.epochs, new.search.warmup_epochs, new.search.learning_rate, new.retrain.epochs) == (
         8,
         3,
@@ -226,7 +226,6 @@ def test_locked_dict_refuses_new_keys():
         ("search", "epochs", True, "must be a whole number"),
         ("search", "epochs", -2, "at least 1"),
         ("search", "temperature", 0.0, "greater than 0"),
-        ("search", "initial_drop", 1.0, "strictly in"),
         ("search", "momentum", 1.0, "in \\[0, 1\\)"),
         ("supernet", "name", "resnet9000", "'supernet.name' must be one of 'multi_branch_resnet'"),
         ("supernet", "width", 7, "even number"),
@@ -250,6 +249,7 @@ def test_locked_dict_refuses_new_keys():
         ("sample", "latency", 2.0, "'sample.latency' must be a share of the full network's in"),
         ("search", "latency_device", "abacus", "'search.latency_device' must be one of 'tensorflow', 'litert'"),
         ("sample", "channel_multiple", 0, "at least 1"),
+        ("tune", "gate_step", (0.1,), "'tune.gate_step' must be left out: it belongs to search.importance='gates'"),
         ("tune", "ell2", (1.0,), "'tune.ell2' must be left out: it belongs to the published search"),
         ("retrain", "epochs", -2, "at least 0"),
         ("retrain", "distill", 1.5, "'retrain.distill' must be a weight in"),
@@ -301,8 +301,8 @@ def test_bad_values_are_named(section, key, value, message):
             {"distill": 0.5, "baseline": False},
             "'retrain.distill' must be left at 0 without a teacher, which",
         ),
-        ("retrain", {"baselines": ("fixed_drop",)}, "among even, norm, scale, curvature without search.ell2. Received"),
-        ("retrain", {"baselines": ("gates",)}, "among even, norm, scale, curvature without search.ell2. Received"),
+        ("retrain", {"baselines": ("fixed_drop",)}, "among even, norm, scale, gates without search.ell2. Received"),
+        ("retrain", {"baselines": ("curvature",)}, "among even, norm, scale, gates without search.ell2. Received"),
         ("retrain", {"baselines": ("norm", "norm")}, "'retrain.baselines' must be different ones"),
         ("supernet", {"name": "resnet50", "width": 6}, "'supernet.width' must be divisible by 4"),
         (
@@ -318,13 +318,14 @@ def test_bad_values_are_named(section, key, value, message):
         ("search", {"ell2": 5.0, "latency": 0.5, "parameters": 0.5}, "search.parameters=0 --config.search.latency=0 f"),
         ("search", {"schedule": "cosine", "cosine_epochs": 9}, "left at 0: only 'one_cosine' has them"),
         ("search", {"ell2": 5.0, "gate_step": 0.1}, "'search.gate_step' must be left out"),
-        ("search", {"ell2": 5.0, "importance": "norm"}, "'search.importance' must be left out"),
+        ("search", {"ell2": 5.0, "importance": "norm"}, "'search.importance' must be 'gates' or left out"),
         ("search", {"importance": "taylor"}, "'search.importance' must be one of 'gates', .*'package.module:function'"),
         (
             "search",
             {"importance": "norm", "noise": "example"},
             "'search.noise' must be left out: it belongs to search.im",
         ),
+        ("search", {"importance": "gates", "initial_drop": 1.0}, "strictly in"),
         ("search", {"importance": "norm", "initial_drop": 0.1}, "'search.initial_drop' must be left out"),
         ("search", {"importance": "even", "floor": 0.2}, "'search.floor' must be left out"),
         ("search", {"importance": "scale", "floor": 1.2}, "'search.floor' must be a share in"),

@@ -82,13 +82,16 @@ class Config:
         self._check_task()
         if self.search.published:
             self.sample.check_published()
-            others, of = ["gate_step"], "a search with bounds, and search.ell2 is set"
+            others = {"gate_step": "a search with bounds, and search.ell2 is set"}
         else:
             by_latency = self.sample.latency or (self.sample.budgets and self.sample.resource == "latency")
             expected = "set with a search that has a bound on it, search.latency"
             fields.require(not by_latency or self.search.latency > 0, "sample's latency", True, expected)
-            others, of = ["ell2", "gate_learning_rate"], "the published search, which search.ell2 selects"
-        for name in others:
+            of_ell2 = "the published search, which search.ell2 selects"
+            others = dict.fromkeys(("ell2", "gate_learning_rate"), of_ell2)
+            if self.search.importance != "gates":
+                others |= dict.fromkeys(("gate_step", "temperature", "initial_drop"), "search.importance='gates'")
+        for name, of in others.items():
             given = getattr(self.tune, name)
             fields.require(not given, f"tune.{name}", given, f"left out: it belongs to {of}")
         published = self.search.published

@@ -24,7 +24,7 @@ _OF_IMPORTANCES = {
     "scale": ("floor", "scale_penalty"),
 }
 # Settings of one mode only.
-_OF_BOUNDS = ("gate_step", "noise", "streams", "importance", "iterative", "curvature_images", "floor", "scale_penalty")
+_OF_BOUNDS = ("gate_step", "noise", "streams", "iterative", "curvature_images", "floor", "scale_penalty")
 _OF_ELL2 = ("gate_learning_rate", "prior", "group_size", "by_source", "gate_dense", "gate_pooling", "include")
 
 _DEVICES = {"tensorflow": "TensorFlow, one image", "litert": "LiteRT, one thread, one image"}
@@ -70,8 +70,8 @@ class Search:
     temperature: float = 0.2  # of the relaxed Bernoulli gates
     initial_drop: float = 0.0  # drop probability before the first step; 0: with bounds 0.02, with ell2 0.1
     exclude: str = ""  # glob patterns of layer names, separated by commas: never gated, or never narrowed
-    # With bounds: what decides between channels (docs/method.md, "Importances"). Empty: 'gates', or from a trained
-    # supernet 'curvature', at once (docs/choosing.md). 'gates', trained with the weights;
+    # What decides between channels (docs/method.md, "Importances"). Empty: with bounds 'curvature', at once from a
+    # trained supernet (docs/choosing.md); with ell2 'gates', the only one. 'gates', trained with the weights;
     # 'curvature', squared gradients; 'norm', the weights' norms; 'scale', scales of normalizations; 'even': all layers
     # are narrowed by the same share; or 'package.module:function', from a tfnas.graph.units.UnitGraph to a score for
     # each channel unit.
@@ -139,11 +139,11 @@ class Search:
             retrain: resolved settings of retraining.
             trained: whether the supernet is.
         """
-        if not (self.published or self.importance):
+        if not self.importance:
             # What was best where it was measured: docs/choosing.md.
-            importance: dict[str, Any] = {"importance": "gates"}
-            if trained:
-                importance = {"importance": "curvature", "iterative": False}
+            importance: dict[str, Any] = {"importance": "gates" if self.published else "curvature"}
+            if trained and not self.published:
+                importance["iterative"] = False
             return dataclasses.replace(self, **importance).resolved(retrain, trained)
         epochs = (8 if not trained else 1 if self.plain else 3) if self.epochs == -1 else self.epochs
         defaults: dict[str, Any] = {"epochs": epochs, "learning_rate": 0.03 if trained else 0.1}
@@ -216,6 +216,8 @@ class Search:
                     f"config: search.ell2={self.ell2:g} and search.{next(iter(self.bounds))} exclude each other: add "
                     f"{none} for the published search, or --config.search.ell2=0 for one with bounds"
                 )
+            expected = "'gates' or left out: search.ell2 selects the published search"
+            fields.require(self.importance == "gates", "search.importance", self.importance, expected)
             of = "it belongs to a search with bounds, and search.ell2 is set"
         else:
             fields.check_bounds("search", self.bounds)

@@ -97,7 +97,22 @@ def test_several_sizes_of_a_trained_model_without_training(trained):
         assert result.bounds == {"multiply_adds": share} and not result.history and not result.retrained
         assert result.after.metrics["accuracy"] > 0.6  # by chance a third
         assert result.model.optimizer.learning_rate == np.float32(0.05) and result.model.optimizer.momentum == 0.9
+        # Curvature and norms are compared, once refitted: never worse than by norms.
+        supernet = tfnas.gate(trained, multiply_adds=share, importance="norm")
+        supernet.compile(loss=trained.loss)
+        norms = tfnas.best_cut(supernet, supernet.posterior().mode(), TRAIN[0], VALIDATION)
+        assert result.after.metrics["loss"] <= min(norms.losses.values()) + 1e-3
     assert str(results).count("of the multiply-adds") == 2 and "<svg" in results._repr_html_()
+
+
+def test_gates_are_learned_if_asked_for():
+    model = classifier()
+    result = tfnas.shrink(model, TRAIN, VALIDATION, parameters=0.5, epochs=4, importance="gates", **OPTIONS)
+    assert_within(result, model, parameters=0.5)
+    assert "undecided" in next(record for record in result.history if record["phase"] == "search")
+    for given in {"importance": "norm"}, {"importance": "gates", "epochs": 0}:
+        with pytest.raises(UserError, match="importance must be 'curvature', or 'gates'"):
+            tfnas.shrink(model, TRAIN, VALIDATION, parameters=0.5, **given)
 
 
 def test_a_latency_is_met_as_measured(trained):

@@ -9,7 +9,6 @@ from tfnas.config import Retrain, Search
 
 _LONG = 8  # epochs from which a trained model's units are dropped in steps, rather than at once
 _TRAINED_SHARE, _SHARE = 0.3, 0.25  # of the epochs, for the search
-_STEPS = 200  # that gates need
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,29 +43,24 @@ class Plan:
         return f"importance '{self.search.importance}', {how}; epochs: {epochs}"
 
 
-def plan(epochs: int, steps_per_epoch: int, trained: bool, bounds: Mapping[str, float]) -> Plan:
+def plan(epochs: int, trained: bool, bounds: Mapping[str, float], importance: str = "curvature") -> Plan:
     """Divides the epochs among search and retraining.
 
-    A trained model's units are chosen by curvature: at once with fewer than eight epochs, else in steps over 30 % of
-    the epochs. Otherwise gates are learned in a quarter of the epochs, or in up to half of them if they would have less
-    than 200 steps; if that is not enough either, units are dropped by curvature instead.
+    Units are chosen by curvature: at once without epochs, or with fewer than eight of a trained model; else in steps,
+    over 30 % of the epochs of a trained model, and a quarter of those of another.
 
     Args:
         epochs: in total.
-        steps_per_epoch: training steps of one.
         trained: whether the model's weights are.
         bounds: of the search, by resource.
+        importance: 'curvature', or 'gates', which are always learned.
     """
+    search = max(2, round(_TRAINED_SHARE * epochs)) if trained else max(1, round(_SHARE * epochs))
+    if importance == "gates":
+        return _plan(bounds, epochs, min(search, epochs), trained, importance="gates")
     if trained and epochs < _LONG or not epochs:
         return _plan(bounds, epochs, min(1, max(0, epochs - 1)), trained, importance="curvature", iterative=False)
-    if trained:
-        return _plan(bounds, epochs, max(2, round(_TRAINED_SHARE * epochs)), True, importance="curvature")
-    share = max(1, round(_SHARE * epochs))
-    for search in (share, max(share, epochs // 2)):
-        found = _plan(bounds, epochs, search, False, importance="gates")
-        if found.gated * steps_per_epoch >= _STEPS:
-            return found
-    return _plan(bounds, epochs, share, False, importance="curvature")
+    return _plan(bounds, epochs, search, trained, importance="curvature")
 
 
 def plan_at_once(epochs: int, bounds: Mapping[str, float]) -> Plan:

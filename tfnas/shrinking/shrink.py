@@ -61,6 +61,7 @@ def shrink(
     streams: bool | None = None,
     channel_multiple: int = 1,
     candidates: int = 200,
+    importance: str = "curvature",
 ) -> Shrunk | Sizes:
     """Makes a model smaller: searches for a network within bounds, cuts it out, and trains it.
 
@@ -102,14 +103,16 @@ def shrink(
         device: where latencies are measured: 'tensorflow', 'litert', or a function from a model to seconds.
         exclude, streams, channel_multiple: as of `gate`.
         candidates: networks of each size that are ranked by validation loss, after a search with gates.
+        importance: what decides between channel units: 'curvature', or 'gates', the variational dropout of the paper,
+            which needs some hundred steps of search.
 
     Returns:
         A `Shrunk`, or with several sizes a `Sizes` of one for each, in their order; with max_drop a `SmallestShrunk`,
         which says what is known of the drop on other examples (`tfnas.shrinking.max_drop`).
 
     Raises:
-        UserError: as `gate`; for bounds or data of another form, labels that do not fit the loss, max_drop and weights
-            that are not trained, or a workdir that cannot be used.
+        UserError: as `gate`; for bounds, data or an importance of another form, labels that do not fit the loss,
+            max_drop and weights that are not trained, or a workdir that cannot be used.
         SearchFailedError: if the loss is no longer finite.
     """
     asked = {"parameters": parameters, "multiply_adds": multiply_adds, "latency": latency}
@@ -126,6 +129,11 @@ def shrink(
             "shrink: distill must be in [0, 1], and temperature above 0. Received: "
             f"distill={distill}, temperature={temperature}"
         )
+    if importance not in ("curvature", "gates") or (importance == "gates" and (not epochs or max_drop is not None)):
+        raise UserError(
+            "shrink: importance must be 'curvature', or 'gates' with at least one epoch and without max_drop. "
+            f"Received: {importance!r}"
+        )
     options = {"exclude": exclude, "channel_multiple": channel_multiple, "streams": streams}
     with (strategy or tf.distribute.get_strategy()).scope(), keeping.opened(workdir) as kept:
         networks.set_seed(seed)
@@ -136,7 +144,7 @@ def shrink(
         job = start.job
         largest = {resource: max(bounds[resource] for bounds in sizes) for resource in sizes[0]}
         if max_drop is None:
-            planned = plan(epochs, batches.steps, start.trained, largest)
+            planned = plan(epochs, start.trained, largest, importance)
         elif start.trained:
             planned = plan_at_once(epochs, largest)
         else:

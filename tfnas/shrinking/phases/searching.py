@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from tfnas.shrinking.phases.fitting import Training, seconds_of_step
 from tfnas.shrinking.phases.job import Job
 from tfnas.shrinking.plan import Plan
 from tfnas.training import networks, preflight
+from tfnas.training.best_cut import best_cut
 
 
 class Searched:
@@ -139,11 +141,10 @@ class Searched:
         return dataclasses.replace(posterior, bounds={**bounds, "latency": seconds})
 
     def _best(self, posterior: UnitPosterior, num_candidates: int) -> Architecture:
-        """The best of the candidates by held-out loss; the most probable one where weights have not adapted to gates.
-
-        Such weights tell little about candidates before they are refitted.
-        """
-        if self._plan.at_once or num_candidates == 1:
+        """The best of the candidates by held-out loss."""
+        if self._plan.at_once:
+            return self._best_at_once(posterior)
+        if num_candidates == 1:
             return posterior.mode()
         job, supernet = self._job, self.supernet
         normalized = any(isinstance(node, BatchNormalization) for node in supernet.graph.nodes)
@@ -152,6 +153,27 @@ class Searched:
         ranking = rank(supernet, candidates, job.labeled(job.held_out), seed=job.seed, recalibration=statistics)
         terminal.print_line(f"shrink    {repr(ranking).strip('<>')}")
         return ranking.best
+
+    def _best_at_once(self, posterior: UnitPosterior) -> Architecture:
+        """The most probable network by curvature, or by norms if that has the lower held-out loss once it is refitted.
+
+        Weights that have not adapted to a cut tell little about candidates before that. Curvature may empty a layer of
+        an overfitted network nearly, where all gradients are small; norms keep the same share of every layer.
+        """
+        job, supernet = self._job, self.supernet
+        norms = dataclasses.replace(supernet.posterior("norm"), bounds=posterior.bounds)
+        modes = {"curvature": posterior.mode(), "norm": norms.mode()}
+        losses = {
+            importance: min(
+                best_cut(supernet, architecture, job.images, job.labeled(job.held_out)).losses.values(),
+                key=lambda loss: (math.isnan(loss), loss),
+            )
+            for importance, architecture in modes.items()
+        }
+        best = min(losses, key=lambda importance: (math.isnan(losses[importance]), losses[importance]))
+        compared = ", ".join(f"{importance} {loss:.4g}" for importance, loss in losses.items())
+        terminal.print_line(f"shrink    chosen by {best}; held-out loss right after the cut: {compared}")
+        return modes[best]
 
 
 def _as_units(supernet: Any) -> UnitSupernet:

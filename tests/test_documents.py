@@ -13,11 +13,12 @@ def test_public_names_are_functions_and_classes_whatever_was_imported_before():
     import tfnas
     import tfnas.stages.retrain
 
-    names = [name for name in dir(tfnas) if name not in ("supernets", "__version__")]
+    names = [name for name in dir(tfnas) if name not in ("layers", "supernets", "testing", "__version__")]
     assert {"gate", "rank", "subnet", "cost", "Posterior", "Architecture", "Gated", "Supernet"} <= set(names)
     for name in names:
         assert callable(getattr(tfnas, name)) and not isinstance(getattr(tfnas, name), types.ModuleType), name
-    assert isinstance(tfnas.supernets, types.ModuleType)
+    for module in (tfnas.layers, tfnas.supernets):
+        assert isinstance(module, types.ModuleType)
     with pytest.raises(AttributeError, match="no attribute 'subnett'"):
         tfnas.subnett  # noqa: B018
 

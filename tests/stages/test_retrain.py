@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfnas import config
 from tfnas.common.errors import UserError
+from tfnas.data import pipeline
 from tfnas.stages import retrain
 from tfnas.training.best_cut import check_exact
 
@@ -26,10 +27,12 @@ def test_what_is_compared_is_computed_in_full_precision():
 
     images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 2, 2])
     validation = tf.data.Dataset.from_tensor_slices((images, labels))
-    settings = config.Config()
+    settings, parts = config.Config(), dict.fromkeys(("train", "validation", "test"), validation)
+    splits = pipeline.Splits(**parts, sizes={"train": 4}, image_shape=(2, 2, 1), label_names=("a", "b", "c"))
     check_exact(Network(), "found", Network(), images)
-    found = retrain._classified(Network(), validation, settings)
-    np.testing.assert_array_equal(found[:2], [labels, [0, 1, 1, 2]])
+    found = retrain._scored(Network(), validation, splits, settings)
+    assert found.metrics["accuracy"] == 0.75 and found.confusion == ((1, 0, 0), (0, 1, 0), (0, 1, 1))
+    np.testing.assert_array_equal(found.errors, [0, 0, 1, 0])
     assert seen == [False] * 3 and asked()
 
 

@@ -8,7 +8,7 @@ PROGRESS := while read -r verb what rest; do case "$$verb $$what" in \
 	"Installing collected") echo "  installing $$(wc -w <<< "$${rest\#packages:}") packages, which takes a minute or two" ;; \
 	esac; done
 
-.PHONY: setup demo test lint fast docs environments claims-quick clean
+.PHONY: setup demo test lint fast docs notebooks environments claims-quick clean
 
 setup: .venv/done
 
@@ -43,6 +43,12 @@ lint: setup
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+# The examples as notebooks with their outputs.
+notebooks: setup
+	for example in examples/*.py; do \
+		.venv/bin/jupytext --to ipynb --execute --output build/notebooks/$$(basename $$example .py).ipynb $$example || exit 1; \
+	done
 
 docs: setup
 	.venv/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs

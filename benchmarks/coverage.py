@@ -34,10 +34,6 @@ from tfnas.common.errors import UserError
 from tfnas.graph.channels import Graph
 from tfnas.ranking.engine import Engine
 
-_FILES = flags.DEFINE_list("models", [], "Python files whose MODELS maps names to builders.")
-_WORKDIR = flags.DEFINE_string("workdir", "build/coverage", "Folder of the records.")
-_ONLY = flags.DEFINE_list("only", "*", "Glob patterns of the models' names: 'applications/*', 'tests/*', 'FILE/*'.")
-
 _TOLERANCE = 1e-4
 _HALF = 0.5
 _SMALLEST = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}
@@ -247,16 +243,23 @@ def _row(name, record):
     return "| " + " | ".join(cell.replace("|", "¦") for cell in cells) + " |"
 
 
+def _define_flags():
+    # Not at import: the tests import this module beside the command line, which has a flag of the same name.
+    flags.DEFINE_list("models", [], "Python files whose MODELS maps names to builders.")
+    flags.DEFINE_string("workdir", "build/coverage", "Folder of the records.")
+    flags.DEFINE_list("only", "*", "Glob patterns of the models' names: 'applications/*', 'tests/*', 'FILE/*'.")
+
+
 def main(_):
     """Measures what has no record yet, and prints the table."""
-    folder = pathlib.Path(_WORKDIR.value)
+    folder = pathlib.Path(flags.FLAGS.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     models = _applications() | _of_tests()
-    for path in _FILES.value:
+    for path in flags.FLAGS.models:
         models |= _of_file(path)
     found = {}
     for name, build in models.items():
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _ONLY.value):
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in flags.FLAGS.only):
             continue
         path = folder / f"{name.replace('/', '_')}.json"
         if not path.exists():
@@ -274,4 +277,5 @@ def main(_):
 
 
 if __name__ == "__main__":
+    _define_flags()
     app.run(main)

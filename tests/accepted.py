@@ -99,6 +99,7 @@ _MODULES = {
     "pipelines.run": _pipeline,
     "benchmarks.contest": _module,
     "benchmarks.coverage": _module,
+    "benchmarks.max_drop": _module,
     "benchmarks.claims": _module,
     "benchmarks.faults": _module,
     "benchmarks.racing_bounds": _module,

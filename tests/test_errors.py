@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import dataclasses
 import json
 import re
 import types
@@ -362,7 +363,7 @@ def test_files_of_several_runs_are_not_reported_as_one(tmp_path):
         report._check_one_run,
         learned,
         mine,
-        history[:0],
+        [dataclasses.replace(history[0], drop_probability={"x": (0.5,)}), *history[1:]],
         read,
         candidates,
     )

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 
 from tfnas.cutting.subnets import subnet
+from tfnas.gating import saving
 from tfnas.gating.gates import hard_gates
 from tfnas.gating.placement import gate
-from tfnas.gating.saving import load_model
 from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.costs import cost
@@ -178,7 +178,7 @@ def _check_files(supernet: UnitSupernet, cut: keras.Model, examples: Any) -> Non
         for model, kind in ((cut, keras.Model), (supernet, Supernet)):
             path = pathlib.Path(folder) / "model.keras"
             model.save(path)
-            loaded = load_model(path, kind)
+            loaded = saving.load_model(path, kind)
             _check_equal(loaded(examples), model(examples), f"a {kind.__name__} saved and loaded, and itself,")
 
 

@@ -113,7 +113,7 @@ def test_losses_and_metrics_follow_from_outputs_and_labels(activation, labels, e
         model = keras.Model(feature, output)
         settings = Search(parameters=0.5).resolved(Retrain(), False)
         chosen = compiling.chosen(model, labels, False, settings)
-        chosen.compile(model)
+        chosen.apply(model)
         loss = chosen.objective["loss"]
         assert (type(loss), loss._fn_kwargs.get("from_logits")) == expected[:2]
         measured = model.evaluate(np.ones((3, 4)), labels, verbose=0, return_dict=True)
@@ -131,16 +131,16 @@ def test_the_optimizer_keeps_class_and_settings_and_its_rate_falls_along_one_cos
     optimizer = keras.optimizers.AdamW(0.2, beta_1=0.7, weight_decay=0.1, clipnorm=3.0)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     found, model = as_given(optimizer)
-    found.compile(model, steps=100, first=25)
+    found.apply(model, steps=100, first=25)
     made = model.optimizer
     assert made is not optimizer and (made.beta_1, made.weight_decay, made.clipnorm) == (0.7, 0.1, 3.0)
     assert float(made.learning_rate) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)), rel=1e-5)
     assert [made._use_weight_decay(v) for v in model.trainable_variables] == [True, False]
-    found.compile(model)
+    found.apply(model)
     assert float(model.optimizer.learning_rate) == pytest.approx(0.2)
     steps = keras.optimizers.schedules.PiecewiseConstantDecay([30], [1.0, 0.5])
     found, model = as_given(keras.optimizers.SGD(steps))
-    found.compile(model, steps=100, first=31)
+    found.apply(model, steps=100, first=31)
     assert float(model.optimizer.learning_rate) == 0.5
 
 
@@ -152,4 +152,4 @@ class Mine(keras.optimizers.SGD):
 def test_an_optimizer_that_cannot_be_made_again_is_named():
     found, model = as_given(Mine(1))
     with pytest.raises(UserError, match=r"no second Mine can be made from its get_config\(\)"):
-        found.compile(model)
+        found.apply(model)

@@ -18,7 +18,7 @@ def test_without_an_epoch_a_trained_model_is_cut_and_its_full_network_stays_as_i
     model = tiny.build((8, 8, 1), 10)
     config = tiny_config(
         supernet={"source": str(tmp_path / "trained.keras")},
-        search={"epochs": 0},
+        search={"epochs": 0, "importance": ""},
         sample={"num_candidates": 4, "num_random": 1, "num_tested": 2},
         retrain={"epochs": 0},
     )

@@ -140,7 +140,7 @@ def test_a_gate_that_moved_is_not_frozen(start, now, capsys):
 
 
 def test_with_bounds_nothing_collapses_and_gates_that_do_not_move_are_told(capsys):
-    settings = Search(epochs=12, warmup_epochs=0).resolved(Retrain(), trained=False)
+    settings = Search(epochs=12, warmup_epochs=0, importance="gates").resolved(Retrain(), trained=False)
     supernet = tfnas.gate(network(), **settings.bounds, steps=10, num_examples=100)
     guard = Guard(settings, supernet, seed=0)
     guard.begin()

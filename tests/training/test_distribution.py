@@ -234,7 +234,7 @@ def whole(tmp_path_factory):
 def test_two_workers_search_and_go_on_after_a_kill(whole, tmp_path):
     killed = tmp_path / "killed"
     history = [json.loads(line) for line in (whole / "search" / "history.jsonl").read_text().splitlines()]
-    assert len(history) == 6 and history[-1]["accuracy"] > history[0]["accuracy"]
+    assert len(history) == 6 and history[-1]["metrics"]["accuracy"] > history[0]["metrics"]["accuracy"]
 
     first = Workers([killed, killed], tmp_path)
     deadline = time.monotonic() + 120

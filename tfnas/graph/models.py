@@ -81,9 +81,10 @@ def _inputs_of(shapes: Any) -> Any:
 
 
 def without_optimizer(model: keras.Model) -> keras.Model:
-    """The same functional model, with the same layers, as it is before it is compiled."""
+    """The same functional or Sequential model, with the same layers, as it is before it is compiled."""
+    network = functional(model)
     with deep():
-        return keras.Model(model.input, model.output, name=model.name)
+        return keras.Model(network.input, network.output, name=model.name)
 
 
 def file_bytes(model: keras.Model) -> int:

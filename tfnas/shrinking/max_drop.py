@@ -141,7 +141,7 @@ def smallest(
         test: as of `shrink`.
     """
     form, full = searched.supernet.form, job.network
-    job.compiling.compile(full)
+    job.compiling.apply(full)
     before = evaluate(full, job.dataset(job.held_out))
     metric, sign = _watched(full, before)
     low, high = form.least(resource, searched.supernet.channel_multiple) / form.full(resource), 1.0

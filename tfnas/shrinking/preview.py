@@ -318,7 +318,7 @@ class _Measuring:
         given = compiling.as_given(model, as_functional(model, example).output_names)
         settings = Search(parameters=0.5).resolved(Retrain(), True)
         self._compiling = given or compiling.chosen(supernet.network, examples.labels, True, settings)
-        self._compiling.compile(supernet)
+        self._compiling.apply(supernet)
         if len(examples) < 4:
             raise UserError(f"preview: some hundred labeled examples expected, at least 4. Received: {len(examples)}")
         order = np.random.default_rng(seed).permutation(len(examples))
@@ -353,7 +353,7 @@ class _Measuring:
     def _metrics(self, model: keras.Model) -> dict[str, float]:
         """Compiled metrics of a model on the held-out examples."""
         copy = keras.Model(model.input, model.output)
-        self._compiling.compile(copy)
+        self._compiling.apply(copy)
         x, y, weights = self._packed(self._held_out.inputs), self._held_out.labels, self._held_out.weights
         found = copy.evaluate(x, y, sample_weight=weights, verbose=0, return_dict=True)
         return {name: float(value) for name, value in found.items() if not name.endswith("loss")}

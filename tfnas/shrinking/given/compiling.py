@@ -41,7 +41,7 @@ class Compiling:
     words: str = ""
     constant: bool = False
 
-    def compile(self, model: keras.Model, steps: int = 0, first: int = 0) -> None:
+    def apply(self, model: keras.Model, steps: int = 0, first: int = 0) -> None:
         """Compiles a network.
 
         Args:

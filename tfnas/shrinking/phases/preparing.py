@@ -83,7 +83,7 @@ def prepared(
     found = given or _chosen(probe, batches, False, names)
     if any(isinstance(one, _RATES) for one in callbacks):
         found = dataclasses.replace(found, constant=True)
-    found.compile(probe)
+    found.apply(probe)
     if trained is None:
         trained = looks_trained(probe, held_out, seed)
         words = "trained for these labels" if trained else "not trained for these labels"

@@ -66,7 +66,7 @@ class Searched:
             options={**options},
         )
         self.history: list[dict[str, Any]] = []
-        job.compiling.compile(self.supernet, job.steps, plan.warmup * batches.steps)
+        job.compiling.apply(self.supernet, job.steps, plan.warmup * batches.steps)
         self._report_time()
         self._train(callbacks)
 
@@ -88,7 +88,7 @@ class Searched:
         if plan.warmup:
             # The supernet is made of the same layers.
             plain = self.supernet.graph.model
-            job.compiling.compile(plain, job.steps)
+            job.compiling.apply(plain, job.steps)
             training = Training("warm-up", 0, plan.warmup, job.batches)
             self._add("warm-up", training.fit(plain, job.kept.checkpoints("search/warmup", self.key)))
         if plan.gated:

@@ -24,7 +24,7 @@ demo: setup
 	.venv/bin/tfnas run --config=configs/digits.py --workdir=runs/digits
 
 test: setup lint
-	.venv/bin/python -m pytest -n auto --dist loadfile
+	.venv/bin/python -m pytest -n auto --dist loadfile --durations=30
 
 fast: setup
 	.venv/bin/python -m pytest -n auto --dist loadfile -m 'not slow'

@@ -39,7 +39,7 @@ SMALLER = {
     "docs/quickstart.md": [
         ("epochs = 40", "epochs = 2"),
         ("sample(200,", "sample(20,"),
-        # A network that is traced in a second; tests/test_examples.py runs this one.
+        # A network that is traced in a second.
         (
             "tfnas.supernets.multi_branch_resnet(width=8, num_blocks=1, num_classes=10, input_shape=(8, 8, 1))",
             "given.model()",
@@ -47,6 +47,8 @@ SMALLER = {
     ],
     "docs/your_model.md": [
         ("epochs=20", "epochs=0"),
+        ("max_drop=0.01, trained=True", "max_drop=0.01, trained=True, tries=1"),
+        ("multiply_adds=(0.75, 0.5, 0.25)", "multiply_adds=(0.5,)"),
         ("epochs = 20", "epochs = 1"),
         ("sample(500,", "sample(20,"),
         ("sample(1500,", "sample(20,"),

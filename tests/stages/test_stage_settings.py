@@ -1,6 +1,7 @@
 """What every stage reads of the settings, recorded while it runs, against the table of what it depends on."""
 
 import dataclasses
+import json
 
 import pytest
 from conftest import PUBLISHED, ROOT, tiny_config
@@ -87,6 +88,8 @@ WAYS = {
         "tune": {"ell2": (20.0, 80.0)},
     },
     "bounds": {
+        # A model that is made of Sequential models.
+        "supernet": {"source": "model_kinds:sequential_of_models"},
         "data": {"flip": True, "cutout": 2, "image_size": 8, "random_resized_crop": True},
         "search": {"multiply_adds": 0.6, "epochs": 2, "guard": "warn", "noise": "example", "streams": "yes"},
         "sample": {
@@ -113,6 +116,16 @@ WAYS = {
 }
 
 
+def check_baselines(rows):
+    """All that were trained for comparison have rows; what is made in the size of the network found has nearly that."""
+    fine_tuned = {"fixed drop, fine-tuned", "single path, fine-tuned", "magnitude pruning, fine-tuned"}
+    assert fine_tuned | {"magnitude pruning", "fixed drop, mean of 2"} <= {row["name"] for row in rows}
+    (found,) = (row["parameters"] for row in rows if row["name"] == "found network, retrained")
+    for row in rows:
+        if row["name"].startswith(("fixed drop", "magnitude")):
+            assert 0.9 * found <= row["parameters"] <= found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_setting_that_a_stage_reads_is_one_that_it_depends_on(tmp_path, monkeypatch, digits_folder, way):
@@ -124,6 +137,9 @@ def test_every_setting_that_a_stage_reads_is_one_that_it_depends_on(tmp_path, mo
         recorder = Recorder(patch)
         for stage in (search, sample, retrain, evaluate, export, report):
             stage.run(config, tmp_path)
+    assert (tmp_path / "report.html").stat().st_size > 0 and list(tmp_path.glob("export/*/*/saved_model.pb"))
+    if way == "paper":
+        check_baselines(json.loads((tmp_path / stage_table.RESULTS).read_text())["rows"])
     reads = recorder.reads
     assert list(reads) == list(stage_table.STAGES)
     for stage, names in reads.items():

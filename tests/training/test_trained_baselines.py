@@ -124,7 +124,7 @@ def test_magnitude_pruning_by_hand():
 CONFIG = tiny_config(
     search={**PUBLISHED, "epochs": 2},
     sample={"num_candidates": 8, "num_random": 4, "num_tested": 2},
-    retrain={"epochs": 1, "baseline": False, "baselines": ("fixed_drop", "single_path", "magnitude_pruning")},
+    retrain={"epochs": 1, "baseline": False, "baselines": ("single_path",)},
 )
 
 
@@ -158,23 +158,14 @@ def test_a_retraining_interrupted_among_the_trained_baselines_ends_the_same(samp
         "random, spread evenly, mean of 2",
         "random, allocated per layer, best of 4",
         "random, allocated per layer, mean of 2",
-        "fixed drop, best of 4",
-        "fixed drop, mean of 2",
-        "fixed drop, fine-tuned",
         "single path, best of 4",
         "single path, fine-tuned",
-        "magnitude pruning",
-        "magnitude pruning, fine-tuned",
         "deterministic candidate",
         "posterior, mean of 2",
         "found network, before retraining",
         "found network, retrained",
     ]
-    found = rows[-1]["parameters"]
-    for row in rows:
-        assert 0 < row["test"]["accuracy"] <= 1
-        if row["name"].startswith(("fixed drop", "magnitude")):
-            assert 0.9 * found <= row["parameters"] <= found
+    assert all(0 < row["test"]["accuracy"] <= 1 for row in rows)
     assert {row["num_tested"] for row in rows if "mean of" in row["name"]} == {2}
     results = json.loads((whole / stage_table.RESULTS).read_text())
     tested = sum(map(sum, results["confusion"]))

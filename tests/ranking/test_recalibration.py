@@ -60,7 +60,7 @@ def test_statistics_of_a_channel_mask_by_hand(supernet, rng):
 def test_the_engine_evaluates_each_candidate_with_its_own(supernet, rng):
     images, labels = rng.normal(size=(30, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 30)
     validation = tf.data.Dataset.from_tensor_slices((images, labels)).batch(10)
-    candidates = supernet.posterior().sample(4, seed=0)
+    candidates = supernet.posterior().sample(2, seed=0)
     candidates.append(Architecture({n: np.zeros_like(m) if "path1" in n else m for n, m in candidates[0].items()}))
     engine = Engine(supernet, validation, recalibration=Recalibration(supernet, images[:16]))
     outputs = [engine.outputs(candidate) for candidate in candidates]

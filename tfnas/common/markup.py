@@ -67,6 +67,18 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def duration(seconds: float) -> str:
+    """A duration in words.
+
+    >>> duration(45), duration(400), duration(9000)
+    ('45 s', '7 min', '2 h 30 min')
+    """
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def paragraph(text: str) -> Markup:
     """A paragraph of plain text."""
     return Markup("<p>{}</p>").format(text)

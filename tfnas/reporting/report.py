@@ -90,7 +90,7 @@ def html(work: Workdir, config: config_lib.Config) -> str:
     facts = config.facts
     interval = functools.partial(candidates_section.with_interval, facts=facts)
     filters: dict[str, Callable[..., str]] = {
-        "duration": _duration,
+        "duration": markup.duration,
         "with_interval": functools.partial(interval, metric=facts.headline),
         "candidates_interval": functools.partial(interval, metric=facts.example),
         "discordant": functools.partial(candidates_section.discordant, facts=facts),
@@ -203,13 +203,6 @@ def _durations(manifest: Manifest) -> dict[str, float]:
     seconds = {name: stage.seconds for name, stage in manifest.stages.items()}
     # That of the report itself is an earlier one's.
     return {name: taken for name, taken in seconds.items() if taken >= 0.5 and name != "report"}
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _pruned(results: Results, metric: Metric) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 
 import keras
@@ -17,7 +18,7 @@ _TOP_CLASSES = 5  # number of classes returned by name
 _MANY_CLASSES = 20  # with more classes, there is a top-5 accuracy
 
 
-class Task:
+class Task(abc.ABC):
     """A task.
 
     Targets have an axis of examples, except in `check_target`; outputs are those of a network.
@@ -89,11 +90,11 @@ class Task:
         return functions.own_loss(self._loss) if self._loss else self._usual_loss()
 
     def _usual_loss(self) -> keras.losses.Loss:
-        raise NotImplementedError
+        raise UserError("task: one without a usual loss needs loss='package.module:function'")
 
+    @abc.abstractmethod
     def metrics(self) -> list[keras.metrics.Metric]:
         """Returns the metrics to compile a supernet with for ranking: the one of each example."""
-        raise NotImplementedError
 
     # Measurements
 
@@ -101,9 +102,9 @@ class Task:
         """Returns what figures and columns take: outputs, or what is served of them."""
         return outputs
 
+    @abc.abstractmethod
     def figures(self, targets: tf.Tensor, judged: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns metrics of each example by name, float32, shape (N,) each; may be traced."""
-        raise NotImplementedError
 
     def columns(self, outputs: int) -> dict[str, Column]:
         """Returns metrics that are not means over examples, by name; new ones."""
@@ -120,6 +121,7 @@ class Task:
 
     # Answers
 
+    @abc.abstractmethod
     def answer(self, outputs: tf.Tensor, names: Sequence[str]) -> dict[str, tf.Tensor]:
         """Returns what is served for the outputs of a network.
 
@@ -127,7 +129,6 @@ class Task:
             outputs: float32, shape (N, ...).
             names: of the classes, labels or numbers.
         """
-        raise NotImplementedError
 
 
 def named(probabilities: tf.Tensor, names: Sequence[str]) -> dict[str, tf.Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from tfnas.common import terminal
+from tfnas.common import markup, terminal
 from tfnas.cutting.latency_bound import meet_latency
 from tfnas.gating.placement import gate
 from tfnas.gating.unit_supernet import UnitSupernet
@@ -78,7 +78,7 @@ class Searched:
         step, building = seconds_of_step(self.supernet, job.batches)
         seconds = step * job.steps + building * (2 + (self._plan.warmup > 0))
         terminal.print_line(
-            f"shrink    {job.epochs} epochs of {job.batches.steps:,} steps take up to {duration(seconds)} "
+            f"shrink    {job.epochs} epochs of {job.batches.steps:,} steps take up to {markup.duration(seconds)} "
             f"({1000 * step:.3g} ms a step of the full network with gates); memory so far: "
             f"{preflight.peak_memory() / 1e9:.1f} GB"
         )
@@ -178,14 +178,3 @@ class Searched:
 
 def _as_units(supernet: Any) -> UnitSupernet:
     return supernet
-
-
-def duration(seconds: float) -> str:
-    """A duration in words.
-
-    >>> duration(45), duration(400), duration(9000)
-    ('45 s', '7 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

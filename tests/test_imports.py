@@ -29,7 +29,7 @@ FOLDERS = """
   testing      cutting gating graph ranking search_space
   training     common config cutting data gating graph layers ranking runs search_space tasks
   reporting    common config runs search_space tasks
-  shrinking    common config cutting data gating graph layers ranking reporting runs search_space training
+  shrinking    common config cutting data gating graph layers ranking reporting runs search_space tasks training
   exporting    common config data runs training tasks
   stages common config cutting data exporting gating graph ranking reporting runs search_space training shrinking tasks
   tuning       common config data graph runs stages training tasks

@@ -14,6 +14,7 @@ from tfnas.data import inputs
 from tfnas.shrinking.given import compiling
 from tfnas.shrinking.given.examples import Batches
 from tfnas.shrinking.given.trained import looks_trained
+from tfnas.tasks.recognition import recognized
 
 L = keras.layers
 
@@ -102,8 +103,8 @@ CLASSES, ONE_HOT, SEVERAL = np.array([0, 2, 1]), np.eye(3)[[0, 2, 1]], np.array(
         ("softmax", ONE_HOT, (keras.losses.CategoricalCrossentropy, False, "accuracy")),
         ("sigmoid", ONE_HOT, (keras.losses.BinaryCrossentropy, False, "accuracy")),
         (None, SEVERAL, (keras.losses.BinaryCrossentropy, True, "accuracy")),
-        (None, SEVERAL + 0.5, (keras.losses.MeanSquaredError, None, "rmse")),
-        ("relu", 3 * SEVERAL, (keras.losses.MeanSquaredError, None, "rmse")),
+        (None, SEVERAL + 0.5, (keras.losses.MeanSquaredError, None, "mae")),
+        ("relu", 3 * SEVERAL, (keras.losses.MeanSquaredError, None, "mae")),
     ],
 )
 def test_losses_and_metrics_follow_from_outputs_and_labels(activation, labels, expected):
@@ -118,6 +119,19 @@ def test_losses_and_metrics_follow_from_outputs_and_labels(activation, labels, e
         assert (type(loss), loss._fn_kwargs.get("from_logits")) == expected[:2]
         measured = model.evaluate(np.ones((3, 4)), labels, verbose=0, return_dict=True)
         assert set(measured) == {"loss", expected[2]} and isinstance(model.optimizer, keras.optimizers.AdamW)
+
+
+def test_the_task_of_an_output_is_that_of_the_command_line():
+    positions = keras.Input((2, 2, 3))
+    masks, rng = np.zeros((5, 2, 2), int), np.random.default_rng(0)
+    for output, labels, name in (
+        (L.Softmax()(positions), masks, "segmentation"),
+        (L.Dense(1, "sigmoid")(positions), masks[..., None], "multi_label"),
+        (positions, rng.normal(size=(5, 2, 2, 3)), "regression"),
+        (L.Flatten()(positions), rng.integers(0, 12, 5), "classification"),
+    ):
+        found = recognized(output, labels)
+        assert found.task.facts.name == name and found.logits == (name in ("regression", "classification"))
 
 
 def as_given(optimizer):

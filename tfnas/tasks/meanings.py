@@ -14,7 +14,7 @@ from tfnas.common.errors import UserError
 from tfnas.tasks import columns, functions
 from tfnas.tasks import facts as facts_lib
 from tfnas.tasks.columns import Column
-from tfnas.tasks.task import Task, in_top5, named
+from tfnas.tasks.task import Task, cross_entropy, in_top5, named
 
 
 class Classification(Task):
@@ -50,10 +50,10 @@ class Classification(Task):
         """Returns the name of the class."""
         return names[int(target)]
 
-    def _usual_loss(self) -> keras.losses.Loss:
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    def _usual_loss(self, logits: bool, one_hot: bool) -> keras.losses.Loss:
+        return cross_entropy(logits, one_hot)
 
-    def metrics(self) -> list[Any]:
+    def metrics(self, logits: bool = True) -> list[Any]:
         """Returns the accuracy."""
         return ["accuracy"]
 
@@ -98,12 +98,12 @@ class MultiLabel(Task):
         """Returns the names of the labels that the image has."""
         return ", ".join(name for name, has in zip(names, target, strict=True) if has)
 
-    def _usual_loss(self) -> keras.losses.Loss:
-        return keras.losses.BinaryCrossentropy(from_logits=True)
+    def _usual_loss(self, logits: bool, one_hot: bool) -> keras.losses.Loss:
+        return keras.losses.BinaryCrossentropy(from_logits=logits)
 
-    def metrics(self) -> list[keras.metrics.Metric]:
+    def metrics(self, logits: bool = True) -> list[Any]:
         """Returns the share of labels that are right."""
-        return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)]
+        return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0 if logits else 0.5)]
 
     def judged(self, outputs: tf.Tensor) -> tf.Tensor:
         """Returns probabilities."""
@@ -146,10 +146,10 @@ class Regression(Task):
         """Returns the numbers."""
         return ", ".join(f"{value:.3g}" for value in target)
 
-    def _usual_loss(self) -> keras.losses.Loss:
+    def _usual_loss(self, logits: bool, one_hot: bool) -> keras.losses.Loss:
         return keras.losses.MeanSquaredError()
 
-    def metrics(self) -> list[keras.metrics.Metric]:
+    def metrics(self, logits: bool = True) -> list[Any]:
         """Returns the mean absolute error."""
         return [keras.metrics.MeanAbsoluteError(name="mae")]
 
@@ -195,10 +195,10 @@ class Segmentation(Task):
         """One logit for each pixel and class."""
         return (None, *image_shape[:2], outputs)
 
-    def _usual_loss(self) -> keras.losses.Loss:
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    def _usual_loss(self, logits: bool, one_hot: bool) -> keras.losses.Loss:
+        return cross_entropy(logits, one_hot)
 
-    def metrics(self) -> list[Any]:
+    def metrics(self, logits: bool = True) -> list[Any]:
         """Returns the share of pixels that are right."""
         return ["accuracy"]
 
@@ -240,7 +240,7 @@ class Custom(Task):
     def _own(self) -> Any:
         return functions.own_metric(self._metric)
 
-    def metrics(self) -> list[keras.metrics.Metric]:
+    def metrics(self, logits: bool = True) -> list[Any]:
         """Returns the user's metric."""
         if isinstance(self._own, keras.metrics.Metric):
             own: Any = functions.own_metric(self._metric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -85,16 +86,25 @@ class Task(abc.ABC):
         """Shape of a network's output; None for any."""
         return (None, outputs)
 
-    def loss(self) -> keras.losses.Loss:
-        """Returns the loss to train with and to rank by, as a mean over the batch."""
-        return functions.own_loss(self._loss) if self._loss else self._usual_loss()
+    def loss(self, logits: bool = True, one_hot: bool = False) -> keras.losses.Loss:
+        """Returns the loss to train with and to rank by, as a mean over the batch.
 
-    def _usual_loss(self) -> keras.losses.Loss:
+        Args:
+            logits: whether outputs are in front of the activation that the answer applies; else behind it.
+            one_hot: whether targets of classes are one-hot, not prepared.
+        """
+        return functions.own_loss(self._loss) if self._loss else self._usual_loss(logits, one_hot)
+
+    def _usual_loss(self, logits: bool, one_hot: bool) -> keras.losses.Loss:
         raise UserError("task: one without a usual loss needs loss='package.module:function'")
 
     @abc.abstractmethod
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """Returns the metrics to compile a supernet with for ranking: the one of each example."""
+    def metrics(self, logits: bool = True) -> list[Any]:
+        """Returns the metrics to compile a network with: the one of each example, as for `compile`; new ones.
+
+        Args:
+            logits: as for `loss`.
+        """
 
     # Measurements
 
@@ -129,6 +139,12 @@ class Task(abc.ABC):
             outputs: float32, shape (N, ...).
             names: of the classes, labels or numbers.
         """
+
+
+def cross_entropy(logits: bool, one_hot: bool) -> keras.losses.Loss:
+    """Returns the cross-entropy of classes (see `Task.loss`)."""
+    of = keras.losses.CategoricalCrossentropy if one_hot else keras.losses.SparseCategoricalCrossentropy
+    return of(from_logits=logits)
 
 
 def named(probabilities: tf.Tensor, names: Sequence[str]) -> dict[str, tf.Tensor]:

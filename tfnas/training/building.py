@@ -20,6 +20,7 @@ from tfnas.gating.supernet import Supernet
 from tfnas.runs.stage_table import SUPERNET
 from tfnas.runs.workdir import Workdir
 from tfnas.tasks import meanings
+from tfnas.tasks.recognition import activation_of
 from tfnas.tasks.task import Task
 
 _LONGEST = 300  # characters of Keras's message on weights that do not fit
@@ -140,12 +141,11 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
             f"Received: output {returns}"
         )
     last = model.layers[-1]
-    activation = getattr(last, "activation", None)
-    for name in splits.task.squashing:
-        if type(last).__name__.lower() == name or activation is getattr(keras.activations, name):
-            raise UserError(
-                f"supernet.source: the model of '{source}' must return logits. Received: a {name} in '{last.name}'"
-            )
+    activation = activation_of(model.outputs[0])
+    if activation in splits.task.squashing:
+        raise UserError(
+            f"supernet.source: the model of '{source}' must return logits. Received: a {activation} in '{last.name}'"
+        )
 
 
 def _fits(shape: tuple[int | None, ...], expected: tuple[int | None, ...]) -> bool:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
+from tfnas.tasks.recognition import recognized
 from tfnas.training import schedules
 from tfnas.training.distillation import Kind, kind_of
 
@@ -110,9 +111,8 @@ def as_given(model: keras.Model, output_names: Sequence[str]) -> Compiling | Non
 def chosen(model: keras.Model, labels: Any, trained: bool, settings: Any) -> Compiling:
     """Losses and metrics by outputs and labels, and an optimizer, for a model that is not compiled.
 
-    Whole numbers with one axis less than the output are classes; zeros and ones in the shape of the output are one-hot
-    classes, if each position has a single one, else labels of their own; anything else is a regression. The optimizer
-    is a search's SGD for a network with batch normalization, else AdamW.
+    Losses and metrics are those of the tasks that outputs and labels show (`tasks.recognition`). The optimizer is a
+    search's SGD for a network with batch normalization, else AdamW.
 
     Args:
         model: functional.
@@ -129,9 +129,9 @@ def chosen(model: keras.Model, labels: Any, trained: bool, settings: Any) -> Com
             f"shrink: labels in the structure of the model's {len(outputs)} outputs expected. Received: {len(given)} "
             "arrays; or compile the model with its loss"
         )
-    found = [_of_output(x, np.asarray(y)[:_FEW]) for x, y in zip(outputs, given, strict=True)]
+    found = [recognized(x, np.asarray(y)[:_FEW]) for x, y in zip(outputs, given, strict=True)]
     structure = model.output if isinstance(model.output, dict) else None
-    losses, metrics = ([part[i] for part in found] for i in (0, 1))
+    losses, metrics = [one.loss for one in found], [one.metrics for one in found]
     words = ", ".join(dict.fromkeys(type(loss).__name__ for loss in losses))
     normalized = any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers())
     optimizer: Any
@@ -147,37 +147,6 @@ def chosen(model: keras.Model, labels: Any, trained: bool, settings: Any) -> Com
     }
     words = f"{words} and {type(optimizer).__name__}, because the model is not compiled"
     return Compiling(optimizer, objective, {}, False, model.output_names, words)
-
-
-def _of_output(output: Any, labels: np.ndarray) -> tuple[keras.losses.Loss, list[Any]]:
-    """The loss and the metrics of one output."""
-    activation = _activation(output)
-    shape, size = tuple(output.shape[1:]), output.shape[-1]
-    integral = bool(np.equal(labels, np.round(labels)).all())
-    if integral and size != 1 and labels.shape[1:] in (shape[:-1], (*shape[:-1], 1)):
-        logits = activation != "softmax"
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=logits), ["accuracy"]
-    same = labels.shape[1:] == shape or (*labels.shape[1:], 1) == shape
-    if integral and same and np.isin(labels, (0, 1)).all():
-        if size != 1 and activation != "sigmoid" and (labels.sum(-1) == 1).all():
-            return keras.losses.CategoricalCrossentropy(from_logits=activation != "softmax"), ["accuracy"]
-        logits = activation != "sigmoid"
-        accuracy = keras.metrics.BinaryAccuracy(threshold=0.0 if logits else 0.5, name="accuracy")
-        return keras.losses.BinaryCrossentropy(from_logits=logits), [accuracy]
-    return keras.losses.MeanSquaredError(), [keras.metrics.RootMeanSquaredError(name="rmse")]
-
-
-def _activation(output: Any) -> str:
-    """Name of the activation behind an output, followed through nested models and layers that only move numbers."""
-    operation, _, _ = output._keras_history
-    if isinstance(operation, keras.Model) and getattr(operation, "outputs", None):
-        return _activation(operation.outputs[0])
-    if isinstance(operation, keras.layers.Softmax):
-        return "softmax"
-    if isinstance(operation, keras.layers.Reshape | keras.layers.Flatten) and operation._inbound_nodes:
-        return _activation(operation._inbound_nodes[-1].arguments.keras_tensors[0])
-    activation = getattr(operation, "activation", None)
-    return getattr(activation, "__name__", type(operation).__name__).lower()
 
 
 def _copied(objective: dict[str, Any]) -> dict[str, Any]:

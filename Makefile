@@ -34,7 +34,7 @@ environments: setup
 	.venv/bin/python benchmarks/environments.py --pythons=3.11 --sets=oldest
 	.venv/bin/python benchmarks/environments.py --pythons=3.12,3.13 --sets=newest
 
-# Whether the whole study of the paper's claims runs (docs/results/README.md); its figures are of no account.
+# Whether the whole study of the paper's claims runs (docs/results/claims.md); its figures are of no account.
 claims-quick: setup
 	.venv/bin/python -m benchmarks.claims --config=configs/claims_quick.py --workdir=runs/claims_quick --seeds=0,1 \
 		--export=runs/claims_quick/results/claims/quick

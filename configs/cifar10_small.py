@@ -2,7 +2,7 @@
 
     tfnas run --config=configs/cifar10_small.py --workdir=runs/cifar10_small --config.data.data_dir=DIR
 
-DIR (or TFDS_DATA_DIR) holds cifar10 as tensorflow-datasets prepares it. docs/results.md has times and accuracies.
+DIR (or TFDS_DATA_DIR) holds cifar10 as tensorflow-datasets prepares it.
 """
 
 from tfnas.config import load_file

@@ -97,6 +97,7 @@ def _module(argv):
 _MODULES = {
     "tfnas.serving.server": _server,
     "pipelines.run": _pipeline,
+    "benchmarks.accelerator.lower": _module,
     "benchmarks.contest": _module,
     "benchmarks.coverage": _module,
     "benchmarks.max_drop": _module,

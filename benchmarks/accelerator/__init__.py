@@ -13,5 +13,5 @@ makes portable StableHLO of it. On the accelerator, with jax:
 
     python benchmarks/accelerator/timed.py FOLDER/*.stablehlo
 
-compiles all and times them in turns. docs/results.md has the figures.
+compiles all and times them in turns. docs/results/step_cost.md has the figures.
 """

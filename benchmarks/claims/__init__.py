@@ -6,5 +6,5 @@
 Each claim is measured once a seed; its record, WORKDIR/records/CLAIM/seedN.json, is not made again, and searches and
 pools of candidates are shared. An interrupted run resumes. --export writes for each claim DIR/CLAIM.json (what was
 measured, for all seeds), CLAIM.md and CLAIM.svg. `--render=DIR` makes the pages and pictures again from the JSON alone.
-The page above DIR, docs/results/README.md, has a line for each claim of all studies beside it.
+The page above DIR, docs/results/claims.md, has a line for each claim of all studies beside it.
 """

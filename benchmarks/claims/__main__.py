@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import os
@@ -30,7 +31,7 @@ CLAIMS: dict[str, Claim] = {
     **sampling.CLAIMS,
     **retraining.CLAIMS,
 }
-_SUMMARY = "README.md"
+_SUMMARY = "claims.md"
 
 
 def measured(study: Study, name: str, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -96,13 +97,15 @@ def _draw(draw: Any, name: str, file: pathlib.Path) -> None:
 
 def summary(folder: pathlib.Path) -> str:
     """A line for each claim, with what every study in FOLDER/STUDY says of it."""
-    lines = [
-        "# The paper's claims, as measured here",
+    introduction = (
         "One line a claim. It holds in a study if the mean difference over the seeds is above zero with its whole 95 % "
         "t interval; where the interval spans zero it does not, and neither is the opposite shown. Each verdict links "
         "to its table, the command, the commit, the seeds and the raw numbers. A star marks what the paper does not "
-        "claim. How searching compares with narrowing by hand and with pruning: [contest.md](contest.md).",
-    ]
+        "claim. Some were measured before [faults were fixed](fixed.md). How searching compares with narrowing by "
+        "hand and with pruning: [importance.md](importance.md)."
+    )
+    lines: list[str] = []
+    found: collections.Counter[str] = collections.Counter()
     studies = sorted(path for path in folder.iterdir() if path.is_dir())
     for title, seeded in (("Claims on networks that are trained here", True), ("Figures that need no training", False)):
         cells: dict[tuple[str, str], dict[str, str]] = {}  # by table and claim, then by study
@@ -111,12 +114,15 @@ def summary(folder: pathlib.Path) -> str:
                 table = claim.title.partition(":")[0] + " *" * claim.beyond
                 for verdict in claim.report(_kept(name, study)[1]).verdicts:
                     link = f"[{verdict.status}]({folder.name}/{study.name}/{name}.md)"
+                    found[verdict.status] += 1
                     cells.setdefault((table, verdict.claim), {})[study.name] = f"{link}: {verdict.numbers}"
         if cells:
             columns = sorted({study for row in cells.values() for study in row})
             rows = [(*key, *(row.get(study, "-") for study in columns)) for key, row in cells.items()]
             lines += [f"## {title}", markdown(("table", "claim", *columns), rows).rstrip()]
-    return "\n\n".join(lines) + "\n"
+    counts = ", ".join(f"{number} '{status}'" for status, number in found.most_common())
+    question = "# Do the paper's claims hold here?"
+    return "\n\n".join([question, f"Of {found.total()} verdicts: {counts}.", introduction, *lines]) + "\n"
 
 
 def _summarize(folder: pathlib.Path) -> None:

@@ -242,6 +242,22 @@ def check_architectures(graph, inputs, rng, count=4):
         assert graph.form.closed(np.array(sizes)).tolist() == sizes
 
 
+def test_the_full_network_costs_what_keras_counts_and_cut_ones_lack_what_nothing_reads():
+    image = keras.Input((4, 4, 2))
+    x = keras.layers.Conv2D(6, 1, name="stem")(image)
+    mean, _ = keras.ops.split(keras.layers.Conv2D(8, 1, name="both")(x), 2, axis=-1)
+    model = keras.Model(image, keras.layers.Conv2D(3, 1)(mean))
+    graph = UnitGraph(model, exclude=["both"])
+    assert cost(graph).parameters == graph.form.full("parameters") == model.count_params() == 89
+    assert cost(graph).multiply_adds == graph.form.full("multiply_adds") == 16 * (12 + 48 + 12)
+    every = {group.name: np.ones(group.size, bool) for group in graph.groups}
+    counted = cost(graph, every)
+    assert (counted.parameters, counted.multiply_adds) == built_cost(cut(graph, every)) == (61, 16 * (12 + 24 + 12))
+    assert graph.form.counts(graph.form.sizes)["parameters"] == 61 and graph.form.absolute({"parameters": 0.5}) == {
+        "parameters": 44.5
+    }
+
+
 @pytest.mark.parametrize("streams", [False, True])
 def test_cut_networks_are_plain_and_cost_what_the_closed_form_says(streams, rng):
     model = multi_branch_resnet(4, 2, 5, (8, 8, 3))

@@ -30,6 +30,9 @@ class Cost:
 def cost(network: Any, keep: Mapping[str, np.ndarray] | None = None) -> Cost:
     """Returns the cost of a network, or of what an architecture keeps of it.
 
+    A network itself costs what Keras counts, including channels that nothing reads, such as an unused half of a split.
+    No architecture has those.
+
     Args:
         network: any Keras model that tfnas knows the layers of, a supernet, or a `Graph`.
         keep: an Architecture.
@@ -38,8 +41,8 @@ def cost(network: Any, keep: Mapping[str, np.ndarray] | None = None) -> Cost:
         UserError: if the network has no fixed image size, or a layer whose multiply-adds are not known.
     """
     graph = network if isinstance(network, Graph) else getattr(network, "graph", None) or Graph(network)
-    flow = graph.flow(keep or {})
-    return Cost(*(sum(_of(resource, flow).values()) for resource in ("parameters", "multiply_adds")))
+    flow = graph.flow(keep) if keep else None
+    return Cost(*(sum(_of(resource, graph, flow).values()) for resource in ("parameters", "multiply_adds")))
 
 
 def count(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None = None) -> int:
@@ -61,19 +64,23 @@ def by_node(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None =
 
     Takes and raises what `count` does.
     """
-    return _of(resource, graph.flow(keep or {}))
+    return _of(resource, graph, graph.flow(keep) if keep else None)
 
 
-def _of(resource: str, flow: Flow) -> dict[str, int]:
+def _of(resource: str, graph: Graph, flow: Flow | None) -> dict[str, int]:
+    """Each node's share of the count under an architecture; without one, of the network as it is."""
     counts = {}
     counted: set[int] = set()  # layers whose parameters are counted, which may be called again
-    for i, node in enumerate(flow.graph.nodes):
-        parameters, weights = node.count(flow.at(i)) if flow.works(i) else (0, 0)
+    for i, node in enumerate(graph.nodes):
+        if flow is None:
+            parameters, weights = node.count_of(node.all_kept.size, node.num_channels)
+        else:
+            parameters, weights = node.count(flow.at(i)) if flow.works(i) else (0, 0)
         if resource != "parameters":
             counts[node.name] = weights and weights * _positions(node)
             continue
         counts[node.name] = 0 if id(node.inner) in counted else parameters
-        if node.shared and flow.works(i):
+        if node.shared and (flow is None or flow.works(i)):
             counted.add(id(node.inner))
     return counts
 

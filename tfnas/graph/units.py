@@ -13,6 +13,7 @@ that it was added to.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 
 from tfnas.common.errors import UserError
 from tfnas.graph.channels import Flow, Graph
+from tfnas.graph.costs import count
 from tfnas.graph.partition import PINNED, partition
 from tfnas.layers import Merge
 from tfnas.layers.base import Node
@@ -317,12 +319,14 @@ class UnitGraph(Graph):
                     terms["multiply_adds"].append(Term(node.name, coefficient, first, second, tuple(needs[i])))
         if any(np.isnan(term.coefficient) for term in terms["multiply_adds"]):
             del terms["multiply_adds"]
-        return ClosedForm(
+        form = ClosedForm(
             self.groups,
             tuple(widths.found),
             {resource: tuple(found) for resource, found in terms.items()},
             tuple(tuple(groups) for groups in dead),
         )
+        unread = {resource: count(self, resource) - form.full(resource) for resource in terms}
+        return dataclasses.replace(form, unread={resource: most for resource, most in unread.items() if most})
 
 
 class _Widths:

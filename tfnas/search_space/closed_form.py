@@ -97,12 +97,15 @@ class ClosedForm:
         terms: by resource: 'parameters'; 'multiply_adds' unless the image size is not fixed; 'latency' once it was
             measured, in seconds.
         dead: for each group, the groups of which each, if it is empty, makes all of its units go.
+        unread: by resource, what the full network has beyond its terms: channels that nothing reads, which no network
+            that is cut has. It is 0 for resources that are not named.
     """
 
     groups: Annotated[tuple[Group, ...], list_of(Group, 1)]
     widths: Annotated[tuple[Width, ...], list_of(Width, 1)]
     terms: dict[str, tuple[Term, ...]]
     dead: tuple[tuple[int, ...], ...]
+    unread: dict[str, Annotated[float, number(0)]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.groups)
@@ -218,8 +221,8 @@ class ClosedForm:
         )
 
     def full(self, resource: str) -> float:
-        """Cost with every unit kept."""
-        return float(self.counts(self.sizes, [resource])[resource])
+        """Cost of the full network."""
+        return float(self.counts(self.sizes, [resource])[resource]) + self.unread.get(resource, 0.0)
 
     def least(self, resource: str, multiple: int = 1) -> float:
         """Smallest cost: every group is empty that may be, every other keeps a unit, or a multiple if it has as many.

@@ -38,7 +38,9 @@ def main(_):
 
 
 def _run():
-    user_functions.add_import_folder(os.path.dirname(config_flags.get_config_filename(_CONFIG)) or os.curdir)
+    user_functions.add_import_folder(
+        os.path.dirname(config_flags.get_config_filename(flags.FLAGS["config"])) or os.curdir
+    )
     config = from_config_dict(_CONFIG.value)
     work = workdir.Workdir(_WORKDIR.value)
     for stage in (search, sample, retrain):

@@ -23,7 +23,7 @@ from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import search
 from tfnas.training import building, networks
-from tfnas.training.best_cut import cuts
+from tfnas.training.best_cut import Way, cuts
 from tfnas.training.schedules import Cosine
 
 _SECOND_ORDER = 1_000  # added to the seed after the search: not the same order of the images again
@@ -72,6 +72,7 @@ class Arm:
         settings: further ones of the search.
         width: of the network, as a share.
         distilled: whether what is cut learns from the full network's outputs too.
+        as_cut: whether it is trained on as it was cut, neither recalibrated nor refitted, as by other tools.
     """
 
     importance: str = ""
@@ -79,6 +80,7 @@ class Arm:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     width: float = 1.0
     distilled: bool = False
+    as_cut: bool = False
 
     def enters(self, situation: Situation) -> bool:
         """Whether the arm makes sense in a situation: without a search nothing is learned."""
@@ -95,9 +97,11 @@ ARMS = {
     "even-streams": Arm("even", settings={"streams": "yes"}),
     "norm": Arm("norm"),
     "norm-streams": Arm("norm", settings={"streams": "yes"}),
+    "norm-as-cut": Arm("norm", settings={"streams": "yes"}, as_cut=True),
     "scale": Arm("scale", learned=True, settings={"floor": 0.0}),
     "scale-floor": Arm("scale", learned=True),
     "curvature": Arm("curvature"),
+    "curvature-as-cut": Arm("curvature", as_cut=True),
     "curvature-iterative": Arm("curvature", learned=True),
     "gates": Arm("gates", learned=True),
     "gates-example": Arm("gates", learned=True, settings={"noise": "example"}),
@@ -208,7 +212,8 @@ class Run:
         share = cost(supernet.graph, architecture).multiply_adds / full_cost.multiply_adds
         made = cuts(supernet, architecture, images)
         scores = {way: records.scores(model, self.splits, self.config, ["validation"]) for way, model in made.items()}
-        best = min(scores, key=lambda way: scores[way]["validation"]["loss"])
+        allowed = [Way.BARE] if arm.as_cut else list(scores)
+        best = min(allowed, key=lambda way: scores[way]["validation"]["loss"])
         after = {way: score["validation"]["accuracy"] for way, score in scores.items()}
         self._train(made[best], searched, share, arm.distilled)
         widths = {name: int(mask.sum()) for name, mask in architecture.items()}

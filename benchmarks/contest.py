@@ -28,6 +28,7 @@ remaining epochs.
     published                      the published search, the best of its candidates with these multiply-adds
     ...-streams                    residual streams are narrowed too; the others leave them as wide as they are
     ...-distilled                  trained on with the full network's outputs
+    ...-as-cut                     trained on as it was cut, as other tools do
 
 All train by SGD with one cosine to zero. Test is read when a run's network is fixed, and chooses nothing. A run is a
 file, WORKDIR/SITUATION/BOUNDS/ARM/seedN.json, and is not repeated; an interrupted one resumes from its last checkpoint.

@@ -149,7 +149,7 @@ def test_arms_on_the_digits(tmp_path, monkeypatch):
         Key("scratch", "width", "full", 0),
         Key("scratch", "width", "published", 0),
         Key("trained-2", "width", "gates-distilled", 0),
-        Key("trained-0", "half", "curvature", 0),
+        Key("trained-0", "half", "curvature-as-cut", 0),
     ]
     mine = contest.Contest(config, tmp_path, keys)
     mine.conduct(1, 1)
@@ -161,6 +161,6 @@ def test_arms_on_the_digits(tmp_path, monkeypatch):
         assert all(0.5 * bounds[name] < found[name] <= bounds[name] for name in bounds)
         assert found["cut"] in found["after_cut"] and set(found["after_cut"]) == set(contest.Way)
     assert gates["epochs_spent"] == pytest.approx(1 + gates["multiply_adds"] + 1 / 3)
-    assert curvature["epochs_spent"] == 0
+    assert curvature["epochs_spent"] == 0 and curvature["cut"] == "as cut"
     assert all(0 <= found[split]["accuracy"] <= 1 for found in (full, gates) for split in records.SPLITS)
     assert not (tmp_path / "trained-2" / "width" / "gates-distilled" / "seed0").exists()  # what is left is the record

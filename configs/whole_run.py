@@ -1,13 +1,14 @@
 """Search, ranking and retraining against training the full network as long (benchmarks/whole_run.py).
 
-SupNet-M at width 32 on 2,000 images of CIFAR-10 at 32 x 32: too few to say anything about accuracy.
+SupNet-M at width 32 on images of CIFAR-10 at 32 x 32, whose number the benchmark sets: too few to say anything about
+accuracy.
 """
 
 from tfnas.config import load_file
 
 
 def get_config():
-    """Settings of half an hour on two cores."""
+    """Settings of a quarter of an hour on two cores."""
     config = load_file("base/cifar10.py", beside=__file__)
     config.data.update(train="train[:2000]", validation="train[49800:]", test="test[:200]")
     config.supernet.update(width=32, num_blocks=1)

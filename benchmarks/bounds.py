@@ -1,6 +1,6 @@
 """Whether bounds hold, and how nearly: each resource alone and two together, from .1 to .95, in a few steps, one run.
 
-    .venv/bin/python benchmarks/bounds.py [--steps=200] [--shares=0.1,0.25,0.5,0.75,0.95]
+    .venv/bin/python -m benchmarks.bounds [--steps=200] [--shares=0.1,0.25,0.5,0.75,0.95]
 
 For a chain, a residual network, a dense block and depthwise convolutions (16 x 16 images of noise): the expected share
 that the multipliers have reached after the last step, and what the networks that are sampled have of their bound, or
@@ -14,6 +14,7 @@ import numpy as np
 from absl import app, flags
 
 import tfnas
+from benchmarks import records
 from tfnas.common.errors import UserError
 
 L = keras.layers
@@ -21,6 +22,7 @@ L = keras.layers
 _STEPS = flags.DEFINE_integer("steps", 200, "Training steps of each search.")
 _SHARES = flags.DEFINE_list("shares", ["0.1", "0.25", "0.5", "0.75", "0.95"], "Bounds.")
 _CANDIDATES = flags.DEFINE_integer("candidates", 50, "Networks sampled.")
+_RECORD = records.flag()
 _NETWORKS = flags.DEFINE_list("networks", ["chain", "residual", "dense", "depthwise"], "Which networks.")
 
 
@@ -108,16 +110,16 @@ def main(_):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(32 * 8, 16, 16, 3)).astype("float32").repeat(_STEPS.value // 8 + 1, axis=0)
     labels = rng.integers(0, 10, len(images))
-    print(
-        "| network | bounds | expected after the search | most probable, of the bound | least | most | candidates | |"
-    )
-    print("|" + " --- |" * 8)
+    record = records.Record(_RECORD.value)
+    columns = ["network", "bounds", "expected after the search", "most probable, of the bound", "least", "most"]
+    record.heading(*columns, "candidates", "")
     for name in _NETWORKS.value:
         for share in map(float, _SHARES.value):
             for resources in (("parameters",), ("multiply_adds",), ("parameters", "multiply_adds")):
                 asked = dict.fromkeys(resources, share)
                 cells = [name, ", ".join(f"{key} {value:g}" for key, value in asked.items())]
-                print(f"| {' | '.join([*cells, *_row(name, asked, images, labels)])} |", flush=True)
+                record.row(*cells, *_row(name, asked, images, labels))
+    record.keep()
 
 
 if __name__ == "__main__":

@@ -288,7 +288,7 @@ def _run(given: Any) -> None:
     keys = plan(given.situations, given.arms, [int(seed) for seed in given.seeds])
     contest = Contest(from_config_dict(given.config), given.workdir, keys)
     contest.conduct(*part(given.jobs))
-    results = contest.results(records.command("benchmarks.contest"))
+    results = contest.results(records.command())
     target = pathlib.Path(given.export) if given.export else contest.work.path / "results"
     text = page(results, target.name)
     work = workdir.Workdir(target.parent)

@@ -270,7 +270,7 @@ def main(_):
         found[name] = json.loads(path.read_text())
     counts = {o: sum(record["outcome"] == o for record in found.values()) for o in OUTCOMES}
     print(f"{len(found)} models: {', '.join(f'{number} {o}' for o, number in counts.items() if number)}. ", end="")
-    print(f"{records.machine()}; `{records.command('benchmarks.coverage')}`\n")
+    print(f"{records.machine()}; `{records.command()}`\n")
     print("| model | outcome | parameters | in units | largest difference | parameters built | seconds | remarks |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     print("\n".join(_row(name, record) for name, record in found.items()))

@@ -1,6 +1,6 @@
 """Latency of found networks over evenly narrowed ones of the same multiply-adds, on LiteRT, one thread, one run.
 
-    .venv/bin/python benchmarks/found_latency.py [--models=M,ResNet50,MobileNetV2,EfficientNetB0] [--share=0.5]
+    .venv/bin/python -m benchmarks.found_latency [--models=M,ResNet50,MobileNetV2,EfficientNetB0] [--share=0.5]
 
 Each supernet is trained for a few steps on noise with a bound on its multiply-adds, which is enough for widths that
 differ from group to group; the most probable network within the bound is cut, with any widths and with multiples of 16.
@@ -15,11 +15,13 @@ import numpy as np
 from absl import app, flags
 
 import tfnas
+from benchmarks import records
 from tfnas import supernets
 from tfnas.cutting.subnets import cut
 from tfnas.graph.units import UnitGraph
 
 _MODELS = flags.DEFINE_list("models", ["M", "ResNet50", "MobileNetV2", "EfficientNetB0"], "Which supernets.")
+_RECORD = records.flag()
 _SHARE = flags.DEFINE_float("share", 0.5, "Bound on the multiply-adds, as a share of the full network's.")
 _STEPS = flags.DEFINE_integer("steps", 60, "Training steps of each supernet.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each network has its turn.")
@@ -66,7 +68,7 @@ def _narrowed(model, multiply_adds):
     return cut(graph, graph.closed(keep))
 
 
-def _measure(name, rng):
+def _measure(name, rng, record):
     model = _BUILD[name]()
     supernet = _searched(model, rng)
     full = tfnas.cost(model).multiply_adds
@@ -83,7 +85,7 @@ def _measure(name, rng):
         cells = [name, str(multiple), f"{found_share:.3f}", f"{narrow_share:.3f}"]
         cells += [f"{value:.2f}" for value in (*milliseconds, of_full, of_full / found_share)]
         cells += [f"{narrow_of_full / narrow_share:.2f}", f"{of_narrow:.3f}"]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        record.row(*cells)
 
 
 def main(_):
@@ -91,10 +93,11 @@ def main(_):
     rng = np.random.default_rng(0)
     columns = ["network", "multiple", "multiply-adds, found", "narrowed", "full, ms", "found, ms", "narrowed, ms"]
     columns += ["found over full", "over its multiply-adds", "narrowed over its", "found over narrowed"]
-    print(f"| {' | '.join(columns)} |")
-    print("|" + " --- |" * len(columns))
+    record = records.Record(_RECORD.value)
+    record.heading(*columns)
     for name in _MODELS.value:
-        _measure(name, rng)
+        _measure(name, rng, record)
+    record.keep()
 
 
 if __name__ == "__main__":

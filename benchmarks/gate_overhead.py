@@ -1,6 +1,6 @@
 """Step time of gated networks over the plain one, same shapes, one run.
 
-    .venv/bin/python benchmarks/gate_overhead.py [--models=M,D-121] [--rounds=25] [--batch=128]
+    .venv/bin/python -m benchmarks.gate_overhead [--models=M,D-121] [--rounds=25] [--batch=128]
 
 SupNet-M at width 32 with one block a stage (32 x 32) and DenseNet-121 (32 x 32), SGD with Nesterov momentum. Gates are
 those of channel units, with one draw of noise for the batch and with one for each example, and the published ones at
@@ -17,9 +17,11 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfnas
+from benchmarks import records
 from tfnas import supernets
 
 _MODELS = flags.DEFINE_list("models", ["M", "D-121"], "Which networks.")
+_RECORD = records.flag()
 _ROUNDS = flags.DEFINE_integer("rounds", 25, "How many pairs of steps.")
 _BATCH = flags.DEFINE_integer("batch", 128, "Images a step.")
 
@@ -59,8 +61,8 @@ def main(_):
     rng = np.random.default_rng(0)
     images = tf.constant(rng.normal(size=(_BATCH.value, 32, 32, 3)), tf.float32)
     labels = tf.constant(rng.integers(0, 10, _BATCH.value))
-    print("| network | gates | plain, ms | gated, ms | gated over plain (quartiles) |")
-    print("| --- | --- | --- | --- | --- |")
+    record = records.Record(_RECORD.value)
+    record.heading("network", "gates", "plain, ms", "gated, ms", "gated over plain (median; quartiles)")
     for name in _MODELS.value:
         plain = _step(_BUILD[name](), images, labels)
         for gates, options in _GATES.items():
@@ -75,10 +77,8 @@ def main(_):
                 pairs.append((before, after))
             low, middle, high = statistics.quantiles([after / before for before, after in pairs], n=4)
             before, after = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
-            print(
-                f"| {name} | {gates} | {before:.0f} | {after:.0f} | {middle:.3f} ({low:.3f} to {high:.3f}) |",
-                flush=True,
-            )
+            record.row(name, gates, f"{before:.0f}", f"{after:.0f}", f"{middle:.3f} ({low:.3f} to {high:.3f})")
+    record.keep()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import numpy as np
 from absl import app, flags
 from scipy import stats
 
+from benchmarks import records
 from tfnas.ranking import racing
 
 _CONFIDENCE, _TOLERANCE = 0.95, 0.5
@@ -231,16 +232,19 @@ def simulated(
 def main(_):
     """Prints the table."""
     settings = flags.FLAGS
-    print(f"| losses | {' | '.join(RACES)} |\n|---|{'---|' * len(RACES)}")
+    record = records.Record(settings.record)
+    record.heading("losses", *RACES)
     for name, kind in KINDS.items():
         cells = []
         for run in RACES.values():
             found = simulated(kind, run, settings.tables, settings.orders, settings.candidates, settings.examples)
             cells.append(f"{100 * found.violations:.1f} / {100 * found.evaluated:.0f}")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        record.row(name, *cells)
+    record.keep()
 
 
 if __name__ == "__main__":
+    records.flag()
     flags.DEFINE_integer("tables", 10, "Tables of losses that are drawn of each kind.", lower_bound=1)
     flags.DEFINE_integer("orders", 20, "Races in each.", lower_bound=1)
     flags.DEFINE_integer("candidates", 200, "In a race.", lower_bound=2)

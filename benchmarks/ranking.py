@@ -1,6 +1,6 @@
 """Ranking 500 candidates on 5,000 CIFAR-10 images: naive, by the engine in full, and raced.
 
-    .venv/bin/python benchmarks/ranking.py --data_dir=DIR [--workdir=runs/ranking] [--ell2=120]
+    .venv/bin/python -m benchmarks.ranking --data_dir=DIR [--workdir=runs/ranking] [--ell2=120]
 
 DIR holds cifar10 as tensorflow-datasets prepares it. A supernet, SupNet-M at width 16 with one block a stage on images
 of 32 x 32, is searched first (minutes; once a --workdir). Then, in one run:
@@ -13,9 +13,7 @@ of 32 x 32, is searched first (minutes; once a --workdir). Then, in one run:
 """
 
 import json
-import os
 import pathlib
-import platform
 import resource
 import statistics
 import subprocess
@@ -28,6 +26,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
+from benchmarks import records
 from tfnas.config import Config, Data, Search, Supernet, from_config_dict, to_dict
 from tfnas.data import pipeline
 from tfnas.graph.costs import cost
@@ -41,6 +40,7 @@ from tfnas.training import networks
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where cifar10 lies.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ranking", "Of the search.")
+_RECORD = records.flag()
 _CANDIDATES = flags.DEFINE_integer("candidates", 500, "How many.")
 _ELL2 = flags.DEFINE_float("ell2", 250.0, "Of the search: smaller keeps more.")
 _EPOCHS = flags.DEFINE_integer("epochs", 12, "Of the search.")
@@ -197,8 +197,8 @@ def main(_):
         f"\n{count} candidates, {len({a.digest() for a in candidates})} distinct; {decided} of {groups} gates decided; "
         f"{kept / 1e6:.2f} M of {full / 1e6:.2f} M multiply-adds kept on average; {num_examples:,} images\n"
     )
-    print("| ranking | seconds | candidates a second | over naive | example evaluations |")
-    print("|---|---|---|---|---|")
+    record = records.Record(_RECORD.value)
+    record.heading("ranking", "seconds", "candidates a second", "over naive", "example evaluations")
     rows = [
         (f"naive, from {len(some)} candidates twice", naive_seconds, 1.0),
         ("engine, in full", full_seconds, 1.0),
@@ -207,10 +207,8 @@ def main(_):
         ("limit without sharing: multiply-adds over peak", limit_seconds, 1.0),
     ]
     for name, seconds, share in rows:
-        print(
-            f"| {name} | {seconds:.1f} | {count / seconds:.2f} | {naive_seconds / seconds:.2f} | "
-            f"{share * count * num_examples:,.0f} ({100 * share:.1f} %) |"
-        )
+        evaluations = f"{share * count * num_examples:,.0f} ({100 * share:.1f} %)"
+        record.row(name, f"{seconds:.1f}", f"{count / seconds:.2f}", f"{naive_seconds / seconds:.2f}", evaluations)
     drift = statistics.mean(s for s, _ in after) / statistics.mean(s for s, _ in before)
     print(f"\nNaive after all else took {drift:.2f} x its time before. Peak: {peak / 1e9:.0f} GFLOP/s.")
     print(f"Count of correct examples: {differ} of {len(some)} candidates differ from `evaluate`'s.")
@@ -225,10 +223,7 @@ def main(_):
         f"Memory, MB: {memory[0]:.0f} before, {memory[1]:.0f} after a race of {count // 5} candidates, "
         f"{memory[2]:.0f} after one of {count}, {memory[3]:.0f} after all in full."
     )
-    machine = {"machine": platform.machine(), "cpus": os.cpu_count()}
-    print(
-        json.dumps({**machine, "seconds": {name: seconds for name, seconds, _ in rows}, "near": near, "place": place})
-    )
+    record.keep(seconds={name: seconds for name, seconds, _ in rows}, near=near, place=place)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Cost of ranking relative to training: seconds of 1,500 raced candidates over those of a search of 24 epochs.
 
-    .venv/bin/python benchmarks/ranking_cost.py --data_dir=DIR [--epochs=24] [--candidates=1500]
-    .venv/bin/python benchmarks/ranking_cost.py --data_dir=DIR --parameters=.28 --multiply_adds=.37
+    .venv/bin/python -m benchmarks.ranking_cost --data_dir=DIR [--epochs=24] [--candidates=1500]
+    .venv/bin/python -m benchmarks.ranking_cost --data_dir=DIR --parameters=.28 --multiply_adds=.37
 
 DIR holds cifar10 as tensorflow-datasets prepares it. A supernet, SupNet-M at width 8, is searched on 10,000 images of
 16 x 16; with --ell2 the published way, with bounds on channel units. Its candidates are then raced by `tfnas.rank` on
@@ -9,9 +9,7 @@ DIR holds cifar10 as tensorflow-datasets prepares it. A supernet, SupNet-M at wi
 epochs or candidates, both sides are extrapolated in proportion, apart from seconds of tracing.
 """
 
-import json
 import os
-import platform
 import time
 
 import keras
@@ -21,9 +19,11 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 
 import tfnas
+from benchmarks import records
 from tfnas.supernets import multi_branch_resnet
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where cifar10 lies.", required=True)
+_RECORD = records.flag()
 _EPOCHS = flags.DEFINE_integer("epochs", 24, "Epochs that are trained; the schedule is of as many.")
 _CANDIDATES = flags.DEFINE_integer("candidates", 1500, "Candidates that are ranked.")
 _ELL2 = flags.DEFINE_float("ell2", 250.0, "Of the published search, without bounds.")
@@ -92,12 +92,14 @@ def main(_):
     distinct = len({candidate.digest() for candidate in candidates})
     print(f"\n{ranking!r}\n{distinct} of {len(candidates)} candidates are distinct")
     print(f"{share:.0%} of the multiply-adds kept\n")
-    print("| | measured, seconds | seconds |\n| --- | --- | --- |")
-    print(f"| training, {_EPOCHS.value} epochs; {_ALL_EPOCHS} | {tracing + training:.1f} | {training_seconds:.1f} |")
-    print(f"| ranking, {len(candidates)} candidates; {_ALL_CANDIDATES} | {measured:.1f} | {ranking_seconds:.1f} |")
+    record = records.Record(_RECORD.value)
+    record.heading("", "measured, seconds", "seconds")
+    epochs, number = f"{_EPOCHS.value} epochs; {_ALL_EPOCHS}", f"{len(candidates)} candidates; {_ALL_CANDIDATES}"
+    record.row(f"training, {epochs}", f"{tracing + training:.1f}", f"{training_seconds:.1f}")
+    record.row(f"ranking, {number}", f"{measured:.1f}", f"{ranking_seconds:.1f}")
     print(f"\nratio {ranking_seconds / training_seconds:.3f} (tracing of ranking: {fixed:.1f} s)")
     figures = {"training": training_seconds, "ranking": ranking_seconds, "tracing": fixed, "distinct": distinct}
-    print(json.dumps({**figures, "machine": platform.machine(), "cpus": os.cpu_count(), "load": os.getloadavg()[0]}))
+    record.keep(**figures, load=os.getloadavg()[0])
 
 
 if __name__ == "__main__":

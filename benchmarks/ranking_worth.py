@@ -20,7 +20,6 @@ ranking can be expected to foretell more than that does.
 """
 
 import dataclasses
-import json
 import os
 import tempfile
 import time
@@ -30,6 +29,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+from benchmarks import records
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError
 from tfnas.common.statistics import kendall_tau
@@ -46,6 +46,7 @@ from tfnas.training.schedules import Cosine
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ranking_worth", "Of the search.")
+_RECORD = records.flag()
 _CANDIDATES = flags.DEFINE_integer("candidates", 16, "In each pool.", lower_bound=2)
 _EPOCHS = flags.DEFINE_integer("epochs", 10, "Of retraining each candidate.", lower_bound=1)
 _RECALIBRATE = flags.DEFINE_integer("recalibrate", 500, "Training images for the statistics.", lower_bound=1)
@@ -163,10 +164,11 @@ def main(_):
         f"{splits.sizes['validation']:,} validation images; {_EPOCHS.value} epochs of retraining; {seconds:.0f} s\n"
     )
     tables = {pool: _rows(records) for pool, records in found.items()}
-    print(f"| {_CANDIDATES.value} candidates | {' | '.join(tables)} |\n|---|{'---|' * len(tables)}")
+    record = records.Record(_RECORD.value)
+    record.heading(f"{_CANDIDATES.value} candidates", *tables)
     for name in next(iter(tables.values()))[0]:
-        print(f"| {name} | {' | '.join(cells[name] for cells, _ in tables.values())} |")
-    print(json.dumps({"taus": {pool: taus for pool, (_, taus) in tables.items()}, "candidates": found}))
+        record.row(name, *(cells[name] for cells, _ in tables.values()))
+    record.keep(taus={pool: taus for pool, (_, taus) in tables.items()}, candidates=found)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Records of a measurement: their provenance, differences with intervals, cells of tables."""
+"""Records of a measurement: the record behind a page of docs/results, differences with intervals, cells of tables."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import pathlib
@@ -15,8 +16,10 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import flags
 from scipy import stats
 
+from tfnas.common import atomic
 from tfnas.common.errors import UserError
 from tfnas.config import Config
 from tfnas.data import pipeline
@@ -25,8 +28,62 @@ from tfnas.runs import provenance, stage_table, workdir
 _SECTIONS = ("data", "supernet", "search", "sample", "retrain", "training", "tune")  # what a result may depend on
 SPLITS = ("validation", "train", "test")  # test is read last
 # Flags for splitting the work and for paths, which a reported command omits.
-_LEFT_OUT = ("--jobs=",)
-_PLACES = ("--workdir=", "--config.data.data_dir=")
+_LEFT_OUT = ("--jobs=", "--record=")
+_PLACES = ("--workdir=", "--data_dir=", "--config.data.data_dir=")
+
+
+class Record:
+    """Rows of Markdown tables, printed as they are measured, and the file that keeps them.
+
+    tests/test_results.py compares the tables of docs/results with the files in docs/results/records.
+
+    Args:
+        file: where `keep` writes, as `--record` says; empty for nowhere.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._rows: list[str] = []
+
+    def heading(self, *columns: str) -> None:
+        """Prints the beginning of a table."""
+        print()
+        self.row(*columns)
+        print("|" + " --- |" * len(columns))
+
+    def row(self, *cells: str) -> None:
+        """Prints a row."""
+        self._rows.append(f"| {' | '.join(cells)} |")
+        print(self._rows[-1], flush=True)
+
+    def keep(self, **figures: Any) -> None:
+        """Prints further figures as JSON, and writes all with the command, the commit, the machine and the date.
+
+        Raises:
+            OSError: if the file cannot be written; one that is there stays as it was.
+        """
+        found = {
+            "command": command(),
+            "commit": commit(),
+            "machine": machine(),
+            "date": datetime.date.today().isoformat(),
+            "rows": self._rows,
+            "figures": figures,
+        }
+        if figures:
+            print(json.dumps(figures))
+        if self._file:
+            target = pathlib.Path(self._file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+            atomic.write(target, lambda path: path.write_text(text), target.parent)
+
+
+def flag() -> flags.Flag:
+    """Defines `--record`, for `Record`; returns the flag, whose value is the file."""
+    if "record" not in flags.FLAGS:  # one process may import several programs
+        flags.DEFINE_string("record", "", "File for what was measured, such as docs/results/records/NAME.json.")
+    return flags.FLAGS["record"]
 
 
 def scores(
@@ -85,11 +142,14 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({platform.machine()}), {names}"
 
 
-def command(module: str) -> str:
-    """Returns the command without flags for splitting the work, and with DIR for paths."""
-    given = [a for a in sys.argv[1:] if not a.startswith(_LEFT_OUT)]
-    given = [f"{a.partition('=')[0]}=DIR" if a.startswith(_PLACES) else a for a in given]
-    return shlex.join([".venv/bin/python", "-m", module, *given])
+def command() -> str:
+    """Returns this process's command without flags for splitting the work, and with DIR for paths."""
+    words = sys.orig_argv[1:]
+    while words and words[0] != "-m" and words[0].startswith("-"):
+        words.pop(0)  # an option of Python's own
+    given = [word for word in words if not word.startswith(_LEFT_OUT)]
+    given = [f"{word.partition('=')[0]}=DIR" if word.startswith(_PLACES) else word for word in given]
+    return shlex.join([".venv/bin/python", *given])
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -1,6 +1,6 @@
 """Distances of three networks from the full ones right after the cut, without any training.
 
-    .venv/bin/python benchmarks/refit.py [--share=0.5] [--examples=500] [--size=64]
+    .venv/bin/python -m benchmarks.refit [--share=0.5] [--examples=500] [--size=64]
 
 Networks of keras.applications have random weights, with statistics that fit the images, which are noise on several
 scales. Each is cut to a share of its parameters and multiply-adds, by the norms of the units within each group. The
@@ -17,10 +17,12 @@ import numpy as np
 from absl import app, flags
 
 import tfnas
+from benchmarks import records
 from tfnas.cutting.refit import refit
 from tfnas.ranking.recalibration import recompute_statistics
 
 _MODELS = flags.DEFINE_list("models", ["MobileNetV2", "ResNet50", "DenseNet121"], "Of keras.applications.")
+_RECORD = records.flag()
 _SHARE = flags.DEFINE_float("share", 0.5, "Bound on the parameters and on the multiply-adds.")
 _EXAMPLES = flags.DEFINE_integer("examples", 500, "Images to refit on.")
 _SIZE = flags.DEFINE_integer("size", 64, "Height and width of the images.")
@@ -51,8 +53,9 @@ def megabytes(field):
 
 def main(_):
     """Prints one table."""
-    print("| network | parameters, multiply-adds | as cut | statistics | refitted | seconds | memory, MB |")
-    print("|" + " --- |" * 7)
+    record = records.Record(_RECORD.value)
+    columns = ["network", "parameters, multiply-adds", "as cut", "statistics", "refitted", "seconds", "memory, MB"]
+    record.heading(*columns)
     for name in _MODELS.value:
         keras.utils.set_random_seed(1)
         rng = np.random.default_rng(1)
@@ -76,7 +79,8 @@ def main(_):
         distances.append(distance(refitted, expected, held_out))
         shares = price.parameters / full.parameters, price.multiply_adds / full.multiply_adds
         cells = [name, ", ".join(f"{share:.2f}" for share in shares), *(f"{d:.3f}" for d in distances)]
-        print(f"| {' | '.join([*cells, f'{seconds:.0f}', f'{memory:.0f}'])} |", flush=True)
+        record.row(*cells, f"{seconds:.0f}", f"{memory:.0f}")
+    record.keep()
 
 
 if __name__ == "__main__":

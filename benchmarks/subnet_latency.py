@@ -1,6 +1,6 @@
 """Latency, file size and multiply-adds of subnets over their supernet, by keep rate, one run.
 
-    .venv/bin/python benchmarks/subnet_latency.py [--models=M,D-121,MobileNetV2] [--batch=16] [--rounds=15]
+    .venv/bin/python -m benchmarks.subnet_latency [--models=M,D-121,MobileNetV2] [--batch=16] [--rounds=15]
 
 Every gated channel is kept with the rate's probability, independently. Each subnet is stepped in turn with the full
 network, pair by pair, so that a drift of the machine's speed falls on both alike; their ratio's median is shown. (Not
@@ -19,11 +19,13 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfnas
+from benchmarks import records
 from tfnas import supernets
 from tfnas.graph.channels import Graph
 from tfnas.search_space.architecture import Architecture
 
 _MODELS = flags.DEFINE_list("models", ["M", "D-121", "MobileNetV2"], "Which supernets.")
+_RECORD = records.flag()
 _BATCH = flags.DEFINE_integer("batch", 16, "Images a step.")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "How often each network is stepped.")
 _RATES = flags.DEFINE_list("rates", ["0.25", "0.5", "0.75"], "Keep rates.")
@@ -49,7 +51,7 @@ def _size(model):
         return file.stat().st_size
 
 
-def _measure(name, rng):
+def _measure(name, rng, record):
     model = _BUILD[name]()
     supernet = tfnas.gate(model, ell2=1, num_examples=10)
     image = tf.constant(rng.normal(size=(_BATCH.value, *model.input_shape[1:])), tf.float32)
@@ -64,7 +66,7 @@ def _measure(name, rng):
         cells = [name, rate, f"{before:.1f}", f"{after:.1f}"]
         ratios = (price.parameters / full.parameters, _size(network) / full_size, multiply_adds, ratio)
         cells += [f"{value:.2f}" for value in (*ratios, ratio / multiply_adds)]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        record.row(*cells)
 
 
 def _compiled(network, image):
@@ -88,10 +90,12 @@ def _in_turn(one, other):
 def main(_):
     """Prints one table."""
     rng = np.random.default_rng(0)
-    print("| network | keep | full, ms | subnet, ms | parameters | file | mult-adds | latency | over mult-adds |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    record = records.Record(_RECORD.value)
+    columns = ["network", "keep", "full, ms", "subnet, ms", "parameters", "file", "mult-adds", "latency"]
+    record.heading(*columns, "over mult-adds")
     for name in _MODELS.value:
-        _measure(name, rng)
+        _measure(name, rng, record)
+    record.keep()
 
 
 if __name__ == "__main__":

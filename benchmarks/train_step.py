@@ -1,6 +1,6 @@
 """Images a second of a training step: Keras's `fit`, the project's loop, and the loop with gates, in one run.
 
-    .venv/bin/python benchmarks/train_step.py
+    .venv/bin/python -m benchmarks.train_step
 
 SupNet-M at width 32 with one block a stage (32 x 32) and DenseNet-121 (64 x 64), float32, SGD with Nesterov momentum,
 with and without XLA. All variants of a network are stepped in turn, round by round, so that a drift of the machine's
@@ -8,7 +8,6 @@ speed falls on all alike; figures are medians over rounds, and ratios are taken 
 how many images a second the input pipeline alone delivers, so which of the two waits for the other.
 """
 
-import json
 import os
 import statistics
 import time
@@ -19,12 +18,14 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfnas
+from benchmarks import records
 from tfnas import config
 from tfnas.data import pipeline
 from tfnas.supernets import densenet121, multi_branch_resnet
 from tfnas.training import loop
 
 _ROUNDS = flags.DEFINE_integer("rounds", 12, "How often each variant is stepped.")
+_RECORD = records.flag()
 _STEPS = flags.DEFINE_integer("steps", 2, "Steps in a round.")
 _NETWORKS = flags.DEFINE_list("networks", ["supnet_m", "densenet121"], "Which networks.")
 _XLA = flags.DEFINE_bool("xla", True, "Also measure the steps that XLA compiles; compiling takes minutes.")
@@ -114,7 +115,7 @@ def _ratio(values, base):
     return statistics.quantiles([a / b for a, b in zip(values, base, strict=True)], n=4)
 
 
-def _pipeline():
+def _pipeline(record):
     """Images a second of the input pipeline alone, CIFAR-10's augmentation, as it is and with parts left out."""
     rng = np.random.default_rng(0)
     images = tf.data.Dataset.from_tensor_slices(
@@ -123,7 +124,7 @@ def _pipeline():
     splits = pipeline.Splits(images, images, images, {"train": 10_000}, (32, 32, 3), tuple("abcdefghij"))
     augmented = dict(mean=(0.5,) * 3, std=(0.25,) * 3, pad_crop=4, flip=True, cutout=16)
     keras.utils.set_random_seed(1)
-    print("\n| input pipeline | images/s |\n| --- | --- |")
+    record.heading("input pipeline", "images/s")
     for name, settings, keep in (
         ("cached, augmented", augmented, True),
         ("cached, standardized only", {**augmented, "pad_crop": 0, "flip": False, "cutout": 0}, True),
@@ -140,25 +141,24 @@ def _pipeline():
         start = time.perf_counter()
         for _ in range(200):
             next(batches)
-        print(f"| {name} | {200 * 100 / (time.perf_counter() - start):,.0f} |")
+        record.row(name, f"{200 * 100 / (time.perf_counter() - start):,.0f}")
 
 
 def main(_):
     """Prints the tables and, as the last line, JSON."""
-    results = {}
+    record, results = records.Record(_RECORD.value), {}
     for name in _NETWORKS.value:
         batch, seconds = _network(name)
-        print(f"\n| {name}, batch {batch} | step, ms | images/s | over fit's time | over the loop's |")
-        print("| --- | --- | --- | --- | --- |")
+        record.heading(f"{name}, batch {batch}", "step, ms", "images/s", "over fit's time", "over the loop's")
         for (kind, xla), values in seconds.items():
             middle = statistics.median(values)
             over = [_ratio(values, seconds[base, xla]) for base in ("fit", "loop")]
-            shown = " | ".join(f"{m:.3f} ({low:.3f} to {high:.3f})" for low, m, high in over)
+            shown = [f"{m:.3f} ({low:.3f} to {high:.3f})" for low, m, high in over]
             label = kind + ", XLA" * xla
-            print(f"| {label} | {1000 * middle:.0f} | {batch / middle:,.0f} | {shown} |", flush=True)
+            record.row(label, f"{1000 * middle:.0f}", f"{batch / middle:,.0f}", *shown)
             results[f"{name}, {label}"] = {"ms": 1000 * middle, "over_fit": over[0][1], "over_loop": over[1][1]}
-    _pipeline()
-    print(json.dumps({"cores": os.cpu_count(), "rounds": _ROUNDS.value, "results": results}))
+    _pipeline(record)
+    record.keep(**results)
 
 
 if __name__ == "__main__":

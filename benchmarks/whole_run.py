@@ -1,6 +1,6 @@
 """Time and multiply-adds of search, ranking and retraining over those of training the full network as long.
 
-    .venv/bin/python benchmarks/whole_run.py --config=configs/whole_run.py --workdir=DIR [--images=500,1500]
+    .venv/bin/python -m benchmarks.whole_run --config=configs/whole_run.py --workdir=DIR [--images=500,1500]
         [--config.data.data_dir=DIR]
 
 For each number of training images both sides run in one process, one after the other, with the same images, batches and
@@ -33,6 +33,7 @@ from tfnas.training import building, networks, rivals
 from tfnas.training.schedules import Cosine
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: a Python file with get_config().")
+_RECORD = records.flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the runs.", required=True)
 _IMAGES = flags.DEFINE_list("images", ["500", "1500"], "Two numbers of training images.")
 _ALL_IMAGES = flags.DEFINE_integer("all_images", 45_000, "Training images of the whole data set.")
@@ -59,25 +60,15 @@ def _compare():
     seconds = {number: run["seconds"] for number, run in runs.items()}
     further = (_ALL_IMAGES.value - few) / (many - few)
     computed = {part: seconds[few][part] + further * (seconds[many][part] - seconds[few][part]) for part in _PARTS}
-    print("| images | search, s | sample, s | retrain, s | cut for comparison, s | full, s | over full |")
-    print("|---|---|---|---|---|---|---|")
+    record = records.Record(_RECORD.value)
+    columns = ("search, s", "sample, s", "retrain, s", "cut for comparison, s", "full, s", "over full")
+    record.heading("images", *columns)
     for number, found in (seconds | {_ALL_IMAGES.value: computed}).items():
         title = f"{number:,}" + " (computed)" * (found is computed)
-        print(f"| {title} | {' | '.join(f'{found[part]:,.0f}' for part in _PARTS)} | {_ratio(found):.2f} |")
+        record.row(title, *(f"{found[part]:,.0f}" for part in _PARTS), f"{_ratio(found):.2f}")
     print(f"multiply-adds of training: {runs[many]['multiply_adds_of_training']:.2f} of the full network's")
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("search", "sample", "retrain")}
-    print(
-        json.dumps(
-            {
-                "machine": records.machine(),
-                "commit": records.commit(),
-                "runs": runs,
-                "computed": computed,
-                "ratio": _ratio(computed),
-                "settings": settings,
-            }
-        )
-    )
+    record.keep(runs=runs, computed=computed, ratio=_ratio(computed), settings=settings)
 
 
 def _ratio(seconds):

@@ -97,14 +97,6 @@ def _module(argv):
 _MODULES = {
     "tfnas.serving.server": _server,
     "pipelines.run": _pipeline,
-    "benchmarks.accelerator.lower": _module,
-    "benchmarks.contest": _module,
-    "benchmarks.coverage": _module,
-    "benchmarks.max_drop": _module,
-    "benchmarks.claims": _module,
-    "benchmarks.faults": _module,
-    "benchmarks.racing_bounds": _module,
-    "benchmarks.ranking_worth": _module,
 }
 
 
@@ -116,8 +108,8 @@ def run(words):
         with tempfile.TemporaryDirectory() as folder:
             starting.write(folder)  # what `tfnas init search` writes
             _tfnas([word.replace("--config=search/", f"--config={folder}/") for word in words])
-    elif name == "python" and rest[0] == "-m" and rest[1] in _MODULES:
-        _MODULES[rest[1]](rest[1:])
+    elif name == "python" and rest[0] == "-m" and (rest[1] in _MODULES or rest[1].startswith("benchmarks.")):
+        _MODULES.get(rest[1], _module)(rest[1:])
     elif name == "python" and rest[0].startswith("examples/"):
         # These take no flags, and are run by test_examples.py.
         _accept() if os.path.exists(rest[0]) and not rest[1:] else sys.exit("no such example, or flags for it")

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import load_config
+from conftest import ROOT, load_config
 from scipy import stats
 
 from benchmarks.claims import __main__ as command
@@ -137,3 +137,13 @@ def test_other_settings_and_another_search_are_refused(tmp_path):
         Study(other, tmp_path)
     with pytest.raises(UserError, match="the published search expected, with search.ell2. Received: "):
         Study(load_config("digits").check(), tmp_path / "other")
+
+
+def test_pages_show_what_the_records_have():
+    for file in sorted((ROOT / "docs/results/claims").glob("*/*.json")):
+        raw, found = command._kept(file.stem, file.parent)
+        page, report = file.with_suffix(".md").read_text(), command.CLAIMS[file.stem].report(found)
+        assert f"`{raw['command']}`" in page and raw["machine"] in page and report.table.rstrip() in page, file
+        for verdict in report.verdicts:
+            assert f": **{verdict.status}** ({verdict.numbers}).\n" in page, (file, verdict)
+    assert command.summary(ROOT / "docs/results/claims") == (ROOT / "docs/results/claims.md").read_text()

@@ -197,7 +197,7 @@ def test_commands_are_accepted(tmp_path):
     assert done.returncode == 0, done.stderr
     # A mistyped key, an unknown stage and an unknown flag are seen.
     wrong = ["tfnas run --config=configs/digits.py --workdir=W --config.search.epoch=3", "tfnas serch --workdir=W"]
-    wrong += ["python benchmarks/ranking.py --data=DIR", "python -m pipelines.run --runner=here", "ls -l"]
+    wrong += ["python -m benchmarks.ranking --data=DIR", "python -m pipelines.run --runner=here", "ls -l"]
     *answers, a, b, c, d, e = accepted.refusals([*(g for _, _, g in asked), *map(shlex.split, wrong)], tmp_path)
     assert "no key 'search.epoch'" in a and "serch" in b and "Unknown command line flag 'data'" in c
     assert "value should be one of" in d and "no program whose command line is known here" in e

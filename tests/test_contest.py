@@ -1,9 +1,10 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import tiny
-from conftest import load_config
+from conftest import ROOT, load_config
 from scipy import stats
 
 from benchmarks import arms, contest, records
@@ -164,3 +165,26 @@ def test_arms_on_the_digits(tmp_path, monkeypatch):
     assert curvature["epochs_spent"] == 0 and curvature["cut"] == "as cut"
     assert all(0 <= found[split]["accuracy"] <= 1 for found in (full, gates) for split in records.SPLITS)
     assert not (tmp_path / "trained-2" / "width" / "gates-distilled" / "seed0").exists()  # what is left is the record
+
+
+def test_page_shows_what_the_record_has():
+    file = ROOT / "docs/results/contest_16.json"
+    assert contest.page(json.loads(file.read_text()), file.stem) == file.with_suffix(".md").read_text()
+
+
+def test_record_keeps_the_rows_and_what_made_them(tmp_path, monkeypatch, capsys):
+    words = ["python", "-u", "-m", "benchmarks.bounds", "--shares=0.1, 0.5", "--workdir=/there", "--record=it.json"]
+    monkeypatch.setattr(records.sys, "orig_argv", words)
+    record = records.Record(str(tmp_path / "records" / "bounds.json"))
+    record.heading("network", "held")
+    record.row("chain", "5 ± 1")
+    record.keep(share=0.5)
+    kept = json.loads((tmp_path / "records" / "bounds.json").read_text())
+    assert kept.pop("date") and (kept.pop("commit"), kept.pop("machine")) == (records.commit(), records.machine())
+    assert kept == {
+        "command": ".venv/bin/python -m benchmarks.bounds '--shares=0.1, 0.5' --workdir=DIR",
+        "rows": ["| network | held |", "| chain | 5 ± 1 |"],
+        "figures": {"share": 0.5},
+    }
+    assert capsys.readouterr().out == '\n| network | held |\n| --- | --- |\n| chain | 5 ± 1 |\n{"share": 0.5}\n'
+    assert [file.name for file in tmp_path.rglob("*.json")] == ["bounds.json"]

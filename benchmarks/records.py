@@ -43,6 +43,7 @@ class Record:
 
     def __init__(self, file: str) -> None:
         self._file = file
+        self._commit = commit()  # of the code that is loaded: files may change while it runs
         self._rows: list[str] = []
 
     def heading(self, *columns: str) -> None:
@@ -64,7 +65,7 @@ class Record:
         """
         found = {
             "command": command(),
-            "commit": commit(),
+            "commit": self._commit,
             "machine": machine(),
             "date": datetime.date.today().isoformat(),
             "rows": self._rows,

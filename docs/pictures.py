@@ -1,9 +1,9 @@
 """Draws the pictures of the documents, as SVG in docs/images.
 
     .venv/bin/python docs/pictures.py --workdir=runs/digits    # of a run: `make demo` makes this one
-    .venv/bin/python docs/pictures.py                          # how the files of tfnas import each other
+    .venv/bin/python docs/pictures.py                          # how the files of tfnas import each other; the contest
 
-A run's pictures are its report's own.
+A run's pictures are its report's own; that of the contest is made from docs/results/contest_16.json.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import ast
 import collections
 import graphlib
 import itertools
+import json
 import pathlib
 import re
 
@@ -104,8 +105,59 @@ def imports() -> str:
                 )
             )
 
-    caption = "Folders of tfnas, top down, and which imports which"
-    return re.sub(r"^<figure>|<figcaption>.*", "", markup.drawing(draw, (9, 0.62 * len(of)), caption), flags=re.DOTALL)
+    return _alone(markup.drawing(draw, (9, 0.62 * len(of)), "Folders of tfnas, top down, and which imports which"))
+
+
+# Arms of the contest: color and marker. One that is distilled is hollow, one that is trained on as it was cut small.
+_ARMS = {
+    "full": ("black", "s"),
+    "narrowed": (markup.GRAY, "D"),
+    "even-streams": (markup.GRAY, "v"),
+    "norm": (markup.RED, "<"),
+    "norm-streams": (markup.RED, "^"),
+    "scale": ("#CC79A7", "X"),
+    "scale-floor": ("#CC79A7", "P"),
+    "curvature": (markup.BLUE, "o"),
+    "curvature-iterative": (markup.BLUE, "*"),
+    "gates": (markup.ORANGE, "h"),
+    "gates-example": (markup.ORANGE, ">"),
+    "gates-streams": (markup.ORANGE, "p"),
+    "published": (markup.GREEN, "d"),
+}
+
+
+def contest(records: list[dict]) -> str:
+    """Test accuracy against multiply-adds of the contest's networks, means over seeds, one plot a situation."""
+    found = collections.defaultdict(lambda: collections.defaultdict(list))
+    for record in records:
+        point = (100 * record["multiply_adds"], 100 * record["test"]["accuracy"])
+        found[record["situation"]][record["arm"], record["bounds"]].append(point)
+
+    def draw(figure):
+        shown = set()
+        plots = figure.subplots(2, (len(found) + 1) // 2, squeeze=False).ravel()
+        for axes in plots[len(found) :]:
+            axes.axis("off")
+        for axes, (situation, arms) in zip(plots, found.items(), strict=False):
+            for (arm, _), points in arms.items():
+                x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
+                base = arm.removesuffix("-distilled").removesuffix("-as-cut")
+                color, marker = _ARMS[base]
+                fill, size = "none" if arm.endswith("-distilled") else color, 15 if arm.endswith("-as-cut") else 45
+                axes.scatter(x, y, s=size, c=fill, edgecolors=color, marker=marker)
+                shown.add(base)
+            axes.set(title=situation, xlabel="multiply-adds, %", ylabel="test accuracy, %")
+        for arm, (color, marker) in _ARMS.items():
+            if arm in shown:
+                plots[0].scatter([], [], c=color, marker=marker, label=arm)
+        figure.legend(loc="outside lower center", ncols=5, frameon=False)
+
+    return _alone(markup.drawing(draw, (8, 6.5), "Test accuracy against multiply-adds of the contest's networks"))
+
+
+def _alone(figure: str) -> str:
+    """The SVG of a figure, without its caption."""
+    return re.sub(r"^<figure>|<figcaption>.*", "", figure, flags=re.DOTALL)
 
 
 def main() -> None:
@@ -117,7 +169,8 @@ def main() -> None:
     if options.workdir:
         pictures = from_report((options.workdir / "report.html").read_text())
     else:
-        pictures = {"imports.svg": imports()}
+        record = json.loads((_DOCS / "results" / "contest_16.json").read_text())
+        pictures = {"imports.svg": imports(), "contest_16.svg": contest(record["records"])}
     for name, svg in pictures.items():
         (options.into / name).write_text(svg if svg.endswith("\n") else svg + "\n")
         print(options.into / name)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import runpy
 
 import numpy as np
 import pytest
@@ -167,9 +168,12 @@ def test_arms_on_the_digits(tmp_path, monkeypatch):
     assert not (tmp_path / "trained-2" / "width" / "gates-distilled" / "seed0").exists()  # what is left is the record
 
 
-def test_page_shows_what_the_record_has():
+def test_page_and_picture_show_what_the_record_has():
     file = ROOT / "docs/results/contest_16.json"
-    assert contest.page(json.loads(file.read_text()), file.stem) == file.with_suffix(".md").read_text()
+    record = json.loads(file.read_text())
+    assert contest.page(record, file.stem) == file.with_suffix(".md").read_text()
+    picture = runpy.run_path(ROOT / "docs/pictures.py")["contest"](record["records"])
+    assert picture.strip() == (ROOT / "docs/images/contest_16.svg").read_text().strip(), "run docs/pictures.py"
 
 
 def test_record_keeps_the_rows_and_what_made_them(tmp_path, monkeypatch, capsys):

@@ -29,10 +29,10 @@ test: setup lint
 fast: setup
 	.venv/bin/python -m pytest -n auto --dist loadfile -m 'not slow'
 
-# Whether tfnas installs and works with the oldest packages, and on the other Pythons that this machine has.
+# Whether tfnas installs and works with the oldest packages, on the other Pythons that this machine has, and beside
+# packages that are there before (docs/install.md).
 environments: setup
-	.venv/bin/python benchmarks/environments.py --pythons=3.11 --sets=oldest
-	.venv/bin/python benchmarks/environments.py --pythons=3.12,3.13 --sets=newest
+	.venv/bin/python benchmarks/environments.py 3.11:oldest 3.12:newest 3.13:newest 3.11:beside
 
 # Whether the whole study of the paper's claims runs (docs/results/claims.md); its figures are of no account.
 claims-quick: setup

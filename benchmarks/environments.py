@@ -1,23 +1,46 @@
-"""Whether tfnas installs and works on several Pythons, with the newest and the oldest packages; what it brings in.
+"""Whether tfnas builds, installs and works on several Pythons, with the newest and the oldest packages.
 
-    python benchmarks/environments.py [--pythons=3.11,3.12,3.13] [--sets=newest,oldest] [--extras=kfp,serving]
+    python benchmarks/environments.py [CELL ...] [--extras]
 
-For each Python and set it makes an empty virtual environment, installs the wheel under constraints.txt or
-constraints-oldest.txt, runs tests/smoke.py, then adds the extras one by one and runs it again with them. Each row is
-printed as it is measured; a Python that is not on this machine is skipped, and says so. Needs nothing but Python.
+It builds the source distribution, and the wheel from that; compares what is in them with the sources; and has
+`twine check` look at them. Then, for each cell, it makes an empty virtual environment, installs the wheel into it, and
+runs tests/smoke.py, and with --extras once more after adding the extras. A cell is a version of Python and what else is
+installed, such as 3.12:oldest:
+
+- newest, oldest: the versions of constraints.txt and constraints-oldest.txt.
+- beside: packages that are there before, among them an older TensorFlow. The wheel must not change any of them.
+
+Without cells, it takes newest and oldest on three Pythons, and 3.11:beside. Rows are printed as they are measured. A
+Python that is not on this machine is skipped and said to be. What fails is followed by the end of its output, and the
+exit code is then 1. Each environment takes up to 4 GB in the folder for temporary files (TMPDIR), and is deleted before
+the next one is made. The command needs nothing but Python and a package index.
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SETS = {"newest": "constraints.txt", "oldest": "constraints-oldest.txt"}
+CONSTRAINTS = {"newest": "constraints.txt", "oldest": "constraints-oldest.txt"}
+# The oldest TensorFlow refuses the protobuf that kfp needs.
+EXTRAS = {"newest": ["formats", "serving", "kfp", "vertex"], "oldest": ["formats", "serving"], "beside": []}
+BESIDE = ["tensorflow==2.19.1", "keras==3.15.1", "keras-hub==0.32.0", "pandas==3.1.1"]
+BESIDE_TOO = "tf-keras==2.19.*"  # as docs/install.md says
+CELLS = [*map(":".join, itertools.product(("3.11", "3.12", "3.13"), CONSTRAINTS)), "3.11:beside"]
+TOOLS = ["build==1.6.1", "twine==7.0.0"]
+# What a source distribution has besides tfnas/ and its metadata.
+BESIDES = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg"}
+BESIDES |= {"PKG-INFO", *CONSTRAINTS.values()}
+MINUTES = 30  # for a command; more means that it hangs
 
 
 def find_python(version):
@@ -30,28 +53,62 @@ def find_python(version):
     return None
 
 
-def run(*command, **environment):
-    """Runs a command. Raises RuntimeError with the last lines that it printed if it fails."""
-    done = subprocess.run(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=tempfile.gettempdir(),
-        env={**os.environ, **environment},
-    )
-    if done.returncode:
-        raise RuntimeError("\n".join(done.stdout.splitlines()[-15:]))
-    return done.stdout
+def run(*command):
+    """Runs a command; returns what it printed. Raises RuntimeError with the end of that if it fails or hangs."""
+    command = list(map(str, command))
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **streams, text=True, cwd=tempfile.gettempdir(), start_new_session=True)
+    try:
+        printed, _ = process.communicate(timeout=60 * MINUTES)
+        ended = f"exit code {process.returncode}"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
+        ended = f"killed after {MINUTES} minutes"
+    if process.returncode:
+        raise RuntimeError("\n".join([*printed.splitlines()[-40:], f"{' '.join(command)}: {ended}"]))
+    return printed
+
+
+def pip(python, *arguments):
+    """Runs pip of an environment."""
+    return run(python, "-m", "pip", "--disable-pip-version-check", *arguments)
+
+
+def distributions(folder):
+    """Builds and checks both distributions; returns the wheel. Raises RuntimeError if something is wrong with them."""
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info")
+    sources = shutil.copytree(ROOT, folder / "sources", ignore=ignored)  # the tools leave files where they build
+    run(sys.executable, "-m", "venv", folder / "tools")
+    python = folder / "tools" / "bin" / "python"
+    pip(python, "install", "--quiet", *TOOLS)
+    run(python, "-m", "build", "--outdir", folder / "dist", sources)
+    (wheel,), (sdist,) = (folder / "dist").glob("*.whl"), (folder / "dist").glob("*.tar.gz")
+    run(python, "-m", "twine", "check", "--strict", wheel, sdist)
+    expected = {str(file.relative_to(sources)) for file in (sources / "tfnas").rglob("*") if file.is_file()}
+    with zipfile.ZipFile(wheel) as archive:
+        _compare(wheel, {name for name in archive.namelist() if ".dist-info/" not in name}, expected)
+    with tarfile.open(sdist) as archive:
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+        _compare(sdist, {name for name in names if ".egg-info/" not in name}, expected | BESIDES)
+    for file in wheel, sdist:
+        print(f"{file.name}: {file.stat().st_size / 1e3:,.0f} kB, complete; twine check passed", flush=True)
+    return wheel
+
+
+def _compare(file, found, expected):
+    if found != expected:
+        missing, more = sorted(expected - found), sorted(found - expected)
+        raise RuntimeError(f"{file.name}: missing: {missing}, and not expected: {more}")
 
 
 class Environment:
-    """An empty virtual environment, and the table's row of what is installed into it."""
+    """A virtual environment, and the table's row of what is installed into it."""
 
     def __init__(self, folder, python, packages):
         run(python, "-m", "venv", folder)
         self.python = folder / "bin" / "python"
-        self.constraints = ROOT / SETS[packages]
+        self.constraints = ["--constraint", ROOT / CONSTRAINTS[packages]] if packages in CONSTRAINTS else []
         self.name = f"{run(self.python, '--version').split()[1]} | {packages}"
         self.before = self.sizes()
 
@@ -63,68 +120,76 @@ class Environment:
         )
         return len([*site.glob("*.dist-info")]), size / 1e6
 
-    def install(self, requirement):
-        """Installs a requirement, and returns cells of a row: packages, megabytes and seconds."""
+    def install(self, *requirements):
+        """Installs requirements, and returns cells of a row: packages and megabytes in all, and seconds."""
         start = time.monotonic()
-        pip = [self.python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        run(*pip, "--constraint", self.constraints, requirement)
+        # Python compiles what it imports: that is a small part of these packages.
+        pip(self.python, "install", "--quiet", "--no-compile", *self.constraints, *requirements)
         packages, size = (now - then for now, then in zip(self.sizes(), self.before, strict=True))
-        return f"{packages} | {size:,.0f} MB | {time.monotonic() - start:.0f} s"
+        return f"{packages} | {size:,.0f} MB | {time.monotonic() - start:.0f}"
+
+    def installed(self):
+        """Returns packages and their versions, as pip lists them."""
+        return set(pip(self.python, "freeze", "--all").split("\n"))
 
     def smoke(self, *extras):
         """Runs the smoke test, and returns what it printed."""
         return run(self.python, ROOT / "tests" / "smoke.py", *extras).splitlines()[-1].removeprefix("smoke: ")
 
 
-def measure(folder, python, packages, wheel, extras):
-    """Yields the rows of one environment: Python, set, installed, packages, size, seconds, smoke test."""
+def measure(folder, python, packages, wheel, with_extras):
+    """Yields the rows of one cell: Python, set, installed, packages, size, seconds, smoke test."""
     environment = Environment(folder, python, packages)
+    if packages == "beside":
+        yield f"| {environment.name} | {', '.join(BESIDE)} | {environment.install(*BESIDE)} | |"
+        before = environment.installed()
+        cells = environment.install(wheel, BESIDE_TOO)
+        if changed := before - environment.installed():
+            raise RuntimeError(f"changed: {', '.join(sorted(changed))}")
+        run(environment.python, "-c", "import keras_hub, pandas, tfnas; tfnas.shrink")
+        yield f"| {environment.name} | + core, none of them changed | {cells} | {environment.smoke()} |"
+        return
     cells = environment.install(wheel)
     yield f"| {environment.name} | core | {cells} | {environment.smoke()} |"
-    for i in range(len(extras)):
-        installed = environment.install(f"{wheel}[{','.join(extras[: i + 1])}]")
-        smoke = environment.smoke(*extras) if i == len(extras) - 1 else ""
-        yield f"| {environment.name} | + {extras[i]} | {installed} | {smoke} |"
+    if with_extras:
+        extras = EXTRAS[packages]
+        cells = environment.install(f"{wheel}[{','.join(extras)}]")
+        yield f"| {environment.name} | + {', '.join(extras)} | {cells} | {environment.smoke(*extras)} |"
+
+
+def cell(text):
+    """A version of Python and a set, of 'VERSION:SET'. Raises ValueError for anything else."""
+    version, packages = text.split(":")
+    if packages not in EXTRAS:
+        raise ValueError
+    return version, packages
 
 
 def main():
     """Prints a table; exits with code 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pythons", default="3.11,3.12,3.13", help="Versions of Python.")
-    parser.add_argument("--sets", default="newest,oldest", help="Constraints: newest, oldest, or both.")
-    parser.add_argument("--extras", default="", help="Extras added to the core, in this order.")
+    parser.add_argument("cells", nargs="*", type=cell, default=list(map(cell, CELLS)), metavar="CELL")
+    parser.add_argument("--extras", action="store_true", help="Add the extras too.")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the folder is deleted
     failed = False
-    print(
-        "| Python | set | installed | packages | size | seconds | smoke test |\n|---|---|---|---|---|---|---|",
-        flush=True,
-    )
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        sources = shutil.copytree(
-            ROOT / "tfnas", folder / "sources" / "tfnas"
-        ).parent  # pip leaves files where it builds
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, sources)
-        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "wheel", sources)
-        (wheel,) = (folder / "wheel").iterdir()
-        for version in options.pythons.split(","):
+        wheel = distributions(folder)
+        print("\n| Python | set | installed | packages | size | seconds | smoke test |\n|---|---|---|---|---|---|---|")
+        for version, packages in options.cells:
+            sys.stdout.flush()
             python = find_python(version)
-            for packages in options.sets.split(","):
-                if python is None:
-                    print(
-                        f"| {version} | {packages} | skipped: no Python {version} on this machine | | | | |", flush=True
-                    )
-                    continue
-                try:
-                    for row in measure(
-                        folder / "env", python, packages, wheel, [*filter(None, options.extras.split(","))]
-                    ):
-                        print(row, flush=True)
-                except RuntimeError as error:
-                    failed = True
-                    print(f"| {version} | {packages} | failed | | | | |\n{error}", flush=True)
-                shutil.rmtree(folder / "env", ignore_errors=True)
+            if python is None:
+                print(f"| {version} | {packages} | skipped: no Python {version} on this machine | | | | |")
+                continue
+            try:
+                for row in measure(folder / "env", python, packages, wheel, options.extras):
+                    print(row, flush=True)
+            except RuntimeError as error:
+                failed = True
+                print(f"| {version} | {packages} | FAILED | | | | |\n{error}", flush=True)
+            shutil.rmtree(folder / "env", ignore_errors=True)
     sys.exit(failed)
 
 

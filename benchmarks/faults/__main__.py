@@ -10,26 +10,27 @@ from absl import app, flags, logging
 
 from benchmarks.faults.damage import damage
 from benchmarks.faults.disk import disk, in_namespace
-from benchmarks.faults.kills import kills
-from benchmarks.faults.reference import Reference, differences
+from benchmarks.faults.kills import kills, shrink_kills
+from benchmarks.faults.load import load
+from benchmarks.faults.reference import Reference
 
-_PARTS = flags.DEFINE_list("parts", ["kills", "disk", "damage"], "Which of the three.")
-_KILLS = flags.DEFINE_integer("kills", 50, "Runs that are killed.")
+_PARTS = flags.DEFINE_list("parts", ["kills", "shrink", "disk", "damage", "load"], "Which of the five.")
+_KILLS = flags.DEFINE_integer("kills", 50, "Runs that are killed, and calls of `tfnas.shrink`.")
 _SIZES = flags.DEFINE_integer("sizes", 4, "Sizes of the disk on which each stage runs out of space.")
 _DAMAGE = flags.DEFINE_integer("damage", 200, "Files that are damaged.")
+_MINUTES = flags.DEFINE_float("minutes", 10, "Of load.")
 _PARALLEL = flags.DEFINE_integer("parallel", 2, "Runs side by side.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of moments, sizes and damages.")
 
 
 def _undisturbed(folder, parallel):
-    """One of several runs side by side, how many others there are, and how many of them equal it.
+    """Runs of the published search, and of the default one, which drops units in steps.
 
-    As many as later, so that moments and sizes are drawn from wall times like theirs.
+    As many side by side as later, so that moments and sizes are drawn from wall times like theirs.
     """
     with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
-        titles = ["reference", *(f"again-{i}" for i in range(1, parallel))]
-        reference, *others = pool.map(lambda title: Reference(folder, title), titles)
-    return reference, len(others), sum(not differences(other.evidence, reference.evidence) for other in others)
+        importances = ("gates", "curvature")
+        return [*pool.map(lambda name: Reference(folder, name, [f"--config.search.importance={name}"]), importances)]
 
 
 def main(_):
@@ -51,17 +52,22 @@ def main(_):
         folder = pathlib.Path(name)
         if parts & {"kills", "disk"}:
             with timed("undisturbed"):
-                reference, others, equal = _undisturbed(folder, parallel)
-            rows.append(("undisturbed, again", others, equal))
+                references = _undisturbed(folder, parallel)
         if "kills" in parts:
             with timed("kills"):
-                rows += kills(folder, reference, _KILLS.value, parallel, seed)
+                rows += kills(folder, references, _KILLS.value, parallel, seed)
+        if "shrink" in parts:
+            with timed("shrink"):
+                rows += shrink_kills(folder, _KILLS.value, parallel, seed)
         if "disk" in parts:
             with timed("disk"):
-                rows += disk(folder, reference, _SIZES.value, parallel, seed)
+                rows += disk(folder, references[0], _SIZES.value, parallel, seed)
         if "damage" in parts:
             with timed("damage"):
                 rows += damage(folder, _DAMAGE.value, seed)
+        if "load" in parts:
+            with timed("load"):
+                rows += load(folder, _MINUTES.value, seed)
     print("\n| case | number | as expected |\n|---|---|---|")
     for title, number, good in rows:
         print(f"| {title} | {number} | {good} |")

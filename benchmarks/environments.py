@@ -77,15 +77,15 @@ def pip(python, *arguments):
 
 def distributions(folder):
     """Builds and checks both distributions; returns the wheel. Raises RuntimeError if something is wrong with them."""
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info")
-    sources = shutil.copytree(ROOT, folder / "sources", ignore=ignored)  # the tools leave files where they build
+    sources = shutil.copytree(ROOT, folder / "sources", ignore=_ignored)  # the tools leave files where they build
     run(sys.executable, "-m", "venv", folder / "tools")
     python = folder / "tools" / "bin" / "python"
     pip(python, "install", "--quiet", *TOOLS)
     run(python, "-m", "build", "--outdir", folder / "dist", sources)
     (wheel,), (sdist,) = (folder / "dist").glob("*.whl"), (folder / "dist").glob("*.tar.gz")
     run(python, "-m", "twine", "check", "--strict", wheel, sdist)
-    expected = {str(file.relative_to(sources)) for file in (sources / "tfnas").rglob("*") if file.is_file()}
+    package = [file for file in (ROOT / "tfnas").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    expected = {str(file.relative_to(ROOT)) for file in package}
     with zipfile.ZipFile(wheel) as archive:
         _compare(wheel, {name for name in archive.namelist() if ".dist-info/" not in name}, expected)
     with tarfile.open(sdist) as archive:
@@ -94,6 +94,14 @@ def distributions(folder):
     for file in wheel, sdist:
         print(f"{file.name}: {file.stat().st_size / 1e3:,.0f} kB, complete; twine check passed", flush=True)
     return wheel
+
+
+def _ignored(path, names):
+    """What is not a source: caches, and what is made in the repository's root."""
+    made = {"build", "dist", "runs"} if pathlib.Path(path) == ROOT else set()
+    return {
+        name for name in names if name in made or name == "__pycache__" or name.endswith(".egg-info") or name[0] == "."
+    }
 
 
 def _compare(file, found, expected):

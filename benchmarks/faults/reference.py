@@ -15,7 +15,8 @@ from tfnas.common import terminal
 tf = terminal.load_tensorflow()
 import keras  # noqa: E402  after TensorFlow, whose greeting is held back
 
-import tfnas.gating.supernet  # noqa: E402, F401  registers the layers of a supernet's file
+import tfnas.gating.supernet  # noqa: E402, F401  registers the layers of a supernet's file, as does
+import tfnas.gating.unit_supernet  # noqa: E402, F401  that of one with channel units
 from tfnas import config  # noqa: E402
 from tfnas.data import pipeline  # noqa: E402
 from tfnas.runs import stage_table  # noqa: E402

@@ -8,6 +8,7 @@ import time
 
 from absl import app, flags, logging
 
+from benchmarks import records
 from benchmarks.faults.damage import damage
 from benchmarks.faults.disk import disk, in_namespace
 from benchmarks.faults.kills import kills, shrink_kills
@@ -20,6 +21,7 @@ _SIZES = flags.DEFINE_integer("sizes", 4, "Sizes of the disk on which each stage
 _DAMAGE = flags.DEFINE_integer("damage", 200, "Files that are damaged.")
 _MINUTES = flags.DEFINE_float("minutes", 10, "Of load.")
 _PARALLEL = flags.DEFINE_integer("parallel", 2, "Runs side by side.")
+_RECORD = records.flag()
 _SEED = flags.DEFINE_integer("seed", 0, "Of moments, sizes and damages.")
 
 
@@ -36,6 +38,7 @@ def _undisturbed(folder, parallel):
 def main(_):
     """Prints what happens as it happens and, at the end, a Markdown table of counts and seconds."""
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
+    record = records.Record(_RECORD.value)
     parts, parallel, seed = set(_PARTS.value), _PARALLEL.value, _SEED.value
     skipped = in_namespace() if "disk" in parts else ""
     if skipped:
@@ -68,13 +71,12 @@ def main(_):
         if "load" in parts:
             with timed("load"):
                 rows += load(folder, _MINUTES.value, seed)
-    print("\n| case | number | as expected |\n|---|---|---|")
+    record.heading("case", "number", "as expected")
     for title, number, good in rows:
-        print(f"| {title} | {number} | {good} |")
+        record.row(title, str(number), str(good))
     if skipped:
         print(f"\ndisk: skipped, because nothing can be mounted here ({skipped}).")
-    print("\nSeconds: " + ", ".join(f"{part} {value:.0f}" for part, value in seconds.items()), end="")
-    print(f"; in all {sum(seconds.values()):.0f}.")
+    record.keep(seconds={part: round(value) for part, value in seconds.items()})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ installed, such as 3.12:oldest:
 - beside: packages that are there before, among them an older TensorFlow. The wheel must not change any of them.
 
 Without cells, it takes newest and oldest on three Pythons, and 3.11:beside. Rows are printed as they are measured. A
-Python that is not on this machine is skipped and said to be. What fails is followed by the end of its output, and the
+Python that is not on this machine is skipped, and reported as such. What fails is followed by the end of its output, and the
 exit code is then 1. Each environment takes up to 4 GB in the folder for temporary files (TMPDIR), and is deleted before
 the next one is made. The command needs nothing but Python and a package index.
 """
@@ -97,7 +97,7 @@ def distributions(folder):
 
 
 def _ignored(path, names):
-    """What is not a source: caches, and what is made in the repository's root."""
+    """Names of caches, and of what is made in the repository's root."""
     made = {"build", "dist", "runs"} if pathlib.Path(path) == ROOT else set()
     return {
         name for name in names if name in made or name == "__pycache__" or name.endswith(".egg-info") or name[0] == "."

@@ -34,8 +34,8 @@ def kills(folder, references, number, parallel, seed):
             wrong += [f"missing: {name}" for name in sorted(names(reference.path) - names(path))]
             counts[stage, "killed"] += 1
             counts[stage, "equal"] += not wrong
-            said = f"{count} x, first in {stage} of {reference.path.name}: {'; '.join(wrong) or 'equal'}"
-            print(f"{case.name}: {said}", flush=True)
+            line = f"{count} x, first in {stage} of {reference.path.name}: {'; '.join(wrong) or 'equal'}"
+            print(f"{case.name}: {line}", flush=True)
             shutil.rmtree(case)
     rows = [(f"killed in {s}", counts[s, "killed"], counts[s, "equal"]) for s in STAGES if counts[s, "killed"]]
     return [*rows, ("killed, in all", number, sum(equal for _, _, equal in rows))]
@@ -79,7 +79,7 @@ def _given(folder, other):
 
 
 def _shrunk(folder):
-    """What must be equal: what the program has found, by name, and the files that it leaves."""
+    """Returns what must be equal, by name: what the program has found, and the files that it leaves."""
     found = json.loads((folder / "found.json").read_text())
     return {**found, "files": sorted(names(folder / "run"))}
 

@@ -12,8 +12,8 @@ installed, such as 3.12:oldest:
 
 Without cells, it takes newest and oldest on three Pythons, and 3.11:beside. Rows are printed as they are measured. A
 Python that is not on this machine is skipped, and the row says so. What fails is followed by the end of its output, and
-the exit code is then 1. Each environment takes up to 4 GB in the folder for temporary files (TMPDIR), and is deleted before
-the next one is made. The command needs nothing but Python and a package index.
+the exit code is then 1. Each environment takes up to 4 GB in the folder for temporary files (TMPDIR), and is deleted
+before the next one is made. The command needs nothing but Python and a package index.
 """
 
 import argparse

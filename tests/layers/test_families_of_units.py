@@ -49,11 +49,20 @@ LAYERS = {
     "one vector": (lambda x: L.RepeatVector(4)(x[:, 0, 1]), 8),
     "grouped convolution": (lambda x: L.Conv2D(6, 3, groups=2, activation="relu")(x), 4),
     "many groups, without bias": (lambda x: L.Conv2D(12, 3, 2, "same", groups=4, use_bias=False)(x), 2),
+    "dense at each time step": (lambda x: L.TimeDistributed(L.Dense(7, activation="relu"))(x), 8),
+    "convolution of each time step": (lambda x: L.TimeDistributed(L.Conv1D(7, 3, 2, "same", activation="relu"))(x), 8),
     "instance normalization": (lambda x: L.GroupNormalization(-1)(x), 8),
 }
 
 
-EVERYTHING = ("LayerNormalization", "GroupNormalization, few groups", "a part of a split", "a common divisor", "PReLU")
+EVERYTHING = (
+    "LayerNormalization",
+    "GroupNormalization, few groups",
+    "a part of a split",
+    "a common divisor",
+    "PReLU",
+    "convolution of each time step",
+)
 
 
 def check(model, rng, noise="batch", streams=False, everything=True):
@@ -67,6 +76,19 @@ def check(model, rng, noise="batch", streams=False, everything=True):
     form = supernet.graph.form
     assert form.full("parameters") == cost(supernet.graph).parameters <= model.count_params()
     return supernet
+
+
+def test_frames_cost_what_their_layer_costs_for_each():
+    frames = keras.Input((3, 6, 6, 2))
+    inner = keras.Sequential([keras.Input((6, 6, 2)), L.Conv2D(4, 3), L.GlobalMaxPooling2D()])
+    model = keras.Model(frames, L.Dense(3)(L.Flatten()(L.TimeDistributed(inner)(frames))))
+    graph = UnitGraph(model)
+    for counted in (cost(graph), cost(model)):
+        assert (counted.parameters, counted.multiply_adds) == (model.count_params(), 3 * 16 * 9 * 2 * 4 + 12 * 3)
+    assert graph.form.full("multiply_adds") == counted.multiply_adds and graph.num_units == 4
+    whole = L.TimeDistributed(keras.Sequential([L.Conv2D(4, 3), L.BatchNormalization()]), name="steps")
+    norms = UnitGraph(keras.Model(frames, L.Dense(3)(L.Dense(4)(L.Flatten()(whole(frames))))))
+    assert norms.untraced == {"steps": "in training it normalizes each time step by itself"}
 
 
 def words():

@@ -206,7 +206,7 @@ class _Cutter(Builder):
             if not node.inputs and self.num_parts:
                 self.outer[i] = tensor
             held, constants = self.flow.held(i), self.folding.constants[i]
-            self.values.append(Value(tensor, held, constants, node.spatial, node.called.dtype))
+            self.values.append(Value(tensor, held, constants, node.spatial, node.called.dtype, node.examples))
             if tensor is not None and self._depth(tensor) > _DEEPEST:
                 self._close()
         if self.num_parts:

@@ -149,9 +149,11 @@ class _Gate:
     mask: Any
 
     @staticmethod
-    def _spread(gates: tf.Tensor, rank: int) -> tf.Tensor:
-        """Gates of shape (batch or 1, C) or (C,) as those of a tensor of this rank."""
-        return tf.reshape(gates, [-1, *[1] * (rank - 2), gates.shape[-1]])  # [B or 1, 1, ..., C]
+    def _spread(gates: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """Gates of shape (batch or 1, C) or (C,) as those of a tensor, of which an example may have several."""
+        if gates.shape.rank == 2 and gates.shape[0] != 1:
+            gates = tf.repeat(gates, tf.shape(x)[0] // tf.shape(gates)[0], axis=0)
+        return tf.reshape(gates, [-1, *[1] * (len(x.shape) - 2), gates.shape[-1]])  # [B or 1, 1, ..., C]
 
     def _add_mask(self, channels: int) -> None:
         self.mask = self.add_weight(  # type: ignore[attr-defined]
@@ -212,7 +214,7 @@ class UnitGate(keras.layers.Layer, _Gate):
         gates = self._channel_gates(drawn, training)
         if gates is None:
             return x
-        return x * tf.cast(self._spread(gates, len(x.shape)), x.dtype)
+        return x * tf.cast(self._spread(gates, x), x.dtype)
 
     def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
         """Shape and dtype of the output: the gated tensor's."""
@@ -311,4 +313,4 @@ class KeptNormalization(_WithNormalization):
         gates = self._channel_gates(drawn, training)
         if gates is None:
             return self.layer(x)
-        return tf.cast(normalized(self.layer, x, self._spread(gates, len(x.shape))), self.layer.compute_dtype)
+        return tf.cast(normalized(self.layer, x, self._spread(gates, x)), self.layer.compute_dtype)

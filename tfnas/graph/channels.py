@@ -149,6 +149,7 @@ class Graph:
                 num_channels=shape[-1],
                 spatial=tuple(shape[1:-1]),
                 called=called,
+                examples=self._lengths.of(output),
             )
             self.nodes.append(node)
 

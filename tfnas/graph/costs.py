@@ -92,4 +92,4 @@ def _positions(node: Node) -> int:
             f"cost: layer '{node.name}': a fixed spatial size expected. Received: {node.spatial}; give the model's "
             "input one, such as keras.Input((32, 32, 3))"
         )
-    return positions
+    return positions * node.examples

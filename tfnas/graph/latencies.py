@@ -181,7 +181,7 @@ class Latencies:
                 key = f"{alone.layers[-1].__class__.__name__} {_settings(alone.layers[-1])} {alone.input_shape}"
                 if key not in known:
                     known[key] = _fastest(timer(alone, device))
-                layers[node.name] = known[key]
+                layers[node.name] = known[key] * node.examples
         return cls(_fastest(timer(graph.model, device)), layers)
 
     def terms(self, form: ClosedForm) -> tuple[Term, ...]:

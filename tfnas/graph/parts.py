@@ -85,6 +85,11 @@ def parts_of(record: Any, name: str, made: dict[int, Made], untraced: dict[str, 
         return Parts(inner.inputs, inner.outputs, calls_of(inner))
     if registered(layer) is not None:
         return None
+    if isinstance(layer, keras.layers.TimeDistributed):
+        return _over_time(record, name, given[0], untraced, lengths)
+    if isinstance(layer, keras.layers.SpectralNormalization):
+        untraced[name] = "in training it divides its kernel by a norm of the whole kernel, which a part does not have"
+        return None
     if type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.layers.Lambda):
         if is_of_keras(getattr(layer, "activation", None)):
             return None
@@ -117,6 +122,31 @@ def _with_activation(record: Any, made: dict[int, Made], length: int, lengths: L
     for tensor in (x, between, output):
         lengths.note(tensor, length, True)
     return Parts([x], [output], [t._keras_history.operation._inbound_nodes[-1] for t in (between, output)])
+
+
+def _over_time(record: Any, name: str, length: int, untraced: dict[str, str], lengths: Lengths) -> Parts | None:
+    """A TimeDistributed as the layer that it wraps, with all time steps as examples; a Dense layer takes them as such.
+
+    Normalization by batches is not taken apart: it has statistics of each step by itself.
+    """
+    layer, given = record.operation.layer, record.input_tensors[0]
+    if len(record.input_tensors) > 1 or record.arguments.kwargs.get("mask") is not None:
+        untraced[name] = "it has a mask"
+        return None
+    if any(isinstance(part, keras.layers.BatchNormalization) and part.trainable for part in layer._flatten_layers()):
+        untraced[name] = "in training it normalizes each time step by itself"
+        return None
+    x = keras.Input(batch_shape=given.shape, dtype=given.dtype)
+    lengths.note(x, length)
+    if isinstance(layer, keras.layers.Dense):
+        output = layer(x)
+    else:
+        steps, sizes = given.shape[1], record.output_tensors[0].shape[2:]
+        if None in (steps, *given.shape[2:], *sizes):
+            untraced[name] = "the number of its time steps, or a size of one, is not known"
+            return None
+        output = keras.ops.reshape(layer(keras.ops.reshape(x, (-1, *given.shape[2:]))), (-1, steps, *sizes))
+    return Parts([x], [output], calls_of(keras.Model(x, output)))
 
 
 def one_of(layer: Any) -> tuple[Any, Any]:

@@ -314,7 +314,7 @@ class UnitGraph(Graph):
                 if parameters:
                     terms["parameters"].append(Term(node.name, float(parameters), first, second, tuple(needs[i])))
                 if weights:
-                    positions = np.nan if node.positions is None else node.positions
+                    positions = np.nan if node.positions is None else node.positions * node.examples
                     coefficient = float(weights * positions)
                     terms["multiply_adds"].append(Term(node.name, coefficient, first, second, tuple(needs[i])))
         if any(np.isnan(term.coefficient) for term in terms["multiply_adds"]):

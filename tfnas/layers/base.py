@@ -48,6 +48,7 @@ class Node:
         spatial: the axes between batch and channels of its output; () for a vector.
         called: how it was called; `call` calls it so again.
         shared: whether its layer has weights and is called by other nodes too.
+        examples: how many of its examples there are for each of the model's: several for windows or frames.
     """
 
     LAYERS: ClassVar[tuple[type, ...]] = ()  # Keras's classes that are of this family
@@ -66,6 +67,7 @@ class Node:
     spatial: tuple[int | None, ...]
     called: Call
     shared: bool = False
+    examples: int = 1
 
     @property
     def inner(self) -> Any:
@@ -218,7 +220,7 @@ class Node:
 
     @property
     def positions(self) -> int | None:
-        """Number of times that its kernel is applied to one example; None without a fixed size."""
+        """Number of times that its kernel is applied to one of its examples; None without a fixed size."""
         return None if None in self.spatial else math.prod(size or 0 for size in self.spatial)
 
     def count(self, x: Channels) -> tuple[int, int]:

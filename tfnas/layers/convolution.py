@@ -159,7 +159,7 @@ class Convolution(WithKernel):
             tensors.append(build.gather(source, np.flatnonzero(inputs)))
             kernels.append(kernel.weights)
         if kernel.border is not None:
-            tensors.append(build.ones(source.spatial, source.dtype))
+            tensors.append(build.ones(source))
             kernels.append(kernel.border)
         tensor = build.operation(keras.ops.concatenate, tensors, axis=-1) if len(tensors) > 1 else tensors[0]
         weights = [self._turned(np.concatenate(kernels, axis=-2))]

@@ -78,6 +78,7 @@ class Value:
         constants: value of every channel that is constant, shape (C,); elsewhere 0.
         spatial: the axes between batch and channels.
         dtype: of the supernet's tensor.
+        examples: how many of its examples there are for each of the model's.
     """
 
     tensor: Any
@@ -85,6 +86,7 @@ class Value:
     constants: np.ndarray
     spatial: tuple[int | None, ...]
     dtype: str
+    examples: int = 1
 
 
 class Builder(abc.ABC):
@@ -126,7 +128,7 @@ class Builder(abc.ABC):
         explicit = np.isin(wanted, value.channels)
         constants = value.constants[wanted]
         if not explicit.any():
-            ones = self.ones(value.spatial, value.dtype)
+            ones = self.ones(value)
             return self.cast(self.operation(keras.ops.multiply, ones, constants), value.dtype)
         position = np.searchsorted(value.channels, wanted).astype("int32")
         if explicit.all():
@@ -153,16 +155,17 @@ class Builder(abc.ABC):
             raise _unknown_size()
         return self.operation(keras.ops.tile, tensor, (1, *repeats)) if set(repeats) != {1} else tensor
 
-    def ones(self, spatial: tuple[int | None, ...], dtype: str) -> Any:
-        """Ones of shape (batch, *spatial, 1)."""
+    def ones(self, value: Value) -> Any:
+        """Ones for each example and position of a tensor, shape (batch, *spatial, 1)."""
+        spatial = value.spatial
         if None in spatial:
             raise _unknown_size()
         image = self.image()
         corner = (slice(None), *[slice(0, 1)] * (len(image.shape) - 1))
         one = self.operation(lambda x: x[corner], image)
-        one = self.operation(keras.ops.ones_like, self.operation(keras.ops.cast, one, dtype))
+        one = self.operation(keras.ops.ones_like, self.operation(keras.ops.cast, one, value.dtype))
         one = self.operation(keras.ops.reshape, one, (-1, *[1] * (len(spatial) + 1)))
-        return self.operation(keras.ops.tile, one, (1, *spatial, 1))
+        return self.operation(keras.ops.tile, one, (value.examples, *spatial, 1))
 
 
 def _unknown_size() -> UserError:

@@ -197,6 +197,10 @@ def moves(called: Call) -> list[np.ndarray] | None:
 def _moves(called: Call) -> list[np.ndarray] | None:
     record = called.record
     found: list[np.ndarray] = []
+    if type(record.operation).__name__ == "Reshape":
+        channels, after = (x[0].shape[-1] for x in (record.input_tensors, record.output_tensors))
+        if channels == after:  # whatever becomes of the other axes: frames may become examples
+            return [np.arange(channels)]
     shapes = [[2, *(size or _UNKNOWN for size in tensor.shape[1:])] for tensor in record.input_tensors]
     if not shapes or any(len(shape) < 2 or math.prod(shape) > _MOST_NUMBERS for shape in shapes):
         return None

@@ -344,8 +344,13 @@ def test_images_of_different_sizes_from_a_function(source, tmp_path):
         (lambda s: {**s, "test": s["test"].map(lambda x, y: x)}, "test of .* pairs"),
         (
             lambda s: {**s, "train": s["train"].map(lambda x, y: (tf.cast(x, tf.float32) / 255, y))},
-            "train of .*images of float32; do not scale",
+            "train of .*images of float32; do not scale them, or call tfnas.shrink",
         ),
+        (
+            lambda s: {**s, "train": (np.zeros((3, 9), np.float32), np.zeros(3, int))},
+            r"images \(9,\) and targets \(\); call tfnas.shrink from Python, which takes any inputs",
+        ),
+        (lambda s: {**s, "train": s["train"].map(lambda x, y: ({"image": x}, y))}, "for several .* tfnas.shrink from"),
         (lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.cast(y, tf.float32)))}, "targets of float32"),
         (
             lambda s: {**s, "train": s["train"].map(lambda x, y: (x, 2 * tf.one_hot(y, 3, dtype=tf.int32)))},

@@ -125,14 +125,15 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
         )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise UserError(
-            f"supernet.source: the model of '{source}' must have one input and one output. "
-            f"Received: {len(model.inputs)} and {len(model.outputs)}"
+            f"supernet.source: the model of '{source}' must have one input and one output. Received: "
+            f"{len(model.inputs)} and {len(model.outputs)}; call tfnas.shrink from Python, which takes several"
         )
     takes, returns = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
     expected = (None, *splits.image_shape)
     if len(takes) != 4 or any(a not in (None, b) for a, b in zip(takes, expected, strict=True)):
         raise UserError(
             f"supernet.source: the model of '{source}' must take images {expected}. Received: input {takes}"
+            + ("" if len(takes) == 4 else "; call tfnas.shrink from Python, which takes any inputs")
         )
     head = splits.task.head(splits.image_shape, splits.num_outputs)
     if head is not None and not _fits(returns, head):

@@ -17,6 +17,8 @@ from tfnas.common.errors import UserError, plain_message
 from tfnas.data.sources.splits import SPLITS, Source
 from tfnas.tasks.task import Task
 
+_SHRINK = "call tfnas.shrink from Python, which takes any inputs"
+
 
 def from_function(config: config_lib.Data, task: Task) -> Source:
     """Calls the user's function and checks its splits. It receives `config` if it has a parameter without a default.
@@ -146,15 +148,19 @@ def _check_elements(dataset: tf.data.Dataset, about: str, task: Task) -> None:
     spec = dataset.element_spec
     tensors = isinstance(spec, tuple) and all(isinstance(s, tf.TensorSpec) for s in spec)
     if not tensors or len(spec) not in (2, 3):
-        raise UserError(f"{about} must yield {expected}, as pairs, or with weights as triples. Received: {spec}")
+        raise UserError(
+            f"{about} must yield {expected}, as pairs, or with weights as triples. Received: {spec}; for several "
+            f"inputs or outputs, {_SHRINK}"
+        )
     image, target, *weight = spec
-    if image.dtype != tf.uint8:
-        raise UserError(f"{about} must yield {expected}. Received: images of {image.dtype.name}; do not scale them")
     shapes = f"images {image.shape} and targets {target.shape}"
     if image.shape.rank not in (3, None) or target.shape.rank not in task.ranks:
-        batched = image.shape.rank == 4
-        hint = "; do not batch them" if batched else ""
+        hint = {3: "", None: "", 4: "; do not batch them"}.get(image.shape.rank, f"; {_SHRINK}")
         raise UserError(f"{about} must yield {expected}. Received: {shapes}{hint}")
+    if image.dtype != tf.uint8:
+        raise UserError(
+            f"{about} must yield {expected}. Received: images of {image.dtype.name}; do not scale them, or {_SHRINK}"
+        )
     if task.integers and target.shape.rank in task.ranks[:1] and not target.dtype.is_integer:
         raise UserError(f"{about} must yield {expected}. Received: targets of {target.dtype.name}")
     if not (target.dtype.is_integer or target.dtype.is_floating or target.dtype.is_bool):

@@ -1,5 +1,7 @@
 """A slice of `benchmarks.coverage`: networks are exact by its own comparison, and images of any size."""
 
+import re
+
 import keras
 import networks
 import numpy as np
@@ -12,7 +14,6 @@ from tfnas.common.errors import UserError
 
 OUTCOMES = {
     "recurrent_behind_convolutions": "partly",
-    "shuffled": "exact",
     "spectral": "exact",
     "pooled_by_attention": "exact",
 }
@@ -25,6 +26,24 @@ def test_a_network_is_measured(name, eager):
     assert max(record[key] for key in ("gated", "cut", "engine", "loaded")) < 1e-5
     frozen = sum(v.numpy().size for v in model.non_trainable_weights)
     assert record["built"] and record["parameters"] == record["counted"] == model.count_params() - frozen
+
+
+def test_what_rounding_makes_of_a_network_is_no_error(eager):
+    """The logistic map, which doubles differences in each of its steps."""
+
+    def chaotic():
+        image = keras.Input((64,))
+        x = keras.layers.Dense(64, "relu")(image)
+        x = keras.layers.Dense(32, "sigmoid")(x)
+        for _ in range(22):
+            x = 3.9 * (x * (1 - x))
+        return keras.Model(image, keras.layers.Dense(3)(x))
+
+    record = coverage._measured(chaotic)
+    assert record["outcome"] == "exact" and record["remark"].startswith("in float64; ")
+    in_float32, rounding = (float(x) for x in re.findall(r"[\d.]+e[+-]\d+", record["remark"]))
+    assert coverage._largest(record) < 1e-6 < coverage._TOLERANCE < in_float32 and rounding > 1e-5
+    assert keras.config.floatx() == "float32" and "weights" not in record
 
 
 def test_images_of_any_size_bound_parameters_alone(rng):

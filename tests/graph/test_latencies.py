@@ -1,5 +1,7 @@
 """Measured latencies as a cost in closed form."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -23,41 +25,74 @@ def per_multiply_add(network):
 
 def test_on_a_device_that_takes_a_time_for_each_multiply_add_the_closed_form_is_exact():
     graph = UnitGraph(model())
-    measured = Latencies.measure(graph, lambda network: 1e-9 * cost(network).multiply_adds)
-    multiply_adds = cost(graph).multiply_adds
-    assert measured.full == pytest.approx(1e-9 * multiply_adds)
-    assert sum(measured.layers.values()) == pytest.approx(measured.full)
-    form = graph.form.with_latency(measured.terms(graph.form))
+    measured = Latencies.measure(graph, per_multiply_add)
+    assert measured.overhead == pytest.approx(1e-6)
+    assert measured.full == pytest.approx(1e-9 * cost(graph).multiply_adds + 1e-6)
+    layers = sum(measured.products.values()) + sum(measured.outputs.values())
+    assert layers == pytest.approx(measured.full - measured.overhead)
+    form = graph.form.with_latency(measured.terms(graph))
     rng = np.random.default_rng(0)
     for rate in (0.0, 0.3, 0.7):
         architecture = graph.closed({g.name: rng.random(g.size) < rate for g in graph.groups})
         kept = np.array([mask.sum() for mask in architecture.values()])
-        expected = 1e-9 * cost(cut(graph, architecture)).multiply_adds
+        expected = per_multiply_add(cut(graph, architecture))
         assert form.counts(kept)["latency"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_what_layers_leave_of_the_network_is_constant_and_what_they_exceed_is_shared():
+def chain_and_sum():
+    """Two convolutions with an activation each, whose outputs are added up, and a dense layer."""
+    image = keras.Input((4, 4, 3))
+    x = keras.layers.Conv2D(8, 1, name="first")(image)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    y = keras.layers.Conv2D(8, 3, padding="same", name="second")(x)
+    y = keras.layers.Add(name="sum")([x, keras.layers.Activation("swish", name="swish")(y)])
+    return keras.Model(image, keras.layers.Dense(5, name="last")(keras.layers.GlobalAveragePooling2D(name="mean")(y)))
+
+
+def per_number(network):
+    """A device on which a pass takes 3 s, a product of two numbers 1 ms, a number of any tensor of feature maps 1 s."""
+    maps = [op.output for op in network.operations if type(op).__name__ != "InputLayer"]
+    return 3 + 1e-3 * cost(network).multiply_adds + sum(np.prod(tensor.shape[1:]) for tensor in maps)
+
+
+def test_what_a_layer_takes_for_its_outputs_alone_is_told_from_what_it_takes_for_products():
+    graph = UnitGraph(chain_and_sum(), streams=True)
+    measured = Latencies.measure(graph, per_number)
+    assert measured.overhead == 4  # with the one number of the network that has one
+    # Less the overhead, of numbers at 16 positions of three layers, of two, and of one at one position.
+    assert measured.outputs == pytest.approx({"first": 16 * 24 - 1, "second": 16 * 16 - 1, "last": 5 - 1})
+    assert measured.products == pytest.approx({"first": 0.001 * 16 * 24, "second": 0.001 * 16 * 9 * 64, "last": 0.04})
+    terms = {(term.name, bool(term.first), bool(term.second)): term.coefficient for term in measured.terms(graph)}
+    # What the layers leave is that of the sum, in proportion to its numbers, and of the mean.
+    left = measured.full - 4 - sum(measured.outputs.values()) - sum(measured.products.values())
+    assert terms["sum", False, True] == pytest.approx(left * 16 / (16 + 1) / 8)
+    assert terms["mean", False, True] == pytest.approx(left / (16 + 1) / 8)
+    assert terms["second", True, True] == pytest.approx(0.001 * 16 * 9)
+    assert terms["second", False, True] == pytest.approx((16 * 16 - 1) / 8)
+    assert graph.form.with_latency(measured.terms(graph)).full("latency") == pytest.approx(measured.full)
+
+
+def test_what_layers_alone_exceed_the_network_by_is_shared():
     graph = UnitGraph(model())
-    form = graph.form
-    layers = Latencies.measure(graph, per_multiply_add).layers
-    for full in (2 * sum(layers.values()), sum(layers.values()) / 2):
-        terms = Latencies(full, layers).terms(form)
-        found = form.with_latency(terms)
-        assert found.full("latency") == pytest.approx(full)
-        rest = [term.coefficient for term in terms if not (term.first or term.second)]
-        assert sum(rest) == pytest.approx(max(0.0, full - sum(layers.values())), abs=1e-12)
+    measured = Latencies.measure(graph, per_multiply_add)
+    half = dataclasses.replace(measured, full=measured.full / 2)
+    form = graph.form.with_latency(half.terms(graph))
+    assert form.full("latency") == pytest.approx(measured.full / 2)
+    assert [term.name for term in half.terms(graph)][-1] == "a pass"
+    assert half.terms(graph)[-1].coefficient == pytest.approx(1e-6)
 
 
 def test_layers_of_one_configuration_are_measured_once():
     calls = []
     graph = UnitGraph(model())
-    Latencies.measure(graph, lambda network: calls.append(network.name) or 1.0)
+    Latencies.measure(graph, lambda network: calls.append(network) or 1.0)
     shapes = {
         (node.inner.name.split("_")[-1][:4], node.input_channels, node.num_channels, node.input_spatial)
         for node in graph.nodes
         if node.has_kernel
     }
-    assert len(calls) <= 3 * (len(shapes) + 1)  # and the whole network, three turns each
+    # Each with all and with half of its inputs; a pass, and the whole network twice; three turns each.
+    assert len(calls) <= 3 * (2 * len(shapes) + 3)
 
 
 def test_refusals():

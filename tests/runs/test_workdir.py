@@ -339,8 +339,9 @@ def test_a_flipped_bit_in_the_manifest_is_refused(tmp_path, at):
 
 def test_sealed_files_are_read_as_written_or_refused(tmp_path):
     work = workdir.Workdir(tmp_path)
-    file = work.write_sealed("a.json", LayerLatencies("key", 0.2, {"layer": 0.1}))
-    assert work.read_sealed("a.json", LayerLatencies) == LayerLatencies("key", 0.2, {"layer": 0.1})
+    latencies = LayerLatencies("key", 0.4, 0.2, {"layer": 0.1}, {"layer": 0.0})
+    file = work.write_sealed("a.json", latencies)
+    assert work.read_sealed("a.json", LayerLatencies) == latencies
     for content in (file.read_text().replace("0.1", "0.3"), "", "[]", "{}", "\x80"):
         file.write_text(content)
         with pytest.raises(UserError, match="a.json: truncated or altered"):

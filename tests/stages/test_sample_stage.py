@@ -143,11 +143,12 @@ def test_a_bound_on_the_latency_holds_as_measured(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("tfnas.graph.latencies.timer", timer)
     config = tiny_config(search={"latency": 0.8, "epochs": 2}, sample={"num_candidates": 10, "num_random": 3})
     search.run(config, tmp_path)
-    # Every layer's kind once, and the whole network; not again for the gates after the warm-up.
-    assert len(timed) == 6
+    # Every layer's kind with all and, unless it has one, with half of its inputs; the whole network; one that computes
+    # nothing. Not again for the gates after the warm-up.
+    assert len(timed) == 11
     sample.run(config, tmp_path)
     measured = len(timed)
-    assert 6 + 2 <= measured <= 6 + 2 * 4  # each network beside the full one
+    assert 11 + 2 <= measured <= 11 + 2 * 4 * 3  # up to four networks beside the full one, up to three times
     ranked = json.loads((tmp_path / stage_table.RANKING).read_text())
     latency = ranked["latency"]
     assert latency["asked"] == 0.8 and 0.7 < latency["measured"] <= 0.8

@@ -6,18 +6,19 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from tfnas.common.errors import UserError
 from tfnas.cutting.subnets import cut
-from tfnas.graph.latencies import Device, compare_latency
+from tfnas.graph.latencies import Device, Turns, compare_latency
 from tfnas.graph.units import UnitGraph
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.unit_posterior import UnitPosterior
 
 _TOLERANCE = 0.05  # the share by which a network may be faster than was asked for
-_NETWORKS = 4  # measured at most
+_NETWORKS = 10  # measured at most
+_BY_SECANT = 3  # of these, before bisection
 _ROUNDS = 5  # in which a network and the full one are measured in turns
+_REPEATS = 3  # of these rounds, with networks compiled anew, for a network that may be the one
+_NARROWEST = 1.001  # ratio of two bounds between which no other is tried
 _MARGIN = 1 + 1e-9  # of the smallest bound, so that its product with the full seconds is not rounded out of reach
 
 
@@ -61,9 +62,11 @@ def meet_latency(
 ) -> LatencyBound:
     """Finds the bound on the predicted latency under which networks have a latency as measured.
 
-    The most probable network within a bound is cut and measured in turns with the full one; the next bound follows by
-    the secant method on logarithms, which aims at the middle of the tolerance. At most four networks are measured, none
-    twice. If even the smallest network is too slow, that is the one returned.
+    The most probable network within a bound is cut and measured in turns with the full one. The next bound follows by
+    the secant method on logarithms, which aims at the middle of the tolerance. After three networks it is the middle
+    between the bounds of one that is too fast and one that is too slow, whatever order measurements have between them.
+    A network whose latency seems about right is compiled and measured twice more before it is accepted. At most ten
+    networks are measured, none twice. If even the smallest network is too slow, that is the one returned.
 
     Args:
         posterior: whose costs include the latency (`Latencies.terms`); its other bounds hold as well.
@@ -82,25 +85,88 @@ def meet_latency(
     def most_probable(bound: float) -> Architecture:
         return dataclasses.replace(posterior, bounds={**posterior.bounds, "latency": bound * full}).mode()
 
-    slowest = most_probable(max(1.0, least))
+    most = max(1.0, least)
+    slowest = most_probable(most)
     aim = (1 - _TOLERANCE / 2) * share
+    bracket = _Bracket(least, most)
     trials: list[_Trial] = []
-    bound = max(share, least)
-    while len(trials) < _NETWORKS:
+    bound: float | None = max(share, least)
+    while bound is not None:
         architecture = most_probable(bound)
-        if any(trial.architecture == architecture for trial in trials):
-            break
-        measured = compare_latency([graph.model, cut(graph, architecture)], device, _ROUNDS).ratios[1]
-        trials.append(_Trial(architecture, bound, posterior.cost_of(architecture, "latency") / full, measured))
+        known = [trial for trial in trials if trial.architecture == architecture]
+        if known:
+            bracket.add(bound, known[0].measured > aim)
+            bound = bracket.next(None)
+            continue
+        measured = _measured(graph, architecture, aim, device)
+        predicted = posterior.cost_of(architecture, "latency") / full
+        trials.append(_Trial(architecture, bound, predicted, measured))
         best = _best(trials, share)
-        tried = tuple((trial.bound, trial.measured) for trial in trials)
+        tried = tuple((trial.predicted, trial.measured) for trial in trials)
         found = LatencyBound(share, best.bound, best.measured, tried, best.architecture == slowest)
-        if found.met:
+        if found.met or len(trials) == _NETWORKS:
             break
-        # Downwards from what is predicted for the network, not from its bound, so that another network follows.
+        # Below what is predicted for a network, and above its bound, is another network.
+        bracket.add(predicted if measured > aim else bound, measured > aim)
         ratio = _ratio(trials, aim)
-        bound = float(np.clip(ratio * (bound if ratio > 1 else trials[-1].predicted), least, max(1.0, least)))
+        secant = ratio * (bound if ratio > 1 else predicted)
+        bound = bracket.next(secant if len(trials) < _BY_SECANT or not bracket.closed else None)
     return found
+
+
+class _Bracket:
+    """The bounds between which the one that is looked for lies: of a network that is too fast, and one too slow.
+
+    Args:
+        low: the smallest bound, of a network that is not measured yet.
+        high: likewise the largest.
+    """
+
+    def __init__(self, low: float, high: float):
+        self._ends = [low, high]
+        self._measured = [False, False]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the networks of both ends are measured."""
+        return all(self._measured)
+
+    def add(self, bound: float, slow: bool) -> None:
+        """Moves an end to the bound of a network that was measured to be too slow, or too fast."""
+        self._ends[slow], self._measured[slow] = bound, True
+
+    def next(self, proposed: float | None) -> float | None:
+        """The bound of the next network, or None if there is no other one between the ends.
+
+        Args:
+            proposed: bound that is taken if it lies between the ends, or is nearest to one that is not measured; None:
+                the middle.
+        """
+        low, high = self._ends
+        if high <= _NARROWEST * low:
+            return None
+        middle = math.sqrt(low * high)
+        if proposed is None:
+            return middle
+        if proposed <= low:
+            return middle if self._measured[0] else low
+        if proposed >= high:
+            return middle if self._measured[1] else high
+        return proposed
+
+
+def _measured(graph: UnitGraph, architecture: Architecture, aim: float, device: str | Device) -> float:
+    """A network's seconds as a share of the full one's, repeated if it may be the one that is looked for.
+
+    A network that is compiled anew has its tensors elsewhere in memory, which can change its latency by a few percent.
+    """
+    networks = [graph.model, cut(graph, architecture)]
+    turns = compare_latency(networks, device, _ROUNDS)
+    for _ in range(_REPEATS - 1):
+        if abs(turns.ratios[1] / aim - 1) > _TOLERANCE:
+            break
+        turns = Turns(turns.rounds + compare_latency(networks, device, _ROUNDS).rounds)
+    return turns.ratios[1]
 
 
 def _ratio(trials: Sequence[_Trial], aim: float) -> float:

@@ -289,7 +289,7 @@ class UnitSupernet(Supernet):
 
 def costs_of(graph: UnitGraph, latencies: Latencies | None) -> ClosedForm:
     """Costs of a graph's networks in closed form, with the latency if it was measured."""
-    return graph.form.with_latency(latencies.terms(graph.form)) if latencies else graph.form
+    return graph.form.with_latency(latencies.terms(graph)) if latencies else graph.form
 
 
 def _free_name(wanted: str, graph: UnitGraph) -> str:

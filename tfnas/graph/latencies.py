@@ -22,8 +22,11 @@ import tensorflow as tf
 from tfnas.common import installation, terminal
 from tfnas.common.errors import UserError
 from tfnas.graph.channels import Graph
+from tfnas.graph.units import UnitGraph
+from tfnas.layers import BatchNormalization, Convolution, Depthwise, Pointwise
 from tfnas.layers.base import Node
-from tfnas.search_space.closed_form import ClosedForm, Term
+from tfnas.layers.calls import copy_of
+from tfnas.search_space.closed_form import Term
 
 Device = Callable[[keras.Model], float]
 Timer = Callable[[], float]  # seconds of one network, each time it is called
@@ -147,13 +150,21 @@ def compare_latency(models: Sequence[keras.Model], device: str | Device = "tenso
 class Latencies:
     """Measured seconds of one forward pass of one example.
 
+    A layer with a kernel is timed together with the normalization and the activation behind it, which devices compute
+    along with it, once with all of its input channels and once with half of them. The overhead is taken off each time.
+
     Attributes:
-        full: of the whole network, the shortest of three turns.
-        layers: likewise of each layer with a kernel, alone; those of one configuration and input shape are one.
+        full: of the whole network, the shortest of several turns.
+        overhead: of a pass through a network that computes next to nothing.
+        products: of each layer with a kernel, what is proportional to the number of its input channels times that of
+            its output channels; layers of one configuration and input shape are measured once.
+        outputs: likewise what is proportional to the number of its output channels.
     """
 
     full: float
-    layers: Mapping[str, float]
+    overhead: float
+    products: Mapping[str, float]
+    outputs: Mapping[str, float]
 
     @classmethod
     def measure(cls, graph: Graph, device: str | Device = "tensorflow") -> Latencies:
@@ -173,44 +184,73 @@ class Latencies:
                     "model's input one, such as keras.Input((32, 32, 3))"
                 )
 
+        whole = timer(graph.model, device)
+        first = _fastest(whole)
+        tensor = keras.Input((1,))
+        overhead = min(first, _fastest(timer(keras.Model(tensor, keras.layers.ReLU()(tensor)), device)))
         known: dict[str, float] = {}
-        layers = {}
-        for node in graph.nodes:
-            if node.has_kernel:
-                alone = _alone(node)
-                key = f"{alone.layers[-1].__class__.__name__} {_settings(alone.layers[-1])} {alone.input_shape}"
-                if key not in known:
-                    known[key] = _fastest(timer(alone, device))
-                layers[node.name] = known[key] * node.examples
-        return cls(_fastest(timer(graph.model, device)), layers)
 
-    def terms(self, form: ClosedForm) -> tuple[Term, ...]:
+        def seconds(chain: Sequence[Node], channels: int) -> float:
+            alone = _alone(chain, channels)
+            layers = (f"{layer.__class__.__name__} {_settings(layer)}" for layer in alone.operations[1:])
+            key = f"{', '.join(layers)} {alone.input_shape}"
+            if key not in known:
+                known[key] = max(0.0, _fastest(timer(alone, device)) - overhead)
+            return known[key]
+
+        products, outputs = {}, {}
+        for head, *followers in _chains(graph):
+            node = graph.nodes[head]
+            chain = [node, *(graph.nodes[i] for i in followers)]
+            (channels,) = node.input_channels
+            whole_chain = node.examples * seconds(chain, channels)
+            product = 0.0 if isinstance(node, Depthwise) else whole_chain
+            if isinstance(node, Convolution) and channels > 1:  # not of groups, whose channels stay in their group
+                fewer = channels // 2
+                saved = (whole_chain - node.examples * seconds(chain, fewer)) * channels / (channels - fewer)
+                product = min(max(0.0, saved), whole_chain)
+            products[node.name], outputs[node.name] = product, whole_chain - product
+        return cls(min(first, _fastest(whole)), overhead, products, outputs)
+
+    def terms(self, graph: UnitGraph) -> tuple[Term, ...]:
         """Latency as a cost in closed form, in seconds.
 
-        What a layer takes is proportional to the number of its input channels times that of its output channels, as
-        its multiply-adds are; what the layers leave of the whole network's seconds is constant. Where the layers alone
-        take longer than the whole network, each has its share of that.
+        What the layers leave of the whole network's seconds is what other operations take (sums, products, pooling),
+        each in proportion to the size of its output. If the layers alone take longer than the whole, each has its
+        share of that. The overhead is constant.
 
         Args:
-            form: of the same network's parameters.
+            graph: of the same network.
         """
-        scale = min(1.0, self.full / sum(self.layers.values()))
-        kernels: dict[str, Term] = {}
-        for term in form.terms["parameters"]:
-            if term.name in self.layers:  # of its terms the kernel's, which has the most widths
-                kernels[term.name] = max(
-                    kernels.get(term.name, term), term, key=lambda t: (t.first > 0) + (t.second > 0)
-                )
-        full = [group.size for group in form.groups]
-        widths = [width.pinned + sum(m * full[g] for g, m in width.members) for width in form.widths]
-        terms = [
-            dataclasses.replace(
-                term, coefficient=scale * self.layers[name] / (widths[term.first] * widths[term.second])
-            )
-            for name, term in kernels.items()
-        ]
-        rest = self.full - scale * sum(self.layers[name] for name in kernels)
-        return (*terms, Term("the rest", max(0.0, rest), 0, 0, ()))
+        chains = {chain[0]: chain for chain in _chains(graph) if chain[0] in graph.extents}
+        inside = {i for chain in chains.values() for i in chain}
+        others = {
+            i: node.num_channels * node.examples * math.prod(size or 1 for size in node.spatial)
+            for i, node in enumerate(graph.nodes)
+            if i in graph.extents and i not in inside
+        }
+        names = {i: graph.nodes[i].name for i in (*chains, *others)}
+        alone = sum(self.products[names[i]] + self.outputs[names[i]] for i in chains)
+        left = self.full - self.overhead
+        scale = min(1.0, left / alone) if alone else 0.0
+        each = (left - scale * alone) / sum(others.values()) if others else 0.0
+
+        sizes = [group.size for group in graph.form.groups]
+        widths = [width.pinned + sum(m * sizes[g] for g, m in width.members) for width in graph.form.widths]
+
+        def term(i: int, seconds: float, first: int, second: int) -> Term:
+            coefficient = seconds / (widths[first] * widths[second])
+            return Term(names[i], coefficient, first, second, graph.extents[i].needs)
+
+        found = []
+        for i in chains:
+            inputs, outputs, _ = graph.extents[i]
+            found.append(term(i, scale * self.products[names[i]], inputs, outputs))
+            found.append(term(i, scale * self.outputs[names[i]], 0, outputs))
+        found += [term(i, each * size, 0, graph.extents[i].outputs) for i, size in others.items()]
+        counted = sum(t.coefficient * widths[t.first] * widths[t.second] for t in found)
+        rest = Term("a pass", max(0.0, self.full - counted), 0)
+        return (*(t for t in found if t.coefficient), rest)
 
 
 def _fastest(seconds: Timer) -> float:
@@ -218,13 +258,38 @@ def _fastest(seconds: Timer) -> float:
     return min(seconds() for _ in range(_TURNS))
 
 
-def _alone(node: Node) -> keras.Model:
-    """A model of a node's layer alone, with all of its channels and new weights."""
-    (spatial,), (channels,) = node.input_spatial, node.input_channels
-    layer = node.inner.__class__.from_config(node.inner.get_config())
-    tensor = keras.Input((*spatial, channels))
-    return keras.Model(tensor, node.call(layer, [tensor]))
+def _chains(graph: Graph) -> list[list[int]]:
+    """Numbers of each layer with a kernel and of what a device computes along with it.
+
+    These are normalizations and activations, as long as nothing else reads what is in front of them.
+    """
+    readers: dict[int, list[int]] = {i: [] for i in range(len(graph.nodes))}
+    for i, node in enumerate(graph.nodes):
+        for j in node.inputs:
+            readers[j].append(i)
+    chains = []
+    for i, node in enumerate(graph.nodes):
+        if not node.has_kernel:
+            continue
+        chain = [i]
+        while chain[-1] not in graph.outputs and len(behind := readers[chain[-1]]) == 1:
+            if not isinstance(graph.nodes[behind[0]], BatchNormalization | Pointwise):
+                break
+            chain += behind
+        chains.append(chain)
+    return chains
 
 
-def _settings(layer: keras.Layer) -> str:
-    return repr(sorted((key, repr(value)) for key, value in layer.get_config().items() if key != "name"))
+def _alone(chain: Sequence[Node], channels: int) -> keras.Model:
+    """A model of the layers of a chain, with new weights, on an input of so many channels."""
+    (spatial,) = chain[0].input_spatial
+    x = tensor = keras.Input((*spatial, channels))
+    for node in chain:
+        layer = copy_of(node.inner, node.name) if isinstance(node.inner, keras.Layer) else node.inner
+        x = node.call(layer, [x])
+    return keras.Model(tensor, x)
+
+
+def _settings(layer: Any) -> str:
+    config = layer.get_config() if isinstance(layer, keras.Layer) else vars(layer)
+    return repr(sorted((key, repr(value)) for key, value in config.items() if key != "name"))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -32,6 +32,14 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.closed_form import ClosedForm, Group, Term, Width
 
 _MOST_WALKS = 256  # over the graph, whose results are kept
+
+
+class Extent(NamedTuple):
+    """What the size of a node depends on: numbers of the widths of its first input and its output, groups it needs."""
+
+    inputs: int
+    outputs: int
+    needs: tuple[int, ...]
 
 
 class UnitGraph(Graph):
@@ -277,8 +285,8 @@ class UnitGraph(Graph):
     # Costs.
 
     @functools.cached_property
-    def form(self) -> ClosedForm:
-        """Parameters, and multiply-adds where the image's size is fixed, in closed form."""
+    def _extents(self) -> tuple[dict[int, Extent], tuple[Width, ...], tuple[tuple[int, ...], ...]]:
+        """What the size of each node that works depends on, all widths, and `ClosedForm.dead`."""
         full = self._flow({})
         needs: list[list[int]] = [[] for _ in self.nodes]
         dead: list[list[int]] = [[] for _ in self.groups]
@@ -293,12 +301,26 @@ class UnitGraph(Graph):
                 if other != g and not alive:
                     dead[other].append(g)
         widths = _Widths(self, full)
+        extents = {
+            i: Extent(widths.of(node.inputs[0]), widths.of(i), tuple(needs[i]))
+            for i, node in enumerate(self.nodes)
+            if full.works(i) and node.inputs
+        }
+        return extents, tuple(widths.found), tuple(map(tuple, dead))
+
+    @property
+    def extents(self) -> dict[int, Extent]:
+        """What the size of each node that works depends on, by its number; of the widths of `form`."""
+        return self._extents[0]
+
+    @functools.cached_property
+    def form(self) -> ClosedForm:
+        """Parameters, and multiply-adds where the image's size is fixed, in closed form."""
+        extents, widths, dead = self._extents
         counted: set[int] = set()
         terms: dict[str, list[Term]] = {"parameters": [], "multiply_adds": []}
-        for i, node in enumerate(self.nodes):
-            if not (full.works(i) and node.inputs):
-                continue
-            inputs, outputs = widths.of(node.inputs[0]), widths.of(i)
+        for i, (inputs, outputs, needs) in extents.items():
+            node = self.nodes[i]
             once = np.array((id(node.inner) not in counted, True))  # parameters of a layer that is called again
             if node.shared:
                 counted.add(id(node.inner))
@@ -312,19 +334,13 @@ class UnitGraph(Graph):
             ]
             for first, second, (parameters, weights) in products:
                 if parameters:
-                    terms["parameters"].append(Term(node.name, float(parameters), first, second, tuple(needs[i])))
+                    terms["parameters"].append(Term(node.name, float(parameters), first, second, needs))
                 if weights:
                     positions = np.nan if node.positions is None else node.positions * node.examples
-                    coefficient = float(weights * positions)
-                    terms["multiply_adds"].append(Term(node.name, coefficient, first, second, tuple(needs[i])))
+                    terms["multiply_adds"].append(Term(node.name, float(weights * positions), first, second, needs))
         if any(np.isnan(term.coefficient) for term in terms["multiply_adds"]):
             del terms["multiply_adds"]
-        form = ClosedForm(
-            self.groups,
-            tuple(widths.found),
-            {resource: tuple(found) for resource, found in terms.items()},
-            tuple(tuple(groups) for groups in dead),
-        )
+        form = ClosedForm(self.groups, widths, {resource: tuple(found) for resource, found in terms.items()}, dead)
         unread = {resource: count(self, resource) - form.full(resource) for resource in terms}
         return dataclasses.replace(form, unread={resource: most for resource, most in unread.items() if most})
 

@@ -350,10 +350,11 @@ class LayerLatencies:
 
     Attributes:
         key: of the search that they were measured for.
-        full: of the whole network.
-        layers: by name.
+        full, overhead, products, outputs: as `Latencies` has them.
     """
 
     key: str
     full: Annotated[float, number(0)]
-    layers: Annotated[dict[str, float], mapping_of(number(0))]
+    overhead: Annotated[float, number(0)]
+    products: Annotated[dict[str, float], mapping_of(number(0))]
+    outputs: Annotated[dict[str, float], mapping_of(number(0))]

@@ -87,9 +87,9 @@ def layer_latencies(config: Config, work: Workdir, model: keras.Model) -> Latenc
         known = work.read_sealed(LATENCIES, LayerLatencies) if there else None
         if known is None or known.key != key:
             measured = Latencies.measure(Graph(model), config.search.latency_device)
-            known = LayerLatencies(key, measured.full, dict(measured.layers))
+            known = LayerLatencies(key, **dataclasses.asdict(measured))
             work.write_sealed(LATENCIES, known)
-    return Latencies(known.full, known.layers)
+    return Latencies(known.full, known.overhead, known.products, known.outputs)
 
 
 def room(work: Workdir, model: keras.Model, kept: int) -> tuple[int, int]:

@@ -24,6 +24,7 @@ _MODELS = flags.DEFINE_list("models", ["M", "ResNet50", "MobileNetV2", "Efficien
 _RECORD = records.flag()
 _SHARE = flags.DEFINE_float("share", 0.5, "Bound on the multiply-adds, as a share of the full network's.")
 _STEPS = flags.DEFINE_integer("steps", 60, "Training steps of each supernet.")
+_STREAMS = flags.DEFINE_bool("streams", None, "Whether streams may be narrowed; not given: if the bound needs it.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each network has its turn.")
 _DEVICE = flags.DEFINE_enum("device", "litert", ["litert", "tensorflow"], "What runs the networks.")
 
@@ -38,7 +39,8 @@ _BUILD = {
 
 def _searched(model, rng):
     """The supernet after a few steps."""
-    supernet = tfnas.gate(model, multiply_adds=_SHARE.value, steps=_STEPS.value, num_examples=1e4)
+    bounds = {"multiply_adds": _SHARE.value, "streams": _STREAMS.value}
+    supernet = tfnas.gate(model, **bounds, steps=_STEPS.value, num_examples=1e4)
     supernet.compile(keras.optimizers.SGD(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     images = rng.normal(size=(8 * _STEPS.value, *model.input_shape[1:])).astype("float32")
     supernet.fit(images, rng.integers(0, 10, len(images)), batch_size=8, verbose=0)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 
 import numpy as np
@@ -27,7 +26,7 @@ DEVICES = {
     "overhead": lambda m: m + 0.4 * FULL,
     "concave": lambda m: m**0.6,
     "convex": lambda m: m**1.3,
-    "wavy": lambda m: m * (1 + 0.15 * math.sin(60 * m / FULL)),
+    "wavy": lambda m: m * (1 + 0.1 * math.sin(25 * m / FULL)),
 }
 
 
@@ -57,27 +56,26 @@ def test_between_a_network_too_fast_and_one_too_slow_it_bisects():
 
     posterior = posterior_on(lambda network: 1e-9 * multiply_adds(network))
     bound = meet_latency(posterior, GRAPH, 0.5, device)
-    assert not bound.met and bound.measured == 0.1 and len(bound.tried) == 10
-    shares = [predicted for predicted, _ in bound.tried]
-    slow, fast = ([predicted for predicted, measured in bound.tried if measured == speed] for speed in (1.0, 0.1))
-    assert max(fast) < 0.3 < min(slow) < 1.1 * max(fast) and len(set(shares)) == 10
+    assert not bound.met and bound.measured == 0.1 and len(bound.tried) <= 10
+    slow, fast = ([share for share, measured in bound.tried if measured == speed] for speed in (1.0, 0.1))
+    assert max(fast) < 0.3 < min(slow) < 1.05 * max(fast) and len({*slow, *fast}) == len(bound.tried)
 
 
 def test_a_network_is_taken_only_if_it_is_as_fast_when_measured_again():
-    """On a device whose first measurements of the first network say that it is faster than it is."""
-    visits = {}
+    """On a device that takes 5 % longer than predicted for a network, but not in the first rounds of the first one."""
+    turns = []
 
     def device(network):
-        first, number = visits.setdefault(id(network), (len(visits), itertools.count()))
-        hasty = first == 1 and next(number) < 5
-        networks.append(network)  # so that no other has its id
-        return (0.9 if hasty else 1.0) * 1e-9 * multiply_adds(network)
+        if network is GRAPH.model:
+            return 1e-9 * FULL
+        turns.append(network)
+        return (0.98 if len(turns) <= 5 else 1.05) * 1e-9 * multiply_adds(network)
 
-    networks = []
     posterior = posterior_on(lambda network: 1e-9 * multiply_adds(network))
     bound = meet_latency(posterior, GRAPH, 0.6, device)
-    (predicted, measured), *_ = bound.tried
-    assert measured == pytest.approx(predicted, rel=0.02) and 0.57 <= bound.measured <= 0.6
+    (predicted, measured), *others = bound.tried
+    assert measured == pytest.approx(1.05 * predicted, rel=1e-3) and others
+    assert bound.met and 0.57 <= bound.measured <= 0.6
 
 
 def counting(seconds):

@@ -8,6 +8,7 @@ import pytest
 
 from tfnas.common.errors import UserError
 from tfnas.cutting.subnets import cut
+from tfnas.graph import latencies
 from tfnas.graph.costs import cost
 from tfnas.graph.latencies import Latencies, Turns, compare_latency, timer
 from tfnas.graph.units import UnitGraph
@@ -111,6 +112,9 @@ def test_refusals():
 def test_networks_are_timed_in_turns_on_this_machine(device):
     if device == "litert":
         pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
+        vector = keras.Input((256,))
+        dense = keras.Model(vector, keras.layers.Dense(256)(vector))
+        assert len(latencies._litert(dense)) > 4 * 256**2  # with the weights, which are no variables
     graph = UnitGraph(model(32))
     small = cut(graph, graph.closed({g.name: np.arange(g.size) == 0 for g in graph.groups}))
     turns = compare_latency([graph.model, small], device, 3)

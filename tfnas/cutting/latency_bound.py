@@ -6,9 +6,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import keras
+
 from tfnas.common.errors import UserError
 from tfnas.cutting.subnets import cut
-from tfnas.graph.latencies import Device, Turns, compare_latency
+from tfnas.graph.latencies import Device, Timer, Turns, take_turns, timer
 from tfnas.graph.units import UnitGraph
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.unit_posterior import UnitPosterior
@@ -89,6 +91,7 @@ def meet_latency(
     slowest = most_probable(most)
     aim = (1 - _TOLERANCE / 2) * share
     bracket = _Bracket(least, most)
+    whole = timer(graph.model, device)
     trials: list[_Trial] = []
     bound: float | None = max(share, least)
     while bound is not None:
@@ -98,7 +101,7 @@ def meet_latency(
             bracket.add(bound, known[0].measured > aim)
             bound = bracket.next(None)
             continue
-        measured = _measured(graph, architecture, aim, device)
+        measured = _measured(whole, cut(graph, architecture), aim, device)
         predicted = posterior.cost_of(architecture, "latency") / full
         trials.append(_Trial(architecture, bound, predicted, measured))
         best = _best(trials, share)
@@ -155,17 +158,16 @@ class _Bracket:
         return proposed
 
 
-def _measured(graph: UnitGraph, architecture: Architecture, aim: float, device: str | Device) -> float:
+def _measured(whole: Timer, network: keras.Model, aim: float, device: str | Device) -> float:
     """A network's seconds as a share of the full one's, repeated if it may be the one that is looked for.
 
     A network that is compiled anew has its tensors elsewhere in memory, which can change its latency by a few percent.
     """
-    networks = [graph.model, cut(graph, architecture)]
-    turns = compare_latency(networks, device, _ROUNDS)
-    for _ in range(_REPEATS - 1):
+    turns = Turns(())
+    for _ in range(_REPEATS):
+        turns = Turns(turns.rounds + take_turns([whole, timer(network, device)], _ROUNDS).rounds)
         if abs(turns.ratios[1] / aim - 1) > _TOLERANCE:
             break
-        turns = Turns(turns.rounds + compare_latency(networks, device, _ROUNDS).rounds)
     return turns.ratios[1]
 
 

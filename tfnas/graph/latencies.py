@@ -47,13 +47,20 @@ def _on_litert(model: keras.Model) -> Timer:
     installation.require("formats", ["ai_edge_litert"], "latency: device 'litert'")
     from ai_edge_litert.interpreter import Interpreter
 
+    interpreter = Interpreter(model_content=_litert(model), num_threads=1)
+    interpreter.allocate_tensors()
+    return _timer(interpreter.invoke)
+
+
+def _litert(model: keras.Model) -> bytes:
+    """A network as a LiteRT file, for batches of one example."""
     shapes = [tf.TensorSpec((1, *i.shape[1:]), i.dtype) for i in model.inputs]
     serve = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False), autograph=False)
     with terminal.errors_expected():  # the converter logs what it does not need
         converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function(*shapes)], model)
-        interpreter = Interpreter(model_content=converter.convert(), num_threads=1)
-        interpreter.allocate_tensors()
-    return _timer(interpreter.invoke)
+        # By way of a SavedModel, weights would remain variables, read in every pass, and no normalization be folded.
+        converter.experimental_lower_to_saved_model = False
+        return bytes(converter.convert())
 
 
 def _timer(run: Callable[[], Any]) -> Timer:
@@ -142,7 +149,11 @@ def compare_latency(models: Sequence[keras.Model], device: str | Device = "tenso
             "compare_latency: at least one network and one round expected. Received: "
             f"{len(models)} networks, {rounds} rounds"
         )
-    timers = [timer(model, device) for model in models]
+    return take_turns([timer(model, device) for model in models], rounds)
+
+
+def take_turns(timers: Sequence[Timer], rounds: int) -> Turns:
+    """Measures networks in turns, each by its function of `timer`."""
     return Turns(tuple(tuple(seconds() for seconds in timers) for _ in range(rounds)))
 
 

@@ -2,9 +2,8 @@
 
     tfnas run --config=configs/digits.py --workdir=runs/digits
 
-It asks for a quarter of the parameters and 35 % of the multiply-adds (docs/choosing.md), and for multiples of 8
-channels, with which networks are faster. Other importances trained for comparison
-(`--config.retrain.baselines=norm,curvature`) are off, because they double its time.
+It asks for a quarter of the parameters and 35 % of the multiply-adds (docs/choosing.md). Other importances
+trained for comparison (`--config.retrain.baselines=norm,curvature`) are off, because they double its time.
 """
 
 from tfnas.config import load_file
@@ -16,7 +15,7 @@ def get_config():
     config.supernet.update(width=16)
     config.search.update(epochs=30, importance="gates", parameters=0.25, multiply_adds=0.35, latency_device="litert")
     # Of 318 images, all of which a candidate is evaluated on in a moment.
-    config.sample.update(num_candidates=500, num_random=100, finalists=0, channel_multiple=8)
+    config.sample.update(num_candidates=500, num_random=100, finalists=0)
     config.retrain.update(epochs=50)
     config.evaluate.update(threshold=0.9, max_drop=0.05, max_parameters=0.9)
     return config

@@ -49,7 +49,7 @@ def test_a_bound_is_met_as_measured(kind):
 
 
 def test_between_a_network_too_fast_and_one_too_slow_it_bisects():
-    """On a device that has two speeds only, which no bound is between."""
+    """The device has two speeds only, and none that is asked for."""
 
     def device(network):
         return 1.0 if multiply_adds(network) > 0.3 * FULL else 0.1
@@ -62,7 +62,7 @@ def test_between_a_network_too_fast_and_one_too_slow_it_bisects():
 
 
 def test_a_network_is_taken_only_if_it_is_as_fast_when_measured_again():
-    """On a device that takes 5 % longer than predicted for a network, but not in the first rounds of the first one."""
+    """The device takes 5 % longer than predicted for a network, but not in the first rounds of the first one."""
     turns = []
 
     def device(network):

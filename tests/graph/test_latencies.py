@@ -56,7 +56,7 @@ def per_number(network):
     return 3 + 1e-3 * cost(network).multiply_adds + sum(np.prod(tensor.shape[1:]) for tensor in maps)
 
 
-def test_what_a_layer_takes_for_its_outputs_alone_is_told_from_what_it_takes_for_products():
+def test_seconds_for_outputs_alone_are_separate_from_those_for_products():
     graph = UnitGraph(chain_and_sum(), streams=True)
     measured = Latencies.measure(graph, per_number)
     assert measured.overhead == 4  # with the one number of the network that has one

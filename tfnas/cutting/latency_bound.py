@@ -91,7 +91,7 @@ def meet_latency(
     slowest = most_probable(most)
     aim = (1 - _TOLERANCE / 2) * share
     bracket = _Bracket(least, most)
-    whole = timer(graph.model, device)
+    reference = timer(graph.model, device)
     trials: list[_Trial] = []
     bound: float | None = max(share, least)
     while bound is not None:
@@ -101,7 +101,7 @@ def meet_latency(
             bracket.add(bound, known[0].measured > aim)
             bound = bracket.next(None)
             continue
-        measured = _measured(whole, cut(graph, architecture), aim, device)
+        measured = _measured(reference, cut(graph, architecture), aim, device)
         predicted = posterior.cost_of(architecture, "latency") / full
         trials.append(_Trial(architecture, bound, predicted, measured))
         best = _best(trials, share)
@@ -158,14 +158,14 @@ class _Bracket:
         return proposed
 
 
-def _measured(whole: Timer, network: keras.Model, aim: float, device: str | Device) -> float:
+def _measured(reference: Timer, network: keras.Model, aim: float, device: str | Device) -> float:
     """A network's seconds as a share of the full one's, repeated if it may be the one that is looked for.
 
     A network that is compiled anew has its tensors elsewhere in memory, which can change its latency by a few percent.
     """
     turns = Turns(())
     for _ in range(_REPEATS):
-        turns = Turns(turns.rounds + take_turns([whole, timer(network, device)], _ROUNDS).rounds)
+        turns = Turns(turns.rounds + take_turns([reference, timer(network, device)], _ROUNDS).rounds)
         if abs(turns.ratios[1] / aim - 1) > _TOLERANCE:
             break
     return turns.ratios[1]

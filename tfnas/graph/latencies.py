@@ -195,8 +195,8 @@ class Latencies:
                     "model's input one, such as keras.Input((32, 32, 3))"
                 )
 
-        whole = timer(graph.model, device)
-        first = _fastest(whole)
+        network = timer(graph.model, device)
+        first = _fastest(network)
         tensor = keras.Input((1,))
         overhead = min(first, _fastest(timer(keras.Model(tensor, keras.layers.ReLU()(tensor)), device)))
         known: dict[str, float] = {}
@@ -214,14 +214,14 @@ class Latencies:
             node = graph.nodes[head]
             chain = [node, *(graph.nodes[i] for i in followers)]
             (channels,) = node.input_channels
-            whole_chain = node.examples * seconds(chain, channels)
-            product = 0.0 if isinstance(node, Depthwise) else whole_chain
+            complete = node.examples * seconds(chain, channels)
+            product = 0.0 if isinstance(node, Depthwise) else complete
             if isinstance(node, Convolution) and channels > 1:  # not of groups, whose channels stay in their group
                 fewer = channels // 2
-                saved = (whole_chain - node.examples * seconds(chain, fewer)) * channels / (channels - fewer)
-                product = min(max(0.0, saved), whole_chain)
-            products[node.name], outputs[node.name] = product, whole_chain - product
-        return cls(min(first, _fastest(whole)), overhead, products, outputs)
+                saved = (complete - node.examples * seconds(chain, fewer)) * channels / (channels - fewer)
+                product = min(max(0.0, saved), complete)
+            products[node.name], outputs[node.name] = product, complete - product
+        return cls(min(first, _fastest(network)), overhead, products, outputs)
 
     def terms(self, graph: UnitGraph) -> tuple[Term, ...]:
         """Latency as a cost in closed form, in seconds.

@@ -35,7 +35,7 @@ _MOST_WALKS = 256  # over the graph, whose results are kept
 
 
 class Extent(NamedTuple):
-    """What the size of a node depends on: numbers of the widths of its first input and its output, groups it needs."""
+    """Numbers of the widths of a node's first input and of its output, and the groups that it needs."""
 
     inputs: int
     outputs: int
@@ -286,7 +286,7 @@ class UnitGraph(Graph):
 
     @functools.cached_property
     def _extents(self) -> tuple[dict[int, Extent], tuple[Width, ...], tuple[tuple[int, ...], ...]]:
-        """What the size of each node that works depends on, all widths, and `ClosedForm.dead`."""
+        """The extent of each node that works, by its number; all widths; and `ClosedForm.dead`."""
         full = self._flow({})
         needs: list[list[int]] = [[] for _ in self.nodes]
         dead: list[list[int]] = [[] for _ in self.groups]
@@ -310,7 +310,7 @@ class UnitGraph(Graph):
 
     @property
     def extents(self) -> dict[int, Extent]:
-        """What the size of each node that works depends on, by its number; of the widths of `form`."""
+        """The extent of each node that works, by its number, in widths of `form`."""
         return self._extents[0]
 
     @functools.cached_property

@@ -156,6 +156,7 @@ def test_the_optimizer_keeps_class_and_settings_and_its_rate_falls_along_one_cos
     found, model = as_given(keras.optimizers.SGD(steps))
     found.apply(model, steps=100, first=31)
     assert float(model.optimizer.learning_rate) == 0.5
+    assert not found.rate_words(100) and "ends at a learning rate of 1, 100% of its largest" in found.rate_words(10)
 
 
 class Mine(keras.optimizers.SGD):

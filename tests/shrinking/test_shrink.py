@@ -94,6 +94,7 @@ def test_several_sizes_of_a_trained_model_without_training(trained):
     for result, share in zip(results, (0.4, 0.7), strict=True):
         assert_within(result, trained, multiply_adds=share)
         assert_measured(result.after.metrics, result.model, VALIDATION)
+        assert result.after_cut == result.after.metrics
         assert result.bounds == {"multiply_adds": share} and not result.history and not result.retrained
         assert result.after.metrics["accuracy"] > 0.6  # by chance a third
         assert result.model.optimizer.learning_rate == np.float32(0.05) and result.model.optimizer.momentum == 0.9
@@ -183,6 +184,7 @@ def test_data_in_other_forms_and_callbacks_in_the_retraining(trained):
     result = tfnas.shrink(trained, dataset, iter([VALIDATION]), **call, **OPTIONS)
     # The search's epoch, and one of two of the retraining, which stops at once.
     assert seen == [(0, False), (1, True)] and len(result.history) == 2
+    assert result.after.metrics["loss"] < result.after_cut["loss"] and result.retrained
     for train, steps in (InBatches(workers=2), None), (endless(), 3):
         result = tfnas.shrink(trained, train, VALIDATION, parameters=0.6, epochs=1, steps_per_epoch=steps, **OPTIONS)
         assert_within(result, trained, parameters=0.6)

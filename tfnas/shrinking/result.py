@@ -34,6 +34,7 @@ class Shrunk:
         architecture: which channel units it keeps of the given model.
         bounds: asked for, by resource: shares of the given model's costs, or numbers.
         way: how it was cut: 'as cut', 'recalibrated' or 'refitted'.
+        after_cut: compiled loss and metrics right after that, before retraining, on the validation examples.
         retrained: whether `model` has been trained after the cut. It has not without epochs for it, or where they
             raised the validation loss.
     """
@@ -45,6 +46,7 @@ class Shrunk:
     architecture: Architecture
     bounds: Mapping[str, float]
     way: str
+    after_cut: Mapping[str, float]
     retrained: bool
 
     def __repr__(self) -> str:

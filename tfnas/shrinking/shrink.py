@@ -162,7 +162,8 @@ def shrink(
                 )
             teacher = Teacher(job.network, distill, temperature, job.compiling.kinds)
         copies = [copy.copy(one) for one in callbacks if not isinstance(one, _OF_RETRAINING)]
-        searched = Searched(job, planned, start.options, start.latencies, copies)
+        num_networks = len(sizes) if max_drop is None else tries
+        searched = Searched(job, planned, start.options, start.latencies, copies, num_networks, teacher is not None)
         if max_drop is not None:
             return drops.smallest(job, searched, planned.retrain, teacher, callbacks, max_drop, resource, tries, test)
         cuts = []

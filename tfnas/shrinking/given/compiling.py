@@ -18,6 +18,8 @@ from tfnas.training.distillation import Kind, kind_of
 _OF_BATCHES = ("run_eagerly", "steps_per_execution", "jit_compile")
 _ADAM_RATE, _TRAINED_ADAM_RATE, _ADAM_DECAY = 1e-3, 3e-4, 1e-2
 _FEW = 1_000  # labels that are looked at
+_HIGH = 0.5  # share of a schedule's largest learning rate, at which a training should not end
+_RATES = 20  # of a schedule that are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,19 @@ class Compiling:
             losses = [losses.get(name) for name in self.output_names]
         flat = keras.tree.flatten(losses)
         return tuple(kind_of(loss) for loss in (flat * len(self.output_names) if len(flat) == 1 else flat))
+
+    def rate_words(self, steps: int) -> str:
+        """Describes a schedule of the user's that hardly falls over so many steps; else empty."""
+        rate = self.optimizer._learning_rate
+        if not isinstance(rate, schedules.Schedule) or not steps:
+            return ""
+        rates = [float(rate(step)) for step in np.linspace(0, steps - 1, _RATES).astype(int)]
+        if rates[-1] <= _HIGH * max(rates):
+            return ""
+        return (
+            f"the optimizer's schedule begins anew, and after {steps:,} steps ends at a learning rate of "
+            f"{rates[-1]:.3g}, {rates[-1] / max(rates):.0%} of its largest; a constant learning rate would fall to zero"
+        )
 
     def _optimizer(self, steps: int, first: int) -> keras.optimizers.Optimizer:
         given = self.optimizer

@@ -91,6 +91,8 @@ def prepared(
     if given is None:
         found = dataclasses.replace(_chosen(probe, batches, trained, names), constant=found.constant)
         terminal.print_line(f"shrink    compiled with {found.words}")
+    if words := found.rate_words(epochs * batches.steps):
+        terminal.warn(f"shrink    {words}")
     network = probe.graph.model
     # A model that is not trained may have other random weights when it resumes.
     weights = network.get_weights()

@@ -36,7 +36,8 @@ class Cut:
         architecture: which units it keeps.
         model: compiled.
         way: how it was cut.
-        metrics: on the validation examples.
+        after_cut: metrics on the validation examples, before it is trained further.
+        metrics: those of `model`.
         history: of the retraining.
         retrained: whether `model` is what the retraining left.
     """
@@ -44,6 +45,7 @@ class Cut:
     architecture: Architecture
     model: keras.Model
     way: str
+    after_cut: Mapping[str, float]
     metrics: Mapping[str, float]
     history: Sequence[Mapping[str, Any]]
     retrained: bool
@@ -88,7 +90,7 @@ def cut(
     job.compiling.apply(trained, job.steps, before)
     metrics = evaluate(trained, held_out)
     if not epochs:
-        return Cut(architecture, model, record["way"], metrics, (), False)
+        return Cut(architecture, model, record["way"], metrics, metrics, (), False)
     training = Training("retrain", job.epochs - epochs, epochs, job.batches, held_out, callbacks)
     distill = (teacher.weight, teacher.temperature) if teacher else None
     checkpoints = job.kept.checkpoints(f"{name}/checkpoints", keeping.key(of=key, epochs=epochs, distill=distill))
@@ -103,7 +105,7 @@ def cut(
             "the network is as it was cut"
         )
         model.set_weights(first)
-    return Cut(architecture, model, record["way"], after if retrained else metrics, history, retrained)
+    return Cut(architecture, model, record["way"], metrics, after if retrained else metrics, history, retrained)
 
 
 def results(
@@ -142,6 +144,7 @@ def results(
             one.architecture,
             dict(bounds),
             one.way,
+            one.after_cut,
             one.retrained,
         )
         for one, measured, bounds in zip(cuts, after, sizes, strict=True)

@@ -27,6 +27,8 @@ from tfnas.shrinking.plan import Plan
 from tfnas.training import networks, preflight
 from tfnas.training.best_cut import best_cut
 
+_FORWARD = 1 / 3  # of a step, which also goes backwards: what a teacher's outputs take
+
 
 class Searched:
     """A supernet, trained by a plan.
@@ -37,6 +39,8 @@ class Searched:
         options: further arguments of `gate`.
         latencies: measured ones, if the latency is bounded.
         callbacks: of the training with gates.
+        num_networks: that are retrained, at most, and each evaluated by a teacher too with `taught`: for the time.
+        taught: see there.
 
     Attributes:
         supernet: compiled and trained.
@@ -51,6 +55,8 @@ class Searched:
         options: Mapping[str, Any],
         latencies: Latencies | None,
         callbacks: Sequence[keras.callbacks.Callback],
+        num_networks: int = 1,
+        taught: bool = False,
     ):
         self._job, self._plan = job, plan
         batches, gated_steps = job.batches, plan.gated * job.batches.steps
@@ -67,19 +73,22 @@ class Searched:
         )
         self.history: list[dict[str, Any]] = []
         job.compiling.apply(self.supernet, job.steps, plan.warmup * batches.steps)
-        self._report_time()
+        self._report_time(num_networks, taught)
         self._train(callbacks)
 
-    def _report_time(self) -> None:
+    def _report_time(self, num_networks: int, taught: bool) -> None:
         """Says how long the trainings may take, from a few steps, and what memory these took."""
-        job = self._job
+        job, plan = self._job, self._plan
         if not job.epochs:
             return
         step, building = seconds_of_step(self.supernet, job.batches)
-        seconds = step * job.steps + building * (2 + (self._plan.warmup > 0))
+        epochs = plan.warmup + plan.gated + num_networks * plan.retrain * (1 + taught * _FORWARD)
+        trainings = (plan.warmup > 0) + (plan.gated > 0) + num_networks * (plan.retrain > 0)
+        seconds = step * epochs * job.batches.steps + building * trainings
+        each = f", retraining for each of {num_networks} networks," if num_networks > 1 else ""
         terminal.print_line(
-            f"shrink    {job.epochs} epochs of {job.batches.steps:,} steps take up to {markup.duration(seconds)} "
-            f"({1000 * step:.3g} ms a step of the full network with gates); memory so far: "
+            f"shrink    {job.epochs} epoch{'s' * (job.epochs > 1)} of {job.batches.steps:,} steps{each} take up to "
+            f"{markup.duration(seconds)} ({1000 * step:.3g} ms a step of the full network with gates); memory so far: "
             f"{preflight.peak_memory() / 1e9:.1f} GB"
         )
 

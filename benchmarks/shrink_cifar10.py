@@ -228,34 +228,39 @@ class Study:
         ]
 
     def _by_hand(self, arm: Arm, full: keras.Model, name: str) -> list[tuple[keras.Model, dict[str, Any]]]:
-        images, labels = self.images.train
-        some = tf.data.Dataset.from_tensor_slices((images[:_CURVATURE_IMAGES], labels[:_CURVATURE_IMAGES]))
-        data = some.batch(_CURVATURE_BATCH) if arm.importance == "curvature" else None
         made = []
         for bounds in arm.bounds:
+            facts = {"bounds": dict(bounds), "way": str(arm.way), **self._cut(str(arm.importance), bounds, full)}
+            model = keras.models.load_model(self.work.path / f"{facts['cuts']}-{arm.way.name}.keras")
             keras.utils.set_random_seed(_SEED.value)
-            supernet: Any = tfnas.gate(full, **bounds, importance="curvature", iterative=False)
-            compile_for(supernet, 0.0)
-            architecture = supernet.posterior(arm.importance, data).mode()
-            models = cuts(supernet, architecture, images[:_REFIT_IMAGES])
-            cut = {str(way): scores(model, self.images.validation) for way, model in models.items()}
-            model, batches = models[arm.way], self.images.batches()
+            batches = self.images.batches()
             taught = Taught(model, Teacher(full, arm.distill, _TEMPERATURE)) if arm.distill else model
             compile_for(taught, keras.optimizers.schedules.CosineDecay(_FURTHER_RATE, self.epochs * len(batches)))
-            held_out = tf.data.Dataset.from_tensor_slices(self.images.validation).batch(500)
-            history = taught.fit(batches, epochs=self.epochs, validation_data=held_out, shuffle=False, verbose=2)
-            validation = scores(model, self.images.validation)
-            facts = {
-                "bounds": dict(bounds),
-                "way": str(arm.way),
-                "cut": cut,
-                "validation": validation,
-                "history": history.history,
-                "widths": _widths(architecture),
-            }
-            print(f"{name} {bounds}: {cut} -> {validation}", flush=True)
+            taught.fit(batches, epochs=self.epochs, shuffle=False, verbose=2)
+            facts["validation"] = scores(model, self.images.validation)
+            print(f"{name} {facts}", flush=True)
             made.append((model, facts))
         return made
+
+    def _cut(self, importance: str, bounds: Mapping[str, float], full: keras.Model) -> dict[str, Any]:
+        """Cuts by an importance in all ways, unless that is done: what they score, and the start of their files."""
+        ((resource, share),) = bounds.items()
+        name = f"cut-{importance}-{resource}-{share}"
+        if not self.record(name):
+            keras.utils.set_random_seed(_SEED.value)
+            images, labels = self.images.train
+            some = tf.data.Dataset.from_tensor_slices((images[:_CURVATURE_IMAGES], labels[:_CURVATURE_IMAGES]))
+            supernet: Any = tfnas.gate(full, **bounds, importance="curvature", iterative=False)
+            compile_for(supernet, 0.0)
+            data = some.batch(_CURVATURE_BATCH) if importance == "curvature" else None
+            architecture = supernet.posterior(importance, data).mode()
+            models = cuts(supernet, architecture, images[:_REFIT_IMAGES])
+            found = {str(way): scores(model, self.images.validation) for way, model in models.items()}
+            for way, model in models.items():
+                self.work.write(f"{name}-{way.name}.keras", model.save)
+            self._write(name, {"cuts": name, "cut": found, "widths": _widths(architecture)})
+            print(f"{name} {found}", flush=True)
+        return {key: value for key, value in self.record(name).items() if key != "commit"}
 
     def test(self) -> None:
         """Reads the test images, and measures latencies, of all networks that have no such record."""

@@ -28,7 +28,7 @@ from tfnas.search_space.closed_form import ClosedForm
 from tfnas.search_space.scored import posterior_of
 from tfnas.shrinking.given import compiling
 from tfnas.shrinking.given.trained import looks_trained
-from tfnas.shrinking.tables import Table, count, milliseconds
+from tfnas.shrinking.tables import Table, count, short_time
 from tfnas.training.best_cut import best_cut, mean_loss
 
 SHARES = (0.75, 0.5, 0.25)
@@ -171,7 +171,7 @@ class Preview:
 
 
 def _cost(resource: str, cost: float) -> str:
-    return milliseconds(cost) if resource == Resource.LATENCY else count(cost)
+    return short_time(cost) if resource == Resource.LATENCY else count(cost)
 
 
 def preview(

@@ -17,7 +17,7 @@ from tfnas.reporting import network_section
 from tfnas.search_space.architecture import Architecture
 from tfnas.shrinking.measuring import Measured
 from tfnas.shrinking.page import page
-from tfnas.shrinking.tables import Table, count, milliseconds
+from tfnas.shrinking.tables import Table, count, short_time
 
 _WAYS = {"as cut": "as it was", "recalibrated": "and recalibrated", "refitted": "and refitted"}
 
@@ -119,7 +119,7 @@ def _table(networks: Sequence[tuple[str, Measured]]) -> Table:
         cells += [f"{value:.4g}" for value in one.test.values()]
         cells += [f"{one.parameters:,}", "-" if one.multiply_adds is None else count(one.multiply_adds)]
         cells += ["-" if one.file_bytes is None else f"{count(one.file_bytes)}B"]
-        cells += ["-" if one.latency is None else milliseconds(one.latency)]
+        cells += ["-" if one.latency is None else short_time(one.latency)]
         rows.append(cells)
     return Table(headings, rows)
 

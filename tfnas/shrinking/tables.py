@@ -54,10 +54,10 @@ def count(number: float) -> str:
     return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
 
 
-def milliseconds(seconds: float) -> str:
+def short_time(seconds: float) -> str:
     """Seconds in three digits.
 
-    >>> milliseconds(0.01234)
-    '12.3 ms'
+    >>> short_time(0.01234), short_time(1.667), short_time(0.9999)
+    ('12.3 ms', '1.67 s', '1 s')
     """
-    return f"{1000 * seconds:.3g} ms"
+    return f"{1000 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"

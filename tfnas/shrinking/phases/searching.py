@@ -20,6 +20,7 @@ from tfnas.ranking.ranking import rank
 from tfnas.ranking.recalibration import Recalibration
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.unit_posterior import UnitPosterior
+from tfnas.shrinking import tables
 from tfnas.shrinking.phases import keeping
 from tfnas.shrinking.phases.fitting import Training, seconds_of_step
 from tfnas.shrinking.phases.job import Job
@@ -88,8 +89,8 @@ class Searched:
         each = f", retraining for each of {num_networks} networks," if num_networks > 1 else ""
         terminal.print_line(
             f"shrink    {job.epochs} epoch{'s' * (job.epochs > 1)} of {job.batches.steps:,} steps{each} take up to "
-            f"{markup.duration(seconds)} ({1000 * step:.3g} ms a step of the full network with gates); memory so far: "
-            f"{preflight.peak_memory() / 1e9:.1f} GB"
+            f"{markup.duration(seconds)} ({tables.short_time(step)} a step of the full network with gates); "
+            f"memory so far: {preflight.peak_memory() / 1e9:.1f} GB"
         )
 
     def _train(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:

@@ -1,7 +1,7 @@
 """`tfnas.shrink` as a user has it: a MobileNet that was trained on CIFAR-10, made smaller with a tenth of the epochs.
 
     .venv/bin/python -m benchmarks.shrink_cifar10 --workdir=runs/shrink_cifar10 --data_dir=DIR [--images=15000]
-        [--epochs=30] [--seed=0] [--arms=shrink,taylor] [--phases=train,shrink,test] [--export=FILE]
+        [--epochs=30] [--seed=0] [--arms=shrink,taylor] [--phases=train,shrink,test,report]
 
 Phases, each of which resumes where it was interrupted; what has a record in the folder is not repeated:
 
@@ -9,6 +9,7 @@ Phases, each of which resumes where it was interrupted; what has a record in the
     shrink    each arm, with a tenth of these epochs and the same optimizer at a smaller rate
     test      one process of one thread, for which the machine should be idle: reads the test images, for all networks,
               and measures each network's latency in turns with the full one's
+    report    prints the table of what is there
 
 Arms; the sizes are shares of the multiply-adds, but for `latency`, where LiteRT's seconds are bounded:
 
@@ -26,6 +27,7 @@ The last 5,000 images of the training split choose. Test chooses nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -55,9 +57,9 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Of tensorflow-datasets, with 
 _IMAGES = flags.DEFINE_integer("images", 15_000, "Training images.")
 _EPOCHS = flags.DEFINE_integer("epochs", 30, "Of the training; a tenth of them follow each cut.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of everything random.")
-_PHASES = flags.DEFINE_list("phases", ["train", "shrink", "test"], "What is done.")
+_PHASES = flags.DEFINE_list("phases", ["train", "shrink", "test", "report"], "What is done.")
 _ARMS = flags.DEFINE_list("arms", None, "Of the phase 'shrink'; all if left out.")
-_EXPORT = flags.DEFINE_string("export", None, "Where to write all records too, as JSON.")
+_RECORD = records.flag()
 
 _VALIDATION = 5_000
 _BATCH_SIZE = 128
@@ -145,12 +147,17 @@ class Study:
 
     def __init__(self) -> None:
         self.work = Workdir(_WORKDIR.value)
-        self.images = Images()
+        self._commit = records.commit()  # of the code that is loaded
         self.settings = {name: flags.FLAGS[name].value for name in ("images", "epochs", "seed")}
         if (file := self.work.path / "settings.json").exists():
             if json.loads(file.read_text()) != self.settings:
                 sys.exit(f"{self.work.path} holds a study with other settings: use another --workdir")
         self.work.write_json("settings.json", self.settings)
+
+    @functools.cached_property
+    def images(self) -> Images:
+        """The images, once they are needed."""
+        return Images()
 
     @property
     def full(self) -> pathlib.Path:
@@ -176,26 +183,28 @@ class Study:
         backup = keras.callbacks.BackupAndRestore(self.work.path / "backup")
         held_out = tf.data.Dataset.from_tensor_slices(self.images.validation).batch(500)
         model.fit(batches, epochs=_EPOCHS.value, validation_data=held_out, callbacks=[backup], shuffle=False, verbose=2)
-        compile_for(model, _FURTHER_RATE)
         self.work.write(self.full.name, model.save)
         found = {"validation": model.evaluate(held_out, verbose=0, return_dict=True)}
         self._write("full", {**found, **_costs(model), "seconds": time.monotonic() - start})
 
     def shrink(self, name: str) -> None:
-        """Makes an arm's networks, unless that is done."""
-        if self.record(name):
+        """Makes an arm's networks, but for those that are done."""
+        if all(self.record(f"{name}-{i}") for i in range(len(ARMS[name].bounds))):
             return
         keras.utils.clear_session()
         print(f"arm       {name}", flush=True)
-        start, full = time.monotonic(), keras.models.load_model(self.full)
-        made = (self._by_call if ARMS[name].importance is None else self._by_hand)(ARMS[name], full, name)
-        for i, (model, facts) in enumerate(made):
-            self.work.write(f"{name}-{i}.keras", model.save)
-            facts |= _costs(model)
-        networks = [facts for _, facts in made]
-        self._write(name, {"networks": networks, "seconds": time.monotonic() - start})
+        full = keras.models.load_model(self.full, compile=False)
+        compile_for(full, _FURTHER_RATE)
+        (self._by_call if ARMS[name].importance is None else self._by_hand)(ARMS[name], full, name)
 
-    def _by_call(self, arm: Arm, full: keras.Model, name: str) -> list[tuple[keras.Model, dict[str, Any]]]:
+    def _keep(self, name: str, model: keras.Model, facts: Mapping[str, Any], start: float) -> None:
+        """Writes a network and its record."""
+        self.work.write(f"{name}.keras", model.save)
+        self._write(name, {**facts, **_costs(model), "seconds": time.monotonic() - start})
+        print(f"{name}: {facts['cut']} -> {facts['validation']}", flush=True)
+
+    def _by_call(self, arm: Arm, full: keras.Model, name: str) -> None:
+        start = time.monotonic()
         bounds: dict[str, Any] = {resource: tuple(one[resource] for one in arm.bounds) for resource in arm.bounds[0]}
         found = tfnas.shrink(
             full,
@@ -211,36 +220,32 @@ class Study:
             workdir=self.work.path / "calls" / name,
         )
         print(found, flush=True)
-        return [
-            (
-                one.model,
-                {
-                    "bounds": dict(one.bounds),
-                    "way": one.way,
-                    "retrained": one.retrained,
-                    "cut": {one.way: dict(one.after_cut)},
-                    "validation": dict(one.after.metrics),
-                    "history": [dict(record) for record in one.history],
-                    "widths": _widths(one.architecture),
-                },
-            )
-            for one in found
-        ]
+        for i, one in enumerate(found):
+            facts = {
+                "bounds": dict(one.bounds),
+                "way": one.way,
+                "retrained": one.retrained,
+                "cut": {one.way: dict(one.after_cut)},
+                "validation": dict(one.after.metrics),
+                "history": [dict(record) for record in one.history],
+                "widths": _widths(one.architecture),
+            }
+            self._keep(f"{name}-{i}", one.model, facts, start)
 
-    def _by_hand(self, arm: Arm, full: keras.Model, name: str) -> list[tuple[keras.Model, dict[str, Any]]]:
-        made = []
-        for bounds in arm.bounds:
+    def _by_hand(self, arm: Arm, full: keras.Model, name: str) -> None:
+        for i, bounds in enumerate(arm.bounds):
+            if self.record(f"{name}-{i}"):
+                continue
+            start = time.monotonic()
             facts = {"bounds": dict(bounds), "way": str(arm.way), **self._cut(str(arm.importance), bounds, full)}
-            model = keras.models.load_model(self.work.path / f"{facts['cuts']}-{arm.way.name}.keras")
+            model = keras.models.load_model(self.work.path / f"{facts['cuts']}-{arm.way.name}.keras", compile=False)
             keras.utils.set_random_seed(_SEED.value)
             batches = self.images.batches()
             taught = Taught(model, Teacher(full, arm.distill, _TEMPERATURE)) if arm.distill else model
             compile_for(taught, keras.optimizers.schedules.CosineDecay(_FURTHER_RATE, self.epochs * len(batches)))
             taught.fit(batches, epochs=self.epochs, shuffle=False, verbose=2)
             facts["validation"] = scores(model, self.images.validation)
-            print(f"{name} {facts}", flush=True)
-            made.append((model, facts))
-        return made
+            self._keep(f"{name}-{i}", model, facts, start)
 
     def _cut(self, importance: str, bounds: Mapping[str, float], full: keras.Model) -> dict[str, Any]:
         """Cuts by an importance in all ways, unless that is done: what they score, and the start of their files."""
@@ -260,7 +265,7 @@ class Study:
                 self.work.write(f"{name}-{way.name}.keras", model.save)
             self._write(name, {"cuts": name, "cut": found, "widths": _widths(architecture)})
             print(f"{name} {found}", flush=True)
-        return {key: value for key, value in self.record(name).items() if key != "commit"}
+        return {key: value for key, value in self.record(name).items() if key != "made_at"}
 
     def test(self) -> None:
         """Reads the test images, and measures latencies, of all networks that have no such record."""
@@ -269,12 +274,12 @@ class Study:
             "litert": Converted(self.images, 0),
             "litert_int8": Converted(self.images, _CALIBRATION),
         }
-        full = keras.models.load_model(self.full)
+        full = keras.models.load_model(self.full, compile=False)
         files = ["full", *(f"{name}-{i}" for name, arm in ARMS.items() for i in range(len(arm.bounds)))]
         for file in files:
             if self.record(f"test-{file}") or not (self.work.path / f"{file}.keras").exists():
                 continue
-            model = full if file == "full" else keras.models.load_model(self.work.path / f"{file}.keras")
+            model = full if file == "full" else keras.models.load_model(self.work.path / f"{file}.keras", compile=False)
             found: dict[str, Any] = {"test": scores(model, self.images.test)}
             for kind, device in devices.items():
                 turns = compare_latency([full, model], device, _ROUNDS)
@@ -285,18 +290,17 @@ class Study:
             self._write(f"test-{file}", found)
 
     def results(self) -> dict[str, Any]:
-        """All that was found."""
+        """Records of the networks that there are, by their files."""
+        files = ["full", *(f"{name}-{i}" for name, arm in ARMS.items() for i in range(len(arm.bounds)))]
         found = {}
-        for name in ("full", *ARMS):
-            if record := self.record(name):
-                for i, one in enumerate(record.get("networks", ())):
-                    one |= {"measured": self.record(f"test-{name}-{i}")}
-                found[name] = {**record, "measured": self.record("test-full")} if name == "full" else record
-        command = records.command("benchmarks.shrink_cifar10")
-        return {"command": command, "machine": records.machine(), "settings": self.settings, "records": found}
+        for file in files:
+            if record := self.record(file):
+                arm = file.rpartition("-")[0] or file
+                found[file] = {"arm": arm, **record, "measured": self.record(f"test-{file}")}
+        return found
 
     def _write(self, name: str, facts: Mapping[str, Any]) -> None:
-        self.work.write_json(f"{name}.json", {**facts, "commit": records.commit()})
+        self.work.write_json(f"{name}.json", {**facts, "made_at": self._commit})
 
 
 class Converted:
@@ -358,45 +362,31 @@ def _widths(architecture: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: int(mask.sum()) for name, mask in architecture.items()}
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown; accuracies and shares in %."""
-    found = results["records"]
-    full = found["full"]
-    columns = (
-        "network",
-        "bound",
-        "right after the cut: as cut",
-        "recalibrated",
-        "refitted",
-        "after the training: validation",
-        "test",
-        "test, 8 bits",
-        "parameters",
-        "multiply-adds",
-        "latency: TensorFlow",
-        "LiteRT",
-        "LiteRT, 8 bits",
-    )
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+def report(found: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+    """Prints and keeps the table; accuracies and shares are in %."""
+    record, full = records.Record(_RECORD.value), found["full"]
+    cut = [f"right after the cut, {way}" for way in Way]
+    latencies = [f"latency, {name}" for name in ("TensorFlow", "LiteRT", "LiteRT 8 bits")]
+    trained = ["validation", "test", "test, 8 bits"]
+    record.heading("network", "bound", *cut, *trained, "parameters", "multiply-adds", *latencies)
 
-    def add(name: str, bound: str, one: Mapping[str, Any]) -> None:
+    def add(bound: str, one: Mapping[str, Any]) -> None:
         measured = one["measured"] or {}
-        cells = [name, bound]
+        cells = [one["arm"], bound]
         cells += [_percent(one.get("cut", {}).get(way, {}).get("accuracy")) for way in Way]
         cells += [_percent(one["validation"]["accuracy"]), _percent(measured.get("test", {}).get("accuracy"))]
         cells += [_percent(measured.get("litert_int8", {}).get("accuracy"))]
         cells += [_percent(one[resource] / full[resource]) for resource in ("parameters", "multiply_adds")]
         cells += [_percent(measured.get(kind, {}).get("ratio")) for kind in ("tensorflow", "litert", "litert_int8")]
-        lines.append(f"| {' | '.join(cells)} |")
+        record.row(*cells)
 
-    add("full", "-", full)
+    add("-", full)
     for bounds in (*ARMS["shrink"].bounds, *ARMS["latency"].bounds):
-        for name in ARMS:
-            for one in found.get(name, {}).get("networks", ()):
-                if one["bounds"] == bounds:
-                    ((resource, share),) = bounds.items()
-                    add(name, f"{100 * share:.0f} % of the {Resource(resource).words}", one)
-    return "\n".join(lines) + "\n"
+        ((resource, share),) = bounds.items()
+        for one in found.values():
+            if one.get("bounds") == bounds:
+                add(f"{100 * share:.0f} % of the {Resource(resource).words}", one)
+    record.keep(settings=settings, networks=found)
 
 
 def _percent(share: float | None) -> str:
@@ -405,28 +395,25 @@ def _percent(share: float | None) -> str:
 
 def main(_: Sequence[str]) -> None:
     """Does what is left to do, and prints the table."""
-    if "test" in _PHASES.value and _PHASES.value != ["test"]:
-        first = [phase for phase in _PHASES.value if phase != "test"]
-        for phases in (",".join(first), "test"):
-            # Of a process's threads TensorFlow is told before it begins.
-            threads = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"} if phases == "test" else {}
-            command = [sys.executable, "-m", "benchmarks.shrink_cifar10", *sys.argv[1:], f"--phases={phases}"]
-            subprocess.run(command, check=True, env={**os.environ, **threads})
-        return
+    phases = _PHASES.value
+    if len(phases) > 1:
+        for phase in phases:
+            if phase != "report":
+                # A process's number of threads must be set before it begins.
+                threads = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"} if phase == "test" else {}
+                command = [sys.executable, "-m", "benchmarks.shrink_cifar10", *sys.argv[1:], f"--phases={phase}"]
+                subprocess.run(command, check=True, env={**os.environ, **threads})
+        phases = [phase for phase in phases if phase == "report"]
     study = Study()
-    if "train" in _PHASES.value:
+    if "train" in phases:
         study.train()
-    if "shrink" in _PHASES.value:
+    if "shrink" in phases:
         for name in _ARMS.value or ARMS:
             study.shrink(name)
-    if "test" in _PHASES.value:
+    if "test" in phases:
         study.test()
-    results = study.results()
-    if _EXPORT.value:
-        target = pathlib.Path(_EXPORT.value)
-        Workdir(target.parent).write_json(target.name, results)
-    if "full" in results["records"]:
-        print(table(results))
+    if "report" in phases:
+        report(study.results(), study.settings)
 
 
 if __name__ == "__main__":

@@ -46,9 +46,8 @@ class Plan:
 def plan(epochs: int, trained: bool, bounds: Mapping[str, float], importance: str = "curvature") -> Plan:
     """Divides the epochs among search and retraining.
 
-    Units are chosen by curvature: at once without epochs, or with fewer than eight of a trained model, all of which are
-    left for the retraining; else in steps, over 30 % of the epochs of a trained model, and a quarter of those of
-    another.
+    Units are chosen by curvature: at once without epochs, or with fewer than eight of a trained model; else in steps,
+    over 30 % of the epochs of a trained model, and a quarter of those of another.
 
     Args:
         epochs: in total.
@@ -60,12 +59,12 @@ def plan(epochs: int, trained: bool, bounds: Mapping[str, float], importance: st
     if importance == "gates":
         return _plan(bounds, epochs, min(search, epochs), trained, importance="gates")
     if trained and epochs < _LONG or not epochs:
-        return plan_at_once(epochs, bounds)
+        return _plan(bounds, epochs, min(1, max(0, epochs - 1)), trained, importance="curvature", iterative=False)
     return _plan(bounds, epochs, search, trained, importance="curvature")
 
 
 def plan_at_once(epochs: int, bounds: Mapping[str, float]) -> Plan:
-    """Leaves all epochs for the retraining, before which units are chosen by curvature.
+    """Leaves all epochs for the retraining of a trained model, whose units are chosen by curvature before.
 
     Args:
         epochs: in total.

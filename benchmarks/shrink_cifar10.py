@@ -166,7 +166,7 @@ class Study:
 
     @property
     def epochs(self) -> int:
-        """Of each arm."""
+        """Epochs of each arm."""
         return max(1, _EPOCHS.value // 10)
 
     def record(self, name: str) -> Any:

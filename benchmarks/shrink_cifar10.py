@@ -363,12 +363,12 @@ def _widths(architecture: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def report(found: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
-    """Prints and keeps the table; accuracies and shares are in %."""
+    """Prints and keeps the table, without columns of what is not there; accuracies and shares are in %."""
     record, full = records.Record(_RECORD.value), found["full"]
     cut = [f"right after the cut, {way}" for way in Way]
     latencies = [f"latency, {name}" for name in ("TensorFlow", "LiteRT", "LiteRT 8 bits")]
     trained = ["validation", "test", "test, 8 bits"]
-    record.heading("network", "bound", *cut, *trained, "parameters", "multiply-adds", *latencies)
+    rows = [["network", "bound", *cut, *trained, "parameters", "multiply-adds", *latencies]]
 
     def add(bound: str, one: Mapping[str, Any]) -> None:
         measured = one["measured"] or {}
@@ -378,7 +378,7 @@ def report(found: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) 
         cells += [_percent(measured.get("litert_int8", {}).get("accuracy"))]
         cells += [_percent(one[resource] / full[resource]) for resource in ("parameters", "multiply_adds")]
         cells += [_percent(measured.get(kind, {}).get("ratio")) for kind in ("tensorflow", "litert", "litert_int8")]
-        record.row(*cells)
+        rows.append(cells)
 
     add("-", full)
     for bounds in (*ARMS["shrink"].bounds, *ARMS["latency"].bounds):
@@ -386,6 +386,11 @@ def report(found: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) 
         for one in found.values():
             if one.get("bounds") == bounds:
                 add(f"{100 * share:.0f} % of the {Resource(resource).words}", one)
+    columns = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"-"}]
+    heading, *others = zip(*columns, strict=True)
+    record.heading(*heading)
+    for row in others:
+        record.row(*row)
     record.keep(settings=settings, networks=found)
 
 

@@ -12,7 +12,7 @@ from tfnas.config import load_file
 def get_config():
     """Settings of the demo."""
     config = load_file("base/digits.py", beside=__file__)
-    config.supernet.update(width=16)
+    config.supernet.update(width=24)
     config.search.update(epochs=30, importance="gates", parameters=0.25, multiply_adds=0.35, latency_device="litert")
     # Of 318 images, all of which a candidate is evaluated on in a moment.
     config.sample.update(num_candidates=500, num_random=100, finalists=0)

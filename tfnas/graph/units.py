@@ -149,12 +149,13 @@ class UnitGraph(Graph):
         if (~np.concatenate(self._depends) & (units != PINNED)).any():
             return Flow(self, *self._walked(np.split(there, ends)), {}, False)
         empty = tuple(g for g, mask in enumerate(masks) if not mask.any())
-        if empty not in self._walks:
-            if len(self._walks) == _MOST_WALKS:
-                del self._walks[next(iter(self._walks))]
+        if (walk := self._walks.get(empty)) is None:
+            if len(self._walks) >= _MOST_WALKS:
+                self._walks.pop(next(iter(self._walks)), None)  # another thread may have
             full = np.concatenate([*(np.full(mask.size, mask.any()) for mask in masks), [True]])[units]
-            self._walks[empty] = tuple(np.concatenate(parts) for parts in self._walked(np.split(full, ends)))
-        depends, explicit, zero, live = self._walks[empty]
+            walk = tuple(np.concatenate(parts) for parts in self._walked(np.split(full, ends)))
+            self._walks[empty] = walk
+        depends, explicit, zero, live = walk
         d, e, z, r = (np.split(a, ends) for a in (depends & there, explicit & there, zero | ~there, live & there))
         return Flow(self, d, e, z, r, {}, False)
 

@@ -310,6 +310,7 @@ class Computation:
         source_shapes: those of its inputs.
         calibrated: names of the normalizations whose statistics are not folded but given when the program runs, as
             'mean' and 'variance', or computed from the batch.
+        bare: whether no channel of its inputs is a constant under any architecture.
 
     Attributes:
         normalizes: the one of these normalizations that it computes, if any.
@@ -323,11 +324,13 @@ class Computation:
         shape: tuple[int, ...],
         source_shapes: Sequence[tuple[int, ...]],
         calibrated: Collection[str] = (),
+        bare: bool = False,
     ):
         self.node = node
         self.shape = shape
         self.source_shapes = source_shapes
         self.calibrated = calibrated
+        self.bare = bare
 
     def takes_held(self, source: Node) -> bool:
         """Whether it is always given just what an input's tensor holds."""

@@ -272,6 +272,11 @@ class _Computation(Normalizing):
     norm: BatchNormalization | None = None
     activation: Pointwise | None = None
 
+    @property
+    def _bordered(self) -> bool:
+        """Whether constants may reach it that its padding makes depend on the position."""
+        return self.node.pads and not self.bare
+
     def takes_held(self, source: Node) -> bool:
         return not source.holds_more
 
@@ -295,7 +300,7 @@ class _Computation(Normalizing):
         more = {"kernel": kernel, "bias": tf.TensorSpec((None,))}
         if self.normalizes:
             more |= self.normalizes.signature()
-        return {**more, "case": tf.TensorSpec((), tf.int32), "border": kernel} if self.node.pads else more
+        return {**more, "case": tf.TensorSpec((), tf.int32), "border": kernel} if self._bordered else more
 
     def feed(self, x: Folded) -> Fed:
         kernel, border, bias = self.node.folded(x)
@@ -308,13 +313,13 @@ class _Computation(Normalizing):
             scale, offset = (part[self.node.held(x.live)] for part in self.norm.affine(x.weights))
             kernel, border, bias = kernel * scale, border * scale, bias * scale + offset
         fed = {"kernel": kernel, "bias": bias, **more}
-        return {**fed, "case": np.array(case, np.int32), "border": border} if self.node.pads else fed
+        return {**fed, "case": np.array(case, np.int32), "border": border} if self._bordered else fed
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
         if self.normalizes:
             scale, offset = self.normalizes.scaling(fed)
             fed = {**fed, "kernel": fed["kernel"] * scale, "bias": fed["bias"] * scale + offset}
-            if self.node.pads:
+            if self._bordered:
                 fed["border"] *= scale
         return self._convolved(tensors[0], fed, self._finished)
 
@@ -336,7 +341,7 @@ class _Computation(Normalizing):
         def border_only() -> tf.Tensor:
             return tf.repeat(finish(border()), tf.shape(x)[0], axis=0)
 
-        return tf.switch_case(fed["case"], [plain, with_border, border_only]) if self.node.pads else plain()
+        return tf.switch_case(fed["case"], [plain, with_border, border_only]) if self._bordered else plain()
 
     def _applied(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         inner = self.node.inner

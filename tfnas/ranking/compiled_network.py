@@ -1,15 +1,15 @@
 """A supernet's network as steps of a program that takes any architecture's channels, without being traced again.
 
 A layer's family (`tfnas.layers`) defines what its step is fed for an architecture and what it computes. Dropped layers
-are skipped; tensors hold the channels that `Flow.held` returns, where the flow is linked. The network is split into
-segments at the tensors through which everything flows.
+are skipped, in chains of those that are there together; tensors hold the channels that `Flow.held` returns, where the
+flow is linked. The network is split into segments at the tensors through which everything flows.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -43,16 +43,17 @@ class Segment:
     """Consecutive steps, computed by one program.
 
     Attributes:
-        units: the steps.
+        units: the steps, chain by chain.
         starts: numbers of the nodes whose tensors it is given.
         packing: of what its units are fed.
     """
 
     def __init__(self, graph: Graph, units: Sequence[Unit]):
-        self.units = units
+        self._chains = _chained(units)
+        self.units = [unit for chain in self._chains for unit in chain]
         self.starts = graph.inputs if graph.nodes[units[0].reads[0]].inputs == () else units[0].reads[:1]
-        self.packing = Packing({unit.name: unit.signature() for unit in units})
-        self._normalizing = [unit for unit in units if unit.computation.normalizes]
+        self.packing = Packing({unit.name: unit.signature() for unit in self.units})
+        self._normalizing = [unit for unit in self.units if unit.computation.normalizes]
 
     @property
     def last(self) -> int:
@@ -66,6 +67,9 @@ class Segment:
 
     def feed(self, flow: Flow, folding: Folding) -> list[tf.Tensor]:
         """Returns what `run` and `calibrate` are given for one candidate, as many tensors as `packing` says."""
+        for chain in self._chains:
+            if len({flow.works(unit.i) for unit in chain}) > 1:
+                raise AssertionError(f"engine: '{chain[0].name}' and what follows it are not there together")
         return self.packing.pack({unit.name: unit.feed(flow, folding) for unit in self.units})
 
     def run(self, tensors: Sequence[tf.Tensor], packed: Sequence[tf.Tensor], statistics: tf.Tensor) -> list[tf.Tensor]:
@@ -81,27 +85,41 @@ class Segment:
         parts = iter(tf.split(statistics, sizes) if sizes else ())
         for unit in self._normalizing:
             fed[unit.name] |= {"mean": next(parts), "variance": next(parts)}
-        values = dict(zip(self.starts, tensors, strict=True))
-        for unit in self.units:
-            values[unit.last] = unit(values, fed[unit.name])
-        return self._ends(values)
+        return self._computed(tensors, fed, by_batch=False)[0]
 
     def calibrate(self, tensors: Sequence[tf.Tensor], packed: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The outputs if `normalizations` use the batch's own statistics, and these, as `run` takes them."""
-        fed = self.packing.unpack(packed)
-        values = dict(zip(self.starts, tensors, strict=True))
-        parts = [tf.zeros(0)]
-        for unit in self.units:
-            if unit.computation.normalizes:
-                values[unit.last], *statistics = unit.calibrate(values, fed[unit.name])
-                parts += statistics
-            else:
-                values[unit.last] = unit(values, fed[unit.name])
-        return self._ends(values), tf.concat(parts, 0)
+        outputs, statistics = self._computed(tensors, self.packing.unpack(packed), by_batch=True)
+        return outputs, tf.concat([tf.zeros(0), *statistics], 0)
 
-    def _ends(self, values: Mapping[int, tf.Tensor]) -> list[tf.Tensor]:
-        """The outputs of the model, or the one tensor that the next segment begins with."""
-        return [values[unit.last] for unit in self.units if unit.last < 0] or [values[self.last]]
+    def _computed(
+        self, tensors: Sequence[tf.Tensor], fed: Mapping[str, Fed], by_batch: bool
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """The outputs of the model, or the one tensor that the next segment begins with; and the batch's statistics."""
+        values = dict(zip(self.starts, tensors, strict=True))
+        statistics: list[tf.Tensor] = []
+        for chain in self._chains:
+            values[chain[-1].last], *found = _run(chain, values, fed, by_batch)
+            statistics += found
+        return [values[unit.last] for unit in self.units if unit.last < 0] or [values[self.last]], statistics
+
+
+def _run(chain: Sequence[Unit], values: Mapping[int, tf.Tensor], fed: Mapping[str, Fed], by_batch: bool) -> Any:
+    """The output of a chain, with no channels if it does not exist; then the statistics of its normalizations."""
+    head, last = chain[0], chain[-1]
+
+    def there() -> list[tf.Tensor]:
+        inside, statistics = dict(values), []
+        for unit in chain:
+            inside[unit.last], *found = unit.compute(inside, fed[unit.name], by_batch)
+            statistics += found
+        return [inside[last.last], *statistics]
+
+    def absent() -> list[tf.Tensor]:
+        normalizing = [unit for unit in chain if by_batch and unit.computation.normalizes]
+        return [last.absent(tf.shape(values[head.reads[0]])[0]), *[tf.zeros(0)] * (2 * len(normalizing))]
+
+    return tf.cond(fed[head.name]["exists"], there, absent) if head.optional else there()
 
 
 def _shapes(graph: Graph, example: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
@@ -151,13 +169,28 @@ def _segments(graph: Graph, units: Sequence[Unit]) -> list[list[Unit]]:
     return segments
 
 
+def _chained(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Units in chains of which each reads the output of the one before, that nothing else reads, and exists with it."""
+    chains: list[list[Unit]] = []
+    for unit in units:
+        before = next((chain for chain in chains if unit.follows(chain[-1])), None)
+        if before is not None and sum(before[-1].last in other.reads for other in units) == 1:
+            before.append(unit)
+        else:
+            chains.append([unit])
+    return chains
+
+
 class Unit:
     """One step of the program: a node, or several that are computed together.
 
     Attributes:
         name: of its node.
         last: number of the node whose output it makes.
+        optional: whether there are architectures without it.
     """
+
+    optional = True
 
     def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]], calibrated: Collection[str]):
         self.graph = graph
@@ -166,7 +199,8 @@ class Unit:
         self.name = self.node.name
         self.shape = shapes[i]
         source_shapes = [shapes[j] for j in self.node.inputs]
-        self.computation = self.node.computation(self.node, self.shape, source_shapes, calibrated)
+        self._bare = all(graph.vanishing[j].all() for j in self.node.inputs)
+        self.computation = self.node.computation(self.node, self.shape, source_shapes, calibrated, self._bare)
         sources = [graph.nodes[j] for j in self.node.inputs]
         self.edges = [(_Direct if self.computation.takes_held(source) else _Edge)(source) for source in sources]
 
@@ -181,6 +215,10 @@ class Unit:
             return False
         self.last = i
         return True
+
+    def follows(self, unit: Unit) -> bool:
+        """Whether it reads nothing but the output of `unit`, as it is, and no constant instead if that is missing."""
+        return self.reads == (unit.last,) and self._bare and isinstance(self.edges[0], _Direct)
 
     def signature(self) -> Fed:
         """Returns the signature of the values of `feed`."""
@@ -202,29 +240,18 @@ class Unit:
         }
         return {"exists": _TRUE, **edges, **self.computation.feed(x)}
 
-    def __call__(self, values: Mapping[int, tf.Tensor], fed: Fed) -> tf.Tensor:
-        """Its output, with no channels if it does not exist."""
-        operands = self._operands(values, fed)
-        return tf.cond(fed["exists"], lambda: self.computation.run(operands, fed), lambda: self._absent(values))
-
-    def calibrate(self, values: Mapping[int, tf.Tensor], fed: Fed) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The same with the batch's own statistics in the normalization that it computes, and these."""
-        operands, computation = self._operands(values, fed), cast(Normalizing, self.computation)
-        none = tf.zeros(0)
-        return tf.cond(
-            fed["exists"],
-            lambda: computation.calibrate([operand.tensor() for operand in operands], fed),
-            lambda: (self._absent(values), none, none),
-        )
-
-    def _operands(self, values: Mapping[int, tf.Tensor], fed: Fed) -> list[Operand]:
+    def compute(self, values: Mapping[int, tf.Tensor], fed: Fed, by_batch: bool) -> Sequence[tf.Tensor]:
+        """Its output where it exists; if `by_batch`, normalized by the batch's own statistics, and these."""
         sources = enumerate(zip(self.edges, self.node.inputs, strict=True))
-        return [edge.operand(values[i], fed[f"edge{j}"]) for j, (edge, i) in sources]
+        operands = [edge.operand(values[i], fed[f"edge{j}"]) for j, (edge, i) in sources]
+        if by_batch and self.computation.normalizes:
+            return cast(Normalizing, self.computation).calibrate([operand.tensor() for operand in operands], fed)
+        return [self.computation.run(operands, fed)]
 
-    def _absent(self, values: Mapping[int, tf.Tensor]) -> tf.Tensor:
+    def absent(self, num_examples: tf.Tensor) -> tf.Tensor:
+        """Its output where it does not exist."""
         dtype = tf.as_dtype(self.node.called.dtype)
-        shape = (tf.shape(values[self.node.inputs[0]])[0], *self.shape, 0)
-        return tf.zeros(shape, tf.float32 if dtype.is_floating else dtype)
+        return tf.zeros((num_examples, *self.shape, 0), tf.float32 if dtype.is_floating else dtype)
 
 
 class _Edge:
@@ -284,10 +311,13 @@ class _Direct(_Edge):
 class _Output(Unit):
     """One of the model's outputs with all its channels, those that are constant included."""
 
+    optional = False
+
     def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]], number: int):
         self.graph, self.i, self.node, self.shape = graph, i, graph.nodes[i], shapes[i]
         self.last = OUTPUT - number
         self.name = f"output/{number}"  # no layer's: Keras allows none with a slash
+        self._bare = False
         self.computation = Computation(self.node, self.shape, [self.shape])
         self.edges = [_Edge(self.node)]
 
@@ -299,10 +329,10 @@ class _Output(Unit):
         wanted = np.arange(self.node.num_channels)
         return {"exists": _TRUE, "edge0": self.edges[0].feed(flow, folding, self.i, wanted)}
 
-    def __call__(self, values: Mapping[int, tf.Tensor], fed: Fed) -> tf.Tensor:
+    def compute(self, values: Mapping[int, tf.Tensor], fed: Fed, by_batch: bool) -> Sequence[tf.Tensor]:
         output = self.edges[0](values[self.i], fed["edge0"])
         # Keras finds out by the shape what 'accuracy' means.
-        return tf.ensure_shape(output, (None, *self.shape, self.node.num_channels))
+        return [tf.ensure_shape(output, (None, *self.shape, self.node.num_channels))]
 
 
 def _nothing(signature: Fed) -> Fed:

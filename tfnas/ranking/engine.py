@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
 import keras
@@ -34,6 +35,7 @@ from tfnas.search_space.architecture import Architecture
 
 _FED_BYTES = 256e6  # cached weights of candidates
 _STATISTICS_BYTES = 64e6  # cached recalibrated statistics
+_THREADS = 2  # of each device: while one prepares a candidate, or computes too little at once for it, the other computes
 _STATISTICS = tf.TensorSpec((None,))
 
 
@@ -98,12 +100,14 @@ class Engine:
         self._criterion = Criterion(supernet, self._examples, metric=metric)
         self.names, self.largest = self._criterion.names, self._criterion.largest
         self.directions = self._criterion.directions
-        self._devices: Sequence[str | None] = (None,) if strategy is None else strategy.extended.worker_devices
+        devices: Sequence[str | None] = (None,) if strategy is None else strategy.extended.worker_devices
+        self._devices = [device for device in devices for _ in range(_THREADS)]
         self._weights: Weights = weights_of(self.graph, np.float32)
         self._recalibration = recalibration
         names = recalibration.names if recalibration is not None else frozenset()
         # A race returns to its candidates at every look, and statistics are kept in the order of their last use.
         self._statistics: dict[str, list[tf.Tensor]] = {}
+        self._changing_statistics = threading.Lock()
         size = sum(self._weights[name]["moving_mean"].nbytes * 2 for name in names)
         self._most_statistics = int(_STATISTICS_BYTES / max(size, 1)) + 1
         self._weights = without_statistics(self._weights, names)
@@ -123,7 +127,8 @@ class Engine:
     ) -> Iterator[Evaluation]:
         """Evaluates architectures on the examples from `start` to `stop`, one batch at a time.
 
-        Within a batch, architectures are ordered by their masks, so that shared segments are found.
+        Within a batch, architectures are ordered by their masks, so that shared segments are found. Several are
+        evaluated at a time; the evaluations of each come in order.
 
         Raises:
             UserError: if an architecture is not one of this supernet.
@@ -138,12 +143,14 @@ class Engine:
                 for device, share in zip(self._devices, shares, strict=True)
                 if share.size
             ]
-            if len(work) == 1:
-                yield from work[0]
-                continue
             with ThreadPoolExecutor(len(work)) as pool:
-                for done in pool.map(lambda evaluations: list(evaluations), work):
-                    yield from done
+                ahead = {pool.submit(next, evaluations, None): evaluations for evaluations in work}
+                while ahead:
+                    for done in wait(ahead, return_when=FIRST_COMPLETED).done:
+                        evaluations = ahead.pop(done)
+                        if (evaluation := done.result()) is not None:
+                            ahead[pool.submit(next, evaluations, None)] = evaluations
+                            yield evaluation
 
     def labels(self, start: int = 0, stop: int | None = None) -> Any:
         """Returns the labels of the examples from `start` to `stop`, in their original structure."""
@@ -183,8 +190,11 @@ class Engine:
             return [[none] * len(self._segments)] * len(candidates)
         keys: list[bytes] = []
         results: list[Any] = [(self._recalibration.inputs, none)]
+        found: dict[str, list[tf.Tensor]] = {}
         for candidate in candidates:
-            if candidate.digest in self._statistics:
+            known = found.get(candidate.digest) or self._statistics.get(candidate.digest)
+            if known is not None:
+                found[candidate.digest] = known
                 continue
             common = _shared(keys, candidate.keys)
             del results[common + 1 :]
@@ -192,13 +202,14 @@ class Engine:
                 with _no_abort():
                     results.append(self._recalibration.calibrate(j, results[-1][0], candidate.feed(j)))
             keys = candidate.keys
-            self._statistics[candidate.digest] = [statistics for _, statistics in results[1:]]
-        found = [self._statistics[candidate.digest] for candidate in candidates]
-        for candidate in candidates:  # some of which may be equal; those used last are kept longest
-            self._statistics[candidate.digest] = self._statistics.pop(candidate.digest)
-        for digest in list(self._statistics)[: -self._most_statistics]:
-            del self._statistics[digest]
-        return found
+            found[candidate.digest] = [statistics for _, statistics in results[1:]]
+        with self._changing_statistics:
+            for digest, statistics in found.items():  # those used last are kept longest
+                self._statistics.pop(digest, None)
+                self._statistics[digest] = statistics
+            for digest in list(self._statistics)[: -self._most_statistics]:
+                del self._statistics[digest]
+        return [found[candidate.digest] for candidate in candidates]
 
     def _run(
         self,

@@ -9,6 +9,8 @@ import tfnas
 from tfnas import supernets
 from tfnas.common.errors import UserError
 from tfnas.layers import convolution
+from tfnas.ranking import engine as engines
+from tfnas.ranking import recalibration
 from tfnas.ranking.engine import Engine
 from tfnas.search_space.architecture import Architecture
 
@@ -153,6 +155,7 @@ def test_outputs_of_several_inputs_are_the_masked_supernets(rng):
 
 
 def test_common_beginnings_are_computed_once_and_results_do_not_depend_on_company(rng, monkeypatch):
+    monkeypatch.setattr(engines, "_THREADS", 1)  # another has other candidates
     supernet = gated(supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), rng)
     _, _, batches = examples(rng, 40, (8, 8, 1), 3)
     engine = Engine(supernet, batches, batch_size=40)
@@ -173,28 +176,40 @@ def test_common_beginnings_are_computed_once_and_results_do_not_depend_on_compan
 
 
 def test_beginnings_of_unit_masks_are_computed_once_too(rng, monkeypatch):
+    """With batch normalization recalibrated, each is the cut network with the statistics that Keras's training has."""
+    monkeypatch.setattr(engines, "_THREADS", 1)
+    traced = []
+    applied = convolution._Computation._applied
+    monkeypatch.setattr(convolution._Computation, "_applied", lambda *args: (traced.append(args[0]), applied(*args))[1])
     supernet = tfnas.gate(
         supernets.multi_branch_resnet(4, 1, 3, (8, 8, 1), stem_width=4), parameters=0.9, steps=5, num_examples=40
     )
     random_weights(supernet.network, rng)
     supernet.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     images, labels, batches = examples(rng, 40, (8, 8, 1), 3)
-    engine = Engine(supernet, batches, batch_size=40)
-    one = supernet.graph.closed({g.name: np.arange(g.size) % 2 == 0 for g in supernet.graph.groups})
+    engine = Engine(supernet, batches, batch_size=40, recalibration=tfnas.Recalibration(supernet, images))
+    kernels = [node for node in supernet.graph.nodes if node.mixes]
+    assert len(traced) == 2 * len(kernels)  # no other branch, as nothing is constant; recalibrated and evaluated
+    groups = supernet.graph.groups
+    one = supernet.graph.closed({g.name: np.arange(g.size) % 2 == 0 for g in groups})
     last = list(one)[-1]
     other = Architecture({**one, last: ~one[last]})
+    empty = supernet.graph.closed({g.name: np.full(g.size, not g.may_empty) for g in groups})
+    assert not all(mask.any() for mask in empty.values())
     calls = []
     compiled = list(engine._programs)
     monkeypatch.setattr(
         engine, "_programs", [lambda *a, j=j, p=p: (calls.append(j), p(*a))[1] for j, p in enumerate(compiled)]
     )
-    together = {e.number: e for e in engine.evaluate([one, other, one])}
+    found = {e.number: e for e in engine.evaluate([one, other, one])}
     num_segments = len(compiled)
     assert num_segments > 2 and len(calls) < 2 * num_segments and calls.count(0) == 1
-    for i, candidate in enumerate((one, other, one)):
-        supernet.set_architecture(candidate)
-        expected = supernet.evaluate(images, labels, verbose=0)
-        assert together[i].figures["loss"].mean() == pytest.approx(expected, rel=1e-4)
+    found[3] = next(engine.evaluate([empty]))
+    for i, candidate in enumerate((one, other, one, empty)):
+        cut = tfnas.subnet(supernet, candidate)
+        recalibration.recompute_statistics(cut, images)
+        cut.compile(loss=supernet.loss)
+        assert found[i].figures["loss"].mean() == pytest.approx(cut.evaluate(images, labels, verbose=0), rel=1e-4)
 
 
 def test_nothing_is_traced_after_the_engine_is_made(rng, monkeypatch):

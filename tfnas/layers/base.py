@@ -310,7 +310,7 @@ class Computation:
         source_shapes: those of its inputs.
         calibrated: names of the normalizations whose statistics are not folded but given when the program runs, as
             'mean' and 'variance', or computed from the batch.
-        bare: whether no channel of its inputs is a constant under any architecture.
+        bare: whether its inputs never hold a constant.
 
     Attributes:
         normalizes: the one of these normalizations that it computes, if any.
@@ -329,8 +329,7 @@ class Computation:
         self.node = node
         self.shape = shape
         self.source_shapes = source_shapes
-        self.calibrated = calibrated
-        self.bare = bare
+        self.calibrated, self.bare = calibrated, bare
 
     def takes_held(self, source: Node) -> bool:
         """Whether it is always given just what an input's tensor holds."""

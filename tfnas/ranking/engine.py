@@ -35,7 +35,7 @@ from tfnas.search_space.architecture import Architecture
 
 _FED_BYTES = 256e6  # cached weights of candidates
 _STATISTICS_BYTES = 64e6  # cached recalibrated statistics
-_THREADS = 2  # of each device: while one prepares a candidate, or computes too little at once for it, the other computes
+_THREADS = 2  # of each device: one computes while the other prepares a candidate, or its layers leave a core idle
 _STATISTICS = tf.TensorSpec((None,))
 
 
@@ -115,6 +115,8 @@ class Engine:
         # The output of a segment is computed with all channels, so that sharing it does not depend on what follows.
         self._ends = [segment.last for segment in self._segments[:-1]]
         self._programs = self._traced()
+        if recalibration is not None:
+            recalibration.trace()  # once, not in each thread
         self._num_kept = int(np.clip(_FED_BYTES / _kernel_bytes(self._weights), 1, 128))
 
     @property

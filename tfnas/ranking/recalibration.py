@@ -161,6 +161,10 @@ class Recalibration:
         """Returns what the first segment is given."""
         return self._inputs
 
+    def trace(self) -> None:
+        """Traces the programs, which the first call of `calibrate` does otherwise."""
+        self._programs  # noqa: B018
+
     def calibrate(
         self, j: int, tensors: Sequence[tf.Tensor], packed: Sequence[tf.Tensor]
     ) -> tuple[list[tf.Tensor], tf.Tensor]:

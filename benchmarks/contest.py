@@ -226,7 +226,7 @@ def table(results: Mapping[str, Any], situation: str, bounds: str) -> str:
             " / ".join(f"{100 * r['test']['accuracy']:.1f}" for r in found),
             records.interval_cell(*difference) if arm != reference and arms[reference] else "-",
             *(_mean(found, lambda r, cut=cut: r.get("after_cut", {}).get(cut)) for cut in Way),
-            *(_mean(found, lambda r, name=name: r[name]) for name in ("parameters", "multiply_adds", "latency")),
+            *(_mean(found, lambda r, name=name: r.get(name)) for name in ("parameters", "multiply_adds", "latency")),
             records.mean_cell([r["epochs_spent"] for r in found], ".1f"),
         )
         lines.append(f"| {' | '.join(cells)} |")

@@ -63,7 +63,8 @@ def test_a_preview_of_a_trained_model(trained, digits):
     assert found.sizes[0].metrics["accuracy"] > 0.8
     # The layers alone, and all that follows from them.
     assert found.layers[0].name == "second" and found.layers[0].costs["parameters"] == 9 * 16 * 24 + 24
-    assert {part.name: part.costs["parameters"] for part in found.families} == {
+    counted = [part for part in found.families if "parameters" in part.costs]  # others take time alone
+    assert {part.name: part.costs["parameters"] for part in counted} == {
         "Conv2D": 10 * 16 + 9 * 16 * 24 + 24,
         "BatchNormalization": 32,
         "Dense": 250,

@@ -198,7 +198,7 @@ class Latencies:
         network = timer(graph.model, device)
         first = _fastest(network)
         tensor = keras.Input((1,))
-        overhead = min(first, _fastest(timer(keras.Model(tensor, keras.layers.Dense(1)(tensor)), device)))
+        overhead = min(first, _fastest(timer(keras.Model(tensor, keras.layers.ReLU()(tensor)), device)))
         known: dict[str, float] = {}
 
         def seconds(chain: Sequence[Node], channels: int) -> float:

@@ -25,7 +25,6 @@ NO_RECORD = {
     ("latency.md", "With bounds, beside a network narrowed by hand"),
     ("models.md", ""),
     ("ranking_cost.md", "Beside setting masks and calling `evaluate`"),
-    ("ranking_cost.md", "Relative to training"),
     ("ranking_cost.md", "What a race saves"),
     ("ranking_worth.md", ""),
     ("step_cost.md", "On a GPU"),

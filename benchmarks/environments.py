@@ -11,9 +11,9 @@ installed, such as 3.12:oldest:
 - beside: packages that are there before, among them an older TensorFlow. The wheel must not change any of them.
 
 Without cells, it takes newest and oldest on three Pythons, and 3.11:beside. Rows are printed as they are measured. A
-Python that is not on this machine is skipped, and the row says so. What fails is followed by the end of its output, and
-the exit code is then 1. Each environment takes up to 4 GB in the folder for temporary files (TMPDIR), and is deleted
-before the next one is made. The command needs nothing but Python and a package index.
+Python that is not on this machine is skipped, and the row says so. What fails is followed by the first and last lines
+of its output, and the exit code is then 1. Each environment takes up to 4 GB in the folder for temporary files
+(TMPDIR), and is deleted before the next one is made. The command needs nothing but Python and a package index.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def find_python(version):
 
 
 def run(*command):
-    """Runs a command; returns what it printed. Raises RuntimeError with the end of that if it fails or hangs."""
+    """Runs a command; returns what it printed. Raises RuntimeError with some of its lines if it fails or hangs."""
     command = list(map(str, command))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
     process = subprocess.Popen(command, **streams, text=True, cwd=tempfile.gettempdir(), start_new_session=True)
@@ -66,7 +66,9 @@ def run(*command):
         printed, _ = process.communicate()
         ended = f"killed after {MINUTES} minutes"
     if process.returncode:
-        raise RuntimeError("\n".join([*printed.splitlines()[-40:], f"{' '.join(command)}: {ended}"]))
+        lines = printed.splitlines()
+        some = lines if len(lines) <= 60 else [*lines[:20], "...", *lines[-40:]]  # a crash says first what it was
+        raise RuntimeError("\n".join([*some, f"{' '.join(command)}: {ended}"]))
     return printed
 
 

@@ -82,7 +82,7 @@ def core():
 def formats():
     """Three other formats, each compared in its own runtime."""
     printed = stage("export", "--config.export.formats=litert,onnx,openvino")
-    assert all(f"{name} " in printed for name in ("litert", "onnx", "openvino")), printed
+    assert all(f"{name}: " in printed for name in ("litert", "onnx", "openvino")), printed
 
 
 def serving():

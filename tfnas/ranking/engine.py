@@ -37,6 +37,9 @@ _FED_BYTES = 256e6  # cached weights of candidates
 _STATISTICS_BYTES = 64e6  # cached recalibrated statistics
 _THREADS = 2  # of each device: one computes while the other prepares a candidate, or its layers leave a core idle
 _STATISTICS = tf.TensorSpec((None,))
+# Before TensorFlow 2.21, threads that normalize at once on a CPU corrupt each other's memory
+# (tensorflow/tensorflow#99852).
+_SAFE_VERSION = (2, 21)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,8 @@ class Engine:
         # A race returns to its candidates at every look, and statistics are kept in the order of their last use.
         self._statistics: dict[str, list[tf.Tensor]] = {}
         self._changing_statistics = threading.Lock()
+        version = tuple(map(int, tf.__version__.split(".")[:2]))
+        self._normalizing: Any = contextlib.nullcontext() if version >= _SAFE_VERSION else threading.Lock()
         size = sum(self._weights[name]["moving_mean"].nbytes * 2 for name in names)
         self._most_statistics = int(_STATISTICS_BYTES / max(size, 1)) + 1
         self._weights = without_statistics(self._weights, names)
@@ -201,7 +206,7 @@ class Engine:
             common = _shared(keys, candidate.keys)
             del results[common + 1 :]
             for j in range(common, len(self._segments)):
-                with _no_abort():
+                with self._normalizing, _no_abort():
                     results.append(self._recalibration.calibrate(j, results[-1][0], candidate.feed(j)))
             keys = candidate.keys
             found[candidate.digest] = [statistics for _, statistics in results[1:]]

@@ -325,7 +325,7 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
         CONFIG,
         work,
     )
-    splits = types.SimpleNamespace(image_shape=(8, 8, 1), num_outputs=10, task=CLASSIFICATION)
+    splits = types.SimpleNamespace(input_shape=(8, 8, 1), num_outputs=10, task=CLASSIFICATION)
     network = keras.Sequential([keras.Input((9, 9, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     words = (
         "subnet.keras: input and output of shapes [(None, 8, 8, 1), (None, 10)] expected, as the data has. Received: ["

@@ -150,7 +150,7 @@ def test_artifacts_hold_what_the_stages_measured(killed):
     assert read(confusion) == {"classes": [str(i) for i in range(10)], "rows": matrix.tolist()}
     data, described = one(path, "check", "data")
     assert read(data)["sizes"] == described["sizes"] == {"train": 400, "validation": 397, "test": 400}
-    assert described["image_shape"] == [8, 8, 1] and len(described["classes"]) == 10
+    assert described["input_shape"] == [8, 8, 1] and len(described["classes"]) == 10
     for stage, name in (("search", "run"), ("select", "run"), ("export", "model"), ("report", "html")):
         described = one(path, stage, name)[1]
         assert re.fullmatch("[0-9a-f]{64}", described["config_sha256"]) and described["seed"] == 0

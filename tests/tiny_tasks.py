@@ -44,6 +44,17 @@ def one_hot():
     return splits(lambda images, places: np.eye(3, dtype=np.float32)[places[:, 2] - 2])
 
 
+def rows():
+    """A table: 13 measurements of 178 wines of three kinds, scaled, and the kind."""
+    from sklearn.datasets import load_wine
+    from sklearn.preprocessing import scale
+
+    table, kinds = load_wine(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(kinds))
+    parts = dict(zip(SIZES, np.split(order, (100, 138)), strict=True))
+    return {split: (scale(table)[chosen], kinds[chosen]) for split, chosen in parts.items()}, ["red", "white", "rose"]
+
+
 def body(input_shape):
     import keras  # here, so that the command line answers before TensorFlow is loaded
 
@@ -59,6 +70,15 @@ def vector(input_shape, num_classes=0, num_outputs=2):
     image, x = body(input_shape)
     x = keras.layers.Flatten(name="flat")(keras.layers.MaxPooling2D(4, name="pool")(x))
     return keras.Model(image, keras.layers.Dense(num_classes or num_outputs, name="head")(x))
+
+
+def perceptron(input_shape, num_classes):
+    import keras
+
+    inputs = keras.Input(input_shape, name="inputs")
+    x = keras.layers.Dense(24, "relu", name="one")(inputs)
+    x = keras.layers.Dense(16, "relu", name="two")(x)
+    return keras.Model(inputs, keras.layers.Dense(num_classes, name="head")(x))
 
 
 def per_pixel(input_shape, num_classes):

@@ -12,7 +12,7 @@ STAGE is one of:
   report    write report.html
   run       all of these, in this order
 or, before a run,
-  preview   write preview.png, images as the network sees them, and print the data's sizes, mean and std
+  preview   print the data's sizes, mean and std, and write preview.png, images as the network sees them
   check     build the networks, run some steps, and estimate the resources and time of a run
   tune      search with each of the values in config.tune, and report which found the best network
 

@@ -21,7 +21,7 @@ def arrays(dataset):
 def test_digits_are_scikit_learns_and_splits_disjoint(digits_folder):
     splits = pipeline.load(DIGITS, digits_folder)
     assert splits.sizes == {"train": 1000, "validation": 397, "test": 400}
-    assert splits.image_shape == (8, 8, 1) and splits.label_names == tuple("0123456789")
+    assert splits.input_shape == (8, 8, 1) and splits.label_names == tuple("0123456789")
     ours = [arrays(part) for part in (splits.train, splits.validation, splits.test)]
     images = np.concatenate([i for i, _ in ours])
     labels = np.concatenate([label for _, label in ours])
@@ -72,7 +72,7 @@ def test_resize_averages_areas():
 
 def test_image_size_resizes(digits_folder):
     splits = pipeline.load(dataclasses.replace(DIGITS, image_size=4), digits_folder)
-    assert splits.image_shape == (4, 4, 1)
+    assert splits.input_shape == (4, 4, 1)
     assert next(iter(splits.train))[0].shape == (4, 4, 1)
 
 
@@ -137,7 +137,7 @@ def test_real_cifar10(cifar10_folder, tmp_path):
     )
     splits = pipeline.load(settings, tmp_path)
     assert splits.sizes == {"train": 100, "validation": 5000, "test": 10000}
-    assert splits.image_shape == (16, 16, 3) and splits.label_names[3] == "cat"
+    assert splits.input_shape == (16, 16, 3) and splits.label_names[3] == "cat"
     images, labels = next(iter(pipeline.evaluation_batches(splits.train, settings, 100)))
     assert images.shape == (100, 16, 16, 3) and images.dtype == tf.float32
     assert set(labels.numpy()) == set(range(10))
@@ -246,7 +246,7 @@ def test_a_batch_is_prepared_as_its_images_are(rng):
 
 def test_with_random_parts_train_keeps_the_original_images(digits_folder):
     splits = pipeline.load(dataclasses.replace(RANDOM_PARTS, image_size=4), digits_folder)
-    assert splits.image_shape == (4, 4, 1)
+    assert splits.input_shape == (4, 4, 1)
     assert next(iter(splits.train))[0].shape == (8, 8, 1) and next(iter(splits.validation))[0].shape == (4, 4, 1)
 
 
@@ -274,6 +274,6 @@ def test_large_data_is_shuffled_in_a_window_and_resumes_exactly(digits_folder, m
 
 
 def test_image_bytes_are_known_or_estimated(digits_folder, rng):
-    assert pipeline._image_bytes(pipeline.load(DIGITS, digits_folder)) == 64
+    assert pipeline._input_bytes(pipeline.load(DIGITS, digits_folder)) == 64
     splits = of_images([rng.integers(0, 256, (4 + 2 * (i % 2), 5, 3), np.uint8) for i in range(40)])
-    assert pipeline._image_bytes(splits) == 75
+    assert pipeline._input_bytes(splits) == 75

@@ -53,7 +53,7 @@ def arrays(dataset):
 def test_a_folder_per_class_is_one_split(flat, tmp_path):
     folder, images = flat
     splits = pipeline.load(settings(folder), tmp_path)
-    assert splits.label_names == ("cat", "dog") and splits.image_shape == (4, 5, 3)
+    assert splits.label_names == ("cat", "dog") and splits.input_shape == (4, 5, 3)
     assert splits.sizes == {"train": 50, "validation": 25, "test": 25}
     read = [arrays(part) for part in (splits.train, splits.validation, splits.test)]
     got = sorted((label, image.tobytes()) for images, labels in read for image, label in zip(images, labels))  # noqa: B905
@@ -82,7 +82,7 @@ def test_a_folder_per_split(tmp_path, rng):
                 write_png(tmp_path / "d" / split / name / f"{i}.PNG", images[split, name, i])
     chosen = settings(tmp_path / "d", train="train", validation="validation", test="test")
     splits = pipeline.load(chosen, tmp_path)
-    assert splits.sizes == {"train": 10, "validation": 6, "test": 4} and splits.image_shape == (4, 5, 1)
+    assert splits.sizes == {"train": 10, "validation": 6, "test": 4} and splits.input_shape == (4, 5, 1)
     got, labels = arrays(splits.validation)
     expected = {images["validation", name, i].tobytes(): "ab".index(name) for name in "ab" for i in range(3)}
     assert {image.tobytes(): label for image, label in zip(got, labels, strict=True)} == expected
@@ -147,7 +147,7 @@ def test_one_image_in_color_makes_a_folder_color(tmp_path, rng, position, image_
     chosen = settings(tmp_path / "d", image_size=image_size)
     source = sources.load(chosen, tmp_path)
     channels = 1 if position == 99 else 3
-    assert source.image_shape[-1] == channels
+    assert source.input_shape[-1] == channels
     split, place = {0: ("train", 0), 50: ("validation", 50), 74: ("validation", 50), 99: ("test", 75)}[position]
     image = arrays(source.splits[split])[0][position - place]
     np.testing.assert_array_equal(image, tf.io.decode_jpeg(colored.read_bytes(), channels=channels))
@@ -161,7 +161,7 @@ def test_a_folder_has_the_channels_asked_for(tmp_path, rng):
     chosen = settings(tmp_path / "d", train="train[:2]", validation="train[2:3]", test="train[3:]")
     for channels, expected in ((0, 3), (1, 1), (3, 3)):
         source = sources.load(dataclasses.replace(chosen, channels=channels), tmp_path)
-        assert source.image_shape == (16, 16, expected)
+        assert source.input_shape == (16, 16, expected)
         assert {image.shape for image, _ in source.splits["test"]} == {(16, 16, expected)}
 
 
@@ -173,7 +173,7 @@ def test_different_sizes_need_an_image_size(tmp_path, rng, capfd):
         pipeline.load(chosen, tmp_path)
     assert capfd.readouterr().err == ""
     splits = pipeline.load(dataclasses.replace(chosen, image_size=4), tmp_path)
-    assert splits.image_shape == (4, 4, 3) and {image.shape for image, _ in splits.train} == {(4, 4, 3)}
+    assert splits.input_shape == (4, 4, 3) and {image.shape for image, _ in splits.train} == {(4, 4, 3)}
 
 
 @pytest.mark.parametrize("image_size", [0, 4])
@@ -272,7 +272,7 @@ def three(rng):
 def test_a_function_gives_the_splits(source, three, tmp_path):
     splits = pipeline.load(source(lambda: three), tmp_path)
     assert splits.sizes == {"train": 30, "validation": 15, "test": 15}
-    assert splits.image_shape == (4, 6, 3) and splits.label_names == ("0", "1", "2")
+    assert splits.input_shape == (4, 6, 3) and splits.label_names == ("0", "1", "2")
     for name in pipeline.SPLITS:
         ours, theirs = arrays(getattr(splits, name)), arrays(three[name])
         np.testing.assert_array_equal(ours[0], theirs[0])
@@ -344,11 +344,15 @@ def test_images_of_different_sizes_from_a_function(source, tmp_path):
         (lambda s: {**s, "test": s["test"].map(lambda x, y: x)}, "test of .* pairs"),
         (
             lambda s: {**s, "train": s["train"].map(lambda x, y: (tf.cast(x, tf.float32) / 255, y))},
-            "train of .*images of float32; do not scale them, or call tfnas.shrink",
+            "must be images uint8, or all values float32. Received: float32 in train, uint8 in validation, uint8 in",
         ),
         (
-            lambda s: {**s, "train": (np.zeros((3, 9), np.float32), np.zeros(3, int))},
-            r"images \(9,\) and targets \(\); call tfnas.shrink from Python, which takes any inputs",
+            lambda s: {**s, "train": s["train"].map(lambda x, y: (tf.cast(x, tf.int64), y))},
+            "train of .* or values float32, .* Received: inputs of int64; cast them to either",
+        ),
+        (
+            lambda s: {**s, "train": (np.zeros((3, 9), np.uint8), np.zeros(3, int))},
+            r"inputs uint8 \(9,\) and targets \(\); cast what is no image to float32",
         ),
         (lambda s: {**s, "train": s["train"].map(lambda x, y: ({"image": x}, y))}, "for several .* tfnas.shrink from"),
         (lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.cast(y, tf.float32)))}, "targets of float32"),
@@ -379,6 +383,72 @@ def test_wrong_returns_are_refused(source, three, tmp_path, change, message):
     with pytest.raises(UserError, match=message) as caught:
         pipeline.load(source(lambda: change(three)), tmp_path)
     assert str(caught.value).startswith("data.source: ") and "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def rows(rng):
+    """Three good splits of rows of a table, in float64, some of them the same in train and in validation."""
+    table, labels = rng.normal(size=(60, 5)), np.arange(60) % 3
+    table[30:33] = table[:3]
+    return {
+        "train": (table[:30], labels[:30]),
+        "validation": (table[30:45], labels[30:45]),
+        "test": (table[45:], labels[45:]),
+    }
+
+
+def test_values_reach_the_network_as_they_are(source, rows, tmp_path):
+    chosen = source(lambda: rows)
+    splits = pipeline.load(chosen, tmp_path)
+    assert splits.summary() == "5, 3 classes -> train 30 / validation 15 / test 15"
+    assert splits.raw == tf.TensorSpec((None, 5), tf.float32, name="inputs")
+    ((inputs, labels),) = pipeline.evaluation_batches(splits.test, chosen, 15).as_numpy_iterator()
+    np.testing.assert_array_equal(inputs, rows["test"][0].astype(np.float32))
+    np.testing.assert_array_equal(labels, rows["test"][1])
+    seen = [inputs for inputs, _ in pipeline.training_batches(splits, chosen, 10, 1, 0).as_numpy_iterator()]
+    assert sorted(map(tuple, np.concatenate(seen))) == sorted(map(tuple, rows["train"][0].astype(np.float32)))
+    assert pipeline._input_bytes(splits) == 20
+
+
+def _with_a_hole(split):
+    inputs, labels = split
+    return np.where(np.arange(inputs.size).reshape(inputs.shape) == 7, np.nan, inputs), labels
+
+
+@pytest.mark.parametrize(
+    "change, message, settings",
+    [
+        (lambda r: {**r, "train": _with_a_hole(r["train"])}, "data.source: train of .* numbers that are not fin", {}),
+        (lambda r: {**r, "validation": (r["train"][0], r["train"][1])}, "data.source: 30 examples are both in", {}),
+        (
+            lambda r: {**r, "validation": (r["validation"][0][:, :4], r["validation"][1])},
+            r"data.source: inputs of .* must have one shape. Received: \(4,\) and \(5,\)",
+            {},
+        ),
+        (
+            lambda r: {**r, "test": (r["test"][0][:, None], r["test"][1])},
+            r"data.source: test of .* has examples of shape \(1, 5\); expected \(5,\)",
+            {},
+        ),
+        (
+            lambda r: {**r, "train": tf.data.Dataset.from_tensor_slices(r["train"]).batch(5)},
+            r"one known shape. Received: \(None,\); do not batch them",
+            {},
+        ),
+        (lambda r: r, r"'data.mean' must be left out: .* returns values, .*Received: \(0.3,\)", {"mean": (0.3,)}),
+        (lambda r: r, "'data.flip' must be left out", {"flip": True}),
+    ],
+)
+def test_values_that_cannot_be_taken_are_refused(source, rows, tmp_path, change, message, settings):
+    with pytest.raises(UserError, match=message):
+        pipeline.load(source(lambda: change(rows), **settings), tmp_path)
+
+
+def test_values_of_test_are_checked_when_they_are_read(source, rows, tmp_path):
+    splits = pipeline.load(source(lambda: {**rows, "test": _with_a_hole(rows["test"])}), tmp_path)
+    with pytest.raises(UserError, match="test of .* has an input with numbers that are not finite"):
+        with unwrap_user_errors():
+            list(splits.test)
 
 
 def test_a_bad_test_split_is_refused_when_it_is_read(source, three, tmp_path):

@@ -41,7 +41,7 @@ def splits_of(shape, rng, sizes=(30, 9, 70), classes=3):
     }
     datasets = {name: tf.data.Dataset.from_tensor_slices(part) for name, part in parts.items()}
     sizes = {name: len(part[1]) for name, part in parts.items()}
-    return pipeline.Splits(**datasets, sizes=sizes, image_shape=shape, label_names=tuple("abc"[:classes])), parts
+    return pipeline.Splits(**datasets, sizes=sizes, input_shape=shape, label_names=tuple("abc"[:classes])), parts
 
 
 def golden(model, images):

@@ -54,7 +54,7 @@ def exported(tmp_path_factory, weights):
     savedmodel.write(linear, splits, load_config("digits"), folder / "3", ensemble=[linear, linear])
     for other in ("1", "10.part", "model.keras"):
         (folder / other).mkdir()
-    warmup.write(images(5, 2), "digits", folder / "3", True)
+    warmup.write(images(5, 2), splits, "digits", folder / "3", True)
     return folder
 
 

@@ -32,7 +32,7 @@ def test_check_says_what_a_run_needs_and_leaves_the_folder_as_it_was(small, tmp_
     read = []
     monkeypatch.setattr(loop.Step, "__call__", _counted(loop.Step.__call__, read))
     found = check.run(small, tmp_path)
-    assert found["sizes"]["train"] == 1000 and found["image_shape"] == [8, 8, 1] and len(found["classes"]) == 10
+    assert found["sizes"]["train"] == 1000 and found["input_shape"] == [8, 8, 1] and len(found["classes"]) == 10
     said = capsys.readouterr().out
     for line in ("devices   1 x CPU", "train 1,000 / validation 397", "groups of channel units", "writable", "in all"):
         assert line in said
@@ -196,7 +196,7 @@ def test_a_label_of_no_class_is_told(split, label):
         return tf.data.Dataset.from_tensor_slices((np.zeros((3, 4, 4, 1), np.uint8), labels))
 
     parts = {name: of([0, 2, label if name == split else 1]) for name in ("train", "validation", "test")}
-    splits = pipeline.Splits(**parts, sizes={"train": 3}, image_shape=(4, 4, 1), label_names=("a", "b", "c"))
+    splits = pipeline.Splits(**parts, sizes={"train": 3}, input_shape=(4, 4, 1), label_names=("a", "b", "c"))
     with pytest.raises(UserError, match=f"{split} .*label {label}; .*0 to 2"):
         preflight.examples(splits)
 

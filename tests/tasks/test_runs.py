@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_tasks
+from scipy.special import softmax
 
 import tfnas
 from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet
-from tfnas.exporting import verification
+from tfnas.exporting import conversion, verification
 from tfnas.runs import stage_table
-from tfnas.stages import evaluate, export, report, retrain, sample, search
+from tfnas.serving import servable
+from tfnas.stages import evaluate, export, preview, report, retrain, sample, search
 
 
 def settings(source, model, **changed):
@@ -76,7 +78,62 @@ def card(path):
     return next(path.glob("export/*/model_card.md")).read_text()
 
 
-def test_a_regression_with_weights_by_the_published_search(tmp_path, capsys):
+def test_rows_of_a_table(tmp_path, capsys):
+    """Searched, exported and served as they are; the exported model is reloaded in a process of its own."""
+    chosen = settings(
+        "rows",
+        "perceptron",
+        search=Search(epochs=6, warmup_epochs=2, batch_size=20, learning_rate=0.2, parameters=0.6),
+        retrain=Retrain(epochs=4, batch_size=20),
+        export=config.Export(formats=("litert_int8", "onnx")),
+    )
+    preview.run(chosen, tmp_path / "preview")
+    for stage in (search, sample, retrain, evaluate, export, report):
+        stage.run(chosen, tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    table, kinds = tiny_tasks.rows()[0]["test"]
+    table = table.astype(np.float32)
+    trained = tiny_tasks.rows()[0]["train"][0]
+    std = f"std from {trained.std(0).min():.4g} to {trained.std(0).max():.4g} by feature"
+    assert "13, 3 classes -> train 100 / validation 38 / test 40; of 100 training examples mean from" in printed
+    assert std in printed and "test images" not in printed
+
+    results = json.loads((tmp_path / stage_table.RESULTS).read_text())
+    row = next(row for row in results["rows"] if row["name"] == results["chosen"])
+    exported = tmp_path / json.loads((tmp_path / stage_table.EXPORT_RESULTS).read_text())["saved_model"]
+    network = keras.models.load_model(exported.parent / "model.keras")
+    network.compile(metrics=["accuracy"], loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert (
+        row["test"]["accuracy"] == pytest.approx(network.evaluate(table, kinds, verbose=0)[1])
+        and network.count_params() < 0.6 * 787
+    )
+    assert row["test"]["accuracy"] > 0.7
+
+    # Answered by the server's code, which also answers the warm-up requests.
+    served = servable.Model("rows", exported.parent, 64)
+    assert sorted(served.signature_defs) == ["serving_default"]
+    answer = servable.answer_json(served, {"instances": [{"inputs": values} for values in table.tolist()]})[
+        "predictions"
+    ]
+    expected = softmax(network.predict(table, verbose=0), -1)
+    np.testing.assert_allclose([one["probabilities"] for one in answer], expected, atol=1e-5)
+    names = np.array(["red", "white", "rose"])[expected.argmax(-1)]
+    assert [one["classes"][0] for one in answer] == names.tolist()
+    with pytest.raises(servable.RequestError, match=r"inputs: float32 of shape \(N, 13\) expected"):
+        servable.answer_json(served, {"instances": [{"inputs": [1.0, 2.0]}]})
+    got = conversion.load("onnx", exported.parent / "onnx" / "model.onnx")(table)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    text = card(tmp_path)
+    for words in (
+        "Classifies examples into 3 classes",
+        "inputs, float32, 13, as they are",
+        "40 test examples correctly",
+    ):
+        assert words in text, words
+    assert "inputs</code> float32 (N, 13)" in page(tmp_path) and "image" not in text
+
+
+def test_a_regression_with_weights_by_the_published_search(tmp_path, capsys, in_this_process):
     published = Search(epochs=2, warmup_epochs=0, batch_size=20, learning_rate=0.002, ell2=1.0, guard="off")
     chosen = settings("numbers", "vector", task="regression", search=published)
     results, row, outputs, answer = run(chosen, tmp_path)

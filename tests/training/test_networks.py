@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from tfnas.cutting import subnets
 from tfnas.data import pipeline
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.workdir import Workdir
+from tfnas.tasks.input_kinds import VALUES
 from tfnas.tasks.meanings import CLASSIFICATION
 from tfnas.training import building, loop, networks, schedules
 
@@ -211,16 +213,20 @@ def test_the_restarts_fill_630_epochs():
     ],
 )
 def test_only_what_is_given_goes_to_the_builder(supernet, expected):
-    splits = types.SimpleNamespace(num_outputs=3, label_names="abc", task=CLASSIFICATION, image_shape=(8, 8, 1))
+    splits = types.SimpleNamespace(num_outputs=3, label_names="abc", task=CLASSIFICATION, input_shape=(8, 8, 1))
     arguments = building.network_arguments(config.Config(supernet=supernet), splits)
     assert arguments == {**expected, "num_classes": 3, "input_shape": (8, 8, 1)}
 
 
 def test_network_that_cannot_take_the_images_is_refused():
-    splits = types.SimpleNamespace(num_outputs=3, label_names="abc", task=CLASSIFICATION, image_shape=(8, 8, 1))
+    splits = pipeline.Splits(*[tf.data.Dataset.range(1)] * 3, {}, (8, 8, 1), ("a", "b", "c"))
     made = config.Config(supernet=config.Supernet(name="densenet121"))
     with pytest.raises(UserError, match="densenet121: input_shape .* set --config.data.image_size"):
         building.network(made, splits)
+    rows = dataclasses.replace(splits, input_shape=(13,), kind=VALUES)
+    words = r"a model of yours expected for inputs \(13,\) of 'digits'. Received: 'densenet121', which takes images"
+    with pytest.raises(UserError, match=words):
+        building.network(made, rows)
 
 
 @pytest.fixture

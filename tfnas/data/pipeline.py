@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfnas import config as config_lib
 from tfnas.common.errors import UserError
 from tfnas.data import sources
+from tfnas.tasks.input_kinds import IMAGES, InputKind
 from tfnas.tasks.meanings import CLASSIFICATION
 from tfnas.tasks.task import Task
 
@@ -26,22 +27,25 @@ class Splits:
     """Three disjoint splits of a data set. Nothing is read until a split is iterated.
 
     Attributes:
-        train, validation, test: tf.data of (image uint8 (H, W, C), target) or (image, target, weight float32 scalar),
-            one example each; a target is as the task's losses take it, such as an int64 scalar. With
-            `random_resized_crop`, train has the images in their original sizes, for random crops.
+        train, validation, test: tf.data of (input, target) or (input, target, weight float32 scalar), one example each.
+            An input is an image uint8 (H, W, C) or an array float32 of any fixed shape; a target is as the task's
+            losses take it, such as an int64 scalar. With `random_resized_crop`, train has the images in their original
+            sizes, for random crops.
         sizes: number of examples by split name; without 'test' if counting it would require reading it.
-        image_shape: (H, W, C) of a network's input.
+        input_shape: of a network's input, without the axis of examples.
         label_names: one per class, label or number; none if the task does not know them.
         task: what targets mean.
+        kind: what the inputs are.
     """
 
     train: tf.data.Dataset
     validation: tf.data.Dataset
     test: tf.data.Dataset
     sizes: dict[str, int]
-    image_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     label_names: tuple[str, ...]
     task: Task = CLASSIFICATION
+    kind: InputKind = IMAGES
 
     @property
     def num_outputs(self) -> int:
@@ -52,7 +56,12 @@ class Splits:
         """Summarizes shape, outputs and sizes in one line."""
         sizes = " / ".join(f"{s} {self.sizes[s]:,}" if s in self.sizes else f"{s} not counted" for s in SPLITS)
         outputs = f", {self.num_outputs} {self.task.nouns}" if self.label_names else ""
-        return f"{'x'.join(map(str, self.image_shape))}{outputs} -> {sizes}"
+        return f"{'x'.join(map(str, self.input_shape))}{outputs} -> {sizes}"
+
+    @property
+    def raw(self) -> tf.TensorSpec:
+        """A batch of any size of inputs as they are in the data, under the name that exported networks give it."""
+        return tf.TensorSpec((None, *self.input_shape), self.kind.dtype, name=self.kind.name)
 
 
 def load(config: config_lib.Data, folder: pathlib.Path, task: Task = CLASSIFICATION) -> Splits:
@@ -72,18 +81,7 @@ def load(config: config_lib.Data, folder: pathlib.Path, task: Task = CLASSIFICAT
 
 def from_source(source: sources.Source, config: config_lib.Data, task: Task = CLASSIFICATION) -> Splits:
     """Prepares the splits of `sources.load`. Raises UserError if the images differ in size."""
-    shape = source.image_shape
-    if config.image_size:
-        shape = (config.image_size, config.image_size, shape[-1])
-    height, width, channels = shape
-    if height is None or width is None:
-        raise UserError(
-            f"data.image_size: images of '{config.title}' have shape {shape}; "
-            "set --config.data.image_size to resize them to one size"
-        )
-    if len(config.mean) not in (1, channels):
-        numbers = "1 number" if channels == 1 else f"1 or {channels} numbers"
-        raise UserError(f"data.mean and data.std: expected {numbers} each, one per channel. Received: {config.mean}")
+    shape = _image_shape(source, config) if source.kind is IMAGES else source.input_shape
 
     def prepared(split: str) -> tf.data.Dataset:
         dataset = source.splits[split]
@@ -98,19 +96,38 @@ def from_source(source: sources.Source, config: config_lib.Data, task: Task = CL
     return Splits(
         **{split: prepared(split) for split in SPLITS},
         sizes=source.sizes,
-        image_shape=(height, width, channels),
+        input_shape=shape,
         label_names=source.label_names,
         task=task,
+        kind=source.kind,
     )
 
 
+def _image_shape(source: sources.Source, config: config_lib.Data) -> tuple[int, int, int]:
+    """Returns the shape of prepared images. Raises UserError if they differ in size."""
+    height, width, channels = source.input_shape
+    if config.image_size:
+        height = width = config.image_size
+    if height is None or width is None:
+        raise UserError(
+            f"data.image_size: images of '{config.title}' have shape {source.input_shape}; "
+            "set --config.data.image_size to resize them to one size"
+        )
+    if len(config.mean) not in (1, channels):
+        numbers = "1 number" if channels == 1 else f"1 or {channels} numbers"
+        raise UserError(f"data.mean and data.std: expected {numbers} each, one per channel. Received: {config.mean}")
+    return height, width, channels
+
+
 def standardize(image: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
-    """Returns (image / 255 - mean) / std in float32, the input of a network."""
+    """Returns the input of a network, float32: of uint8 images (image / 255 - mean) / std, of values the same."""
+    if tf.as_dtype(image.dtype) != IMAGES.dtype:
+        return image
     return (tf.cast(image, tf.float32) / 255.0 - tf.constant(config.mean)) / tf.constant(config.std)
 
 
 def evaluation_batches(dataset: tf.data.Dataset, config: config_lib.Data, batch_size: int) -> tf.data.Dataset:
-    """Returns batches of (standardized image, target, maybe weight) in order; the last one may be smaller."""
+    """Returns batches of (standardized input, target, maybe weight) in order; the last one may be smaller."""
     batches = dataset.batch(batch_size).map(lambda image, *others: (standardize(image, config), *others))
     return batches.prefetch(tf.data.AUTOTUNE)
 
@@ -166,7 +183,7 @@ def training_batches(
     """
     size = splits.sizes["train"]
     if size < batch_size:
-        raise UserError(f"batch_size: must be at most {size}, the number of training images. Received: {batch_size}")
+        raise UserError(f"batch_size: must be at most {size}, the number of training examples. Received: {batch_size}")
     parts = share.processes * share.replicas
     if batch_size % parts:
         raise UserError(f"batch_size: must be a multiple of {parts}, the number of replicas. Received: {batch_size}")
@@ -182,11 +199,11 @@ def training_batches(
         return _augment(standardize(image, config), config, image_seed), target, *weight
 
     train, buffer = splits.train, size
-    image_bytes = _image_bytes(splits)
-    if size * image_bytes <= _MEMORY:
+    input_bytes = _input_bytes(splits)
+    if size * input_bytes <= _MEMORY:
         train = train.cache()  # shuffling over the whole split reads it to the end
     else:
-        buffer = min(size, max(batch_size, _MEMORY // image_bytes))
+        buffer = min(size, max(batch_size, _MEMORY // input_bytes))
 
     def in_share(key: tf.Tensor, example: tuple[tf.Tensor, ...]) -> tf.Tensor:
         return key % size % batch_size // (batch_size // share.processes) == share.process
@@ -205,12 +222,12 @@ def training_batches(
     return numbers.flat_map(tf.autograph.experimental.do_not_convert(epoch_batches)).prefetch(tf.data.AUTOTUNE)
 
 
-def _image_bytes(splits: Splits) -> int:
-    """Bytes of one training image: exact if all have the same shape, else the mean of the first sixteen."""
-    shape = splits.train.element_spec[0].shape
-    if shape.is_fully_defined():
-        return math.prod(shape)
-    first = [image.size for image, *_ in splits.train.take(16).as_numpy_iterator()]
+def _input_bytes(splits: Splits) -> int:
+    """Bytes of one training input: exact if all have the same shape, else the mean of the first sixteen."""
+    spec = splits.train.element_spec[0]
+    if spec.shape.is_fully_defined():
+        return math.prod(spec.shape) * spec.dtype.size
+    first = [image.nbytes for image, *_ in splits.train.take(16).as_numpy_iterator()]
     return max(1, sum(first) // len(first))
 
 
@@ -230,14 +247,14 @@ def _random_crop(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _augment(image: tf.Tensor, config: config_lib.Data, seed: tf.Tensor) -> tf.Tensor:
-    height, width, channels = image.shape
     if config.pad_crop:
         pad = config.pad_crop
         padded = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
-        image = tf.image.stateless_random_crop(padded, (height, width, channels), seed)
+        image = tf.image.stateless_random_crop(padded, image.shape, seed)
     if config.flip:
         image = _flipped(image, seed)
     if config.cutout:
+        height, width, _ = image.shape
         center = tf.random.stateless_uniform([2], seed + [2, 0], 0.0, [float(height), float(width)])
         half = config.cutout / 2
         rows = tf.abs(tf.range(height, dtype=tf.float32) + 0.5 - center[0]) < half

@@ -1,9 +1,9 @@
 """Converts an exported network to LiteRT, ONNX and OpenVINO, in float32 and 8 bits, and scores it in their runtimes.
 
-Each file takes raw pixels, uint8 (N, H, W, C) of the network's own size and any N, and returns the first of the task's
-answers, such as probabilities, float32 (N, ...). Scaling and standardization are included, resizing is not. The
-packages are the optional extra 'formats'. They are imported where they are used, after TensorFlow, and only if one of
-these formats is requested.
+Each file takes raw inputs, images uint8 (N, H, W, C) of the network's own size or values float32 (N, ...), for any N,
+and returns the first of the task's answers, such as probabilities, float32 (N, ...). Scaling and standardization of
+images are included, resizing is not. The packages are the optional extra 'formats'. They are imported where they are
+used, after TensorFlow, and only if one of these formats is requested.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def convert(
     The test split is read once, after all conversions, and not at all if there is nothing to score.
 
     Args:
-        model: model from standardized float32 images (N, H, W, C) to the task's outputs; not changed.
-        splits: the training images calibrate 8 bits, a validation batch is compared, the test images are scored.
+        model: model from float32 inputs (N, ...), of images standardized ones, to the task's outputs; not changed.
+        splits: training examples calibrate 8 bits, a validation batch is compared, the test examples are scored.
         config: settings of the standardization and of the number of calibration images.
         formats: names of `config.FORMATS`.
         folder: empty temporary folder.
@@ -85,17 +85,17 @@ def convert(
     if not formats:
         return []
     network = _Network(model, splits, config)
-    images = next(iter(splits.validation.batch(_BATCH)))[0]
-    expected = network.answers(images)
+    compared = next(iter(splits.validation.batch(_BATCH)))[0]
+    expected = network.answers(compared)
     tolerance = _TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if any(name.endswith("_int8") for name in formats):
         network.calibrate()
     predictors, differences, same = {}, {}, {}
     headline = splits.task.facts.headline
     for name in formats:
-        predictors[name], answer = _written(network, name, folder, images.numpy())
+        predictors[name], answer = _written(network, name, folder, compared.numpy())
         differences[name] = float(np.abs(answer - expected).max())
-        same[name] = _agreement(answer, expected) if splits.task.facts.exact else ""
+        same[name] = _agreement(answer, expected, splits.kind.nouns) if splits.task.facts.exact else ""
         if not name.endswith("_int8") and not differences[name] <= tolerance:
             raise UserError(
                 f"export.formats: the network as '{name}' differs by {differences[name]:.1e} in an answer, more "
@@ -130,7 +130,7 @@ def load(name: str, file: str | os.PathLike[str]) -> Predict:
         file: path of its 'model.*'.
 
     Returns:
-        A function from images, uint8 (N, H, W, C), any N, to the first of the task's answers, float32 (N, ...).
+        A function from raw inputs (N, ...), any N, to the first of the task's answers, float32 (N, ...).
     """
     return {"litert": _load_litert, "onnx": _load_onnx, "openvino": _load_openvino}[name.removesuffix("_int8")](
         os.fspath(file)
@@ -141,10 +141,10 @@ class _Network:
     """A model with its preprocessing, as input of the converters.
 
     Attributes:
-        module: module with one function, `serve`, from pixels to a dict of one answer. Its weights are constants,
+        module: module with one function, `serve`, from raw inputs to a dict of one answer. Its weights are constants,
             because converters omit Keras's variables from their files.
-        calibration: training images without augmentation, uint8 (at most `export.calibration`, H, W, C); after
-            `calibrate` only.
+        calibration: training inputs without augmentation, (at most `export.calibration`, ...); after `calibrate`
+            only.
     """
 
     calibration: np.ndarray
@@ -152,36 +152,35 @@ class _Network:
     def __init__(self, model: keras.Model, splits: pipeline.Splits, config: Config):
         self.splits = splits
         self.config = config
-        spec = tf.TensorSpec((None, *splits.image_shape), tf.uint8, name="image")
-        primary = splits.task.primary
+        spec, primary = splits.raw, splits.task.primary
 
-        def answer(pixels: tf.Tensor) -> tf.Tensor:
-            outputs = tf.cast(model(pixels, training=False), tf.float32)
+        def answer(standard: tf.Tensor) -> tf.Tensor:
+            outputs = tf.cast(model(standard, training=False), tf.float32)
             return splits.task.answer(outputs, splits.label_names)[primary]
 
-        def serve(image: tf.Tensor) -> tf.Tensor:
-            return answer(pipeline.standardize(image, config.data))
+        def serve(raw: tf.Tensor) -> tf.Tensor:
+            return answer(pipeline.standardize(raw, config.data))
 
-        pixels = tf.TensorSpec((None, *splits.image_shape), tf.float32)
+        standard = tf.TensorSpec(spec.shape, tf.float32)
 
-        def exact(pixels: tf.Tensor) -> tf.Tensor:
+        def exact(standard: tf.Tensor) -> tf.Tensor:
             with tf.device("CPU:0"):  # like the runtimes it is compared with
-                return answer(pixels)
+                return answer(standard)
 
-        self._exact = tf.function(exact, input_signature=[pixels], autograph=False)
+        self._exact = tf.function(exact, input_signature=[standard], autograph=False)
         with terminal.errors_expected():
             constant = convert_variables_to_constants_v2(
                 tf.function(serve, input_signature=[spec], autograph=False).get_concrete_function()
             )
         self.module = tf.Module()
         self.module.serve = tf.function(
-            lambda image: {primary: constant(image)[0]}, input_signature=[spec], autograph=False
+            lambda raw: {primary: constant(raw)[0]}, input_signature=[spec], autograph=False
         )
 
-    def answers(self, images: tf.Tensor) -> np.ndarray:
+    def answers(self, raw: tf.Tensor) -> np.ndarray:
         """Returns the Keras model's answers for a batch, computed on the CPU."""
         with distribution.full_precision():
-            return self._exact(pipeline.standardize(images, self.config.data)).numpy()
+            return self._exact(pipeline.standardize(raw, self.config.data)).numpy()
 
     @functools.cached_property
     def onnx(self) -> Any:
@@ -201,16 +200,16 @@ class _Network:
         size = self.splits.sizes["train"]
         number = min(self.config.export.calibration, size)
         chosen = tf.constant(np.random.default_rng(0).choice(size, number, replace=False))
-        images = (
+        examples = (
             self.splits.train.enumerate()
             .filter(lambda i, _: tf.reduce_any(i == chosen))
             .map(lambda _, example: pipeline.prepare(example[0], self.config.data))
         )
-        self.calibration = np.stack([*images.as_numpy_iterator()])
+        self.calibration = np.stack([*examples.as_numpy_iterator()])
 
 
-def _written(network: _Network, name: str, folder: pathlib.Path, images: np.ndarray) -> tuple[Predict, np.ndarray]:
-    """Writes one format into `folder`; returns its prediction function, and its predictions for `images`."""
+def _written(network: _Network, name: str, folder: pathlib.Path, raw: np.ndarray) -> tuple[Predict, np.ndarray]:
+    """Writes one format into `folder`; returns its prediction function, and its predictions for `raw`."""
     file = folder / name / _FILES[name]
     file.parent.mkdir()
     writers: dict[str, Callable[[_Network, pathlib.Path], None]] = {
@@ -226,7 +225,7 @@ def _written(network: _Network, name: str, folder: pathlib.Path, images: np.ndar
             warnings.simplefilter("ignore")
             writers[name](network, file)
             predict = load(name, file)
-            return predict, predict(images)
+            return predict, predict(raw)
     except (UserError, OSError, MemoryError):
         raise
     except Exception as error:
@@ -242,7 +241,7 @@ def _write_litert(network: _Network, file: pathlib.Path, int8: bool = False) -> 
     if int8:
 
         def examples() -> Iterator[list[np.ndarray]]:
-            return ([image[None]] for image in network.calibration)
+            return ([example[None]] for example in network.calibration)
 
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = examples
@@ -257,16 +256,16 @@ def _write_onnx_int8(network: _Network, file: pathlib.Path) -> None:
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
-        """Batches of the calibration images."""
+        """Batches of the calibration inputs."""
 
         def __init__(self) -> None:
-            images = network.calibration
-            self.batches = iter([images[i : i + _BATCH] for i in range(0, len(images), _BATCH)])
+            inputs = network.calibration
+            self.batches = iter([inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH)])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             """Returns the next batch, or None after the last."""
             batch = next(self.batches, None)
-            return None if batch is None else {"image": batch}
+            return None if batch is None else {network.splits.kind.name: batch}
 
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         exact, prepared = (os.path.join(folder, name) for name in ("exact.onnx", "prepared.onnx"))
@@ -286,16 +285,16 @@ def _load_litert(file: str) -> Predict:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=file, num_threads=os.cpu_count())
-    (image,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (taken,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
     shape: tuple[int, ...] = ()
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    def predict(raw: np.ndarray) -> np.ndarray:
         nonlocal shape
-        if images.shape != shape:  # tensors are allocated for one batch size
-            interpreter.resize_tensor_input(image["index"], images.shape)
+        if raw.shape != shape:  # tensors are allocated for one batch size
+            interpreter.resize_tensor_input(taken["index"], raw.shape)
             interpreter.allocate_tensors()
-            shape = images.shape
-        interpreter.set_tensor(image["index"], images)
+            shape = raw.shape
+        interpreter.set_tensor(taken["index"], raw)
         interpreter.invoke()
         return interpreter.get_tensor(answer["index"])
 
@@ -308,13 +307,14 @@ def _load_onnx(file: str) -> Predict:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"image": images})[0]
+    (taken,) = session.get_inputs()
+    return lambda raw: session.run(None, {taken.name: raw})[0]
 
 
 def _load_openvino(file: str) -> Predict:
     # By default, OpenVINO computes in bfloat16 if the CPU supports it.
     network = _openvino().Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda images: network(images)[0]
+    return lambda raw: network(raw)[0]
 
 
 def _openvino() -> Any:
@@ -325,19 +325,18 @@ def _openvino() -> Any:
     return openvino
 
 
-def _agreement(answer: np.ndarray, expected: np.ndarray) -> str:
-    """Number of images that are classified as by the network, in words."""
+def _agreement(answer: np.ndarray, expected: np.ndarray, nouns: str) -> str:
+    """Number of examples that are classified as by the network, in words."""
     same = int(np.sum(answer.argmax(-1) == expected.argmax(-1)))
-    return f"{same} of {len(expected)} validation images classified like the Keras model, "
+    return f"{same} of {len(expected)} validation {nouns} classified like the Keras model, "
 
 
 def _metrics(network: _Network, splits: pipeline.Splits, predictors: dict[str, Predict]) -> dict[str, float]:
-    """Returns the first test metric of each predictor, and of the Keras model as 'keras'; the images are read once."""
+    """Returns the first test metric of each predictor, and of the Keras model as 'keras'; the split is read once."""
     tallies = {name: Tally(splits.task, splits.num_outputs) for name in ("keras", *predictors)}
-    for images, targets, *_ in splits.test.batch(_BATCH):
-        pixels = images.numpy()
-        answers = {"keras": network.answers(images)}
-        answers |= {name: predict(pixels) for name, predict in predictors.items()}
+    for raw, targets, *_ in splits.test.batch(_BATCH):
+        answers = {"keras": network.answers(raw)}
+        answers |= {name: predict(raw.numpy()) for name, predict in predictors.items()}
         for name, answer in answers.items():
             tallies[name].update(targets, tf.constant(answer))
     return {name: splits.task.facts.headline.of(tally.metrics()) for name, tally in tallies.items()}

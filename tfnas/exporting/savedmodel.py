@@ -1,4 +1,4 @@
-"""The SavedModel for serving: raw or encoded images in, the task's answers out. It needs no other package."""
+"""The SavedModel for serving: raw inputs or encoded images in, the task's answers out. It needs no other package."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ def write(
     path: str | os.PathLike[str],
     ensemble: Sequence[keras.Model] = (),
 ) -> None:
-    """Writes `model` as a SavedModel whose signatures prepare images as ranking and evaluation do.
+    """Writes `model` as a SavedModel whose signatures prepare inputs as ranking and evaluation do.
 
     - `serving_default`: `image` uint8 (N, H, W, C), raw pixels. If `data.image_size` is set, images may have any size
-      and are resized; otherwise they must have the data's size.
+      and are resized; otherwise they must have the data's size. Of data with values, `inputs` float32 (N, ...), which
+      reach the network as they are.
     - `serve_bytes`: `image_bytes` string (N,), each a file of one of the `formats`, decoded like the data set, one at a
       time, and only if its header states a valid size. If `data.image_size` is set, files may differ in size. Data
-      with a number of channels that no file format has, such as 2, do not have this signature.
-    - `serve_uncertainty`, with an `ensemble`: `image` as above.
+      with values, or with a number of channels that no file format has, such as 2, do not have this signature.
+    - `serve_uncertainty`, with an `ensemble`: `image` or `inputs` as above.
 
     The first two return what the task answers (`tfnas.tasks.meanings`). Of a classification, `probabilities` float32
     (N, classes), in the order of the labels, and for the k = min(5, classes) most probable classes in descending order,
@@ -47,12 +48,13 @@ def write(
     classes), its `classes` and `scores`, its `entropy` float32 (N,) in nats, and `disagreement` float32 (N,), the share
     of members whose most probable class is not the mean's.
 
-    An empty batch, an image of the wrong size or with more pixels than `export.max_pixels`, and bytes that are not an
-    image raise an InvalidArgumentError that states what is expected and what was received.
+    An empty batch, an input of the wrong shape, an image with more pixels than `export.max_pixels`, and bytes that are
+    not an image raise an InvalidArgumentError that states what is expected and what was received.
 
     Args:
-        model: model from standardized float32 images (N, H, W, C) to the outputs of the task, such as logits.
-        splits: the splits, of which only `image_shape`, `label_names` and `task` are read.
+        model: model from float32 inputs (N, ...), of images standardized ones, to the outputs of the task, such as
+            logits.
+        splits: the splits, whose examples are not read.
         config: settings of the preprocessing.
         path: folder to write.
         ensemble: models like `model`, whose probabilities are averaged.
@@ -86,62 +88,60 @@ def write(
             **named(mean, labels),
         }
 
-    channels = splits.image_shape[-1]
-    images = [tf.TensorSpec((None, *_size(splits, config), channels), tf.uint8, name="image")]
+    raw = [tf.TensorSpec((None, *_shape(splits, config)), splits.raw.dtype, splits.raw.name)]
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint(DEFAULT, serve, input_signature=images)
+    archive.add_endpoint(DEFAULT, serve, input_signature=raw)
     if BYTES in names(splits, ensemble):
         files = [tf.TensorSpec((None,), tf.string, name="image_bytes")]
         archive.add_endpoint(BYTES, serve_bytes, input_signature=files)
     if ensemble:
         for member in ensemble:
             archive.track(member)
-        archive.add_endpoint(UNCERTAINTY, serve_uncertainty, input_signature=images)
+        archive.add_endpoint(UNCERTAINTY, serve_uncertainty, input_signature=raw)
     archive.write_out(os.fspath(path), verbose=False)
 
 
 def names(splits: pipeline.Splits, ensemble: Sequence[keras.Model] = ()) -> list[str]:
     """Returns the names of the signatures of the SavedModel."""
-    return [DEFAULT, *[BYTES] * bool(formats(splits.image_shape[-1])), *[UNCERTAINTY] * bool(ensemble)]
+    return [DEFAULT, *[BYTES] * bool(formats(splits.raw)), *[UNCERTAINTY] * bool(ensemble)]
 
 
-def formats(channels: int) -> list[str]:
-    """Returns the file formats that `serve_bytes` reads for a number of channels; without any, there is no
-    signature."""
-    return [name for name, (_, possible) in _FORMATS.items() if channels in possible]
+def formats(raw: tf.TensorSpec) -> list[str]:
+    """Returns the file formats that `serve_bytes` reads for such inputs; without any, there is no signature."""
+    return [name for name, (_, possible) in _FORMATS.items() if raw.dtype == tf.uint8 and raw.shape[-1] in possible]
 
 
-def _size(splits: pipeline.Splits, config: Config) -> tuple[int | None, int | None]:
-    """Returns the height and width of inputs; None for any."""
-    return (None, None) if config.data.image_size else splits.image_shape[:2]
+def _shape(splits: pipeline.Splits, config: Config) -> tuple[int | None, ...]:
+    """Returns the shape of an input; its height and width are None for any."""
+    return (None, None, splits.input_shape[-1]) if config.data.image_size else splits.input_shape
 
 
-def _checked(image: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Tensor:
-    """Checks that the shape of `image` is what the signature declares, because not every server does."""
-    shape = (*_size(splits, config), splits.image_shape[-1])
-    shown = ", ".join(str(size or name) for size, name in zip(shape, ("H", "W", "C"), strict=True))
-    text = f"image: shape (N, {shown}) of one or more images expected. Received:"
+def _checked(given: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Tensor:
+    """Checks that the shape of `given` is what the signature declares, because not every server does."""
+    shape = (None, *_shape(splits, config))
+    shown = ", ".join("NHW"[i] if size is None else str(size) for i, size in enumerate(shape))
+    text = f"{splits.kind.name}: shape ({shown}) of one or more {splits.kind.nouns} expected. Received:"
     # Discards the declared shape, because a check against it would be optimized away when the graph is traced.
-    image = tf.raw_ops.PlaceholderWithDefault(input=image, shape=tf.TensorShape(None))
-    received = tf.shape(image)
-    four = tf.concat([received, [0] * 4], 0)[:4]  # for any rank
-    wanted = tf.stack([1 if size is None else size for size in (None, *shape)])
-    exact = [False, *(size is not None for size in shape)]
-    fits = (tf.size(received) == 4) & tf.reduce_all(tf.where(exact, four == wanted, four >= wanted))
+    given = tf.raw_ops.PlaceholderWithDefault(input=given, shape=tf.TensorShape(None))
+    received = tf.shape(given)
+    sizes = tf.concat([received, [0] * len(shape)], 0)[: len(shape)]  # for any rank
+    wanted = tf.stack([1 if size is None else size for size in shape])
+    exact = [size is not None for size in shape]
+    fits = (tf.size(received) == len(shape)) & tf.reduce_all(tf.where(exact, sizes == wanted, sizes >= wanted))
     checks = [_check(fits, text, received)]
     if config.data.image_size:
         text = f"image: at most {config.export.max_pixels} pixels expected, {_SCALED}. Received, of height and width:"
-        checks.append(_check(~fits | _is_small(four[1:3], config), text, four[1:3]))
+        checks.append(_check(~fits | _is_small(sizes[1:3], config), text, sizes[1:3]))
     with tf.control_dependencies(checks):
         # Not `ensure_shape`, from which TensorFlow would infer that the check above always holds, and remove it.
-        return tf.reshape(image, [four[i] if size is None else size for i, size in enumerate((None, *shape))])
+        return tf.reshape(given, [sizes[i] if size is None else size for i, size in enumerate(shape)])
 
 
 def _decoded(files: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Tensor:
     """Decodes files to uint8 images (N, H, W, C), each resized to the network's input."""
-    height, width, channels = splits.image_shape
-    taken = formats(channels)
+    height, width, channels = splits.input_shape
+    taken = formats(splits.raw)
 
     def begins(file: tf.Tensor, name: str) -> tf.Tensor:
         mark, _ = _FORMATS[name]
@@ -163,14 +163,14 @@ def _decoded(files: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Te
         with tf.control_dependencies([_check(fits, f"{text} Received, of number and size:", number, size)]):
             pixels = sources.decode(tf.identity(file), channels)
         return (
-            pipeline.prepare(pixels, config.data) if config.data.image_size else tf.reshape(pixels, splits.image_shape)
+            pipeline.prepare(pixels, config.data) if config.data.image_size else tf.reshape(pixels, splits.input_shape)
         )
 
     count = tf.size(files)
     with tf.control_dependencies([_check(count > 0, "image_bytes: one or more files expected. Received:", count)]):
         numbered = (tf.range(count), tf.identity(files))
     # One at a time, because each may be as large as the limit.
-    spec = tf.TensorSpec(splits.image_shape, tf.uint8)
+    spec = tf.TensorSpec(splits.input_shape, tf.uint8)
     return tf.map_fn(image, numbered, fn_output_signature=spec, parallel_iterations=1)
 
 

@@ -26,10 +26,10 @@ from tfnas.training import distribution
 
 _TOLERANCE = 1e-5  # of probabilities, between the network and the SavedModel; of larger answers, of the largest
 _NEARLY = 1e-3  # share of a metric by which it may differ, where examples are not just right or wrong
-_COMPARED = 64  # validation images whose answers are compared
-_BATCH = 64  # test images that are sent at a time
+_COMPARED = 64  # validation examples whose answers are compared
+_BATCH = 64  # test examples that are sent at a time
 _NEAR_TIE = 1e-3  # difference of the two largest probabilities whose order may depend on a device's rounding
-_PER_DIFFERENCE = 10_000  # test images per near-tie that may be classified differently, rounded up
+_PER_DIFFERENCE = 10_000  # test examples per near-tie that may be classified differently, rounded up
 
 _WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
 # The process that reloads cannot import keras or tfnas, because a SavedModel must not need them.
@@ -43,17 +43,17 @@ tf.config.set_visible_devices([], "GPU")
 signatures = tf.saved_model.load(sys.argv[1]).signatures
 while size := int.from_bytes(sys.stdin.buffer.read(8), "little"):
     with np.load(io.BytesIO(sys.stdin.buffer.read(size)), allow_pickle=False) as sent:
-        name, images = str(sent["signature"]), [sent[str(i)] for i in range(len(sent.files) - 1)]
+        name, inputs = str(sent["signature"]), [sent[str(i)] for i in range(len(sent.files) - 1)]
+    (key,) = signatures[name].structured_input_signature[1]
     by_shape = {}
-    for i, image in enumerate(images):
-        by_shape.setdefault("any" if name == "serve_bytes" else image.shape, []).append(i)
-    rows, names = [None] * len(images), [b""] * len(images)
+    for i, one in enumerate(inputs):
+        by_shape.setdefault("any" if name == "serve_bytes" else one.shape, []).append(i)
+    rows, names = [None] * len(inputs), [b""] * len(inputs)
     for places in by_shape.values():
-        group = [images[i] for i in places]
+        group = [inputs[i] for i in places]
         if name == "serve_bytes":
-            answer = signatures[name](image_bytes=tf.stack([tf.io.encode_png(image) for image in group]))
-        else:
-            answer = signatures[name](image=tf.constant(np.stack(group)))
+            group = [tf.io.encode_png(image).numpy() for image in group]
+        answer = signatures[name](**{key: tf.constant(group if name == "serve_bytes" else np.stack(group))})
         found = answer["mean" if name == "serve_uncertainty" else sys.argv[2]].numpy()
         for i, row in zip(places, found):
             rows[i] = row
@@ -81,36 +81,36 @@ def check(
     """Compares a SavedModel, in a process without keras and tfnas, with the network and its test metric.
 
     Both compute on the CPU. Every signature must return the answers of `model`, or the average of `ensemble`, for a
-    batch of validation images. `serving_default` must reach on the test images the first metric of the task that the
-    network did when it was evaluated: of a classification, as many correct images, except for one near-tie per 10,000,
-    because the evaluation may have run on another device; of other tasks, to a thousandth. Raw images are sent through
-    pipes in their own sizes, without using the disk.
+    batch of validation examples. `serving_default` must reach on the test examples the first metric of the task that
+    the network did when it was evaluated: of a classification, as many correct examples, except for one near-tie per
+    10,000, because the evaluation may have run on another device; of other tasks, to a thousandth. Raw inputs are sent
+    through pipes in their own sizes, without using the disk.
 
     Args:
-        model: model from standardized images to the task's outputs.
-        source: source of the raw images.
-        splits: the prepared splits of the same images.
+        model: model from standardized inputs to the task's outputs.
+        source: source of the raw inputs.
+        splits: the prepared splits of the same examples.
         config: settings of the preprocessing.
         path: path of the SavedModel that `savedmodel.write` wrote.
-        measured: first metric of the task of the network on the test images, when it was evaluated.
-        total: number of test images.
+        measured: first metric of the task of the network on the test examples, when it was evaluated.
+        total: number of test examples.
         ensemble: the ensemble of `savedmodel.write`.
 
     Returns:
-        `largest_difference` between the answers of the SavedModel and the network on validation images, over all
-        signatures, the `metric` on the `total` test images.
+        `largest_difference` between the answers of the SavedModel and the network on validation examples, over all
+        signatures, the `metric` on the `total` test examples.
 
     Raises:
         UserError: if the predictions differ.
         RuntimeError: if it cannot be reloaded, or does not respond.
     """
-    images = [image for image, *_ in source.splits["validation"].take(_COMPARED).as_numpy_iterator()]
-    ((pixels, *_),) = pipeline.evaluation_batches(splits.validation.take(_COMPARED), config.data, _COMPARED)
+    raw = [given for given, *_ in source.splits["validation"].take(_COMPARED).as_numpy_iterator()]
+    ((standard, *_),) = pipeline.evaluation_batches(splits.validation.take(_COMPARED), config.data, _COMPARED)
     task, facts = splits.task, splits.task.facts
 
     def answers(network: keras.Model) -> np.ndarray:
         with distribution.full_precision(), tf.device("CPU:0"):  # like the other process: the tolerance is tight
-            outputs = tf.cast(network(pixels, training=False), tf.float32)
+            outputs = tf.cast(network(standard, training=False), tf.float32)
             return task.answer(outputs, splits.label_names)[task.primary].numpy()
 
     expected = dict.fromkeys(savedmodel.names(splits), answers(model))
@@ -118,13 +118,13 @@ def check(
         expected[savedmodel.UNCERTAINTY] = np.mean([answers(member) for member in ensemble], axis=0)
     tally = Tally(task, splits.num_outputs)
     with _fresh_process(path, task.primary) as ask:
-        largest = max(_difference(name, wanted, ask(name, images), splits) for name, wanted in expected.items())
+        largest = max(_difference(name, wanted, ask(name, raw), splits) for name, wanted in expected.items())
         near_ties, seen = 0, 0
         pairs = source.splits["test"].map(
-            lambda image, target, *_: (image, pipeline.resized_target(target, config.data, task))
+            lambda given, target, *_: (given, pipeline.resized_target(target, config.data, task))
         )
         for batch in _batches(pairs.as_numpy_iterator()):
-            answered, names = ask(savedmodel.DEFAULT, [image for image, _ in batch])
+            answered, names = ask(savedmodel.DEFAULT, [given for given, _ in batch])
             _check_names(savedmodel.DEFAULT, answered, names, splits)
             tally.update(np.stack([target for _, target in batch]), tf.constant(answered))
             if facts.exact:
@@ -139,8 +139,8 @@ def check(
     if seen != total or not (abs(found - measured) <= allowed or math.isnan(found) and math.isnan(measured)):
         raise UserError(
             f"export: the SavedModel has {facts.headline.title} {facts.headline.exactly(found)} on {seen:,} test "
-            f"images, but the network {facts.headline.exactly(measured)} on {total:,} when retrain evaluated it. If "
-            "the data have changed since, run retrain again"
+            f"{splits.kind.nouns}, but the network {facts.headline.exactly(measured)} on {total:,} when retrain "
+            "evaluated it. If the data have changed since, run retrain again"
         )
     return {"largest_difference": largest, "metric": found, "total": seen}
 
@@ -182,7 +182,7 @@ def _check_names(signature: str, probabilities: np.ndarray, names: list[str], sp
 
 @contextlib.contextmanager
 def _fresh_process(path: str | os.PathLike[str], primary: str) -> Iterator[_Ask]:
-    """Yields a function from a signature's name and images to answers and class names of a new process."""
+    """Yields a function from a signature's name and inputs to answers and class names of a new process."""
     command = [sys.executable, "-c", _RELOAD, os.fspath(path), primary]
     # This process occupies the GPU's memory, so the new one does not use the GPU.
     environment = {**os.environ, **_WITHOUT_GPU, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -193,9 +193,9 @@ def _fresh_process(path: str | os.PathLike[str], primary: str) -> Iterator[_Ask]
         listener = threading.Thread(target=lambda: stderr_lines.extend(errors))  # a full pipe would block the process
         listener.start()
 
-        def ask(signature: str, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
+        def ask(signature: str, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
             sent = io.BytesIO()
-            arrays: dict[str, Any] = {str(i): image for i, image in enumerate(images)}
+            arrays: dict[str, Any] = {str(i): one for i, one in enumerate(inputs)}
             np.savez(sent, signature=signature, **arrays)
             with contextlib.suppress(BrokenPipeError):  # it has exited, and reported why
                 into.write(len(sent.getvalue()).to_bytes(8, "little") + sent.getvalue())

@@ -15,26 +15,31 @@ import numpy as np
 import tensorflow as tf
 
 from tfnas.common.errors import add_filename
+from tfnas.data import pipeline
 from tfnas.exporting import savedmodel
 
 FILE = "assets.extra/tf_serving_warmup_requests"
-_BATCHES = (1, 8)  # images per request: both are compiled and allocated separately
+_BATCHES = (1, 8)  # examples per request: both are compiled and allocated separately
 # Field numbers of PredictionLog, PredictLog, PredictRequest, ModelSpec and map entries.
 _PREDICT_LOG, _REQUEST, _MODEL_SPEC, _INPUTS, _NAME, _SIGNATURE, _KEY, _VALUE = 6, 1, 1, 2, 1, 3, 1, 2
 
 
-def write(images: np.ndarray, name: str, saved_model: str | os.PathLike[str], uncertainty: bool) -> None:
+def write(
+    examples: np.ndarray, splits: pipeline.Splits, name: str, saved_model: str | os.PathLike[str], uncertainty: bool
+) -> None:
     """Adds warm-up requests to a SavedModel that `savedmodel.write` wrote, one per batch size and signature.
 
     Args:
-        images: validation images, uint8 (N, H, W, C); the first 8 are used.
+        examples: inputs of the validation split, (N, ...); the first 8 are used.
+        splits: the splits, whose examples are not read.
         name: name of the served model.
         saved_model: folder of the SavedModel.
         uncertainty: whether there is the signature `serve_uncertainty`.
     """
-    inputs = {savedmodel.DEFAULT: ("image", images[: _BATCHES[-1]])}
-    if savedmodel.formats(images.shape[-1]):
-        files = [tf.io.encode_png(image).numpy() for image in images[: _BATCHES[-1]]]
+    examples = examples[: _BATCHES[-1]]
+    inputs = {savedmodel.DEFAULT: (splits.kind.name, examples)}
+    if savedmodel.formats(splits.raw):
+        files = [tf.io.encode_png(image).numpy() for image in examples]
         inputs[savedmodel.BYTES] = ("image_bytes", np.array(files, object))
     if uncertainty:
         inputs[savedmodel.UNCERTAINTY] = inputs[savedmodel.DEFAULT]
@@ -43,7 +48,7 @@ def write(images: np.ndarray, name: str, saved_model: str | os.PathLike[str], un
     logs = [
         _prediction_log(name, signature, {key: values[:size]})
         for signature, (key, values) in inputs.items()
-        for size in sorted({min(size, len(images)) for size in _BATCHES})
+        for size in sorted({min(size, len(examples)) for size in _BATCHES})
     ]
     with add_filename(path), tf.io.TFRecordWriter(os.fspath(path)) as writer:
         for log in logs:

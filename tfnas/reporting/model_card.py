@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfnas.common import digests, markup, statistics
-from tfnas.config import Config
+from tfnas.config import Config, Data
 from tfnas.reporting import acceptance
 from tfnas.runs import provenance, stage_table
 from tfnas.runs.measured import Results, Row, Verdict
@@ -16,6 +16,7 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.tasks.facts import Facts
+from tfnas.tasks.input_kinds import IMAGES, InputKind
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -27,7 +28,8 @@ def card(
     config: Config,
     *,
     name: str,
-    image_shape: Sequence[int],
+    input_shape: Sequence[int],
+    kind: InputKind,
     label_names: Sequence[str],
     sizes: Mapping[str, int],
     results: Results,
@@ -45,7 +47,8 @@ def card(
     Args:
         config: of the run.
         name: of the served model.
-        image_shape: (H, W, C) that the network takes.
+        input_shape: of one input that the network takes.
+        kind: what the inputs are.
         label_names: in the order of the probabilities.
         sizes: examples by split.
         results: of retrain.
@@ -64,7 +67,7 @@ def card(
     return {
         "name": name,
         "version": config.export.version,
-        "task": facts.words,
+        "task": facts.words.format(examples=kind.nouns),
         "network": {
             "chosen": results.chosen,
             "supernet": config.supernet.source or config.supernet.name,
@@ -78,14 +81,10 @@ def card(
         "data": {
             "title": data.title,
             "sizes": {**sizes, "test": total},
-            "image_shape": list(image_shape),
+            "input": {"name": kind.name, "dtype": kind.dtype, "shape": list(input_shape)},
+            "examples": kind.nouns,
             "classes": list(label_names),
-            "preprocessing": {
-                "image_size": data.image_size,
-                "center_crop": data.random_resized_crop,
-                "mean": list(data.mean),
-                "std": list(data.std),
-            },
+            "preprocessing": _preprocessing(data) if kind is IMAGES else None,
         },
         "metrics": {
             "validation": dict(chosen.validation),
@@ -111,8 +110,8 @@ def card(
         "reloaded": dict(reloaded),
         "signatures": list(signatures),
         "answers": facts.answers,
-        "intended_use": _uses(config, label_names),
-        "limits": _limits(config, results, label_names, versions),
+        "intended_use": _uses(config, kind, label_names),
+        "limits": _limits(config, kind, results, label_names, versions),
         "seed": config.seed,
         "config_sha256": stage_table.config_digest(config),
         "versions": {stage: dict(found) for stage, found in versions.items()},
@@ -150,22 +149,34 @@ def _measured(row: Row, total: int, facts: Facts) -> dict[str, Any]:
     return measured
 
 
-def _uses(config: Config, label_names: Sequence[str]) -> list[str]:
+def _preprocessing(data: Data) -> dict[str, Any]:
+    return {
+        "image_size": data.image_size,
+        "center_crop": data.random_resized_crop,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def _uses(config: Config, kind: InputKind, label_names: Sequence[str]) -> list[str]:
+    raw = "raw images" if kind is IMAGES else "inputs"
+    prepared = "the SavedModel preprocesses them" if kind is IMAGES else "the SavedModel takes them as they are"
     return [
-        f"For raw images like those of {config.data.title}: the SavedModel preprocesses them.",
-        config.facts.use.format(count=f"{len(label_names):,}"),
+        f"For {raw} like those of {config.data.title}: {prepared}.",
+        config.facts.use.format(example=kind.noun, count=f"{len(label_names):,}"),
     ]
 
 
 def _limits(
     config: Config,
+    kind: InputKind,
     results: Results,
     label_names: Sequence[str],
     versions: Mapping[str, Mapping[str, str]],
 ) -> list[str]:
     limits = [
-        f"It was measured on the test split of {config.data.title} only. How it does on images from elsewhere, on "
-        "damaged or distorted ones, or on ones made to mislead it, was not measured.",
+        f"It was measured on the test split of {config.data.title} only. How it does on {kind.nouns} from elsewhere, "
+        "on damaged or distorted ones, or on ones made to mislead it, was not measured.",
         "The test split was read when retrain evaluated its finished networks, and by export, which scored the "
         "finished SavedModel.",
         f"The {config.facts.primary} are the network's own"
@@ -178,8 +189,8 @@ def _limits(
     if recall:
         worst = min(recall, key=lambda name: recall[name])
         limits.append(
-            f"Classes differ: of the test images of '{worst}' it classifies {recall[worst]:.1%} correctly, the least "
-            "of all classes. No other groups were compared."
+            f"Classes differ: of the test {kind.nouns} of '{worst}' it classifies {recall[worst]:.1%} correctly, the "
+            "least of all classes. No other groups were compared."
         )
     if config.export.uncertainty:
         limits.append(

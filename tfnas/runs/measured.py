@@ -148,6 +148,7 @@ class Exported:
     Attributes:
         saved_model: folder of the version, in the working directory, as all files.
         card: for readers.
+        input_dtype, input_shape: of what the network takes of an example, before it is prepared.
         largest_difference: of a probability, or a number, of the reloaded SavedModel from the network's.
         test: first metric of the task, as retrain measured it.
         served: that of the reloaded SavedModel.
@@ -157,6 +158,8 @@ class Exported:
 
     saved_model: str
     card: str
+    input_dtype: str
+    input_shape: tuple[int, ...]
     largest_difference: Annotated[float, number(0)]
     test: Loss
     served: Loss

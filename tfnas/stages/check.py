@@ -34,7 +34,7 @@ def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         `data`, what messages call it; `sizes`, number of examples by split ('test' only where it is known unread);
-        `image_shape`, (H, W, C); `classes`, names; `parameters`, trainable, of the supernet, and what
+        `input_shape`, of one; `classes`, names; `parameters`, trainable, of the supernet, and what
         its `gates` stand on, in words;
         `up_to_date`, names of the stages that a run would skip; `seconds`, about what those of search, sample and
         retrain will take that it would not.
@@ -78,7 +78,7 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     return {
         "data": config.data.title,
         "sizes": splits.sizes,
-        "image_shape": list(splits.image_shape),
+        "input_shape": list(splits.input_shape),
         "classes": list(splits.label_names),
         "parameters": parameters,
         "gates": networks.gates_in_words(supernet),
@@ -103,7 +103,8 @@ def _measured(
     found = measured(settings.jit_compile)
     total = preflight.memory_bytes()
     of = f" of {_bytes(total)}" if total else " of the GPU's"
-    speed = f"a batch of {batch_size}: {1000 * found.seconds:,.0f} ms, {batch_size / found.seconds:,.0f} images/s"
+    rate = f"{batch_size / found.seconds:,.0f} {splits.kind.nouns}/s"
+    speed = f"a batch of {batch_size}: {1000 * found.seconds:,.0f} ms, {rate}"
     memory = f"up to {_bytes(found.memory_bytes)}{of} in use"
     _print(title, f"{speed}; {_once(found.tracing)}; {memory}")
     if _may_compile(settings.jit_compile):
@@ -132,7 +133,7 @@ def _measured_ranking(config: Config, splits: pipeline.Splits, supernet: Superne
     )
     size = min(size, splits.sizes["validation"])
     seconds = found.candidate_seconds + found.batch_seconds
-    _print("sample", f"a candidate on {size} images: {1000 * seconds:,.0f} ms; {_once(found.tracing)}")
+    _print("sample", f"a candidate on {size} {splits.kind.nouns}: {1000 * seconds:,.0f} ms; {_once(found.tracing)}")
     return found
 
 
@@ -150,15 +151,15 @@ def _print_times(
     steps = splits.sizes["train"] // search.batch_size
     work = {
         "search": f"{search.epochs:,} epochs of {steps:,} steps",
-        "sample": f"{preflight.num_candidates(config):,} candidates on {splits.sizes['validation']:,} images, if none "
-        "leaves the race",
+        "sample": f"{preflight.num_candidates(config):,} candidates on {splits.sizes['validation']:,} "
+        f"{splits.kind.nouns}, if none leaves the race",
         "retrain": "all that is trained, as if it were as large as the full network",
     }
     left = {stage: time for stage, time in times.items() if stage not in done}
     for stage, time in left.items():
         _print(stage, f"{_shown(time)}: {work[stage]}")
     together = preflight.Time(sum(time.seconds for time in left.values()), sum(time.tracing for time in left.values()))
-    _print("in all", f"{_shown(together)}; left out: the test images, evaluate, export and report")
+    _print("in all", f"{_shown(together)}; left out: the test {splits.kind.nouns}, evaluate, export and report")
 
 
 def _may_compile(jit_compile: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Export: a SavedModel that takes raw pixels and gives the task's answers, checked where only TensorFlow is."""
+"""Export: a SavedModel that takes raw inputs and gives the task's answers, checked where only TensorFlow is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tfnas.search_space.unit_posterior import read_posterior
 from tfnas.training import building, networks
 
 _KERAS = "model.keras"
-_WARMUP = 8  # validation images that are kept for warm-up requests
+_WARMUP = 8  # validation examples that are kept for warm-up requests
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
@@ -79,8 +79,8 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     try:
         saved = aside / target.name
         savedmodel.write(model, splits, config, saved, ensemble)
-        images = np.stack([image for image, *_ in splits.validation.take(_WARMUP).as_numpy_iterator()])
-        warmup.write(images, name, saved, bool(ensemble))
+        examples = np.stack([given for given, *_ in splits.validation.take(_WARMUP).as_numpy_iterator()])
+        warmup.write(examples, splits, name, saved, bool(ensemble))
         sources.check_test(config.data, folder)
         headline, total = task.facts.headline, results.num_examples
         measured = headline.of(results.chosen_row.test)
@@ -94,7 +94,8 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         card = model_card.card(
             config,
             name=name,
-            image_shape=splits.image_shape,
+            input_shape=splits.input_shape,
+            kind=splits.kind,
             label_names=splits.label_names,
             sizes=splits.sizes,
             results=results,
@@ -126,6 +127,8 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     exported = Exported(
         saved_model=str(target.relative_to(work.path)),
         card=f"{base}/{model_card.MARKDOWN}",
+        input_dtype=splits.kind.dtype,
+        input_shape=splits.input_shape,
         largest_difference=found["largest_difference"],
         test=measured,
         served=found["metric"],
@@ -144,8 +147,8 @@ def _versions(work: workdir.Workdir) -> dict[str, dict[str, str]]:
 
 def _check_fits(model: keras.Model, splits: pipeline.Splits, path: pathlib.Path) -> None:
     shapes = [tuple(tensor.shape) for tensor in (*(model.inputs or ()), *(model.outputs or ()))]
-    head = splits.task.head(splits.image_shape, splits.num_outputs)
-    expected = [(None, *splits.image_shape), *([head] if head else shapes[1:])]
+    head = splits.task.head(splits.input_shape, splits.num_outputs)
+    expected = [(None, *splits.input_shape), *([head] if head else shapes[1:])]
     if shapes != expected:
         raise UserError(f"{path}: input and output of shapes {expected} expected, as the data has. Received: {shapes}")
 

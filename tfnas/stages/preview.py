@@ -19,6 +19,7 @@ from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.runs import workdir
 from tfnas.shrinking.preview import Preview, preview
+from tfnas.tasks.input_kinds import IMAGES
 from tfnas.training import building, networks
 
 PICTURE = "preview.png"
@@ -28,10 +29,10 @@ _COLUMNS, _ROWS = 8, 2  # of each of the two splits shown
 
 
 def run(config: Config, path: str | os.PathLike[str]) -> None:
-    """Writes `preview.png` in `path`; prints what the data is like, and `tfnas.preview` of the supernet.
+    """Writes `preview.png` in `path`, of images; prints what the data is like, and `tfnas.preview` of the supernet.
 
-    Of the data, these are the sizes, and the mean and deviation of up to 1,000 training images. Of a supernet with
-    trained weights, losses are measured on validation images; layers are timed if the latency is bounded. Of the
+    Of the data, these are the sizes, and the mean and deviation of up to 1,000 training examples. Of a supernet with
+    trained weights, losses are measured on validation examples; layers are timed if the latency is bounded. Of the
     published search, there is no preview.
 
     The folder does not become this config's: settings may still change. The test split is not read.
@@ -46,42 +47,48 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
         number = min(_NUM_MEASURED, splits.sizes["train"])
         # As many as are measured, because training would shuffle, and so read, all.
         few = dataclasses.replace(splits, train=splits.train.take(number), sizes={**splits.sizes, "train": number})
-        mean, std = _pixels(few, config)
-        picture = work.write(PICTURE, lambda file: _draw(few, config, file))
+        moments = _moments(few, config)
+        picture = work.write(PICTURE, lambda file: _draw(few, config, file)) if splits.kind is IMAGES else None
         expected = None if config.search.published else _expected(config, splits)
-    print(
-        f"{config.data.title}: {splits.summary()}; of {number:,} training images mean={_tuple(mean)}, std={_tuple(std)}"
-    )
-    print(f"preview   {picture}")
+    print(f"{config.data.title}: {splits.summary()}; of {number:,} training {splits.kind.nouns} {moments}")
+    if picture:
+        print(f"preview   {picture}")
     if expected is not None:
         print(f"\n{expected}")
 
 
 def _expected(config: Config, splits: pipeline.Splits) -> Preview:
     """Previews the config's supernet; with losses, if its weights are trained."""
-    plain, images = building.network(config, splits), None
+    plain, examples = building.network(config, splits), None
     if config.supernet.trained:
         plain.compile(loss=splits.task.loss(), metrics=splits.task.metrics())
-        images = pipeline.evaluation_batches(splits.validation, config.data, _BATCH_SIZE)
+        examples = pipeline.evaluation_batches(splits.validation, config.data, _BATCH_SIZE)
     return preview(
         plain,
-        images,
+        examples,
         device=config.search.latency_device if config.search.latency else None,
         exclude=networks.patterns(config.search.exclude),
         num_examples=_NUM_MEASURED,
     )
 
 
-def _pixels(splits: pipeline.Splits, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each channel's pixels, scaled to [0, 1], over the training images without augmentation."""
-    count, total, squares = 0, np.zeros(splits.image_shape[-1]), np.zeros(splits.image_shape[-1])
-    for image in splits.train.map(lambda image, *_: pipeline.prepare(image, config.data)):
-        pixels = image.numpy().reshape(-1, image.shape[-1]) / 255.0
-        count += len(pixels)
-        total += pixels.sum(0)
-        squares += (pixels**2).sum(0)
+def _moments(splits: pipeline.Splits, config: Config) -> str:
+    """Mean and deviation along the last axis, over the training inputs without augmentation, in words.
+
+    Of images, these are each channel's, of pixels scaled to [0, 1]; of values, the least and largest of all features.
+    """
+    of_images, features = splits.kind is IMAGES, splits.input_shape[-1]
+    count, total, squares = 0, np.zeros(features), np.zeros(features)
+    for given in splits.train.map(lambda given, *_: pipeline.prepare(given, config.data)):
+        numbers = given.numpy().reshape(-1, features).astype(np.float64) / (255.0 if of_images else 1.0)
+        count += len(numbers)
+        total += numbers.sum(0)
+        squares += (numbers**2).sum(0)
     mean = total / count
-    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    if of_images:
+        return f"mean={_tuple(mean)}, std={_tuple(std)}"
+    return f"mean from {mean.min():.4g} to {mean.max():.4g}, std from {std.min():.4g} to {std.max():.4g} by feature"
 
 
 def _tuple(values: np.ndarray) -> str:

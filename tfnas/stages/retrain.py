@@ -264,5 +264,5 @@ def _scored(model: keras.Model, dataset: Any, splits: pipeline.Splits, config: C
 
 
 def _some(splits: pipeline.Splits, config: Config) -> tf.Tensor:
-    """A few validation images."""
+    """A few validation inputs."""
     return next(iter(pipeline.evaluation_batches(splits.validation, config.data, 16)))[0]

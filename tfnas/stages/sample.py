@@ -349,7 +349,7 @@ def _print_outcome(contest: Contest, ranking: Ranking, metric: Metric) -> None:
 
     outcome, fresh = ranking.outcome, ranking.fresh
     unproven = f"; {outcome.unproven:,} dropped without proof (sample.finalists)" if outcome.unproven else ""
-    again = f", {shown(fresh)} on {fresh.num_examples:,} fresh images" if fresh else ""
+    again = f", {shown(fresh)} on {fresh.num_examples:,} fresh examples" if fresh else ""
     print(
         f"sample    {contest.title}: best of {contest.num_able:,} has {contest.by} "
         f"{shown(ranking.scores[outcome.winner])}{again}; {len(outcome.ties):,} tie; "

@@ -105,12 +105,12 @@ class Facts:
 
     Attributes:
         name: of the task, as in the settings.
-        words: what the model card calls it.
+        words: what the model card calls it, with a place for what an example is called, in the plural.
         example: metric that is a mean over examples: of training, of candidates, and what `sample.rank_by` may name.
         columns: metrics of networks, in the order of the report's table; the first one decides.
         primary: name of what a served network answers, which is measured and compared.
         answers: all that it answers, in words.
-        use: what that says of an image, in words.
+        use: what that says of an example, in words, with places for what that is called and the number of outputs.
         exact: whether an example is either right or wrong, so that tests and intervals of proportions apply.
         classes: whether a network answers with probabilities of classes of which an example has one, which can be
             averaged over networks.
@@ -141,36 +141,36 @@ _KNOWN = {
     for facts in (
         Facts(
             "classification",
-            "classification of images, each into one of the classes",
+            "classification of {examples}, each into one of the classes",
             _ACCURACY,
             (_ACCURACY, Metric("top5_accuracy", "top-5")),
             "probabilities",
             "probabilities float32 (N, classes), and of the most probable classes the names, classes string (N, k), "
             "and scores float32 (N, k)",
-            "Every image is assigned one of the {count} classes, even if it shows none of them: there is no class for "
-            "anything else.",
+            "Every {example} is assigned one of the {count} classes, even if it is of none of them: there is no class "
+            "for anything else.",
             exact=True,
             classes=True,
         ),
         Facts(
             "multi_label",
-            "classification of images, each with any number of the labels",
+            "classification of {examples}, each with any number of the labels",
             _ACCURACY,
             (Metric("auc", "AUC", defined=False), _ACCURACY),
             "probabilities",
             "probabilities float32 (N, labels), and of the most probable labels the names, classes string (N, k), and "
             "scores float32 (N, k)",
-            "Every image is assigned a probability of each of the {count} labels, independent of the others; which are "
-            "enough for a label is left to you.",
+            "Every {example} is assigned a probability of each of the {count} labels, independent of the others; which "
+            "are enough for a label is left to you.",
         ),
         Facts(
             "regression",
-            "regression: numbers from images",
+            "regression: numbers from {examples}",
             _MAE,
             (Metric("rmse", "RMSE", "min", share=False), _MAE),
             "values",
             "values float32 (N, numbers)",
-            "Every image is assigned {count} numbers, even if it is unlike all that they were measured of.",
+            "Every {example} is assigned {count} numbers, even if it is unlike all that they were measured of.",
         ),
         Facts(
             "segmentation",

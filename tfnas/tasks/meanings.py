@@ -18,7 +18,7 @@ from tfnas.tasks.task import Task, cross_entropy, in_top5, named
 
 
 class Classification(Task):
-    """One class for each image. Targets are class numbers, or one-hot."""
+    """One class for each example. Targets are class numbers, or one-hot."""
 
     target = "an integer label or a one-hot one"
     ranks = (0, 1)
@@ -80,7 +80,7 @@ class Classification(Task):
 
 
 class MultiLabel(Task):
-    """Any number of labels for each image. Targets have a 0 or 1 for each label."""
+    """Any number of labels for each example. Targets have a 0 or 1 for each label."""
 
     target = "a vector with 0 or 1 for each label"
     ranks = (1,)
@@ -95,7 +95,7 @@ class MultiLabel(Task):
             raise UserError(f"{about} the target {target.tolist()}; expected 0 or 1, {count} for each label")
 
     def titled(self, target: np.ndarray, names: Sequence[str]) -> str:
-        """Returns the names of the labels that the image has."""
+        """Returns the names of the labels that the example has."""
         return ", ".join(name for name, has in zip(names, target, strict=True) if has)
 
     def _usual_loss(self, logits: bool, one_hot: bool) -> keras.losses.Loss:
@@ -124,7 +124,7 @@ class MultiLabel(Task):
 
 
 class Regression(Task):
-    """Numbers from each image."""
+    """Numbers from each example."""
 
     target = "a number or a vector of numbers"
     ranks = (0, 1)
@@ -191,9 +191,9 @@ class Segmentation(Task):
         """Number of classes that there are at least."""
         return int(target.max()) + 1
 
-    def head(self, image_shape: Sequence[int], outputs: int) -> tuple[int | None, ...]:
+    def head(self, input_shape: Sequence[int], outputs: int) -> tuple[int | None, ...]:
         """One logit for each pixel and class."""
-        return (None, *image_shape[:2], outputs)
+        return (None, *input_shape[:2], outputs)
 
     def _usual_loss(self, logits: bool, one_hot: bool) -> keras.losses.Loss:
         return cross_entropy(logits, one_hot)
@@ -233,7 +233,7 @@ class Custom(Task):
     def check_target(self, target: np.ndarray, outputs: int | None, about: str) -> None:
         """Accepts anything: the user's loss decides."""
 
-    def head(self, image_shape: Sequence[int], outputs: int) -> None:
+    def head(self, input_shape: Sequence[int], outputs: int) -> None:
         """Accepts any output."""
 
     @functools.cached_property

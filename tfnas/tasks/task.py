@@ -82,7 +82,7 @@ class Task(abc.ABC):
 
     # Networks
 
-    def head(self, image_shape: Sequence[int], outputs: int) -> tuple[int | None, ...] | None:
+    def head(self, input_shape: Sequence[int], outputs: int) -> tuple[int | None, ...] | None:
         """Shape of a network's output; None for any."""
         return (None, outputs)
 

@@ -20,6 +20,7 @@ from tfnas.gating.supernet import Supernet
 from tfnas.runs.stage_table import SUPERNET
 from tfnas.runs.workdir import Workdir
 from tfnas.tasks import meanings
+from tfnas.tasks.input_kinds import IMAGES
 from tfnas.tasks.recognition import activation_of
 from tfnas.tasks.task import Task
 
@@ -58,16 +59,16 @@ def builder_name(config: config_lib.Config) -> str:
 
 
 def network_arguments(config: config_lib.Config, splits: pipeline.Splits) -> dict[str, Any]:
-    """Returns the arguments of the function that `builder_name` names, for these images and targets."""
+    """Returns the arguments of the function that `builder_name` names, for these inputs and targets."""
     outputs = {splits.task.argument: splits.num_outputs} if splits.label_names else {}
-    return {**config.supernet.arguments(), **outputs, "input_shape": splits.image_shape}
+    return {**config.supernet.arguments(), **outputs, "input_shape": splits.input_shape}
 
 
 def network(config: config_lib.Config, splits: pipeline.Splits) -> keras.Model:
     """Builds the plain, ungated supernet of `config`, with the trained weights that it names, if any.
 
     Raises:
-        UserError: if it cannot take these images, a user's function or file does not give a suitable network, or the
+        UserError: if it cannot take these inputs, a user's function or file does not give a suitable network, or the
             weights are those of another one.
     """
     model = _built(config, splits)
@@ -83,12 +84,16 @@ def _built(config: config_lib.Config, splits: pipeline.Splits) -> keras.Model:
         model = user_functions.call("supernet.source", source, build, **arguments)
         _check_network(model, source, splits)
         return model
+    if len(splits.input_shape) != 3:
+        raise UserError(
+            f"supernet.source: a model of yours expected for inputs {splits.input_shape} of '{config.data.title}'. "
+            f"Received: '{config.supernet.name}', which takes images (height, width, channels)"
+        )
     try:
         return build(**arguments)
     except ValueError as error:
-        raise UserError(
-            f"{error}; for '{config.data.title}' set --config.data.image_size to resize its images"
-        ) from None
+        hint = f"; for '{config.data.title}' set --config.data.image_size to resize its images"
+        raise UserError(f"{error}{hint if splits.kind is IMAGES else ''}") from None
 
 
 def _load_weights(model: keras.Model, file: pathlib.Path, name: str) -> None:
@@ -129,13 +134,13 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
             f"{len(model.inputs)} and {len(model.outputs)}; call tfnas.shrink from Python, which takes several"
         )
     takes, returns = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
-    expected = (None, *splits.image_shape)
-    if len(takes) != 4 or any(a not in (None, b) for a, b in zip(takes, expected, strict=True)):
+    expected = (None, *splits.input_shape)
+    if len(takes) != len(expected) or any(a not in (None, b) for a, b in zip(takes, expected, strict=True)):
         raise UserError(
-            f"supernet.source: the model of '{source}' must take images {expected}. Received: input {takes}"
-            + ("" if len(takes) == 4 else "; call tfnas.shrink from Python, which takes any inputs")
+            f"supernet.source: the model of '{source}' must take {splits.kind.nouns} {expected}. "
+            f"Received: input {takes}"
         )
-    head = splits.task.head(splits.image_shape, splits.num_outputs)
+    head = splits.task.head(splits.input_shape, splits.num_outputs)
     if head is not None and not _fits(returns, head):
         raise UserError(
             f"supernet.source: the model of '{source}' must return {splits.task.per_output.format(head)}. "

@@ -375,7 +375,7 @@ class Progress:
             self._progress.update(self._task, completed=number)
             return
         rate = taken * self._batch_size / (time.monotonic() - self._start)
-        self._show(number, number // self._steps + 1, {**figures, "images/s": rate})
+        self._show(number, number // self._steps + 1, {**figures, "examples/s": rate})
 
     def epoch(self, history: list[dict[str, Any]]) -> None:
         """Shows an epoch's record."""

@@ -170,7 +170,7 @@ def patterns(text: str) -> list[str]:
 
 
 def calibration_images(config: config_lib.Config, splits: pipeline.Splits, number: int) -> tf.Tensor:
-    """Returns one batch of at most `number` augmented training images."""
+    """Returns one batch of at most `number` augmented training inputs."""
     size = min(number, splits.sizes["train"])
     return next(iter(pipeline.training_batches(splits, config.data, size, 1, config.seed + 2)))[0]
 

@@ -115,10 +115,10 @@ def room(work: Workdir, model: keras.Model, kept: int) -> tuple[int, int]:
 
 
 def examples(splits: pipeline.Splits) -> None:
-    """Checks the first targets of training and validation images, but not those of test.
+    """Checks the first targets of training and validation examples, but not those of test.
 
     Raises:
-        UserError: if a target is out of range, or an image cannot be read.
+        UserError: if a target is out of range, or an example cannot be read.
     """
     for split in ("train", "validation"):
         for _, target, *_ in getattr(splits, split).take(64).as_numpy_iterator():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError
@@ -21,7 +22,9 @@ class Data:
     name: str = "digits"  # a TFDS name, or 'digits': the images bundled with scikit-learn
     data_dir: str = ""  # TFDS folder, for `name`; empty: $TFDS_DATA_DIR, else TFDS's own default
     folder: str = ""  # DIR of DIR/CLASS/*.jpg (all of it the split 'train') or DIR/SPLIT/CLASS/*.jpg; .jpeg, .png too
-    source: str = ""  # 'package.module:function' that returns the three splits; train, validation, test are not used
+    # 'package.module:function' that returns the three splits, of images uint8 or of values float32, which the settings
+    # below `channels` are not for; train, validation, test are not used
+    source: str = ""
     train: str = "train[:1000]"  # TFDS split expressions; they must not overlap
     validation: str = "train[1000:]"  # ranks the candidates
     test: str = "test"  # read only by retrain's last evaluation and by export's check of the SavedModel
@@ -74,8 +77,19 @@ class Data:
         )
         fields.require(all(s > 0 for s in self.std), "data.std", self.std, "positive numbers")
 
+    def check_unprepared(self) -> None:
+        """Raises UserError for a setting that prepares images, which `source` does not return."""
+        defaults = self._defaults()
+        expected = f"left out: '{self.source}' returns values, not images uint8, and they reach the network as they are"
+        for name in ("image_size", "mean", "std", "pad_crop", "flip", "cutout", "random_resized_crop"):
+            given = getattr(self, name)
+            fields.require(given == defaults[name], f"data.{name}", given, expected)
+
+    def _defaults(self) -> dict[str, Any]:
+        return {field.name: field.default for field in dataclasses.fields(self)}
+
     def _check_origin(self) -> None:
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults = self._defaults()
         origins = [k for k in ("folder", "source", "name") if getattr(self, k) not in ("", defaults[k])]
         if len(origins) > 1:
             one, other = (f"data.{key} '{getattr(self, key)}'" for key in origins[:2])

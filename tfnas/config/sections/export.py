@@ -25,7 +25,7 @@ class Export:
     # gigabytes. If data.image_size is not set, only images of the data set's own size are accepted.
     max_pixels: int = 25_000_000
     formats: tuple[str, ...] = ()  # of FORMATS, beside the SavedModel (docs/formats.md); need 'tfnas[formats]'
-    calibration: int = 256  # number of training images from which '_int8' takes the ranges of activations
+    calibration: int = 256  # number of training examples from which '_int8' takes the ranges of activations
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""

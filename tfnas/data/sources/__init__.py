@@ -1,6 +1,6 @@
-"""Sources of images: a TFDS data set, a folder of files, a user's function, the bundled digits.
+"""Sources of examples: a TFDS data set or a folder of images, a user's function, the bundled digits.
 
-Each returns a `Source`: three disjoint splits of raw images, which pipeline.py prepares.
+Each returns a `Source`: three disjoint splits of raw examples, which pipeline.py prepares.
 """
 
 from __future__ import annotations

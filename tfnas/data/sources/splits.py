@@ -1,4 +1,4 @@
-"""Three disjoint splits of raw images, and the expressions that select their images."""
+"""Three disjoint splits of raw examples, and the expressions that select them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from tfnas import config as config_lib
 from tfnas.common.errors import UserError
+from tfnas.tasks.input_kinds import IMAGES, InputKind
 
 SPLITS = ("train", "validation", "test")
 # The ranges of one split: (name of a split of the data set, start, end).
@@ -18,20 +19,23 @@ Part = list[tuple[str, int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Three disjoint splits of raw images.
+    """Three disjoint splits of raw examples.
 
     Attributes:
-        splits: by name, tf.data of (image uint8 (H, W, C), target) or (image, target, weight float32 scalar), one
-            example each, in a fixed order; a target is as the task's losses take it, of classification an int64 scalar.
+        splits: by name, tf.data of (input, target) or (input, target, weight float32 scalar), one example each, in a
+            fixed order. An input is an image uint8 (H, W, C) or an array float32 of any fixed shape; a target is as
+            the task's losses take it, of classification an int64 scalar.
         sizes: number of examples by split name; without 'test' if counting it would require reading it.
-        image_shape: (H, W, C); H and W are None if images may differ in size.
+        input_shape: of one example; H and W of an image are None if images may differ in size.
         label_names: one per class, label or number.
+        kind: what the inputs are.
     """
 
     splits: dict[str, tf.data.Dataset]
     sizes: dict[str, int]
-    image_shape: tuple[int | None, int | None, int]
+    input_shape: tuple[int | None, ...]
     label_names: tuple[str, ...]
+    kind: InputKind = IMAGES
 
 
 def parts_of(config: config_lib.Data, splits: Mapping[str, tfds.core.SplitInfo]) -> dict[str, Part]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+from typing import cast
 
 import tensorflow as tf
 
@@ -82,6 +83,7 @@ def load(config: config_lib.Data, folder: pathlib.Path, task: Task = CLASSIFICAT
 def from_source(source: sources.Source, config: config_lib.Data, task: Task = CLASSIFICATION) -> Splits:
     """Prepares the splits of `sources.load`. Raises UserError if the images differ in size."""
     shape = _image_shape(source, config) if source.kind is IMAGES else source.input_shape
+    fixed = cast("tuple[int, ...]", shape)  # only images may differ in shape before they are prepared
 
     def prepared(split: str) -> tf.data.Dataset:
         dataset = source.splits[split]
@@ -96,14 +98,14 @@ def from_source(source: sources.Source, config: config_lib.Data, task: Task = CL
     return Splits(
         **{split: prepared(split) for split in SPLITS},
         sizes=source.sizes,
-        input_shape=shape,
+        input_shape=fixed,
         label_names=source.label_names,
         task=task,
         kind=source.kind,
     )
 
 
-def _image_shape(source: sources.Source, config: config_lib.Data) -> tuple[int, int, int]:
+def _image_shape(source: sources.Source, config: config_lib.Data) -> tuple[int | None, ...]:
     """Returns the shape of prepared images. Raises UserError if they differ in size."""
     height, width, channels = source.input_shape
     if config.image_size:

@@ -36,7 +36,7 @@ class Row:
         parameters: of the network, or the mean.
         multiply_adds: likewise.
         file_bytes: of the `.keras` file; None for a mean, as all that follows.
-        latency_seconds: of one image.
+        latency_seconds: of one example.
         paired: this network and the one chosen, on the test split.
         num_tested: networks that a mean on test is over; None for one network.
     """

@@ -27,7 +27,7 @@ _OF_IMPORTANCES = {
 _OF_BOUNDS = ("gate_step", "noise", "streams", "iterative", "curvature_images", "floor", "scale_penalty")
 _OF_ELL2 = ("gate_learning_rate", "prior", "group_size", "by_source", "gate_dense", "gate_pooling", "include")
 
-_DEVICES = {"tensorflow": "TensorFlow, one image", "litert": "LiteRT, one thread, one image"}
+_DEVICES = {"tensorflow": "TensorFlow, one example", "litert": "LiteRT, one thread, one example"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -352,7 +352,7 @@ def test_images_of_different_sizes_from_a_function(source, tmp_path):
         ),
         (
             lambda s: {**s, "train": (np.zeros((3, 9), np.uint8), np.zeros(3, int))},
-            r"inputs uint8 \(9,\) and targets \(\); cast what is no image to float32",
+            r"inputs uint8 \(9,\) and targets \(\); cast other inputs to float32",
         ),
         (lambda s: {**s, "train": s["train"].map(lambda x, y: ({"image": x}, y))}, "for several .* tfnas.shrink from"),
         (lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.cast(y, tf.float32)))}, "targets of float32"),

@@ -1,4 +1,4 @@
-"""What a network is given of an example: an image or values. No TensorFlow."""
+"""Kinds of inputs that a network is given of an example: images and values. No TensorFlow."""
 
 from __future__ import annotations
 

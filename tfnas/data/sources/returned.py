@@ -156,7 +156,7 @@ def _check_elements(dataset: tf.data.Dataset, about: str, task: Task) -> None:
     rank, pixels = given.shape.rank, given.dtype == tf.uint8
     fits = rank is None or (rank == 3 if pixels or task.facts.spatial else rank > 0)
     if not fits or target.shape.rank not in task.ranks:
-        hint = "; do not batch them" if rank == 4 else "; cast what is no image to float32" if pixels else ""
+        hint = "; do not batch them" if rank == 4 else "; cast other inputs to float32" if pixels else ""
         raise UserError(
             f"{about} must yield {expected}. Received: inputs {given.dtype.name} {given.shape} and targets "
             f"{target.shape}{'' if fits else hint}"

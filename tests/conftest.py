@@ -44,11 +44,17 @@ def seeded():
         keras.backend.clear_session()
 
 
-@pytest.fixture(autouse=True)
-def short_turns(monkeypatch):
-    """Latencies are measured for milliseconds and not for tenths of a second: hardly any test looks at them."""
-    if latencies := sys.modules.get("tfnas.graph.latencies"):
-        monkeypatch.setattr(latencies, "_SECONDS", 0.002)
+@pytest.fixture(scope="module", autouse=True)
+def short_turns():
+    """Latencies are measured for milliseconds and not for tenths of a second: hardly any test looks at them.
+
+    In fixtures of a module too, whose runs measure some.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if latencies := sys.modules.get("tfnas.graph.latencies"):
+            patch.setattr(latencies, "_SECONDS", 0.002)
+            patch.setattr(latencies, "_PASSES", 2)
+        yield
 
 
 @pytest.fixture
@@ -59,6 +65,15 @@ def eager():
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def in_this_process():
+    """Exports are reloaded here (see reloading.py)."""
+    import reloading
+
+    with reloading.here():
+        yield
 
 
 @pytest.fixture
@@ -174,7 +189,10 @@ def lines(file):
 
 @contextlib.contextmanager
 def killed_after_writing(monkeypatch, prefix):
-    """The body, which must end when a file whose name starts so is written to a working directory."""
+    """The body, which must end when a file whose name starts so is written to a working directory.
+
+    Yields the patches that end with it.
+    """
     from tfnas.runs import workdir
 
     class KilledError(Exception):
@@ -189,4 +207,4 @@ def killed_after_writing(monkeypatch, prefix):
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(workdir.Workdir, "write", write_and_die)
-        yield
+        yield patch

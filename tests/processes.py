@@ -2,7 +2,8 @@
 
 They are forked from a server that has imported `preloaded.py` and done nothing else: nothing is initialized, no device
 found. So each has its own exit code, environment, standard output and devices, and can be killed, as one begun by the
-console script. That script itself is run by `test_cli.py` and by the whole run of `test_end_to_end.py`.
+console script. That script itself is run by `test_cli.py` and by the whole run of `test_end_to_end.py`. Two things are
+not as there: latencies are measured for milliseconds, and exports reloaded by the same process (`reloading.py`).
 """
 
 import multiprocessing

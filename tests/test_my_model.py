@@ -64,7 +64,8 @@ def test_a_function_of_ones_own_is_checked(written):
     """With the line changed that is marked for it, and nothing else."""
     file = written[0] / "my_model.py"
     file.write_text(file.read_text().replace("data=FOLDER_OF_IMAGES", "data=FUNCTION"))
-    done = tfnas_command("check", written[1], f"--workdir={written[0] / 'run'}")
+    small = [f"--config.{stage}.batch_size=10" for stage in ("search", "sample", "retrain")]
+    done = tfnas_command("check", written[1], f"--workdir={written[0] / 'run'}", *small)
     assert done.returncode == 0, done.stderr
     assert "my_model:images: 32x32x3, 2 classes -> train 600 / validation 200" in done.stdout
 

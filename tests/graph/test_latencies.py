@@ -96,6 +96,21 @@ def test_layers_of_one_configuration_are_measured_once():
     assert len(calls) <= 3 * (2 * len(shapes) + 3)
 
 
+@pytest.mark.parametrize("seconds, passes", [(1e-5, 1000), (1e-3, 100), (0.5, 10)])
+def test_a_network_is_timed_for_a_tenth_of_a_second_within_ten_to_a_thousand_passes(monkeypatch, seconds, passes):
+    now, done = [0.0], []
+
+    def run():
+        now[0] += seconds
+        done.append(now[0])
+
+    monkeypatch.setattr(latencies, "_SECONDS", 0.1)
+    monkeypatch.setattr(latencies, "_PASSES", 10)
+    monkeypatch.setattr(latencies.time, "perf_counter", lambda: now[0])
+    assert latencies._timer(run)() == pytest.approx(seconds)
+    assert len(done) - 3 == pytest.approx(passes, abs=1)  # three to warm up
+
+
 def test_refusals():
     with pytest.raises(UserError, match="one of 'tensorflow', 'litert', or a function"):
         timer(model(), "abacus")

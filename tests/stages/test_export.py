@@ -9,6 +9,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import reloading
 import tensorflow as tf
 from conftest import tiny_config
 from scipy.special import softmax
@@ -38,8 +39,9 @@ def exported(tmp_path_factory):
         evaluate={"threshold": 0.05},
         export={"version": 3, "uncertainty": 2},
     )
-    for stage in (search, sample, retrain, evaluate, export):
-        stage.run(settings, path)
+    with reloading.here():
+        for stage in (search, sample, retrain, evaluate, export):
+            stage.run(settings, path)
     return path, settings
 
 
@@ -132,7 +134,7 @@ def test_card_says_what_was_measured(exported):
 
 
 @pytest.mark.slow
-def test_no_version_is_left_of_what_does_not_pass(exported):
+def test_no_version_is_left_of_what_does_not_pass(exported, in_this_process):
     path, settings = exported
     other = dataclasses.replace(settings, export=config.Export(version=4))
     work = workdir.Workdir(path)

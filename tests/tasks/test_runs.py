@@ -1,6 +1,8 @@
-"""A run of every task from search to report, measured again from its exported files."""
+"""A run of every task from search to report, measured again from its exported files.
 
-import contextlib
+That of the rows of a table and of the regression is reloaded in a process of its own, the others here.
+"""
+
 import json
 
 import keras
@@ -14,7 +16,7 @@ import tfnas
 from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet
-from tfnas.exporting import conversion, verification
+from tfnas.exporting import conversion
 from tfnas.runs import stage_table
 from tfnas.serving import servable
 from tfnas.stages import evaluate, export, preview, report, retrain, sample, search
@@ -32,27 +34,6 @@ def settings(source, model, **changed):
         supernet=Supernet(source=f"tiny_tasks:{model}"),
         **sections,
     ).check()
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """The exported model is reloaded here: a process of its own takes as long as the whole run."""
-
-    @contextlib.contextmanager
-    def loaded(path, primary):
-        signatures = tf.saved_model.load(str(path)).signatures
-
-        def ask(name, images):
-            if name == "serve_bytes":
-                answer = signatures[name](image_bytes=tf.stack([tf.io.encode_png(image) for image in images]))
-            else:
-                answer = signatures[name](image=tf.constant(np.stack(images)))
-            names = answer["classes"].numpy()[:, 0].astype(str) if "classes" in answer else [""] * len(images)
-            return answer[primary].numpy(), list(names)
-
-        yield ask
-
-    monkeypatch.setattr(verification, "_fresh_process", loaded)
 
 
 def run(settings, path):

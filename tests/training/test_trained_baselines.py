@@ -1,24 +1,16 @@
-"""Networks trained like the found one but chosen without a posterior."""
-
-import dataclasses
-import json
-import shutil
+"""Networks trained like the found one but chosen without a posterior; runs of them: `stages/test_stage_settings.py`."""
 
 import keras
 import numpy as np
-import pytest
 import tensorflow as tf
 import tiny
-from conftest import PUBLISHED, killed_after_writing, tiny_config
+from conftest import PUBLISHED, tiny_config
 
 import tfnas
 from tfnas.data import pipeline
 from tfnas.gating.gates import Gated
 from tfnas.ranking import reference_architectures
-from tfnas.runs import stage_table
-from tfnas.search_space.architecture import Architecture
-from tfnas.stages import retrain, sample, search
-from tfnas.training import networks, trained_baselines
+from tfnas.training import trained_baselines
 
 BLOCKS = [["path1", "path2"]]
 
@@ -121,75 +113,7 @@ def test_magnitude_pruning_by_hand():
     assert tfnas.subnet(supernet, pruned).count_params() == 30
 
 
-CONFIG = tiny_config(
-    search={**PUBLISHED, "epochs": 2},
-    sample={"num_candidates": 8, "num_random": 4, "num_tested": 2},
-    retrain={"epochs": 1, "baseline": False, "baselines": ("single_path",)},
-)
-
-
 def test_no_single_path_where_nothing_competes(digits_folder, monkeypatch):
     monkeypatch.setattr(reference_architectures, "choice_blocks", lambda graph, gated: [])
-    assert trained_baselines.Baselines(CONFIG, pipeline.load(CONFIG.data, digits_folder), None).single_path() == []
-
-
-@pytest.fixture(scope="module")
-def sampled(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "whole"
-    search.run(CONFIG, path)
-    sample.run(CONFIG, path)
-    return path
-
-
-def rows_of(path):
-    rows = json.loads((path / stage_table.RESULTS).read_text())["rows"]
-    return [{k: v for k, v in row.items() if k != "latency_seconds"} for row in rows]
-
-
-@pytest.mark.slow
-def test_a_retraining_interrupted_among_the_trained_baselines_ends_the_same(sampled, tmp_path, monkeypatch, capsys):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    shutil.copytree(sampled, whole)
-    shutil.copytree(sampled, killed)
-    retrain.run(CONFIG, whole)
-    rows = rows_of(whole)
-    assert [row["name"] for row in rows] == [
-        "random, spread evenly, best of 4",
-        "random, spread evenly, mean of 2",
-        "random, allocated per layer, best of 4",
-        "random, allocated per layer, mean of 2",
-        "single path, best of 4",
-        "single path, fine-tuned",
-        "deterministic candidate",
-        "posterior, mean of 2",
-        "found network, before retraining",
-        "found network, retrained",
-    ]
-    assert all(0 < row["test"]["accuracy"] <= 1 for row in rows)
-    assert {row["num_tested"] for row in rows if "mean of" in row["name"]} == {2}
-    results = json.loads((whole / stage_table.RESULTS).read_text())
-    tested = sum(map(sum, results["confusion"]))
-    (chosen,) = (row for row in rows if row["name"] == results["chosen"])
-    for row in rows:  # whoever is right more often has more examples that it alone has right
-        if "mean of" not in row["name"]:
-            more = row["paired"]["better"] - row["paired"]["worse"]
-            assert more == round(tested * (chosen["test"]["accuracy"] - row["test"]["accuracy"]))
-    with killed_after_writing(monkeypatch, networks.retrain_checkpoints("single path")):
-        retrain.run(CONFIG, killed)
-    assert not (killed / stage_table.RESULTS).exists()
-    retrain.run(CONFIG, killed)
-    assert "single path resumes after epoch 1 of 2" in capsys.readouterr().out
-    assert rows_of(killed) == rows
-
-
-@pytest.mark.slow
-def test_a_deterministic_candidate_without_a_path_is_left_out(sampled, tmp_path, monkeypatch):
-    shutil.copytree(sampled, tmp_path / "run")
-    mode = tfnas.Posterior.mode
-    monkeypatch.setattr(
-        tfnas.Posterior, "mode", lambda self: Architecture({name: np.zeros_like(m) for name, m in mode(self).items()})
-    )
-    changed = dataclasses.replace(CONFIG.retrain, epochs=0, baselines=())
-    retrain.run(dataclasses.replace(CONFIG, retrain=changed), tmp_path / "run")
-    names = [row["name"] for row in rows_of(tmp_path / "run")]
-    assert "random, spread evenly, best of 4" in names and "deterministic candidate" not in names
+    config = tiny_config(search=PUBLISHED)
+    assert trained_baselines.Baselines(config, pipeline.load(config.data, digits_folder), None).single_path() == []

@@ -31,7 +31,7 @@ from tfnas.search_space.closed_form import Term
 Device = Callable[[keras.Model], float]
 Timer = Callable[[], float]  # seconds of one network, each time it is called
 _SECONDS = 0.1  # of timing, at least
-_PASSES = 10  # timed, at least
+_PASSES, _MOST_PASSES = 10, 1_000  # timed, at least and at most: a median of 1,000 is as good as one of many more
 _WARM = 3  # passes before those
 _TURNS = 3  # of a network or layer that is measured by itself
 
@@ -70,7 +70,8 @@ def _timer(run: Callable[[], Any]) -> Timer:
         for _ in range(_WARM):
             run()
         passes: list[float] = []
-        while len(passes) < _PASSES or sum(passes) < _SECONDS:
+        end = time.perf_counter() + _SECONDS
+        while len(passes) < _PASSES or (len(passes) < _MOST_PASSES and time.perf_counter() < end):
             start = time.perf_counter()
             run()
             passes.append(time.perf_counter() - start)

@@ -63,17 +63,17 @@ def _retrain(config: Config, work: workdir.Workdir) -> None:
     if full:
         others.append(Arm(f"{Kind.FULL}, same total budget", Kind.FULL, full, cost(Graph(full))))
 
+    compared = (*others, *found)
+    known = [_known(arm, splits, config) for arm in compared]
     headline = config.facts.headline
-    validation = [headline.of(_scored(arm.model, splits.validation, splits, config).metrics) for arm in found]
+    validation = [headline.of(facts["validation"]) for facts in known[len(others) :]]
     # On a tie the later, retrained one.
     chosen = found[::-1][headline.best(validation[::-1])]
     arguments = building.network_arguments(config, splits)
     text = describe(architecture, supernet.graph, building.builder_name(config), **arguments)
     work.write(stage_table.CUT_ARCHITECTURE, lambda file: file.write_text(text))
     work.write(stage_table.SUBNET, without_optimizer(chosen.model).save)
-    compared = (*others, *found)
     turns = compare_latency([arm.model for arm in compared], config.search.latency_device)
-    known = [_known(arm, splits, config) for arm in compared]
     # Only now is the test split read, for networks that are all fixed.
     sources.check_test(config.data, work.path / "tensorflow_datasets")
     best = _scored(chosen.model, splits.test, splits, config)

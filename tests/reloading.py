@@ -1,0 +1,34 @@
+"""Reloads an export without the process of its own that `exporting/verification.py` starts and TensorFlow's import.
+
+`exporting/test_verification.py`, the whole run of `test_end_to_end.py` and a regression in `tasks/test_runs.py` have
+that process.
+"""
+
+import contextlib
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from tfnas.exporting import verification
+
+
+@contextlib.contextmanager
+def in_this_process(path, primary):
+    """Stands for `verification._fresh_process`."""
+    signatures = tf.saved_model.load(str(path)).signatures
+
+    def ask(name, inputs):
+        (key,) = signatures[name].structured_input_signature[1]
+        encoded = name == "serve_bytes"
+        given = [tf.io.encode_png(image).numpy() for image in inputs] if encoded else np.stack(inputs)
+        answer = signatures[name](**{key: tf.constant(given)})
+        names = answer["classes"].numpy()[:, 0].astype(str) if "classes" in answer else [""] * len(inputs)
+        return answer["mean" if name == "serve_uncertainty" else primary].numpy(), list(names)
+
+    yield ask
+
+
+def here():
+    """A context in which exports are reloaded by this process."""
+    return mock.patch.object(verification, "_fresh_process", in_this_process)

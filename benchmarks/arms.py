@@ -14,6 +14,7 @@ from benchmarks import records
 from tfnas.config import Config, Search
 from tfnas.data import pipeline
 from tfnas.gating import saving
+from tfnas.gating.importances import ROUNDS
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import Cost, cost
@@ -206,7 +207,8 @@ class Run:
             architecture = self._published(supernet)
         elif arm.importance == "curvature" and not arm.learned:
             data = pipeline.training_batches(self.splits, self.config.data, 100, 1, self.config.seed).take(20)
-            architecture = supernet.posterior("curvature", data).mode()
+            rounds = 1 if arm.as_cut else ROUNDS  # other tools take the full network's gradients
+            architecture = supernet.posterior("curvature", data, rounds=rounds).mode()
         else:
             architecture = supernet.posterior(None if arm.learned else arm.importance).mode()
         share = cost(supernet.graph, architecture).multiply_adds / full_cost.multiply_adds

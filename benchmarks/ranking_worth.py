@@ -37,8 +37,9 @@ from tfnas.config import from_config_dict
 from tfnas.cutting.subnets import subnet
 from tfnas.data import pipeline
 from tfnas.graph.costs import cost
+from tfnas.graph.statistics import recompute_statistics
 from tfnas.ranking.ranking import Evaluator
-from tfnas.ranking.recalibration import Recalibration, recompute_statistics
+from tfnas.ranking.recalibration import Recalibration
 from tfnas.runs import stage_table, workdir
 from tfnas.stages import search
 from tfnas.training import networks

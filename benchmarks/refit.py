@@ -19,7 +19,7 @@ from absl import app, flags
 import tfnas
 from benchmarks import records
 from tfnas.cutting.refit import refit
-from tfnas.ranking.recalibration import recompute_statistics
+from tfnas.graph.statistics import recompute_statistics
 
 _MODELS = flags.DEFINE_list("models", ["MobileNetV2", "ResNet50", "DenseNet121"], "Of keras.applications.")
 _RECORD = records.flag()

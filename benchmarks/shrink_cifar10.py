@@ -258,7 +258,7 @@ class Study:
             supernet: Any = tfnas.gate(full, **bounds, importance="curvature", iterative=False)
             compile_for(supernet, 0.0)
             data = some.batch(_CURVATURE_BATCH) if importance == "curvature" else None
-            architecture = supernet.posterior(importance, data).mode()
+            architecture = supernet.posterior(importance, data, rounds=1).mode()
             models = cuts(supernet, architecture, images[:_REFIT_IMAGES])
             found = {str(way): scores(model, self.images.validation) for way, model in models.items()}
             for way, model in models.items():

@@ -23,8 +23,9 @@ from tfnas.data import pipeline
 from tfnas.gating import saving
 from tfnas.gating.supernet import Supernet
 from tfnas.graph.costs import cost
+from tfnas.graph.statistics import recompute_statistics
 from tfnas.ranking.engine import Engine
-from tfnas.ranking.recalibration import Recalibration, recompute_statistics
+from tfnas.ranking.recalibration import Recalibration
 from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior

@@ -12,8 +12,8 @@ from tfnas.cutting.refit import _Windows, refit
 from tfnas.cutting.ridge import Sums, fitted
 from tfnas.cutting.subnets import cut
 from tfnas.graph.channels import Graph
+from tfnas.graph.statistics import recompute_statistics
 from tfnas.graph.units import UnitGraph
-from tfnas.ranking.recalibration import recompute_statistics
 from tfnas.search_space.architecture import Architecture
 
 L = keras.layers

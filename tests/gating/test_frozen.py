@@ -11,7 +11,8 @@ from tfnas.cutting.subnets import subnet
 from tfnas.gating.gates import Gated
 from tfnas.graph.channels import Graph
 from tfnas.graph.costs import cost
-from tfnas.ranking.recalibration import Recalibration, recompute_statistics
+from tfnas.graph.statistics import recompute_statistics
+from tfnas.ranking.recalibration import Recalibration
 
 layers = keras.layers
 

@@ -139,19 +139,59 @@ def test_curvature_is_half_the_mean_squared_gradient_of_a_gate_at_one(supernet, 
     before = supernet.get_weights()
     supernet.set_architecture(supernet.posterior("even").mode())
     used = supernet.architecture()
-    got = importances.curvatures(supernet, batches(weighted)) if not weighted else None
-    if got is not None:  # of the network that the masks leave: absent units have no gradient
-        masks = np.concatenate([*used.values()])
-        assert (got[~masks] == 0).all() and (got[masks] > 0).any()
-    q = supernet.posterior("curvature", batches(weighted))
+    q = supernet.posterior("curvature", batches(weighted), rounds=1)
     assert supernet.architecture() == used
     expected = importances.posterior_of(supernet.form, np.mean(squares, 0) / 2, supernet.bounds)
     np.testing.assert_allclose(q.keep_logits, expected.keep_logits, rtol=0.02, atol=0.02)
     supernet.set_architecture(graph.closed(full_of(graph)))
-    got = importances.curvatures(supernet, batches(weighted))
+    got = importances.Curvatures(supernet)([*batches(weighted)])
     np.testing.assert_allclose(got, np.mean(squares, 0) / 2, rtol=2e-3, atol=1e-6 * got.max())
     for a, b in zip(before, supernet.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_each_round_measures_the_network_that_is_left_with_its_own_statistics(supernet, monkeypatch):
+    graph, form, few = supernet.graph, supernet.form, [*batches()]
+    given, measured = [], []
+
+    def recorded(form, scores, bounds, *more):
+        given.append((scores, bounds))
+        return posterior_of(form, scores, bounds, *more)
+
+    def measuring(self, some):
+        found = measure(self, some)
+        measured.append((supernet.architecture(), found))
+        return found
+
+    posterior_of, measure = importances.posterior_of, importances.Curvatures.__call__
+    monkeypatch.setattr(importances, "posterior_of", recorded)
+    monkeypatch.setattr(importances.Curvatures, "__call__", measuring)
+    before, used = supernet.get_weights(), supernet.architecture()
+    q = supernet.posterior("curvature", iter(few), rounds=2)
+    for a, b in zip(before, supernet.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert supernet.architecture() == used and q.bounds == supernet.bounds == given[1][1]
+    halfway = {name: form.full(name) * (bound / form.full(name)) ** 0.5 for name, bound in q.bounds.items()}
+    assert given[0][1] == pytest.approx(halfway)
+    # Two of the three batches, then one, of which the gradients are those of the network cut out.
+    first = [readers_gradients(graph.model, graph, batch) ** 2 / 2 for batch in few[:2]]
+    np.testing.assert_allclose(given[0][0], np.mean(first, 0), rtol=2e-3, atol=1e-6 * given[0][0].max())
+    left, found = measured[1]
+    small = tfnas.subnet(supernet, left)
+    for layer in small.layers:
+        layer.momentum = 0.0
+    small(np.concatenate([images for images, _ in few]), training=True)
+    kept = np.concatenate([*left.values()])
+    assert 0 < kept.sum() < kept.size
+    own = UnitGraph(small)
+    # Units that nothing is left of are in no group of the small network.
+    expected = readers_gradients(small, own, few[2]) ** 2 / 2
+    assert own.num_units == kept.sum()
+    np.testing.assert_allclose(found[kept], expected, rtol=5e-3, atol=1e-5 * found.max())
+    np.testing.assert_array_equal(given[1][0], np.where(kept, found, 0))
+    np.testing.assert_array_equal(given[2][0], np.where(kept, found, given[0][0]))
+    # The last round decides, whatever scores the units had that were dropped before.
+    assert q.mode() == posterior_of(form, *given[1]).mode()
 
 
 def test_curvature_of_a_gate_in_a_normalization():
@@ -161,7 +201,7 @@ def test_curvature_of_a_gate_in_a_normalization():
     expected = []
     for images, labels in batches():
         expected.append(gradients(model, ["inner0_bn", "inner1_bn"], LOSS, images, labels, training=False))
-    got = importances.curvatures(supernet, batches())
+    got = importances.Curvatures(supernet)([*batches()])
     np.testing.assert_allclose(got, (np.square(expected).mean(0) / 2).reshape(-1), rtol=1e-3, atol=1e-9)
 
 
@@ -224,6 +264,8 @@ def test_wrong_importances_are_refused():
     with pytest.raises(UserError, match=r"'curvature' needs a compiled supernet; call supernet.compile\(loss="):
         supernet.posterior("curvature", batches())
     supernet.compile("sgd", LOSS)
+    with pytest.raises(UserError, match="rounds must be a whole number of at least 1. Received: 0"):
+        supernet.posterior("curvature", batches(), rounds=0)
     with pytest.raises(UserError, match="'curvature' needs at least one batch of data"):
         supernet.posterior("curvature", [])
     with pytest.raises(UserError, match="gradients of importance 'curvature' are not finite"):

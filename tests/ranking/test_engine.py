@@ -8,9 +8,9 @@ from conftest import random_weights
 import tfnas
 from tfnas import supernets
 from tfnas.common.errors import UserError
+from tfnas.graph.statistics import recompute_statistics
 from tfnas.layers import convolution
 from tfnas.ranking import engine as engines
-from tfnas.ranking import recalibration
 from tfnas.ranking.engine import Engine
 from tfnas.search_space.architecture import Architecture
 
@@ -207,7 +207,7 @@ def test_beginnings_of_unit_masks_are_computed_once_too(rng, monkeypatch):
     found[3] = next(engine.evaluate([empty]))
     for i, candidate in enumerate((one, other, one, empty)):
         cut = tfnas.subnet(supernet, candidate)
-        recalibration.recompute_statistics(cut, images)
+        recompute_statistics(cut, images)
         cut.compile(loss=supernet.loss)
         assert found[i].figures["loss"].mean() == pytest.approx(cut.evaluate(images, labels, verbose=0), rel=1e-4)
 

@@ -7,9 +7,10 @@ from conftest import random_weights
 from exactness import check_equal
 
 import tfnas
+from tfnas.graph.statistics import initial_share, recompute_statistics
 from tfnas.ranking import reference_architectures
 from tfnas.ranking.engine import Engine
-from tfnas.ranking.recalibration import Recalibration, initial_share, recompute_statistics
+from tfnas.ranking.recalibration import Recalibration
 from tfnas.search_space.architecture import Architecture
 from tfnas.supernets import multi_branch_resnet
 from tfnas.training import trained_baselines

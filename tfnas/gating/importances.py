@@ -6,8 +6,9 @@ cut are the same for all measures.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,14 +19,18 @@ from tfnas.common.errors import UserError, brief
 from tfnas.config import FLOOR, IMPORTANCES
 from tfnas.gating.gates import Gating, gates_as
 from tfnas.graph.partition import PINNED
+from tfnas.graph.statistics import recompute_statistics
 from tfnas.graph.units import UnitGraph
 from tfnas.layers import BatchNormalization
 from tfnas.search_space.closed_form import ClosedForm
-from tfnas.search_space.scored import posterior_of
+from tfnas.search_space.scored import intermediate_bounds, posterior_of, settled
 from tfnas.search_space.unit_posterior import UnitPosterior
 
 Importance = str | Callable[[UnitGraph], np.ndarray]
 
+ROUNDS = 5  # in which units are dropped by curvature without training
+
+_RECALIBRATE = 250  # examples whose statistics replace the moving ones
 _FIRST = 100.0  # times the largest scale: units that enter before all others
 
 
@@ -133,54 +138,131 @@ def scales(graph: UnitGraph) -> list[tuple[np.ndarray, Any]]:
     ]
 
 
-def curvatures(supernet: Any, data: Iterable[Any]) -> np.ndarray:
-    """Half the mean squared gradient of the loss with regard to each unit's gate at 1; float64, shape (U,).
+def by_curvature(
+    supernet: Any,
+    data: Iterable[Any],
+    bounds: Mapping[str, float],
+    rounds: int = ROUNDS,
+    form: ClosedForm | None = None,
+) -> UnitPosterior:
+    """The posterior by squared gradients of the present weights, without training.
+
+    Of one full network, gradients say little about one half as large: in a layer that hardly matters yet, few units
+    would be kept, or none. So units are dropped in rounds, in which the bounds fall geometrically from the full costs,
+    and each round measures the network that is left, with statistics of its own for batch normalizations. A unit that
+    is dropped keeps its last score.
+
+    Args:
+        supernet: a compiled UnitSupernet; not changed.
+        data: batches as `fit` takes them, tuples (inputs, targets) or (inputs, targets, sample weights). Each round
+            takes its share of them.
+        bounds: largest cost of a candidate by resource, absolute.
+        rounds: at most the number of batches is used. 1: the full network's gradients decide alone.
+        form: costs in closed form, if not the supernet's.
+
+    Raises:
+        UserError: without a batch, for gradients that are not finite, or a bound that no candidate can meet.
+    """
+    form, batches = form or supernet.form, [*data]
+    if not batches:
+        raise UserError("posterior: importance 'curvature' needs at least one batch of data. Received: none")
+    measure = Curvatures(supernet)
+    images = _first_inputs(batches)
+    parts = np.array_split(np.arange(len(batches)), min(rounds, len(batches)))
+    scores, architecture = np.zeros(form.num_units), supernet.graph.full
+    with _as_it_was(supernet):
+        for number, part in enumerate(parts, 1):
+            supernet.set_architecture(architecture)
+            kept = np.concatenate([*supernet.architecture().values()])
+            if number > 1:
+                with gates_as(Gating.HARD):
+                    recompute_statistics(supernet.network, images, supernet.graph)
+            found = measure([batches[i] for i in part])
+            scores = np.where(kept, found, scores)
+            reached = intermediate_bounds(form, bounds, number / len(parts))
+            # A unit that was dropped has no gradient, and so comes back only if no other fits.
+            architecture = posterior_of(form, found, reached, supernet.channel_multiple).mode()
+    posterior = posterior_of(form, scores, bounds, supernet.channel_multiple)
+    return posterior if len(parts) == 1 else settled(posterior, np.concatenate([*architecture.values()]))
+
+
+class Curvatures:
+    """Half the mean squared gradient of the loss with regard to each unit's gate at 1.
 
     At a minimum the gradient's mean over examples is 0, and its mean square is the diagonal of the Fisher information:
     to the second order, half of it is what the loss gains when the gate closes. The square of a batch's mean gradient
     estimates it up to a factor, which is one over the batch size.
 
-    Normalizations use their moving statistics, and dropout is off.
-
     Args:
-        supernet: a compiled UnitSupernet, with masks that keep all units.
-        data: batches as `fit` takes them: tuples (inputs, targets) or (inputs, targets, sample weights).
-
-    Raises:
-        UserError: without a batch, or for gradients that are not finite.
+        supernet: a compiled UnitSupernet; its masks and weights at the time of a call are used.
     """
-    optimizer, num_units = supernet.optimizer, supernet.graph.num_units
 
-    @tf.function(reduce_retracing=True, autograph=False)
-    def gradient(inputs: Any, targets: Any, weights: Any) -> tf.Tensor:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            probe = tf.zeros(num_units)
-            tape.watch(probe)
-            scaled = optimizer.scale_loss(_loss(supernet, probe, inputs, targets, weights))
-        return tape.gradient(scaled, probe) / optimizer.scale_loss(1.0)
+    def __init__(self, supernet: Any):
+        optimizer, num_units = supernet.optimizer, supernet.graph.num_units
 
-    total, count = np.zeros(num_units), 0
-    for batch in data:
-        count += 1
-        total += np.square(np.asarray(gradient(*keras.utils.unpack_x_y_sample_weight(batch)), np.float64))
-    if not count:
-        raise UserError("posterior: importance 'curvature' needs at least one batch of data. Received: none")
-    if not np.isfinite(total).all():
-        raise UserError(
-            "posterior: the gradients of importance 'curvature' are not finite: the loss of this data is not"
-        )
-    return total / (2 * count)
+        @tf.function(reduce_retracing=True, autograph=False)
+        def gradient(inputs: Any, targets: Any, weights: Any) -> tf.Tensor:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                probe = tf.zeros(num_units)
+                tape.watch(probe)
+                scaled = optimizer.scale_loss(_loss(supernet, probe, inputs, targets, weights))
+            return tape.gradient(scaled, probe) / optimizer.scale_loss(1.0)
+
+        self._gradient = gradient
+
+    def __call__(self, batches: Sequence[Any]) -> np.ndarray:
+        """The units' curvatures, float64, shape (U,); 0 for those that the masks drop.
+
+        Normalizations use their moving statistics, and dropout is off.
+
+        Args:
+            batches: tuples (inputs, targets) or (inputs, targets, sample weights); at least one.
+
+        Raises:
+            UserError: for gradients that are not finite.
+        """
+        found = [np.asarray(self._gradient(*keras.utils.unpack_x_y_sample_weight(batch))) for batch in batches]
+        total = np.square(np.asarray(found, np.float64)).mean(0)
+        if not np.isfinite(total).all():
+            raise UserError(
+                "posterior: the gradients of importance 'curvature' are not finite: the loss of this data is not"
+            )
+        return total / 2
+
+
+def _first_inputs(batches: Sequence[Any]) -> Any:
+    """Inputs of the first examples, enough for statistics, in the model's structure."""
+    parts, number = [], 0
+    for batch in batches:
+        parts.append(keras.utils.unpack_x_y_sample_weight(batch)[0])
+        number += len(keras.tree.flatten(parts[-1])[0])
+        if number >= _RECALIBRATE:
+            break
+    return keras.tree.map_structure(lambda *some: tf.concat(some, 0)[:_RECALIBRATE], *parts)
+
+
+@contextlib.contextmanager
+def _as_it_was(supernet: Any) -> Iterator[None]:
+    """A context after which masks, moving statistics and the like are what they were before."""
+    used = supernet.architecture()
+    before = [(variable, variable.numpy()) for variable in supernet.network.non_trainable_variables]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+        supernet.set_architecture(used)
 
 
 def expansion(supernet: Any, data: Iterable[Any], lost: np.ndarray) -> float:
     """Rise of the mean loss if the gates of these units close, to the second order; it may be negative.
 
-    With t from 0 to 1 along the way, the mean loss is L(t), and the rise L'(0) + L''(0) / 2. Other than `curvatures`,
+    With t from 0 to 1 along the way, the mean loss is L(t), and the rise L'(0) + L''(0) / 2. Other than `Curvatures`,
     this holds for any loss, away from a minimum, and with what units have in common.
 
     Args:
-        supernet: as of `curvatures`.
-        data: likewise, of batches of one size.
+        supernet: compiled, with masks that keep all units.
+        data: batches as of `by_curvature`, all of one size.
         lost: bool, shape (U,).
 
     Raises:

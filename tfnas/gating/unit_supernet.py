@@ -14,7 +14,7 @@ from tfnas.common import markup
 from tfnas.common.errors import UserError, brief
 from tfnas.common.resources import Resource
 from tfnas.config import FLOOR
-from tfnas.gating.importances import Importance, check_importance, curvatures, scored_posterior
+from tfnas.gating.importances import ROUNDS, Importance, by_curvature, check_importance, scored_posterior
 from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_gates import UnitDraw
 from tfnas.gating.unit_placement import GatedNetwork
@@ -25,7 +25,6 @@ from tfnas.graph.models import deep
 from tfnas.graph.units import UnitGraph
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.closed_form import ClosedForm
-from tfnas.search_space.scored import posterior_of
 from tfnas.search_space.unit_posterior import UnitPosterior
 
 
@@ -174,15 +173,21 @@ class UnitSupernet(Supernet):
         return {**named, **self.learning.progress()}
 
     def posterior(
-        self, importance: Importance | None = None, data: Iterable[Any] | None = None, floor: float | None = None
+        self,
+        importance: Importance | None = None,
+        data: Iterable[Any] | None = None,
+        floor: float | None = None,
+        rounds: int = ROUNDS,
+        bounds: Mapping[str, float] | None = None,
     ) -> UnitPosterior:
         """The units' keep probabilities, and the bounds, which its candidates obey.
 
         By 'gates', they are the present probabilities of the gates, which `fit` trains. By any other importance they
         follow at once from the present weights (method.md, "Importances"), and are at the bounds:
 
-        - 'curvature': half the mean squared gradient of the compiled loss with regard to a unit's gate, on `data`; or
-          without data, averaged over the steps of `fit`, if the supernet's importance is this one and iterative.
+        - 'curvature': half the mean squared gradient of the compiled loss with regard to a unit's gate, on `data`, in
+          rounds; or without data, averaged over the steps of `fit`, if the supernet's importance is this one and
+          iterative.
         - 'norm': ranks within each group by the squared norm of all weights that go with a unit.
         - 'scale': the scales of the units' normalizations, with one threshold for all groups.
         - 'even': the first units of each group, in equal shares: evenly narrowed.
@@ -195,15 +200,21 @@ class UnitSupernet(Supernet):
                 weights); a few dozen suffice.
             floor: with 'scale', share of each group's units that enter before all others, in [0, 1]; 0: none, as in
                 network slimming. None: the supernet's.
+            rounds: with data, in how many steps units are dropped; each takes its share of the batches, and gradients
+                of the network that is left. 1: gradients of the full network alone, as first-order Taylor pruning.
+            bounds: of the candidates, largest cost by resource, absolute; None: the supernet's. The scores of 'gates',
+                and of 'curvature' without data, are of training under the supernet's in any case.
 
         Warns once if the gates were trained by a loop that leaves out `after_step` or the regularizer.
 
         Raises:
             UserError: for another importance, or one that needs data, training or a compiled supernet first; 'scale' if
-                there is no normalization; or scores of a function that are not one finite number for each unit.
+                there is no normalization; scores of a function that are not one finite number for each unit; or bounds
+                out of reach.
         """
         self._check_training()
         importance = self.importance if importance is None else importance
+        bounds = self.bounds if bounds is None else dict(bounds)
         if importance is None:
             raise UserError(
                 "posterior: this supernet was gated with a function as its importance, which is not saved: pass it "
@@ -211,13 +222,10 @@ class UnitSupernet(Supernet):
             )
         check_importance(importance, "posterior")
         if data is not None:
-            if importance != "curvature":
-                raise UserError(f"posterior: importance {brief(importance)} takes no data: only 'curvature' does")
-            scores = self._curvatures(data)
-            return posterior_of(self.form, scores, self.bounds, self.channel_multiple)
+            return self._by_curvature(importance, data, rounds, bounds)
         if importance == "curvature":
             if isinstance(self.learning, ByCurvature):
-                return self.learning.posterior()
+                return dataclasses.replace(self.learning.posterior(), bounds=bounds)
             raise UserError("posterior: importance 'curvature' needs data: batches as fit takes them")
         if importance == "gates":
             if not isinstance(self.learning, ByGates):
@@ -226,26 +234,23 @@ class UnitSupernet(Supernet):
                     f"{brief(self.importance)}: gate the model with importance='gates'"
                 )
             logits = np.asarray(self.draw.keep_logit, np.float64)
-            return UnitPosterior(self.form, tuple(logits.tolist()), dict(self.bounds), self.channel_multiple)
+            return UnitPosterior(self.form, tuple(logits.tolist()), bounds, self.channel_multiple)
         floor = self.floor if floor is None else floor
-        return scored_posterior(self.graph, importance, self.bounds, self.channel_multiple, floor, self.form)
+        return scored_posterior(self.graph, importance, bounds, self.channel_multiple, floor, self.form)
 
-    def _curvatures(self, data: Iterable[Any]) -> np.ndarray:
-        """Each unit's curvature in the full network, whatever the masks in use are; float64, shape (U,)."""
+    def _by_curvature(
+        self, importance: Importance, data: Iterable[Any], rounds: int, bounds: Mapping[str, float]
+    ) -> UnitPosterior:
+        """The posterior by gradients on data."""
+        if importance != "curvature":
+            raise UserError(f"posterior: importance {brief(importance)} takes no data: only 'curvature' does")
+        if not isinstance(rounds, int | np.integer) or isinstance(rounds, bool) or rounds < 1:
+            raise UserError(f"posterior: rounds must be a whole number of at least 1. Received: {rounds!r}")
         if not self.compiled:
             raise UserError(
                 "posterior: importance 'curvature' needs a compiled supernet; call supernet.compile(loss=...) first"
             )
-        used = self.architecture()
-        self.set_architecture(self._full)
-        try:
-            return curvatures(self, data)
-        finally:
-            self.set_architecture(used)
-
-    @property
-    def _full(self) -> Architecture:
-        return Architecture({group.name: np.ones(group.size, bool) for group in self.graph.groups})
+        return by_curvature(self, data, bounds, int(rounds))
 
     def set_architecture(self, architecture: Architecture) -> None:
         """Sets the hard masks of `architecture`, once it is closed. Raises UserError if it is another supernet's."""

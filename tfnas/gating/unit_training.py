@@ -22,13 +22,12 @@ from tfnas.graph.partition import PINNED
 from tfnas.graph.units import UnitGraph
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.closed_form import ClosedForm
-from tfnas.search_space.scored import posterior_of
+from tfnas.search_space.scored import intermediate_bounds, posterior_of, settled
 from tfnas.search_space.unit_posterior import UnitPosterior
 
 _TIGHTENING = 0.7  # share of the steps in which the kept units fall to the bounds
 _TIGHTENINGS = 20
 _CERTAIN = 40.0  # logit of a unit that is kept, or of minus that, dropped
-_MARGIN = 1.0  # smallest logit of the units that were trained last, and of minus that, largest of the others
 _PULL, _LEAST_PENALTY = 2.0, 1e-4  # default of the scales' penalty: times the steps; network slimming's
 
 # Updated within a replica, where all replicas hold the same value.
@@ -254,12 +253,7 @@ class ByCurvature(Bounded):
         if (number := self._tightenings(step)) == self._tightenings(step - taken):
             return
         share = number / self._tightenings(self._steps)
-        goals = {
-            resource: full * (bound / full) ** share
-            for resource, bound in self._bounds.items()
-            if (full := self._form.full(resource)) > bound
-        }
-        kept = self._by_squares(goals or self._bounds).mode()
+        kept = self._by_squares(intermediate_bounds(self._form, self._bounds, share)).mode()
         self.kept.assign(np.concatenate([*kept.values()]).astype("float32"))
         self.starts()
 
@@ -289,6 +283,4 @@ class ByCurvature(Bounded):
         costs = self._form.counts(self._form.closed(counts), [*self._bounds])
         if any(costs[resource] > bound for resource, bound in self._bounds.items()):
             return found
-        logits = np.array(found.keep_logits)
-        logits = np.where(kept, np.maximum(logits, _MARGIN), np.minimum(logits, -_MARGIN))
-        return UnitPosterior(self._form, tuple(logits.tolist()), dict(self._bounds), self._channel_multiple, False)
+        return settled(found, kept)

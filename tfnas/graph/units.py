@@ -89,6 +89,11 @@ class UnitGraph(Graph):
         """U, the number of units that may vanish."""
         return sum(self._sizes.values())
 
+    @property
+    def full(self) -> Architecture:
+        """The architecture that has all units."""
+        return Architecture({name: np.ones(size, bool) for name, size in self._sizes.items()})
+
     def group_sizes(self, name: str) -> tuple[int, ...]:
         """Number of units of a group, as its only source."""
         return (self._sizes[name],)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -13,6 +14,7 @@ from tfnas.search_space.unit_posterior import UnitPosterior
 _DIFFERING = 0.05  # mean share of the units in which a candidate differs from the most probable one
 _SHARPNESS = (1e-2, 1e6)  # logits of a score as large as the mean one, at least and at most
 _HALVINGS = 14
+_MARGIN = 1.0  # smallest logit of the units that stay in the most probable architecture, and of minus that, of others
 
 
 def posterior_of(
@@ -54,3 +56,30 @@ def posterior_of(
         else:
             high = middle
     return at(high)
+
+
+def intermediate_bounds(form: ClosedForm, bounds: Mapping[str, float], share: float) -> dict[str, float]:
+    """Bounds that fall geometrically from the full network's costs to `bounds`, at this share of the way in (0, 1].
+
+    Bounds that bind nothing, above the full network's costs, are left out unless all are.
+    """
+    if share >= 1:
+        return dict(bounds)
+    falling = {
+        resource: full * (bound / full) ** share
+        for resource, bound in bounds.items()
+        if (full := form.full(resource)) > bound
+    }
+    return falling or dict(bounds)
+
+
+def settled(posterior: UnitPosterior, kept: np.ndarray) -> UnitPosterior:
+    """The same posterior, but these units make up its most probable architecture, which obeys the bounds.
+
+    Args:
+        posterior: whose logits are within bounds.
+        kept: bool, shape (U,).
+    """
+    logits = np.array(posterior.keep_logits)
+    logits = np.where(kept, np.maximum(logits, _MARGIN), np.minimum(logits, -_MARGIN))
+    return dataclasses.replace(posterior, keep_logits=tuple(logits.tolist()), tilts=False)

@@ -29,7 +29,6 @@ from tfnas.common.errors import UserError
 from tfnas.common.resources import Resource
 from tfnas.data import inputs
 from tfnas.ranking.losses import ACCURACY, Criterion
-from tfnas.search_space.architecture import Architecture
 from tfnas.shrinking.phases.fitting import evaluate
 from tfnas.shrinking.phases.job import Job
 from tfnas.shrinking.phases.retraining import Cut, cut, results
@@ -162,8 +161,7 @@ def smallest(
         low, high, best = (low, share, found) if within else (share, high, best)
     if best is None:
         terminal.warn(f"shrink    no size that was tried is within a drop of {max_drop:g}: the network is the full one")
-        every = Architecture({group.name: np.ones(group.size, bool) for group in searched.supernet.graph.groups})
-        best = cut(job, searched, every, 0, None, "retrain/full", ())
+        best = cut(job, searched, searched.supernet.graph.full, 0, None, "retrain/full", ())
     examples = None if test is None else inputs.read(test, full, "shrink")
     (result,) = results(job, searched, [best], [{resource: high}], None if examples is None else job.labeled(examples))
     compared = _Compared(job, searched, best.model, metric, sign)

@@ -15,7 +15,7 @@ from tfnas.common.errors import UserError
 from tfnas.common.resources import Resource
 from tfnas.config import Retrain, Search
 from tfnas.data import inputs
-from tfnas.gating.importances import curvatures, expansion
+from tfnas.gating.importances import by_curvature, expansion
 from tfnas.gating.placement import gate
 from tfnas.gating.unit_supernet import UnitSupernet, costs_of
 from tfnas.graph import pins
@@ -26,6 +26,7 @@ from tfnas.ranking.losses import Criterion
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.closed_form import ClosedForm
 from tfnas.search_space.scored import posterior_of
+from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.shrinking.given import compiling
 from tfnas.shrinking.given.trained import looks_trained
 from tfnas.shrinking.tables import Table, count, short_time
@@ -306,7 +307,6 @@ class _Measuring:
 
     Attributes:
         num_held_out: examples that losses are measured on.
-        scores: the units' curvatures, float64, shape (U,).
         looks_trained: whether the weights do, by a permutation test.
         full_loss, full_metrics: of the full network, held-out.
     """
@@ -329,7 +329,6 @@ class _Measuring:
         size = min(_BATCH, half)
         parts = [self._fitted.take(slice(first, first + size)) for first in range(0, half - size + 1, size)]
         self._batches = [(self._packed(part.inputs), part.labels, part.weights) for part in parts]
-        self.scores = curvatures(supernet, self._batches)
         criterion = Criterion(supernet, self._held_out, "preview")
         self.looks_trained = looks_trained(supernet, self._held_out, seed)
         self.full_loss = mean_loss(supernet.network, self._held_out, criterion)
@@ -337,6 +336,10 @@ class _Measuring:
 
     def _packed(self, arrays: Sequence[np.ndarray]) -> Any:
         return keras.tree.pack_sequence_as(self._supernet.network.input, [*arrays])
+
+    def posterior(self, form: ClosedForm, bounds: Mapping[str, float]) -> UnitPosterior:
+        """The posterior by curvature at these bounds."""
+        return by_curvature(self._supernet, self._batches, bounds, form=form)
 
     def of(self, architecture: Architecture) -> dict[str, Any]:
         """Returns what `Size` says of an architecture's network beside its costs."""
@@ -369,14 +372,15 @@ def _sizes(
 ) -> tuple[Size, tuple[Size, ...]]:
     """The full network, and one of each share."""
     full = Size(1.0, {name: form.full(name) for name in form.terms})
-    if measuring is None:
-        scores = -np.arange(form.num_units, dtype=np.float64)
-    else:
-        scores = measuring.scores
+    if measuring is not None:
         full = dataclasses.replace(full, loss=measuring.full_loss, metrics=measuring.full_metrics, way="full")
     found = []
     for share in shares:
-        posterior = posterior_of(form, scores, form.absolute({resource: share}), channel_multiple)
+        bounds = form.absolute({resource: share})
+        if measuring is None:
+            posterior = posterior_of(form, -np.arange(form.num_units, dtype=np.float64), bounds, channel_multiple)
+        else:
+            posterior = measuring.posterior(form, bounds)
         architecture = posterior.mode()
         kept = np.array([mask.sum() for mask in architecture.values()])
         costs = {name: float(value) for name, value in form.counts(form.closed(kept)).items()}

@@ -20,8 +20,8 @@ from tfnas.cutting.refit import NUM_EXAMPLES, refit
 from tfnas.cutting.subnets import subnet
 from tfnas.data import inputs
 from tfnas.gating.supernet import Supernet
+from tfnas.graph.statistics import recompute_statistics
 from tfnas.ranking.losses import LOSS, Criterion
-from tfnas.ranking.recalibration import recompute_statistics
 from tfnas.search_space.architecture import Architecture
 from tfnas.training import distribution
 

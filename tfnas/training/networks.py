@@ -19,8 +19,9 @@ from tfnas.gating import optimizers
 from tfnas.gating.placement import gate
 from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_supernet import UnitSupernet
+from tfnas.graph.statistics import settle_statistics, settled_in_words
 from tfnas.layers import BatchNormalization
-from tfnas.ranking.recalibration import Recalibration, settle_statistics, settled_in_words
+from tfnas.ranking.recalibration import Recalibration
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir

@@ -64,9 +64,8 @@ class Cuts:
     def most_probable(self, importance: str | None = None) -> Architecture:
         """Returns the most probable architecture by an importance, by default the supernet's own, within the bounds."""
         data = networks.curvature_batches(self._config, self._splits) if importance == "curvature" else None
-        posterior = self._supernet.posterior(importance, data)
-        multiple = self._config.sample.channel_multiple
-        return dataclasses.replace(posterior, bounds=self._bounds, channel_multiple=multiple).mode()
+        posterior = self._supernet.posterior(importance, data, bounds=self._bounds)
+        return dataclasses.replace(posterior, channel_multiple=self._config.sample.channel_multiple).mode()
 
     def arm(self, architecture: Architecture, name: str, kind: Kind) -> Arm:
         """Returns the network of an architecture: as cut, with statistics of its own, or refitted."""

@@ -12,7 +12,7 @@ import numpy as np
 from tfnas.common import terminal
 from tfnas.cutting.subnets import subnet
 from tfnas.data import inputs
-from tfnas.ranking.recalibration import settle_statistics, settled_in_words
+from tfnas.graph.statistics import settle_statistics, settled_in_words
 from tfnas.search_space.architecture import Architecture
 from tfnas.shrinking import measuring
 from tfnas.shrinking.measuring import Measured

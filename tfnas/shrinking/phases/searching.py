@@ -12,6 +12,7 @@ import keras
 
 from tfnas.common import markup, terminal
 from tfnas.cutting.latency_bound import meet_latency
+from tfnas.gating.importances import ROUNDS
 from tfnas.gating.placement import gate
 from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.latencies import Latencies
@@ -119,27 +120,26 @@ class Searched:
         depends = {"of": self.key, "candidates": num_candidates, "device": job.device}
 
         def choose() -> list[Any]:
-            posterior = self._posterior()
-            return [
-                json.loads(self._best(self._within(posterior, bounds), num_candidates).to_json()) for bounds in sizes
-            ]
+            return [json.loads(self._best(self._within(bounds), num_candidates).to_json()) for bounds in sizes]
 
         key = keeping.key(**depends, sizes=[dict(bounds) for bounds in sizes])
         found = job.kept.json("architectures", key, choose)
         return [Architecture.from_json(json.dumps(one)) for one in found]
 
-    def _posterior(self) -> UnitPosterior:
+    def _posterior(self, bounds: Mapping[str, float], rounds: int = ROUNDS) -> UnitPosterior:
         if not self._plan.at_once:
-            return self.supernet.posterior()
+            return self.supernet.posterior(bounds=bounds)
         some, size = self._job.some, min(networks.CURVATURE_BATCH, len(self._job.some))
         parts = [some.take(slice(i, i + size)) for i in range(0, len(some) - size + 1, size)]
-        return self.supernet.posterior(data=[self._job.labeled(part) for part in parts])
+        data = [self._job.labeled(part) for part in parts]
+        return self.supernet.posterior(data=data, rounds=rounds, bounds=bounds)
 
-    def _within(self, posterior: UnitPosterior, asked: Mapping[str, float]) -> UnitPosterior:
+    def _within(self, asked: Mapping[str, float]) -> UnitPosterior:
         """The posterior with the bounds that its candidates obey, that on the latency as measured."""
-        bounds = posterior.form.absolute(asked)
-        posterior.form.check_reach(bounds, posterior.channel_multiple, asked)
-        posterior = dataclasses.replace(posterior, bounds=bounds)
+        form = self.supernet.form
+        bounds = form.absolute(asked)
+        form.check_reach(bounds, self.supernet.channel_multiple, asked)
+        posterior = self._posterior(bounds)
         if "latency" not in bounds:
             return posterior
         found = meet_latency(posterior, self.supernet.graph, asked["latency"], self._job.device)
@@ -147,7 +147,7 @@ class Searched:
             f"shrink    latency: {found.measured:.1%} measured for the most probable network, at most "
             f"{found.asked:.1%} asked for, {found.predicted:.1%} predicted from its layers"
         )
-        seconds = found.predicted * posterior.form.full("latency")
+        seconds = found.predicted * form.full("latency")
         return dataclasses.replace(posterior, bounds={**bounds, "latency": seconds})
 
     def _best(self, posterior: UnitPosterior, num_candidates: int) -> Architecture:
@@ -165,14 +165,19 @@ class Searched:
         return ranking.best
 
     def _best_at_once(self, posterior: UnitPosterior) -> Architecture:
-        """The most probable network by curvature, or by norms if that has the lower held-out loss once it is refitted.
+        """The most probable network by curvature, in rounds or not, or by norms: that of the lowest held-out loss.
 
-        Weights that have not adapted to a cut tell little about candidates before that. Curvature may empty a layer of
-        an overfitted network nearly, where all gradients are small; norms keep the same share of every layer.
+        Weights that have not adapted to a cut tell little about candidates before that. Gradients of the full network
+        alone are as good as those of rounds, or better, if few layers are left to choose from; strong cuts of deep
+        networks need rounds. Where gradients say little, as those of an overfitted network, norms keep the same share
+        of every layer.
         """
         job, supernet = self._job, self.supernet
-        norms = dataclasses.replace(supernet.posterior("norm"), bounds=posterior.bounds)
-        modes = {"curvature": posterior.mode(), "norm": norms.mode()}
+        modes = {
+            "curvature": posterior.mode(),
+            "curvature of the full network": self._posterior(posterior.bounds, rounds=1).mode(),
+            "norm": supernet.posterior("norm", bounds=posterior.bounds).mode(),
+        }
         losses = {
             importance: min(
                 best_cut(supernet, architecture, job.images, job.labeled(job.held_out)).losses.values(),

@@ -14,7 +14,8 @@ Phases, each of which resumes where it was interrupted; what has a record in the
 Arms; the sizes are shares of the multiply-adds, but for `latency`, where LiteRT's seconds are bounded:
 
     shrink     `tfnas.shrink` with its defaults, both sizes in one call
-    latency    the same, for half of the latency
+    free       the same without any epoch
+    latency    with epochs, for half of the latency
     taylor     units by the squared first-order Taylor term of their gates, averaged over 2,000 images, all at once
                (importance 'curvature' at once); as cut, without a refit
     norm       units by group norm, the same share of every layer; as cut, without a refit
@@ -82,12 +83,14 @@ class Arm:
         bounds: of each size.
         way: of the cut, where it is not `tfnas.shrink`.
         distill: weight of the full network's outputs.
+        epochs: whether it is trained after the cut.
     """
 
     importance: str | None
     bounds: Sequence[Mapping[str, float]] = tuple({"multiply_adds": size} for size in _SIZES)
     way: Way = Way.BARE
     distill: float = 0.0
+    epochs: bool = True
 
 
 _PLAIN = {
@@ -97,7 +100,8 @@ _PLAIN = {
     "refitted": Arm("curvature", way=Way.REFITTED),
     "latency": Arm(None, [{"latency": _LATENCY}]),
 }
-ARMS = _PLAIN | {f"{name}-distilled": dataclasses.replace(arm, distill=_DISTILL) for name, arm in _PLAIN.items()}
+_DISTILLED = {f"{name}-distilled": dataclasses.replace(arm, distill=_DISTILL) for name, arm in _PLAIN.items()}
+ARMS = {"free": Arm(None, epochs=False), **_PLAIN, **_DISTILLED}
 
 
 class Images:
@@ -211,7 +215,7 @@ class Study:
             self.images.batches(),
             self.images.validation,
             **bounds,
-            epochs=self.epochs,
+            epochs=self.epochs if arm.epochs else 0,
             trained=True,
             distill=arm.distill,
             temperature=_TEMPERATURE,

@@ -46,8 +46,9 @@ class Plan:
 def plan(epochs: int, trained: bool, bounds: Mapping[str, float], importance: str = "curvature") -> Plan:
     """Divides the epochs among search and retraining.
 
-    Units are chosen by curvature: at once without epochs, or with fewer than eight of a trained model; else in steps,
-    over 30 % of the epochs of a trained model, and a quarter of those of another.
+    Units are chosen by curvature: without epochs, or with fewer than eight of a trained model, from the weights as they
+    are, so that all epochs follow the cut; else in steps, over 30 % of the epochs of a trained model, and a quarter of
+    those of another.
 
     Args:
         epochs: in total.
@@ -59,7 +60,7 @@ def plan(epochs: int, trained: bool, bounds: Mapping[str, float], importance: st
     if importance == "gates":
         return _plan(bounds, epochs, min(search, epochs), trained, importance="gates")
     if trained and epochs < _LONG or not epochs:
-        return _plan(bounds, epochs, min(1, max(0, epochs - 1)), trained, importance="curvature", iterative=False)
+        return plan_at_once(epochs, bounds)
     return _plan(bounds, epochs, search, trained, importance="curvature")
 
 

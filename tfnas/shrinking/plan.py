@@ -60,7 +60,7 @@ def plan(epochs: int, trained: bool, bounds: Mapping[str, float], importance: st
     if importance == "gates":
         return _plan(bounds, epochs, min(search, epochs), trained, importance="gates")
     if trained and epochs < _LONG or not epochs:
-        return plan_at_once(epochs, bounds)
+        return _plan(bounds, epochs, 0, trained, importance="curvature", iterative=False)
     return _plan(bounds, epochs, search, trained, importance="curvature")
 
 

@@ -74,6 +74,7 @@ class Arm:
         width: of the network, as a share.
         distilled: whether what is cut learns from the full network's outputs too.
         as_cut: whether it is trained on as it was cut, neither recalibrated nor refitted, as by other tools.
+        rounds: of curvature at once.
     """
 
     importance: str = ""
@@ -82,6 +83,7 @@ class Arm:
     width: float = 1.0
     distilled: bool = False
     as_cut: bool = False
+    rounds: int = 1
 
     def enters(self, situation: Situation) -> bool:
         """Whether the arm makes sense in a situation: without a search nothing is learned."""
@@ -102,6 +104,7 @@ ARMS = {
     "scale": Arm("scale", learned=True, settings={"floor": 0.0}),
     "scale-floor": Arm("scale", learned=True),
     "curvature": Arm("curvature"),
+    "curvature-rounds": Arm("curvature", rounds=ROUNDS),
     "curvature-as-cut": Arm("curvature", as_cut=True),
     "curvature-iterative": Arm("curvature", learned=True),
     "gates": Arm("gates", learned=True),
@@ -207,8 +210,7 @@ class Run:
             architecture = self._published(supernet)
         elif arm.importance == "curvature" and not arm.learned:
             data = pipeline.training_batches(self.splits, self.config.data, 100, 1, self.config.seed).take(20)
-            rounds = 1 if arm.as_cut else ROUNDS  # other tools take the full network's gradients
-            architecture = supernet.posterior("curvature", data, rounds=rounds).mode()
+            architecture = supernet.posterior("curvature", data, rounds=arm.rounds).mode()
         else:
             architecture = supernet.posterior(None if arm.learned else arm.importance).mode()
         share = cost(supernet.graph, architecture).multiply_adds / full_cost.multiply_adds

@@ -23,7 +23,8 @@ remaining epochs.
                                    Torch-Pruning does by default
     scale, scale-floor             the largest normalization scales of all layers, after training with an L1 penalty on
                                    them (network slimming); with a tenth of each layer in any case
-    curvature(-iterative)          the largest squared gradients, at once or while training
+    curvature(-rounds, -iterative) the largest squared gradients: of the network as it is; in rounds, each of which
+                                   measures what is left, without training; or while training
     gates(-example)                the project's search; with noise for each example
     published                      the published search, the best of its candidates with these multiply-adds
     ...-streams                    residual streams are narrowed too; the others leave them as wide as they are

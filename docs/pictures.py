@@ -118,6 +118,7 @@ _ARMS = {
     "scale": ("#CC79A7", "X"),
     "scale-floor": ("#CC79A7", "P"),
     "curvature": (markup.BLUE, "o"),
+    "curvature-rounds": (markup.BLUE, "8"),
     "curvature-iterative": (markup.BLUE, "*"),
     "gates": (markup.ORANGE, "h"),
     "gates-example": (markup.ORANGE, ">"),

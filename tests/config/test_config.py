@@ -103,10 +103,10 @@ def test_what_is_left_out_follows_from_trained_weights():
     for supernet in (config.Supernet(weights="of.weights.h5"), config.Supernet(source="a.keras")):
         made = config.Config(supernet=supernet).check()
         assert (made.search.importance, made.search.iterative) == ("curvature", False)
-        assert (made.search.epochs, made.search.warmup_epochs, made.search.learning_rate) == (1, 0, 0.03)
-        assert (made.retrain.epochs, made.search.cosine_epochs, made.retrain.learning_rate) == (7, 8, 0.03)
+        assert (made.search.epochs, made.search.warmup_epochs, made.search.learning_rate) == (0, 0, 0.03)
+        assert (made.retrain.epochs, made.search.cosine_epochs, made.retrain.learning_rate) == (8, 8, 0.03)
         learned = config.Config(supernet=supernet, search=config.Search(importance="gates")).check()
-        assert (learned.search.epochs, learned.search.warmup_epochs, learned.search.cosine_epochs) == (3, 0, 10)
+        assert (learned.search.epochs, learned.search.warmup_epochs, learned.search.cosine_epochs) == (3, 0, 11)
         assert made.check() == made
     new = config.Config().check()
     assert (new.search.importance, new.search.iterative) == ("curvature", True)

@@ -15,7 +15,7 @@ OF_ELL2 = ("fixed_drop", "single_path", "magnitude_pruning")
 class Retrain:
     """Further training of the network that was found; 0 epochs keeps the inherited weights."""
 
-    epochs: int = -1  # -1: 24, or 7 from a trained supernet
+    epochs: int = -1  # -1: 24, or 8 from a trained supernet
     # At the start of a cosine to zero, of SGD with search's momentum; 0: search's. Not used with 'one_cosine'.
     learning_rate: float = 0.0
     batch_size: int = 128
@@ -36,7 +36,7 @@ class Retrain:
 
     def resolved(self, trained: bool) -> Retrain:
         """These settings, with the values for those that are left out; `trained`: whether the supernet is."""
-        epochs = (7 if trained else 24) if self.epochs == -1 else self.epochs
+        epochs = (8 if trained else 24) if self.epochs == -1 else self.epochs
         return dataclasses.replace(self, epochs=epochs)
 
     def check(self) -> None:

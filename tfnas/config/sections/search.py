@@ -48,7 +48,7 @@ class Search:
     # What latencies are measured with, on this machine, in search, sample and retrain: 'tensorflow' or 'litert'.
     latency_device: str = "tensorflow"
     ell2: float = 0.0  # instead of bounds: squared prior length scale; larger gives a smaller network
-    # In total; -1: 8, or from a trained supernet 3, or 1 where nothing is learned but the weights. 0, with importances
+    # In total; -1: 8, or from a trained supernet 3, or 0 where nothing is learned but the weights. 0, with importances
     # that are computed at once: units are chosen by the weights as they are.
     epochs: int = -1
     # The first of them, without gates; -1: with bounds a third, with ell2 or from a trained supernet none.
@@ -145,7 +145,7 @@ class Search:
             if trained and not self.published:
                 importance["iterative"] = False
             return dataclasses.replace(self, **importance).resolved(retrain, trained)
-        epochs = (8 if not trained else 1 if self.plain else 3) if self.epochs == -1 else self.epochs
+        epochs = (8 if not trained else 0 if self.plain else 3) if self.epochs == -1 else self.epochs
         defaults: dict[str, Any] = {"epochs": epochs, "learning_rate": 0.03 if trained else 0.1}
         if self.published:
             defaults |= {"schedule": "cosine", "weight_decay": 0.0, "initial_drop": PUBLISHED_INITIAL_DROP}

@@ -308,8 +308,8 @@ def test_supernets_print_one_line():
     shares, texts = units.learning.expected_shares().numpy(), []
     smallest = units.graph.closed(Architecture({g.name: np.zeros(g.size, bool) for g in units.graph.groups}))
     full, left = tfnas.cost(units), tfnas.cost(units, smallest)
-    gone = [f"{100 - 100 * left.parameters / full.parameters:.1f} % of the parameters"]
-    gone += [f"{100 - 100 * left.multiply_adds / full.multiply_adds:.1f} % of the multiply-adds"]
+    gone = [f"{1000 * (full.parameters - left.parameters) // full.parameters / 10} % of the parameters"]
+    gone += [f"{1000 * (full.multiply_adds - left.multiply_adds) // full.multiply_adds / 10} % of the multiply-adds"]
     assert repr(units) == (
         f"<UnitSupernet '{units.name}' of {units.graph.num_units} units: {100 * shares[0]:.1f} % of the parameters "
         f"expected (bound: 50.0 %), {100 * shares[1]:.1f} % of the multiply-adds expected (bound: 60.0 %); at most "

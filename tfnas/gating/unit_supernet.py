@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -120,7 +121,10 @@ class UnitSupernet(Supernet):
     def removable(self) -> str:
         """Says how much of each resource the candidates can lack at most, and the layers that keep whole streams."""
         shares = pins.removable(self.form, self.channel_multiple).items()
-        words = " and ".join(f"{markup.percent(share)} of the {Resource(resource).words}" for resource, share in shares)
+        words = " and ".join(
+            f"{markup.percent(math.floor(1000 * share) / 1000)} of the {Resource(resource).words}"
+            for resource, share in shares
+        )
         stays = "".join(
             f"; the stream of '{stream}' stays for {', '.join(map(repr, names[:3]))}{', ...' * (len(names) > 3)}"
             for stream, names in pins.stream_pins(self.graph).items()

@@ -77,6 +77,14 @@ def in_this_process():
 
 
 @pytest.fixture
+def one_rival(monkeypatch):
+    """Of the importances that retrain compares the search's with, from the same weights, one: with gradients."""
+    from tfnas.training import rivals
+
+    monkeypatch.setattr(rivals, "AT_ONCE", ("curvature",))
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)
 

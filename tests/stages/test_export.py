@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from unittest import mock
 
 import keras
 import numpy as np
@@ -24,7 +25,7 @@ from tfnas.reporting import model_card
 from tfnas.runs import stage_table, workdir
 from tfnas.search_space.architecture import Architecture
 from tfnas.stages import evaluate, export, retrain, sample, search
-from tfnas.training import networks
+from tfnas.training import networks, rivals
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def exported(tmp_path_factory):
         evaluate={"threshold": 0.05},
         export={"version": 3, "uncertainty": 2},
     )
-    with reloading.here():
+    with reloading.here(), mock.patch.object(rivals, "AT_ONCE", ("curvature",)):
         for stage in (search, sample, retrain, evaluate, export):
             stage.run(settings, path)
     return path, settings

@@ -21,6 +21,8 @@ from tfnas.runs import stage_table
 from tfnas.serving import servable
 from tfnas.stages import evaluate, export, preview, report, retrain, sample, search
 
+pytestmark = pytest.mark.usefixtures("one_rival")
+
 
 def settings(source, model, **changed):
     sections = {

@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONSTRAINTS = {"newest": "constraints.txt", "oldest": "constraints-oldest.txt"}
 # The oldest TensorFlow refuses the protobuf that kfp needs.
 EXTRAS = {"newest": ["formats", "serving", "kfp", "vertex"], "oldest": ["formats", "serving"], "beside": []}
-BESIDE = ["tensorflow==2.19.1", "keras==3.15.1", "keras-hub==0.32.0", "pandas==3.1.1"]
+BESIDE = ["tensorflow==2.19.1", "keras==3.15.1", "keras-hub==0.31.0", "pandas==3.1.1"]
 BESIDE_TOO = "tf-keras==2.19.*"  # as docs/install.md says
 CELLS = [*map(":".join, itertools.product(("3.11", "3.12", "3.13"), CONSTRAINTS)), "3.11:beside"]
 TOOLS = ["build==1.6.1", "twine==7.0.0"]

@@ -18,6 +18,7 @@ Arms; the sizes are shares of the multiply-adds, but for `latency`, where LiteRT
     latency    with epochs, for half of the latency
     taylor     units by the squared first-order Taylor term of their gates, averaged over 2,000 images, all at once
                (importance 'curvature' at once); as cut, without a refit
+    taylor-rounds  the same in five rounds, each of which measures the network that is left
     norm       units by group norm, the same share of every layer; as cut, without a refit
     refitted   the units of `taylor`, refitted
     ...-distilled  trained on with the full network's outputs too, at a weight of 0.5
@@ -47,6 +48,7 @@ from absl import app, flags
 import tfnas
 from benchmarks import records
 from tfnas.common.resources import Resource
+from tfnas.gating.importances import ROUNDS
 from tfnas.graph.channels import Graph
 from tfnas.graph.latencies import compare_latency
 from tfnas.runs.workdir import Workdir
@@ -84,6 +86,7 @@ class Arm:
         way: of the cut, where it is not `tfnas.shrink`.
         distill: weight of the full network's outputs.
         epochs: whether it is trained after the cut.
+        rounds: in which units are dropped by curvature.
     """
 
     importance: str | None
@@ -91,11 +94,13 @@ class Arm:
     way: Way = Way.BARE
     distill: float = 0.0
     epochs: bool = True
+    rounds: int = 1
 
 
 _PLAIN = {
     "shrink": Arm(None),
     "taylor": Arm("curvature"),
+    "taylor-rounds": Arm("curvature", rounds=ROUNDS),
     "norm": Arm("norm"),
     "refitted": Arm("curvature", way=Way.REFITTED),
     "latency": Arm(None, [{"latency": _LATENCY}]),
@@ -241,7 +246,7 @@ class Study:
             if self.record(f"{name}-{i}"):
                 continue
             start = time.monotonic()
-            facts = {"bounds": dict(bounds), "way": str(arm.way), **self._cut(str(arm.importance), bounds, full)}
+            facts = {"bounds": dict(bounds), "way": str(arm.way), **self._cut(arm, bounds, full)}
             model = keras.models.load_model(self.work.path / f"{facts['cuts']}-{arm.way.name}.keras", compile=False)
             keras.utils.set_random_seed(_SEED.value)
             batches = self.images.batches()
@@ -251,9 +256,16 @@ class Study:
             facts["validation"] = scores(model, self.images.validation)
             self._keep(f"{name}-{i}", model, facts, start)
 
-    def _cut(self, importance: str, bounds: Mapping[str, float], full: keras.Model) -> dict[str, Any]:
-        """Cuts by an importance in all ways, unless that is done: what they score, and the start of their files."""
+    def _cut(self, arm: Arm, bounds: Mapping[str, float], full: keras.Model) -> dict[str, Any]:
+        """Cuts by an arm's importance in all ways, unless that is done: what they score, and the start of their files.
+
+        Args:
+            arm: its importance and rounds.
+            bounds: of the network.
+            full: the trained network.
+        """
         ((resource, share),) = bounds.items()
+        importance = arm.importance if arm.rounds == 1 else f"{arm.importance}-rounds"
         name = f"cut-{importance}-{resource}-{share}"
         if not self.record(name):
             keras.utils.set_random_seed(_SEED.value)
@@ -261,8 +273,8 @@ class Study:
             some = tf.data.Dataset.from_tensor_slices((images[:_CURVATURE_IMAGES], labels[:_CURVATURE_IMAGES]))
             supernet: Any = tfnas.gate(full, **bounds, importance="curvature", iterative=False)
             compile_for(supernet, 0.0)
-            data = some.batch(_CURVATURE_BATCH) if importance == "curvature" else None
-            architecture = supernet.posterior(importance, data, rounds=1).mode()
+            data = some.batch(_CURVATURE_BATCH) if arm.importance == "curvature" else None
+            architecture = supernet.posterior(arm.importance, data, rounds=arm.rounds).mode()
             models = cuts(supernet, architecture, images[:_REFIT_IMAGES])
             found = {str(way): scores(model, self.images.validation) for way, model in models.items()}
             for way, model in models.items():

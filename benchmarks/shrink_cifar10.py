@@ -44,6 +44,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import app, flags
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import tfnas
 from benchmarks import records
@@ -336,8 +337,10 @@ class Converted:
 
         if id(model) not in self._made:
             serve = tf.function(lambda x: model(x, training=False), autograph=False)
+            # With weights as constants: the calibration cannot read variables.
             function = serve.get_concrete_function(tf.TensorSpec((1, 32, 32, 3), tf.uint8))
-            converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
+            constant = convert_variables_to_constants_v2(function)
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([constant])
             if self._calibration:
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
                 some = self._images.train[0][: self._calibration]

@@ -8,9 +8,6 @@ PROGRESS := while read -r verb what rest; do case "$$verb $$what" in \
 	"Installing collected") echo "  installing $$(wc -w <<< "$${rest\#packages:}") packages, which takes a minute or two" ;; \
 	esac; done
 
-# One more than there are cores: tests often wait for processes that they start.
-WORKERS = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
-
 .PHONY: setup demo test lint fast docs notebooks environments claims-quick clean
 
 setup: .venv/done
@@ -27,10 +24,10 @@ demo: setup
 	.venv/bin/tfnas run --config=configs/digits.py --workdir=runs/digits
 
 test: setup lint
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --durations=30
+	.venv/bin/python -m pytest -n auto --dist loadfile --durations=30
 
 fast: setup
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
+	.venv/bin/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 # Whether tfnas installs and works with the oldest packages, on the other Pythons that this machine has, and beside
 # packages that are there before (docs/install.md).

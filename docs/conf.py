@@ -10,7 +10,7 @@ html_title = f"tfnas {release}"
 html_show_copyright = False
 
 # Links to headings are GitHub's, so that they lead somewhere in both places.
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 
 # A link or a reference that leads nowhere is a warning, and a warning is an error.
 nitpicky = True

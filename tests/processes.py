@@ -76,4 +76,7 @@ def _run(code, arguments, streams, environment):
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["tfnas", *arguments]
+    import preloaded  # which the server has
+
+    preloaded.shorten()
     exec(compile(code, "<started>", "exec"), {"__name__": "__main__"})

@@ -19,7 +19,7 @@ from tfnas.common.errors import UserError, brief
 from tfnas.config import FLOOR, IMPORTANCES
 from tfnas.gating.gates import Gating, gates_as
 from tfnas.graph.partition import PINNED
-from tfnas.graph.statistics import recompute_statistics
+from tfnas.graph.statistics import NUM_EXAMPLES, recompute_statistics
 from tfnas.graph.units import UnitGraph
 from tfnas.layers import BatchNormalization
 from tfnas.search_space.closed_form import ClosedForm
@@ -30,7 +30,6 @@ Importance = str | Callable[[UnitGraph], np.ndarray]
 
 ROUNDS = 5  # in which units are dropped by curvature without training
 
-_RECALIBRATE = 250  # examples whose statistics replace the moving ones
 _FIRST = 100.0  # times the largest scale: units that enter before all others
 
 
@@ -236,9 +235,9 @@ def _first_inputs(batches: Sequence[Any]) -> Any:
     for batch in batches:
         parts.append(keras.utils.unpack_x_y_sample_weight(batch)[0])
         number += len(keras.tree.flatten(parts[-1])[0])
-        if number >= _RECALIBRATE:
+        if number >= NUM_EXAMPLES:
             break
-    return keras.tree.map_structure(lambda *some: tf.concat(some, 0)[:_RECALIBRATE], *parts)
+    return keras.tree.map_structure(lambda *some: tf.concat(some, 0)[:NUM_EXAMPLES], *parts)
 
 
 @contextlib.contextmanager

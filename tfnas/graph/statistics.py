@@ -10,6 +10,7 @@ import keras
 from tfnas.graph.channels import Graph
 from tfnas.layers import BatchNormalization
 
+NUM_EXAMPLES = 250  # whose statistics replace the moving ones
 _STALE = 0.01  # share of the initial value in moving statistics from which they are recomputed
 
 

@@ -20,13 +20,12 @@ from tfnas.cutting.refit import NUM_EXAMPLES, refit
 from tfnas.cutting.subnets import subnet
 from tfnas.data import inputs
 from tfnas.gating.supernet import Supernet
-from tfnas.graph.statistics import recompute_statistics
+from tfnas.graph import statistics
 from tfnas.ranking.losses import LOSS, Criterion
 from tfnas.search_space.architecture import Architecture
 from tfnas.training import distribution
 
 TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
-_RECALIBRATE = 250  # examples whose statistics replace the moving ones
 _BATCH_SIZE = 250
 
 
@@ -86,8 +85,8 @@ def cuts(supernet: Supernet, architecture: Architecture, images: Any, name: str 
     """Cuts an architecture out in each way; arguments and errors as of `best_cut`."""
     examples = inputs.read_inputs(images, supernet.network, "best_cut", NUM_EXAMPLES)
     bare, recalibrated = (subnet(supernet, architecture, name=name) for _ in range(2))
-    few = [tf.convert_to_tensor(x[:_RECALIBRATE]) for x in examples]
-    recompute_statistics(recalibrated, keras.tree.pack_sequence_as(bare.input, few))
+    few = [tf.convert_to_tensor(x[: statistics.NUM_EXAMPLES]) for x in examples]
+    statistics.recompute_statistics(recalibrated, keras.tree.pack_sequence_as(bare.input, few))
     refitted = refit(supernet.graph, architecture, bare, keras.tree.pack_sequence_as(bare.input, examples))
     return {Way.BARE: bare, Way.RECALIBRATED: recalibrated, Way.REFITTED: refitted}
 

@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from tfnas.data import inputs
 from tfnas.graph.latencies import Device
+from tfnas.graph.statistics import NUM_EXAMPLES
 from tfnas.shrinking.given.compiling import Compiling
 from tfnas.shrinking.given.examples import Batches, loader, tuples
 from tfnas.shrinking.phases.keeping import Phases
 
 _BATCH_SIZE = 250
-_STATISTICS = 250  # training examples of which a normalization's statistics are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Job:
     @property
     def few_images(self) -> Any:
         """Inputs of as many training examples as statistics are taken of."""
-        return self.packed([tf.convert_to_tensor(x[:_STATISTICS]) for x in self.some.inputs])
+        return self.packed([tf.convert_to_tensor(x[:NUM_EXAMPLES]) for x in self.some.inputs])
 
     def packed(self, arrays: Sequence[Any]) -> Any:
         """Inputs in the model's structure."""

@@ -228,7 +228,10 @@ def _deeplab():
 
 def _basnet():
     return _models.BASNetBackbone(
-        image_encoder=_pyramid((None, None, 3)), num_classes=1, projection_filters=8, image_shape=(64, 64, 3)
+        image_encoder=_pyramid((None, None, 3)),
+        num_classes=1,
+        projection_filters=64,  # as many as the encoder's stem has
+        image_shape=(64, 64, 3),
     )
 
 

@@ -128,13 +128,15 @@ def _again(model):
         return again
 
 
-def _counted(model, data):
-    """Number of parameters that the outputs depend on."""
+def _counted(model, graph, data):
+    """Number of parameters that the outputs depend on, and of all that layers left whole have."""
+    whole = [v for node in graph.nodes if node.name in graph.untraced for v in node.layer.trainable_variables]
+    kept = {id(v) for v in whole}
     with tf.GradientTape() as tape:
         outputs = keras.tree.flatten(model(data, training=False))
     gradients = tape.gradient(outputs, [v.value for v in model.trainable_variables])
     pairs = zip(model.trainable_variables, gradients, strict=True)
-    return sum(int(np.prod(v.shape)) for v, gradient in pairs if gradient is not None)
+    return sum(int(np.prod(v.shape)) for v, gradient in pairs if gradient is not None or id(v) in kept)
 
 
 def share_in_units(graph):
@@ -158,7 +160,8 @@ def measure(build, weights=None):
     rng = np.random.default_rng(0)
     model = build()
     _randomized(model, rng)
-    data = _data(Graph(model).model, rng)
+    given = Graph(model)
+    data = _data(given.model, rng)
     if weights is not None:
         _outputs(model, data)  # one that is built by its first call
         model.set_weights(weights)
@@ -169,9 +172,9 @@ def measure(build, weights=None):
     graph = supernet.graph
     record = {
         "parameters": int(graph.form.full("parameters")),
-        "counted": _counted(model, data),
+        "counted": _counted(model, given, data),
         "share": share_in_units(graph),
-        "left_whole": Graph(model).untraced,
+        "left_whole": given.untraced,
         "gated": _difference(_outputs(supernet, data), once, fixed),
         "cut": 0.0,
         "built": True,

@@ -1,6 +1,7 @@
 """Which Keras models work: gated by bounds, cut, counted, ranked, saved and loaded, one record a model.
 
     .venv/bin/python -m benchmarks.coverage [--models=FILES] [--workdir=build/coverage] [--only=PATTERNS]
+        [--record=docs/results/records/models.json]
 
 Models: every builder of keras.applications, at the smallest images it takes, with random weights; those of tests; and
 those of files whose `MODELS` maps names to builders. Streams may vanish too. Two architectures of each model, which
@@ -12,7 +13,8 @@ what the supernet in float32 does. What a model makes of random numbers of its o
 
 The outcome is 'exact' if units have at least half of the parameters, in layers some of whose channels may vanish;
 'partly' if fewer, or if the network cannot be saved because a layer that is left whole cannot; 'whole' if nothing may
-vanish; 'refused' with the message; 'wrong'; or 'crashed'. A second run continues, and prints the table.
+vanish; 'refused' with the message; 'wrong'; or 'crashed'. A second run continues, and prints the table; what another
+commit measured is measured again. --record=FILE keeps the table.
 """
 
 import fnmatch
@@ -44,7 +46,7 @@ OUTCOMES = ("exact", "partly", "whole", "refused", "wrong", "crashed")
 
 
 def _applications():
-    """Builders of keras.applications by name, the smallest first."""
+    """Builders of keras.applications by name."""
     names = [name for name in dir(keras.applications) if name[0].isupper()]
 
     def build(name):
@@ -248,7 +250,7 @@ def _measured(build):
     return {**record, "seconds": time.perf_counter() - started}
 
 
-def _row(name, record):
+def _cells(name, record):
     numbers = ["-"] * 4
     if "cut" in record:
         largest = _largest(record)
@@ -257,7 +259,7 @@ def _row(name, record):
     why = "; ".join(f"{layer}: {why}" for layer, why in list(record.get("left_whole", {}).items())[:2])
     why = record.get("remark", why)
     cells = [name, record["outcome"], *numbers, f"{record['seconds']:.0f}", record.get("reason", why)]
-    return "| " + " | ".join(cell.replace("|", "¦") for cell in cells) + " |"
+    return [cell.replace("|", "¦") for cell in cells]
 
 
 def _define_flags():
@@ -267,9 +269,15 @@ def _define_flags():
     flags.DEFINE_list("only", "*", "Glob patterns of the models' names: 'applications/*', 'tests/*', 'FILE/*'.")
 
 
+def _found(path, commit):
+    """What this commit has measured of a model; None if it has not."""
+    record = json.loads(path.read_text()) if path.exists() else {}
+    return record if record.get("commit") == commit else None
+
+
 def main(_):
     """Measures what has no record yet, and prints the table."""
-    folder = pathlib.Path(flags.FLAGS.workdir)
+    folder, commit = pathlib.Path(flags.FLAGS.workdir), records.commit()
     folder.mkdir(parents=True, exist_ok=True)
     models = _applications() | _of_tests()
     for path in flags.FLAGS.models:
@@ -279,20 +287,23 @@ def main(_):
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in flags.FLAGS.only):
             continue
         path = folder / f"{name.replace('/', '_')}.json"
-        if not path.exists():
+        if (record := _found(path, commit)) is None:
             keras.utils.clear_session()
             gc.collect()
-            path.write_text(json.dumps({**_measured(build), "commit": records.commit()}))
-            print(_row(name, json.loads(path.read_text())), file=sys.stderr, flush=True)
-        found[name] = json.loads(path.read_text())
-    counts = {o: sum(record["outcome"] == o for record in found.values()) for o in OUTCOMES}
-    print(f"{len(found)} models: {', '.join(f'{number} {o}' for o, number in counts.items() if number)}. ", end="")
-    print(f"{records.machine()}; `{records.command()}`\n")
-    print("| model | outcome | parameters | in units | largest difference | parameters built | seconds | remarks |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    print("\n".join(_row(name, record) for name, record in found.items()))
+            record = {**_measured(build), "commit": commit}
+            path.write_text(json.dumps(record))
+            print(f"{name}: {record['outcome']}, {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+        found[name] = record
+    table = records.Record(records.flag().value)
+    columns = ("model", "outcome", "parameters", "in units", "largest difference", "parameters built", "seconds")
+    table.heading(*columns, "remarks")
+    for name, record in found.items():
+        table.row(*_cells(name, record))
+    counts = {outcome: sum(record["outcome"] == outcome for record in found.values()) for outcome in OUTCOMES}
+    table.keep(models=len(found), outcomes={outcome: number for outcome, number in counts.items() if number})
 
 
 if __name__ == "__main__":
     _define_flags()
+    records.flag()
     app.run(main)

@@ -132,8 +132,8 @@ def _again(model):
 
 def _counted(model, graph, data):
     """Number of parameters that the outputs depend on, and of all that layers left whole have."""
-    whole = [v for node in graph.nodes if node.name in graph.untraced for v in node.layer.trainable_variables]
-    kept = {id(v) for v in whole}
+    untraced = [node.layer for node in graph.nodes if node.name in graph.untraced]
+    kept = {id(v) for layer in untraced for v in layer.trainable_variables}
     with tf.GradientTape() as tape:
         outputs = keras.tree.flatten(model(data, training=False))
     gradients = tape.gradient(outputs, [v.value for v in model.trainable_variables])
@@ -270,7 +270,7 @@ def _define_flags():
 
 
 def _found(path, commit):
-    """What this commit has measured of a model; None if it has not."""
+    """Record of a model that this commit has measured; None without one."""
     record = json.loads(path.read_text()) if path.exists() else {}
     return record if record.get("commit") == commit else None
 

@@ -36,3 +36,12 @@ def test_links_lead_somewhere(document):
             assert not anchor or anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], (
                 target
             )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tables_are_tables(document):
+    """Without the row below its heading, a table is shown as one long line."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for rows in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        heading, below, *_ = [*rows.splitlines(), ""]
+        assert re.fullmatch(r"\|(?: ?:?-+:? ?\|)+", below) and below.count("|") == heading.count("|"), heading

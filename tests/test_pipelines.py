@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 
+import processes
 import pytest
 import yaml
 from conftest import ROOT, load_config
@@ -203,28 +204,14 @@ MISTAKES = [
     (["--runner=local", "--config=configs/digits.py", "--workdir=WORKDIR"], 1, "holds a run of 'tfnas run'"),
     (["--runner=local", "--config=configs/digits.py", "--workdir=/dev/null/x"], 1, "/dev/null/x: cannot be written"),
 ]
-# All of them in one process, which forks, because importing kfp takes seconds.
-_EACH = """
-import json, os, sys
-from pipelines import run
-for arguments in json.loads(sys.argv[1]):
-    if not (child := os.fork()):
-        sys.argv = ["run", *arguments]
-        run.cli()
-    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.stderr)
-"""
 
 
 def test_mistakes_are_told_in_one_line(tmp_path):
     (tmp_path / "manifest.json").touch()
-    text = json.dumps([arguments for arguments, _, _ in MISTAKES]).replace("WORKDIR", str(tmp_path))
-    line = [sys.executable, "-c", _EACH, text]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    said = done.stderr.splitlines()
-    assert done.stdout == "" and len(said) == 2 * len(MISTAKES), done.stderr
-    for i, (arguments, code, message) in enumerate(MISTAKES):
-        assert said[2 * i].startswith("tfnas: ") and message in said[2 * i], arguments
-        assert said[2 * i + 1] == f"exit {code}", arguments
+    lines = [[a.replace("WORKDIR", str(tmp_path)) for a in arguments] for arguments, _, _ in MISTAKES]
+    for done, (arguments, code, message) in zip(processes.answers("pipelines.run", lines), MISTAKES, strict=True):
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), arguments
+        assert done.stderr.startswith("tfnas: ") and message in done.stderr, arguments
 
 
 def test_a_host_that_is_not_there_is_told():

@@ -260,9 +260,9 @@ def test_the_full_network_costs_what_keras_counts_and_cut_ones_lack_what_nothing
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_cut_networks_are_plain_and_cost_what_the_closed_form_says(streams, rng):
-    model = multi_branch_resnet(4, 2, 5, (8, 8, 3))
+    model = multi_branch_resnet(4, 1, 5, (8, 8, 3))
     random_weights(model, rng)
-    check_architectures(UnitGraph(model, streams=streams), [rng.normal(size=(2, 8, 8, 3)).astype("f4")], rng, 6)
+    check_architectures(UnitGraph(model, streams=streams), [rng.normal(size=(2, 8, 8, 3)).astype("f4")], rng)
 
 
 def test_a_network_of_units_is_rebuilt_from_its_description():
@@ -305,7 +305,7 @@ def test_a_flow_is_that_of_a_walk_over_the_graph(build, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [*range(30), 1011])
+@pytest.mark.parametrize("seed", [*range(16, 30), 1011])  # the first 16 are those of gating/test_unit_supernet.py
 def test_random_models_are_cut_exactly(seed):
     rng = np.random.default_rng([seed, 3])
     builder = Builder(seed)

@@ -34,6 +34,7 @@ from tfnas import config, supernets
 from tfnas.data import pipeline
 from tfnas.exporting import savedmodel
 from tfnas.graph.channels import Graph
+from tfnas.tasks import network_inputs
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each network gets the load.")
 _SECONDS = flags.DEFINE_float("seconds", 1.5, "How long, each time.")
@@ -70,7 +71,7 @@ def _export(network, folder):
     shape = tuple(network.input_shape[1:])
     nothing = tf.data.Dataset.range(0)
     labels = tuple(f"class {i}" for i in range(network.output_shape[-1]))
-    splits = pipeline.Splits(nothing, nothing, nothing, {}, shape, labels)
+    splits = pipeline.Splits(nothing, nothing, nothing, {}, network_inputs.one(shape), labels)
     savedmodel.write(network, splits, config.Config(), folder / "1")
 
 

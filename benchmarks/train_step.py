@@ -22,6 +22,7 @@ from benchmarks import records
 from tfnas import config
 from tfnas.data import pipeline
 from tfnas.supernets import densenet121, multi_branch_resnet
+from tfnas.tasks import network_inputs
 from tfnas.training import loop
 
 _ROUNDS = flags.DEFINE_integer("rounds", 12, "How often each variant is stepped.")
@@ -121,7 +122,9 @@ def _pipeline(record):
     images = tf.data.Dataset.from_tensor_slices(
         (rng.integers(0, 256, (10_000, 32, 32, 3), np.uint8), rng.integers(0, 10, 10_000))
     )
-    splits = pipeline.Splits(images, images, images, {"train": 10_000}, (32, 32, 3), tuple("abcdefghij"))
+    splits = pipeline.Splits(
+        images, images, images, {"train": 10_000}, network_inputs.one((32, 32, 3)), tuple("abcdefghij")
+    )
     augmented = dict(mean=(0.5,) * 3, std=(0.25,) * 3, pad_crop=4, flip=True, cutout=16)
     keras.utils.set_random_seed(1)
     record.heading("input pipeline", "images/s")

@@ -18,12 +18,13 @@ def in_this_process(path, primary):
     """Stands for `verification._fresh_process`."""
     signatures = tf.saved_model.load(str(path)).signatures
 
-    def ask(name, inputs):
-        (key,) = signatures[name].structured_input_signature[1]
-        encoded = name == "serve_bytes"
-        given = [tf.io.encode_png(image).numpy() for image in inputs] if encoded else np.stack(inputs)
-        answer = signatures[name](**{key: tf.constant(given)})
-        names = answer["classes"].numpy()[:, 0].astype(str) if "classes" in answer else [""] * len(inputs)
+    def ask(name, examples):
+        if name == "serve_bytes":
+            given = {"image_bytes": [tf.io.encode_png(one["image"]).numpy() for one in examples]}
+        else:
+            given = {key: np.stack([one[key] for one in examples]) for key in examples[0]}
+        answer = signatures[name](**{key: tf.constant(values) for key, values in given.items()})
+        names = answer["classes"].numpy()[:, 0].astype(str) if "classes" in answer else [""] * len(examples)
         return answer["mean" if name == "serve_uncertainty" else primary].numpy(), list(names)
 
     yield ask

@@ -54,8 +54,7 @@ MEASURED = {
 EXPORTED = {
     "saved_model": "export/digits/1",
     "card": "export/digits/model_card.md",
-    "input_dtype": "uint8",
-    "input_shape": [8, 8, 1],
+    "inputs": {"by_name": {"image": {"dtype": "uint8", "shape": [8, 8, 1]}}, "named": False},
     "largest_difference": 1e-7,
     "test": 0.9875,
     "served": 0.9875,

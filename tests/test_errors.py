@@ -19,7 +19,7 @@ import tfnas
 from tfnas import cli, config
 from tfnas.common import digests, errors
 from tfnas.common.errors import UserError
-from tfnas.data import sources
+from tfnas.data import pipeline, sources
 from tfnas.data.sources import prepared, returned
 from tfnas.graph.channels import Graph
 from tfnas.ranking.evaluation_log import Evaluations, _line
@@ -30,6 +30,7 @@ from tfnas.search_space.architecture import MOST_CHANNELS, Architecture
 from tfnas.search_space.layer_gates import LayerGates
 from tfnas.search_space.posterior import Posterior
 from tfnas.stages import export
+from tfnas.tasks import network_inputs
 from tfnas.tasks.meanings import CLASSIFICATION
 from tfnas.training import distribution, loop, preflight
 
@@ -293,7 +294,8 @@ def test_functions_that_give_batches_of_unknown_shape_or_fail_on_the_way():
         lambda: iter([(np.zeros((2, 8, 8, 3), np.uint8), 0)]), output_types=(tf.uint8, tf.int64)
     )
     words = "data.source: train of 'my_data:load' must yield images (height, width, channels). Received"
-    raises(words, returned._survey, unknown, "train", data, CLASSIFICATION)
+    inputs = network_inputs.one((8, 8, 3))
+    raises(words, returned._survey, unknown, "train", inputs, data, CLASSIFICATION)
     failing = tf.data.Dataset.from_tensors((np.zeros((8, 8, 3), np.uint8), 0)).map(
         lambda image, label: (tf.io.decode_png(tf.io.read_file("nowhere.png")), label)
     )
@@ -302,6 +304,7 @@ def test_functions_that_give_batches_of_unknown_shape_or_fail_on_the_way():
         returned._survey,
         failing,
         "train",
+        inputs,
         data,
         CLASSIFICATION,
     )
@@ -325,10 +328,11 @@ def test_exports_that_do_not_go_together(tmp_path, monkeypatch):
         CONFIG,
         work,
     )
-    splits = types.SimpleNamespace(input_shape=(8, 8, 1), num_outputs=10, task=CLASSIFICATION)
+    splits = pipeline.Splits(None, None, None, {}, network_inputs.one((8, 8, 1)), tuple("0123456789"))
     network = keras.Sequential([keras.Input((9, 9, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     words = (
-        "subnet.keras: input and output of shapes [(None, 8, 8, 1), (None, 10)] expected, as the data has. Received: ["
+        "subnet.keras: inputs of shapes {'image': (None, 8, 8, 1)} and outputs of shapes [(None, 10)] expected, as the "
+        "data has. Received: {'image': (None, 9, 9, 1)}"
     )
     raises(words, export._check_fits, network, splits, tmp_path / "subnet.keras")
     many = load_config("digits").__class__(export=config.Export(uncertainty=3), sample=config.Sample())

@@ -17,7 +17,7 @@ FOLDERS = """
   supernets    -
   tasks        common
   config       common tasks
-  runs         common config
+  runs         common config tasks
   serving      common
   search_space common
   layers       common
@@ -92,7 +92,7 @@ def test_stages_never_import_each_other():
 def test_what_must_not_load_tensorflow_does_not_import_it():
     folders = ("common", "config", "runs", "search_space", "reporting")
     light = [path for folder in folders for path in files_of(folder)]
-    light += [PACKAGE / f"tasks/{name}.py" for name in ("facts", "input_kinds")]
+    light += [PACKAGE / f"tasks/{name}.py" for name in ("facts", "network_inputs")]
     light += [PACKAGE / f"ranking/{name}.py" for name in ("evaluation_log", "racing")]
     light += [PACKAGE / f"stages/{name}.py" for name in (*WITHOUT_TENSORFLOW, "handover")]
     light += [PACKAGE / "serving/versions.py", PACKAGE / "cli.py", PACKAGE / "__init__.py"]

@@ -108,3 +108,23 @@ def __getattr__(name):
     import keras
 
     return keras.metrics.R2Score
+
+
+def named():
+    """An image and two numbers, of which the class needs both: where the square is, or how large the first number."""
+    made = {}
+    for seed, (split, (images, places)) in enumerate(splits(lambda images, places: places).items()):
+        extra = np.random.default_rng(100 + seed).normal(size=(len(images), 2)).astype(np.float32)
+        made[split] = ({"image": images, "extra": extra}, (places[:, 0] > 2) + (extra[:, 0] > 0).astype(np.int64))
+    return made, ["none", "one", "both"]
+
+
+def image_and_numbers(input_shape, num_classes):
+    """Takes a list of inputs, whose names are those of the data."""
+    import keras
+
+    image, x = body(input_shape["image"])
+    extra = keras.Input(input_shape["extra"], name="extra")
+    x = keras.layers.Flatten(name="flat")(keras.layers.MaxPooling2D(4, name="pool")(x))
+    x = keras.layers.Concatenate(name="both")([x, keras.layers.Dense(4, "relu", name="wide")(extra)])
+    return keras.Model([image, extra], keras.layers.Dense(num_classes, name="head")(x))

@@ -19,6 +19,7 @@ from benchmarks.faults.reference import ROOT, tf
 from tfnas import config, supernets
 from tfnas.data import pipeline
 from tfnas.exporting import savedmodel
+from tfnas.tasks import network_inputs
 
 _MAX_BYTES, _MAX_IMAGES, _NUM_IMAGES = 1_000_000, 20, 200
 _PREDICT = "/v1/models/digits:predict"
@@ -65,7 +66,12 @@ def _export(path):
     network = supernets.multi_branch_resnet(8, 1, input_shape=(8, 8, 1))
     nothing = tf.data.Dataset.range(0)
     labels = tuple(f"digit {i}" for i in range(10))
-    savedmodel.write(network, pipeline.Splits(nothing, nothing, nothing, {}, (8, 8, 1), labels), config.Config(), path)
+    savedmodel.write(
+        network,
+        pipeline.Splits(nothing, nothing, nothing, {}, network_inputs.one((8, 8, 1)), labels),
+        config.Config(),
+        path,
+    )
 
 
 def _memory(server):

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.data import pipeline
+from tfnas.tasks import network_inputs
 from tfnas.training import building, networks
 
 DIGITS = config.Data(name="digits", train="train[:1000]", validation="train[1000:]", test="test")
@@ -21,7 +22,7 @@ def arrays(dataset):
 def test_digits_are_scikit_learns_and_splits_disjoint(digits_folder):
     splits = pipeline.load(DIGITS, digits_folder)
     assert splits.sizes == {"train": 1000, "validation": 397, "test": 400}
-    assert splits.input_shape == (8, 8, 1) and splits.label_names == tuple("0123456789")
+    assert splits.inputs.shapes == (8, 8, 1) and splits.label_names == tuple("0123456789")
     ours = [arrays(part) for part in (splits.train, splits.validation, splits.test)]
     images = np.concatenate([i for i, _ in ours])
     labels = np.concatenate([label for _, label in ours])
@@ -72,7 +73,7 @@ def test_resize_averages_areas():
 
 def test_image_size_resizes(digits_folder):
     splits = pipeline.load(dataclasses.replace(DIGITS, image_size=4), digits_folder)
-    assert splits.input_shape == (4, 4, 1)
+    assert splits.inputs.shapes == (4, 4, 1)
     assert next(iter(splits.train))[0].shape == (4, 4, 1)
 
 
@@ -137,7 +138,7 @@ def test_real_cifar10(cifar10_folder, tmp_path):
     )
     splits = pipeline.load(settings, tmp_path)
     assert splits.sizes == {"train": 100, "validation": 5000, "test": 10000}
-    assert splits.input_shape == (16, 16, 3) and splits.label_names[3] == "cat"
+    assert splits.inputs.shapes == (16, 16, 3) and splits.label_names[3] == "cat"
     images, labels = next(iter(pipeline.evaluation_batches(splits.train, settings, 100)))
     assert images.shape == (100, 16, 16, 3) and images.dtype == tf.float32
     assert set(labels.numpy()) == set(range(10))
@@ -165,7 +166,12 @@ def of_images(images):
         output_signature=(tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.int64)),
     )
     return pipeline.Splits(
-        dataset, dataset, dataset, {"train": len(images), "validation": 1, "test": 1}, (8, 8, 3), ("a",)
+        dataset,
+        dataset,
+        dataset,
+        {"train": len(images), "validation": 1, "test": 1},
+        network_inputs.one((8, 8, 3)),
+        ("a",),
     )
 
 
@@ -246,7 +252,7 @@ def test_a_batch_is_prepared_as_its_images_are(rng):
 
 def test_with_random_parts_train_keeps_the_original_images(digits_folder):
     splits = pipeline.load(dataclasses.replace(RANDOM_PARTS, image_size=4), digits_folder)
-    assert splits.input_shape == (4, 4, 1)
+    assert splits.inputs.shapes == (4, 4, 1)
     assert next(iter(splits.train))[0].shape == (8, 8, 1) and next(iter(splits.validation))[0].shape == (4, 4, 1)
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfnas import config
 from tfnas.common.errors import UserError, unwrap_user_errors
 from tfnas.data import pipeline
+from tfnas.tasks.meanings import task_of
 
 
 def arrays(dataset):
@@ -51,7 +52,7 @@ def three(rng):
 def test_a_function_gives_the_splits(source, three, tmp_path):
     splits = pipeline.load(source(lambda: three), tmp_path)
     assert splits.sizes == {"train": 30, "validation": 15, "test": 15}
-    assert splits.input_shape == (4, 6, 3) and splits.label_names == ("0", "1", "2")
+    assert splits.inputs.shapes == (4, 6, 3) and splits.label_names == ("0", "1", "2")
     for name in pipeline.SPLITS:
         ours, theirs = arrays(getattr(splits, name)), arrays(three[name])
         np.testing.assert_array_equal(ours[0], theirs[0])
@@ -133,7 +134,19 @@ def test_images_of_different_sizes_from_a_function(source, tmp_path):
             lambda s: {**s, "train": (np.zeros((3, 9), np.uint8), np.zeros(3, int))},
             r"inputs uint8 \(9,\) and targets \(\); cast other inputs to float32",
         ),
-        (lambda s: {**s, "train": s["train"].map(lambda x, y: ({"image": x}, y))}, "for several .* tfnas.shrink from"),
+        (
+            lambda s: {**s, "train": s["train"].map(lambda x, y: ({"image": x}, y))},
+            "must have the same inputs. Received: image in train, one without a name in validation, one without",
+        ),
+        (
+            lambda s: {**s, "train": s["train"].map(lambda x, y: ((x, x), y))},
+            "several inputs without names: make them a dict, whose keys are the names of the model's inputs",
+        ),
+        (
+            lambda s: {**s, "test": s["test"].map(lambda x, y: ({"a-b": x}, y))},
+            "names are letters, digits and underscores. Received: an input 'a-b'",
+        ),
+        (lambda s: {**s, "train": s["train"].map(lambda x, y: (x, {"a": y}))}, "for several .* tfnas.shrink from"),
         (lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.cast(y, tf.float32)))}, "targets of float32"),
         (
             lambda s: {**s, "train": s["train"].map(lambda x, y: (x, 2 * tf.one_hot(y, 3, dtype=tf.int32)))},
@@ -244,3 +257,85 @@ def test_a_bad_test_split_is_refused_when_it_is_read(source, three, tmp_path):
             list(splits.test)
     with pytest.raises(UserError, match=r"test of .* has images of shape \(2, 6, 3\); .*\(4, 6, 3\)"):
         pipeline.load(source(lambda: {**three, "test": three["test"].map(lambda x, y: (x[:2], y))}), tmp_path)
+
+
+@pytest.fixture
+def named(three, rows):
+    """Images, rows of a table in float64, and labels; as arrays and as a data set."""
+
+    def of(split):
+        images, labels = arrays(three[split])
+        return {"image": np.stack(images), "row": rows[split][0]}, np.array(labels)
+
+    return {
+        "train": of("train"),
+        "validation": tf.data.Dataset.from_tensor_slices(of("validation")),
+        "test": of("test"),
+    }
+
+
+def test_several_inputs_have_names(source, named, tmp_path):
+    chosen = source(lambda: named, mean=(0.1,), std=(0.5,))
+    splits = pipeline.load(chosen, tmp_path)
+    assert splits.summary() == "image 4x6x3, row 5, 3 classes -> train 30 / validation 15 / test 15"
+    assert splits.raw == {
+        "image": tf.TensorSpec((None, 4, 6, 3), tf.uint8, name="image"),
+        "row": tf.TensorSpec((None, 5), tf.float32, name="row"),
+    }
+    ((given, labels),) = pipeline.evaluation_batches(splits.test, chosen, 15).as_numpy_iterator()
+    np.testing.assert_allclose(given["image"], (named["test"][0]["image"] / 255 - 0.1) / 0.5, atol=1e-6)
+    np.testing.assert_array_equal(given["row"], named["test"][0]["row"].astype(np.float32))
+    np.testing.assert_array_equal(labels, named["test"][1])
+    assert pipeline._input_bytes(splits) == 4 * 6 * 3 + 4 * 5
+
+
+def test_of_several_inputs_the_only_image_is_augmented_as_one_without_a_name(source, named, three, tmp_path):
+    changes = {"flip": True, "pad_crop": 2, "cutout": 2}
+    chosen = source(lambda: named, **changes)
+    batches = pipeline.training_batches(pipeline.load(chosen, tmp_path), chosen, 10, 2, 3)
+    alone = source(lambda: three, **changes)
+    expected = pipeline.training_batches(pipeline.load(alone, tmp_path), alone, 10, 2, 3)
+    rows = {
+        tuple(row): label
+        for row, label in zip(named["train"][0]["row"].astype(np.float32), named["train"][1], strict=True)
+    }
+    for (given, labels), (images, others) in zip(batches, expected, strict=True):
+        np.testing.assert_array_equal(given["image"], images)
+        np.testing.assert_array_equal(labels, others)
+        assert [rows[tuple(row)] for row in given["row"].numpy()] == labels.numpy().tolist()
+
+
+def test_images_of_several_inputs_are_resized_and_not_changed_at_random(source, named, tmp_path):
+    def two():
+        both = {}
+        for split in ("train", "test"):
+            inputs, labels = named[split]
+            both[split] = ({"left": inputs["image"], "right": inputs["image"][:, :3]}, labels)
+        return {**both, "validation": (both["test"][0], both["test"][1])}
+
+    splits = pipeline.load(source(two, image_size=2), tmp_path)
+    assert splits.inputs.shapes == {"left": (2, 2, 3), "right": (2, 2, 3)}
+    words = r"'data.flip' must be left out: .* returns several images of an example \(left, right\). Received: True"
+    with pytest.raises(UserError, match=words):
+        pipeline.load(source(two, flip=True), tmp_path)
+    with pytest.raises(UserError, match=r"test of .* has 'row' of shape \(4,\); expected \(5,\)"):
+        short = {**named["test"][0], "row": named["test"][0]["row"][:, :4]}
+        pipeline.load(source(lambda: {**named, "test": (short, named["test"][1])}), tmp_path)
+    with pytest.raises(UserError, match="all inputs 'row' of .* Received: uint8 in train, float64 in validation"):
+        pixels = {**named["train"][0], "row": named["train"][0]["image"]}
+        pipeline.load(source(lambda: {**named, "train": (pixels, named["train"][1])}), tmp_path)
+
+
+def test_a_mask_belongs_to_the_only_input_with_three_axes(source, named, tmp_path):
+    def masks(**more):
+        made = {}
+        for split in ("train", "test"):
+            inputs = named[split][0]
+            made[split] = ({**inputs, **{name: inputs["image"] for name in more}}, inputs["image"][..., 0] // 128)
+        return {**made, "validation": made["test"]}
+
+    segmentation = task_of("segmentation")
+    splits = pipeline.load(source(masks), tmp_path, segmentation)
+    assert splits.head == (None, 4, 6, 2)
+    with pytest.raises(UserError, match="one input .* which the mask belongs to. Received: 2; stack them"):
+        pipeline.load(source(lambda: masks(other=True)), tmp_path, segmentation)

@@ -52,7 +52,7 @@ def arrays(dataset):
 def test_a_folder_per_class_is_one_split(flat, tmp_path):
     folder, images = flat
     splits = pipeline.load(settings(folder), tmp_path)
-    assert splits.label_names == ("cat", "dog") and splits.input_shape == (4, 5, 3)
+    assert splits.label_names == ("cat", "dog") and splits.inputs.shapes == (4, 5, 3)
     assert splits.sizes == {"train": 50, "validation": 25, "test": 25}
     read = [arrays(part) for part in (splits.train, splits.validation, splits.test)]
     got = sorted((label, image.tobytes()) for images, labels in read for image, label in zip(images, labels))  # noqa: B905
@@ -81,7 +81,7 @@ def test_a_folder_per_split(tmp_path, rng):
                 write_png(tmp_path / "d" / split / name / f"{i}.PNG", images[split, name, i])
     chosen = settings(tmp_path / "d", train="train", validation="validation", test="test")
     splits = pipeline.load(chosen, tmp_path)
-    assert splits.sizes == {"train": 10, "validation": 6, "test": 4} and splits.input_shape == (4, 5, 1)
+    assert splits.sizes == {"train": 10, "validation": 6, "test": 4} and splits.inputs.shapes == (4, 5, 1)
     got, labels = arrays(splits.validation)
     expected = {images["validation", name, i].tobytes(): "ab".index(name) for name in "ab" for i in range(3)}
     assert {image.tobytes(): label for image, label in zip(got, labels, strict=True)} == expected
@@ -146,7 +146,7 @@ def test_one_image_in_color_makes_a_folder_color(tmp_path, rng, position, image_
     chosen = settings(tmp_path / "d", image_size=image_size)
     source = sources.load(chosen, tmp_path)
     channels = 1 if position == 99 else 3
-    assert source.input_shape[-1] == channels
+    assert source.inputs.shapes[-1] == channels
     split, place = {0: ("train", 0), 50: ("validation", 50), 74: ("validation", 50), 99: ("test", 75)}[position]
     image = arrays(source.splits[split])[0][position - place]
     np.testing.assert_array_equal(image, tf.io.decode_jpeg(colored.read_bytes(), channels=channels))
@@ -160,7 +160,7 @@ def test_a_folder_has_the_channels_asked_for(tmp_path, rng):
     chosen = settings(tmp_path / "d", train="train[:2]", validation="train[2:3]", test="train[3:]")
     for channels, expected in ((0, 3), (1, 1), (3, 3)):
         source = sources.load(dataclasses.replace(chosen, channels=channels), tmp_path)
-        assert source.input_shape == (16, 16, expected)
+        assert source.inputs.shapes == (16, 16, expected)
         assert {image.shape for image, _ in source.splits["test"]} == {(16, 16, expected)}
 
 
@@ -172,7 +172,7 @@ def test_different_sizes_need_an_image_size(tmp_path, rng, capfd):
         pipeline.load(chosen, tmp_path)
     assert capfd.readouterr().err == ""
     splits = pipeline.load(dataclasses.replace(chosen, image_size=4), tmp_path)
-    assert splits.input_shape == (4, 4, 3) and {image.shape for image, _ in splits.train} == {(4, 4, 3)}
+    assert splits.inputs.shapes == (4, 4, 3) and {image.shape for image, _ in splits.train} == {(4, 4, 3)}
 
 
 @pytest.mark.parametrize("image_size", [0, 4])

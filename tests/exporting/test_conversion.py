@@ -20,6 +20,7 @@ from tfnas.data import pipeline
 from tfnas.exporting import conversion
 from tfnas.runs.measured import Converted
 from tfnas.supernets import densenet121, enas, multi_branch_resnet, resnet50
+from tfnas.tasks import network_inputs
 
 MEAN, STD = (0.4, 0.5), (0.2, 0.3)
 SETTINGS = config.Config(
@@ -41,7 +42,9 @@ def splits_of(shape, rng, sizes=(30, 9, 70), classes=3):
     }
     datasets = {name: tf.data.Dataset.from_tensor_slices(part) for name, part in parts.items()}
     sizes = {name: len(part[1]) for name, part in parts.items()}
-    return pipeline.Splits(**datasets, sizes=sizes, input_shape=shape, label_names=tuple("abc"[:classes])), parts
+    return pipeline.Splits(
+        **datasets, sizes=sizes, inputs=network_inputs.one(shape), label_names=tuple("abc"[:classes])
+    ), parts
 
 
 def golden(model, images):
@@ -72,7 +75,7 @@ def test_any_batch_of_raw_pixels_is_answered_as_the_keras_model_does(converted, 
     predict = conversion.load(name, folder / record.file)
     images, _ = parts["test"]
     for batch in (images[:1], images[:7], images, images[:1]):
-        got = predict(batch)
+        got = predict({"image": batch})
         assert got.dtype == np.float32
         difference = np.abs(got - golden(model, batch))
         if name.endswith("int8"):
@@ -90,12 +93,12 @@ def test_records_are_what_an_independent_count_finds(converted):
     for record in records:
         predict = conversion.load(record.format, folder / record.file)
         accuracy = np.mean(
-            [predict(image[None])[0].argmax() == label for image, label in zip(images, labels, strict=True)]
+            [predict({"image": image[None]})[0].argmax() == label for image, label in zip(images, labels, strict=True)]
         )
         assert record.test == pytest.approx(accuracy, abs=1e-12), record
         assert record.change == pytest.approx((accuracy - keras_accuracy), abs=1e-9)
         validation = parts["validation"][0]
-        largest = np.abs(predict(validation) - golden(model, validation)).max()
+        largest = np.abs(predict({"image": validation}) - golden(model, validation)).max()
         assert record.largest_difference == pytest.approx(largest, abs=1e-6)
         files = [*(folder / record.format).iterdir()]
         assert record.bytes == sum(len(file.read_bytes()) for file in files)
@@ -107,7 +110,7 @@ def test_what_was_compared_is_said_of_each_format(converted):
     images = parts["validation"][0]
     expected = golden(model, images)
     for record in records:
-        got = conversion.load(record.format, folder / record.file)(images)
+        got = conversion.load(record.format, folder / record.file)({"image": images})
         alike = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
         match = re.search(
             rf"export {record.format}: [^;]*; {alike} of 9 validation images classified like the Keras model, "
@@ -149,9 +152,9 @@ def test_openvino_reports_nothing_home(converted):
 def test_openvino_reads_what_onnx_quantized(converted):
     folder, _, model, parts, _ = converted
     images = parts["test"][0][:5]
-    got = conversion.load("openvino", folder / "onnx_int8" / "model.onnx")(images)
+    got = conversion.load("openvino", folder / "onnx_int8" / "model.onnx")({"image": images})
     np.testing.assert_allclose(got, golden(model, images), atol=0.1)
-    by_onnx = conversion.load("onnx_int8", folder / "onnx_int8" / "model.onnx")(images)
+    by_onnx = conversion.load("onnx_int8", folder / "onnx_int8" / "model.onnx")({"image": images})
     np.testing.assert_allclose(got, by_onnx, atol=0.05)
 
 
@@ -196,12 +199,12 @@ def test_calibration_sees_training_images_of_the_networks_size(rng):
     )
     network = conversion._Network(tiny(), splits, settings)
     network.calibrate()
-    assert network.calibration.shape == (30, 4, 4, 2) and network.calibration.dtype == np.uint8
-    drawn = network.calibration[:, 0, 0, 0]
+    assert network.calibration["image"].shape == (30, 4, 4, 2) and network.calibration["image"].dtype == np.uint8
+    drawn = network.calibration["image"][:, 0, 0, 0]
     assert len({*drawn}) == 30 and {*(drawn // 67)} == {0, 1, 2}
     again = conversion._Network(tiny(), splits, settings)
     again.calibrate()
-    np.testing.assert_array_equal(again.calibration, network.calibration)
+    np.testing.assert_array_equal(again.calibration["image"], network.calibration["image"])
 
 
 def test_a_format_that_cannot_be_converted_is_named(tmp_path, rng, monkeypatch):

@@ -17,11 +17,12 @@ from PIL import Image
 from tfnas import config
 from tfnas.data import pipeline
 from tfnas.exporting import savedmodel
+from tfnas.tasks import network_inputs
 
 
 def written(path, model, chosen, ensemble=()):
     """The signatures of a SavedModel of `model`, for images as `chosen` says."""
-    splits = pipeline.Splits(None, None, None, {}, model.input_shape[1:], NAMES)
+    splits = pipeline.Splits(None, None, None, {}, network_inputs.one(model.input_shape[1:]), NAMES)
     savedmodel.write(model, splits, config.Config(data=chosen), path, ensemble)
     return tf.saved_model.load(str(path)).signatures
 
@@ -190,7 +191,7 @@ def test_a_size_is_refused_by_the_header(fixed, resized, cut, form, height, widt
 def cut(tmp_path_factory):
     """Signatures that scale the shorter side and cut out the center; at most 10,000 pixels."""
     model, chosen = network((12, 12, 3)), dataclasses.replace(DATA, image_size=12, random_resized_crop=True)
-    splits = pipeline.Splits(None, None, None, {}, (12, 12, 3), NAMES)
+    splits = pipeline.Splits(None, None, None, {}, network_inputs.one((12, 12, 3)), NAMES)
     path = tmp_path_factory.mktemp("cut") / "model"
     savedmodel.write(model, splits, config.Config(data=chosen, export=config.Export(max_pixels=10_000)), path)
     return tf.saved_model.load(str(path)).signatures

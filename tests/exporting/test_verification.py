@@ -12,6 +12,7 @@ from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.data import pipeline, sources
 from tfnas.exporting import savedmodel, verification
+from tfnas.tasks import network_inputs
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def cropped(tmp_path_factory):
         )
 
     parts = {"train": dataset(0, 0), "validation": dataset(0, 10), "test": dataset(10, 90)}
-    source = sources.Source(parts, {"train": 0, "validation": 10, "test": 80}, (None, None, 3), NAMES)
+    source = sources.Source(
+        parts, {"train": 0, "validation": 10, "test": 80}, network_inputs.one((None, None, 3)), NAMES
+    )
     settings = config.Config(data=dataclasses.replace(DATA, image_size=12, random_resized_crop=True))
     splits = pipeline.from_source(source, settings.data)
     model, path = network((12, 12, 3)), tmp_path_factory.mktemp("cropped") / "model"

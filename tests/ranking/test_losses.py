@@ -17,6 +17,7 @@ from tfnas.data.pipeline import Splits, evaluation_batches
 from tfnas.ranking.engine import Engine
 from tfnas.ranking.losses import in_top5
 from tfnas.stages import retrain
+from tfnas.tasks import network_inputs
 
 COUNT, CLASSES = 55, 5
 _RNG = np.random.default_rng(3)
@@ -286,7 +287,7 @@ def test_retrain_measures_what_keras_evaluates(rng):
         image = keras.Input((8, 8, 1))
         model = keras.Model(image, layers.Dense(units)(layers.Flatten()(image)))
         names = tuple(map(str, range(units)))
-        splits = Splits(split, split, split, {}, (8, 8, 1), names)
+        splits = Splits(split, split, split, {}, network_inputs.one((8, 8, 1)), names)
         if units == 20:
             assert set(
                 retrain._scored(model, split.filter(lambda image, label: label < 20), splits, config).metrics

@@ -12,7 +12,7 @@ from tfnas.runs import provenance, stage_table
 from tfnas.runs.measured import Results, Verdict
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
-from tfnas.tasks.input_kinds import IMAGES
+from tfnas.tasks import network_inputs
 
 OLD, NEW = ({"python": "3.11.2", "keras": keras} for keras in ("3.14.0", "3.15.1"))
 MIXED = {"search": OLD, "sample": OLD, "retrain": NEW}
@@ -44,8 +44,7 @@ def card(path, versions, **row):
     return model_card.card(
         CONFIG,
         name="digits",
-        input_shape=(8, 8, 1),
-        kind=IMAGES,
+        inputs=network_inputs.one((8, 8, 1)),
         label_names=[str(i) for i in range(len(results.confusion))],
         sizes={"train": 10, "validation": 10},
         results=results,
@@ -56,7 +55,7 @@ def card(path, versions, **row):
         signatures=["serving_default"],
         versions=versions,
         saved_model=path,
-        inputs={},
+        made_from={},
     )
 
 

@@ -26,6 +26,7 @@ from sklearn.datasets import load_digits
 
 from tfnas.common.errors import UserError
 from tfnas.serving import server
+from tfnas.tasks import network_inputs
 
 NAMES = tuple(f"digit {i}" for i in range(10))
 MAX_BYTES, MAX_IMAGES = 1_000_000, 20
@@ -49,7 +50,7 @@ def exported(tmp_path_factory, weights):
     linear = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     linear.set_weights(list(weights))
     nothing = tf.data.Dataset.range(0)
-    splits = pipeline.Splits(nothing, nothing, nothing, {}, (8, 8, 1), NAMES)
+    splits = pipeline.Splits(nothing, nothing, nothing, {}, network_inputs.one((8, 8, 1)), NAMES)
     folder = tmp_path_factory.mktemp("export") / "digits"
     savedmodel.write(linear, splits, load_config("digits"), folder / "3", ensemble=[linear, linear])
     for other in ("1", "10.part", "model.keras"):

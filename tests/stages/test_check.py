@@ -15,6 +15,7 @@ from tfnas.data import pipeline
 from tfnas.runs.stage_table import STAGES
 from tfnas.runs.workdir import Workdir
 from tfnas.stages import check, search
+from tfnas.tasks import network_inputs
 from tfnas.training import building, loop, networks, preflight
 
 usage = collections.namedtuple("usage", "total used free")
@@ -196,7 +197,9 @@ def test_a_label_of_no_class_is_told(split, label):
         return tf.data.Dataset.from_tensor_slices((np.zeros((3, 4, 4, 1), np.uint8), labels))
 
     parts = {name: of([0, 2, label if name == split else 1]) for name in ("train", "validation", "test")}
-    splits = pipeline.Splits(**parts, sizes={"train": 3}, input_shape=(4, 4, 1), label_names=("a", "b", "c"))
+    splits = pipeline.Splits(
+        **parts, sizes={"train": 3}, inputs=network_inputs.one((4, 4, 1)), label_names=("a", "b", "c")
+    )
     with pytest.raises(UserError, match=f"{split} .*label {label}; .*0 to 2"):
         preflight.examples(splits)
 

@@ -8,6 +8,7 @@ from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.data import pipeline
 from tfnas.stages import retrain
+from tfnas.tasks import network_inputs
 from tfnas.training.best_cut import check_exact
 
 
@@ -28,7 +29,9 @@ def test_what_is_compared_is_computed_in_full_precision():
     images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 2, 2])
     validation = tf.data.Dataset.from_tensor_slices((images, labels))
     settings, parts = config.Config(), dict.fromkeys(("train", "validation", "test"), validation)
-    splits = pipeline.Splits(**parts, sizes={"train": 4}, input_shape=(2, 2, 1), label_names=("a", "b", "c"))
+    splits = pipeline.Splits(
+        **parts, sizes={"train": 4}, inputs=network_inputs.one((2, 2, 1)), label_names=("a", "b", "c")
+    )
     check_exact(Network(), "found", Network(), images)
     found = retrain._scored(Network(), validation, splits, settings)
     assert found.metrics["accuracy"] == 0.75 and found.confusion == ((1, 0, 0), (0, 1, 0), (0, 1, 1))

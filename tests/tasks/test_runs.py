@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_tasks
+from conftest import tfnas_command
 from scipy.special import softmax
 
 import tfnas
 from tfnas import config
 from tfnas.common.errors import UserError
 from tfnas.config import Config, Data, Retrain, Sample, Search, Supernet
+from tfnas.cutting import subnets
 from tfnas.exporting import conversion
+from tfnas.reporting.report import config_file
 from tfnas.runs import stage_table
 from tfnas.serving import servable
 from tfnas.stages import evaluate, export, preview, report, retrain, sample, search
@@ -102,12 +105,57 @@ def test_rows_of_a_table(tmp_path, capsys):
         servable.answer_json(served, {"instances": [{"inputs": [1.0, 2.0]}]})
     with pytest.raises(servable.RequestError, match=r"inputs: shape \(N, 13\) of one or more examples .* \[0 13\]"):
         served.predict("", {"inputs": table[:0]}, lambda name, spec, value: tf.constant(value))
-    got = conversion.load("onnx", exported.parent / "onnx" / "model.onnx")(table)
+    got = conversion.load("onnx", exported.parent / "onnx" / "model.onnx")({"inputs": table})
     np.testing.assert_allclose(got, expected, atol=1e-5)
     text = card(tmp_path)
     for words in ("Classifies examples into 3 classes", "inputs, float32, 13, as they are", "test examples correctly"):
         assert words in text, words
     assert "inputs</code> float32 (N, 13)" in page(tmp_path) and "image" not in text
+
+
+def test_an_image_and_numbers_on_the_command_line(tmp_path):
+    """Several inputs by name: the exported network's answers are those of the Keras model and NumPy."""
+    chosen = settings(
+        "named",
+        "image_and_numbers",
+        retrain=Retrain(epochs=1, batch_size=20, distill=0.3),
+        export=config.Export(formats=("litert_int8",)),
+        training=config.Training(accumulate=2),
+    )
+    (tmp_path / "config.py").write_text(config_file(chosen))
+    path = tmp_path / "run"
+    done = tfnas_command("run", f"--config={tmp_path / 'config.py'}", f"--workdir={path}")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "tiny_tasks:named: extra 2, image 8x8x1, 3 classes -> train 60" in " ".join(done.stdout.split())
+
+    exported = path / json.loads((path / stage_table.EXPORT_RESULTS).read_text())["saved_model"]
+    given, kinds = tiny_tasks.named()[0]["test"]
+    network = keras.models.load_model(exported.parent / "model.keras")
+    standard = {**given, "image": (given["image"] / np.float32(255) - 0.5) / 0.25}
+    expected = softmax(network.predict(standard, verbose=0), -1)
+    results = json.loads((path / stage_table.RESULTS).read_text())
+    row = next(row for row in results["rows"] if row["name"] == results["chosen"])
+    assert row["test"]["accuracy"] == pytest.approx(np.mean(expected.argmax(-1) == kinds))
+
+    served = servable.Model("named", exported.parent, 64)
+    assert {*served.signature_defs} - {"__saved_model_init_op"} == {"serving_default"}
+    rows = [{"image": a.tolist(), "extra": b.tolist()} for a, b in zip(given["image"], given["extra"], strict=True)]
+    answer = servable.answer_json(served, {"instances": rows})["predictions"]
+    np.testing.assert_allclose([one["probabilities"] for one in answer], expected, atol=1e-5)
+    few = {**given, "extra": given["extra"][:5]}
+    with pytest.raises(
+        servable.RequestError, match=r"as many of each of extra, image expected. Received: \[5\] \[40\]"
+    ):
+        served.predict("", few, lambda name, spec, value: tf.constant(value))
+    with pytest.raises(servable.RequestError, match="inputs 'extra', 'image' expected. Received: 'image'"):
+        servable.answer_json(served, {"instances": [{"image": rows[0]["image"]}]})
+    got = conversion.load("litert_int8", exported.parent / "litert_int8" / "model.tflite")(given)
+    np.testing.assert_allclose(got, expected, atol=0.1)
+    rebuilt = subnets.rebuild((exported.parent / "architecture.json").read_text(), "subnet", chosen.supernet.source)
+    rebuilt.set_weights(network.get_weights())
+    np.testing.assert_allclose(softmax(rebuilt.predict(standard, verbose=0), -1), expected, atol=1e-6)
+    assert "takes <code>extra</code> float32 (N, 2), <code>image</code> uint8 (N, H, W, C), raw pixels" in page(path)
+    assert "The network takes extra, float32, 2, image, uint8, 8 x 8 x 1;" in card(path)
 
 
 def test_a_regression_with_weights_by_the_published_search(tmp_path, capsys, in_this_process):

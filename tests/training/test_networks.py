@@ -20,7 +20,7 @@ from tfnas.cutting import subnets
 from tfnas.data import pipeline
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.workdir import Workdir
-from tfnas.tasks.input_kinds import VALUES
+from tfnas.tasks import network_inputs
 from tfnas.tasks.meanings import CLASSIFICATION
 from tfnas.training import building, loop, networks, schedules
 
@@ -213,17 +213,18 @@ def test_the_restarts_fill_630_epochs():
     ],
 )
 def test_only_what_is_given_goes_to_the_builder(supernet, expected):
-    splits = types.SimpleNamespace(num_outputs=3, label_names="abc", task=CLASSIFICATION, input_shape=(8, 8, 1))
+    inputs = network_inputs.one((8, 8, 1))
+    splits = types.SimpleNamespace(num_outputs=3, label_names="abc", task=CLASSIFICATION, inputs=inputs)
     arguments = building.network_arguments(config.Config(supernet=supernet), splits)
     assert arguments == {**expected, "num_classes": 3, "input_shape": (8, 8, 1)}
 
 
 def test_network_that_cannot_take_the_images_is_refused():
-    splits = pipeline.Splits(*[tf.data.Dataset.range(1)] * 3, {}, (8, 8, 1), ("a", "b", "c"))
+    splits = pipeline.Splits(*[tf.data.Dataset.range(1)] * 3, {}, network_inputs.one((8, 8, 1)), ("a", "b", "c"))
     made = config.Config(supernet=config.Supernet(name="densenet121"))
     with pytest.raises(UserError, match="densenet121: input_shape .* set --config.data.image_size"):
         building.network(made, splits)
-    rows = dataclasses.replace(splits, input_shape=(13,), kind=VALUES)
+    rows = dataclasses.replace(splits, inputs=network_inputs.one((13,), network_inputs.VALUES))
     words = r"a model of yours expected for inputs \(13,\) of 'digits'. Received: 'densenet121', which takes images"
     with pytest.raises(UserError, match=words):
         building.network(made, rows)
@@ -232,9 +233,10 @@ def test_network_that_cannot_take_the_images_is_refused():
 @pytest.fixture
 def own(monkeypatch):
     """Makes a function the source of the supernet; returns what `building.network` builds with it."""
-    splits = pipeline.Splits(*[tf.data.Dataset.range(1)] * 3, {}, (8, 8, 3), ("a", "b", "c", "d"))
+    one = network_inputs.one((8, 8, 3))
 
-    def build(function, source="made_for_a_test:build", weights=""):
+    def build(function, inputs=one, source="made_for_a_test:build", weights=""):
+        splits = pipeline.Splits(*[tf.data.Dataset.range(1)] * 3, {}, inputs, ("a", "b", "c", "d"))
         module = types.ModuleType("made_for_a_test")
         module.build = function
         monkeypatch.setitem(sys.modules, "made_for_a_test", module)
@@ -340,7 +342,7 @@ def _softmax(input_shape, num_classes, activation="softmax"):
         (lambda shape, num_classes: 7, "failed: TypeError: .*unexpected keyword argument 'input_shape'"),
         (lambda input_shape, num_classes: _Subclassed(), "functional or Sequential model with an Input.*_Subclassed"),
         (lambda input_shape, num_classes: keras.Sequential([keras.layers.Flatten()]), "with an Input"),
-        (_two_outputs, "one input and one output. Received: 1 and 2; call tfnas.shrink"),
+        (_two_outputs, "must have one output. Received: 2; call tfnas.shrink"),
         (lambda input_shape, num_classes: small((9, 9, 3), 4), r"images \(None, 8, 8, 3\). Received: .*9, 9, 3"),
         (lambda input_shape, num_classes: small(input_shape, 10), r"logits \(None, 4\).*output \(None, 10\)"),
         (
@@ -354,6 +356,30 @@ def test_what_is_no_network_for_these_images_is_refused(own, function, message):
     with pytest.raises(UserError, match=message) as caught:
         own(function)
     assert str(caught.value).startswith("supernet.source: ") and "\n" not in str(caught.value)
+
+
+def _of_inputs(shapes, by_key=False):
+    inputs = {name: keras.Input(shape, name=name) for name, shape in shapes.items()}
+    flat = keras.layers.Concatenate()([keras.layers.Flatten()(x) for x in inputs.values()])
+    return keras.Model(inputs if by_key else [*inputs.values()], keras.layers.Dense(4)(flat))
+
+
+def test_inputs_of_other_names_or_shapes_are_refused(own):
+    by_name = {"ink": network_inputs.Input("float32", (2,)), "image": network_inputs.Input("uint8", (8, 8, 3))}
+    several = network_inputs.Inputs(by_name, named=True)
+    good = {"image": (8, 8, 3), "ink": (2,)}
+    for by_key in (False, True):
+        _, arguments = own(lambda input_shape, num_classes, by_key=by_key: _of_inputs(input_shape, by_key), several)
+        assert arguments == {"input_shape": good, "num_classes": 4}
+    words = "must have the inputs image, ink, as the data have. Received: a, b; name them, as by keras.Input"
+    with pytest.raises(UserError, match=words):
+        own(lambda **_: _of_inputs({"a": (8, 8, 3), "b": (2,)}), several)
+    with pytest.raises(UserError, match=r"must take 'ink' of shape \(None, 2\). Received: input \(None, 3\)"):
+        own(lambda **_: _of_inputs({**good, "ink": (3,)}), several)
+    with pytest.raises(UserError, match="must have one input. Received: 2; return examples with a dict .* image, ink,"):
+        own(lambda **_: _of_inputs(good))
+    with pytest.raises(UserError, match="a model of yours expected for inputs {'ink': .* Received: 'multi_branch"):
+        building.network(config.Config(), pipeline.Splits(*[None] * 3, {}, several, tuple("abcd")))
 
 
 @pytest.mark.parametrize("number", [60, 0])

@@ -34,10 +34,13 @@ from tfnas.search_space.architecture import Architecture, check_architecture
 
 _SIZE = integer(1, 100_000)  # of an argument: channels, blocks, pixels, classes
 _SIZES = list_of(_SIZE)
+_SHAPES = mapping_of(_SIZES)  # of several inputs, by name
 _SHARE = number(0, 1)
 
 
 def _argument(value: Any, place: str) -> Any:
+    if isinstance(value, dict):
+        return _SHAPES(value, place)
     return (_SIZES if isinstance(value, list) else _SHARE if isinstance(value, float) else _SIZE)(value, place)
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from typing import cast
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from tfnas import config as config_lib
 from tfnas.common.errors import UserError
 from tfnas.data import sources
-from tfnas.tasks.input_kinds import IMAGES, InputKind
 from tfnas.tasks.meanings import CLASSIFICATION
+from tfnas.tasks.network_inputs import IMAGE, Input, Inputs
 from tfnas.tasks.task import Task
 
 SPLITS = sources.SPLITS
@@ -29,24 +30,22 @@ class Splits:
 
     Attributes:
         train, validation, test: tf.data of (input, target) or (input, target, weight float32 scalar), one example each.
-            An input is an image uint8 (H, W, C) or an array float32 of any fixed shape; a target is as the task's
-            losses take it, such as an int64 scalar. With `random_resized_crop`, train has the images in their original
-            sizes, for random crops.
+            An input is an image uint8 (H, W, C), an array float32 of any fixed shape, or a dict of such by name; a
+            target is as the task's losses take it, such as an int64 scalar. With `random_resized_crop`, train has the
+            images in their original sizes, for random crops.
         sizes: number of examples by split name; without 'test' if counting it would require reading it.
-        input_shape: of a network's input, without the axis of examples.
+        inputs: what a network is given, of fixed shapes.
         label_names: one per class, label or number; none if the task does not know them.
         task: what targets mean.
-        kind: what the inputs are.
     """
 
     train: tf.data.Dataset
     validation: tf.data.Dataset
     test: tf.data.Dataset
     sizes: dict[str, int]
-    input_shape: tuple[int, ...]
+    inputs: Inputs
     label_names: tuple[str, ...]
     task: Task = CLASSIFICATION
-    kind: InputKind = IMAGES
 
     @property
     def num_outputs(self) -> int:
@@ -57,12 +56,21 @@ class Splits:
         """Summarizes shape, outputs and sizes in one line."""
         sizes = " / ".join(f"{s} {self.sizes[s]:,}" if s in self.sizes else f"{s} not counted" for s in SPLITS)
         outputs = f", {self.num_outputs} {self.task.nouns}" if self.label_names else ""
-        return f"{'x'.join(map(str, self.input_shape))}{outputs} -> {sizes}"
+        shapes = {name: "x".join(map(str, one.shape)) for name, one in self.inputs.by_name.items()}
+        shown = (f"{name} {shape}" if self.inputs.named else shape for name, shape in shapes.items())
+        return f"{', '.join(shown)}{outputs} -> {sizes}"
 
     @property
-    def raw(self) -> tf.TensorSpec:
-        """A batch of any size of inputs as they are in the data, under the name that exported networks give it."""
-        return tf.TensorSpec((None, *self.input_shape), self.kind.dtype, name=self.kind.name)
+    def head(self) -> tuple[int | None, ...] | None:
+        """Shape of a network's output; None for any."""
+        shapes = [self.inputs.by_name[name].shape for name in self.inputs.spatial]
+        return self.task.head(shapes[0] if shapes else (), self.num_outputs)
+
+    @property
+    def raw(self) -> Any:
+        """TensorSpecs of a batch of any size of inputs as they are in the data, named as exported networks do."""
+        arrays = self.inputs.by_name.items()
+        return self.inputs.packed({n: tf.TensorSpec((None, *one.shape), one.dtype, name=n) for n, one in arrays})
 
 
 def load(config: config_lib.Data, folder: pathlib.Path, task: Task = CLASSIFICATION) -> Splits:
@@ -82,15 +90,15 @@ def load(config: config_lib.Data, folder: pathlib.Path, task: Task = CLASSIFICAT
 
 def from_source(source: sources.Source, config: config_lib.Data, task: Task = CLASSIFICATION) -> Splits:
     """Prepares the splits of `sources.load`. Raises UserError if the images differ in size."""
-    shape = _image_shape(source, config) if source.kind is IMAGES else source.input_shape
-    fixed = cast("tuple[int, ...]", shape)  # only images may differ in shape before they are prepared
+    arrays = source.inputs.by_name.items()
+    fixed = {name: Input(one.dtype, _image_shape(one.shape, config)) if one.is_image else one for name, one in arrays}
 
     def prepared(split: str) -> tf.data.Dataset:
         dataset = source.splits[split]
         if not config.image_size or (split == "train" and config.random_resized_crop):
             return dataset
         return dataset.map(
-            lambda image, target, *weight: (prepare(image, config), resized_target(target, config, task), *weight),
+            lambda given, target, *weight: (prepare(given, config), resized_target(target, config, task), *weight),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -98,21 +106,20 @@ def from_source(source: sources.Source, config: config_lib.Data, task: Task = CL
     return Splits(
         **{split: prepared(split) for split in SPLITS},
         sizes=source.sizes,
-        input_shape=fixed,
+        inputs=dataclasses.replace(source.inputs, by_name=fixed),
         label_names=source.label_names,
         task=task,
-        kind=source.kind,
     )
 
 
-def _image_shape(source: sources.Source, config: config_lib.Data) -> tuple[int | None, ...]:
-    """Returns the shape of prepared images. Raises UserError if they differ in size."""
-    height, width, channels = source.input_shape
+def _image_shape(shape: tuple[int | None, ...], config: config_lib.Data) -> tuple[int | None, ...]:
+    """Returns the shape of prepared images of a shape. Raises UserError if they differ in size."""
+    height, width, channels = shape
     if config.image_size:
         height = width = config.image_size
     if height is None or width is None:
         raise UserError(
-            f"data.image_size: images of '{config.title}' have shape {source.input_shape}; "
+            f"data.image_size: images of '{config.title}' have shape {shape}; "
             "set --config.data.image_size to resize them to one size"
         )
     if len(config.mean) not in (1, channels):
@@ -121,16 +128,23 @@ def _image_shape(source: sources.Source, config: config_lib.Data) -> tuple[int |
     return height, width, channels
 
 
-def standardize(image: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
+def standardize(given: Any, config: config_lib.Data) -> Any:
     """Returns the input of a network, float32: of uint8 images (image / 255 - mean) / std, of values the same."""
-    if tf.as_dtype(image.dtype) != IMAGES.dtype:
-        return image
+    return _of_images(lambda image: _standardized(image, config), given)
+
+
+def _standardized(image: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
     return (tf.cast(image, tf.float32) / 255.0 - tf.constant(config.mean)) / tf.constant(config.std)
+
+
+def _of_images(function: Callable[[tf.Tensor], tf.Tensor], given: Any) -> Any:
+    """The same structure of arrays with a function's results in place of uint8 images."""
+    return tf.nest.map_structure(lambda x: function(x) if tf.as_dtype(x.dtype) == IMAGE else x, given)
 
 
 def evaluation_batches(dataset: tf.data.Dataset, config: config_lib.Data, batch_size: int) -> tf.data.Dataset:
     """Returns batches of (standardized input, target, maybe weight) in order; the last one may be smaller."""
-    batches = dataset.batch(batch_size).map(lambda image, *others: (standardize(image, config), *others))
+    batches = dataset.batch(batch_size).map(lambda given, *others: (standardize(given, config), *others))
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
@@ -192,13 +206,17 @@ def training_batches(
     steps = size // batch_size
     first_epoch, skipped = divmod(first_step, steps)
 
-    def augmented(key: tf.Tensor, image: tf.Tensor, target: tf.Tensor, *weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def augmented(key: tf.Tensor, given: Any, target: tf.Tensor, *weight: tf.Tensor) -> tuple[Any, ...]:
         image_seed = tf.stack([tf.cast(seed, tf.int64), key])
-        if config.random_resized_crop:
-            image = _random_crop(image, config.image_size, image_seed + [3, 0])
+
+        def of_image(image: tf.Tensor) -> tf.Tensor:
+            if config.random_resized_crop:
+                image = _random_crop(image, config.image_size, image_seed + [3, 0])
+            return _augment(_standardized(image, config), config, image_seed)
+
         if splits.task.facts.spatial and config.flip:
             target = _flipped(target[..., None], image_seed)[..., 0]
-        return _augment(standardize(image, config), config, image_seed), target, *weight
+        return _of_images(of_image, given), target, *weight
 
     train, buffer = splits.train, size
     input_bytes = _input_bytes(splits)
@@ -226,10 +244,10 @@ def training_batches(
 
 def _input_bytes(splits: Splits) -> int:
     """Bytes of one training input: exact if all have the same shape, else the mean of the first sixteen."""
-    spec = splits.train.element_spec[0]
-    if spec.shape.is_fully_defined():
-        return math.prod(spec.shape) * spec.dtype.size
-    first = [image.nbytes for image, *_ in splits.train.take(16).as_numpy_iterator()]
+    specs = tf.nest.flatten(splits.train.element_spec[0])
+    if all(spec.shape.is_fully_defined() for spec in specs):
+        return sum(math.prod(spec.shape) * spec.dtype.size for spec in specs)
+    first = [sum(x.nbytes for x in tf.nest.flatten(given)) for given, *_ in splits.train.take(16).as_numpy_iterator()]
     return max(1, sum(first) // len(first))
 
 
@@ -278,13 +296,12 @@ def resized_target(target: tf.Tensor, config: config_lib.Data, task: Task) -> tf
     return tf.image.resize(target[..., None], (config.image_size, config.image_size), method="nearest")[..., 0]
 
 
-def prepare(images: tf.Tensor, config: config_lib.Data) -> tf.Tensor:
+def prepare(given: Any, config: config_lib.Data) -> Any:
     """Resizes uint8 images (..., H, W, C) of any size to the input of a network, for evaluation and serving."""
     if not config.image_size:
-        return images
-    if config.random_resized_crop:
-        return _center_crop(images, config.image_size)
-    return resize(images, config.image_size)
+        return given
+    resized = _center_crop if config.random_resized_crop else resize
+    return _of_images(lambda images: resized(images, config.image_size), given)
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:

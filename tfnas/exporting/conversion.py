@@ -1,8 +1,8 @@
 """Converts an exported network to LiteRT, ONNX and OpenVINO, in float32 and 8 bits, and scores it in their runtimes.
 
-Each file takes raw inputs, images uint8 (N, H, W, C) of the network's own size or values float32 (N, ...), for any N,
-and returns the first of the task's answers, such as probabilities, float32 (N, ...). Scaling and standardization of
-images are included, resizing is not. The packages are the optional extra 'formats'. They are imported where they are
+Each file takes raw inputs by name, images uint8 (N, H, W, C) of the network's own size or values float32 (N, ...), for
+any N, and returns the first of the task's answers, such as probabilities, float32 (N, ...). Scaling and standardization
+of images are included, resizing is not. The packages are the optional extra 'formats'. They are imported where they are
 used, after TensorFlow, and only if one of these formats is requested.
 """
 
@@ -14,7 +14,7 @@ import pathlib
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -30,7 +30,8 @@ from tfnas.runs.measured import Converted
 from tfnas.tasks.columns import Tally
 from tfnas.training import distribution
 
-Predict = Callable[[np.ndarray], np.ndarray]
+Raw = Mapping[str, np.ndarray]  # inputs by name, (N, ...)
+Predict = Callable[[Raw], np.ndarray]
 
 _FILES = {
     "litert": "model.tflite",
@@ -93,9 +94,9 @@ def convert(
     predictors, differences, same = {}, {}, {}
     headline = splits.task.facts.headline
     for name in formats:
-        predictors[name], answer = _written(network, name, folder, compared.numpy())
+        predictors[name], answer = _written(network, name, folder, network.by_name(compared))
         differences[name] = float(np.abs(answer - expected).max())
-        same[name] = _agreement(answer, expected, splits.kind.nouns) if splits.task.facts.exact else ""
+        same[name] = _agreement(answer, expected, splits.inputs.nouns) if splits.task.facts.exact else ""
         if not name.endswith("_int8") and not differences[name] <= tolerance:
             raise UserError(
                 f"export.formats: the network as '{name}' differs by {differences[name]:.1e} in an answer, more "
@@ -130,7 +131,7 @@ def load(name: str, file: str | os.PathLike[str]) -> Predict:
         file: path of its 'model.*'.
 
     Returns:
-        A function from raw inputs (N, ...), any N, to the first of the task's answers, float32 (N, ...).
+        A function from raw inputs by name, (N, ...), any N, to the first of the task's answers, float32 (N, ...).
     """
     return {"litert": _load_litert, "onnx": _load_onnx, "openvino": _load_openvino}[name.removesuffix("_int8")](
         os.fspath(file)
@@ -143,27 +144,27 @@ class _Network:
     Attributes:
         module: module with one function, `serve`, from raw inputs to a dict of one answer. Its weights are constants,
             because converters omit Keras's variables from their files.
-        calibration: training inputs without augmentation, (at most `export.calibration`, ...); after `calibrate`
-            only.
+        calibration: training inputs without augmentation, by name, (at most `export.calibration`, ...); after
+            `calibrate` only.
     """
 
-    calibration: np.ndarray
+    calibration: Raw
 
     def __init__(self, model: keras.Model, splits: pipeline.Splits, config: Config):
         self.splits = splits
         self.config = config
         spec, primary = splits.raw, splits.task.primary
 
-        def answer(standard: tf.Tensor) -> tf.Tensor:
+        def answer(standard: Any) -> tf.Tensor:
             outputs = tf.cast(model(standard, training=False), tf.float32)
             return splits.task.answer(outputs, splits.label_names)[primary]
 
-        def serve(raw: tf.Tensor) -> tf.Tensor:
+        def serve(raw: Any) -> tf.Tensor:
             return answer(pipeline.standardize(raw, config.data))
 
-        standard = tf.TensorSpec(spec.shape, tf.float32)
+        standard = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, tf.float32), spec)
 
-        def exact(standard: tf.Tensor) -> tf.Tensor:
+        def exact(standard: Any) -> tf.Tensor:
             with tf.device("CPU:0"):  # like the runtimes it is compared with
                 return answer(standard)
 
@@ -174,10 +175,14 @@ class _Network:
             )
         self.module = tf.Module()
         self.module.serve = tf.function(
-            lambda raw: {primary: constant(raw)[0]}, input_signature=[spec], autograph=False
+            lambda raw: {primary: constant(*tf.nest.flatten(raw))[0]}, input_signature=[spec], autograph=False
         )
 
-    def answers(self, raw: tf.Tensor) -> np.ndarray:
+    def by_name(self, raw: Any) -> Raw:
+        """Returns a batch of inputs as the runtimes take it."""
+        return {name: np.asarray(x) for name, x in self.splits.inputs.unpacked(raw).items()}
+
+    def answers(self, raw: Any) -> np.ndarray:
         """Returns the Keras model's answers for a batch, computed on the CPU."""
         with distribution.full_precision():
             return self._exact(pipeline.standardize(raw, self.config.data)).numpy()
@@ -205,10 +210,10 @@ class _Network:
             .filter(lambda i, _: tf.reduce_any(i == chosen))
             .map(lambda _, example: pipeline.prepare(example[0], self.config.data))
         )
-        self.calibration = np.stack([*examples.as_numpy_iterator()])
+        self.calibration = self.by_name(next(iter(examples.batch(number))))
 
 
-def _written(network: _Network, name: str, folder: pathlib.Path, raw: np.ndarray) -> tuple[Predict, np.ndarray]:
+def _written(network: _Network, name: str, folder: pathlib.Path, raw: Raw) -> tuple[Predict, np.ndarray]:
     """Writes one format into `folder`; returns its prediction function, and its predictions for `raw`."""
     file = folder / name / _FILES[name]
     file.parent.mkdir()
@@ -241,7 +246,9 @@ def _write_litert(network: _Network, file: pathlib.Path, int8: bool = False) -> 
     if int8:
 
         def examples() -> Iterator[list[np.ndarray]]:
-            return ([example[None]] for example in network.calibration)
+            order = [spec.name for spec in tf.nest.flatten(network.splits.raw)]
+            number = len(network.calibration[order[0]])
+            return ([network.calibration[name][i : i + 1] for name in order] for i in range(number))
 
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = examples
@@ -260,12 +267,13 @@ def _write_onnx_int8(network: _Network, file: pathlib.Path) -> None:
 
         def __init__(self) -> None:
             inputs = network.calibration
-            self.batches = iter([inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH)])
+            number = len(next(iter(inputs.values())))
+            parts = (slice(i, i + _BATCH) for i in range(0, number, _BATCH))
+            self.batches = iter([{name: x[part] for name, x in inputs.items()} for part in parts])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             """Returns the next batch, or None after the last."""
-            batch = next(self.batches, None)
-            return None if batch is None else {network.splits.kind.name: batch}
+            return next(self.batches, None)
 
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         exact, prepared = (os.path.join(folder, name) for name in ("exact.onnx", "prepared.onnx"))
@@ -285,16 +293,23 @@ def _load_litert(file: str) -> Predict:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=file, num_threads=os.cpu_count())
-    (taken,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
-    shape: tuple[int, ...] = ()
+    (answer,) = interpreter.get_output_details()
+    # The names of a signature's inputs, as TensorFlow's converter extends them.
+    taken = {
+        one["name"].removeprefix("serving_default_").partition(":")[0]: one["index"]
+        for one in interpreter.get_input_details()
+    }
+    allocated: dict[str, tuple[int, ...]] = {}
 
-    def predict(raw: np.ndarray) -> np.ndarray:
-        nonlocal shape
-        if raw.shape != shape:  # tensors are allocated for one batch size
-            interpreter.resize_tensor_input(taken["index"], raw.shape)
+    def predict(raw: Raw) -> np.ndarray:
+        nonlocal allocated
+        if (shapes := {name: x.shape for name, x in raw.items()}) != allocated:  # for one batch size
+            for name, shape in shapes.items():
+                interpreter.resize_tensor_input(taken[name], shape)
             interpreter.allocate_tensors()
-            shape = raw.shape
-        interpreter.set_tensor(taken["index"], raw)
+            allocated = shapes
+        for name, x in raw.items():
+            interpreter.set_tensor(taken[name], x)
         interpreter.invoke()
         return interpreter.get_tensor(answer["index"])
 
@@ -307,14 +322,13 @@ def _load_onnx(file: str) -> Predict:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    (taken,) = session.get_inputs()
-    return lambda raw: session.run(None, {taken.name: raw})[0]
+    return lambda raw: session.run(None, dict(raw))[0]
 
 
 def _load_openvino(file: str) -> Predict:
     # By default, OpenVINO computes in bfloat16 if the CPU supports it.
     network = _openvino().Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda raw: network(raw)[0]
+    return lambda raw: network(dict(raw))[0]
 
 
 def _openvino() -> Any:
@@ -336,7 +350,7 @@ def _metrics(network: _Network, splits: pipeline.Splits, predictors: dict[str, P
     tallies = {name: Tally(splits.task, splits.num_outputs) for name in ("keras", *predictors)}
     for raw, targets, *_ in splits.test.batch(_BATCH):
         answers = {"keras": network.answers(raw)}
-        answers |= {name: predict(raw.numpy()) for name, predict in predictors.items()}
+        answers |= {name: predict(network.by_name(raw)) for name, predict in predictors.items()}
         for name, answer in answers.items():
             tallies[name].update(targets, tf.constant(answer))
     return {name: splits.task.facts.headline.of(tally.metrics()) for name, tally in tallies.items()}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfnas.config import Config
 from tfnas.data import pipeline, sources
+from tfnas.tasks.network_inputs import Input, Inputs
 from tfnas.tasks.task import named
 
 DEFAULT, BYTES, UNCERTAINTY = "serving_default", "serve_bytes", "serve_uncertainty"
@@ -34,11 +36,12 @@ def write(
 
     - `serving_default`: `image` uint8 (N, H, W, C), raw pixels. If `data.image_size` is set, images may have any size
       and are resized; otherwise they must have the data's size. Of data with values, `inputs` float32 (N, ...), which
-      reach the network as they are.
+      reach the network as they are. Of several inputs, all of them by name, images and values likewise.
     - `serve_bytes`: `image_bytes` string (N,), each a file of one of the `formats`, decoded like the data set, one at a
       time, and only if its header states a valid size. If `data.image_size` is set, files may differ in size. Data
-      with values, or with a number of channels that no file format has, such as 2, do not have this signature.
-    - `serve_uncertainty`, with an `ensemble`: `image` or `inputs` as above.
+      with values, several inputs, or a number of channels that no file format has, such as 2, do not have this
+      signature.
+    - `serve_uncertainty`, with an `ensemble`: the inputs of `serving_default`.
 
     The first two return what the task answers (`tfnas.tasks.meanings`). Of a classification, `probabilities` float32
     (N, classes), in the order of the labels, and for the k = min(5, classes) most probable classes in descending order,
@@ -61,24 +64,24 @@ def write(
     """
     task, labels = splits.task, splits.label_names
 
-    def outputs(network: keras.Model, image: tf.Tensor) -> tf.Tensor:
-        return tf.cast(network(pipeline.standardize(image, config.data), training=False), tf.float32)
+    def outputs(network: keras.Model, given: Any) -> tf.Tensor:
+        return tf.cast(network(pipeline.standardize(given, config.data), training=False), tf.float32)
 
-    def prepared(image: tf.Tensor) -> tf.Tensor:
-        return pipeline.prepare(_checked(image, splits, config), config.data)
+    def prepared(given: Any) -> Any:
+        return pipeline.prepare(_checked(given, splits, config), config.data)
 
-    def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        return task.answer(outputs(model, image), labels)
+    def answer(given: Any) -> dict[str, tf.Tensor]:
+        return task.answer(outputs(model, given), labels)
 
-    def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        return answer(prepared(image))
+    def serve(given: Any) -> dict[str, tf.Tensor]:
+        return answer(prepared(given))
 
     def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         return answer(_decoded(image_bytes, splits, config))
 
-    def serve_uncertainty(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        image = prepared(image)
-        members = tf.nn.softmax(tf.stack([outputs(member, image) for member in ensemble]))
+    def serve_uncertainty(given: Any) -> dict[str, tf.Tensor]:
+        given = prepared(given)
+        members = tf.nn.softmax(tf.stack([outputs(member, given) for member in ensemble]))
         mean = tf.reduce_mean(members, 0)
         differs = tf.argmax(members, -1) != tf.argmax(mean, -1)
         return {
@@ -88,7 +91,11 @@ def write(
             **named(mean, labels),
         }
 
-    raw = [tf.TensorSpec((None, *_shape(splits, config)), splits.raw.dtype, splits.raw.name)]
+    arrays = {
+        name: tf.TensorSpec((None, *_shape(one, config)), one.dtype, name)
+        for name, one in splits.inputs.by_name.items()
+    }
+    raw = [splits.inputs.packed(arrays)]
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint(DEFAULT, serve, input_signature=raw)
@@ -104,24 +111,39 @@ def write(
 
 def names(splits: pipeline.Splits, ensemble: Sequence[keras.Model] = ()) -> list[str]:
     """Returns the names of the signatures of the SavedModel."""
-    return [DEFAULT, *[BYTES] * bool(formats(splits.raw)), *[UNCERTAINTY] * bool(ensemble)]
+    return [DEFAULT, *[BYTES] * bool(formats(splits.inputs)), *[UNCERTAINTY] * bool(ensemble)]
 
 
-def formats(raw: tf.TensorSpec) -> list[str]:
+def formats(inputs: Inputs) -> list[str]:
     """Returns the file formats that `serve_bytes` reads for such inputs; without any, there is no signature."""
-    return [name for name, (_, possible) in _FORMATS.items() if raw.dtype == tf.uint8 and raw.shape[-1] in possible]
+    if not inputs.are_images:
+        return []
+    channels = inputs.shapes[-1]
+    return [name for name, (_, possible) in _FORMATS.items() if channels in possible]
 
 
-def _shape(splits: pipeline.Splits, config: Config) -> tuple[int | None, ...]:
-    """Returns the shape of an input; its height and width are None for any."""
-    return (None, None, splits.input_shape[-1]) if config.data.image_size else splits.input_shape
+def _shape(one: Input, config: Config) -> tuple[int | None, ...]:
+    """Returns the shape of an input; height and width of an image are None for any."""
+    return (None, None, one.shape[-1]) if one.is_image and config.data.image_size else one.shape
 
 
-def _checked(given: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Tensor:
-    """Checks that the shape of `given` is what the signature declares, because not every server does."""
-    shape = (None, *_shape(splits, config))
+def _checked(given: Any, splits: pipeline.Splits, config: Config) -> Any:
+    """Checks that the shapes of `given` are what the signature declares, because not every server does."""
+    inputs = splits.inputs
+    arrays = inputs.unpacked(given)
+    checked = {
+        name: _checked_one(arrays[name], name, one, inputs.nouns, config) for name, one in inputs.by_name.items()
+    }
+    counts = [tf.shape(x)[0] for x in checked.values()]
+    text = f"as many of each of {', '.join(checked)} expected. Received:"
+    with tf.control_dependencies([_check(counts[0] == count, text, *counts) for count in counts[1:]]):
+        return inputs.packed({name: tf.identity(x) for name, x in checked.items()})
+
+
+def _checked_one(given: tf.Tensor, name: str, one: Input, nouns: str, config: Config) -> tf.Tensor:
+    shape = (None, *_shape(one, config))
     shown = ", ".join("NHW"[i] if size is None else str(size) for i, size in enumerate(shape))
-    text = f"{splits.kind.name}: shape ({shown}) of one or more {splits.kind.nouns} expected. Received:"
+    text = f"{name}: shape ({shown}) of one or more {nouns} expected. Received:"
     # Discards the declared shape, because a check against it would be optimized away when the graph is traced.
     given = tf.raw_ops.PlaceholderWithDefault(input=given, shape=tf.TensorShape(None))
     received = tf.shape(given)
@@ -130,8 +152,8 @@ def _checked(given: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Te
     exact = [size is not None for size in shape]
     fits = (tf.size(received) == len(shape)) & tf.reduce_all(tf.where(exact, sizes == wanted, sizes >= wanted))
     checks = [_check(fits, text, received)]
-    if config.data.image_size:
-        text = f"image: at most {config.export.max_pixels} pixels expected, {_SCALED}. Received, of height and width:"
+    if one.is_image and config.data.image_size:
+        text = f"{name}: at most {config.export.max_pixels} pixels expected, {_SCALED}. Received, of height and width:"
         checks.append(_check(~fits | _is_small(sizes[1:3], config), text, sizes[1:3]))
     with tf.control_dependencies(checks):
         # Not `ensure_shape`, from which TensorFlow would infer that the check above always holds, and remove it.
@@ -140,8 +162,9 @@ def _checked(given: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Te
 
 def _decoded(files: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Tensor:
     """Decodes files to uint8 images (N, H, W, C), each resized to the network's input."""
-    height, width, channels = splits.input_shape
-    taken = formats(splits.raw)
+    shape = splits.inputs.shapes
+    height, width, channels = shape
+    taken = formats(splits.inputs)
 
     def begins(file: tf.Tensor, name: str) -> tf.Tensor:
         mark, _ = _FORMATS[name]
@@ -162,15 +185,13 @@ def _decoded(files: tf.Tensor, splits: pipeline.Splits, config: Config) -> tf.Te
             fits = tf.reduce_all(size == [height, width])
         with tf.control_dependencies([_check(fits, f"{text} Received, of number and size:", number, size)]):
             pixels = sources.decode(tf.identity(file), channels)
-        return (
-            pipeline.prepare(pixels, config.data) if config.data.image_size else tf.reshape(pixels, splits.input_shape)
-        )
+        return pipeline.prepare(pixels, config.data) if config.data.image_size else tf.reshape(pixels, shape)
 
     count = tf.size(files)
     with tf.control_dependencies([_check(count > 0, "image_bytes: one or more files expected. Received:", count)]):
         numbered = (tf.range(count), tf.identity(files))
     # One at a time, because each may be as large as the limit.
-    spec = tf.TensorSpec(splits.input_shape, tf.uint8)
+    spec = tf.TensorSpec(shape, tf.uint8)
     return tf.map_fn(image, numbered, fn_output_signature=spec, parallel_iterations=1)
 
 

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, cast
 
 import keras
@@ -43,17 +43,22 @@ tf.config.set_visible_devices([], "GPU")
 signatures = tf.saved_model.load(sys.argv[1]).signatures
 while size := int.from_bytes(sys.stdin.buffer.read(8), "little"):
     with np.load(io.BytesIO(sys.stdin.buffer.read(size)), allow_pickle=False) as sent:
-        name, inputs = str(sent["signature"]), [sent[str(i)] for i in range(len(sent.files) - 1)]
-    (key,) = signatures[name].structured_input_signature[1]
+        name, examples = str(sent["signature"]), [{} for _ in range(sent["number"])]
+        for file in sent.files[2:]:
+            i, key = file.split("/")
+            examples[int(i)][key] = sent[file]
     by_shape = {}
-    for i, one in enumerate(inputs):
-        by_shape.setdefault("any" if name == "serve_bytes" else one.shape, []).append(i)
-    rows, names = [None] * len(inputs), [b""] * len(inputs)
+    for i, one in enumerate(examples):
+        shapes = tuple((key, array.shape) for key, array in one.items())
+        by_shape.setdefault("any" if name == "serve_bytes" else shapes, []).append(i)
+    rows, names = [None] * len(examples), [b""] * len(examples)
     for places in by_shape.values():
-        group = [inputs[i] for i in places]
+        group = [examples[i] for i in places]
         if name == "serve_bytes":
-            group = [tf.io.encode_png(image).numpy() for image in group]
-        answer = signatures[name](**{key: tf.constant(group if name == "serve_bytes" else np.stack(group))})
+            given = {"image_bytes": [tf.io.encode_png(one["image"]).numpy() for one in group]}
+        else:
+            given = {key: np.stack([one[key] for one in group]) for key in group[0]}
+        answer = signatures[name](**{key: tf.constant(values) for key, values in given.items()})
         found = answer["mean" if name == "serve_uncertainty" else sys.argv[2]].numpy()
         for i, row in zip(places, found):
             rows[i] = row
@@ -65,7 +70,8 @@ while size := int.from_bytes(sys.stdin.buffer.read(8), "little"):
     sys.stdout.buffer.write(len(found.getvalue()).to_bytes(8, "little") + found.getvalue())
     sys.stdout.buffer.flush()
 """
-_Ask = Callable[[str, Sequence[np.ndarray]], tuple[np.ndarray, list[str]]]
+_Example = Mapping[str, np.ndarray]  # inputs by name
+_Ask = Callable[[str, Sequence[_Example]], tuple[np.ndarray, list[str]]]
 
 
 def check(
@@ -104,7 +110,8 @@ def check(
         UserError: if the predictions differ.
         RuntimeError: if it cannot be reloaded, or does not respond.
     """
-    raw = [given for given, *_ in source.splits["validation"].take(_COMPARED).as_numpy_iterator()]
+    inputs = splits.inputs
+    raw = [inputs.unpacked(given) for given, *_ in source.splits["validation"].take(_COMPARED).as_numpy_iterator()]
     ((standard, *_),) = pipeline.evaluation_batches(splits.validation.take(_COMPARED), config.data, _COMPARED)
     task, facts = splits.task, splits.task.facts
 
@@ -124,7 +131,7 @@ def check(
             lambda given, target, *_: (given, pipeline.resized_target(target, config.data, task))
         )
         for batch in _batches(pairs.as_numpy_iterator()):
-            answered, names = ask(savedmodel.DEFAULT, [given for given, _ in batch])
+            answered, names = ask(savedmodel.DEFAULT, [inputs.unpacked(given) for given, _ in batch])
             _check_names(savedmodel.DEFAULT, answered, names, splits)
             tally.update(np.stack([target for _, target in batch]), tf.constant(answered))
             if facts.exact:
@@ -139,13 +146,13 @@ def check(
     if seen != total or not (abs(found - measured) <= allowed or math.isnan(found) and math.isnan(measured)):
         raise UserError(
             f"export: the SavedModel has {facts.headline.title} {facts.headline.exactly(found)} on {seen:,} test "
-            f"{splits.kind.nouns}, but the network {facts.headline.exactly(measured)} on {total:,} when retrain "
+            f"{inputs.nouns}, but the network {facts.headline.exactly(measured)} on {total:,} when retrain "
             "evaluated it. If the data have changed since, run retrain again"
         )
     return {"largest_difference": largest, "metric": found, "total": seen}
 
 
-def _batches(examples: Iterable[tuple[np.ndarray, Any]]) -> Iterator[list[tuple[np.ndarray, Any]]]:
+def _batches(examples: Iterable[tuple[Any, Any]]) -> Iterator[list[tuple[Any, Any]]]:
     batch = []
     for example in examples:
         batch.append(example)
@@ -182,7 +189,7 @@ def _check_names(signature: str, probabilities: np.ndarray, names: list[str], sp
 
 @contextlib.contextmanager
 def _fresh_process(path: str | os.PathLike[str], primary: str) -> Iterator[_Ask]:
-    """Yields a function from a signature's name and inputs to answers and class names of a new process."""
+    """Yields a function from a signature's name and examples to answers and class names of a new process."""
     command = [sys.executable, "-c", _RELOAD, os.fspath(path), primary]
     # This process occupies the GPU's memory, so the new one does not use the GPU.
     environment = {**os.environ, **_WITHOUT_GPU, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -193,10 +200,12 @@ def _fresh_process(path: str | os.PathLike[str], primary: str) -> Iterator[_Ask]
         listener = threading.Thread(target=lambda: stderr_lines.extend(errors))  # a full pipe would block the process
         listener.start()
 
-        def ask(signature: str, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
+        def ask(signature: str, examples: Sequence[_Example]) -> tuple[np.ndarray, list[str]]:
             sent = io.BytesIO()
-            arrays: dict[str, Any] = {str(i): one for i, one in enumerate(inputs)}
-            np.savez(sent, signature=signature, **arrays)
+            arrays: dict[str, Any] = {
+                f"{i}/{key}": array for i, one in enumerate(examples) for key, array in one.items()
+            }
+            np.savez(sent, signature=signature, number=len(examples), **arrays)
             with contextlib.suppress(BrokenPipeError):  # it has exited, and reported why
                 into.write(len(sent.getvalue()).to_bytes(8, "little") + sent.getvalue())
                 into.flush()

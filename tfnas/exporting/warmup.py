@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,30 +26,32 @@ _PREDICT_LOG, _REQUEST, _MODEL_SPEC, _INPUTS, _NAME, _SIGNATURE, _KEY, _VALUE = 
 
 
 def write(
-    examples: np.ndarray, splits: pipeline.Splits, name: str, saved_model: str | os.PathLike[str], uncertainty: bool
+    examples: Any, splits: pipeline.Splits, name: str, saved_model: str | os.PathLike[str], uncertainty: bool
 ) -> None:
     """Adds warm-up requests to a SavedModel that `savedmodel.write` wrote, one per batch size and signature.
 
     Args:
-        examples: inputs of the validation split, (N, ...); the first 8 are used.
+        examples: inputs of the validation split, arrays (N, ...) in the structure of `splits.inputs`; the first 8 are
+            used.
         splits: the splits, whose examples are not read.
         name: name of the served model.
         saved_model: folder of the SavedModel.
         uncertainty: whether there is the signature `serve_uncertainty`.
     """
-    examples = examples[: _BATCHES[-1]]
-    inputs = {savedmodel.DEFAULT: (splits.kind.name, examples)}
-    if savedmodel.formats(splits.raw):
-        files = [tf.io.encode_png(image).numpy() for image in examples]
-        inputs[savedmodel.BYTES] = ("image_bytes", np.array(files, object))
+    arrays = {name: np.asarray(x)[: _BATCHES[-1]] for name, x in splits.inputs.unpacked(examples).items()}
+    inputs = {savedmodel.DEFAULT: arrays}
+    if savedmodel.formats(splits.inputs):
+        files = [tf.io.encode_png(image).numpy() for image in arrays["image"]]
+        inputs[savedmodel.BYTES] = {"image_bytes": np.array(files, object)}
     if uncertainty:
         inputs[savedmodel.UNCERTAINTY] = inputs[savedmodel.DEFAULT]
+    number = len(next(iter(arrays.values())))
     path = pathlib.Path(saved_model) / FILE
     path.parent.mkdir(exist_ok=True)
     logs = [
-        _prediction_log(name, signature, {key: values[:size]})
-        for signature, (key, values) in inputs.items()
-        for size in sorted({min(size, len(examples)) for size in _BATCHES})
+        _prediction_log(name, signature, {key: values[:size] for key, values in given.items()})
+        for signature, given in inputs.items()
+        for size in sorted({min(size, number) for size in _BATCHES})
     ]
     with add_filename(path), tf.io.TFRecordWriter(os.fspath(path)) as writer:
         for log in logs:

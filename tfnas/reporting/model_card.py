@@ -16,7 +16,7 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.tasks.facts import Facts
-from tfnas.tasks.input_kinds import IMAGES, InputKind
+from tfnas.tasks.network_inputs import Inputs
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -28,8 +28,7 @@ def card(
     config: Config,
     *,
     name: str,
-    input_shape: Sequence[int],
-    kind: InputKind,
+    inputs: Inputs,
     label_names: Sequence[str],
     sizes: Mapping[str, int],
     results: Results,
@@ -40,15 +39,14 @@ def card(
     signatures: Sequence[str],
     versions: Mapping[str, Mapping[str, str]],
     saved_model: pathlib.Path,
-    inputs: Mapping[str, str],
+    made_from: Mapping[str, str],
 ) -> dict[str, Any]:
     """The card as JSON has it: the same for the same run, but for what files and measurements differ in.
 
     Args:
         config: of the run.
         name: of the served model.
-        input_shape: of one input that the network takes.
-        kind: what the inputs are.
+        inputs: what the network takes of an example.
         label_names: in the order of the probabilities.
         sizes: examples by split.
         results: of retrain.
@@ -59,7 +57,7 @@ def card(
         signatures: that the SavedModel has.
         versions: by stage, in the order of the run, and package.
         saved_model: folder, whose files' digests are taken.
-        inputs: digests of the files that it was made from.
+        made_from: digests of the files that it was made from.
     """
     chosen, full, total = results.chosen_row, results.full_row, results.num_examples
     decided, gates = posterior.decided()
@@ -67,7 +65,7 @@ def card(
     return {
         "name": name,
         "version": config.export.version,
-        "task": facts.words.format(examples=kind.nouns),
+        "task": facts.words.format(examples=inputs.nouns),
         "network": {
             "chosen": results.chosen,
             "supernet": config.supernet.source or config.supernet.name,
@@ -81,10 +79,12 @@ def card(
         "data": {
             "title": data.title,
             "sizes": {**sizes, "test": total},
-            "input": {"name": kind.name, "dtype": kind.dtype, "shape": list(input_shape)},
-            "examples": kind.nouns,
+            "inputs": [
+                {"name": name, "dtype": one.dtype, "shape": list(one.shape)} for name, one in inputs.by_name.items()
+            ],
+            "examples": inputs.nouns,
             "classes": list(label_names),
-            "preprocessing": _preprocessing(data) if kind is IMAGES else None,
+            "preprocessing": _preprocessing(data) if inputs.images else None,
         },
         "metrics": {
             "validation": dict(chosen.validation),
@@ -110,8 +110,8 @@ def card(
         "reloaded": dict(reloaded),
         "signatures": list(signatures),
         "answers": facts.answers,
-        "intended_use": _uses(config, kind, label_names),
-        "limits": _limits(config, kind, results, label_names, versions),
+        "intended_use": _uses(config, inputs, label_names),
+        "limits": _limits(config, inputs, results, label_names, versions),
         "seed": config.seed,
         "config_sha256": stage_table.config_digest(config),
         "versions": {stage: dict(found) for stage, found in versions.items()},
@@ -121,7 +121,7 @@ def card(
                 for file in sorted(saved_model.rglob("*"))
                 if file.is_file()
             },
-            "inputs": dict(inputs),
+            "inputs": dict(made_from),
         },
     }
 
@@ -158,24 +158,26 @@ def _preprocessing(data: Data) -> dict[str, Any]:
     }
 
 
-def _uses(config: Config, kind: InputKind, label_names: Sequence[str]) -> list[str]:
-    raw = "raw images" if kind is IMAGES else "inputs"
-    prepared = "the SavedModel preprocesses them" if kind is IMAGES else "the SavedModel takes them as they are"
+def _uses(config: Config, inputs: Inputs, label_names: Sequence[str]) -> list[str]:
+    raw = "raw images" if inputs.are_images else "inputs"
+    prepared = "the SavedModel takes them as they are"
+    if inputs.images:
+        prepared = f"the SavedModel preprocesses {'them' if inputs.are_images else 'images'}"
     return [
         f"For {raw} like those of {config.data.title}: {prepared}.",
-        config.facts.use.format(example=kind.noun, count=f"{len(label_names):,}"),
+        config.facts.use.format(example=inputs.noun, count=f"{len(label_names):,}"),
     ]
 
 
 def _limits(
     config: Config,
-    kind: InputKind,
+    inputs: Inputs,
     results: Results,
     label_names: Sequence[str],
     versions: Mapping[str, Mapping[str, str]],
 ) -> list[str]:
     limits = [
-        f"It was measured on the test split of {config.data.title} only. How it does on {kind.nouns} from elsewhere, "
+        f"It was measured on the test split of {config.data.title} only. How it does on {inputs.nouns} from elsewhere, "
         "on damaged or distorted ones, or on ones made to mislead it, was not measured.",
         "The test split was read when retrain evaluated its finished networks, and by export, which scored the "
         "finished SavedModel.",
@@ -189,7 +191,7 @@ def _limits(
     if recall:
         worst = min(recall, key=lambda name: recall[name])
         limits.append(
-            f"Classes differ: of the test {kind.nouns} of '{worst}' it classifies {recall[worst]:.1%} correctly, the "
+            f"Classes differ: of the test {inputs.nouns} of '{worst}' it classifies {recall[worst]:.1%} correctly, the "
             "least of all classes. No other groups were compared."
         )
     if config.export.uncertainty:

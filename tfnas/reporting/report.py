@@ -24,7 +24,6 @@ from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior, read_posterior
 from tfnas.tasks.facts import Facts, Metric
-from tfnas.tasks.input_kinds import IMAGES, kind_of
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SEVERAL = "they are of several runs; run the stages again, in another --workdir"
@@ -292,14 +291,7 @@ def _exported(work: Workdir, config: config_lib.Config) -> dict[str, Any] | None
     if not work.has(stage_table.EXPORT_RESULTS, config):
         return None
     exported = work.read_json(stage_table.EXPORT_RESULTS, "report", Exported)
-    kind = kind_of(exported.input_dtype)
-    shape = "H, W, C" if kind is IMAGES else ", ".join(map(str, exported.input_shape))
-    return {
-        **vars(exported),
-        "path": repr(str(work.path / exported.saved_model)),
-        "input": kind,
-        "taken": f"{kind.dtype} (N, {shape}){', raw pixels' if kind is IMAGES else ''}",
-    }
+    return {**vars(exported), "path": repr(str(work.path / exported.saved_model))}
 
 
 def _repetition(work: Workdir, config: config_lib.Config) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated
 from tfnas.common.schema import MOST, Amount, Count, Loss, expect, list_of, number, text_of
 from tfnas.config import FORMATS
 from tfnas.runs.sampled import Kind, Metrics, Paired
+from tfnas.tasks.network_inputs import Inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Exported:
     Attributes:
         saved_model: folder of the version, in the working directory, as all files.
         card: for readers.
-        input_dtype, input_shape: of what the network takes of an example, before it is prepared.
+        inputs: what the network takes of an example, before it is prepared.
         largest_difference: of a probability, or a number, of the reloaded SavedModel from the network's.
         test: first metric of the task, as retrain measured it.
         served: that of the reloaded SavedModel.
@@ -158,8 +159,7 @@ class Exported:
 
     saved_model: str
     card: str
-    input_dtype: str
-    input_shape: tuple[int, ...]
+    inputs: Inputs
     largest_difference: Annotated[float, number(0)]
     test: Loss
     served: Loss

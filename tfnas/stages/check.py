@@ -34,8 +34,8 @@ def run(config: Config, path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         `data`, what messages call it; `sizes`, number of examples by split ('test' only where it is known unread);
-        `input_shape`, of one; `classes`, names; `parameters`, trainable, of the supernet, and what
-        its `gates` stand on, in words;
+        `input_shape`, of one, or a dict of several by name; `classes`, names; `parameters`, trainable, of the
+        supernet, and what its `gates` stand on, in words;
         `up_to_date`, names of the stages that a run would skip; `seconds`, about what those of search, sample and
         retrain will take that it would not.
 
@@ -78,7 +78,7 @@ def _check(config: Config, work: workdir.Workdir) -> dict[str, Any]:
     return {
         "data": config.data.title,
         "sizes": splits.sizes,
-        "input_shape": list(splits.input_shape),
+        "input_shape": splits.inputs.shapes,
         "classes": list(splits.label_names),
         "parameters": parameters,
         "gates": networks.gates_in_words(supernet),
@@ -103,7 +103,7 @@ def _measured(
     found = measured(settings.jit_compile)
     total = preflight.memory_bytes()
     of = f" of {_bytes(total)}" if total else " of the GPU's"
-    rate = f"{batch_size / found.seconds:,.0f} {splits.kind.nouns}/s"
+    rate = f"{batch_size / found.seconds:,.0f} {splits.inputs.nouns}/s"
     speed = f"a batch of {batch_size}: {1000 * found.seconds:,.0f} ms, {rate}"
     memory = f"up to {_bytes(found.memory_bytes)}{of} in use"
     _print(title, f"{speed}; {_once(found.tracing)}; {memory}")
@@ -133,7 +133,7 @@ def _measured_ranking(config: Config, splits: pipeline.Splits, supernet: Superne
     )
     size = min(size, splits.sizes["validation"])
     seconds = found.candidate_seconds + found.batch_seconds
-    _print("sample", f"a candidate on {size} {splits.kind.nouns}: {1000 * seconds:,.0f} ms; {_once(found.tracing)}")
+    _print("sample", f"a candidate on {size} {splits.inputs.nouns}: {1000 * seconds:,.0f} ms; {_once(found.tracing)}")
     return found
 
 
@@ -152,14 +152,14 @@ def _print_times(
     work = {
         "search": f"{search.epochs:,} epochs of {steps:,} steps",
         "sample": f"{preflight.num_candidates(config):,} candidates on {splits.sizes['validation']:,} "
-        f"{splits.kind.nouns}, if none leaves the race",
+        f"{splits.inputs.nouns}, if none leaves the race",
         "retrain": "all that is trained, as if it were as large as the full network",
     }
     left = {stage: time for stage, time in times.items() if stage not in done}
     for stage, time in left.items():
         _print(stage, f"{_shown(time)}: {work[stage]}")
     together = preflight.Time(sum(time.seconds for time in left.values()), sum(time.tracing for time in left.values()))
-    _print("in all", f"{_shown(together)}; left out: the test {splits.kind.nouns}, evaluate, export and report")
+    _print("in all", f"{_shown(together)}; left out: the test {splits.inputs.nouns}, evaluate, export and report")
 
 
 def _may_compile(jit_compile: bool) -> bool:

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 
 import keras
-import numpy as np
 
 from tfnas.common import atomic, digests, terminal
 from tfnas.common.errors import UserError
@@ -79,7 +78,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     try:
         saved = aside / target.name
         savedmodel.write(model, splits, config, saved, ensemble)
-        examples = np.stack([given for given, *_ in splits.validation.take(_WARMUP).as_numpy_iterator()])
+        examples = next(iter(splits.validation.batch(_WARMUP)))[0]
         warmup.write(examples, splits, name, saved, bool(ensemble))
         sources.check_test(config.data, folder)
         headline, total = task.facts.headline, results.num_examples
@@ -94,8 +93,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         card = model_card.card(
             config,
             name=name,
-            input_shape=splits.input_shape,
-            kind=splits.kind,
+            inputs=splits.inputs,
             label_names=splits.label_names,
             sizes=splits.sizes,
             results=results,
@@ -106,7 +104,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
             signatures=savedmodel.names(splits, ensemble),
             versions={**_versions(work), "export": provenance.versions()},
             saved_model=saved,
-            inputs={file: digests.of_file(work.path / file) for file in stage_table.STAGES["export"].inputs},
+            made_from={file: digests.of_file(work.path / file) for file in stage_table.STAGES["export"].inputs},
         )
         markdown = model_card.markdown(card, config.facts)
         cards = {model_card.JSON: json.dumps(card, indent=1) + "\n", model_card.MARKDOWN: markdown}
@@ -127,8 +125,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     exported = Exported(
         saved_model=str(target.relative_to(work.path)),
         card=f"{base}/{model_card.MARKDOWN}",
-        input_dtype=splits.kind.dtype,
-        input_shape=splits.input_shape,
+        inputs=splits.inputs,
         largest_difference=found["largest_difference"],
         test=measured,
         served=found["metric"],
@@ -146,11 +143,17 @@ def _versions(work: workdir.Workdir) -> dict[str, dict[str, str]]:
 
 
 def _check_fits(model: keras.Model, splits: pipeline.Splits, path: pathlib.Path) -> None:
-    shapes = [tuple(tensor.shape) for tensor in (*(model.inputs or ()), *(model.outputs or ()))]
-    head = splits.task.head(splits.input_shape, splits.num_outputs)
-    expected = [(None, *splits.input_shape), *([head] if head else shapes[1:])]
-    if shapes != expected:
-        raise UserError(f"{path}: input and output of shapes {expected} expected, as the data has. Received: {shapes}")
+    taken = building.input_shapes(model)
+    if not splits.inputs.named and len(taken) == 1:  # of any name
+        taken = splits.inputs.unpacked(*taken.values())
+    outputs = [tuple(tensor.shape) for tensor in model.outputs]
+    wanted = {name: (None, *one.shape) for name, one in splits.inputs.by_name.items()}
+    head = [splits.head] if splits.head else outputs
+    if (taken, outputs) != (wanted, head):
+        raise UserError(
+            f"{path}: inputs of shapes {wanted} and outputs of shapes {head} expected, as the data has. Received: "
+            f"{taken} and {outputs}"
+        )
 
 
 def _ensemble(config: Config, work: workdir.Workdir, splits: pipeline.Splits) -> list[keras.Model]:

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ from tfnas.config import Config
 from tfnas.data import pipeline
 from tfnas.runs import workdir
 from tfnas.shrinking.preview import Preview, preview
-from tfnas.tasks.input_kinds import IMAGES
+from tfnas.tasks.network_inputs import Input
 from tfnas.training import building, networks
 
 PICTURE = "preview.png"
@@ -48,9 +48,9 @@ def run(config: Config, path: str | os.PathLike[str]) -> None:
         # As many as are measured, because training would shuffle, and so read, all.
         few = dataclasses.replace(splits, train=splits.train.take(number), sizes={**splits.sizes, "train": number})
         moments = _moments(few, config)
-        picture = work.write(PICTURE, lambda file: _draw(few, config, file)) if splits.kind is IMAGES else None
+        picture = work.write(PICTURE, lambda file: _draw(few, config, file)) if splits.inputs.are_images else None
         expected = None if config.search.published else _expected(config, splits)
-    print(f"{config.data.title}: {splits.summary()}; of {number:,} training {splits.kind.nouns} {moments}")
+    print(f"{config.data.title}: {splits.summary()}; of {number:,} training {splits.inputs.nouns} {moments}")
     if picture:
         print(f"preview   {picture}")
     if expected is not None:
@@ -77,18 +77,32 @@ def _moments(splits: pipeline.Splits, config: Config) -> str:
 
     Of images, these are each channel's, of pixels scaled to [0, 1]; of values, the least and largest of all features.
     """
-    of_images, features = splits.kind is IMAGES, splits.input_shape[-1]
-    count, total, squares = 0, np.zeros(features), np.zeros(features)
-    for given in splits.train.map(lambda given, *_: pipeline.prepare(given, config.data)):
-        numbers = given.numpy().reshape(-1, features).astype(np.float64) / (255.0 if of_images else 1.0)
-        count += len(numbers)
-        total += numbers.sum(0)
-        squares += (numbers**2).sum(0)
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    if of_images:
-        return f"mean={_tuple(mean)}, std={_tuple(std)}"
-    return f"mean from {mean.min():.4g} to {mean.max():.4g}, std from {std.min():.4g} to {std.max():.4g} by feature"
+    inputs, sums = splits.inputs, {name: _Sums(one) for name, one in splits.inputs.by_name.items()}
+    for given in splits.train.map(lambda given, *_: pipeline.prepare(given, config.data)).as_numpy_iterator():
+        for name, array in inputs.unpacked(given).items():
+            sums[name].add(array)
+    return "; ".join(f"{name} " * inputs.named + found.in_words() for name, found in sums.items())
+
+
+class _Sums:
+    """Sums along the last axis, over the arrays of one input that are added."""
+
+    def __init__(self, one: Input):
+        self._is_image, self._features = one.is_image, cast("int", one.shape[-1])
+        self._count, self._total, self._squares = 0, np.zeros(self._features), np.zeros(self._features)
+
+    def add(self, array: np.ndarray) -> None:
+        numbers = array.reshape(-1, self._features).astype(np.float64) / (255.0 if self._is_image else 1.0)
+        self._count += len(numbers)
+        self._total += numbers.sum(0)
+        self._squares += (numbers**2).sum(0)
+
+    def in_words(self) -> str:
+        mean = self._total / self._count
+        std = np.sqrt(np.maximum(self._squares / self._count - mean**2, 0.0))
+        if self._is_image:
+            return f"mean={_tuple(mean)}, std={_tuple(std)}"
+        return f"mean from {mean.min():.4g} to {mean.max():.4g}, std from {std.min():.4g} to {std.max():.4g} by feature"
 
 
 def _tuple(values: np.ndarray) -> str:

@@ -1,7 +1,7 @@
 """Tasks: their losses and metrics, the form of their targets, and what their networks answer.
 
 facts.py       names, directions and forms of a task's metrics, and what a run of it may ask for. No TensorFlow
-input_kinds.py kinds of inputs that a network is given of an example: images and values. No TensorFlow
+network_inputs.py inputs of a network: one array of an example or several, images or values. No TensorFlow
 functions.py   losses and metrics that are the user's own functions
 columns.py     metrics of networks over all examples of a split
 task.py        the base class of tasks

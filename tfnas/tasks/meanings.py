@@ -191,9 +191,9 @@ class Segmentation(Task):
         """Number of classes that there are at least."""
         return int(target.max()) + 1
 
-    def head(self, input_shape: Sequence[int], outputs: int) -> tuple[int | None, ...]:
+    def head(self, image_shape: Sequence[int | None], outputs: int) -> tuple[int | None, ...]:
         """One logit for each pixel and class."""
-        return (None, *input_shape[:2], outputs)
+        return (None, *image_shape[:2], outputs)
 
     def _usual_loss(self, logits: bool, one_hot: bool) -> keras.losses.Loss:
         return cross_entropy(logits, one_hot)
@@ -233,7 +233,7 @@ class Custom(Task):
     def check_target(self, target: np.ndarray, outputs: int | None, about: str) -> None:
         """Accepts anything: the user's loss decides."""
 
-    def head(self, input_shape: Sequence[int], outputs: int) -> None:
+    def head(self, image_shape: Sequence[int | None], outputs: int) -> None:
         """Accepts any output."""
 
     @functools.cached_property

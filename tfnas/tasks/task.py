@@ -82,8 +82,13 @@ class Task(abc.ABC):
 
     # Networks
 
-    def head(self, input_shape: Sequence[int], outputs: int) -> tuple[int | None, ...] | None:
-        """Shape of a network's output; None for any."""
+    def head(self, image_shape: Sequence[int | None], outputs: int) -> tuple[int | None, ...] | None:
+        """Shape of a network's output; None for any.
+
+        Args:
+            image_shape: (H, W, C) of the input that a mask belongs to, if there is one.
+            outputs: number of classes, labels or numbers.
+        """
         return (None, outputs)
 
     def loss(self, logits: bool = True, one_hot: bool = False) -> keras.losses.Loss:

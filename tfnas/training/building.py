@@ -20,7 +20,6 @@ from tfnas.gating.supernet import Supernet
 from tfnas.runs.stage_table import SUPERNET
 from tfnas.runs.workdir import Workdir
 from tfnas.tasks import meanings
-from tfnas.tasks.input_kinds import IMAGES
 from tfnas.tasks.recognition import activation_of
 from tfnas.tasks.task import Task
 
@@ -59,9 +58,12 @@ def builder_name(config: config_lib.Config) -> str:
 
 
 def network_arguments(config: config_lib.Config, splits: pipeline.Splits) -> dict[str, Any]:
-    """Returns the arguments of the function that `builder_name` names, for these inputs and targets."""
+    """Returns the arguments of the function that `builder_name` names, for these inputs and targets.
+
+    Several inputs have their shapes in a dict by name.
+    """
     outputs = {splits.task.argument: splits.num_outputs} if splits.label_names else {}
-    return {**config.supernet.arguments(), **outputs, "input_shape": splits.input_shape}
+    return {**config.supernet.arguments(), **outputs, "input_shape": splits.inputs.shapes}
 
 
 def network(config: config_lib.Config, splits: pipeline.Splits) -> keras.Model:
@@ -84,16 +86,16 @@ def _built(config: config_lib.Config, splits: pipeline.Splits) -> keras.Model:
         model = user_functions.call("supernet.source", source, build, **arguments)
         _check_network(model, source, splits)
         return model
-    if len(splits.input_shape) != 3:
+    if splits.inputs.named or not splits.inputs.spatial:
         raise UserError(
-            f"supernet.source: a model of yours expected for inputs {splits.input_shape} of '{config.data.title}'. "
+            f"supernet.source: a model of yours expected for inputs {splits.inputs.shapes} of '{config.data.title}'. "
             f"Received: '{config.supernet.name}', which takes images (height, width, channels)"
         )
     try:
         return build(**arguments)
     except ValueError as error:
         hint = f"; for '{config.data.title}' set --config.data.image_size to resize its images"
-        raise UserError(f"{error}{hint if splits.kind is IMAGES else ''}") from None
+        raise UserError(f"{error}{hint if splits.inputs.are_images else ''}") from None
 
 
 def _load_weights(model: keras.Model, file: pathlib.Path, name: str) -> None:
@@ -128,19 +130,13 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
             f"supernet.source: '{source}' must return a functional or Sequential model with an Input. "
             f"Received: {type(model).__name__}"
         )
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+    _check_inputs(model, source, splits)
+    if len(model.outputs) != 1:
         raise UserError(
-            f"supernet.source: the model of '{source}' must have one input and one output. Received: "
-            f"{len(model.inputs)} and {len(model.outputs)}; call tfnas.shrink from Python, which takes several"
+            f"supernet.source: the model of '{source}' must have one output. Received: {len(model.outputs)}; call "
+            "tfnas.shrink from Python, which takes several"
         )
-    takes, returns = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
-    expected = (None, *splits.input_shape)
-    if len(takes) != len(expected) or any(a not in (None, b) for a, b in zip(takes, expected, strict=True)):
-        raise UserError(
-            f"supernet.source: the model of '{source}' must take {splits.kind.nouns} {expected}. "
-            f"Received: input {takes}"
-        )
-    head = splits.task.head(splits.input_shape, splits.num_outputs)
+    returns, head = tuple(model.outputs[0].shape), splits.head
     if head is not None and not _fits(returns, head):
         raise UserError(
             f"supernet.source: the model of '{source}' must return {splits.task.per_output.format(head)}. "
@@ -152,6 +148,37 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
         raise UserError(
             f"supernet.source: the model of '{source}' must return logits. Received: a {activation} in '{last.name}'"
         )
+
+
+def _check_inputs(model: keras.Model, source: str, splits: pipeline.Splits) -> None:
+    named, shapes = splits.inputs.named, input_shapes(model)
+    wanted = {name: (None, *one.shape) for name, one in splits.inputs.by_name.items()}
+    if named and set(shapes) != set(wanted):
+        raise UserError(
+            f"supernet.source: the model of '{source}' must have the inputs {', '.join(sorted(wanted))}, as the data "
+            f"have. Received: {', '.join(sorted(shapes))}; name them, as by keras.Input(shape, name=...)"
+        )
+    if len(shapes) != len(wanted):
+        raise UserError(
+            f"supernet.source: the model of '{source}' must have one input. Received: {len(shapes)}; return examples "
+            f"with a dict of inputs by these names, {', '.join(sorted(shapes))}, from data.source"
+        )
+    if not named:  # the only one may have any name
+        shapes = dict(zip(wanted, shapes.values(), strict=True))
+    for name, expected in wanted.items():
+        takes = shapes[name]
+        if len(takes) != len(expected) or any(a not in (None, b) for a, b in zip(takes, expected, strict=True)):
+            what = f"'{name}' of shape" if named else splits.inputs.nouns
+            raise UserError(
+                f"supernet.source: the model of '{source}' must take {what} {expected}. Received: input {takes}"
+            )
+
+
+def input_shapes(model: keras.Model) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of a functional model's inputs, by the names by which it takes them from a dict."""
+    given = getattr(model, "input", None)  # which a Sequential model may not have
+    tensors = given if isinstance(given, dict) else {x.name: x for x in model.inputs}
+    return {name: tuple(getattr(x, "shape", ())) for name, x in tensors.items()}
 
 
 def _fits(shape: tuple[int | None, ...], expected: tuple[int | None, ...]) -> bool:

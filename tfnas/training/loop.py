@@ -26,8 +26,7 @@ from tfnas.tasks.task import Task
 from tfnas.training import distribution
 from tfnas.training.distillation import Teacher
 
-# Seconds between the times when the loop waits for the devices, to read the totals.
-_SYNC_SECONDS = 1.0
+_SYNC_SECONDS = 1.0  # between the times when the loop waits for the devices, to read the totals
 _TITLE = 9  # columns
 
 Batches = Callable[[int, Share], tf.data.Dataset]
@@ -114,11 +113,11 @@ class Step:
         bad = tf.where(tf.math.is_finite(loss), tf.constant(math.inf, tf.float64), number)
         return tf.stack([totals[0] + loss, totals[1] + metrics, tf.minimum(totals[2], bad)])
 
-    def _replica_step(self, batch: tuple[tf.Tensor, ...]) -> tf.Tensor:
+    def _replica_step(self, batch: tuple[Any, ...]) -> tf.Tensor:
         variables = self._model.trainable_variables
-        parts = [tf.split(value, self._accumulate) for value in batch] if self._accumulate > 1 else [[v] for v in batch]
-        gradients, figures = self._gradients(*(part[0] for part in parts))
-        for part in zip(*(part[1:] for part in parts), strict=True):
+        parts = _parts(batch, self._accumulate) if self._accumulate > 1 else [batch]
+        gradients, figures = self._gradients(*parts[0])
+        for part in parts[1:]:
             more, further = self._gradients(*part)
             gradients = [a if b is None else b if a is None else a + b for a, b in zip(gradients, more, strict=True)]
             figures += further
@@ -131,7 +130,7 @@ class Step:
         return figures
 
     def _part(
-        self, inputs: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor | None = None
+        self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor | None = None
     ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
         """Returns the gradients of one part's share of the loss, that share, and the sum of the examples' metrics."""
         taught = self._teacher.outputs(inputs) if self._teacher else None
@@ -152,6 +151,12 @@ class Step:
         self.has_metric = self.task.facts.example.name in found
         metrics = tf.reduce_sum(found[self.task.facts.example.name]) if self.has_metric else 0.0
         return gradients, tf.stack([loss, metrics])
+
+
+def _parts(batch: tuple[Any, ...], number: int) -> list[Any]:
+    """A batch of structures of tensors, in equal, consecutive parts."""
+    split = [tf.split(x, number) for x in tf.nest.flatten(batch)]
+    return [tf.nest.pack_sequence_as(batch, part) for part in zip(*split, strict=True)]
 
 
 def _agree_on_finite(gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:

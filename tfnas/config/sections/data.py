@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError
 from tfnas.config import fields
+
+_RANDOM = ("pad_crop", "flip", "cutout", "random_resized_crop")  # settings that change training images at random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Data:
     data_dir: str = ""  # TFDS folder, for `name`; empty: $TFDS_DATA_DIR, else TFDS's own default
     folder: str = ""  # DIR of DIR/CLASS/*.jpg (all of it the split 'train') or DIR/SPLIT/CLASS/*.jpg; .jpeg, .png too
     # 'package.module:function' that returns the three splits, of images uint8 or of values float32, which the settings
-    # below `channels` are not for; train, validation, test are not used
+    # below `channels` are not for, or of dicts of them by name; train, validation, test are not used
     source: str = ""
     train: str = "train[:1000]"  # TFDS split expressions; they must not overlap
     validation: str = "train[1000:]"  # ranks the candidates
@@ -79,9 +82,17 @@ class Data:
 
     def check_unprepared(self) -> None:
         """Raises UserError for a setting that prepares images, which `source` does not return."""
-        defaults = self._defaults()
         expected = f"left out: '{self.source}' returns values, not images uint8, and they reach the network as they are"
-        for name in ("image_size", "mean", "std", "pad_crop", "flip", "cutout", "random_resized_crop"):
+        self._check_default(("image_size", "mean", "std", *_RANDOM), expected)
+
+    def check_unaugmented(self, images: Sequence[str]) -> None:
+        """Raises UserError for a setting that changes an image at random, of which `source` returns several."""
+        expected = f"left out: '{self.source}' returns several images of an example ({', '.join(images)})"
+        self._check_default(_RANDOM, expected)
+
+    def _check_default(self, names: Sequence[str], expected: str) -> None:
+        defaults = self._defaults()
+        for name in names:
             given = getattr(self, name)
             fields.require(given == defaults[name], f"data.{name}", given, expected)
 

@@ -14,6 +14,7 @@ from tfnas import config as config_lib
 from tfnas.common import terminal
 from tfnas.common.errors import UserError
 from tfnas.data.sources.splits import SPLITS, Source, parts_of, sizes_of
+from tfnas.tasks import network_inputs
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png")
 _CLUTTER = ("thumbs.db", "desktop.ini")  # files that Windows adds to folders of images; hidden files are skipped too
@@ -69,7 +70,9 @@ def from_folder(config: config_lib.Data) -> Source:
         pairs = tf.data.Dataset.from_tensor_slices(([path for path, _ in chosen[split]], labels))
         return pairs.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    return Source({split: examples(split) for split in SPLITS}, sizes_of(parts), shape, tuple(names))
+    return Source(
+        {split: examples(split) for split in SPLITS}, sizes_of(parts), network_inputs.one(shape), tuple(names)
+    )
 
 
 def decode(content: tf.Tensor, channels: int) -> tf.Tensor:

@@ -19,6 +19,7 @@ from tfnas import config as config_lib
 from tfnas.common import terminal
 from tfnas.common.errors import UserError, unwritable
 from tfnas.data.sources.splits import SPLITS, Part, Source, parts_of, sizes_of
+from tfnas.tasks import network_inputs
 
 tfds.disable_progress_bar()
 
@@ -91,7 +92,9 @@ def from_tfds(config: config_lib.Data, folder: pathlib.Path) -> Source:
             split=getattr(config, split), as_supervised=True, shuffle_files=False, read_config=read
         )
 
-    return Source({split: examples(split) for split in SPLITS}, sizes_of(parts), shape, tuple(labels.names))
+    return Source(
+        {split: examples(split) for split in SPLITS}, sizes_of(parts), network_inputs.one(shape), tuple(labels.names)
+    )
 
 
 def check_test(config: config_lib.Data, folder: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from tfnas import config as config_lib
 from tfnas.common import user_functions
 from tfnas.common.errors import UserError, plain_message
 from tfnas.data.sources.splits import SPLITS, Source
-from tfnas.tasks.input_kinds import IMAGES, VALUES, InputKind, kind_of
+from tfnas.tasks import network_inputs
+from tfnas.tasks.network_inputs import IMAGE, VALUES, Input, Inputs
 from tfnas.tasks.task import Task
 
 _SHRINK = "call tfnas.shrink from Python, which takes any inputs"
@@ -36,16 +38,26 @@ def from_function(config: config_lib.Data, task: Task) -> Source:
         about = f"data.source: {split} of '{config.source}'"
         splits[split] = _dataset(given[split], about)
         _check_elements(splits[split], about, task)
-    kind = _one_kind(splits, config)
-    if kind is VALUES:
-        config.check_unprepared()
+    inputs = _one_structure(splits, config)
+    _check_settings(inputs, config)
+    if len(inputs.images) < len(inputs.by_name):
         splits = {split: dataset.map(_in_float32) for split, dataset in splits.items()}
-    surveys = {split: _survey(splits[split], split, config, task) for split in ("train", "validation")}
+    surveys = {split: _survey(splits[split], split, inputs, config, task) for split in ("train", "validation")}
 
-    _check_disjoint(surveys["train"].digests, surveys["validation"].digests, kind, config)
-    shape = _one_shape(surveys["train"].shapes | surveys["validation"].shapes, kind, config)
-    if not (known := splits["test"].element_spec[0].shape).is_compatible_with(shape):
-        raise UserError(f"data.source: test of '{config.source}' has {kind.nouns} of shape {known}; expected {shape}")
+    _check_disjoint(surveys["train"].digests, surveys["validation"].digests, inputs, config)
+    shapes = {name: surveys["train"].shapes[name] | surveys["validation"].shapes[name] for name in inputs.by_name}
+    fixed = {
+        name: Input(array.dtype, _one_shape(shapes[name], name, inputs, config))
+        for name, array in inputs.by_name.items()
+    }
+    inputs = dataclasses.replace(inputs, by_name=fixed)
+    for name, spec in inputs.unpacked(splits["test"].element_spec[0]).items():
+        if not spec.shape.is_compatible_with(inputs.by_name[name].shape):
+            what = f"'{name}'" if inputs.named else inputs.nouns
+            raise UserError(
+                f"data.source: test of '{config.source}' has {what} of shape {spec.shape}; expected "
+                f"{inputs.by_name[name].shape}"
+            )
     outputs = max(survey.num_outputs for survey in surveys.values())
     names = names or (tuple(str(i) for i in range(outputs)) if task.has_names else ())
     if task.has_names and outputs > len(names):
@@ -59,34 +71,37 @@ def from_function(config: config_lib.Data, task: Task) -> Source:
         # reads.
         about = f"data.source: {split} of '{config.source}' has"
 
-        def check(target: np.ndarray, weight: np.ndarray, actual: np.ndarray, finite: np.ndarray) -> np.ndarray:
+        def check(target: np.ndarray, weight: np.ndarray, finite: np.ndarray, *shapes: np.ndarray) -> np.ndarray:
             task.check_target(target, len(names), about)
             _check_weight(weight, about)
             _check_finite(finite, about)
-            if len(actual) != len(shape) or any(a not in (None, b) for a, b in zip(shape, actual, strict=True)):
-                raise UserError(f"{about} an {kind.noun} of shape {tuple(actual.tolist())}; expected {shape}")
+            for (name, array), actual in zip(inputs.by_name.items(), shapes, strict=True):
+                wanted = array.shape
+                if len(actual) != len(wanted) or any(a not in (None, b) for a, b in zip(wanted, actual, strict=True)):
+                    what = f"an input '{name}'" if inputs.named else f"an {inputs.noun}"
+                    raise UserError(f"{about} {what} of shape {tuple(actual.tolist())}; expected {wanted}")
             return target
 
-        def example(given: tf.Tensor, target: tf.Tensor, *weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def example(given: Any, target: tf.Tensor, *weight: tf.Tensor) -> tuple[Any, ...]:
+            arrays = inputs.unpacked(given)
             weight = tuple(tf.cast(w, tf.float32) for w in weight)
             target = tf.cast(target, tf.int64) if task.integers else target
             weighed = weight[0] if weight else tf.constant(1.0)
-            shapes = splits[split].element_spec[1].shape
-            finite = tf.reduce_all(tf.math.is_finite(given)) if kind is VALUES else tf.constant(True)
-            target = tf.numpy_function(check, [target, weighed, tf.shape(given), finite], target.dtype, stateful=False)
+            spec = splits[split].element_spec[1]
+            values = [tf.reduce_all(tf.math.is_finite(x)) for x in arrays.values() if x.dtype.is_floating]
+            shapes = [tf.shape(arrays[name]) for name in inputs.by_name]
+            facts = [target, weighed, tf.reduce_all(values), *shapes]
+            target = tf.numpy_function(check, facts, target.dtype, stateful=False)
             with tf.control_dependencies([target]):
-                return (
-                    tf.ensure_shape(tf.identity(given), shape),
-                    task.prepared(tf.ensure_shape(target, shapes)),
-                    *weight,
-                )
+                fixed = {n: tf.ensure_shape(tf.identity(arrays[n]), array.shape) for n, array in inputs.by_name.items()}
+                return inputs.packed(fixed), task.prepared(tf.ensure_shape(target, spec.shape)), *weight
 
         return splits[split].map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     sizes = {split: survey.size for split, survey in surveys.items()}
     if (size := int(splits["test"].cardinality())) >= 0:
         sizes["test"] = size
-    return Source({split: checked(split) for split in SPLITS}, sizes, shape, names, kind)
+    return Source({split: checked(split) for split in SPLITS}, sizes, inputs, names)
 
 
 def _takes_one(function: Any) -> bool:
@@ -129,13 +144,27 @@ def _dataset(given: Any, about: str) -> tf.data.Dataset:
             f"{about} must be a tf.data.Dataset, or a tuple (inputs, targets) or (inputs, targets, weights) of arrays. "
             f"Received: {type(given).__name__}"
         )
+    parts = tuple(dict(part) if isinstance(part, Mapping) else part for part in given)
+    _check_named(parts[0], about)
     try:
-        return tf.data.Dataset.from_tensor_slices(tuple(np.asarray(part) for part in given))
+        return tf.data.Dataset.from_tensor_slices(tuple(_arrays(part) for part in parts))
     except (ValueError, TypeError, tf.errors.InvalidArgumentError):
+        shapes = [{n: np.shape(x) for n, x in p.items()} if isinstance(p, dict) else np.shape(p) for p in parts]
         raise UserError(
-            f"{about} must have arrays of numbers, one row per example. Received: shapes "
-            f"{[np.shape(part) for part in given]}"
+            f"{about} must have arrays of numbers, one row per example. Received: shapes {shapes}"
         ) from None
+
+
+def _arrays(part: Any) -> Any:
+    return {name: np.asarray(x) for name, x in part.items()} if isinstance(part, dict) else np.asarray(part)
+
+
+def _check_named(given: Any, about: str) -> None:
+    if isinstance(given, tuple):
+        raise UserError(
+            f"{about} has several inputs without names: make them a dict, whose keys are the names of the model's "
+            "inputs, such as {'image': ..., 'age': ...}"
+        )
 
 
 def _check_elements(dataset: tf.data.Dataset, about: str, task: Task) -> None:
@@ -144,23 +173,19 @@ def _check_elements(dataset: tf.data.Dataset, about: str, task: Task) -> None:
         inputs = "image uint8 or float32 (height, width, channels)"
     expected = f"single ({inputs}, {task.target}) examples"
     spec = dataset.element_spec
-    tensors = isinstance(spec, tuple) and all(isinstance(s, tf.TensorSpec) for s in spec)
-    if not tensors or len(spec) not in (2, 3):
-        raise UserError(
-            f"{about} must yield {expected}, as pairs, or with weights as triples. Received: {spec}; for several "
-            f"inputs or outputs, {_SHRINK}"
-        )
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        raise UserError(f"{about} must yield {expected}, as pairs, or with weights as triples. Received: {spec}")
     given, target, *weight = spec
-    if not (given.dtype == tf.uint8 or given.dtype.is_floating):
-        raise UserError(f"{about} must yield {expected}. Received: inputs of {given.dtype.name}; cast them to either")
-    rank, pixels = given.shape.rank, given.dtype == tf.uint8
-    fits = rank is None or (rank == 3 if pixels or task.facts.spatial else rank > 0)
-    if not fits or target.shape.rank not in task.ranks:
-        hint = "; do not batch them" if rank == 4 else "; cast other inputs to float32" if pixels else ""
-        raise UserError(
-            f"{about} must yield {expected}. Received: inputs {given.dtype.name} {given.shape} and targets "
-            f"{target.shape}{'' if fits else hint}"
-        )
+    _check_named(given, about)
+    arrays = given if isinstance(given, dict) else {"": given}
+    if not arrays or not all(isinstance(s, tf.TensorSpec) for s in arrays.values()):
+        raise UserError(f"{about} must yield {expected}, the inputs a tensor or a dict of them. Received: {given}")
+    if not all(isinstance(s, tf.TensorSpec) for s in (target, *weight)):
+        raise UserError(f"{about} must yield {expected}. Received: targets {target}; for several outputs, {_SHRINK}")
+    for name, array in arrays.items():
+        _check_array(name, array, target, f"{about} must yield {expected}", task.facts.spatial and len(arrays) == 1)
+    if target.shape.rank not in task.ranks:
+        raise UserError(f"{about} must yield {expected}. Received: targets {target.shape}")
     if task.integers and target.shape.rank in task.ranks[:1] and not target.dtype.is_integer:
         raise UserError(f"{about} must yield {expected}. Received: targets of {target.dtype.name}")
     if not (target.dtype.is_integer or target.dtype.is_floating or target.dtype.is_bool):
@@ -173,39 +198,79 @@ def _check_elements(dataset: tf.data.Dataset, about: str, task: Task) -> None:
         raise UserError(f"{about} is infinite; expected one pass over the examples, without repeat()")
 
 
-def _one_kind(splits: Mapping[str, tf.data.Dataset], config: config_lib.Data) -> InputKind:
-    """Returns the kind of inputs that all splits have."""
-    dtypes = {split: dataset.element_spec[0].dtype for split, dataset in splits.items()}
-    kinds = {kind_of(dtype.name) for dtype in dtypes.values()}
-    if len(kinds) > 1:
-        found = ", ".join(f"{dtype.name} in {split}" for split, dtype in dtypes.items())
+def _check_array(name: Any, array: tf.TensorSpec, target: tf.TensorSpec, expected: str, is_image: bool) -> None:
+    """Raises UserError for an input that is neither an image nor values; one that has a name, with that."""
+    if name and not (isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)):
         raise UserError(
-            f"data.source: all inputs of '{config.source}' must be images uint8, or all values float32. "
-            f"Received: {found}"
+            f"{expected}, with inputs whose names are letters, digits and underscores. Received: an input {name!r}"
         )
-    return kinds.pop()
+    what = f"input '{name}'" if name else "inputs"
+    if not (array.dtype == tf.uint8 or array.dtype.is_floating):
+        raise UserError(
+            f"{expected}. Received: {what} of {array.dtype.name}; cast {'it' if name else 'them'} to either"
+        )
+    rank, pixels = array.shape.rank, array.dtype == tf.uint8
+    if rank is not None and not (rank == 3 if pixels or is_image else rank > 0):
+        hint = "; do not batch them" if rank == 4 else "; cast other inputs to float32" if pixels else ""
+        raise UserError(
+            f"{expected}. Received: {what} {array.dtype.name} {array.shape} and targets {target.shape}{hint}"
+        )
 
 
-def _in_float32(given: tf.Tensor, *others: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    return tf.cast(given, tf.float32), *others
+def _one_structure(splits: Mapping[str, tf.data.Dataset], config: config_lib.Data) -> Inputs:
+    """Returns the inputs that all splits have, whose shapes are not known yet."""
+    found = {split: dataset.element_spec[0] for split, dataset in splits.items()}
+    named = {split: isinstance(given, dict) for split, given in found.items()}
+    names = {split: tuple(sorted(given)) if named[split] else () for split, given in found.items()}
+    if len(set(names.values())) > 1:
+        shown = ", ".join(f"{' and '.join(given) or 'one without a name'} in {split}" for split, given in names.items())
+        raise UserError(f"data.source: all splits of '{config.source}' must have the same inputs. Received: {shown}")
+    by_name = {}
+    for name in names["train"] or [""]:
+        dtypes = {split: (given[name] if name else given).dtype for split, given in found.items()}
+        if len({dtype == tf.uint8 for dtype in dtypes.values()}) > 1:
+            shown = ", ".join(f"{dtype.name} in {split}" for split, dtype in dtypes.items())
+            what = f"inputs '{name}'" if name else "inputs"
+            raise UserError(
+                f"data.source: all {what} of '{config.source}' must be images uint8, or all values float32. "
+                f"Received: {shown}"
+            )
+        by_name[name] = Input(IMAGE if dtypes["train"] == tf.uint8 else VALUES, ())
+    return Inputs(by_name, named=True) if named["train"] else network_inputs.one((), by_name[""].dtype)
 
 
-def _check_disjoint(train: set[bytes], validation: set[bytes], kind: InputKind, config: config_lib.Data) -> None:
+def _check_settings(inputs: Inputs, config: config_lib.Data) -> None:
+    """Raises UserError for settings of images that these inputs are not."""
+    if not inputs.images:
+        config.check_unprepared()
+    elif len(inputs.images) > 1:
+        config.check_unaugmented(inputs.images)
+
+
+def _in_float32(given: Any, *others: tf.Tensor) -> tuple[Any, ...]:
+    """The example with values in float32."""
+    return tf.nest.map_structure(lambda x: x if x.dtype == tf.uint8 else tf.cast(x, tf.float32), given), *others
+
+
+def _check_disjoint(train: set[bytes], validation: set[bytes], inputs: Inputs, config: config_lib.Data) -> None:
     # Rows of a table may be equal and yet different examples, unlike images; not all of them.
     common = len(train & validation)
-    if common and (kind is IMAGES or common == len(validation)):
+    if common and (inputs.images or common == len(validation)):
         raise UserError(
-            f"data.source: {common:,} {kind.nouns} are both in train and in validation of '{config.source}'; splits "
+            f"data.source: {common:,} {inputs.nouns} are both in train and in validation of '{config.source}'; splits "
             "must be disjoint"
         )
 
 
-def _one_shape(shapes: set[tuple[int, ...]], kind: InputKind, config: config_lib.Data) -> tuple[int | None, ...]:
+def _one_shape(
+    shapes: set[tuple[int, ...]], name: str, inputs: Inputs, config: config_lib.Data
+) -> tuple[int | None, ...]:
     """Returns the shape of one input; height and width are None if images differ in them."""
-    if kind is VALUES:
+    if not inputs.by_name[name].is_image:
         if len(shapes) > 1:
             found = " and ".join(str(shape) for shape in sorted(shapes)[:2])
-            raise UserError(f"data.source: inputs of '{config.source}' must have one shape. Received: {found}")
+            what = f"inputs '{name}'" if inputs.named else "inputs"
+            raise UserError(f"data.source: {what} of '{config.source}' must have one shape. Received: {found}")
         return shapes.pop()
     channels = {shape[-1] for shape in shapes}
     if len(channels) > 1:
@@ -231,37 +296,52 @@ def _check_finite(finite: Any, about: str) -> None:
 @dataclasses.dataclass(frozen=True)
 class _Survey:
     size: int
-    shapes: set[tuple[int, ...]]
+    shapes: dict[str, set[tuple[int, ...]]]  # by name of the input
     num_outputs: int
     digests: set[bytes]
 
 
-def _survey(dataset: tf.data.Dataset, split: str, config: config_lib.Data, task: Task) -> _Survey:
+def _survey(dataset: tf.data.Dataset, split: str, inputs: Inputs, config: config_lib.Data, task: Task) -> _Survey:
     about = f"data.source: {split} of '{config.source}'"
-    size, shapes, outputs, digests = 0, set(), 0, set()
+    size, outputs, digests = 0, 0, set()
+    shapes: dict[str, set[tuple[int, ...]]] = {name: set() for name in inputs.by_name}
     try:
         for given, target, *weight in dataset.as_numpy_iterator():
-            target, pixels = np.asarray(target), given.dtype == np.uint8
-            if (pixels or task.facts.spatial) and given.ndim != 3:
-                raise UserError(
-                    f"{about} must yield images (height, width, channels). Received: shapes {given.shape} and "
-                    f"{target.shape}"
-                )
-            if task.facts.spatial and target.shape[:2] != given.shape[:2]:
-                raise UserError(
-                    f"{about} must yield masks of the image's height and width. Received: shapes {given.shape} and "
-                    f"{target.shape}"
-                )
-            if not pixels:
-                _check_finite(np.isfinite(given).all(), f"{about} has")
+            target, digest = np.asarray(target), hashlib.blake2b(digest_size=16)
+            arrays = inputs.unpacked(given)
+            _check_images(arrays, target, inputs, about, task)
+            if not all(np.isfinite(array).all() for array in arrays.values()):
+                _check_finite(False, f"{about} has")
             task.check_target(target, None, f"{about} has")
             if weight:
                 _check_weight(weight[0], f"{about} has")
             size, outputs = size + 1, max(outputs, task.num_outputs(target))
-            shapes.add(given.shape)
-            digests.add(hashlib.blake2b(repr(given.shape).encode() + given.tobytes(), digest_size=16).digest())
+            for name, array in arrays.items():
+                shapes[name].add(array.shape)
+                digest.update(repr(array.shape).encode() + array.tobytes())
+            digests.add(digest.digest())
     except tf.errors.OpError as error:
         raise UserError(f"{about} cannot be read: {plain_message(error)}") from None
     if not size:
         raise UserError(f"{about} is empty")
     return _Survey(size, shapes, outputs, digests)
+
+
+def _check_images(arrays: Mapping[str, np.ndarray], target: np.ndarray, inputs: Inputs, about: str, task: Task) -> None:
+    """Raises UserError for an image without three axes, or a mask that fits no input."""
+    spatial = [array for array in arrays.values() if array.ndim == 3]
+    if any(arrays[name].ndim != 3 for name in inputs.images) or task.facts.spatial and not spatial:
+        shapes = " and ".join(str(array.shape) for array in (*arrays.values(), target))
+        raise UserError(f"{about} must yield images (height, width, channels). Received: shapes {shapes}")
+    if not task.facts.spatial:
+        return
+    if len(spatial) > 1:
+        raise UserError(
+            f"{about} must yield one input (height, width, channels), which the mask belongs to. Received: "
+            f"{len(spatial)}; stack them along the channels"
+        )
+    if target.shape[:2] != spatial[0].shape[:2]:
+        raise UserError(
+            f"{about} must yield masks of the image's height and width. Received: shapes {spatial[0].shape} and "
+            f"{target.shape}"
+        )

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from tfnas import config as config_lib
 from tfnas.common.errors import UserError
-from tfnas.tasks.input_kinds import IMAGES, InputKind
+from tfnas.tasks.network_inputs import Inputs
 
 SPLITS = ("train", "validation", "test")
 # The ranges of one split: (name of a split of the data set, start, end).
@@ -23,19 +23,17 @@ class Source:
 
     Attributes:
         splits: by name, tf.data of (input, target) or (input, target, weight float32 scalar), one example each, in a
-            fixed order. An input is an image uint8 (H, W, C) or an array float32 of any fixed shape; a target is as
-            the task's losses take it, of classification an int64 scalar.
+            fixed order. An input is an image uint8 (H, W, C), an array float32 of any fixed shape, or a dict of such
+            by name; a target is as the task's losses take it, of classification an int64 scalar.
         sizes: number of examples by split name; without 'test' if counting it would require reading it.
-        input_shape: of one example; H and W of an image are None if images may differ in size.
+        inputs: what the inputs are.
         label_names: one per class, label or number.
-        kind: what the inputs are.
     """
 
     splits: dict[str, tf.data.Dataset]
     sizes: dict[str, int]
-    input_shape: tuple[int | None, ...]
+    inputs: Inputs
     label_names: tuple[str, ...]
-    kind: InputKind = IMAGES
 
 
 def parts_of(config: config_lib.Data, splits: Mapping[str, tfds.core.SplitInfo]) -> dict[str, Part]:

@@ -268,3 +268,17 @@ def test_damaged_digits_are_named(tmp_path):
     refused(test, b"destroyed", sources.check_test)
     test.write_bytes(b"destroyed")
     sources.load(config.Data(), tmp_path)
+
+
+def test_a_file_of_two_splits_is_checked_once(tmp_path, monkeypatch):
+    """Training and validation images are of one file."""
+    checked, dataset = [], tf.data.TFRecordDataset
+
+    def opened(file, **options):
+        if isinstance(file, str):  # else by TFDS, in a graph
+            checked.append(pathlib.Path(file).name.partition(".")[0])
+        return dataset(file, **options)
+
+    monkeypatch.setattr(tf.data, "TFRecordDataset", opened)
+    sources.load(config.Data(train="train[:1000]", validation="train[1000:]"), tmp_path)
+    assert checked == ["digits-train"]

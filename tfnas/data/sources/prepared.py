@@ -25,6 +25,7 @@ tfds.disable_progress_bar()
 
 _NUM_DIGITS_TEST = 400
 _CHECKED_BYTES = 1 << 30  # files of a TFDS split with a larger total size are not checked in advance
+_RECORDS = 256  # counted at a time
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -81,8 +82,7 @@ def from_tfds(config: config_lib.Data, folder: pathlib.Path) -> Source:
         raise UserError(f"data.name: '{config.name}' has images of shape {shape}; expected (height, width, channels)")
     parts = parts_of(config, builder.info.splits)
 
-    for split in ("train", "validation"):
-        _check_records(builder, parts[split])
+    _check_records(builder, [*parts["train"], *parts["validation"]])
 
     def examples(split: str) -> tf.data.Dataset:
         # One file at a time, for the same order on every machine. No cache, here or in TFDS: if a reader stops early,
@@ -149,24 +149,24 @@ def _digits(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
 
 
 def _check_records(builder: tfds.core.DatasetBuilder, part: Part) -> None:
-    """Raises UserError, naming the file, if a file of the split is not as TFDS wrote it."""
+    """Raises UserError, naming the file, if a file of a TFDS split that the part is of is not as TFDS wrote it."""
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
         return
-    names = dict.fromkeys(name for name, _, _ in part)
-    files = {file: size for name in names for file, size in _files_of(builder.info.splits[name])}
-    if sum(tf.io.gfile.stat(file).length for file in files if tf.io.gfile.exists(file)) > _CHECKED_BYTES:
-        return
-    for file, size in files.items():
-        try:
-            with terminal.errors_expected():
-                found = sum(1 for _ in tf.data.TFRecordDataset(file))
-        except tf.errors.OpError:  # every record has a checksum
-            found = -1
-        if found != size:
-            raise UserError(
-                f"{file}: missing, truncated or altered; expected {size:,} complete records. Delete its folder and "
-                "prepare the data set again (the bundled digits are prepared automatically)"
-            )
+    for name in dict.fromkeys(name for name, _, _ in part):
+        files = _files_of(builder.info.splits[name])
+        if sum(tf.io.gfile.stat(file).length for file, _ in files if tf.io.gfile.exists(file)) > _CHECKED_BYTES:
+            continue
+        for file, size in files:
+            try:
+                with terminal.errors_expected():
+                    found = sum(len(batch) for batch in tf.data.TFRecordDataset(file).batch(_RECORDS))
+            except tf.errors.OpError:  # every record has a checksum
+                found = -1
+            if found != size:
+                raise UserError(
+                    f"{file}: missing, truncated or altered; expected {size:,} complete records. Delete its folder and "
+                    "prepare the data set again (the bundled digits are prepared automatically)"
+                )
 
 
 def _files_of(split: tfds.core.SplitInfo) -> list[tuple[str, int]]:

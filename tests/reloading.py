@@ -19,13 +19,18 @@ def in_this_process(path, primary):
     signatures = tf.saved_model.load(str(path)).signatures
 
     def ask(name, examples):
-        if name == "serve_bytes":
-            given = {"image_bytes": [tf.io.encode_png(one["image"]).numpy() for one in examples]}
-        else:
-            given = {key: np.stack([one[key] for one in examples]) for key in examples[0]}
-        answer = signatures[name](**{key: tf.constant(values) for key, values in given.items()})
-        names = answer["classes"].numpy()[:, 0].astype(str) if "classes" in answer else [""] * len(examples)
-        return answer["mean" if name == "serve_uncertainty" else primary].numpy(), list(names)
+        encoded = name == "serve_bytes"
+        alike = encoded or len({tuple(map(np.shape, one.values())) for one in examples}) == 1
+        answers = []
+        for some in [examples] if alike else [[one] for one in examples]:
+            if encoded:
+                given = {"image_bytes": [tf.io.encode_png(one["image"]).numpy() for one in some]}
+            else:
+                given = {key: np.stack([one[key] for one in some]) for key in some[0]}
+            answers.append(signatures[name](**{key: tf.constant(values) for key, values in given.items()}))
+        answer = {output: np.concatenate([one[output] for one in answers]) for output in answers[0]}
+        names = answer["classes"][:, 0].astype(str) if "classes" in answer else [""] * len(examples)
+        return answer["mean" if name == "serve_uncertainty" else primary], list(names)
 
     yield ask
 

@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import reloading
 import tensorflow as tf
 from classifier import DATA, NAMES, answers, network
 
@@ -55,10 +56,12 @@ def test_gate_lets_out_what_answers_as_the_network_does(cropped, monkeypatch):
 
 @pytest.mark.slow
 def test_gate_refuses_another_network_and_what_cannot_be_reloaded(cropped, tmp_path):
+    """The one reloaded by this process, which gives what a fresh one does; the other not by a fresh one either."""
     _, *arguments, correct = cropped
     other = network((12, 12, 3))
     other.set_weights([weight + 0.1 for weight in other.get_weights()])
-    with pytest.raises(UserError, match="serving_default of the reloaded SavedModel differs from the network by"):
+    words = "serving_default of the reloaded SavedModel differs from the network by"
+    with reloading.here(), pytest.raises(UserError, match=words):
         verification.check(other, *arguments, correct / 80, 80)
     arguments[3] = tmp_path
     with pytest.raises(RuntimeError, match=r"could not be used in a fresh process:\n(.|\n)*SavedModel file does not"):

@@ -69,9 +69,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name, options", [("sgd", {}), ("sgd", BOUNDED), ("adamw", {}), ("adamw", BOUNDED), ("lion", {}), ("lion", BOUNDED)]
-)
+@pytest.mark.parametrize("name, options", [("sgd", {}), ("sgd", BOUNDED), ("adamw", BOUNDED), ("lion", {})])
 def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, name, options):
     optimizer = OPTIMIZERS[name]()
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -97,11 +95,15 @@ def test_a_reloaded_supernet_trains_as_if_it_had_not_been_saved(tmp_path, rng, n
 
 @pytest.mark.slow
 def test_xla_takes_the_same_steps(rng):
-    """Without noise, for which XLA has a generator of its own."""
+    """Without noise, for which XLA has a generator of its own, and of few layers, which it takes long to compile."""
+    image = keras.Input((8, 8, 1))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3, name="stem")(image))
+    x = keras.layers.Conv2D(4, 3, name="gated")(keras.layers.ReLU()(x))
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
     ends, (x, y) = [], batch(rng)
     for jit_compile in (False, True):
         keras.utils.set_random_seed(1)
-        supernet = without_noise(narrow())
+        supernet = without_noise(tfnas.gate(model, ell2=50, num_examples=1000))
         rate = keras.optimizers.schedules.CosineDecay(0.01, 20)
         supernet.compile(keras.optimizers.AdamW(rate), LOSS, jit_compile=jit_compile)
         assert supernet.jit_compile == jit_compile

@@ -1,8 +1,8 @@
 import errno
-import multiprocessing
 import os
 
 import numpy as np
+import processes
 import pytest
 from evaluations import A, B, figures, write
 
@@ -92,17 +92,23 @@ def test_shards_are_read_and_left_as_they_are(tmp_path):
     assert shard.read_bytes() == cut
 
 
-def written_by_itself(path, barrier, writer, count):
-    """Appends `count` evaluations of an architecture of its own; the process id is one that all have."""
-    os.getpid = lambda: 7
-    with Evaluations(path, "run") as kept:
-        barrier.wait()
-        for i in range(count):
-            # Lines of up to 40 kB: longer than a pipe's, a page's and a stream's buffer.
-            size = 1 + 1000 * (i % 8)
-            kept.append(digest_of(writer), kept.known(digest_of(writer)), {"loss": np.full(size, writer + 0.5, "f4")})
-            found = kept.read(digest_of(writer), kept.known(digest_of(writer)))
-            assert (found["loss"] == writer + 0.5).all()
+# Appends evaluations of an architecture of its own once all others are ready; the process id is one that all have.
+# Lines are of up to 40 kB: longer than a pipe's, a page's and a stream's buffer.
+WRITTEN_BY_ITSELF = """
+import os, pathlib, sys, time
+import numpy as np
+from tfnas.ranking.evaluation_log import Evaluations
+os.getpid = lambda: 7
+path, ready, writer, writers, count = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), *map(int, sys.argv[3:])
+digest = f"{writer:064x}"
+with Evaluations(path, "run") as kept:
+    (ready / str(writer)).touch()
+    while len(os.listdir(ready)) < writers:
+        time.sleep(0.001)
+    for i in range(count):
+        kept.append(digest, kept.known(digest), {"loss": np.full(1 + 1000 * (i % 8), writer + 0.5, "f4")})
+        assert (kept.read(digest, kept.known(digest))["loss"] == writer + 0.5).all()
+"""
 
 
 def digest_of(writer):
@@ -115,14 +121,12 @@ def test_what_several_processes_append_to_one_file_is_whole(tmp_path):
     write(path)
     with open(path, "ab") as file:
         file.write(b"0000 a line cut sho")
-    spawned = multiprocessing.get_context("spawn")
-    barrier = spawned.Barrier(writers)
-    processes = [spawned.Process(target=written_by_itself, args=(path, barrier, i, count)) for i in range(writers)]
-    for process in processes:
-        process.start()
-    for process in processes:
+    ready, out = tmp_path / "ready", tmp_path / "out"
+    ready.mkdir()
+    begun = [processes.start(WRITTEN_BY_ITSELF, [path, ready, i, writers, count], out, out) for i in range(writers)]
+    for process in begun:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0] * writers
+    assert [process.exitcode for process in begun] == [0] * writers, out.read_text()
     assert path.read_bytes().count(b"\n") == 1 + 3 + writers * count
     with Evaluations(path, "run") as kept:  # which refuses a line that is not as it was written
         for i in range(writers):

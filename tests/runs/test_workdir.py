@@ -1,9 +1,7 @@
-import dataclasses
 import errno
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import pathlib
 import re
@@ -11,6 +9,7 @@ import shutil
 import stat
 import sys
 
+import processes
 import pytest
 
 from tfnas import config
@@ -234,30 +233,26 @@ def test_only_the_process_that_writes_claims_the_folder(tmp_path):
         workdir.Workdir(tmp_path, writes=False).claim(config.Config(seed=1))
 
 
-@dataclasses.dataclass(frozen=True)
-class Written:
-    writer: int
-    filler: str
-
-
-def written_again_and_again(path, writer, count):
-    """Writes a file and reads it, as a process of an id that others have too."""
-    os.getpid = lambda: 7
-    work = workdir.Workdir(path)
-    for i in range(count):
-        work.write_sealed("a.json", Written(writer, "x" * 10_000 * (i % 5)))
-        work.read_sealed("a.json", Written)  # whole, whoever wrote it
+# Writes a file and reads it, as a process of an id that others have too.
+WRITTEN_AGAIN_AND_AGAIN = """
+import os, sys, typing
+from tfnas.runs import workdir
+os.getpid = lambda: 7
+path, writer = sys.argv[1:]
+work = workdir.Workdir(path)
+for i in range(100):
+    work.write_sealed("a.json", {"writer": int(writer), "filler": "x" * 10_000 * (i % 5)})
+    work.read_sealed("a.json", typing.Any)  # whole, whoever wrote it
+"""
 
 
 def test_processes_of_one_id_write_one_file(tmp_path):
-    spawned = multiprocessing.get_context("spawn")
-    writers = [spawned.Process(target=written_again_and_again, args=(tmp_path, i, 100)) for i in range(6)]
-    for process in writers:
-        process.start()
+    path, out = tmp_path / "run", tmp_path / "out"
+    writers = [processes.start(WRITTEN_AGAIN_AND_AGAIN, [path, i], out, out) for i in range(6)]
     for process in writers:
         process.join(60)
     assert [process.exitcode for process in writers] == [0] * 6
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert [file.name for file in path.iterdir()] == ["a.json"]
 
 
 def test_the_name_is_on_the_disk_too(tmp_path, monkeypatch):

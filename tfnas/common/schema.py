@@ -141,7 +141,8 @@ def list_of(kind: Any, least: int = 0, most: float = math.inf) -> Schema:
 
     def check(value: Any, place: str) -> Any:
         expect(isinstance(value, list) and least <= len(value) <= most, place, value, f"a list of {count}")
-        return tuple(schema_of(kind)(item, f"{place}[{i}]") for i, item in enumerate(value))
+        one = schema_of(kind)
+        return tuple(one(item, f"{place}[{i}]") for i, item in enumerate(value))
 
     return check
 
@@ -151,7 +152,8 @@ def mapping_of(kind: Any, least: int = 0, keys: Any = str) -> Schema:
 
     def check(value: Any, place: str) -> Any:
         expect(isinstance(value, Mapping) and len(value) >= least, place, value, f"an object of {least} or more keys")
-        return {schema_of(keys)(key, place): schema_of(kind)(item, _inside(place, key)) for key, item in value.items()}
+        name, one = schema_of(keys), schema_of(kind)
+        return {name(key, place): one(item, _inside(place, key)) for key, item in value.items()}
 
     return check
 
@@ -178,7 +180,8 @@ def is_plain(text: str) -> bool:
 
     It has no control characters, no separators of lines or paragraphs, and no halves of surrogate pairs.
     """
-    return not any(unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") for c in text)
+    # Nearly all text is, without a look at each character: of Python's printable ones, none is of these categories.
+    return text.isprintable() or not any(unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") for c in text)
 
 
 def _record(kind: Any) -> Schema:

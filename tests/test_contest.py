@@ -131,7 +131,8 @@ def test_table():
 
 
 @pytest.mark.slow
-def test_arms_on_the_digits(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`:UserWarning")
+def test_arms_on_the_digits(tmp_path, monkeypatch, eager):
     """Every kind of arm, from new and from trained weights, with a network that is traced in a second."""
     config = load_config("contest_digits")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, train="train[:300]"))

@@ -55,6 +55,7 @@ EXPORTED = {
     "saved_model": "export/digits/1",
     "card": "export/digits/model_card.md",
     "inputs": {"by_name": {"image": {"dtype": "uint8", "shape": [8, 8, 1]}}, "named": False},
+    "outputs": ["probabilities"],
     "largest_difference": 1e-7,
     "test": 0.9875,
     "served": 0.9875,

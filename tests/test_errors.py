@@ -409,7 +409,7 @@ def test_a_stop_by_the_keyboard_and_a_full_disk_end_in_one_line(capsys):
 def test_a_confusion_of_other_classes_is_not_exported(tmp_path, monkeypatch):
     work = made(tmp_path)
     (work.path / stage_table.CUT_ARCHITECTURE).write_text(Architecture({"a": np.ones(2, bool)}).to_json())
-    splits = types.SimpleNamespace(num_outputs=10)
+    splits = types.SimpleNamespace(num_outputs=10, output_names=())
     monkeypatch.setattr(export.sources, "load", lambda *_: None)
     monkeypatch.setattr(export.pipeline, "from_source", lambda *_: splits)
     monkeypatch.setattr(export.saving, "load_model", lambda *_: None)

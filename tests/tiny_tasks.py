@@ -128,3 +128,44 @@ def image_and_numbers(input_shape, num_classes):
     x = keras.layers.Flatten(name="flat")(keras.layers.MaxPooling2D(4, name="pool")(x))
     x = keras.layers.Concatenate(name="both")([x, keras.layers.Dense(4, "relu", name="wide")(extra)])
     return keras.Model([image, extra], keras.layers.Dense(num_classes, name="head")(x))
+
+
+def two_targets():
+    """Of an image the row and column of its square, and whether it is wide."""
+    return splits(
+        lambda images, places: {"place": places[:, :2].astype(np.float32), "wide": (places[:, 2] > 2).astype(np.int64)}
+    )
+
+
+def two_heads(input_shape):
+    import keras
+
+    image, x = body(input_shape)
+    x = keras.layers.Flatten(name="flat")(keras.layers.MaxPooling2D(4, name="pool")(x))
+    outputs = {"place": keras.layers.Dense(2, name="place")(x), "wide": keras.layers.Dense(1, name="wide")(x)}
+    return keras.Model(image, outputs)
+
+
+def of_both(targets, outputs):
+    """The squared distance of the place, and the cross-entropy of the width."""
+    import keras
+    from keras import ops
+
+    distance = ops.sum(ops.square(targets["place"] - outputs["place"]), -1)
+    wide = ops.cast(targets["wide"], "float32")[:, None]
+    return distance + keras.losses.binary_crossentropy(wide, outputs["wide"], from_logits=True)
+
+
+def misses(targets, outputs):
+    """How far the place is missed, and 10 for a wrong width."""
+    from keras import ops
+
+    wrong = (outputs["wide"][:, 0] > 0) != (ops.cast(targets["wide"], "float32") > 0.5)
+    distance = ops.sqrt(ops.sum(ops.square(targets["place"] - outputs["place"]), -1))
+    return distance + 10 * ops.cast(wrong, "float32")
+
+
+def mean_of_both(targets, outputs):
+    from keras import ops
+
+    return ops.mean(of_both(targets, outputs))

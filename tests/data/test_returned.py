@@ -144,9 +144,12 @@ def test_images_of_different_sizes_from_a_function(source, tmp_path):
         ),
         (
             lambda s: {**s, "test": s["test"].map(lambda x, y: ({"a-b": x}, y))},
-            "names are letters, digits and underscores. Received: an input 'a-b'",
+            "names of letters, digits and underscores. Received: 'a-b'",
         ),
-        (lambda s: {**s, "train": s["train"].map(lambda x, y: (x, {"a": y}))}, "for several .* tfnas.shrink from"),
+        (
+            lambda s: {**s, "train": s["train"].map(lambda x, y: (x, {"a": y, "b": y}))},
+            "train of .* has the targets a, b, of several outputs: these need task='custom', .* task='classification'",
+        ),
         (lambda s: {**s, "train": s["train"].map(lambda x, y: (x, tf.cast(y, tf.float32)))}, "targets of float32"),
         (
             lambda s: {**s, "train": s["train"].map(lambda x, y: (x, 2 * tf.one_hot(y, 3, dtype=tf.int32)))},
@@ -339,3 +342,22 @@ def test_a_mask_belongs_to_the_only_input_with_three_axes(source, named, tmp_pat
     assert splits.head == (None, 4, 6, 2)
     with pytest.raises(UserError, match="one input .* which the mask belongs to. Received: 2; stack them"):
         pipeline.load(source(lambda: masks(other=True)), tmp_path, segmentation)
+
+
+def test_several_targets_have_names(source, three, tmp_path):
+    custom = task_of("custom", "made_for_a_test:loss", "made_for_a_test:metric", "min")
+
+    def named(**parts):
+        both = {split: three[split].map(lambda x, y: (x, {"sign": y, "half": y / 2})) for split in three}
+        return {**both, **parts}
+
+    splits = pipeline.load(source(named), tmp_path, custom)
+    assert splits.output_names == ("half", "sign") and splits.label_names == ()
+    targets = [target for _, target in splits.test.as_numpy_iterator()]
+    np.testing.assert_array_equal([target["half"] for target in targets], np.arange(45, 60) % 3 / 2)
+    np.testing.assert_array_equal([target["sign"] for target in targets], np.arange(45, 60) % 3)
+    few = {split: three[split].map(lambda x, y: (x, {"sign": y})) for split in three}
+    with pytest.raises(UserError, match="have the same targets. Received: half and sign in train, .*, sign in test"):
+        pipeline.load(source(lambda: named(test=few["test"])), tmp_path, custom)
+    with pytest.raises(UserError, match="are a dict with one key, 'sign': return them without it"):
+        pipeline.load(source(lambda: few), tmp_path, custom)

@@ -83,7 +83,7 @@ def test_gate_compares_on_the_cpu_in_full_precision(cropped, monkeypatch):
         seen.append((tf.config.experimental.tensor_float_32_execution_enabled(), devices[-1]))
         return softmax(logits)
 
-    def ask(signature, images):
+    def ask(signature, examples, wanted):
         raise InterruptedError
 
     monkeypatch.setattr(verification.tf, "device", on)
@@ -95,8 +95,8 @@ def test_gate_compares_on_the_cpu_in_full_precision(cropped, monkeypatch):
 
 
 def test_gate_refuses_another_number_of_correct_answers(cropped, monkeypatch):
-    def ask(signature, images):  # as a model does that knows one class
-        return np.eye(7)[[0] * len(images)], [NAMES[0]] * len(images)
+    def ask(signature, examples, wanted):  # as a model does that knows one class
+        return {"probabilities": np.eye(7)[[0] * len(examples)]}, [NAMES[0]] * len(examples)
 
     monkeypatch.setattr(verification, "_fresh_process", lambda *_: contextlib.nullcontext(ask))
     monkeypatch.setattr(verification, "_difference", lambda *_: 0.0)
@@ -106,7 +106,7 @@ def test_gate_refuses_another_number_of_correct_answers(cropped, monkeypatch):
 
 
 def test_gate_refuses_other_names(cropped):
-    probabilities = np.eye(7)[[0, 3]]
+    probabilities = {"probabilities": np.eye(7)[[0, 3]]}
     verification._check_names("s", probabilities, ["a", "d"], cropped[2])
     with pytest.raises(UserError, match="s: .*'d'.* Received: 'b'"):
         verification._check_names("s", probabilities, ["a", "b"], cropped[2])

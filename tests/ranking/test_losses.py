@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny_tasks
 from conftest import random_weights
 from keras import layers, ops
 
@@ -18,6 +19,7 @@ from tfnas.ranking.engine import Engine
 from tfnas.ranking.losses import in_top5
 from tfnas.stages import retrain
 from tfnas.tasks import network_inputs
+from tfnas.tasks.meanings import task_of
 
 COUNT, CLASSES = 55, 5
 _RNG = np.random.default_rng(3)
@@ -374,3 +376,24 @@ def test_what_the_loss_cannot_be_computed_from_is_refused():
     labels = list(KINDS_AND_SIZES.values())
     with pytest.raises(UserError, match="rank: reduction='mean_w"):
         Engine(supernet, (IMAGES, labels, [WEIGHTS, WEIGHTS]))
+
+
+def test_one_loss_and_metric_of_all_outputs_together(rng):
+    """As a custom task on the command line has them: each example's values, weighted, and the loss of a batch."""
+    image = rng.normal(size=(12, 8, 8, 1)).astype("float32")
+    targets = {"place": rng.normal(size=(12, 2)).astype("float32"), "wide": rng.integers(0, 2, 12)}
+    weights = rng.uniform(0.5, 2, 12).astype("float32")
+    supernet = tfnas.gate(tiny_tasks.two_heads((8, 8, 1)), parameters=0.9, steps=10, num_examples=12)
+    task = task_of("custom", "tiny_tasks:of_both", "tiny_tasks:misses", "min")
+    supernet.compile(loss=task.loss(), metrics=task.metrics())
+    candidate = supernet.posterior().sample(1, seed=0)[0]
+    (e,) = Engine(supernet, (image, targets, weights), metric="misses").evaluate([candidate])
+    supernet.set_architecture(candidate)
+    outputs = {name: np.asarray(x) for name, x in supernet(image, training=False).items()}
+    logits, wide = outputs["wide"][:, 0], targets["wide"]
+    squares = np.square(targets["place"] - outputs["place"]).sum(1)
+    losses = squares + np.logaddexp(0, logits) - wide * logits
+    np.testing.assert_allclose(e.figures["loss"], losses * weights, rtol=1e-4)
+    np.testing.assert_allclose(e.figures["misses"], np.sqrt(squares) + 10 * ((logits > 0) != (wide > 0)), rtol=1e-4)
+    whole = supernet.compute_loss(image, targets, supernet(image, training=False), weights)
+    np.testing.assert_allclose(whole, (losses * weights).mean(), rtol=1e-4)

@@ -22,7 +22,7 @@ from tfnas.exporting import conversion
 from tfnas.reporting.report import config_file
 from tfnas.runs import stage_table
 from tfnas.serving import servable
-from tfnas.stages import evaluate, export, preview, report, retrain, sample, search
+from tfnas.stages import check, evaluate, export, preview, report, retrain, sample, search
 
 pytestmark = pytest.mark.usefixtures("one_rival")
 
@@ -233,6 +233,54 @@ def test_a_loss_and_a_metric_of_ones_own(tmp_path, in_this_process, metric, goal
     loaded = tfnas.load(tmp_path / stage_table.SUPERNET)
     with pytest.raises(UserError, match="'tiny_tasks:huber': this model was loaded from a file; compile it"):
         loaded.loss(targets, outputs)
+
+
+def test_several_outputs_of_one_task(tmp_path, in_this_process):
+    """A loss and a metric of all outputs together, which are served by their names."""
+    own = {"task": "custom", "loss": "tiny_tasks:of_both", "metric": "tiny_tasks:misses", "metric_goal": "min"}
+    ranked_by = Sample(num_candidates=4, num_random=2, num_tested=2, batch_size=30, rank_by="misses")
+    taught = Retrain(epochs=1, batch_size=20, distill=0.5)
+    _, row, outputs, answer = run(
+        settings("two_targets", "two_heads", **own, sample=ranked_by, retrain=taught), tmp_path
+    )
+    targets = tiny_tasks.two_targets()["test"][1]
+    wrong = (outputs["wide"][:, 0] > 0) != (targets["wide"] > 0)
+    expected = np.linalg.norm(targets["place"] - outputs["place"], axis=1) + 10 * wrong
+    assert row["test"] == pytest.approx({"misses": expected.mean()}, rel=1e-4)
+    assert set(answer) == {"place", "wide"}
+    for name, values in answer.items():
+        np.testing.assert_allclose(values, outputs[name], rtol=1e-4, atol=1e-5)
+    assert "answer[&#39;place&#39;], answer[&#39;wide&#39;]" in page(
+        tmp_path
+    ) or "answer['place'], answer['wide']" in page(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"task": "regression", "loss": "", "metric": "", "metric_goal": ""},
+            "has the targets place, wide, of several outputs: these",
+        ),
+        (
+            {"model": "vector"},
+            "must return a dict of the outputs place, wide, as the targets are named. Received: 1 wit",
+        ),
+        (
+            {"loss": "tiny_tasks:mean_of_both"},
+            r"loss: 'tiny_tasks:mean_of_both' must return one number .* shape \(\) for 2",
+        ),
+        (
+            {"export": config.Export(formats=("onnx",))},
+            "export.formats: written for networks with one output only; leave",
+        ),
+    ],
+)
+def test_what_several_outputs_cannot_have_is_refused_before_training(tmp_path, changes, message):
+    own = {"task": "custom", "loss": "tiny_tasks:of_both", "metric": "tiny_tasks:misses", "metric_goal": "min"}
+    model = changes.pop("model", "two_heads")
+    with pytest.raises(UserError, match=message):
+        check.run(settings("two_targets", model, **{**own, **changes}), tmp_path)
 
 
 def test_one_hot_labels_are_classes(tmp_path):

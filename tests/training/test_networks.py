@@ -342,7 +342,7 @@ def _softmax(input_shape, num_classes, activation="softmax"):
         (lambda shape, num_classes: 7, "failed: TypeError: .*unexpected keyword argument 'input_shape'"),
         (lambda input_shape, num_classes: _Subclassed(), "functional or Sequential model with an Input.*_Subclassed"),
         (lambda input_shape, num_classes: keras.Sequential([keras.layers.Flatten()]), "with an Input"),
-        (_two_outputs, "must have one output. Received: 2; call tfnas.shrink"),
+        (_two_outputs, "must have one output, without a name. Received: 2; several need task='custom'"),
         (lambda input_shape, num_classes: small((9, 9, 3), 4), r"images \(None, 8, 8, 3\). Received: .*9, 9, 3"),
         (lambda input_shape, num_classes: small(input_shape, 10), r"logits \(None, 4\).*output \(None, 10\)"),
         (

@@ -37,6 +37,7 @@ class Splits:
         inputs: what a network is given, of fixed shapes.
         label_names: one per class, label or number; none if the task does not know them.
         task: what targets mean.
+        output_names: of targets and of a network's outputs, if they are dicts by name.
     """
 
     train: tf.data.Dataset
@@ -46,6 +47,7 @@ class Splits:
     inputs: Inputs
     label_names: tuple[str, ...]
     task: Task = CLASSIFICATION
+    output_names: tuple[str, ...] = ()
 
     @property
     def num_outputs(self) -> int:
@@ -109,6 +111,7 @@ def from_source(source: sources.Source, config: config_lib.Data, task: Task = CL
         inputs=dataclasses.replace(source.inputs, by_name=fixed),
         label_names=source.label_names,
         task=task,
+        output_names=source.output_names,
     )
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfnas.config import Config
 from tfnas.data import pipeline, sources
+from tfnas.tasks.functions import in_float32
 from tfnas.tasks.network_inputs import Input, Inputs
 from tfnas.tasks.task import named
 
@@ -47,9 +48,9 @@ def write(
     (N, classes), in the order of the labels, and for the k = min(5, classes) most probable classes in descending order,
     the names `classes` string (N, k) and the probabilities `scores` float32 (N, k); of several labels the same. Of a
     segmentation, `probabilities` (N, H, W, classes) and `mask` int32 (N, H, W); of a regression, `values` float32 (N,
-    numbers); of a custom task, `outputs`. The third returns, for the average of the members, `mean` float32 (N,
-    classes), its `classes` and `scores`, its `entropy` float32 (N,) in nats, and `disagreement` float32 (N,), the share
-    of members whose most probable class is not the mean's.
+    numbers); of a custom task, `outputs`, or all of them by their names. The third returns, for the average of the
+    members, `mean` float32 (N, classes), its `classes` and `scores`, its `entropy` float32 (N,) in nats, and
+    `disagreement` float32 (N,), the share of members whose most probable class is not the mean's.
 
     An empty batch, an input of the wrong shape, an image with more pixels than `export.max_pixels`, and bytes that are
     not an image raise an InvalidArgumentError that states what is expected and what was received.
@@ -64,8 +65,8 @@ def write(
     """
     task, labels = splits.task, splits.label_names
 
-    def outputs(network: keras.Model, given: Any) -> tf.Tensor:
-        return tf.cast(network(pipeline.standardize(given, config.data), training=False), tf.float32)
+    def outputs(network: keras.Model, given: Any) -> Any:
+        return in_float32(network(pipeline.standardize(given, config.data), training=False))
 
     def prepared(given: Any) -> Any:
         return pipeline.prepare(_checked(given, splits, config), config.data)

@@ -22,6 +22,7 @@ from tfnas.config import Config
 from tfnas.data import pipeline, sources
 from tfnas.exporting import savedmodel
 from tfnas.tasks.columns import Tally
+from tfnas.tasks.functions import in_float32
 from tfnas.training import distribution
 
 _TOLERANCE = 1e-5  # of probabilities, between the network and the SavedModel; of larger answers, of the largest
@@ -44,7 +45,8 @@ signatures = tf.saved_model.load(sys.argv[1]).signatures
 while size := int.from_bytes(sys.stdin.buffer.read(8), "little"):
     with np.load(io.BytesIO(sys.stdin.buffer.read(size)), allow_pickle=False) as sent:
         name, examples = str(sent["signature"]), [{} for _ in range(sent["number"])]
-        for file in sent.files[2:]:
+        wanted = sent["wanted"].tolist()
+        for file in sent.files[3:]:
             i, key = file.split("/")
             examples[int(i)][key] = sent[file]
     by_shape = {}
@@ -59,19 +61,21 @@ while size := int.from_bytes(sys.stdin.buffer.read(8), "little"):
         else:
             given = {key: np.stack([one[key] for one in group]) for key in group[0]}
         answer = signatures[name](**{key: tf.constant(values) for key, values in given.items()})
-        found = answer["mean" if name == "serve_uncertainty" else sys.argv[2]].numpy()
-        for i, row in zip(places, found):
-            rows[i] = row
+        found = {key: answer[key].numpy() for key in wanted}
+        for row, i in enumerate(places):
+            rows[i] = {key: values[row] for key, values in found.items()}
         if "classes" in answer:
             for i, first in zip(places, answer["classes"].numpy()[:, 0]):
                 names[i] = first
     found = io.BytesIO()
-    np.savez(found, answer=np.stack(rows), names=np.array(names).astype("S"))
+    answers = {"answer/" + key: np.stack([row[key] for row in rows]) for key in wanted}
+    np.savez(found, names=np.array(names).astype("S"), **answers)
     sys.stdout.buffer.write(len(found.getvalue()).to_bytes(8, "little") + found.getvalue())
     sys.stdout.buffer.flush()
 """
 _Example = Mapping[str, np.ndarray]  # inputs by name
-_Ask = Callable[[str, Sequence[_Example]], tuple[np.ndarray, list[str]]]
+_Answer = Mapping[str, np.ndarray]  # parts of the answers that are compared, by name
+_Ask = Callable[[str, Sequence[_Example], Sequence[str]], tuple[_Answer, list[str]]]
 
 
 def check(
@@ -115,41 +119,47 @@ def check(
     ((standard, *_),) = pipeline.evaluation_batches(splits.validation.take(_COMPARED), config.data, _COMPARED)
     task, facts = splits.task, splits.task.facts
 
-    def answers(network: keras.Model) -> np.ndarray:
+    def answers(network: keras.Model) -> _Answer:
         with distribution.full_precision(), tf.device("CPU:0"):  # like the other process: the tolerance is tight
-            outputs = tf.cast(network(standard, training=False), tf.float32)
-            return task.answer(outputs, splits.label_names)[task.primary].numpy()
+            outputs = in_float32(network(standard, training=False))
+            compared = task.compared(task.answer(outputs, splits.label_names))
+            return {name: part.numpy() for name, part in compared.items()}
 
-    expected = dict.fromkeys(savedmodel.names(splits), answers(model))
+    own = answers(model)
+    expected = dict.fromkeys(savedmodel.names(splits), own)
     if ensemble:
-        expected[savedmodel.UNCERTAINTY] = np.mean([answers(member) for member in ensemble], axis=0)
+        mean = np.mean([answers(member)[task.primary] for member in ensemble], axis=0)
+        expected[savedmodel.UNCERTAINTY] = {"mean": mean}
     tally = Tally(task, splits.num_outputs)
-    with _fresh_process(path, task.primary) as ask:
-        largest = max(_difference(name, wanted, ask(name, raw), splits) for name, wanted in expected.items())
+    with _fresh_process(path) as ask:
+        largest = max(_difference(name, wanted, ask(name, raw, [*wanted]), splits) for name, wanted in expected.items())
         near_ties, seen = 0, 0
         pairs = source.splits["test"].map(
             lambda given, target, *_: (given, pipeline.resized_target(target, config.data, task))
         )
         for batch in _batches(pairs.as_numpy_iterator()):
-            answered, names = ask(savedmodel.DEFAULT, [inputs.unpacked(given) for given, _ in batch])
-            _check_names(savedmodel.DEFAULT, answered, names, splits)
-            tally.update(np.stack([target for _, target in batch]), tf.constant(answered))
+            examples = [inputs.unpacked(given) for given, _ in batch]
+            found, names = ask(savedmodel.DEFAULT, examples, [*own])
+            answered = task.answered(found)
+            _check_names(savedmodel.DEFAULT, found, names, splits)
+            targets = keras.tree.map_structure(lambda *parts: np.stack(parts), *[target for _, target in batch])
+            tally.update(targets, keras.tree.map_structure(tf.constant, answered))
             if facts.exact:
                 second, first = np.partition(answered, -2, axis=-1)[:, -2:].T if answered.shape[-1] > 1 else (0, 1)
                 near_ties += int(np.sum(first - second < _NEAR_TIE))
             seen += len(batch)
-    found = facts.headline.of(tally.metrics())
-    allowed = _NEARLY * max(abs(measured), abs(found))
+    metric = facts.headline.of(tally.metrics())
+    allowed = _NEARLY * max(abs(measured), abs(metric))
     if facts.exact:
         allowed = min(near_ties, math.ceil(total / _PER_DIFFERENCE)) / total + 1e-9
     # Neither is a number if the network is useless.
-    if seen != total or not (abs(found - measured) <= allowed or math.isnan(found) and math.isnan(measured)):
+    if seen != total or not (abs(metric - measured) <= allowed or math.isnan(metric) and math.isnan(measured)):
         raise UserError(
-            f"export: the SavedModel has {facts.headline.title} {facts.headline.exactly(found)} on {seen:,} test "
+            f"export: the SavedModel has {facts.headline.title} {facts.headline.exactly(metric)} on {seen:,} test "
             f"{inputs.nouns}, but the network {facts.headline.exactly(measured)} on {total:,} when retrain "
             "evaluated it. If the data have changed since, run retrain again"
         )
-    return {"largest_difference": largest, "metric": found, "total": seen}
+    return {"largest_difference": largest, "metric": metric, "total": seen}
 
 
 def _batches(examples: Iterable[tuple[Any, Any]]) -> Iterator[list[tuple[Any, Any]]]:
@@ -163,24 +173,24 @@ def _batches(examples: Iterable[tuple[Any, Any]]) -> Iterator[list[tuple[Any, An
         yield batch
 
 
-def _difference(
-    signature: str, expected: np.ndarray, answer: tuple[np.ndarray, list[str]], splits: pipeline.Splits
-) -> float:
+def _difference(signature: str, expected: _Answer, answer: tuple[_Answer, list[str]], splits: pipeline.Splits) -> float:
     """Returns the largest difference of an answer. Raises UserError if it is too large, or class names differ."""
     actual, names = answer
-    largest = float(np.abs(actual - expected).max())
-    if not largest <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise UserError(
-            f"export: {signature} of the reloaded SavedModel differs from the network by {largest:.1e}, more than "
-            f"{_TOLERANCE:.0e}; please report it with your config"
-        )
+    differences = {name: float(np.abs(actual[name] - part).max()) for name, part in expected.items()}
+    for name, part in expected.items():
+        if not differences[name] <= _TOLERANCE * max(1.0, float(np.abs(part).max())):
+            raise UserError(
+                f"export: {signature} of the reloaded SavedModel differs from the network by {differences[name]:.1e}, "
+                f"more than {_TOLERANCE:.0e}; please report it with your config"
+            )
     _check_names(signature, actual, names, splits)
-    return largest
+    return max(differences.values())
 
 
-def _check_names(signature: str, probabilities: np.ndarray, names: list[str], splits: pipeline.Splits) -> None:
+def _check_names(signature: str, answer: _Answer, names: list[str], splits: pipeline.Splits) -> None:
     if not any(names):  # the task has none
         return
+    (probabilities,) = answer.values()
     expected = [splits.label_names[i] for i in probabilities.argmax(-1)]
     if names != expected:
         i = next(i for i, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1])
@@ -188,9 +198,12 @@ def _check_names(signature: str, probabilities: np.ndarray, names: list[str], sp
 
 
 @contextlib.contextmanager
-def _fresh_process(path: str | os.PathLike[str], primary: str) -> Iterator[_Ask]:
-    """Yields a function from a signature's name and examples to answers and class names of a new process."""
-    command = [sys.executable, "-c", _RELOAD, os.fspath(path), primary]
+def _fresh_process(path: str | os.PathLike[str]) -> Iterator[_Ask]:
+    """Yields a function from a signature's name, examples and names of its outputs to those outputs and class names.
+
+    A new process answers.
+    """
+    command = [sys.executable, "-c", _RELOAD, os.fspath(path)]
     # This process occupies the GPU's memory, so the new one does not use the GPU.
     environment = {**os.environ, **_WITHOUT_GPU, "TF_CPP_MIN_LOG_LEVEL": "3"}
     stderr_lines: collections.deque[bytes] = collections.deque(maxlen=30)
@@ -200,12 +213,12 @@ def _fresh_process(path: str | os.PathLike[str], primary: str) -> Iterator[_Ask]
         listener = threading.Thread(target=lambda: stderr_lines.extend(errors))  # a full pipe would block the process
         listener.start()
 
-        def ask(signature: str, examples: Sequence[_Example]) -> tuple[np.ndarray, list[str]]:
+        def ask(signature: str, examples: Sequence[_Example], wanted: Sequence[str]) -> tuple[_Answer, list[str]]:
             sent = io.BytesIO()
             arrays: dict[str, Any] = {
                 f"{i}/{key}": array for i, one in enumerate(examples) for key, array in one.items()
             }
-            np.savez(sent, signature=signature, number=len(examples), **arrays)
+            np.savez(sent, signature=signature, number=len(examples), wanted=wanted, **arrays)
             with contextlib.suppress(BrokenPipeError):  # it has exited, and reported why
                 into.write(len(sent.getvalue()).to_bytes(8, "little") + sent.getvalue())
                 into.flush()
@@ -215,7 +228,7 @@ def _fresh_process(path: str | os.PathLike[str], primary: str) -> Iterator[_Ask]
                 message = b"".join(stderr_lines).decode(errors="replace")
                 raise RuntimeError(f"export: the SavedModel could not be used in a fresh process:\n{message}")
             with np.load(io.BytesIO(out.read(size)), allow_pickle=False) as answer:
-                return answer["answer"], [name.decode() for name in answer["names"]]
+                return {name: answer[f"answer/{name}"] for name in wanted}, [name.decode() for name in answer["names"]]
 
         try:
             yield ask

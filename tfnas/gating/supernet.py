@@ -188,6 +188,20 @@ class Supernet(keras.Model, abc.ABC):
         """Compiles a reloaded model as before; Keras needs this because `compile` is overridden."""
         self.compile(**keras.saving.deserialize_keras_object(config), auto_scale_loss=False)
 
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The compiled loss, as Keras computes it, but for one of several outputs together: that is given all of them.
+
+        Such a loss has the attribute `joint`.
+        """
+        if not (isinstance(y_pred, dict) and getattr(self.loss, "joint", False)):
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        losses = self.loss.call(y, y_pred)
+        if sample_weight is not None:
+            losses *= sample_weight
+        return tf.add_n([tf.reduce_mean(losses), *self.losses])
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """One training step on the ELBO, called by `fit`."""
         logs = super().train_step(data)

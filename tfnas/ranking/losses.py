@@ -84,7 +84,10 @@ class Criterion:
         def metrics(given: Any) -> Any:
             return given and keras.tree.map_structure(lambda m: m and _PerExampleMetric(m, metric, self._note), given)
 
-        divisor = _divisor(arguments["loss"], examples.weights, caller)
+        loss = arguments["loss"]
+        self._joint = loss if isinstance(self._structure, dict) and getattr(loss, "joint", False) else None
+        self._joint_metrics = [m for m in arguments["metrics"] or () if self._joint and m.name == metric]
+        divisor = _divisor(loss, examples.weights, caller)
 
         def model(wrapper: Callable[[Any], keras.losses.Loss], **others: Any) -> keras.Model:
             model = keras.Model()
@@ -95,7 +98,7 @@ class Criterion:
 
         self._model = model(
             lambda loss: _PerExampleLoss(loss, self._note, divisor),
-            metrics=metrics(arguments["metrics"]),
+            metrics=None if self._joint else metrics(arguments["metrics"]),
             weighted_metrics=metrics(arguments["weighted_metrics"]),
         )
         few = examples.take(slice(0, 2))
@@ -114,7 +117,7 @@ class Criterion:
         factors = [w for w in keras.tree.flatten(arguments["loss_weights"]) if w is not None]
         self.largest: float | None = None
         # A negative weight may lower the sum of the others.
-        if min([*factors, *(w.min() for w in weights)], default=0) >= 0:
+        if not self._joint and min([*factors, *(w.min() for w in weights)], default=0) >= 0:
             most = max((float(w.max()) for w in weights), default=1.0)
             # Keras itself adds up the upper bounds of the outputs' losses.
             bounding = model(lambda loss: _LargestLoss(loss, most, divisor))
@@ -132,6 +135,8 @@ class Criterion:
         """
         self._found.clear()
         structure = keras.tree.pack_sequence_as(self._structure, outputs)
+        if self._joint is not None:
+            return self._of_joint(self._joint.call, labels, structure, weights)
         losses = self._model.compute_loss(None, labels, structure, weights)
         # Metrics last, because they take precedence over the loss of an output.
         self._model.compute_metrics(None, labels, structure, weights)
@@ -142,6 +147,19 @@ class Criterion:
             alone = sum(kind in found for _, found in named) == 1
             figures |= {key if alone else f"{name}_{key}": found[key] for name, found in named if key in found}
         self._found.clear()
+        return figures
+
+    def _of_joint(
+        self, loss: Callable[[Any, Any], Any], labels: Any, outputs: Any, weights: Any
+    ) -> dict[str, tf.Tensor]:
+        """The figures of a loss, and of metrics, that are given all outputs together."""
+        losses = by_example(loss(labels, outputs), loss, labels, outputs)
+        figures = {LOSS: losses if weights is None else losses * tf.cast(weights, tf.float32)}
+        for metric in self._joint_metrics:
+            if (function := getattr(metric, "_fn", None)) is None:
+                figures[metric.name] = metric_by_example(metric, labels, outputs)
+            else:
+                figures[metric.name] = by_example(function(labels, outputs), function, labels, outputs)
         return figures
 
     def _note(self, outputs: tf.Tensor, figures: dict[str, tf.Tensor], direction: str | None = None) -> None:

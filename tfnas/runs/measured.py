@@ -150,6 +150,7 @@ class Exported:
         saved_model: folder of the version, in the working directory, as all files.
         card: for readers.
         inputs: what the network takes of an example, before it is prepared.
+        outputs: names of what it answers, as far as they are compared with the network's.
         largest_difference: of a probability, or a number, of the reloaded SavedModel from the network's.
         test: first metric of the task, as retrain measured it.
         served: that of the reloaded SavedModel.
@@ -160,6 +161,7 @@ class Exported:
     saved_model: str
     card: str
     inputs: Inputs
+    outputs: tuple[str, ...]
     largest_difference: Annotated[float, number(0)]
     test: Loss
     served: Loss

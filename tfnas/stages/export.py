@@ -24,7 +24,7 @@ from tfnas.runs.measured import Exported, Results, Verdict
 from tfnas.runs.sampled import Ranked
 from tfnas.search_space.architecture import Architecture
 from tfnas.search_space.unit_posterior import read_posterior
-from tfnas.training import building, networks
+from tfnas.training import building, networks, preflight
 
 _KERAS = "model.keras"
 _WARMUP = 8  # validation examples that are kept for warm-up requests
@@ -56,6 +56,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
     task = building.task_of(config)
     source = sources.load(config.data, folder, task)
     splits = pipeline.from_source(source, config.data, task)
+    preflight.formats(config, splits)
     model = saving.load_model(work.path / stage_table.SUBNET, keras.Model)
     _check_fits(model, splits, work.path / stage_table.SUBNET)
     text = (work.path / stage_table.CUT_ARCHITECTURE).read_text()
@@ -126,6 +127,7 @@ def _export(config: Config, work: workdir.Workdir) -> list[str]:
         saved_model=str(target.relative_to(work.path)),
         card=f"{base}/{model_card.MARKDOWN}",
         inputs=splits.inputs,
+        outputs=splits.output_names or (task.primary,),
         largest_difference=found["largest_difference"],
         test=measured,
         served=found["metric"],

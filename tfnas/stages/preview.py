@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
 
+import keras
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -123,8 +124,9 @@ def _draw(splits: pipeline.Splits, config: Config, file: pathlib.Path) -> None:
         axes = np.ravel(part.subplots(_ROWS, _COLUMNS))
         for axis in axes:
             axis.axis("off")
-        for axis, image, target in zip(axes, _shown(images, config), targets, strict=False):
+        for i, (axis, image) in enumerate(zip(axes, _shown(images, config), strict=False)):
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+            target = keras.tree.map_structure(lambda x, i=i: x[i], targets)
             axis.set_title(splits.task.titled(target, splits.label_names), fontsize=8)
     figure.savefig(file)
 

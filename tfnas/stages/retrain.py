@@ -29,6 +29,7 @@ from tfnas.runs.measured import Results, Row, Size
 from tfnas.runs.sampled import RANDOM, Kind, Paired, Ranked
 from tfnas.search_space.architecture import Architecture
 from tfnas.tasks.columns import Tally
+from tfnas.tasks.functions import in_float32
 from tfnas.training import building, distribution, networks, rivals, schedules
 from tfnas.training.best_cut import check_exact
 from tfnas.training.rivals import Arm
@@ -254,7 +255,7 @@ def _scored(model: keras.Model, dataset: Any, splits: pipeline.Splits, config: C
     tally, confusion = Tally(task, splits.num_outputs), task.confusion(splits.num_outputs)
     with distribution.full_precision():  # export compares
         for images, targets, *_ in pipeline.evaluation_batches(dataset, config.data, config.sample.batch_size):
-            outputs = tf.cast(model(images, training=False), tf.float32)
+            outputs = in_float32(model(images, training=False))
             tally.update(targets, task.judged(outputs))
             errors.append(task.errors(targets, outputs).numpy())
             if confusion is not None:

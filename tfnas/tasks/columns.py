@@ -95,8 +95,8 @@ class OfKeras:
     def __init__(self, metric: keras.metrics.Metric):
         self._metric = metric
 
-    def update(self, targets: np.ndarray, judged: np.ndarray) -> None:
-        """Adds a batch of targets and outputs."""
+    def update(self, targets: Any, judged: Any) -> None:
+        """Adds a batch of targets and outputs, arrays or dicts of them."""
         self._metric.update_state(targets, judged)
 
     def result(self) -> float:
@@ -121,7 +121,7 @@ class Tally:
         for name, values in self._task.figures(targets, judged).items():
             self._figures.setdefault(name, []).append(np.asarray(values))
         for column in self._columns.values():
-            column.update(np.asarray(targets), np.asarray(judged))
+            column.update(*keras.tree.map_structure(np.asarray, (targets, judged)))
 
     def metrics(self) -> dict[str, float]:
         """Returns the metrics by name, in the order of the task's columns, as far as there are."""

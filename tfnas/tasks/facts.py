@@ -208,5 +208,5 @@ def facts_of(task: str, metric: str = "", goal: str = "") -> Facts:
     if name in ("loss", "accuracy", "top5_accuracy"):
         raise UserError(f"config: 'metric' must be named otherwise than 'loss' and accuracies. Received: '{name}'")
     own = Metric(name, name.replace("_", " "), goal, share=False)
-    answers = "outputs float32 (N, ...), as the network gives them"
+    answers = "outputs float32 (N, ...), or several by their names, as the network gives them"
     return Facts(CUSTOM, f"a task of its own, measured by {own.title}", own, (own,), "outputs", answers, answers)

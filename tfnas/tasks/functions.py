@@ -21,11 +21,15 @@ class OwnLoss(keras.losses.Loss):
     A `.keras` file has only its name. A model that is loaded from one must be compiled with the function again: what a
     file names is not imported.
 
+    A network with several outputs by name has one such loss: the function is given all targets and outputs together.
+
     Args:
         source: 'package.module:function', or the name of a Keras class, that the settings name.
         function: from (targets, outputs) to losses of examples or positions, or of the batch; None in a loaded model.
         name: as of any Keras loss.
     """
+
+    joint = True  # of several outputs together, which Keras would give it one by one
 
     def __init__(self, source: str, function: Function | None = None, name: str = "own", **options: Any):
         super().__init__(name=name, **options)
@@ -66,6 +70,11 @@ def own_metric(source: str) -> Function | keras.metrics.Metric:
     return found
 
 
+def in_float32(outputs: Any) -> Any:
+    """Returns a network's outputs, a tensor or a dict of them, in float32, whatever they were computed in."""
+    return tf.nest.map_structure(lambda x: tf.cast(x, tf.float32), outputs)
+
+
 def by_example(values: Any, function: Function, targets: Any, outputs: Any) -> tf.Tensor:
     """Returns one value for each example, float32, shape (N,).
 
@@ -73,15 +82,16 @@ def by_example(values: Any, function: Function, targets: Any, outputs: Any) -> t
         values: result of `function(targets, outputs)`; its mean over all axes but the first, unless the function has
             reduced the batch and is therefore called for each example by itself.
         function: of targets and outputs.
-        targets: shape (N, ...).
-        outputs: shape (N, ...).
+        targets: shape (N, ...), or a dict of such.
+        outputs: likewise.
     """
     values = tf.cast(values, tf.float32)
-    if values.shape.rank and values.shape[0] == outputs.shape[0]:
-        return tf.reduce_mean(tf.reshape(values, (tf.shape(outputs)[0], -1)), 1)
+    first = tf.nest.flatten(outputs)[0]
+    if values.shape.rank and values.shape[0] == first.shape[0]:
+        return tf.reduce_mean(tf.reshape(values, (tf.shape(first)[0], -1)), 1)
     return tf.map_fn(
-        lambda one: tf.reduce_mean(tf.cast(function(one[0][None], one[1][None]), tf.float32)),
-        (tf.convert_to_tensor(targets), outputs),
+        lambda one: tf.reduce_mean(tf.cast(function(*_batch_of_one(one)), tf.float32)),
+        _tensors((targets, outputs)),
         fn_output_signature=tf.float32,
     )
 
@@ -89,10 +99,17 @@ def by_example(values: Any, function: Function, targets: Any, outputs: Any) -> t
 def metric_by_example(metric: keras.metrics.Metric, targets: Any, outputs: Any) -> tf.Tensor:
     """Returns a metric's result for each example by itself, float32, shape (N,)."""
 
-    def one(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    def one(pair: tuple[Any, Any]) -> tf.Tensor:
         metric.reset_state()
-        metric.update_state(pair[0][None], pair[1][None])
+        metric.update_state(*_batch_of_one(pair))
         return tf.reduce_mean(tf.cast(metric.result(), tf.float32))
 
-    pairs = (tf.convert_to_tensor(targets), tf.convert_to_tensor(outputs))
-    return tf.map_fn(one, pairs, fn_output_signature=tf.float32, parallel_iterations=1)
+    return tf.map_fn(one, _tensors((targets, outputs)), fn_output_signature=tf.float32, parallel_iterations=1)
+
+
+def _tensors(nested: Any) -> Any:
+    return tf.nest.map_structure(tf.convert_to_tensor, nested)
+
+
+def _batch_of_one(example: Any) -> Any:
+    return tf.nest.map_structure(lambda x: x[None], example)

@@ -218,10 +218,14 @@ class Segmentation(Task):
 
 
 class Custom(Task):
-    """A task with a loss and a metric of the user's own."""
+    """A task with a loss and a metric of the user's own, which are given targets and outputs as they are.
 
-    target = "any array"
+    Both are arrays, or dicts of arrays by the same names.
+    """
+
+    target = "any array or dict of arrays"
     ranks = (0, 1, 2, 3, 4)
+    by_name = True
     nouns = "outputs"
     has_names = False
     argument = "num_outputs"
@@ -230,11 +234,28 @@ class Custom(Task):
         """Returns the target as it is."""
         return target
 
-    def check_target(self, target: np.ndarray, outputs: int | None, about: str) -> None:
+    def check_target(self, target: Any, outputs: int | None, about: str) -> None:
         """Accepts anything: the user's loss decides."""
+
+    def num_outputs(self, target: Any) -> int:
+        """Returns 0: outputs need no names."""
+        return 0
+
+    def compared(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns all of the answer."""
+        return dict(answer)
+
+    def answered(self, compared: Mapping[str, Any]) -> Any:
+        """Returns the outputs as the network gives them."""
+        return compared[self.primary] if set(compared) == {self.primary} else dict(compared)
 
     def head(self, image_shape: Sequence[int | None], outputs: int) -> None:
         """Accepts any output."""
+
+    def own_functions(self) -> dict[str, tuple[str, functions.Function]]:
+        """Returns the user's loss, and the metric if it is a function."""
+        own = {} if isinstance(self._own, keras.metrics.Metric) else {"metric": (self._metric, self._own)}
+        return {**super().own_functions(), **own}
 
     @functools.cached_property
     def _own(self) -> Any:
@@ -261,8 +282,8 @@ class Custom(Task):
         return {self.facts.example.name: columns.OfKeras(own)} if isinstance(own, keras.metrics.Metric) else {}
 
     def answer(self, outputs: tf.Tensor, names: Sequence[str]) -> dict[str, tf.Tensor]:
-        """Returns the outputs."""
-        return {"outputs": tf.identity(outputs)}
+        """Returns the outputs, by their names if they have any."""
+        return tf.nest.map_structure(tf.identity, outputs if isinstance(outputs, dict) else {self.primary: outputs})
 
 
 CLASSIFICATION = Classification()

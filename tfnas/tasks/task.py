@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -29,6 +29,7 @@ class Task(abc.ABC):
         target: what a target is, for messages.
         ranks: numbers of axes that a target of one example may have.
         integers: whether targets are integers.
+        by_name: whether targets and outputs may be dicts by name.
         nouns: what the outputs are, in the plural.
         has_names: whether each output has a name; if the data give none, its number.
         argument: name of the argument by which a user's builder receives the number of outputs.
@@ -40,6 +41,7 @@ class Task(abc.ABC):
     target: str
     ranks: tuple[int, ...]
     integers = False
+    by_name = False
     nouns = "classes"
     has_names = True
     argument = "num_classes"
@@ -54,6 +56,14 @@ class Task(abc.ABC):
     def primary(self) -> str:
         """Name of the part of an answer that is compared with the network's and measured."""
         return self.facts.primary
+
+    def compared(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the parts of an answer that are compared with the network's, by name."""
+        return {self.primary: answer[self.primary]}
+
+    def answered(self, compared: Mapping[str, Any]) -> Any:
+        """Returns what figures and columns take, from the parts of an answer that are compared."""
+        return compared[self.primary]
 
     # Data
 
@@ -102,6 +112,10 @@ class Task(abc.ABC):
 
     def _usual_loss(self, logits: bool, one_hot: bool) -> keras.losses.Loss:
         raise UserError("task: one without a usual loss needs loss='package.module:function'")
+
+    def own_functions(self) -> dict[str, tuple[str, functions.Function]]:
+        """Returns the user's functions of targets and outputs, each with its name, by the settings that name them."""
+        return {"loss": (self._loss, self.loss().call)} if self._loss else {}
 
     @abc.abstractmethod
     def metrics(self, logits: bool = True) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 import keras
+import tensorflow as tf
 
 from tfnas import config as config_lib
 from tfnas.common import user_functions
@@ -20,6 +21,7 @@ from tfnas.gating.supernet import Supernet
 from tfnas.runs.stage_table import SUPERNET
 from tfnas.runs.workdir import Workdir
 from tfnas.tasks import meanings
+from tfnas.tasks.functions import in_float32
 from tfnas.tasks.recognition import activation_of
 from tfnas.tasks.task import Task
 
@@ -70,12 +72,14 @@ def network(config: config_lib.Config, splits: pipeline.Splits) -> keras.Model:
     """Builds the plain, ungated supernet of `config`, with the trained weights that it names, if any.
 
     Raises:
-        UserError: if it cannot take these inputs, a user's function or file does not give a suitable network, or the
-            weights are those of another one.
+        UserError: if it cannot take these inputs, a user's function or file does not give a suitable network, the
+            weights are those of another one, or a loss or a metric of several outputs does not fit them.
     """
     model = _built(config, splits)
     if config.supernet.weights:
         _load_weights(model, pathlib.Path(config.supernet.weights), builder_name(config))
+    if splits.output_names:
+        _check_functions(config, model, splits)
     return model
 
 
@@ -131,10 +135,13 @@ def _check_network(model: Any, source: str, splits: pipeline.Splits) -> None:
             f"Received: {type(model).__name__}"
         )
     _check_inputs(model, source, splits)
-    if len(model.outputs) != 1:
+    if splits.output_names:
+        _check_outputs(model, source, splits)
+        return
+    if len(model.outputs) != 1 or isinstance(getattr(model, "output", None), dict):
         raise UserError(
-            f"supernet.source: the model of '{source}' must have one output. Received: {len(model.outputs)}; call "
-            "tfnas.shrink from Python, which takes several"
+            f"supernet.source: the model of '{source}' must have one output, without a name. Received: "
+            f"{len(model.outputs)}; several need task='custom', and a dict of targets by their names from data.source"
         )
     returns, head = tuple(model.outputs[0].shape), splits.head
     if head is not None and not _fits(returns, head):
@@ -172,6 +179,31 @@ def _check_inputs(model: keras.Model, source: str, splits: pipeline.Splits) -> N
             raise UserError(
                 f"supernet.source: the model of '{source}' must take {what} {expected}. Received: input {takes}"
             )
+
+
+def _check_outputs(model: keras.Model, source: str, splits: pipeline.Splits) -> None:
+    output = getattr(model, "output", None)
+    found = sorted(output) if isinstance(output, dict) else []
+    if found != sorted(splits.output_names):
+        raise UserError(
+            f"supernet.source: the model of '{source}' must return a dict of the outputs "
+            f"{', '.join(splits.output_names)}, as the targets are named. Received: "
+            f"{', '.join(found) or f'{len(model.outputs)} without names'}"
+        )
+
+
+def _check_functions(config: config_lib.Config, model: keras.Model, splits: pipeline.Splits) -> None:
+    """Raises UserError unless a loss and a metric of several outputs give one number for each example."""
+    for given, targets, *_ in pipeline.evaluation_batches(splits.validation.take(2), config.data, 2):
+        outputs = in_float32(model(given, training=False))
+        count = keras.tree.flatten(outputs)[0].shape[0]
+        for key, (name, function) in splits.task.own_functions().items():
+            values = user_functions.call(key, name, function, targets, outputs)
+            if (shape := tuple(tf.convert_to_tensor(values).shape)) != (count,):
+                raise UserError(
+                    f"{key}: '{name}' must return one number for each example, of all targets and outputs together. "
+                    f"Received: shape {shape} for {count} examples"
+                )
 
 
 def input_shapes(model: keras.Model) -> dict[str, tuple[int | None, ...]]:

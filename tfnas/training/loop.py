@@ -20,7 +20,7 @@ from tfnas.common.terminal import console
 from tfnas.data.pipeline import Share
 from tfnas.gating.supernet import Supernet
 from tfnas.runs.checkpoints import Checkpoint, Checkpoints
-from tfnas.tasks.functions import by_example
+from tfnas.tasks.functions import by_example, in_float32
 from tfnas.tasks.meanings import CLASSIFICATION
 from tfnas.tasks.task import Task
 from tfnas.training import distribution
@@ -40,7 +40,7 @@ class Step:
     replica splits its batch. Batch normalization uses the statistics of each part, as usual.
 
     Args:
-        model: compiled and built in the same scope, with one output.
+        model: compiled and built in the same scope, with one loss of its outputs.
         accumulate: number of parts of each replica's batch; must divide it.
         jit_compile: whether to compile the forward and backward pass with XLA, as always on TPUs.
         teacher: from which the model also learns; built in the same scope.
@@ -130,12 +130,12 @@ class Step:
         return figures
 
     def _part(
-        self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor | None = None
+        self, inputs: Any, labels: Any, weights: tf.Tensor | None = None
     ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
         """Returns the gradients of one part's share of the loss, that share, and the sum of the examples' metrics."""
         taught = self._teacher.outputs(inputs) if self._teacher else None
         with tf.GradientTape() as tape:
-            outputs = tf.cast(self._model(inputs, training=True), tf.float32)
+            outputs = in_float32(self._model(inputs, training=True))
             loss = self._model.loss.call(labels, outputs)
             if weights is not None:
                 loss = by_example(loss, self._model.loss.call, labels, outputs) * weights

@@ -43,11 +43,12 @@ def load_data(config: config_lib.Config, work: Workdir) -> pipeline.Splits:
     """Loads and checks the three splits. With several processes, the chief loads first, and may prepare them in `work`.
 
     Raises:
-        UserError: as `pipeline.load` and `preflight.examples`.
+        UserError: as `pipeline.load`, `preflight.examples` and `preflight.formats`.
     """
     with distribution.chief_first(config.distribution):
         splits = pipeline.load(config.data, work.path / "tensorflow_datasets", building.task_of(config))
     preflight.examples(splits)
+    preflight.formats(config, splits)
     return splits
 
 
@@ -301,7 +302,7 @@ def fit_plain(
     compile_plain(config, model, rates(steps), config.retrain.weight_decay)
     # A shifted seed, so that the order differs from that of search.
     seed, key = config.seed + 1, work.key("retrain", config)
-    settings, kinds = config.retrain, (kind_of(model.loss),)
+    settings, kinds = config.retrain, (kind_of(model.loss),) * len(model.outputs)
     taught = Teacher(teacher, settings.distill, settings.distill_temperature, kinds) if teacher else None
     _fit(config, splits, work, model, epochs, batch_size, seed, retrain_checkpoints(title), key, title, {}, taught)
     if number := config.sample.recalibrate:

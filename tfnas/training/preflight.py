@@ -125,6 +125,15 @@ def examples(splits: pipeline.Splits) -> None:
             splits.task.check_target(target, splits.num_outputs, f"{split} has")
 
 
+def formats(config: Config, splits: pipeline.Splits) -> None:
+    """Raises UserError for formats besides the SavedModel that a network of these outputs is not written in."""
+    if splits.output_names and config.export.formats:
+        raise UserError(
+            "export.formats: written for networks with one output only; leave them out. Received: "
+            f"{', '.join(config.export.formats)} and the outputs {', '.join(splits.output_names)}"
+        )
+
+
 def measure(step: Step, batches: Batches) -> Measured:
     """Runs and times training steps, which change the model.
 

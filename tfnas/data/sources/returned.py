@@ -20,8 +20,6 @@ from tfnas.tasks import network_inputs
 from tfnas.tasks.network_inputs import IMAGE, VALUES, Input, Inputs
 from tfnas.tasks.task import Task
 
-_SHRINK = "call tfnas.shrink from Python, which takes any inputs"
-
 
 def from_function(config: config_lib.Data, task: Task) -> Source:
     """Calls the user's function and checks its splits. It receives `config` if it has a parameter without a default.
@@ -38,7 +36,7 @@ def from_function(config: config_lib.Data, task: Task) -> Source:
         about = f"data.source: {split} of '{config.source}'"
         splits[split] = _dataset(given[split], about)
         _check_elements(splits[split], about, task)
-    inputs = _one_structure(splits, config)
+    inputs, output_names = _one_structure(splits, config), _output_names(splits, config)
     _check_settings(inputs, config)
     if len(inputs.images) < len(inputs.by_name):
         splits = {split: dataset.map(_in_float32) for split, dataset in splits.items()}
@@ -69,10 +67,11 @@ def from_function(config: config_lib.Data, task: Task) -> Source:
     def checked(split: str) -> tf.data.Dataset:
         # Checked while reading, because the test split must not be read before, and a data set may change between
         # reads.
-        about = f"data.source: {split} of '{config.source}' has"
+        about, spec = f"data.source: {split} of '{config.source}' has", splits[split].element_spec[1]
 
-        def check(target: np.ndarray, weight: np.ndarray, finite: np.ndarray, *shapes: np.ndarray) -> np.ndarray:
-            task.check_target(target, len(names), about)
+        def check(weight: np.ndarray, finite: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+            shapes, targets = others[: len(inputs.by_name)], others[len(inputs.by_name) :]
+            task.check_target(tf.nest.pack_sequence_as(spec, targets), len(names), about)
             _check_weight(weight, about)
             _check_finite(finite, about)
             for (name, array), actual in zip(inputs.by_name.items(), shapes, strict=True):
@@ -80,28 +79,30 @@ def from_function(config: config_lib.Data, task: Task) -> Source:
                 if len(actual) != len(wanted) or any(a not in (None, b) for a, b in zip(wanted, actual, strict=True)):
                     what = f"an input '{name}'" if inputs.named else f"an {inputs.noun}"
                     raise UserError(f"{about} {what} of shape {tuple(actual.tolist())}; expected {wanted}")
-            return target
+            return list(targets)
 
-        def example(given: Any, target: tf.Tensor, *weight: tf.Tensor) -> tuple[Any, ...]:
+        def example(given: Any, target: Any, *weight: tf.Tensor) -> tuple[Any, ...]:
             arrays = inputs.unpacked(given)
             weight = tuple(tf.cast(w, tf.float32) for w in weight)
             target = tf.cast(target, tf.int64) if task.integers else target
             weighed = weight[0] if weight else tf.constant(1.0)
-            spec = splits[split].element_spec[1]
             values = [tf.reduce_all(tf.math.is_finite(x)) for x in arrays.values() if x.dtype.is_floating]
             shapes = [tf.shape(arrays[name]) for name in inputs.by_name]
-            facts = [target, weighed, tf.reduce_all(values), *shapes]
-            target = tf.numpy_function(check, facts, target.dtype, stateful=False)
-            with tf.control_dependencies([target]):
+            flat = tf.nest.flatten(target)
+            facts = [weighed, tf.reduce_all(values), *shapes, *flat]
+            # Through it, because TensorFlow leaves out what nothing takes a value from.
+            flat = tf.numpy_function(check, facts, [x.dtype for x in flat], stateful=False)
+            with tf.control_dependencies(flat):
                 fixed = {n: tf.ensure_shape(tf.identity(arrays[n]), array.shape) for n, array in inputs.by_name.items()}
-                return inputs.packed(fixed), task.prepared(tf.ensure_shape(target, spec.shape)), *weight
+                known = [tf.ensure_shape(x, s.shape) for x, s in zip(flat, tf.nest.flatten(spec), strict=True)]
+                return inputs.packed(fixed), task.prepared(tf.nest.pack_sequence_as(spec, known)), *weight
 
         return splits[split].map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     sizes = {split: survey.size for split, survey in surveys.items()}
     if (size := int(splits["test"].cardinality())) >= 0:
         sizes["test"] = size
-    return Source({split: checked(split) for split in SPLITS}, sizes, inputs, names)
+    return Source({split: checked(split) for split in SPLITS}, sizes, inputs, names, output_names)
 
 
 def _takes_one(function: Any) -> bool:
@@ -180,10 +181,25 @@ def _check_elements(dataset: tf.data.Dataset, about: str, task: Task) -> None:
     arrays = given if isinstance(given, dict) else {"": given}
     if not arrays or not all(isinstance(s, tf.TensorSpec) for s in arrays.values()):
         raise UserError(f"{about} must yield {expected}, the inputs a tensor or a dict of them. Received: {given}")
-    if not all(isinstance(s, tf.TensorSpec) for s in (target, *weight)):
-        raise UserError(f"{about} must yield {expected}. Received: targets {target}; for several outputs, {_SHRINK}")
     for name, array in arrays.items():
         _check_array(name, array, target, f"{about} must yield {expected}", task.facts.spatial and len(arrays) == 1)
+    if isinstance(target, dict) and not task.by_name:
+        raise UserError(
+            f"{about} has the targets {', '.join(map(str, target))}, of several outputs: these need task='custom', "
+            f"whose loss and metric are given all of them. Received: task='{task.facts.name}'"
+        )
+    for name, one in target.items() if isinstance(target, dict) else [("", target)]:
+        _check_name(name, f"{about} must yield {expected}")
+        _check_target(one, about, expected, task)
+    if weight and not (isinstance(weight[0], tf.TensorSpec) and weight[0].shape.rank == 0):
+        raise UserError(f"{about} must yield one weight for each example. Received: weights {weight[0]}")
+    if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
+        raise UserError(f"{about} is infinite; expected one pass over the examples, without repeat()")
+
+
+def _check_target(target: Any, about: str, expected: str, task: Task) -> None:
+    if not isinstance(target, tf.TensorSpec):
+        raise UserError(f"{about} must yield {expected}. Received: targets {target}")
     if target.shape.rank not in task.ranks:
         raise UserError(f"{about} must yield {expected}. Received: targets {target.shape}")
     if task.integers and target.shape.rank in task.ranks[:1] and not target.dtype.is_integer:
@@ -192,18 +208,11 @@ def _check_elements(dataset: tf.data.Dataset, about: str, task: Task) -> None:
         raise UserError(f"{about} must yield {expected}. Received: targets of {target.dtype.name}")
     if not task.facts.spatial and not target.shape.is_fully_defined():
         raise UserError(f"{about} must yield targets of one known shape. Received: {target.shape}; do not batch them")
-    if weight and weight[0].shape.rank != 0:
-        raise UserError(f"{about} must yield one weight for each example. Received: weights {weight[0].shape}")
-    if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise UserError(f"{about} is infinite; expected one pass over the examples, without repeat()")
 
 
-def _check_array(name: Any, array: tf.TensorSpec, target: tf.TensorSpec, expected: str, is_image: bool) -> None:
+def _check_array(name: Any, array: tf.TensorSpec, target: Any, expected: str, is_image: bool) -> None:
     """Raises UserError for an input that is neither an image nor values; one that has a name, with that."""
-    if name and not (isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)):
-        raise UserError(
-            f"{expected}, with inputs whose names are letters, digits and underscores. Received: an input {name!r}"
-        )
+    _check_name(name, expected)
     what = f"input '{name}'" if name else "inputs"
     if not (array.dtype == tf.uint8 or array.dtype.is_floating):
         raise UserError(
@@ -213,8 +222,14 @@ def _check_array(name: Any, array: tf.TensorSpec, target: tf.TensorSpec, expecte
     if rank is not None and not (rank == 3 if pixels or is_image else rank > 0):
         hint = "; do not batch them" if rank == 4 else "; cast other inputs to float32" if pixels else ""
         raise UserError(
-            f"{expected}. Received: {what} {array.dtype.name} {array.shape} and targets {target.shape}{hint}"
+            f"{expected}. Received: {what} {array.dtype.name} {array.shape} and targets "
+            f"{getattr(target, 'shape', target)}{hint}"
         )
+
+
+def _check_name(name: Any, expected: str) -> None:
+    if name and not (isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)):
+        raise UserError(f"{expected}, with names of letters, digits and underscores. Received: {name!r}")
 
 
 def _one_structure(splits: Mapping[str, tf.data.Dataset], config: config_lib.Data) -> Inputs:
@@ -237,6 +252,21 @@ def _one_structure(splits: Mapping[str, tf.data.Dataset], config: config_lib.Dat
             )
         by_name[name] = Input(IMAGE if dtypes["train"] == tf.uint8 else VALUES, ())
     return Inputs(by_name, named=True) if named["train"] else network_inputs.one((), by_name[""].dtype)
+
+
+def _output_names(splits: Mapping[str, tf.data.Dataset], config: config_lib.Data) -> tuple[str, ...]:
+    """Returns the names of the targets that all splits have; none if they have one target without a name."""
+    targets = {split: dataset.element_spec[1] for split, dataset in splits.items()}
+    names = {split: tuple(sorted(target)) if isinstance(target, dict) else () for split, target in targets.items()}
+    if len(set(names.values())) > 1:
+        shown = ", ".join(f"{' and '.join(given) or 'one without a name'} in {split}" for split, given in names.items())
+        raise UserError(f"data.source: all splits of '{config.source}' must have the same targets. Received: {shown}")
+    if len(names["train"]) == 1:
+        raise UserError(
+            f"data.source: the targets of '{config.source}' are a dict with one key, {names['train'][0]!r}: return "
+            "them without it, because dicts are for several outputs"
+        )
+    return names["train"]
 
 
 def _check_settings(inputs: Inputs, config: config_lib.Data) -> None:
@@ -307,7 +337,7 @@ def _survey(dataset: tf.data.Dataset, split: str, inputs: Inputs, config: config
     shapes: dict[str, set[tuple[int, ...]]] = {name: set() for name in inputs.by_name}
     try:
         for given, target, *weight in dataset.as_numpy_iterator():
-            target, digest = np.asarray(target), hashlib.blake2b(digest_size=16)
+            target, digest = tf.nest.map_structure(np.asarray, target), hashlib.blake2b(digest_size=16)
             arrays = inputs.unpacked(given)
             _check_images(arrays, target, inputs, about, task)
             if not all(np.isfinite(array).all() for array in arrays.values()):
@@ -327,11 +357,11 @@ def _survey(dataset: tf.data.Dataset, split: str, inputs: Inputs, config: config
     return _Survey(size, shapes, outputs, digests)
 
 
-def _check_images(arrays: Mapping[str, np.ndarray], target: np.ndarray, inputs: Inputs, about: str, task: Task) -> None:
+def _check_images(arrays: Mapping[str, np.ndarray], target: Any, inputs: Inputs, about: str, task: Task) -> None:
     """Raises UserError for an image without three axes, or a mask that fits no input."""
     spatial = [array for array in arrays.values() if array.ndim == 3]
     if any(arrays[name].ndim != 3 for name in inputs.images) or task.facts.spatial and not spatial:
-        shapes = " and ".join(str(array.shape) for array in (*arrays.values(), target))
+        shapes = " and ".join(str(array.shape) for array in (*arrays.values(), *tf.nest.flatten(target)))
         raise UserError(f"{about} must yield images (height, width, channels). Received: shapes {shapes}")
     if not task.facts.spatial:
         return

@@ -28,12 +28,14 @@ class Source:
         sizes: number of examples by split name; without 'test' if counting it would require reading it.
         inputs: what the inputs are.
         label_names: one per class, label or number.
+        output_names: of the targets, if an example has a dict of them by name.
     """
 
     splits: dict[str, tf.data.Dataset]
     sizes: dict[str, int]
     inputs: Inputs
     label_names: tuple[str, ...]
+    output_names: tuple[str, ...] = ()
 
 
 def parts_of(config: config_lib.Data, splits: Mapping[str, tfds.core.SplitInfo]) -> dict[str, Part]:

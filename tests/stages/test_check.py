@@ -33,7 +33,7 @@ def test_check_says_what_a_run_needs_and_leaves_the_folder_as_it_was(small, tmp_
     read = []
     monkeypatch.setattr(loop.Step, "__call__", _counted(loop.Step.__call__, read))
     found = check.run(small, tmp_path)
-    assert found["sizes"]["train"] == 1000 and found["input_shape"] == [8, 8, 1] and len(found["classes"]) == 10
+    assert found["sizes"]["train"] == 1000 and found["input_shape"] == (8, 8, 1) and len(found["classes"]) == 10
     said = capsys.readouterr().out
     for line in ("devices   1 x CPU", "train 1,000 / validation 397", "groups of channel units", "writable", "in all"):
         assert line in said

@@ -217,7 +217,7 @@ def _more_precisely(build, record):
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")
     rounding = _difference(record["expected"], found["expected"], [True] * len(found["expected"]))
-    remark = f"in float64; {_largest(record):.1e} in float32; by which the smaller network differs: {rounding:.1e}"
+    remark = f"in float64; {_largest(record):.1e} in float32; the smaller network by {rounding:.1e}"
     if found["engine"] <= _ROUNDINGS * rounding:
         del found["engine"]
     return _judged({**found, "remark": remark})

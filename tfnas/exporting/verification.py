@@ -199,9 +199,9 @@ def _check_names(signature: str, answer: _Answer, names: list[str], splits: pipe
 
 @contextlib.contextmanager
 def _fresh_process(path: str | os.PathLike[str]) -> Iterator[_Ask]:
-    """Yields a function from a signature's name, examples and names of its outputs to those outputs and class names.
+    """Yields a function by which a new process answers.
 
-    A new process answers.
+    It takes the name of a signature, examples, and the names of outputs; it returns these outputs, and class names.
     """
     command = [sys.executable, "-c", _RELOAD, os.fspath(path)]
     # This process occupies the GPU's memory, so the new one does not use the GPU.

@@ -52,6 +52,29 @@ LAYERS = {
     "dense at each time step": (lambda x: L.TimeDistributed(L.Dense(7, activation="relu"))(x), 8),
     "convolution of each time step": (lambda x: L.TimeDistributed(L.Conv1D(7, 3, 2, "same", activation="relu"))(x), 8),
     "instance normalization": (lambda x: L.GroupNormalization(-1)(x), 8),
+    "root mean square by hand": (
+        lambda x: x * ops.rsqrt(ops.mean(ops.square(ops.cast(x, "float32")), axis=-1, keepdims=True) + 1e-6),
+        8,
+    ),
+    "layer normalization by hand": (
+        lambda x: (x - ops.mean(x, -1, keepdims=True)) / ops.sqrt(ops.var(x, axis=3, keepdims=True) + 1e-3),
+        8,
+    ),
+    "spatial attention": (
+        lambda x: (
+            x
+            * L.Conv2D(1, 3, padding="same", activation="sigmoid", name="where")(
+                ops.concatenate([ops.mean(x, [-1], keepdims=True), ops.max(x, axis=-1, keepdims=True)], axis=-1)
+            )
+        ),
+        8,
+    ),
+    "sums over channels": (
+        lambda x: (
+            x**2 * 0.1 + ops.sum(x, -1, keepdims=True) * ops.min(x, -1, keepdims=True) - ops.std(x, -1, keepdims=True)
+        ),
+        8,
+    ),
 }
 
 
@@ -62,6 +85,8 @@ EVERYTHING = (
     "a common divisor",
     "PReLU",
     "convolution of each time step",
+    "layer normalization by hand",
+    "spatial attention",
 )
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfnas.gating.gates import Gating, gating, is_relaxed, probe
-from tfnas.layers.of_units import normalized
+from tfnas.layers.of_units import normalized, reduced
 
 NOISES = ("example", "batch")
 
@@ -314,3 +314,45 @@ class KeptNormalization(_WithNormalization):
         if gates is None:
             return self.layer(x)
         return tf.cast(normalized(self.layer, x, self._spread(gates, x)), self.layer.compute_dtype)
+
+
+@keras.saving.register_keras_serializable("tfnas")
+class KeptReduction(keras.layers.Layer, _Gate):
+    """A reduction over the channels that are kept; see `layers.of_units.reductions`.
+
+    Args:
+        kind: the operation's class name in Keras.
+        units: as of `UnitGate`, not empty.
+
+    Call arguments:
+        inputs: as of `UnitGate`, the tensor that is reduced first, without a gate.
+        training: whether the gates are relaxed.
+
+    Attributes:
+        mask: as of `UnitGate`.
+    """
+
+    def __init__(self, kind: str, units: Sequence[int], **kwargs: Any):
+        super().__init__(**{"autocast": False, **kwargs})
+        self.kind = kind
+        self.units = tuple(units)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the mask."""
+        self._add_mask(int(input_shape[0][-1]))
+        super().build(input_shape)
+
+    def call(self, inputs: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
+        """The reduced tensor, of the same dtype, shape (batch, ..., 1)."""
+        x, *drawn = inputs
+        gates = self._channel_gates(drawn, training)
+        gates = tf.ones(x.shape[-1:]) if gates is None else gates
+        return reduced(self.kind, x, self._spread(gates, x))
+
+    def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
+        """Shape and dtype of the output."""
+        return keras.KerasTensor((*inputs[0].shape[:-1], 1), inputs[0].dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same layer."""
+        return {**super().get_config(), "kind": self.kind, "units": self.units}

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, UnitDraw, UnitGate
+from tfnas.gating.unit_gates import GatedNormalization, KeptNormalization, KeptReduction, UnitDraw, UnitGate
 from tfnas.graph.partition import PINNED
 from tfnas.graph.units import UnitGraph
 from tfnas.layers import BatchNormalization, Input, Merge
@@ -148,7 +148,7 @@ class _Placement:
         """Requests of a node to its inputs instead of being multiplied itself, by input; none if it cannot."""
         node = self._nodes[i]
         # Noise makes no zero of zero in training; the derivative of a root at 0 is infinite, and times 0 not a number.
-        unfit = isinstance(node.inner, keras.layers.GaussianNoise) or type(node.inner).__name__ == "Sqrt"
+        unfit = isinstance(node.inner, keras.layers.GaussianNoise) or type(node.inner).__name__ in ("Sqrt", "Power")
         if not plan.channels.any() or node.mixes or not node.inputs or not node.zero_to_zero or unfit:
             return {}
         if isinstance(node, Merge):
@@ -213,7 +213,7 @@ class GatedNetwork:
         self._draw = draw
         self._placed: list[tuple[Place, UnitGate | GatedNormalization]] = []
         # Gates of which channels there are at a node, whether or not their units are kept elsewhere; with its number.
-        self._there: list[tuple[int, UnitGate | KeptNormalization]] = []
+        self._there: list[tuple[int, UnitGate | KeptNormalization | KeptReduction]] = []
         self._groups: list[tf.Tensor] = []  # the draw's output
         self._names = set(graph.index)
         at: dict[int, list[Place]] = {}
@@ -254,7 +254,12 @@ class GatedNetwork:
             return node.call(node.layer, given)
         source = node.inputs[0]
         units, drawn = self._units(source, np.ones(node.input_channels[0], bool))
-        layer = KeptNormalization(node.layer, units, name=self._name(f"{node.name}_gated"))
+        name = self._name(f"{node.name}_gated")
+        layer: KeptNormalization | KeptReduction
+        if isinstance(node.layer, keras.Layer):
+            layer = KeptNormalization(node.layer, units, name=name)
+        else:
+            layer = KeptReduction(type(node.layer).__name__, units, name=name, dtype="float32")
         self._there.append((source, layer))
         return layer([*given, *drawn])
 

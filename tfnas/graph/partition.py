@@ -57,7 +57,8 @@ def partition(
                 pinned[first[source] : first[source + 1]] = True
         uncut = not node.mixes and all(tied is None for tied in ties)
         pinned[own] |= uncut or node.full_output or i in excluded
-        joined = sum(bool(depends[j].any()) for j in node.inputs)  # an offset makes no stream
+        # An offset makes no stream, nor does one number for all channels.
+        joined = sum(tied is not None and bool(depends[j].any()) for j, tied in zip(node.inputs, ties, strict=True))
         in_stream[own] |= isinstance(node, Merge) and node.additive and joined > 1
     for i in outputs:
         pinned[first[i] : first[i + 1]] = True

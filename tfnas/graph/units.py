@@ -269,9 +269,10 @@ class UnitGraph(Graph):
             lost = self._depends[source] & ~flow.depends[source]
             if not lost.any():
                 continue
-            if node.mixes or node.together(j) is not None:
+            tied = node.ties(j)
+            if node.together(j) is not None or (tied is None and not node.pins(j)):
                 broken = (lost & present[self.of[source]]).any()  # of other units the gate is closed
-            elif (tied := node.ties(j)) is None:
+            elif tied is None:
                 broken = True
             else:
                 # Of a sum an operand may be absent, but only as a whole.

@@ -21,8 +21,8 @@ _ACTIVATIONS = frozenset(
     "exponential threshold".split()
 )
 _OPERATIONS = frozenset(
-    "Relu Relu6 Sigmoid Silu Gelu Tanh Elu Selu LeakyRelu HardSigmoid HardSilu Softplus Softsign Exp Abs Absolute "
-    "Square Sqrt Negative Clip".split()
+    "Relu Relu6 Sigmoid Silu Gelu Tanh Elu Selu LeakyRelu HardSigmoid HardSilu Softplus Softsign Exp Expm1 Log Log1p "
+    "Abs Absolute Sign Square Sqrt Rsqrt Reciprocal Negative Clip Sin Cos Erf Cast".split()
 )
 
 
@@ -35,7 +35,8 @@ class Pointwise(Channelwise):
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
         if isinstance(layer, keras.layers.Activation):
             return is_pointwise(layer.activation)
-        if type(layer).__name__ in MERGES and len(record.input_tensors) == 1:  # with a number, not with an array
+        of_two = type(layer).__name__ in (*MERGES, "Power")
+        if of_two and len(record.input_tensors) == 1:  # with a number, not with an array
             (tensor,) = record.input_tensors
             others = keras.tree.flatten((record.arguments.args, record.arguments.kwargs))
             return all(np.ndim(other) == 0 for other in others if other is not tensor)

@@ -3,6 +3,7 @@
 attention.py      MultiHeadAttention and GroupQueryAttention, whose units are heads
 grouped.py        grouped convolutions
 rearranging.py    data movement (ops.transpose, stack, split, slices, ...) and reductions over space (ops.mean, ...)
+reductions.py     reductions over channels (ops.mean, ops.max, ... with axis=-1)
 registered.py     layers of users and of other packages, by rules that they register
 statistics.py     normalizations by statistics over channels: LayerNormalization, GroupNormalization, ...
 weighted.py       Embedding, PReLU
@@ -14,11 +15,12 @@ from tfnas.layers.base import Node
 from tfnas.layers.of_units.attention import Attention
 from tfnas.layers.of_units.grouped import Grouped
 from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected
+from tfnas.layers.of_units.reductions import Reduction, reduced
 from tfnas.layers.of_units.registered import Registered, Rule, register, registered
 from tfnas.layers.of_units.statistics import GroupStatistics, Statistics, normalized
 from tfnas.layers.of_units.weighted import Embedding, Parametric
 
-__all__ = ["OF_UNITS", "Registered", "Rule", "normalized", "register", "registered"]
+__all__ = ["OF_UNITS", "Registered", "Rule", "normalized", "reduced", "register", "registered"]
 
 # A layer is of the first family that takes it, or else of one of `layers.FAMILIES`.
 OF_UNITS: list[type[Node]] = [
@@ -26,6 +28,7 @@ OF_UNITS: list[type[Node]] = [
     Grouped,
     GroupStatistics,
     Statistics,
+    Reduction,
     Rearranged,
     Selected,
     Regrouped,

@@ -24,9 +24,8 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
-from tfnas.graph.emission import Made
 from tfnas.graph.models import as_functional, calls_of, deep
-from tfnas.graph.parts import Lengths, one_of, parts_of
+from tfnas.graph.parts import Known, one_of, parts_of
 from tfnas.graph.tracing import drops_at_random
 from tfnas.layers import Input, Uncut, family_of_call
 from tfnas.layers.base import Node
@@ -46,7 +45,6 @@ class Graph:
         nodes: in topological order.
         inputs, outputs: indices of the model's input and output nodes.
         model: the functional model that it is, or that is made of it.
-        untraced: by name, why a layer could not be taken apart, so that it is left whole.
 
     Raises:
         UserError: naming the layer and what to do, if it is unknown how channels pass through a part of the model.
@@ -57,10 +55,8 @@ class Graph:
     def __init__(self, model: keras.Model, example: Any = None):
         self.model = as_functional(model, example)
         self.nodes: list[Node] = []
-        self.untraced: dict[str, str] = {}
+        self._known = Known()
         self._names: set[str] = set()
-        self._made: dict[int, Made] = {}
-        self._lengths = Lengths()
         index = self._add(calls_of(self.model), "", {}, None)
         self.inputs = tuple(index[id(tensor)] for tensor in self.model.inputs)
         self.outputs = tuple(index[id(tensor)] for tensor in self.model.outputs)
@@ -74,6 +70,11 @@ class Graph:
             family = type(node) if self.of_units else Uncut
             fields = {field.name: getattr(node, field.name) for field in dataclasses.fields(Node)}
             self.nodes[i] = family(**{**fields, "shared": True})
+
+    @property
+    def untraced(self) -> dict[str, str]:
+        """By name, why a layer could not be taken apart, so that it is left whole."""
+        return self._known.untraced
 
     @functools.cached_property
     def shared(self) -> list[list[int]]:
@@ -95,16 +96,16 @@ class Graph:
                 continue  # the input of a nested model is what its caller gives it
             sources = tuple(index[id(tensor)] for tensor in call.input_tensors)
             name = prefix + operation.name
-            parts = parts_of(call, name, self._made, self.untraced, self._lengths)
+            parts = parts_of(call, name, self._known)
             if parts is not None:
-                inside = {id(x): j for x, j in zip(parts.inputs, sources, strict=True)}
+                inside = {id(x): j for x, j in zip(parts.inputs, sources, strict=True) if x is not None}
                 inside |= {id(parts.one): self._ones} if parts.read_one else {}
                 made = self._add(parts.records, f"{name}_", inside, Call(call, name, training).training)
                 for x, y in zip(call.output_tensors, parts.outputs, strict=True):
                     index |= {} if y is None else {id(x): made[id(y)]}
-                    self._lengths.note(x, self._lengths.of(y))
+                    self._known.lengths.note(x, self._known.lengths.of(y))
                 continue
-            self._lengths.follow(call)
+            self._known.lengths.follow(call)
             drops = name in self.untraced and not Call(call, name, training).training and drops_at_random(call)
             self.untraced.pop(name if drops else "", None)
             for number, tensor in enumerate(call.output_tensors):
@@ -149,7 +150,7 @@ class Graph:
                 num_channels=shape[-1],
                 spatial=tuple(shape[1:-1]),
                 called=called,
-                examples=self._lengths.of(output),
+                examples=self._known.lengths.of(output),
             )
             self.nodes.append(node)
 

@@ -29,7 +29,8 @@ class Traced:
     Attributes:
         inputs: symbolic tensors that stand for those of the call, in its order.
         one: stands for a tensor of ones, shape (batch, 1).
-        outputs: in the order of the call's; None for one that is not computed from the inputs, and is not used.
+        outputs: in the order of the call's; None for one that is not computed from the inputs, and is not used; numbers
+            if none of them is computed from the inputs' values.
         records: Keras's records of the calls inside, in topological order.
         lengths: of the tensors that the calls make, as multiples of the batch's.
     """
@@ -61,7 +62,8 @@ class Run:
     """One run of `call` on symbolic tensors.
 
     Attributes:
-        inputs, outputs: symbolic tensors; None for an output that is not computed from the inputs, and is not used.
+        inputs, outputs: symbolic tensors; None for an output that is not computed from the inputs, and is not used; or
+            all outputs are numbers.
         variables: the layer's own variables by the id of the symbolic tensor that stood for each.
         records: in topological order.
     """
@@ -70,6 +72,11 @@ class Run:
     outputs: list[Any]
     variables: dict[int, Any]
     records: list[Any]
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the outputs are numbers."""
+        return any(isinstance(x, np.ndarray) for x in self.outputs)
 
 
 def numbers_of(record: Any) -> list[Any]:
@@ -156,7 +163,7 @@ class Emission:
             if size % BATCH:
                 raise UntraceableError("a variable of its own is joined with what is not computed for each example")
             values = [self._tensor(x, rank, size // BATCH) if isinstance(x, _Own) else x for x in values]
-        if not is_layer and any(_has_batch(x) for x in numbers_of(record)):
+        if not is_layer and any(has_batch(x) for x in numbers_of(record)):
             raise UntraceableError(f"{kind} is given the size of the batch")
         stand_ins = iter(values)
         arguments, keywords = record.arguments.convert(
@@ -238,7 +245,7 @@ class Emission:
         return self._tensors[key]
 
 
-def _has_batch(value: Any) -> bool:
+def has_batch(value: Any) -> bool:
     """Whether the size of the batch has entered a number or the shape of an array."""
     sizes = np.shape(value) if np.ndim(value) else (value,)
     return any(isinstance(s, int | np.integer) and not isinstance(s, bool) and s and s % BATCH == 0 for s in sizes)

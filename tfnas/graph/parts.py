@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -23,7 +25,8 @@ class Parts:
     """The calls that a call of a nested model or a composite layer consists of.
 
     Attributes:
-        inputs, outputs: symbolic tensors that stand for those of the call, in its order.
+        inputs, outputs: symbolic tensors that stand for those of the call, in its order; None for an input whose
+            numbers are known.
         records: Keras's records of the calls between them, in topological order.
         one: one more tensor that they may read: stands for ones, shape (batch, 1).
     """
@@ -65,17 +68,32 @@ class Lengths:
             self.note(tensor, length)
 
 
-def parts_of(record: Any, name: str, made: dict[int, Made], untraced: dict[str, str], lengths: Lengths) -> Parts | None:
+@dataclasses.dataclass
+class Known:
+    """What the calls of a model have shown so far.
+
+    Attributes:
+        made: as for `trace`.
+        untraced: why a layer cannot be taken apart, by its name.
+        lengths: of tensors.
+        numbers: of tensors that are the same for any input, by the tensor's id; with the tensor, which so keeps its id.
+    """
+
+    made: dict[int, Made] = dataclasses.field(default_factory=dict)
+    untraced: dict[str, str] = dataclasses.field(default_factory=dict)
+    lengths: Lengths = dataclasses.field(default_factory=Lengths)
+    numbers: dict[int, tuple[np.ndarray, Any]] = dataclasses.field(default_factory=dict)
+
+
+def parts_of(record: Any, name: str, known: Known) -> Parts | None:
     """Takes a nested model, a user's own layer or a Lambda apart; None for a layer that is a node by itself.
 
     Args:
         record: Keras's, of its call.
         name: of the layer.
-        made: as for `trace`.
-        untraced: is added the reason why a layer cannot be taken apart, by its name.
-        lengths: known so far; those inside are added.
+        known: what the call shows is added.
     """
-    layer = record.operation
+    layer, made, untraced, lengths = record.operation, known.made, known.untraced, known.lengths
     given = [lengths.of(x) for x in record.input_tensors]
     if is_gate(layer) or not isinstance(layer, keras.Layer):
         return None
@@ -97,14 +115,34 @@ def parts_of(record: Any, name: str, made: dict[int, Made], untraced: dict[str, 
             return _with_activation(record, made, given[0], lengths)
         if not isinstance(layer, keras.layers.Activation):
             return None
+    in_numbers = [id(x) in known.numbers for x in record.input_tensors]
+    if any(in_numbers):
+        record = _with_numbers(record, known.numbers)
+        given = [length for length, there in zip(given, in_numbers, strict=True) if not there]
     try:
         traced = trace(record, made, given)
     except UntraceableError as error:
         untraced[name] = str(error)
         return None
+    if not any(isinstance(x, keras.KerasTensor) for x in traced.outputs):
+        known.numbers |= {id(x): (y, x) for x, y in zip(record.output_tensors, traced.outputs, strict=True)}
+        return None
     for x, length in (*zip(traced.inputs, given, strict=True), *traced.lengths):
         lengths.note(x, length, True)
-    return Parts(traced.inputs, traced.outputs, traced.records, traced.one)
+    stand_ins = iter(traced.inputs)
+    inputs = [None if there else next(stand_ins) for there in in_numbers]
+    return Parts(inputs, traced.outputs, traced.records, traced.one)
+
+
+def _with_numbers(record: Any, numbers: Mapping[int, tuple[np.ndarray, Any]]) -> Any:
+    """A record like another, of a call that was given numbers in place of the tensors that are known to hold them."""
+    arguments, keywords = record.arguments.convert(lambda x: numbers[id(x)][0] if id(x) in numbers else x)
+    return types.SimpleNamespace(
+        operation=record.operation,
+        arguments=keras.src.ops.symbolic_arguments.SymbolicArguments(*arguments, **keywords),
+        input_tensors=[x for x in record.input_tensors if id(x) not in numbers],
+        output_tensors=record.output_tensors,
+    )
 
 
 def _with_activation(record: Any, made: dict[int, Made], length: int, lengths: Lengths) -> Parts:

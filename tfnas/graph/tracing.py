@@ -16,7 +16,7 @@ from unittest import mock
 import keras
 import numpy as np
 
-from tfnas.graph.emission import BATCH, Emission, Made, Run, Traced, UntraceableError, numbers_of
+from tfnas.graph.emission import BATCH, Emission, Made, Run, Traced, UntraceableError, has_batch, numbers_of
 from tfnas.layers.merging import MERGES
 
 # Of what layers that drop or add at random make their output, for each number by itself.
@@ -48,6 +48,8 @@ def trace(record: Any, made: dict[int, Made], lengths: Sequence[int]) -> Traced:
             _check_same(
                 first, _run(layer, record, None, lengths), "it computes with variables or random numbers by itself"
             )
+        if first.is_constant:
+            return Traced(tuple(first.inputs), None, tuple(first.outputs), [], [])
         return Emission(record, first, made).traced()
     except UntraceableError:
         raise
@@ -92,12 +94,21 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
         given["training"] = training
     with _own_variables(layer) as variables, _layers_need_tensors(variables):
         made = layer.call(*arguments, **keywords) if positional else layer.call(**given)
-    outputs = [x if isinstance(x, keras.KerasTensor) else None for x in keras.tree.flatten(made)]
+    made = keras.tree.flatten(made)
+    if made and all(_is_number(x) for x in made) and len(made) == len(record.output_tensors):
+        return Run(inputs, [np.asarray(x) for x in made], {}, [])
+    outputs = [x if isinstance(x, keras.KerasTensor) else None for x in made]
     read = {id(x) for call in layer._outbound_nodes for x in call.input_tensors}
     known = [x is not None or id(y) not in read for x, y in zip(outputs, record.output_tensors, strict=False)]
     if len(outputs) != len(record.output_tensors) or not all(known) or not any(x is not None for x in outputs):
         raise UntraceableError("what it returns is not computed from its inputs")
     return Run(inputs, outputs, {key: v for key, (v, _) in variables.items()}, _ordered(outputs))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether an output is an array of numbers that is the same for any batch."""
+    is_array = isinstance(value, np.ndarray) or (keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor))
+    return is_array and not has_batch(np.asarray(value))
 
 
 def _ordered(outputs: Sequence[Any]) -> list[Any]:
@@ -210,10 +221,13 @@ def _check_same(one: Run, other: Run, otherwise: str) -> None:
             number |= {id(x): len(number) + i for i, x in enumerate(record.output_tensors)}
         return [*seen, ("", tuple(number.get(id(x)) for x in run.outputs))]
 
+    def numbers_in(run: Run) -> list[list[Any]]:
+        return [run.outputs if run.is_constant else [], *map(numbers_of, run.records)]
+
     if calls(one) != calls(other):
         raise UntraceableError(otherwise)
-    for first, second in zip(one.records, other.records, strict=True):
-        numbers = zip(numbers_of(first), numbers_of(second), strict=True)
+    for first, second in zip(numbers_in(one), numbers_in(other), strict=True):
+        numbers = zip(first, second, strict=True)
         if any(np.shape(a) != np.shape(b) or not np.array_equal(a, b) for a, b in numbers):
             raise UntraceableError(otherwise)
 

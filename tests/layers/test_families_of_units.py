@@ -128,7 +128,8 @@ def test_an_embedding_writes_channels(rng):
 
 
 def test_every_family_is_tested():
-    models = [*(image_model(layer) for layer, _ in LAYERS.values()), transformer(self_attention), words()]
+    transformers = [transformer(kind) for kind in (self_attention, by_matrix_products, by_dot_products)]
+    models = [*(image_model(layer) for layer, _ in LAYERS.values()), *transformers, words()]
     found = {type(node) for model in models for node in UnitGraph(model).nodes}
     assert {*OF_UNITS, Heads} <= found
 
@@ -146,6 +147,35 @@ def block(x, attention, width=8):
     x = x + attention(L.LayerNormalization()(x))
     y = L.Dense(2 * width, activation="gelu", name=f"up_{attention.__name__}")(L.LayerNormalization()(x))
     return x + L.Dense(width)(y)
+
+
+def heads(x, name):
+    """Shape (batch, positions, 2 heads, 4)."""
+    return L.Reshape((-1, 2, 4))(L.Dense(8, name=name)(x))
+
+
+def by_matrix_products(x):
+    query, key, value = (ops.transpose(heads(x, name), (0, 2, 1, 3)) for name in ("query", "key", "value"))
+    weights = ops.softmax(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / 2.0)
+    return L.Dense(8)(L.Reshape((-1, 8))(ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))))
+
+
+def by_einsum(x):
+    query, key, value = (heads(x, name) for name in ("query", "key", "value"))
+    weights = ops.softmax(ops.einsum("btnh,bsnh->bnts", query, key))
+    return L.Dense(8)(L.Reshape((-1, 8))(ops.einsum("bnts,bsnh->btnh", weights, value)))
+
+
+def by_dot_products(x):
+    query, key, value = (heads(x, name) for name in ("query", "key", "value"))
+    return L.Dense(8)(L.Reshape((-1, 8))(ops.dot_product_attention(query, key, value)))
+
+
+@pytest.mark.parametrize("attention", [by_matrix_products, by_einsum, by_dot_products])
+def test_values_of_attention_by_hand_are_narrowed(attention, rng):
+    supernet = check(transformer(attention), rng, everything=attention is by_dot_products)
+    assert num_units(supernet.graph, "value") == 4  # as many of each head
+    assert num_units(supernet.graph, "query") == 0
 
 
 def transformer(attention, width=8):

@@ -73,7 +73,7 @@ class Graph:
 
     @property
     def untraced(self) -> dict[str, str]:
-        """By name, why a layer could not be taken apart, so that it is left whole."""
+        """Reasons why layers could not be taken apart and are left whole, by name."""
         return self._known.untraced
 
     @functools.cached_property

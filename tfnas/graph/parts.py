@@ -70,7 +70,7 @@ class Lengths:
 
 @dataclasses.dataclass
 class Known:
-    """What the calls of a model have shown so far.
+    """Facts that the calls of a model have shown so far.
 
     Attributes:
         made: as for `trace`.

@@ -107,7 +107,9 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
 
 def _is_number(value: Any) -> bool:
     """Whether an output is an array of numbers that is the same for any batch."""
-    is_array = isinstance(value, np.ndarray) or (keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor))
+    is_array = isinstance(value, np.ndarray) or (
+        keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor)
+    )
     return is_array and not has_batch(np.asarray(value))
 
 

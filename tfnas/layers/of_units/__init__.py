@@ -2,6 +2,7 @@
 
 attention.py      MultiHeadAttention and GroupQueryAttention, whose units are heads
 grouped.py        grouped convolutions
+products.py       attention that is written by hand: ops.matmul(weights, values), ops.einsum, dot_product_attention
 rearranging.py    data movement (ops.transpose, stack, split, slices, ...) and reductions over space (ops.mean, ...)
 reductions.py     reductions over channels (ops.mean, ops.max, ... with axis=-1)
 registered.py     layers of users and of other packages, by rules that they register
@@ -14,6 +15,7 @@ from __future__ import annotations
 from tfnas.layers.base import Node
 from tfnas.layers.of_units.attention import Attention
 from tfnas.layers.of_units.grouped import Grouped
+from tfnas.layers.of_units.products import DotProductAttention, Weighted
 from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected
 from tfnas.layers.of_units.reductions import Reduction, reduced
 from tfnas.layers.of_units.registered import Registered, Rule, register, registered
@@ -25,6 +27,8 @@ __all__ = ["OF_UNITS", "Registered", "Rule", "normalized", "reduced", "register"
 # A layer is of the first family that takes it, or else of one of `layers.FAMILIES`.
 OF_UNITS: list[type[Node]] = [
     Attention,
+    DotProductAttention,
+    Weighted,
     Grouped,
     GroupStatistics,
     Statistics,

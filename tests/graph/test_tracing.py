@@ -258,6 +258,35 @@ def attended():
     return keras.Model(image, layers.Dense(3, name="classifier")(layers.GlobalAveragePooling2D(name="pool")(x)))
 
 
+class Waves(layers.Layer):
+    """Numbers of each position, whatever the image holds."""
+
+    def call(self, image):
+        angles = ops.arange(6 * ops.shape(image)[1], dtype="float32")
+        return ops.cos(angles), ops.sin(angles)
+
+
+class Rotates(layers.Layer):
+    """Reads numbers of each position, and has kernels of its own."""
+
+    def build(self, shape):
+        self.inner, self.outer = layers.Dense(7, activation="relu", name="in"), layers.Dense(shape[-1], name="out")
+
+    def call(self, x, waves):
+        cosines, sines = (ops.reshape(wave, (6, 6, 1)) for wave in waves)
+        return x + self.outer(self.inner(x) * cosines + ops.flip(self.inner(x), 1) * sines)
+
+
+def rotary():
+    """Positions that a layer computes for others."""
+    image = keras.Input((6, 6, 3), name="image")
+    waves = Waves(name="waves")(image)
+    x = conv(6, "first")(image)
+    for i in range(2):
+        x = Rotates(name=f"rotates_{i}")(x, waves)
+    return keras.Model(image, layers.Dense(3, name="classifier")(layers.GlobalAveragePooling2D(name="pool")(x)))
+
+
 # By name: the model, and the layers that are left whole.
 MODELS = {
     "block": (lambda: around(Block(6, name="own")), ()),
@@ -278,6 +307,7 @@ MODELS = {
     "recursive": (recursive, ()),
     "siamese": (siamese, ()),
     "attended": (attended, ()),
+    "rotary": (rotary, ()),
 }
 
 

@@ -21,6 +21,8 @@ def image_model(layer):
     return model_around(layer, (6, 6, 8))
 
 
+SINUSOIDS = np.sin(np.arange(6 * 6 * 8, dtype="float32").reshape(6, 6, 8))
+
 # A layer, and how many units its input's channels, 8 if not said, have.
 LAYERS = {
     "LayerNormalization": (lambda x: L.LayerNormalization()(x), 8),
@@ -69,6 +71,8 @@ LAYERS = {
         ),
         8,
     ),
+    "an array for each channel": (lambda x: (x - np.arange(8.0)) / np.linspace(1, 2, 8, dtype="float32"), 8),
+    "an array for each position": (lambda x: 2.0 - ops.relu(x + SINUSOIDS) * SINUSOIDS * SINUSOIDS[..., :1], 8),
     "sums over channels": (
         lambda x: (
             x**2 * 0.1 + ops.sum(x, -1, keepdims=True) * ops.min(x, -1, keepdims=True) - ops.std(x, -1, keepdims=True)
@@ -86,6 +90,7 @@ EVERYTHING = (
     "PReLU",
     "convolution of each time step",
     "layer normalization by hand",
+    "an array for each position",
     "spatial attention",
 )
 

@@ -1,5 +1,6 @@
 """Families that only channel units cut, since what they do depends on which channels exist together.
 
+arrays.py         sums and products of a tensor and an array of numbers
 attention.py      MultiHeadAttention and GroupQueryAttention, whose units are heads
 grouped.py        grouped convolutions
 products.py       attention that is written by hand: ops.matmul(weights, values), ops.einsum, dot_product_attention
@@ -13,6 +14,7 @@ weighted.py       Embedding, PReLU
 from __future__ import annotations
 
 from tfnas.layers.base import Node
+from tfnas.layers.of_units.arrays import WithArray
 from tfnas.layers.of_units.attention import Attention
 from tfnas.layers.of_units.grouped import Grouped
 from tfnas.layers.of_units.products import DotProductAttention, Weighted
@@ -33,6 +35,7 @@ OF_UNITS: list[type[Node]] = [
     GroupStatistics,
     Statistics,
     Reduction,
+    WithArray,
     Rearranged,
     Selected,
     Regrouped,

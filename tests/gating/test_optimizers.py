@@ -315,7 +315,7 @@ def test_nothing_but_training_compiles_with_an_optimizer():
     measures = {"tfnas/ranking/losses.py"}  # compiles a model without layers, for its losses and metrics alone
     tried = {"tfnas/testing.py"}  # a few steps, of whose weights nothing is asked
     of_the_user = {"tfnas/shrinking/given/compiling.py"}  # with what their model is compiled with
-    users = {f"benchmarks/{name}.py" for name in ("faults/shrink_digits", "shrink_cifar10", "shrink_tasks")}
+    users = {f"benchmarks/{name}.py" for name in ("faults/shrink_digits", "shrink_cifar10")}
     trained = {"tfnas/training/networks.py", "tfnas/gating/supernet.py"}
     assert found == timed | measures | tried | of_the_user | users | trained
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 
+import cheaper
 import numpy as np
 import processes
 import pytest
@@ -20,6 +21,14 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first, so that no worker is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheaper_graphs():
+    """For all tests in this process (see cheaper.py)."""
+    cheaper.collection()
+    with cheaper.tracing():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

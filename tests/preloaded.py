@@ -1,5 +1,6 @@
 """What the server of processes.py imports once for all that it forks: nothing that defines flags or finds a device."""
 
+import cheaper
 import reloading
 import scipy.stats  # noqa: F401
 import sklearn.datasets  # noqa: F401
@@ -21,4 +22,6 @@ def shorten():
     """Changes what `processes.py` says is not as by the console script, in this process, for good."""
     latencies._SECONDS, latencies._PASSES = 0.002, 2  # as conftest's short_turns
     reloading.here().start()
+    cheaper.tracing().__enter__()
+    cheaper.collection()
     rivals.AT_ONCE = ("curvature",)  # `training/test_rivals.py` has all

@@ -2,9 +2,9 @@
 
 They are forked from a server that has imported `preloaded.py` and done nothing else: nothing is initialized, no device
 found. So each has its own exit code, environment, standard output and devices, and can be killed, as one begun by the
-console script. That script itself is run by `test_cli.py` and by the whole run of `test_end_to_end.py`. Three
-things are not as there: latencies are measured for milliseconds, exports reloaded by the same process (`reloading.py`),
-and one network from another importance compared, not three.
+console script. That script itself is run by `test_cli.py` and by the whole run of `test_end_to_end.py`. Four things
+are not as there: latencies are measured for milliseconds, exports reloaded by the same process (`reloading.py`), one
+network from another importance compared, not three, and `cheaper.py` leaves out of tracing what it says.
 """
 
 import json

@@ -198,7 +198,7 @@ class Builder:
         return self.layer("UpSampling")(2)(x) if max(x.shape[1:-1]) <= self.size // 2 else self.shrunk(x)
 
     def number(self, x):
-        """With a number, or with an array, which is not cut."""
+        """With a number, or with an array, which only channel units cut."""
         if self.rng.random() < 0.3:
             return x + self.rng.normal(size=x.shape[-1]).astype("float32")
         return x + 0.7 if self.rng.random() < 0.5 else x * 1.3
@@ -251,7 +251,29 @@ class Builder:
         """What reads all channels and is not cut."""
         if self.smooth:
             return L.Rescaling(0.7, offset=0.1)(x)
-        return self.pick([L.Rescaling(0.7, offset=0.1), L.LayerNormalization(), L.UnitNormalization()])(x)
+        layers = [L.Rescaling(0.7, offset=0.1), L.LayerNormalization(), L.UnitNormalization()]
+        return self.pick([*layers, self.normalized_by_hand, self.reduced, self.mixed])(x)
+
+    def normalized_by_hand(self, x):
+        """Statistics over channels, by operations."""
+        if self.rng.random() < 0.5:
+            x = x - keras.ops.mean(x, -1, keepdims=True)
+        return x * keras.ops.rsqrt(keras.ops.mean(keras.ops.square(x), -1, keepdims=True) + 1e-2)
+
+    def reduced(self, x):
+        """All channels times a map of their sum or of their extremes."""
+        kinds = [keras.ops.sum, keras.ops.max, keras.ops.min, keras.ops.var]
+        made = [kind(x, axis=-1, keepdims=True) for kind in self.rng.choice(kinds, 2, replace=False)]
+        return x * self.layer("Conv")(1, 1, activation="sigmoid")(keras.ops.concatenate(made, axis=-1))
+
+    def mixed(self, x):
+        """Positions weighed by what they hold, which are sums of all channels."""
+        rows = keras.ops.reshape(x, (-1, math.prod(x.shape[1:-1]), x.shape[-1]))
+        weights = keras.ops.softmax(L.Dense(rows.shape[1])(rows), axis=1)
+        mixed = keras.ops.matmul(weights, rows)
+        if self.rng.random() < 0.5:
+            mixed = keras.ops.einsum("bts,bsc->btc", weights, rows)
+        return keras.ops.reshape(mixed, (-1, *x.shape[1:]))
 
     def shrunk(self, x):
         """A smaller map."""

@@ -7,6 +7,7 @@ from conftest import random_weights
 
 import tfnas
 from tfnas.gating.importances import squared_norms
+from tfnas.gating.unit_gates import UnitDraw
 from tfnas.graph.costs import cost
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.of_units import OF_UNITS
@@ -145,6 +146,37 @@ def test_a_family(name, rng):
     model = image_model(layer)
     supernet = check(model, rng, noise="example" if len(name) % 2 else "batch", everything=name in EVERYTHING)
     assert num_units(supernet.graph, "before") == units
+
+
+def root_mean_square(x):
+    return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + 1e-3)
+
+
+def standardized(x):
+    return (x - ops.mean(x, axis=-1, keepdims=True)) / ops.sqrt(ops.var(x, axis=-1, keepdims=True) + 1e-3)
+
+
+@pytest.mark.parametrize("noise", ["batch", "example"])
+@pytest.mark.parametrize(
+    ("by_hand", "layer"),
+    [
+        (root_mean_square, lambda x: L.RMSNormalization(epsilon=1e-3)(x)),
+        (standardized, lambda x: L.LayerNormalization(center=False, scale=False, epsilon=1e-3)(x)),
+    ],
+)
+def test_normalizations_by_hand_are_those_of_keras_under_relaxed_gates(by_hand, layer, noise, rng):
+    models = [image_model(by_hand), image_model(layer)]
+    weights = {w.path: rng.normal(size=w.shape) for w in models[0].weights}
+    images = rng.normal(size=(5, 6, 6, 2)).astype("f4")
+    found = []
+    for model in models:
+        for weight in model.weights:
+            weight.assign(weights.get(weight.path, np.ones(weight.shape)))
+        supernet = tfnas.gate(model, parameters=0.9, steps=10, num_examples=10, noise=noise)
+        (draw,) = [layer for layer in supernet.network.layers if isinstance(layer, UnitDraw)]
+        draw.keep_logit.assign(np.linspace(-1, 1, supernet.graph.num_units))
+        found.append(np.asarray(supernet.network(images, training=True)))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 
 def block(x, attention, width=8):

@@ -1,6 +1,8 @@
 # Two commands for a newcomer: `make demo` and `make test`. Needs Python 3.11 and make; all else is set up in .venv.
 PYTHON ?= python3.11
 SHELL := bash
+# Where it is set, each worker of the tests and each interpreter that they start compiles all of tfnas anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Of pip's lines, those that show how far it is: every tenth package, large downloads, and the installation.
 PROGRESS := while read -r verb what rest; do case "$$verb $$what" in \
 	Collecting*) if ((++found % 10 == 0)); then echo "  $$found packages found, the last $$what"; fi ;; \

@@ -277,6 +277,22 @@ class Rotates(layers.Layer):
         return x + self.outer(self.inner(x) * cosines + ops.flip(self.inner(x), 1) * sines)
 
 
+class Windowed(layers.Layer):
+    """Attention of all positions, with a bias for each distance, as Swin Transformers have."""
+
+    def build(self, shape):
+        self.qkv, self.out = layers.Dense(3 * shape[-1], name="qkv"), layers.Dense(shape[-1], name="out")
+        self.table = self.add_weight(shape=(11, 2), initializer="normal", name="table")
+
+    def call(self, x):
+        rows = np.arange(6)
+        bias = ops.take(self.table, rows[:, None] - rows[None] + 5, axis=0)
+        query, key, value = ops.split(ops.reshape(self.qkv(x), (-1, 6, 6, 2, 9)), 3, axis=-1)
+        scores = ops.einsum("bwthd,bwshd->bwhts", query, key) + ops.transpose(bias, (2, 0, 1))
+        mixed = ops.einsum("bwhts,bwshd->bwthd", ops.softmax(scores, axis=-1), value)
+        return x + self.out(ops.reshape(mixed, (-1, 6, 6, 6)))
+
+
 def rotary():
     """Positions that a layer computes for others."""
     image = keras.Input((6, 6, 3), name="image")
@@ -308,6 +324,7 @@ MODELS = {
     "siamese": (siamese, ()),
     "attended": (attended, ()),
     "rotary": (rotary, ()),
+    "windowed": (lambda: around(Windowed(name="own")), ()),
 }
 
 

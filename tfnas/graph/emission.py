@@ -7,7 +7,8 @@ it is what an input is multiplied by.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -99,10 +100,14 @@ class _Own:
     Attributes:
         variable: itself.
         value: its value, reshaped or transposed.
+        steps: what else is done to it, on a tensor that has it for each example.
+        shape: what comes of these steps, without the examples.
     """
 
     variable: Any
     value: np.ndarray
+    steps: tuple[Callable[[Any], Any], ...] = ()
+    shape: tuple[int, ...] = ()
 
 
 class Emission:
@@ -153,7 +158,13 @@ class Emission:
             return [self._of_variables(record, kind, values)]
         if not is_layer and kind == "Reshape":
             return self._called(keras.ops.reshape, values[0], self._shape(record.output_tensors[0].shape))
-        if not is_layer and kind in ("Matmul", "Dot") and own == [False, True] and values[1].value.ndim == 2:
+        if (
+            not is_layer
+            and kind in ("Matmul", "Dot")
+            and own == [False, True]
+            and values[1].value.ndim == 2
+            and not values[1].steps
+        ):
             return self._multiplied(*values)
         if any(own):
             fits = not is_layer and (kind in MERGES or kind == "Concatenate")
@@ -184,6 +195,8 @@ class Emission:
         output = record.output_tensors[0]
         if x is None:
             raise UntraceableError(f"{kind} joins variables")
+        if x.steps or kind == "Take":
+            return self._stepped(x, record, kind)
         if kind in ("Reshape", "ExpandDims", "Squeeze"):
             return _Own(x.variable, x.value.reshape(output.shape))
         if kind == "Transpose":
@@ -204,6 +217,24 @@ class Emission:
             if x.value.shape[0] == 1:
                 return self._tensor(x, x.value.ndim)
         raise UntraceableError(f"{kind} of a variable of its own")
+
+    def _stepped(self, own: _Own, record: Any, kind: str) -> _Own:
+        """A variable of which rows are taken (biases by relative position), or what is done to these."""
+        shape, settings = tuple(record.output_tensors[0].shape), vars(record.operation)
+        if kind == "Take" and settings["axis"] is not None:
+            (rows,) = numbers_of(record)[:1]
+            axis = settings["axis"] + (settings["axis"] >= 0)
+            step = functools.partial(self._called, keras.ops.take, indices=np.asarray(rows), axis=axis)
+        elif kind == "Transpose" and settings["axes"] is not None:
+            axes = (0, *(axis % len(shape) + 1 for axis in settings["axes"]))
+            step = functools.partial(self._called, keras.ops.transpose, axes=axes)
+        elif kind in ("Reshape", "ExpandDims", "Squeeze"):
+            step = functools.partial(self._called, keras.ops.reshape, newshape=(-1, *shape))
+        elif kind == "Cast" and record.output_tensors[0].dtype == own.variable.dtype:
+            return own
+        else:
+            raise UntraceableError(f"{kind} of a variable of its own")
+        return dataclasses.replace(own, steps=(*own.steps, step), shape=shape)
 
     def _multiplied(self, x: Any, own: _Own) -> list[Any]:
         """A matrix product with a variable, as a Dense layer."""
@@ -232,6 +263,14 @@ class Emission:
 
     def _tensor(self, own: _Own, rank: int, times: int = 1) -> Any:
         """The variable for each example, to be joined with tensors of this rank that have `times` as many."""
+        if own.steps:
+            tensor = self._tensor(_Own(own.variable, own.value[None]), own.value.ndim + 1, times)
+            for step in own.steps:
+                (tensor,) = step(tensor)
+            shape = (1,) * (rank - len(own.shape)) + own.shape
+            if len(shape) != rank or shape[0] != 1:
+                raise UntraceableError("a variable of its own differs between examples")
+            return self._called(keras.ops.reshape, tensor, (-1, *shape[1:]))[0] if own.shape != shape[1:] else tensor
         shape = (1,) * (rank - own.value.ndim) + own.value.shape
         if rank < 2 or len(shape) != rank or shape[0] != 1:
             raise UntraceableError("a variable of its own differs between examples")

@@ -1,5 +1,7 @@
 """What the server of processes.py imports once for all that it forks: nothing that defines flags or finds a device."""
 
+import gc
+
 import cheaper
 import reloading
 import scipy.stats  # noqa: F401
@@ -16,6 +18,10 @@ import tfnas.stages.sample
 import tfnas.stages.search  # noqa: F401
 from tfnas.graph import latencies
 from tfnas.training import rivals
+
+# No process that is forked looks through what all of them have, whose memory would be copied by that.
+gc.collect()
+gc.freeze()
 
 
 def shorten():

@@ -8,6 +8,8 @@ import numpy as np
 from tfnas.cutting.subnets import subnet
 from tfnas.graph.costs import cost
 
+PROJECTIONS = ("query", "key", "value", "output")
+
 
 def check_equal(got, expected):
     """Outputs are the same but for rounding, of which there is more the larger they are."""
@@ -34,4 +36,9 @@ def built_cost(model):
         if weights and not is_variable:
             transposed = "Transpose" in type(layer).__name__
             multiply_adds += weights * math.prod((layer.input if transposed else layer.output).shape[1:-1])
+        if isinstance(layer, keras.layers.MultiHeadAttention):  # all positions attend to all
+            queries, attended = (math.prod(tensor.shape[1:-1]) for tensor in layer.input)
+            size = {name: math.prod(getattr(layer, f"_{name}_dense").kernel.shape) for name in PROJECTIONS}
+            multiply_adds += queries * (size["query"] + size["output"]) + attended * (size["key"] + size["value"])
+            multiply_adds += queries * attended * layer.num_heads * (layer.key_dim + layer.value_dim)
     return sum(math.prod(v.shape) for v in model.trainable_variables), multiply_adds

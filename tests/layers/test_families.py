@@ -56,6 +56,7 @@ LAYERS = {
     "Maximum": with_another(layers.Maximum()),
     "Concatenate": with_another(layers.Concatenate()),
     "LayerNormalization": lambda x: layers.LayerNormalization()(x),
+    "attention": lambda x: layers.MultiHeadAttention(2, 3, attention_axes=(1, 2))(x, layers.AveragePooling2D(2)(x)),
     "grouped convolution": lambda x: layers.Conv2D(6, 3, groups=2)(x),
 }
 

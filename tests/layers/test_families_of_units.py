@@ -186,6 +186,35 @@ def block(x, attention, width=8):
     return x + L.Dense(width)(y)
 
 
+def attention_cost(queries, attended, channels, heads, key_size, value_size):
+    """Multiply-adds of projections, scores and weighted sums."""
+    projected = channels * heads * (queries * key_size + attended * (key_size + value_size))
+    mixed = queries * attended * heads * (key_size + value_size)
+    return projected + mixed + queries * heads * value_size * channels
+
+
+def test_attention_costs_alike_however_it_is_read():
+    x = keras.Input((16, 8))
+    few = L.Conv1D(8, 2, 2)(x)
+    shared = L.MultiHeadAttention(2, 3, 5)
+    grouped = L.GroupQueryAttention(4, 6, 2)(few, few)
+    model = keras.Model(
+        x,
+        L.Dense(3)(L.GlobalAveragePooling1D()(shared(x, few) + shared(x, few)))
+        + L.Dense(3)(L.GlobalAveragePooling1D()(grouped)),
+    )
+    grouped_cost = 8 * 8 * 4 * (6 + 2 * 2) + 8 * 8 * 6 * 8 + 8 * 6 * 4 * 8
+    convolved = 8 * 2 * 8 * 8
+    expected = 2 * attention_cost(16, 8, 8, 2, 3, 5) + grouped_cost + convolved + 2 * 8 * 3
+    assert tfnas.cost(model).multiply_adds == expected
+
+
+def test_a_transformer_costs_alike_before_it_is_gated_and_after():
+    for attention in ATTENTION:
+        model = transformer(attention)
+        assert tfnas.cost(model) == cost(UnitGraph(model, streams=True))
+
+
 def heads(x, name):
     """Shape (batch, positions, 2 heads, 4)."""
     return L.Reshape((-1, 2, 4))(L.Dense(8, name=name)(x))
@@ -264,6 +293,7 @@ def test_a_transformers_candidates_obey_their_bounds_and_most_parameters_are_uni
     full = cost(model)
     for architecture in posterior.sample(3, seed=1):
         counted = cost(tfnas.subnet(supernet, architecture))
+        assert counted == cost(supernet.graph, architecture)
         assert 0.3 * full.parameters < counted.parameters <= 0.4 * full.parameters
         assert counted.multiply_adds <= 0.6 * full.multiply_adds
 

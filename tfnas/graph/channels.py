@@ -67,7 +67,7 @@ class Graph:
                     f"layer '{node.name}' is called more than once, and its heads cannot be cut for two places at "
                     "once: give each call a layer of its own"
                 )
-            family = type(node) if self.of_units else Uncut
+            family = type(node) if self.of_units or isinstance(node, Uncut) else Uncut
             fields = {field.name: getattr(node, field.name) for field in dataclasses.fields(Node)}
             self.nodes[i] = family(**{**fields, "shared": True})
 

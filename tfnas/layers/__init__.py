@@ -33,7 +33,7 @@ from tfnas.layers.convolution import Convolution, TransposedConvolution
 from tfnas.layers.depthwise import Depthwise, Separable
 from tfnas.layers.merging import Concatenation, Merge
 from tfnas.layers.normalization import BatchNormalization, Scale
-from tfnas.layers.of_units import OF_UNITS, registered
+from tfnas.layers.of_units import OF_UNITS, WholeAttention, registered
 from tfnas.layers.of_units import Rule as Rule
 from tfnas.layers.of_units import register as register
 from tfnas.layers.pointwise import Pointwise
@@ -57,6 +57,7 @@ FAMILIES: list[type[Node]] = [
     Reshape,
     Merge,
     Concatenation,
+    WholeAttention,
     Uncut,
 ]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from tfnas.layers.base import Node
 from tfnas.layers.of_units.arrays import WithArray
 from tfnas.layers.of_units.attention import Attention
+from tfnas.layers.of_units.attention import WholeAttention as WholeAttention
 from tfnas.layers.of_units.grouped import Grouped
 from tfnas.layers.of_units.products import DotProductAttention, Weighted
 from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected

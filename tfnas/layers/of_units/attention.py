@@ -7,6 +7,8 @@ and 0 for the others, and its inputs; it multiplies what each head has found by 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import math
 from collections.abc import Sequence
@@ -18,7 +20,9 @@ import numpy as np
 from tfnas.layers.base import Node
 from tfnas.layers.calls import Call
 from tfnas.layers.records import Builder, Folded, State, Value
+from tfnas.layers.uncut import Uncut
 
+_LAYERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 _TENSORS = {"query", "value", "key", "attention_mask"}
 
 
@@ -122,7 +126,7 @@ class Attention(Node):
 
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
-        if type(layer) not in (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention):
+        if type(layer) not in _LAYERS:
             return False
         arguments = record.arguments
         bound = inspect.signature(layer.call).bind(*arguments.args, **arguments.kwargs).arguments
@@ -189,6 +193,33 @@ class Attention(Node):
         if np.array_equal(outputs, live):
             return output
         return build.operation(keras.ops.take, output, np.searchsorted(outputs, live).astype("int32"), axis=-1)
+
+
+class WholeAttention(Uncut):
+    """Attention that is left whole, which costs what `Heads` and `Attention` cost together."""
+
+    @classmethod
+    def takes(cls, layer: Any, record: Any, called: Call) -> bool:
+        return type(layer) in _LAYERS and {"query", "value"} <= set(_roles(record))
+
+    @property
+    def positions(self) -> int | None:
+        return self._heads.positions
+
+    def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
+        parameters, _ = super().count_of(inputs, outputs)
+        heads, parts = self._heads, _Projections(self.inner)
+        _, multiply_adds = heads.count_of(heads.input_channels[0], parts.heads)
+        found = parts.heads * parts.repeats * parts.value_size * self.num_channels
+        return parameters, multiply_adds + found * math.prod(size or 0 for size in self.spatial)
+
+    @functools.cached_property
+    def _heads(self) -> Heads:
+        """Its first part, as channel units have it."""
+        read = Heads.sources(self.called.record, range(len(self.inputs)))
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Node)}
+        fields |= {name: tuple(fields[name][j] for j in read) for name in ("inputs", "input_channels", "input_spatial")}
+        return Heads(**fields)
 
 
 @keras.saving.register_keras_serializable("tfnas")

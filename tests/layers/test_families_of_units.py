@@ -12,6 +12,7 @@ from tfnas.graph.costs import cost
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.of_units import OF_UNITS
 from tfnas.layers.of_units.attention import Heads
+from tfnas.search_space.architecture import Architecture
 from tfnas.testing import check_model, model_around, num_units
 
 L, ops = keras.layers, keras.ops
@@ -146,6 +147,28 @@ def test_a_family(name, rng):
     model = image_model(layer)
     supernet = check(model, rng, noise="example" if len(name) % 2 else "batch", everything=name in EVERYTHING)
     assert num_units(supernet.graph, "before") == units
+
+
+def test_a_cut_leaves_the_models_operations_their_names(rng):
+    model = image_model(LAYERS["an array for each channel"][0])
+    names = [operation.name for operation in model.operations]
+    supernet = check(model, rng, everything=False)
+    assert [operation.name for operation in model.operations] == names
+    assert not any("cut" in operation.name for operation in supernet.network.operations)
+
+
+def test_as_many_channels_as_rows_take_no_array_of_the_rows_for_theirs():
+    # Keras adds shape (6, 1, 1) to 6 channels, and to 8 channels of 6 rows it adds it to the rows.
+    model = image_model(lambda x: x + np.arange(6, dtype="float32")[:, None, None])
+    images = np.random.default_rng(0).normal(size=(7, *model.inputs[0].shape[1:])).astype("f4")
+    supernet = tfnas.gate(model, parameters=0.9, steps=10, num_examples=10)
+    full = Architecture({group.name: np.ones(group.size, bool) for group in supernet.graph.groups})
+    for group in full:
+        six = full[group].copy()
+        six[6:] = False
+        architecture = supernet.graph.closed(Architecture({**full, group: six}))
+        supernet.set_architecture(architecture)
+        np.testing.assert_allclose(supernet(images), tfnas.subnet(supernet, architecture)(images), rtol=1e-4, atol=1e-5)
 
 
 def root_mean_square(x):

@@ -30,6 +30,8 @@ class WithArray(Channelwise):
         array = _array(record)
         if array is None or len(output.shape) != len(x.shape) or output.shape[-1] != x.shape[-1]:
             return False
+        if _may_be_taken_for_bias(layer, array):
+            return False
         return array.ndim < len(x.shape) or array.shape[0] == 1  # the same for each example
 
     @functools.cached_property
@@ -61,11 +63,19 @@ class WithArray(Channelwise):
             return np.asarray(value)[..., channels]
 
         arguments, keywords = self.called.record.arguments.convert(its_part)
-        return build.operation(self.inner, *arguments, **keywords)
+        return self.inner(*arguments, **keywords)
 
     @property
     def computation(self) -> type[Computation]:
         return WholeComputation
+
+
+def _may_be_taken_for_bias(operation: Any, array: np.ndarray) -> bool:
+    """Whether Keras may add an array along the channels that is for another axis.
+
+    With TensorFlow, its `add` does so where the channels are as many as the array's numbers, as they may be after a cut.
+    """
+    return type(operation).__name__ == "Add" and array.shape[-1] == 1 and sum(size > 1 for size in array.shape) == 1
 
 
 def _array(record: Any) -> Any:

@@ -73,7 +73,7 @@ class WithArray(Channelwise):
 def _may_be_taken_for_bias(operation: Any, array: np.ndarray) -> bool:
     """Whether Keras may add an array along the channels that is for another axis.
 
-    With TensorFlow, its `add` does so where the channels are as many as the array's numbers, as they may be after a cut.
+    With TensorFlow, `add` does so where the channels are as many as the array's numbers, as they may be after a cut.
     """
     return type(operation).__name__ == "Add" and array.shape[-1] == 1 and sum(size > 1 for size in array.shape) == 1
 

@@ -184,9 +184,11 @@ def closed_cost(form, sizes):
 
 
 def inferred(node, tensors, there):
-    """A node's output from all channels; of a normalization over channels, by a layer that has those that are there."""
+    """A node's output from all channels; of statistics over channels, by a layer that has those that are there."""
     if not node.weighs_channels or not there.any():
         return node.infer(tensors)
+    if not isinstance(node.inner, keras.Layer):
+        return node.infer([np.asarray(tensors[0])[..., there]])
     narrow = type(node.inner).from_config(node.inner.get_config())
     x = np.asarray(tensors[0])
     narrow.build((*x.shape[:-1], int(there.sum())))
@@ -302,6 +304,19 @@ def test_a_flow_is_that_of_a_walk_over_the_graph(build, rng):
         flow = graph._flow(kept)
         for found, expected in zip((flow.depends, flow.explicit, flow.zero, flow.live), walked, strict=True):
             np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+
+
+def test_a_group_whose_absence_leaves_half_of_a_layer_unread_does_not_empty(rng):
+    """FiLM: factors are of no use where there is nothing to multiply, and their layer makes the offsets as well."""
+    image, style = keras.Input((8, 8, 3)), keras.Input((4,))
+    x = L.Conv2D(6, 3, activation="relu", name="stem")(image)
+    factors, offsets = keras.ops.split(L.Reshape((1, 1, 12))(L.Dense(12, name="film")(style)), 2, axis=-1)
+    x = L.BatchNormalization(center=False)(L.Conv2D(6, 3, name="conv", use_bias=False)(x)) * factors + offsets
+    x = L.GlobalAveragePooling2D()(L.Conv2D(4, 3, activation="relu", name="after")(x))
+    graph = UnitGraph(keras.Model([image, style], L.Dense(3)(x)), streams=True)
+    may_empty = {group.name: group.may_empty for group in graph.groups}
+    assert not may_empty["stem"] and set(may_empty) == {"stem", "film", "after"}
+    check_architectures(graph, [rng.normal(size=(3, *i.shape[1:])).astype("f4") for i in graph.model.inputs], rng)
 
 
 @pytest.mark.slow

@@ -23,6 +23,12 @@ def image_model(layer):
     return model_around(layer, (6, 6, 8))
 
 
+def response(x):
+    """As ConvNeXt V2 has it."""
+    norms = ops.norm(x, axis=(1, 2), keepdims=True)
+    return norms / (ops.mean(norms, axis=-1, keepdims=True) + 1e-3)
+
+
 SINUSOIDS = np.sin(np.arange(6 * 6 * 8, dtype="float32").reshape(6, 6, 8))
 
 # A layer, and how many units its input's channels, 8 if not said, have.
@@ -75,6 +81,7 @@ LAYERS = {
     ),
     "an array for each channel": (lambda x: (x - np.arange(8.0)) / np.linspace(1, 2, 8, dtype="float32"), 8),
     "an array for each position": (lambda x: 2.0 - ops.relu(x + SINUSOIDS) * SINUSOIDS * SINUSOIDS[..., :1], 8),
+    "global response normalization": (lambda x: x * response(x), 8),
     "sums over channels": (
         lambda x: (
             x**2 * 0.1 + ops.sum(x, -1, keepdims=True) * ops.min(x, -1, keepdims=True) - ops.std(x, -1, keepdims=True)
@@ -93,6 +100,7 @@ EVERYTHING = (
     "convolution of each time step",
     "layer normalization by hand",
     "an array for each position",
+    "global response normalization",
     "spatial attention",
 )
 

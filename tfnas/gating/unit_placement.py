@@ -148,7 +148,11 @@ class _Placement:
         """Requests of a node to its inputs instead of being multiplied itself, by input; none if it cannot."""
         node = self._nodes[i]
         # Noise makes no zero of zero in training; the derivative of a root at 0 is infinite, and times 0 not a number.
-        unfit = isinstance(node.inner, keras.layers.GaussianNoise) or type(node.inner).__name__ in ("Sqrt", "Power")
+        unfit = isinstance(node.inner, keras.layers.GaussianNoise) or type(node.inner).__name__ in (
+            "Sqrt",
+            "Power",
+            "Norm",
+        )
         if not plan.channels.any() or node.mixes or not node.inputs or not node.zero_to_zero or unfit:
             return {}
         if isinstance(node, Merge):

@@ -252,6 +252,9 @@ class UnitGraph(Graph):
         for units, depends in zip(self.of, flow.depends, strict=True):
             present[units[depends]] = True
         present[PINNED] = True
+        for i, (full, live) in enumerate(zip(self._flow({}).live, flow.live, strict=True)):
+            if live.any() and not np.array_equal(live, full & present[self.of[i]]):
+                return False  # of a layer only some channels are read any more, which costs in closed form do not know
         return not any(
             self._is_broken(flow, i, node, present) for i, node in enumerate(self.nodes) if flow.depends[i].any()
         )

@@ -22,7 +22,7 @@ _MOVES = frozenset(
     "Transpose Permute Squeeze ExpandDims Swapaxes Moveaxis Flip Roll Repeat RepeatVector Tile Pad Stack Unstack "
     "Concatenate Split GetItem Take Copy Reshape".split()
 )
-_REDUCTIONS = frozenset("Mean Sum Max Min Amax Amin Std Var".split())
+_REDUCTIONS = frozenset("Mean Sum Max Min Amax Amin Std Var Norm".split())
 _MOST_NUMBERS = 2**26  # of an array that is tried
 _UNKNOWN = 3  # stands for an axis of unknown size
 

@@ -42,6 +42,7 @@ LAYERS = {
     "slices": (lambda x: x[:, ::-1, 1:, 2:6], 4),
     "split and stack": (lambda x: ops.sum(ops.stack(ops.split(x, 2, axis=-1), axis=2), axis=(1, 2)), 4),
     "a part of a split": (lambda x: ops.split(x, [3], axis=-1)[1], 5),
+    "the first part of a split": (lambda x: L.ReLU()(ops.split(L.Conv2D(6, 1)(x), 2, axis=-1)[0]), 8),
     "moves": (lambda x: L.Permute((2, 1, 3))(ops.roll(ops.tile(ops.flip(x, 1), (1, 2, 1, 1)), 1, 1)), 8),
     "reductions": (
         lambda x: L.Maximum()([ops.mean(x, axis=(1, 2)), ops.squeeze(ops.max(x, (1, 2), keepdims=True), (1, 2))]),
@@ -95,6 +96,7 @@ EVERYTHING = (
     "LayerNormalization",
     "GroupNormalization, few groups",
     "a part of a split",
+    "the first part of a split",
     "a common divisor",
     "PReLU",
     "convolution of each time step",

@@ -45,20 +45,17 @@ class Segment:
     Attributes:
         units: the steps, chain by chain.
         starts: numbers of the nodes whose tensors it is given.
+        last: number of the node whose output comes out last.
         packing: of what its units are fed.
     """
 
     def __init__(self, graph: Graph, units: Sequence[Unit]):
         self._chains = _chained(units)
         self.units = [unit for chain in self._chains for unit in chain]
+        self.last = units[-1].last  # not of the last chain, which may be of what nothing reads
         self.starts = graph.inputs if graph.nodes[units[0].reads[0]].inputs == () else units[0].reads[:1]
         self.packing = Packing({unit.name: unit.signature() for unit in self.units})
         self._normalizing = [unit for unit in self.units if unit.computation.normalizes]
-
-    @property
-    def last(self) -> int:
-        """Number of the node whose output comes out last."""
-        return self.units[-1].last
 
     @property
     def normalizations(self) -> list[Node]:

@@ -246,7 +246,8 @@ def _measured(build):
         nothing = "no channels that may vanish" in str(error)
         record = {"outcome": "whole" if nothing else "refused", "reason": str(error)}
     except Exception as error:
-        record = {"outcome": "crashed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        (line,) = str(error).strip().splitlines()[:1] or [""]  # behind it TensorFlow names files of this machine
+        record = {"outcome": "crashed", "reason": f"{type(error).__name__}: {line[:300]}"}
     return {**record, "seconds": time.perf_counter() - started}
 
 

@@ -182,8 +182,25 @@ class _Gate:
         return tf.gather(gates, units, axis=1)
 
 
+class _GateAlone(keras.layers.Layer, _Gate):
+    """A gate that is a layer by itself."""
+
+    def __init__(self, units: Sequence[int] = (), **kwargs: Any):
+        super().__init__(**{"autocast": False, **kwargs})
+        self.units = tuple(units)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the mask."""
+        self._add_mask(int(input_shape[0][-1]))
+        super().build(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments from which `from_config` makes the same layer."""
+        return {**super().get_config(), "units": self.units}
+
+
 @keras.saving.register_keras_serializable("tfnas")
-class UnitGate(keras.layers.Layer, _Gate):
+class UnitGate(_GateAlone):
     """Multiplies each channel by the gate of its unit: relaxed in training, otherwise a hard mask.
 
     Args:
@@ -199,15 +216,6 @@ class UnitGate(keras.layers.Layer, _Gate):
         mask: 1 keeps and 0 drops a channel, float32, shape (C,), not trainable; ones until it is assigned.
     """
 
-    def __init__(self, units: Sequence[int] = (), **kwargs: Any):
-        super().__init__(**{"autocast": False, **kwargs})
-        self.units = tuple(units)
-
-    def build(self, input_shape: Any) -> None:
-        """Creates the mask."""
-        self._add_mask(int(input_shape[0][-1]))
-        super().build(input_shape)
-
     def call(self, inputs: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         """The gated tensor, of the same dtype."""
         x, *drawn = inputs
@@ -219,10 +227,6 @@ class UnitGate(keras.layers.Layer, _Gate):
     def compute_output_spec(self, inputs: Sequence[Any], training: bool = False) -> Any:
         """Shape and dtype of the output: the gated tensor's."""
         return keras.KerasTensor(inputs[0].shape, inputs[0].dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Arguments from which `from_config` makes the same layer."""
-        return {**super().get_config(), "units": self.units}
 
 
 class _WithNormalization(keras.layers.Wrapper, _Gate):
@@ -317,7 +321,7 @@ class KeptNormalization(_WithNormalization):
 
 
 @keras.saving.register_keras_serializable("tfnas")
-class KeptReduction(keras.layers.Layer, _Gate):
+class KeptReduction(_GateAlone):
     """A reduction over the channels that are kept; see `layers.of_units.reductions`.
 
     Args:
@@ -333,14 +337,8 @@ class KeptReduction(keras.layers.Layer, _Gate):
     """
 
     def __init__(self, kind: str, units: Sequence[int], **kwargs: Any):
-        super().__init__(**{"autocast": False, **kwargs})
+        super().__init__(units, **kwargs)
         self.kind = kind
-        self.units = tuple(units)
-
-    def build(self, input_shape: Any) -> None:
-        """Creates the mask."""
-        self._add_mask(int(input_shape[0][-1]))
-        super().build(input_shape)
 
     def call(self, inputs: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         """The reduced tensor, of the same dtype, shape (batch, ..., 1)."""
@@ -355,4 +353,4 @@ class KeptReduction(keras.layers.Layer, _Gate):
 
     def get_config(self) -> dict[str, Any]:
         """Arguments from which `from_config` makes the same layer."""
-        return {**super().get_config(), "kind": self.kind, "units": self.units}
+        return {**super().get_config(), "kind": self.kind}

@@ -158,13 +158,7 @@ class Emission:
             return [self._of_variables(record, kind, values)]
         if not is_layer and kind == "Reshape":
             return self._called(keras.ops.reshape, values[0], self._shape(record.output_tensors[0].shape))
-        if (
-            not is_layer
-            and kind in ("Matmul", "Dot")
-            and own == [False, True]
-            and values[1].value.ndim == 2
-            and not values[1].steps
-        ):
+        if not is_layer and kind in ("Matmul", "Dot") and own == [False, True] and values[1].value.ndim == 2:
             return self._multiplied(*values)
         if any(own):
             fits = not is_layer and (kind in MERGES or kind == "Concatenate")
@@ -238,6 +232,8 @@ class Emission:
 
     def _multiplied(self, x: Any, own: _Own) -> list[Any]:
         """A matrix product with a variable, as a Dense layer."""
+        if own.steps:
+            raise UntraceableError("rows of a variable of its own are multiplied")
         layer = keras.layers.Dense(own.value.shape[1], use_bias=False, **self._options(own.variable))
         return self._with_kernel(layer, x, own, own.value)
 

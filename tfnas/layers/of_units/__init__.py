@@ -18,7 +18,7 @@ from tfnas.layers.of_units.arrays import WithArray
 from tfnas.layers.of_units.attention import Attention
 from tfnas.layers.of_units.attention import WholeAttention as WholeAttention
 from tfnas.layers.of_units.grouped import Grouped
-from tfnas.layers.of_units.products import DotProductAttention, Weighted
+from tfnas.layers.of_units.products import DotProductAttention, WeightedSum
 from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected
 from tfnas.layers.of_units.reductions import Reduction, reduced
 from tfnas.layers.of_units.registered import Registered, Rule, register, registered
@@ -31,7 +31,7 @@ __all__ = ["OF_UNITS", "Registered", "Rule", "normalized", "reduced", "register"
 OF_UNITS: list[type[Node]] = [
     Attention,
     DotProductAttention,
-    Weighted,
+    WeightedSum,
     Grouped,
     GroupStatistics,
     Statistics,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ from tfnas.layers.calls import Call
 from tfnas.layers.records import Builder, Channels, Folded, State, Value
 
 
-class Weighted(Node):
+class WeightedSum(Node):
     """Sums over positions: the channels are those of the input that is weighed."""
 
     full_output = False
@@ -28,7 +28,7 @@ class Weighted(Node):
 
     @property
     def _weighed(self) -> int:
-        return _number_of_weighed(self.inner, self.called.record) or 0
+        return cast(int, _number_of_weighed(self.inner, self.called.record))
 
     @property
     def zero_to_zero(self) -> bool:
@@ -53,7 +53,7 @@ class Weighted(Node):
         return Computation
 
 
-class DotProductAttention(Weighted):
+class DotProductAttention(WeightedSum):
     """`keras.ops.nn.dot_product_attention` without a mask: where values lose channels, it is built of its parts."""
 
     @classmethod

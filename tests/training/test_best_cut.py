@@ -1,5 +1,7 @@
 """Held-out examples decide between the cut as it is, with its own statistics, and refitted."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from conftest import random_weights
 
 import tfnas
 from tfnas.common.errors import UserError
-from tfnas.training.best_cut import Way, best_cut
+from tfnas.training.best_cut import Way, best_at_once, best_cut
 
 L = keras.layers
 
@@ -37,6 +39,41 @@ def test_the_lowest_held_out_loss_wins(supernet, rng):
         np.testing.assert_allclose(
             found.model.evaluate(held_out, labels, verbose=0), found.losses[winner], rtol=1e-4, atol=1e-9
         )
+
+
+@pytest.fixture
+def trained():
+    """The weights of a trained network, all of whose neurons but the last six are small."""
+    image = keras.Input((6,))
+    model = keras.Model(image, L.Dense(3)(L.Dense(16, activation="relu", name="hidden")(image)))
+    random_weights(model, np.random.default_rng(0))
+    kernel, bias = model.get_layer("hidden").get_weights()
+    model.get_layer("hidden").set_weights([kernel * np.where(np.arange(16) < 10, 0.01, 1), bias * 0])
+    supernet = tfnas.gate(model, parameters=0.5, importance="curvature", iterative=False)
+    supernet.compile(loss="mse")
+    return supernet
+
+
+def test_importances_that_need_no_training_are_compared(trained, rng):
+    """Gradients of examples that are all 0 say nothing, and those of the posterior given are the wrong way round."""
+    some, images, held_out = (rng.normal(size=(n, 6)).astype("float32") for n in (100, 300, 200))
+    labels, others = (np.asarray(trained.graph.model(x)) for x in (held_out, some))
+    others = others + rng.normal(size=others.shape).astype("float32")
+    data = [(some[i : i + 20], others[i : i + 20]) for i in range(0, 100, 20)]
+    right = trained.posterior(data=data)
+    wrong = dataclasses.replace(right, keep_logits=tuple(-logit for logit in right.keep_logits))
+    silent = [(np.zeros_like(x), y) for x, y in data]
+    for posterior, batches, winners in (
+        (right, data, {"curvature", "curvature of the full network", "norm"}),
+        (wrong, data, {"curvature of the full network", "norm"}),
+        (wrong, silent, {"norm"}),
+    ):
+        found = best_at_once(trained, posterior, batches, images, (held_out, labels))
+        assert found.importance in winners and found.losses[found.importance] == min(found.losses.values())
+        chosen = tfnas.subnet(trained, found.posterior.mode())
+        chosen.compile(loss="mse")
+        assert chosen.evaluate(held_out, labels, verbose=0) < 1e-3 < max(found.losses.values()) or posterior is right
+        assert str(found).startswith(f"chosen by {found.importance}")
 
 
 def test_it_needs_a_loss():

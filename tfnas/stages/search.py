@@ -11,13 +11,17 @@ from tfnas.common import terminal
 from tfnas.common.errors import UserError
 from tfnas.common.resources import Resource
 from tfnas.config import Config
+from tfnas.cutting.refit import NUM_EXAMPLES
+from tfnas.data import pipeline
 from tfnas.gating.supernet import Supernet
 from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.costs import cost
 from tfnas.runs import stage_table, workdir
 from tfnas.runs.sampled import Epoch
+from tfnas.search_space.posterior import Posterior
 from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import building, distribution, networks
+from tfnas.training.best_cut import best_at_once
 from tfnas.training.collapse_guard import Guard
 
 _MISSED = 1.05  # times the bound: an expected cost above that is worth a warning
@@ -73,12 +77,25 @@ def _search(config: Config, work: workdir.Workdir) -> None:
         on_epoch=on_epoch,
     )
     write_history(history)  # the file may be of before an interruption
-    found = networks.posterior(config, splits, supernet)
+    found = _posterior(config, splits, supernet)
     if isinstance(found, UnitPosterior) and config.search.importance == "gates":
         _report_size(found, config)
     work.write(stage_table.SUPERNET, supernet.save)
     posterior = found.to_json()
     work.write(stage_table.POSTERIOR, lambda file: file.write_text(posterior))
+
+
+def _posterior(config: Config, splits: pipeline.Splits, supernet: Supernet) -> Posterior | UnitPosterior:
+    """The posterior after training. What single gradients choose without it is compared with norms."""
+    settings = config.search
+    if not (isinstance(supernet, UnitSupernet) and settings.plain and settings.importance == "curvature"):
+        return supernet.posterior()
+    data = networks.curvature_batches(config, splits)
+    images = networks.calibration_images(config, splits, NUM_EXAMPLES)
+    validation = pipeline.evaluation_batches(splits.validation, config.data, settings.batch_size)
+    found = best_at_once(supernet, supernet.posterior(data=data), data, images, validation)
+    print(f"search    {found}")
+    return found.posterior
 
 
 def _check_reach(config: Config, supernet: Supernet) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -20,9 +21,11 @@ from tfnas.cutting.refit import NUM_EXAMPLES, refit
 from tfnas.cutting.subnets import subnet
 from tfnas.data import inputs
 from tfnas.gating.supernet import Supernet
+from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph import statistics
 from tfnas.ranking.losses import LOSS, Criterion
 from tfnas.search_space.architecture import Architecture
+from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import distribution
 
 TOLERANCE = 1e-4  # what a subnet's outputs may differ from its supernet's by, relative to the largest
@@ -79,6 +82,58 @@ def best_cut(
         raise UserError("best_cut: no network with a finite loss could be cut out; choose another architecture")
     best = min(finite, key=finite.__getitem__)
     return BestCut(models[best], best, losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class AtOnce:
+    """The best of the importances that need no training.
+
+    Attributes:
+        importance: which one, in words.
+        posterior: its own.
+        losses: mean held-out loss of each importance's most probable network, right after the best cut.
+    """
+
+    importance: str
+    posterior: UnitPosterior
+    losses: dict[str, float]
+
+    def __str__(self) -> str:
+        compared = ", ".join(f"{importance} {loss:.4g}" for importance, loss in self.losses.items())
+        return f"chosen by {self.importance}; held-out loss right after the cut: {compared}"
+
+
+def best_at_once(
+    supernet: UnitSupernet, posterior: UnitPosterior, data: Iterable[Any], images: Any, validation: Any
+) -> AtOnce:
+    """Chooses by held-out loss between curvature, in rounds or of the full network, and norms.
+
+    Weights that have not adapted to a cut tell little about candidates before that. Gradients of the full network
+    alone are as good as those of rounds, or better, if few layers are left to choose from; strong cuts of deep
+    networks need rounds. Where gradients say little, as those of an overfitted network, norms keep the same share of
+    every layer.
+
+    Args:
+        supernet: compiled, and trained without gates; not changed.
+        posterior: its own by curvature, in rounds; all obey its bounds.
+        data: batches from whose gradients curvature is computed, as of `UnitSupernet.posterior`.
+        images: as of `best_cut`.
+        validation: as of `best_cut`.
+
+    Raises:
+        UserError: as `best_cut`.
+    """
+    posteriors = {
+        "curvature": posterior,
+        "curvature of the full network": supernet.posterior("curvature", data, rounds=1, bounds=posterior.bounds),
+        "norm": supernet.posterior("norm", bounds=posterior.bounds),
+    }
+    losses = {}
+    for importance, each in posteriors.items():
+        cut = best_cut(supernet, each.mode(), images, validation)
+        losses[importance] = cut.losses[cut.way]
+    best = min(losses, key=losses.__getitem__)
+    return AtOnce(best, posteriors[best], losses)
 
 
 def cuts(supernet: Supernet, architecture: Architecture, images: Any, name: str = "subnet") -> dict[Way, keras.Model]:

@@ -25,8 +25,6 @@ from tfnas.ranking.recalibration import Recalibration
 from tfnas.runs.checkpoints import Checkpoints
 from tfnas.runs.stage_table import WARMUP_CHECKPOINTS
 from tfnas.runs.workdir import Workdir
-from tfnas.search_space.posterior import Posterior
-from tfnas.search_space.unit_posterior import UnitPosterior
 from tfnas.training import building, distribution, loop, preflight, schedules
 from tfnas.training.distillation import Teacher, kind_of
 
@@ -143,20 +141,6 @@ def gates_in_words(supernet: Supernet) -> str:
     if isinstance(supernet, UnitSupernet):
         return f"{len(supernet.graph.groups)} groups of channel units"
     return f"{len(supernet.posterior().layers)} gated layers"
-
-
-def posterior(config: config_lib.Config, splits: pipeline.Splits, supernet: Supernet) -> Posterior | UnitPosterior:
-    """Returns the posterior of a search that has ended.
-
-    Args:
-        config: settings of the run.
-        splits: the splits, of which train is read if gradients are still to be taken.
-        supernet: compiled and trained.
-    """
-    settings = config.search
-    if not (isinstance(supernet, UnitSupernet) and settings.plain and settings.importance == "curvature"):
-        return supernet.posterior()
-    return supernet.posterior(data=curvature_batches(config, splits))
 
 
 def curvature_batches(config: config_lib.Config, splits: pipeline.Splits) -> tf.data.Dataset:

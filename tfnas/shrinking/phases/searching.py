@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ import keras
 
 from tfnas.common import markup, terminal
 from tfnas.cutting.latency_bound import meet_latency
-from tfnas.gating.importances import ROUNDS
 from tfnas.gating.placement import gate
 from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.latencies import Latencies
@@ -27,7 +25,7 @@ from tfnas.shrinking.phases.fitting import Training, seconds_of_step
 from tfnas.shrinking.phases.job import Job
 from tfnas.shrinking.plan import Plan
 from tfnas.training import networks, preflight
-from tfnas.training.best_cut import best_cut
+from tfnas.training.best_cut import best_at_once
 
 _FORWARD = 1 / 3  # of a step, which also goes backwards: what a teacher's outputs take
 
@@ -126,13 +124,15 @@ class Searched:
         found = job.kept.json("architectures", key, choose)
         return [Architecture.from_json(json.dumps(one)) for one in found]
 
-    def _posterior(self, bounds: Mapping[str, float], rounds: int = ROUNDS) -> UnitPosterior:
-        if not self._plan.at_once:
-            return self.supernet.posterior(bounds=bounds)
+    def _posterior(self, bounds: Mapping[str, float]) -> UnitPosterior:
+        return self.supernet.posterior(data=self._gradients if self._plan.at_once else None, bounds=bounds)
+
+    @property
+    def _gradients(self) -> list[Any]:
+        """Labeled batches from whose gradients curvature is computed at once."""
         some, size = self._job.some, min(networks.CURVATURE_BATCH, len(self._job.some))
         parts = [some.take(slice(i, i + size)) for i in range(0, len(some) - size + 1, size)]
-        data = [self._job.labeled(part) for part in parts]
-        return self.supernet.posterior(data=data, rounds=rounds, bounds=bounds)
+        return [self._job.labeled(part) for part in parts]
 
     def _within(self, asked: Mapping[str, float]) -> UnitPosterior:
         """The posterior with the bounds that its candidates obey, that on the latency as measured."""
@@ -152,43 +152,19 @@ class Searched:
 
     def _best(self, posterior: UnitPosterior, num_candidates: int) -> Architecture:
         """The best of the candidates by held-out loss."""
+        job, supernet = self._job, self.supernet
         if self._plan.at_once:
-            return self._best_at_once(posterior)
+            found = best_at_once(supernet, posterior, self._gradients, job.images, job.labeled(job.held_out))
+            terminal.print_line(f"shrink    {found}")
+            return found.posterior.mode()
         if num_candidates == 1:
             return posterior.mode()
-        job, supernet = self._job, self.supernet
         normalized = any(isinstance(node, BatchNormalization) for node in supernet.graph.nodes)
         statistics = Recalibration(supernet, job.few_images) if normalized else None
         candidates = posterior.sample(num_candidates, job.seed)
         ranking = rank(supernet, candidates, job.labeled(job.held_out), seed=job.seed, recalibration=statistics)
         terminal.print_line(f"shrink    {repr(ranking).strip('<>')}")
         return ranking.best
-
-    def _best_at_once(self, posterior: UnitPosterior) -> Architecture:
-        """The most probable network by curvature, in rounds or not, or by norms: that of the lowest held-out loss.
-
-        Weights that have not adapted to a cut tell little about candidates before that. Gradients of the full network
-        alone are as good as those of rounds, or better, if few layers are left to choose from; strong cuts of deep
-        networks need rounds. Where gradients say little, as those of an overfitted network, norms keep the same share
-        of every layer.
-        """
-        job, supernet = self._job, self.supernet
-        modes = {
-            "curvature": posterior.mode(),
-            "curvature of the full network": self._posterior(posterior.bounds, rounds=1).mode(),
-            "norm": supernet.posterior("norm", bounds=posterior.bounds).mode(),
-        }
-        losses = {
-            importance: min(
-                best_cut(supernet, architecture, job.images, job.labeled(job.held_out)).losses.values(),
-                key=lambda loss: (math.isnan(loss), loss),
-            )
-            for importance, architecture in modes.items()
-        }
-        best = min(losses, key=lambda importance: (math.isnan(losses[importance]), losses[importance]))
-        compared = ", ".join(f"{importance} {loss:.4g}" for importance, loss in losses.items())
-        terminal.print_line(f"shrink    chosen by {best}; held-out loss right after the cut: {compared}")
-        return modes[best]
 
 
 def _as_units(supernet: Any) -> UnitSupernet:

@@ -303,6 +303,23 @@ def rotary():
     return keras.Model(image, layers.Dense(3, name="classifier")(layers.GlobalAveragePooling2D(name="pool")(x)))
 
 
+class Heads(layers.Layer):
+    """Attention whose projections name no size of the image."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.projections = [
+            layers.EinsumDense("bijd,dnh->bijnh", (None, None, 2, 3), bias_axes="nh", name=f"projection_{i}")
+            for i in range(3)
+        ]
+        self.joined = layers.EinsumDense("bijnh,nhd->bijd", (None, None, 6), bias_axes="d", name="joined")
+
+    def call(self, x):
+        query, key, value = (projection(x) for projection in self.projections)
+        weights = ops.softmax(ops.einsum("bijnh,bklnh->bnijkl", query, key))
+        return self.joined(ops.einsum("bnijkl,bklnh->bijnh", weights, value))
+
+
 # By name: the model, and the layers that are left whole.
 MODELS = {
     "block": (lambda: around(Block(6, name="own")), ()),
@@ -324,6 +341,7 @@ MODELS = {
     "siamese": (siamese, ()),
     "attended": (attended, ()),
     "rotary": (rotary, ()),
+    "heads": (lambda: around(Heads(name="own")), ()),
     "windowed": (lambda: around(Windowed(name="own")), ()),
 }
 
@@ -350,7 +368,7 @@ def checked(model, x, rng, tmp_path):
         assert supernet.graph.form.counts(kept[None], ["parameters"])["parameters"] == [built]
     cut.save(tmp_path / "cut.keras")
     supernet.save(tmp_path / "supernet.keras")
-    own = {c.__name__: c for c in (Block, Affine, Squeeze, Outer, Noise, DropPath, Trains, Raw, own_activation)}
+    own = {c.__name__: c for c in (Block, Affine, Squeeze, Outer, Noise, DropPath, Trains, Raw, Heads, own_activation)}
     with keras.saving.custom_object_scope(own):
         check_equal(keras.models.load_model(tmp_path / "cut.keras", safe_mode=False)(x), cut(x))
         check_equal(keras.models.load_model(tmp_path / "supernet.keras", safe_mode=False)(x), supernet(x))

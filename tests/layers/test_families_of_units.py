@@ -60,6 +60,23 @@ LAYERS = {
     "one vector": (lambda x: L.RepeatVector(4)(x[:, 0, 1]), 8),
     "grouped convolution": (lambda x: L.Conv2D(6, 3, groups=2, activation="relu")(x), 4),
     "many groups, without bias": (lambda x: L.Conv2D(12, 3, 2, "same", groups=4, use_bias=False)(x), 2),
+    "an einsum to heads and back": (
+        lambda x: L.EinsumDense("abcnh,nhd->abcd", (6, 6, 7), "relu", "d")(
+            L.EinsumDense("abcd,dnh->abcnh", (6, 6, 2, 3), bias_axes="nh", name="of_heads")(x)
+        ),
+        8,
+    ),
+    "an einsum with an ellipsis": (lambda x: L.EinsumDense("...d,de->...e", 7, bias_axes="e")(x), 8),
+    "an einsum for each channel": (
+        lambda x: L.EinsumDense("...d,d->...d", 8, bias_axes="d")(L.EinsumDense("btsd,td->btsd", (6, 6, 8))(x)),
+        8,
+    ),
+    "an einsum of rows": (lambda x: L.EinsumDense("btsd,tu->busd", (5, 6, 8), "relu", "us")(x), 8),
+    "an einsum that moves an axis": (lambda x: L.EinsumDense("btsd,dn->btns", (6, 5, 6), bias_axes="n")(x), 8),
+    "an einsum beside its channels": (
+        lambda x: L.ReLU()(L.EinsumDense("btsd,sn->btdn", (6, 8, 5), bias_axes="n", name="beside")(x)),
+        0,
+    ),
     "dense at each time step": (lambda x: L.TimeDistributed(L.Dense(7, activation="relu"))(x), 8),
     "convolution of each time step": (lambda x: L.TimeDistributed(L.Conv1D(7, 3, 2, "same", activation="relu"))(x), 8),
     "instance normalization": (lambda x: L.GroupNormalization(-1)(x), 8),
@@ -93,6 +110,8 @@ LAYERS = {
 
 
 EVERYTHING = (
+    "an einsum to heads and back",
+    "an einsum for each channel",
     "LayerNormalization",
     "GroupNormalization, few groups",
     "a part of a split",
@@ -242,6 +261,22 @@ def test_attention_costs_alike_however_it_is_read():
     assert tfnas.cost(model).multiply_adds == expected
 
 
+def test_an_einsum_costs_its_multiplications_however_it_is_read():
+    x = keras.Input((16, 8))
+    heads = L.EinsumDense("btd,dnh->btnh", (16, 2, 3), bias_axes="nh", name="heads")(x)
+    rows = L.EinsumDense("btnh,tu->bunh", (4, 2, 3), name="rows")(heads)
+    model = keras.Model(x, L.Dense(3)(L.Flatten()(L.EinsumDense("...nh,nhd->...d", 5, "softmax")(rows))))
+    parameters = 8 * 6 + 6 + 16 * 4 + 6 * 5 + 4 * 5 * 3 + 3
+    multiply_adds = 16 * 8 * 6 + 16 * 4 * 6 + 4 * 6 * 5 + 4 * 5 * 3
+    for graph in (model, UnitGraph(model)):
+        assert vars(cost(graph)) == {"parameters": parameters, "multiply_adds": multiply_adds}
+    graph = UnitGraph(model)
+    assert num_units(graph, "heads") == 3 and graph.num_units == 3
+    two = cost(graph, Architecture({"heads": np.array([True, False, True])}))
+    assert two.parameters == 8 * 4 + 4 + 16 * 4 + 4 * 5 + 63
+    assert two.multiply_adds == 16 * 8 * 4 + 16 * 4 * 4 + 4 * 4 * 5 + 60
+
+
 def test_a_transformer_costs_alike_before_it_is_gated_and_after():
     for attention in ATTENTION:
         model = transformer(attention)
@@ -270,7 +305,15 @@ def by_dot_products(x):
     return L.Dense(8)(L.Reshape((-1, 8))(ops.dot_product_attention(query, key, value)))
 
 
-@pytest.mark.parametrize("attention", [by_matrix_products, by_einsum, by_dot_products])
+def by_einsum_layers(x):
+    query, key, value = (
+        L.EinsumDense("btd,dnh->btnh", (None, 2, 4), bias_axes="nh", name=name)(x) for name in ("query", "key", "value")
+    )
+    weights = ops.softmax(ops.einsum("btnh,bsnh->bnts", query, key))
+    return L.EinsumDense("btnh,nhd->btd", (None, 8), bias_axes="d")(ops.einsum("bnts,bsnh->btnh", weights, value))
+
+
+@pytest.mark.parametrize("attention", [by_matrix_products, by_einsum, by_einsum_layers, by_dot_products])
 def test_values_of_attention_by_hand_are_narrowed(attention, rng):
     supernet = check(transformer(attention), rng, everything=attention is by_dot_products)
     assert num_units(supernet.graph, "value") == 4  # as many of each head

@@ -13,10 +13,13 @@ import keras
 
 from tfnas.common.errors import UserError, add_filename
 from tfnas.layers import refuse_unit_gates
+from tfnas.layers.of_units import known_sizes, says_less
 
 
 def as_functional(model: Any, example: Any = None) -> Any:
     """The functional model that a model is; for a subclassed one, a model that calls it.
+
+    Where layers of it say less of their output's shape than is known, a model of the same layers that says it.
 
     Args:
         model: a Keras model.
@@ -28,7 +31,7 @@ def as_functional(model: Any, example: Any = None) -> Any:
     refuse_unit_gates(model)
     found = functional(model)
     if found is not None:
-        return found
+        return _sized(found)
     if example is not None:
         arguments = (keras.tree.map_structure(_input_like, example),)
         keywords = {}
@@ -45,8 +48,18 @@ def as_functional(model: Any, example: Any = None) -> Any:
         keywords = {} if alone else {name.removesuffix("_shape"): x for name, x in inputs.items()}
     outputs = model(*arguments, **keywords)
     if (found := functional(model)) is not None:  # a Sequential model, which is built now
-        return found
+        return _sized(found)
     return keras.Model(arguments[0] if arguments else keywords, outputs, name=model.name)
+
+
+def _sized(model: Any) -> Any:
+    """A functional model, or one like it, in which every size that is known is said."""
+    if not any(map(says_less, calls_of(model))):
+        return model
+    inputs = keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), model._inputs_struct)
+    with known_sizes(), deep():
+        outputs = model._run_through_graph(inputs, operation_fn=lambda operation: operation)
+        return keras.Model(inputs, outputs, name=model.name)
 
 
 def functional(model: Any) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 
 from tfnas.graph.emission import BATCH, Emission, Made, Run, Traced, UntraceableError, has_batch, numbers_of
 from tfnas.layers.merging import MERGES
+from tfnas.layers.of_units import known_sizes
 
 # Of what layers that drop or add at random make their output, for each number by itself.
 _POINTWISE = frozenset((*MERGES, "Cast", "Where", "Floor", "Identity", "StopGradient"))
@@ -50,7 +51,8 @@ def trace(record: Any, made: dict[int, Made], lengths: Sequence[int]) -> Traced:
             )
         if first.is_constant:
             return Traced(tuple(first.inputs), None, tuple(first.outputs), [], [])
-        return Emission(record, first, made).traced()
+        with known_sizes():
+            return Emission(record, first, made).traced()
     except UntraceableError:
         raise
     except Exception as error:  # whatever the layer's own code raises when it is given symbolic tensors
@@ -92,7 +94,7 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
     given.pop("training", None)  # Keras notes it even where `call` does not take it
     if "training" in names:
         given["training"] = training
-    with _own_variables(layer) as variables, _layers_need_tensors(variables):
+    with known_sizes(), _own_variables(layer) as variables, _layers_need_tensors(variables):
         made = layer.call(*arguments, **keywords) if positional else layer.call(**given)
     made = keras.tree.flatten(made)
     if made and all(_is_number(x) for x in made) and len(made) == len(record.output_tensors):

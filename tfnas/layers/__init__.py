@@ -33,7 +33,7 @@ from tfnas.layers.convolution import Convolution, TransposedConvolution
 from tfnas.layers.depthwise import Depthwise, Separable
 from tfnas.layers.merging import Concatenation, Merge
 from tfnas.layers.normalization import BatchNormalization, Scale
-from tfnas.layers.of_units import OF_UNITS, WholeAttention, registered
+from tfnas.layers.of_units import OF_UNITS, WholeAttention, WholeEinsum, registered
 from tfnas.layers.of_units import Rule as Rule
 from tfnas.layers.of_units import register as register
 from tfnas.layers.pointwise import Pointwise
@@ -58,6 +58,7 @@ FAMILIES: list[type[Node]] = [
     Merge,
     Concatenation,
     WholeAttention,
+    WholeEinsum,
     Uncut,
 ]
 

@@ -2,6 +2,7 @@
 
 arrays.py         sums and products of a tensor and an array of numbers
 attention.py      MultiHeadAttention and GroupQueryAttention, whose units are heads
+einsum.py         EinsumDense
 grouped.py        grouped convolutions
 products.py       attention that is written by hand: ops.matmul(weights, values), ops.einsum, dot_product_attention
 rearranging.py    data movement (ops.transpose, stack, split, slices, ...) and reductions over space (ops.mean, ...)
@@ -17,6 +18,10 @@ from tfnas.layers.base import Node
 from tfnas.layers.of_units.arrays import WithArray
 from tfnas.layers.of_units.attention import Attention
 from tfnas.layers.of_units.attention import WholeAttention as WholeAttention
+from tfnas.layers.of_units.einsum import Einsum
+from tfnas.layers.of_units.einsum import WholeEinsum as WholeEinsum
+from tfnas.layers.of_units.einsum import known_sizes as known_sizes
+from tfnas.layers.of_units.einsum import says_less as says_less
 from tfnas.layers.of_units.grouped import Grouped
 from tfnas.layers.of_units.products import DotProductAttention, WeightedSum
 from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected
@@ -33,6 +38,7 @@ OF_UNITS: list[type[Node]] = [
     DotProductAttention,
     WeightedSum,
     Grouped,
+    Einsum,
     GroupStatistics,
     Statistics,
     Reduction,

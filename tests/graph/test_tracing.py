@@ -293,6 +293,37 @@ class Windowed(layers.Layer):
         return x + self.out(ops.reshape(mixed, (-1, 6, 6, 6)))
 
 
+class Halves(layers.Layer):
+    """An unknown size that follows from the batch's, as layers that merge patches write it."""
+
+    def build(self, shape):
+        self.reduce = layers.Dense(shape[-1], name="reduce")
+
+    def call(self, x):
+        batch, channels = ops.shape(x)[0], x.shape[-1]
+        return ops.reshape(self.reduce(ops.reshape(x, (batch, 6, 3, 2 * channels))), (batch, -1, channels))
+
+
+class Stage(layers.Layer):
+    """Calls one, and passes on what it returns."""
+
+    def build(self, shape):
+        self.halves = Halves(name="halves")
+        self.halves.build(shape)
+
+    def call(self, x):
+        return self.halves(x)
+
+    def compute_output_shape(self, shape):
+        return (None, 18, shape[-1])
+
+
+def staged():
+    image = keras.Input((6, 6, 3), name="image")
+    x = Stage(name="own")(conv(6, "first")(image))
+    return keras.Model(image, layers.Dense(3, name="classifier")(layers.GlobalAveragePooling1D(name="pool")(x)))
+
+
 def rotary():
     """Positions that a layer computes for others."""
     image = keras.Input((6, 6, 3), name="image")
@@ -343,6 +374,7 @@ MODELS = {
     "rotary": (rotary, ()),
     "heads": (lambda: around(Heads(name="own")), ()),
     "windowed": (lambda: around(Windowed(name="own")), ()),
+    "staged": (staged, ()),
 }
 
 

@@ -313,11 +313,123 @@ def by_einsum_layers(x):
     return L.EinsumDense("btnh,nhd->btd", (None, 8), bias_axes="d")(ops.einsum("bnts,bsnh->btnh", weights, value))
 
 
-@pytest.mark.parametrize("attention", [by_matrix_products, by_einsum, by_einsum_layers, by_dot_products])
-def test_values_of_attention_by_hand_are_narrowed(attention, rng):
-    supernet = check(transformer(attention), rng, everything=attention is by_dot_products)
-    assert num_units(supernet.graph, "value") == 4  # as many of each head
-    assert num_units(supernet.graph, "query") == 0
+def causal_of_grouped_queries(x):
+    query = L.Reshape((-1, 4, 4))(L.Dense(16, name="query")(x))
+    bias = np.sin(np.arange(256, dtype="float32")).reshape(1, 1, 16, 16)
+    more = {"bias": bias, "mask": np.tri(16, k=3, dtype=bool)[None, None].repeat(4, 1), "is_causal": True}
+    attended = ops.dot_product_attention(query, heads(x, "key"), heads(x, "value"), **more)
+    return L.Dense(8)(L.Reshape((-1, 16))(attended))
+
+
+def one_head(x):
+    query, key, value = (L.Dense(8, name=name)(x) for name in ("query", "key", "value"))
+    weights = ops.softmax(ops.matmul(query, ops.swapaxes(key, -1, -2)) / 2.0)
+    return L.Dense(8)(ops.matmul(weights, value))
+
+
+def by_dot_layers(x):
+    query, key, value = (L.Dense(8, name=name)(x) for name in ("query", "key", "value"))
+    weights = L.Softmax()(L.Dot((2, 1))([query, L.Permute((2, 1))(key)]) + L.Dot(-1)([query, key]))
+    return L.Dense(8)(L.Dot((2, 1))([weights, value]))
+
+
+def fused(x):
+    """As timm has it."""
+    projected = L.Reshape((-1, 3, 2, 4))(L.Dense(24, name="query")(x))
+    query, key, value = (ops.transpose(projected, (2, 0, 3, 1, 4))[i] for i in range(3))
+    weights = ops.softmax(ops.matmul(query * 0.5, ops.transpose(key, (0, 1, 3, 2))))
+    return L.Dense(8)(ops.reshape(ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3)), (-1, 16, 8)))
+
+
+def unstacked(x):
+    projected = ops.transpose(L.Reshape((-1, 3, 2, 4))(L.Dense(24, name="query")(x)), (2, 0, 3, 1, 4))
+    query, key, value = ops.unstack(projected, axis=0)
+    weights = ops.softmax(ops.matmul(query, ops.moveaxis(key, -1, -2)) / 2.0)
+    return L.Dense(8)(L.Reshape((-1, 8))(ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))))
+
+
+def divided(x):
+    """As nanoGPT has it."""
+    parts = ops.split(L.Dense(24, name="query")(x), 3, axis=-1)
+    query, key, value = (ops.transpose(L.Reshape((-1, 2, 4))(part), (0, 2, 1, 3)) for part in parts)
+    weights = ops.softmax(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / 2.0 - 1e9 * (1 - np.tri(16)))
+    return L.Dense(8)(L.Reshape((-1, 8))(ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))))
+
+
+def normalized(x):
+    query, key, value = (heads(x, name) for name in ("query", "key", "value"))
+    query, key = L.LayerNormalization()(query), L.RMSNormalization()(key)
+    weights = ops.softmax(ops.einsum("...qhd,...khd->...hqk", query, key))
+    return L.Dense(8)(L.Reshape((-1, 8))(ops.einsum("bhqk,bkhd->bqhd", weights, value)))
+
+
+class Latents(L.Layer):
+    """The same trained vectors for each example, as many as 5."""
+
+    def build(self, shape):
+        self.latents = self.add_weight(shape=(1, 5, 8), initializer="normal", name="latents")
+
+    def call(self, x):
+        return ops.broadcast_to(self.latents, (ops.shape(x)[0], 5, 8))
+
+
+def of_latents(x):
+    query = Latents(name="latents")(x)
+    key, value = L.Dense(8, name="query")(x), L.Dense(8, name="value")(x)
+    scores = ops.einsum("bkd,bqd->bqk", key, query) + ops.matmul(
+        L.Dense(8, name="more")(query), ops.swapaxes(key, 1, 2)
+    )
+    return x + ops.mean(L.Dense(8)(ops.matmul(ops.softmax(scores), value)), 1, keepdims=True)
+
+
+# Attention written by hand, and how many units its queries have: as many channels of each head.
+BY_HAND = {
+    by_matrix_products: 4,
+    by_einsum: 4,
+    by_einsum_layers: 4,
+    by_dot_products: 4,
+    causal_of_grouped_queries: 4,
+    one_head: 8,
+    by_dot_layers: 8,
+    fused: 4,
+    unstacked: 4,
+    divided: 8,  # of them 4 are of values
+    normalized: 4,
+    of_latents: 8,
+}
+
+
+@pytest.mark.parametrize("attention", BY_HAND)
+def test_queries_and_keys_of_attention_by_hand_are_narrowed_with_each_other_and_values(attention, rng):
+    everything = attention in (by_dot_products, by_matrix_products, fused, of_latents)
+    noise = "example" if attention in (fused, normalized) else "batch"
+    graph = check(transformer(attention), rng, noise, everything=everything).graph
+    assert num_units(graph, "query") == BY_HAND[attention]
+    if "key" in graph.index:
+        assert set(graph.of[graph.index["key"]]) == set(graph.of[graph.index["query"]])
+    if "value" in graph.index:
+        assert num_units(graph, "value") == (8 if attention in (one_head, by_dot_layers, of_latents) else 4)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_what_is_transposed_is_read_in_full_unless_it_is_transposed_back(back, rng):
+    def attention(x):
+        query, key = L.Dense(8, name="query")(x), L.Dense(8, name="key")(x)
+        turned = ops.transpose(key, (0, 2, 1))
+        read = L.Dense(5)(ops.swapaxes(turned, 1, 2) if back else L.Reshape((16, 8))(turned))
+        return L.Dense(8)(ops.concatenate([ops.softmax(ops.matmul(query, turned)), read], -1))
+
+    supernet = check(transformer(attention), rng, everything=False)
+    assert num_units(supernet.graph, "query") == (8 if back else 0)
+
+
+def test_a_trained_tensor_of_units_is_not_read_without_them(rng):
+    image = keras.Input((8, 8, 3))
+    latents = Latents()(image)
+    scaled = ops.max(latents, axis=1, keepdims=True) * L.Reshape((-1, 8))(L.Conv2D(8, 2, 2, name="before")(image))
+    read = L.Dense(5)(ops.mean(latents, axis=1)) + L.Dense(5)(L.GlobalAveragePooling1D()(scaled))
+    supernet = check(keras.Model(image, L.Dense(3)(read)), rng)
+    assert num_units(supernet.graph, "before") == 8
 
 
 def transformer(attention, width=8):

@@ -108,8 +108,10 @@ class _Placement:
             passed = self._passed(i, plans[0]) if len(plans) == 1 else {}
             if not passed:
                 found += [place for plan in plans for place in plan.places]
+            # Of channels that meet in a product, those of one operand are multiplied.
+            one = min(node.meets, key=lambda j: _positions(node.input_spatial[j]), default=None)
             for j, source in enumerate(node.inputs):
-                if node.mixes:
+                if node.mixes or j == one:
                     wanted = self._of[source] != PINNED
                     places = (Place(source, ((i, j),), wanted, False),) if wanted.any() else ()
                     demands[source][i, j] = _Demand(wanted, places)

@@ -27,7 +27,7 @@ from tfnas.common.errors import UserError
 from tfnas.graph.models import as_functional, calls_of, deep
 from tfnas.graph.parts import Known, one_of, parts_of
 from tfnas.graph.tracing import drops_at_random
-from tfnas.layers import Input, Uncut, family_of_call
+from tfnas.layers import Contraction, Input, Uncut, family_of_call, layout
 from tfnas.layers.base import Node
 from tfnas.layers.calls import Call
 from tfnas.layers.channelwise import Spatial
@@ -57,9 +57,10 @@ class Graph:
         self.nodes: list[Node] = []
         self._known = Known()
         self._names: set[str] = set()
+        self._aside: dict[int, tuple[int, Call]] = {}  # by a tensor's id, the node and the call that it is made by
         index = self._add(calls_of(self.model), "", {}, None)
         self.inputs = tuple(index[id(tensor)] for tensor in self.model.inputs)
-        self.outputs = tuple(index[id(tensor)] for tensor in self.model.outputs)
+        self.outputs = tuple(self._number(tensor, index, "", None) for tensor in self.model.outputs)
         for i in itertools.chain(*self.shared):
             node = self.nodes[i]
             if node.INSIDE is not None:
@@ -94,24 +95,58 @@ class Graph:
             operation = call.operation
             if id(call.output_tensors[0]) in index:
                 continue  # the input of a nested model is what its caller gives it
-            sources = tuple(index[id(tensor)] for tensor in call.input_tensors)
             name = prefix + operation.name
+            if self.of_units and self._set_aside(call, prefix, index, training):
+                continue
+            sources = tuple(self._number(tensor, index, prefix, training) for tensor in call.input_tensors)
             parts = parts_of(call, name, self._known)
             if parts is not None:
                 inside = {id(x): j for x, j in zip(parts.inputs, sources, strict=True) if x is not None}
                 inside |= {id(parts.one): self._ones} if parts.read_one else {}
                 made = self._add(parts.records, f"{name}_", inside, Call(call, name, training).training)
                 for x, y in zip(call.output_tensors, parts.outputs, strict=True):
-                    index |= {} if y is None else {id(x): made[id(y)]}
+                    index |= {} if y is None else {id(x): self._number(y, made, f"{name}_", training)}
                     self._known.lengths.note(x, self._known.lengths.of(y))
                 continue
             self._known.lengths.follow(call)
             drops = name in self.untraced and not Call(call, name, training).training and drops_at_random(call)
             self.untraced.pop(name if drops else "", None)
             for number, tensor in enumerate(call.output_tensors):
-                self._add_node(call, prefix, sources, training, number, drops)
-                index[id(tensor)] = len(self.nodes) - 1
+                index[id(tensor)] = self._add_node(call, prefix, sources, training, number, drops)
         return index
+
+    def _set_aside(self, call: Any, prefix: str, index: dict[int, int], training: bool | None) -> bool:
+        """Whether a call is one that only puts examples or channels in another axis than usual, or reads its output.
+
+        No node stands for such a call: those that read its output repeat it, if they bring the axes back (`qkv[0]`
+        behind `qkv = transpose(qkv, (2, 0, 3, 1, 4))`) or sum over channels wherever these are
+        (`matmul(query, transpose(key, (0, 1, 3, 2)))`). For any other `_number` adds a node.
+        """
+        aside = {j: self._aside[id(x)] for j, x in enumerate(call.input_tensors) if id(x) in self._aside}
+        before = {j: made for j, (_, made) in aside.items()}
+        sources = tuple(aside[j][0] if j in aside else index[id(x)] for j, x in enumerate(call.input_tensors))
+        for number, tensor in enumerate(call.output_tensors):
+            called = Call(call, prefix + call.operation.name, training, number, before)
+            axes = layout(called)
+            if axes and axes != (0, len(tensor.shape) - 1):
+                self._aside[id(tensor)] = sources[0], called
+            elif aside and (axes or Contraction.takes(call.operation, call, called)):
+                index[id(tensor)] = self._add_node(call, prefix, sources, training, number, before=before)
+            else:
+                return False
+        return True
+
+    def _number(self, tensor: Any, index: dict[int, int], prefix: str, training: bool | None) -> int:
+        """The number of a tensor's node, which is added if the tensor has been set aside."""
+        if id(tensor) not in index:
+            number, called = self._aside[id(tensor)]
+            calls = [called]
+            while calls[0].before:
+                calls.insert(0, calls[0].before[0])
+            for call in calls:
+                number = self._add_node(call.record, prefix, (number,), training, call.output)
+            index[id(tensor)] = number
+        return index[id(tensor)]
 
     @functools.cached_property
     def _ones(self) -> int:
@@ -120,8 +155,15 @@ class Graph:
         return self._add(calls_of(keras.Model(image, one)), "", {id(image): 0}, None)[id(one)]
 
     def _add_node(
-        self, call: Any, prefix: str, sources: tuple[int, ...], training: bool | None, number: int, drops: bool
-    ) -> None:
+        self,
+        call: Any,
+        prefix: str,
+        sources: tuple[int, ...],
+        training: bool | None,
+        number: int,
+        drops: bool = False,
+        before: Mapping[int, Call] | None = None,
+    ) -> int:
         """Adds the node of one output of a call; behind a node for the units inside the layer, if it has such."""
         operation = call.operation
         name = prefix + operation.name
@@ -136,7 +178,7 @@ class Graph:
                 f"layer '{name}': the last axis of its output, which holds the channels, must have a fixed size. "
                 f"Received: {tuple(output.shape)}; give the model's input one"
             )
-        called = Call(call, name, training, number)
+        called = Call(call, name, training, number, before)
         family = Spatial if drops else family_of_call(operation, name, call, called, self.of_units)
 
         def add(family: type[Node], name: str, sources: tuple[int, ...], shape: Sequence[Any]) -> None:
@@ -161,6 +203,7 @@ class Graph:
             self._names.add(self.nodes[-1].name)
             sources = (len(self.nodes) - 1, *sources)
         add(family, name, sources, output.shape)
+        return len(self.nodes) - 1
 
     def rebuild(self, make: Callable[[Node], Any]) -> keras.Model:
         """Builds a functional model of the same structure, with nested models flattened.

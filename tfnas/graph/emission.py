@@ -138,7 +138,12 @@ class Emission:
         for traced, output in zip(self._run.outputs, outputs, strict=True):
             if traced is None or output is None:
                 continue
-            if isinstance(output, _Own) or tuple(output.shape[1:]) != tuple(traced.shape[1:]):
+            sizes = () if isinstance(output, _Own) else tuple(output.shape[1:])
+            # A layer inside may no longer know a size, as behind `reshape(x, (ops.shape(x)[0], -1, 8))`; its parts do.
+            fits = len(sizes) == len(traced.shape) - 1 and all(
+                size in (None, found) for size, found in zip(sizes, traced.shape[1:], strict=True)
+            )
+            if isinstance(output, _Own) or not fits:
                 raise UntraceableError("an output is not computed for each example")
         return Traced(self._inputs, self._one, outputs, self._records, lengths)
 

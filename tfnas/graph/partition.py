@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -55,6 +56,9 @@ def partition(
                 columns.append(first[source] + tied[there])
             if node.pins(j):
                 pinned[first[source] : first[source + 1]] = True
+        for a, b in itertools.pairwise(node.inputs[j] for j in node.meets):
+            rows.append(np.arange(first[a], first[a + 1]))
+            columns.append(np.arange(first[b], first[b + 1]))
         uncut = not node.mixes and all(tied is None for tied in ties)
         pinned[own] |= uncut or node.full_output or i in excluded
         # An offset makes no stream, nor does one number for all channels.
@@ -84,6 +88,8 @@ def partition(
         if node.mixes:
             written[by_node[i]] = True
             read[by_node[node.inputs[0]]] = True
+        for j in node.meets:
+            read[by_node[node.inputs[j]]] = True
     free = np.flatnonzero(~is_pinned & read & written & varies)
     # In which tensors each class appears, and how often: the same for all units of a group.
     appearances: dict[int, list[tuple[int, int]]] = {int(c): [] for c in free}

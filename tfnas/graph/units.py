@@ -145,14 +145,11 @@ class UnitGraph(Graph):
     def _flow(self, kept: Mapping[str, np.ndarray]) -> Flow:
         """The flow for masks of some groups, as they are.
 
-        Which nodes have channels follows from the empty groups, for each set of which the graph is walked once; not so
-        where a constant (an embedding of positions) belongs to units, which remains one without its unit.
+        Which nodes have channels follows from the empty groups, for each set of which the graph is walked once.
         """
         masks = [kept.get(name, np.ones(size, bool)) for name, size in self._sizes.items()]
         units, ends = self._flattened
         there = np.concatenate([*masks, [True]])[units]  # the last is `PINNED`
-        if (~np.concatenate(self._depends) & (units != PINNED)).any():
-            return Flow(self, *self._walked(np.split(there, ends)), {}, False)
         empty = tuple(g for g, mask in enumerate(masks) if not mask.any())
         if (walk := self._walks.get(empty)) is None:
             if len(self._walks) >= _MOST_WALKS:
@@ -176,8 +173,8 @@ class UnitGraph(Graph):
             state = node.state([states[j] for j in node.inputs], np.True_)
             present = state.depends & there[i]
             constant = ~self._depends[i]  # whatever the architecture; as in a subnet that is cut again
-            explicit = present | (state.explicit & constant)
-            states.append(State(present, explicit, ~explicit & (state.zero | ~constant)))
+            explicit = (present | (state.explicit & constant)) & there[i]
+            states.append(State(present, explicit, ~explicit & (state.zero | ~constant | ~there[i])))
         depends, explicit, zero = ([getattr(x, name) for x in states] for name in ("depends", "explicit", "zero"))
         return depends, explicit, zero, self._live({}, explicit, False)
 

@@ -34,7 +34,9 @@ from tfnas.layers.depthwise import Depthwise, Separable
 from tfnas.layers.merging import Concatenation, Merge
 from tfnas.layers.normalization import BatchNormalization, Scale
 from tfnas.layers.of_units import OF_UNITS, WholeAttention, WholeEinsum, registered
+from tfnas.layers.of_units import Contraction as Contraction
 from tfnas.layers.of_units import Rule as Rule
+from tfnas.layers.of_units import layout as layout
 from tfnas.layers.of_units import register as register
 from tfnas.layers.pointwise import Pointwise
 from tfnas.layers.reshaping import Flatten, Reshape

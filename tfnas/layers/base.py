@@ -207,7 +207,12 @@ class Node:
 
     def pins(self, j: int) -> bool:
         """Whether it needs all channels of input `j`."""
-        return self.ties(j) is None and not self.mixes
+        return self.ties(j) is None and not self.mixes and j not in self.meets
+
+    @property
+    def meets(self) -> tuple[int, ...]:
+        """The inputs that are multiplied by each other and summed over channels, which exist in all or in none."""
+        return ()
 
     def together(self, j: int | None) -> np.ndarray | None:
         """A number for every channel of input `j`, or of the output if None; those of one number exist together.
@@ -361,7 +366,7 @@ class Computation:
 
     def sized(self, x: tf.Tensor, j: int, channels: int | None) -> tf.Tensor:
         """Input `j` with its sizes known when it is traced, as an operation may need them."""
-        known, read = (None, *self.source_shapes[j]), self.node.called.record.input_tensors
+        known, read = (None, *self.source_shapes[j]), self.node.called.inputs
         if len(read) == len(self.source_shapes) and read[j].shape[0] is not None:
             known = read[j].shape[:-1]  # the batch is in another axis
         return tf.ensure_shape(x, (*(known if x.shape.rank == len(known) + 1 else x.shape[:-1]), channels))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -29,9 +29,12 @@ class Call:
         name: of the layer, for messages.
         training: what the nested models round it were called with; None if with nothing.
         output: which of its outputs is meant.
+        before: by input, the call of another one that makes it of the tensor that stands for it; nothing for an input
+            that is that tensor.
 
     Attributes:
-        record, output: as given.
+        record, output, before: as given.
+        inputs: symbolic tensors like those that it is called on again.
         found: what families have found out about it.
         training: True or False by that rule, apart from what the model will be called with; None if unspecified.
         dtype: of its output.
@@ -41,9 +44,20 @@ class Call:
         UserError: naming the layer, for an argument that cannot be kept.
     """
 
-    def __init__(self, record: Any, name: str, training: bool | None = None, output: int = 0):
+    def __init__(
+        self,
+        record: Any,
+        name: str,
+        training: bool | None = None,
+        output: int = 0,
+        before: Mapping[int, Call] | None = None,
+    ):
         self.record = record
         self.output = output
+        self.before = dict(before or {})
+        self.inputs: list[Any] = [
+            self.before[j].inputs[0] if j in self.before else tensor for j, tensor in enumerate(record.input_tensors)
+        ]
         self.found: dict[str, Any] = {}
         self.dtype: str = record.output_tensors[output].dtype
         # Keras writes into what it was given: the defaults of `training` and of `mask` stand in its record too.
@@ -55,7 +69,8 @@ class Call:
             raise UserError(f"layer '{name}': called with training={brief(own)}; True, False or nothing expected")
         self.training: bool | None = training if training is not None else own if own is None else bool(own)
         by_hand = any(mask is not None for mask in keras.tree.flatten(given.get("mask")))
-        self.masked = by_hand and type(layer).__module__.startswith("keras.")  # else it is one of its inputs
+        # Of a user's own layer, and of an operation, it is one of the inputs.
+        self.masked = by_hand and isinstance(layer, keras.Layer) and type(layer).__module__.startswith("keras.")
         if self.masked and not isinstance(layer, _MASKED):
             raise UserError(
                 f"layer '{name}': called with mask=..., which is not followed through {type(layer).__name__}: multiply "
@@ -72,6 +87,8 @@ class Call:
             more: further arguments, of a layer that stands in.
         """
         if len(tensors) == len(self.record.input_tensors):
+            given = enumerate(tensors)
+            tensors = [call.again(call.record.operation, [x]) if (call := self.before.get(j)) else x for j, x in given]
             # By position: one tensor that is read twice may have two stand-ins.
             stand_ins = iter(tensors)
             arguments, keywords = self.record.arguments.convert(

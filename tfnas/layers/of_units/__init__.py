@@ -4,8 +4,8 @@ arrays.py         sums and products of a tensor and an array of numbers
 attention.py      MultiHeadAttention and GroupQueryAttention, whose units are heads
 einsum.py         EinsumDense
 grouped.py        grouped convolutions
-products.py       attention that is written by hand: ops.matmul(weights, values), ops.einsum, dot_product_attention
 rearranging.py    data movement (ops.transpose, stack, split, slices, ...) and reductions over space (ops.mean, ...)
+products.py       attention that is written by hand: ops.matmul, ops.einsum, Dot, dot_product_attention
 reductions.py     reductions over channels (ops.mean, ops.max, ... with axis=-1)
 registered.py     layers of users and of other packages, by rules that they register
 statistics.py     normalizations by statistics over channels: LayerNormalization, GroupNormalization, ...
@@ -23,19 +23,20 @@ from tfnas.layers.of_units.einsum import WholeEinsum as WholeEinsum
 from tfnas.layers.of_units.einsum import known_sizes as known_sizes
 from tfnas.layers.of_units.einsum import says_less as says_less
 from tfnas.layers.of_units.grouped import Grouped
-from tfnas.layers.of_units.products import DotProductAttention, WeightedSum
-from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected
+from tfnas.layers.of_units.products import Contraction, DotProductAttention, WeightedSum
+from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected, layout
 from tfnas.layers.of_units.reductions import Reduction, reduced
 from tfnas.layers.of_units.registered import Registered, Rule, register, registered
 from tfnas.layers.of_units.statistics import GroupStatistics, Statistics, normalized
 from tfnas.layers.of_units.weighted import Embedding, Parametric
 
-__all__ = ["OF_UNITS", "Registered", "Rule", "normalized", "reduced", "register", "registered"]
+__all__ = ["OF_UNITS", "Contraction", "Registered", "Rule", "layout", "normalized", "reduced", "register", "registered"]
 
 # A layer is of the first family that takes it, or else of one of `layers.FAMILIES`.
 OF_UNITS: list[type[Node]] = [
     Attention,
     DotProductAttention,
+    Contraction,
     WeightedSum,
     Grouped,
     Einsum,

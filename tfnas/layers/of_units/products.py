@@ -12,8 +12,9 @@ from typing import Any, cast
 import keras
 import numpy as np
 
-from tfnas.layers.base import Computation, Node
+from tfnas.layers.base import Computation, Node, WholeComputation
 from tfnas.layers.calls import Call
+from tfnas.layers.of_units.rearranging import layout
 from tfnas.layers.records import Builder, Channels, Folded, State, Value
 
 
@@ -53,33 +54,104 @@ class WeightedSum(Node):
         return Computation
 
 
-class DotProductAttention(WeightedSum):
-    """`keras.ops.nn.dot_product_attention` without a mask: where values lose channels, it is built of its parts."""
+class Contraction(Node):
+    """A product of two tensors that is summed over their channels, such as the scores of queries and keys.
+
+    It is as large with fewer channels: a product over a channel that is gone is a zero in the sum. So channel c of the
+    one input and channel c of the other vanish as one.
+    """
 
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
-        plain = len(record.input_tensors) == 3 and not any(
-            record.arguments.kwargs.get(name) is not None for name in ("bias", "mask")
-        )
-        fits = type(layer).__name__ == "DotProductAttention" and plain
-        return fits and not layer.is_causal and layer.attn_logits_soft_cap is None
+        places = [_channels_of(called, j) for j in range(len(record.input_tensors))]
+        return len(places) == 2 and None not in places and _is_summed(layer, record, cast(list[int], places))
+
+    @property
+    def meets(self) -> tuple[int, ...]:
+        return 0, 1
+
+    def given(self, x: Channels, j: int) -> np.ndarray:
+        return np.flatnonzero(x.available)
+
+    @property
+    def computation(self) -> type[Computation]:
+        return Computation
+
+
+class DotProductAttention(WeightedSum):
+    """`keras.ops.nn.dot_product_attention`, for which what is narrower, values or queries, is padded with zeros."""
+
+    @classmethod
+    def takes(cls, layer: Any, record: Any, called: Call) -> bool:
+        read, named = record.input_tensors[:3], record.arguments.args[:3]
+        each = type(layer).__name__ == "DotProductAttention" and len(read) == len(named) == 3
+        return each and all(x is y and x.shape[-1] == read[0].shape[-1] for x, y in zip(read, named, strict=True))
 
     @property
     def _weighed(self) -> int:
         return 2
 
+    @property
+    def meets(self) -> tuple[int, ...]:
+        return 0, 1
+
+    def given(self, x: Channels, j: int) -> np.ndarray:
+        return np.flatnonzero(x.available) if j in self.meets else super().given(x, j)
+
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
-        if x.live.all():
-            return super().cut(x, sources, build)  # Keras takes it that values are as wide as queries
-        query, key, value = (build.gather(source, self.given(x, j)) for j, source in enumerate(sources))
-        ops = keras.ops
-        query, value = (build.operation(ops.transpose, tensor, (0, 2, 1, 3)) for tensor in (query, value))
-        logits = build.operation(ops.matmul, query, build.operation(ops.transpose, key, (0, 2, 3, 1)))
-        scale = self.called.record.arguments.kwargs.get("scale")
-        scale = 1 / math.sqrt(self.input_channels[0]) if scale is None else scale
-        weights = build.operation(ops.softmax, build.operation(ops.multiply, build.cast(logits, "float32"), scale))
-        output = build.operation(ops.matmul, build.cast(weights, value.dtype), value)
-        return build.operation(ops.transpose, output, (0, 2, 1, 3))
+        if x.live.all() and x.available.all():
+            return super().cut(x, sources, build)
+        channels = [self.given(x, j) for j in range(len(sources))]
+        most = max(part.size for part in channels[:3])  # Keras takes it that values are as wide as queries
+        tensors = [build.gather(source, part) for source, part in zip(sources, channels, strict=True)]
+        tensors[:3] = [self._padded(tensor, most, build) for tensor in tensors[:3]]
+        stand_ins = iter(tensors)
+        arguments, keywords = self.called.record.arguments.convert(
+            lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else x
+        )
+        names = ("is_causal", "flash_attention", "attn_logits_soft_cap")
+        keywords |= {name: getattr(self.inner, name) for name in names}
+        if keywords.get("scale") is None:
+            keywords["scale"] = 1 / math.sqrt(self.input_channels[0])  # the one of all channels
+        output = build.operation(keras.ops.dot_product_attention, *arguments, **keywords)
+        values = channels[self._weighed].size
+        return output if values == most else build.operation(lambda output: output[..., :values], output)
+
+    @property
+    def computation(self) -> type[Computation]:
+        return WholeComputation  # for its scale
+
+    @staticmethod
+    def _padded(tensor: Any, channels: int, build: Builder) -> Any:
+        missing = channels - tensor.shape[-1]
+        return build.operation(keras.ops.pad, tensor, ((0, 0),) * 3 + ((0, missing),)) if missing else tensor
+
+
+def _channels_of(called: Call, j: int) -> int | None:
+    """The axis of input `j` of a call with the channels of the tensor that stands for it; None if examples move."""
+    rank = len(called.record.input_tensors[j].shape)
+    axes = layout(called.before[j]) if j in called.before else (0, rank - 1)
+    return axes[1] if axes and axes[0] == 0 else None
+
+
+def _is_summed(operation: Any, record: Any, axes: Sequence[int]) -> bool:
+    """Whether these axes of its two inputs are multiplied by each other and summed over."""
+    kind, ranks = type(operation).__name__, [len(tensor.shape) for tensor in record.input_tensors]
+    if kind == "Matmul":
+        return ranks[0] == ranks[1] > 2 and list(axes) == [ranks[0] - 1, ranks[0] - 2]
+    if isinstance(operation, keras.layers.Dot):
+        summed = [operation.axes] * 2 if isinstance(operation.axes, int) else operation.axes
+        return not operation.normalize and [axis % rank for axis, rank in zip(summed, ranks, strict=True)] == list(axes)
+    if kind != "Einsum":
+        return False
+    inputs, _, output = operation.subscripts.replace(" ", "").partition("->")
+    first, *others = [
+        part[axis - rank :] if len(part) >= rank - axis else "."
+        for part, axis, rank in zip(inputs.split(","), axes, ranks, strict=True)
+    ]
+    channel, by_example = first[0], len({part[:1] for part in (*inputs.split(","), output)}) == 1
+    once = inputs.count(channel) == 2 and channel not in output and others[0][0] == channel
+    return by_example and once and "." not in first + others[0]
 
 
 def _number_of_weighed(operation: Any, record: Any) -> int | None:
@@ -89,6 +161,10 @@ def _number_of_weighed(operation: Any, record: Any) -> int | None:
         return None
     if type(operation).__name__ == "Matmul":
         return 1 if len(tensors[0].shape) == len(tensors[1].shape) > 2 else None
+    if isinstance(operation, keras.layers.Dot):
+        ranks = [len(tensor.shape) for tensor in tensors]
+        _, summed = [operation.axes] * 2 if isinstance(operation.axes, int) else operation.axes
+        return 1 if ranks[1] > 2 and summed % ranks[1] != ranks[1] - 1 and not operation.normalize else None
     if type(operation).__name__ != "Einsum":
         return None
     inputs, _, output = operation.subscripts.partition("->")

@@ -47,7 +47,7 @@ class Rearranged(Node):
             return False
         channels = moves(called)
         size = record.output_tensors[called.output].shape[-1]
-        as_wide = all(tensor.shape[-1] == size for tensor in record.input_tensors)
+        as_wide = all(tensor.shape[-1] == size for tensor in called.inputs)
         return as_wide and channels is not None and all(np.array_equal(found, np.arange(size)) for found in channels)
 
     @property
@@ -201,14 +201,13 @@ def _moves(called: Call) -> list[np.ndarray] | None:
         channels, after = (x[0].shape[-1] for x in (record.input_tensors, record.output_tensors))
         if channels == after:  # whatever becomes of the other axes: frames may become examples
             return [np.arange(channels)]
-    shapes = [[2, *(size or _UNKNOWN for size in tensor.shape[1:])] for tensor in record.input_tensors]
+    shapes = [[2, *(size or _UNKNOWN for size in tensor.shape[1:])] for tensor in called.inputs]
     if not shapes or any(len(shape) < 2 or math.prod(shape) > _MOST_NUMBERS for shape in shapes):
         return None
     zeros = [np.zeros(shape, "float32") for shape in shapes]
     for j, shape in enumerate(shapes):
         channels = shape[-1]
-        first = np.broadcast_to(np.arange(1, channels + 1, dtype="float32"), shape[1:])
-        given = [*zeros[:j], np.stack([first, first + channels]), *zeros[j + 1 :]]
+        given = [*zeros[:j], _numbered(shape), *zeros[j + 1 :]]
         try:
             output = np.asarray(called.again(record.operation, given))
         except Exception:  # sizes that stand for unknown ones do not fit
@@ -223,6 +222,43 @@ def _moves(called: Call) -> list[np.ndarray] | None:
             return None
         found.append(most.astype(int) - 1)
     return found
+
+
+def layout(called: Call) -> tuple[int, int] | None:
+    """The axes in which a call's output has the examples and the channels of its only input; (0, the last) for most.
+
+    None where one of them is not an axis of its own, or the call does more than to put numbers elsewhere.
+    """
+    if "layout" not in called.found:
+        called.found["layout"] = _layout(called)
+    axes: tuple[int, int] | None = called.found["layout"]
+    return axes
+
+
+def _layout(called: Call) -> tuple[int, int] | None:
+    if len(called.inputs) != 1 or type(called.record.operation).__name__ not in _MOVES - {"Reshape", "Pad"}:
+        return None
+    shape = [2, *(size or _UNKNOWN for size in called.inputs[0].shape[1:])]
+    if len(shape) < 2 or math.prod(shape) > _MOST_NUMBERS or shape[-1] < 2:
+        return None
+    try:
+        output = np.asarray(called.again(called.record.operation, [_numbered(shape)]))
+    except Exception:  # sizes that stand for unknown ones do not fit
+        return None
+    examples, channels = np.divmod(output.astype(int) - 1, shape[-1])
+
+    def axis_of(numbers: np.ndarray, size: int) -> list[int]:
+        axes = [axis for axis in range(numbers.ndim) if numbers.shape[axis] == size]
+        return [axis for axis in axes if (np.moveaxis(numbers, axis, -1) == np.arange(size)).all()]
+
+    found = axis_of(examples, 2), axis_of(channels, shape[-1])
+    return (found[0][0], found[1][0]) if all(found) else None
+
+
+def _numbered(shape: Sequence[int]) -> np.ndarray:
+    """Two examples whose numbers are those of their channels, from 1 on in the first and further on in the second."""
+    first = np.broadcast_to(np.arange(1, shape[-1] + 1, dtype="float32"), shape[1:])
+    return np.stack([first, first + shape[-1]])
 
 
 def _key(called: Call) -> tuple[Any, ...]:

@@ -61,14 +61,14 @@ def _applications():
 def _of_tests():
     """Models that tests are of."""
     root = pathlib.Path(__file__).parents[1]
-    sys.path[:0] = [str(root / "tests"), str(root / "tests" / "graph")]
+    sys.path.insert(0, str(root / "tests"))
+    import composites
     import model_kinds
     import networks
-    import test_tracing
 
     kinds = ("sequential", "built", "nested", "sequential_of_models")
     found = {name: lambda name=name: getattr(model_kinds, name)((8, 8, 1), 3) for name in kinds}
-    found |= {name: build for name, (build, _) in test_tracing.MODELS.items()} | networks.MODELS
+    found |= {name: build for name, (build, _) in composites.MODELS.items()} | networks.MODELS
     return {f"tests/{name}": build for name, build in found.items()}
 
 

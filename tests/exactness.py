@@ -4,9 +4,11 @@ import math
 
 import keras
 import numpy as np
+from conftest import random_weights
 
 from tfnas.cutting.subnets import subnet
 from tfnas.graph.costs import cost
+from tfnas.testing import check_model
 
 PROJECTIONS = ("query", "key", "value", "output")
 
@@ -24,6 +26,19 @@ def check_cut(supernet, architecture, images, expected):
     counted = cost(supernet.graph, architecture)
     assert (counted.parameters, counted.multiply_adds) == built_cost(cut)
     return cut
+
+
+def check_units(model, rng, noise="batch", streams=False, everything=True):
+    """Checks the supernet of channel units of a model, with random weights; returns it."""
+    random_weights(model, rng)
+    (image,) = model.inputs
+    images = rng.normal(size=(7, *image.shape[1:])).astype("f4")
+    if image.dtype == "int32":
+        images = rng.integers(0, 9, (7, *image.shape[1:]))
+    supernet = check_model(model, images, streams=streams, noise=noise, everything=everything)
+    form = supernet.graph.form
+    assert form.full("parameters") == cost(supernet.graph).parameters <= model.count_params()
+    return supernet
 
 
 def built_cost(model):

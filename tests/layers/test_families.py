@@ -41,6 +41,7 @@ LAYERS = {
     "Conv2D": lambda x: layers.Conv2D(5, 3, padding="same", activation="relu")(x),
     "Conv2DTranspose": lambda x: layers.Conv2DTranspose(3, 3, strides=2, padding="same")(x),
     "Dense": lambda x: layers.Dense(5, activation="tanh")(x),
+    "EinsumDense": lambda x: layers.EinsumDense("bhwc,cd->bhwd", (5, 5, 6), bias_axes="d")(x),
     "SeparableConv2D": lambda x: layers.SeparableConv2D(5, 3, padding="same", depth_multiplier=2)(x),
     "DepthwiseConv2D": lambda x: layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(x),
     "one channel a group": lambda x: layers.Conv2D(8, 3, groups=4, use_bias=False)(x),

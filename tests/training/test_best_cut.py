@@ -63,16 +63,12 @@ def test_importances_that_need_no_training_are_compared(trained, rng):
     right = trained.posterior(data=data)
     wrong = dataclasses.replace(right, keep_logits=tuple(-logit for logit in right.keep_logits))
     silent = [(np.zeros_like(x), y) for x, y in data]
-    for posterior, batches, winners in (
-        (right, data, {"curvature", "curvature of the full network", "norm"}),
-        (wrong, data, {"curvature of the full network", "norm"}),
-        (wrong, silent, {"norm"}),
-    ):
-        found = best_at_once(trained, posterior, batches, images, (held_out, labels))
+    for batches, winners in (data, {"curvature of the full network", "norm"}), (silent, {"norm"}):
+        found = best_at_once(trained, wrong, batches, images, (held_out, labels))
         assert found.importance in winners and found.losses[found.importance] == min(found.losses.values())
         chosen = tfnas.subnet(trained, found.posterior.mode())
         chosen.compile(loss="mse")
-        assert chosen.evaluate(held_out, labels, verbose=0) < 1e-3 < max(found.losses.values()) or posterior is right
+        assert chosen.evaluate(held_out, labels, verbose=0) < 1e-3 < found.losses["curvature"]
         assert str(found).startswith(f"chosen by {found.importance}")
 
 

@@ -189,7 +189,8 @@ class WholeEinsum(_OfEquation, Uncut):
 
     def count_of(self, inputs: int, outputs: int) -> tuple[int, int]:
         parameters, _ = super().count_of(inputs, outputs)
-        return parameters, self._equation.multiplied(self.inner.kernel.shape, inputs, outputs)
+        # All of its kernel is there, whatever it reads.
+        return parameters, self._equation.multiplied(self.inner.kernel.shape, self.input_channels[0], self.num_channels)
 
 
 def says_less(record: Any) -> bool:

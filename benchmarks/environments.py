@@ -57,14 +57,15 @@ def run(*command):
     """Runs a command; returns what it printed. Raises RuntimeError with some of its lines if it fails or hangs."""
     command = list(map(str, command))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    process = subprocess.Popen(command, **streams, text=True, cwd=tempfile.gettempdir(), start_new_session=True)
-    try:
-        printed, _ = process.communicate(timeout=60 * MINUTES)
-        ended = f"exit code {process.returncode}"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        printed, _ = process.communicate()
-        ended = f"killed after {MINUTES} minutes"
+    with tempfile.TemporaryDirectory() as empty:  # `python -m build` would rather run a build.py of where it starts
+        process = subprocess.Popen(command, **streams, text=True, cwd=empty, start_new_session=True)
+        try:
+            printed, _ = process.communicate(timeout=60 * MINUTES)
+            ended = f"exit code {process.returncode}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            printed, _ = process.communicate()
+            ended = f"killed after {MINUTES} minutes"
     if process.returncode:
         lines = printed.splitlines()
         some = lines if len(lines) <= 60 else [*lines[:20], "...", *lines[-40:]]  # a crash says first what it was

@@ -1,4 +1,4 @@
-"""The flow of channels through a Keras graph: the only module that reads a model's structure.
+"""The flow of channels through a Keras graph.
 
 Under an architecture a channel of a tensor *depends* on the model's input if some path of kept channels leads to it.
 It is *explicit* when it has to be computed: because it depends on the input, because it varies with the position (a
@@ -24,13 +24,10 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
-from tfnas.graph.models import as_functional, calls_of, deep
-from tfnas.graph.parts import Known, one_of, parts_of
-from tfnas.graph.tracing import drops_at_random
-from tfnas.layers import Contraction, Input, Uncut, family_of_call, layout
+from tfnas.graph.models import as_functional, deep
+from tfnas.graph.parts import Nodes
+from tfnas.layers import Input, Uncut
 from tfnas.layers.base import Node
-from tfnas.layers.calls import Call
-from tfnas.layers.channelwise import Spatial
 from tfnas.layers.records import Channels, State
 
 
@@ -44,6 +41,7 @@ class Graph:
     Attributes:
         nodes: in topological order.
         inputs, outputs: indices of the model's input and output nodes.
+        untraced: reasons why layers could not be taken apart and are left whole, by name.
         model: the functional model that it is, or that is made of it.
 
     Raises:
@@ -54,13 +52,9 @@ class Graph:
 
     def __init__(self, model: keras.Model, example: Any = None):
         self.model = as_functional(model, example)
-        self.nodes: list[Node] = []
-        self._known = Known()
-        self._names: set[str] = set()
-        self._aside: dict[int, tuple[int, Call]] = {}  # by a tensor's id, the node and the call that it is made by
-        index = self._add(calls_of(self.model), "", {}, None)
-        self.inputs = tuple(index[id(tensor)] for tensor in self.model.inputs)
-        self.outputs = tuple(self._number(tensor, index, "", None) for tensor in self.model.outputs)
+        made = Nodes(self.of_units)
+        self.inputs, self.outputs = made.add_model(self.model)
+        self.nodes, self.untraced = made.nodes, made.untraced
         for i in itertools.chain(*self.shared):
             node = self.nodes[i]
             if node.INSIDE is not None:
@@ -72,11 +66,6 @@ class Graph:
             fields = {field.name: getattr(node, field.name) for field in dataclasses.fields(Node)}
             self.nodes[i] = family(**{**fields, "shared": True})
 
-    @property
-    def untraced(self) -> dict[str, str]:
-        """Reasons why layers could not be taken apart and are left whole, by name."""
-        return self._known.untraced
-
     @functools.cached_property
     def shared(self) -> list[list[int]]:
         """Numbers of the nodes that are calls of one layer with weights, for each that is called more than once."""
@@ -85,125 +74,6 @@ class Graph:
             if getattr(node.layer, "weights", None):
                 calls.setdefault(id(node.layer), []).append(i)
         return [numbers for numbers in calls.values() if len({id(self.nodes[i].called) for i in numbers}) > 1]
-
-    def _add(self, records: Sequence[Any], prefix: str, index: dict[int, int], training: bool | None) -> dict[int, int]:
-        """Adds the nodes of calls; `index` maps the ids of what they are given to nodes, on return of all tensors.
-
-        `training` is what the model that they are of was called with.
-        """
-        for call in records:
-            operation = call.operation
-            if id(call.output_tensors[0]) in index:
-                continue  # the input of a nested model is what its caller gives it
-            name = prefix + operation.name
-            if self.of_units and self._set_aside(call, prefix, index, training):
-                continue
-            sources = tuple(self._number(tensor, index, prefix, training) for tensor in call.input_tensors)
-            parts = parts_of(call, name, self._known)
-            if parts is not None:
-                inside = {id(x): j for x, j in zip(parts.inputs, sources, strict=True) if x is not None}
-                inside |= {id(parts.one): self._ones} if parts.read_one else {}
-                made = self._add(parts.records, f"{name}_", inside, Call(call, name, training).training)
-                for x, y in zip(call.output_tensors, parts.outputs, strict=True):
-                    index |= {} if y is None else {id(x): self._number(y, made, f"{name}_", training)}
-                    self._known.lengths.note(x, self._known.lengths.of(y))
-                continue
-            self._known.lengths.follow(call)
-            drops = name in self.untraced and not Call(call, name, training).training and drops_at_random(call)
-            self.untraced.pop(name if drops else "", None)
-            for number, tensor in enumerate(call.output_tensors):
-                index[id(tensor)] = self._add_node(call, prefix, sources, training, number, drops)
-        return index
-
-    def _set_aside(self, call: Any, prefix: str, index: dict[int, int], training: bool | None) -> bool:
-        """Whether a call is one that only puts examples or channels in another axis than usual, or reads its output.
-
-        No node stands for such a call: those that read its output repeat it, if they bring the axes back (`qkv[0]`
-        behind `qkv = transpose(qkv, (2, 0, 3, 1, 4))`) or sum over channels wherever these are
-        (`matmul(query, transpose(key, (0, 1, 3, 2)))`). For any other `_number` adds a node.
-        """
-        aside = {j: self._aside[id(x)] for j, x in enumerate(call.input_tensors) if id(x) in self._aside}
-        before = {j: made for j, (_, made) in aside.items()}
-        sources = tuple(aside[j][0] if j in aside else index[id(x)] for j, x in enumerate(call.input_tensors))
-        for number, tensor in enumerate(call.output_tensors):
-            called = Call(call, prefix + call.operation.name, training, number, before)
-            axes = layout(called)
-            if axes and axes != (0, len(tensor.shape) - 1):
-                self._aside[id(tensor)] = sources[0], called
-            elif aside and (axes or Contraction.takes(call.operation, call, called)):
-                index[id(tensor)] = self._add_node(call, prefix, sources, training, number, before=before)
-            else:
-                return False
-        return True
-
-    def _number(self, tensor: Any, index: dict[int, int], prefix: str, training: bool | None) -> int:
-        """The number of a tensor's node, which is added if the tensor has been set aside."""
-        if id(tensor) not in index:
-            number, called = self._aside[id(tensor)]
-            calls = [called]
-            while calls[0].before:
-                calls.insert(0, calls[0].before[0])
-            for call in calls:
-                number = self._add_node(call.record, prefix, (number,), training, call.output)
-            index[id(tensor)] = number
-        return index[id(tensor)]
-
-    @functools.cached_property
-    def _ones(self) -> int:
-        """Number of a node that gives a one for each example, shape (batch, 1), which it makes of the first input."""
-        image, one = one_of(self.nodes[0].layer)
-        return self._add(calls_of(keras.Model(image, one)), "", {id(image): 0}, None)[id(one)]
-
-    def _add_node(
-        self,
-        call: Any,
-        prefix: str,
-        sources: tuple[int, ...],
-        training: bool | None,
-        number: int,
-        drops: bool = False,
-        before: Mapping[int, Call] | None = None,
-    ) -> int:
-        """Adds the node of one output of a call; behind a node for the units inside the layer, if it has such."""
-        operation = call.operation
-        name = prefix + operation.name
-        count = 1
-        while name in self._names:  # a layer may be shared, and operations have one name for all
-            name = f"{prefix}{operation.name}_{count}"
-            count += 1
-        self._names.add(name)
-        output = call.output_tensors[number]
-        if not output.shape or output.shape[-1] is None:
-            raise UserError(
-                f"layer '{name}': the last axis of its output, which holds the channels, must have a fixed size. "
-                f"Received: {tuple(output.shape)}; give the model's input one"
-            )
-        called = Call(call, name, training, number, before)
-        family = Spatial if drops else family_of_call(operation, name, call, called, self.of_units)
-
-        def add(family: type[Node], name: str, sources: tuple[int, ...], shape: Sequence[Any]) -> None:
-            read = [self.nodes[i] for i in sources]
-            node = family(
-                name=name,
-                layer=operation,
-                inputs=sources,
-                input_channels=tuple(node.num_channels for node in read),
-                input_spatial=tuple(node.spatial for node in read),
-                num_channels=shape[-1],
-                spatial=tuple(shape[1:-1]),
-                called=called,
-                examples=self._known.lengths.of(output),
-            )
-            self.nodes.append(node)
-
-        if family.INSIDE is not None:
-            units = family.INSIDE.num_units(operation)
-            inside = family.INSIDE.sources(call, sources)
-            add(family.INSIDE, f"{name}_{family.INSIDE.NAME}", inside, (None, units))
-            self._names.add(self.nodes[-1].name)
-            sources = (len(self.nodes) - 1, *sources)
-        add(family, name, sources, output.shape)
-        return len(self.nodes) - 1
 
     def rebuild(self, make: Callable[[Node], Any]) -> keras.Model:
         """Builds a functional model of the same structure, with nested models flattened.

@@ -63,12 +63,14 @@ def _of_tests():
     root = pathlib.Path(__file__).parents[1]
     sys.path.insert(0, str(root / "tests"))
     import composites
+    import composites_of_numbers
     import model_kinds
     import networks
 
     kinds = ("sequential", "built", "nested", "sequential_of_models")
     found = {name: lambda name=name: getattr(model_kinds, name)((8, 8, 1), 3) for name in kinds}
-    found |= {name: build for name, (build, _) in composites.MODELS.items()} | networks.MODELS
+    found |= {name: build for name, (build, _) in (composites.MODELS | composites_of_numbers.MODELS).items()}
+    found |= networks.MODELS
     return {f"tests/{name}": build for name, build in found.items()}
 
 

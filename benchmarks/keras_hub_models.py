@@ -8,6 +8,7 @@
 import functools
 import importlib
 
+import keras
 import keras_hub
 
 _IMAGE = (32, 32, 3)
@@ -307,6 +308,151 @@ def _video_prism():
     )
 
 
+def _d_fine():
+    encoder = _models.HGNetV2Backbone(
+        depths=[1, 1, 2],
+        embedding_size=16,
+        hidden_sizes=[32, 48, 64],
+        stem_channels=[3, 16, 16],
+        hidden_act="relu",
+        use_learnable_affine_block=True,
+        stackwise_stage_filters=[(16, 16, 32, 1, 2, 3), (32, 16, 48, 1, 2, 3), (48, 24, 64, 2, 2, 5)],
+        apply_downsample=[False, True, True],
+        use_lightweight_conv_block=[False, False, True],
+        image_shape=(64, 64, 3),
+        out_features=["stage2", "stage3"],
+    )
+    return _models.DFineBackbone(
+        backbone=encoder,
+        decoder_in_channels=[32, 32],
+        encoder_hidden_dim=32,
+        num_labels=7,
+        num_denoising=0,
+        learn_initial_query=False,
+        num_queries=10,
+        anchor_image_size=(64, 64),
+        feat_strides=[8, 16],
+        num_feature_levels=2,
+        hidden_dim=32,
+        encoder_in_channels=[48, 64],
+        encode_proj_layers=[1],
+        num_attention_heads=2,
+        encoder_ffn_dim=64,
+        num_encoder_layers=1,
+        hidden_expansion=0.5,
+        depth_multiplier=0.5,
+        eval_idx=-1,
+        num_decoder_layers=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=64,
+        decoder_n_points=[2, 2],
+        lqe_hidden_dim=16,
+        num_lqe_layers=2,
+        out_features=["stage2", "stage3"],
+        image_shape=(64, 64, 3),
+        seed=0,
+    )
+
+
+def _d_fine_encoder():
+    """The part of D-FINE that makes maps, without the queries that choose among their positions."""
+    model = _d_fine()
+    return keras.Model(model.input, model.encoder.output[0])
+
+
+def _with_sizes(model, **shapes):
+    """A model whose inputs of these names have these shapes; left open, it is not known how many channels they have."""
+    inputs = {
+        name: keras.Input(shapes.get(name, x.shape[1:]), dtype=x.dtype, name=name) for name, x in model.input.items()
+    }
+    return keras.Model(inputs, model._run_through_graph(inputs, operation_fn=lambda operation: operation))
+
+
+def _parseq():
+    model = _models.PARSeqBackbone(
+        image_encoder=_vit(use_class_token=False, name="encoder"),
+        vocabulary_size=11,
+        max_label_length=16,
+        decoder_hidden_dim=32,
+        num_decoder_layers=1,
+        num_decoder_heads=2,
+        decoder_mlp_dim=64,
+    )
+    return _with_sizes(model, token_ids=(16,), padding_mask=(16,))
+
+
+def _sam_parts():
+    size = {"hidden_size": 8, "image_embedding_size": (8, 8), "input_image_size": (32, 32)}
+    return {
+        "image_encoder": _vit_det(),
+        "prompt_encoder": keras_hub.layers.SAMPromptEncoder(**size, mask_in_channels=16),
+        "mask_decoder": keras_hub.layers.SAMMaskDecoder(
+            num_layers=2,
+            hidden_size=8,
+            intermediate_dim=32,
+            num_heads=2,
+            embedding_dim=8,
+            num_multimask_outputs=3,
+            iou_head_depth=3,
+            iou_head_hidden_dim=8,
+        ),
+    }
+
+
+def _sam():
+    model = _models.SAMImageSegmenter(backbone=_models.SAMBackbone(**_sam_parts()))
+    return _with_sizes(model, points=(1, 2), labels=(1,), boxes=(1, 2, 2), masks=(1, 32, 32, 1))
+
+
+def _sam3_vision():
+    encoder = _hidden("sam3.sam3_vision_encoder", "SAM3VisionEncoder")(
+        image_shape=_IMAGE,
+        patch_size=4,
+        num_layers=2,
+        hidden_dim=32,
+        intermediate_dim=64,
+        num_heads=2,
+        fpn_hidden_dim=16,
+        fpn_scale_factors=[2.0, 1.0],
+        pretrain_image_shape=_IMAGE,
+        window_size=4,
+        global_attn_indexes=[1],
+    )
+    image = keras.Input(_IMAGE)
+    return keras.Model(image, encoder(image))
+
+
+def _pali_gemma_vision():
+    return _hidden("pali_gemma.pali_gemma_vit", "PaliGemmaVit")(
+        image_size=32, patch_size=8, num_heads=2, hidden_dim=32, num_layers=2, intermediate_dim=64, num_classes=24
+    )
+
+
+def _blip2_vision():
+    return _hidden("blip2.blip2_vision_encoder", "BLIP2VisionEncoder")(
+        image_size=32,
+        patch_size=8,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=32,
+        intermediate_dim=64,
+        use_patch_bias=True,
+        use_class_token=True,
+        use_mha_bias=True,
+        use_mlp_bias=True,
+        dropout_rate=0.0,
+        layer_norm_epsilon=1e-6,
+        initializer_range=0.02,
+    )
+
+
+def _qwen3_5_vision():
+    """Reads patches of all images together, without an axis of examples."""
+    return _hidden("qwen3_5.qwen3_5_vision_encoder", "Qwen3_5VisionEncoder")(
+        depth=2, hidden_size=32, num_heads=2, intermediate_size=64, patch_size=8, num_position_embeddings=16
+    )
+
+
 def _classifier():
     return _models.ViTImageClassifier(backbone=_vit(), num_classes=7)
 
@@ -351,4 +497,11 @@ MODELS = {
     "DepthAnything": _depth_anything,
     "VAE": _vae,
     "VideoPrism": _video_prism,
+    "D-FINE encoder": _d_fine_encoder,
+    "PARSeq": _parseq,
+    "SAM": _sam,
+    "SAM3 vision": _sam3_vision,
+    "PaliGemma vision": _pali_gemma_vision,
+    "BLIP-2 vision": _blip2_vision,
+    "Qwen3.5 vision": _qwen3_5_vision,
 }

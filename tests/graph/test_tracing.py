@@ -2,12 +2,13 @@
 
 import re
 
+import composites
+import composites_of_numbers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from composites import (
-    MODELS,
     Affine,
     Block,
     DropPath,
@@ -25,6 +26,7 @@ from composites import (
     recursive,
     siamese,
 )
+from composites_of_numbers import Marks, Table
 from conftest import random_weights
 from exactness import check_equal
 
@@ -36,6 +38,7 @@ from tfnas.graph.costs import cost
 from tfnas.ranking.engine import Engine
 
 layers, ops = keras.layers, keras.ops
+MODELS = composites.MODELS | composites_of_numbers.MODELS
 
 
 def candidates(supernet, rng):
@@ -60,7 +63,10 @@ def checked(model, x, rng, tmp_path):
         assert supernet.graph.form.counts(kept[None], ["parameters"])["parameters"] == [built]
     cut.save(tmp_path / "cut.keras")
     supernet.save(tmp_path / "supernet.keras")
-    own = {c.__name__: c for c in (Block, Affine, Squeeze, Outer, Noise, DropPath, Trains, Raw, Heads, own_activation)}
+    own = {
+        c.__name__: c
+        for c in (Block, Affine, Squeeze, Outer, Noise, DropPath, Trains, Raw, Heads, Table, Marks, own_activation)
+    }
     with keras.saving.custom_object_scope(own):
         check_equal(keras.models.load_model(tmp_path / "cut.keras", safe_mode=False)(x), cut(x))
         check_equal(keras.models.load_model(tmp_path / "supernet.keras", safe_mode=False)(x), supernet(x))
@@ -205,3 +211,32 @@ def test_a_layer_that_is_left_whole_needs_no_config(rng):
     supernet, x = tfnas.gate(model, parameters=0.5, steps=10, num_examples=10), rng.normal(size=(3, 6, 6, 3))
     check_equal(supernet(x), model(x))
     assert supernet.network.get_layer("own") is not layer and supernet.network.get_layer("own").secret == 3
+
+
+class Forgetful(layers.Layer):
+    """Is left whole, and its config does not say all that it was made with."""
+
+    def __init__(self, offset=True, **kwargs):
+        super().__init__(**kwargs)
+        self.offset = offset
+
+    def build(self, shape):
+        names = ["scale", "offset"] if self.offset else ["scale"]
+        self.own = [self.add_weight(shape=shape[-1:], name=name) for name in names]
+
+    def call(self, x):
+        return tf.cumsum(x, axis=1) * self.own[0] + (self.own[1] if self.offset else 0.0)
+
+    def get_config(self):
+        return super().get_config()
+
+
+def test_a_layer_whose_config_makes_another_is_duplicated(rng):
+    model = around(Forgetful(offset=False, name="own"))
+    random_weights(model, rng)
+    x = rng.normal(size=(3, 6, 6, 3)).astype("f4")
+    supernet = tfnas.gate(model, parameters=0.9, steps=10, num_examples=10)
+    check_equal(supernet(x), model(x))
+    for architecture in candidates(supernet, rng):
+        supernet.set_architecture(architecture)
+        check_equal(subnet(supernet, architecture)(x), supernet(x))

@@ -173,6 +173,12 @@ CASES = {
     "weighted, by the sum of the weights": Case(
         dense(CLASSES), NUMBERS, {"loss": sparse(reduction="mean_with_sample_weight"), **ACCURACY}, WEIGHTS, batch=COUNT
     ),
+    "a dictionary of lists": Case(
+        lambda features, image: {"sizes": [layers.Dense(3)(features), layers.Dense(3)(features)]},
+        {"sizes": [REALS, REALS]},
+        {"loss": "mse"},
+        accuracy=None,
+    ),
     "two outputs, a dictionary": Case(
         kind_and_size,
         KINDS_AND_SIZES,

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from tfnas.layers.merging import MERGES
+from tfnas.layers.pointwise import OPERATIONS
 
 BATCH = 397  # stands for the size of the batch, and is recognized in shapes; a prime that no layer has as its width
 
@@ -173,11 +174,16 @@ class Emission:
             if size % BATCH:
                 raise UntraceableError("a variable of its own is joined with what is not computed for each example")
             values = [self._tensor(x, rank, size // BATCH) if isinstance(x, _Own) else x for x in values]
-        if not is_layer and any(has_batch(x) for x in numbers_of(record)):
+        output = record.output_tensors[0]
+        broadcasts = kind in MERGES and any(
+            len(x.shape) == len(output.shape) and x.shape[:1] == output.shape[:1] for x in record.input_tensors
+        )
+        if not is_layer and not broadcasts and any(has_batch(x) for x in numbers_of(record)):
             raise UntraceableError(f"{kind} is given the size of the batch")
         stand_ins = iter(values)
+        plain = functools.partial(_of_one, rank=len(output.shape)) if broadcasts else _plain
         arguments, keywords = record.arguments.convert(
-            lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else _plain(x)
+            lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else plain(x)
         )
         return self._called(operation, *arguments, **keywords)
 
@@ -194,6 +200,8 @@ class Emission:
         output = record.output_tensors[0]
         if x is None:
             raise UntraceableError(f"{kind} joins variables")
+        if kind in MERGES or kind in OPERATIONS:
+            return self._with_numbers(x, record)
         if x.steps or kind == "Take":
             return self._stepped(x, record, kind)
         if kind in ("Reshape", "ExpandDims", "Squeeze"):
@@ -201,8 +209,6 @@ class Emission:
         if kind == "Transpose":
             axes = record.operation.axes
             return _Own(x.variable, x.value.transpose(axes))
-        if kind in ("Cast", "ConvertToTensor") and output.dtype == x.variable.dtype:
-            return x
         if kind == "BroadcastTo":
             shape = tuple(output.shape)
             have = (1,) * (len(shape) - x.value.ndim) + x.value.shape
@@ -229,11 +235,29 @@ class Emission:
             step = functools.partial(self._called, keras.ops.transpose, axes=axes)
         elif kind in ("Reshape", "ExpandDims", "Squeeze"):
             step = functools.partial(self._called, keras.ops.reshape, newshape=(-1, *shape))
-        elif kind == "Cast" and record.output_tensors[0].dtype == own.variable.dtype:
-            return own
         else:
             raise UntraceableError(f"{kind} of a variable of its own")
         return dataclasses.replace(own, steps=(*own.steps, step), shape=shape)
+
+    def _with_numbers(self, own: _Own, record: Any) -> Any:
+        """A function of each number of a variable, or its sum, product and the like with numbers."""
+        output = record.output_tensors[0]
+        if type(record.operation).__name__ in ("Cast", "ConvertToTensor") and output.dtype == own.variable.dtype:
+            return own
+        shape = tuple(output.shape)
+        if len(own.shape if own.steps else own.value.shape) != len(shape):
+            raise UntraceableError("a variable of its own is joined with numbers of more axes")
+
+        def step(tensor: Any) -> list[Any]:
+            arguments, keywords = record.arguments.convert(
+                lambda x: tensor if isinstance(x, keras.KerasTensor) else _of_one(x, len(shape))
+            )
+            return self._called(record.operation, *arguments, **keywords)
+
+        if not any(has_batch(x) for x in numbers_of(record)):
+            return dataclasses.replace(own, steps=(*own.steps, step), shape=shape)
+        (made,) = step(self._tensor(own, len(shape), shape[0] // BATCH))  # ones for each example, mostly
+        return made
 
     def _multiplied(self, x: Any, own: _Own) -> list[Any]:
         """A matrix product with a variable, as a Dense layer."""
@@ -289,6 +313,16 @@ def has_batch(value: Any) -> bool:
     """Whether the size of the batch has entered a number or the shape of an array."""
     sizes = np.shape(value) if np.ndim(value) else (value,)
     return any(isinstance(s, int | np.integer) and not isinstance(s, bool) and s and s % BATCH == 0 for s in sizes)
+
+
+def _of_one(value: Any, rank: int) -> Any:
+    """Numbers of one example, if those of all are the same and are joined with a tensor of this rank."""
+    value = _plain(value)
+    if not has_batch(value):
+        return value
+    if np.ndim(value) == rank and not has_batch(value[:1]) and (value == value[:1]).all():
+        return value[:1]
+    raise UntraceableError("it computes with the size of the batch")
 
 
 def _plain(value: Any) -> Any:

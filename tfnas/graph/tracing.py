@@ -96,7 +96,7 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
         given["training"] = training
     with known_sizes(), _own_variables(layer) as variables, _layers_need_tensors(variables):
         made = layer.call(*arguments, **keywords) if positional else layer.call(**given)
-    made = keras.tree.flatten(made)
+    made = [_fixed(x, variables) for x in keras.tree.flatten(made)]
     if made and all(_is_number(x) for x in made) and len(made) == len(record.output_tensors):
         return Run(inputs, [np.asarray(x) for x in made], {}, [])
     outputs = [x if isinstance(x, keras.KerasTensor) else None for x in made]
@@ -105,6 +105,12 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
     if len(outputs) != len(record.output_tensors) or not all(known) or not any(x is not None for x in outputs):
         raise UntraceableError("what it returns is not computed from its inputs")
     return Run(inputs, outputs, {key: v for key, (v, _) in variables.items()}, _ordered(outputs))
+
+
+def _fixed(value: Any, variables: dict[int, tuple[Any, Any]]) -> Any:
+    """An output, or the numbers of the own variable that it is if that is not trained (tables of positions)."""
+    own, _ = variables.get(id(value), (None, None))
+    return value if own is None or own.trainable else own._value.numpy()
 
 
 def _is_number(value: Any) -> bool:
@@ -189,10 +195,13 @@ def _layers_need_tensors(variables: dict[int, tuple[Any, Any]]) -> Iterator[None
         if within or any(isinstance(x, keras.KerasTensor) for x in given) or not layer.weights:
             try:
                 return call(layer, *arguments, **keywords)
-            except ValueError as error:
-                if within or "outputs must be tensors" not in str(error):
+            except UntraceableError:
+                raise
+            except Exception:
+                if within or type(layer).__module__.startswith("keras."):
                     raise
-                # It returns None besides tensors, which Keras cannot record: what it calls is recorded instead.
+                # Keras cannot record it: it returns None besides tensors, or is wrong about what it returns or takes.
+                # What it calls is recorded instead.
                 taken = inspect.signature(layer.call).parameters
                 with _own_variables(layer, variables):
                     return layer.call(*arguments, **{key: x for key, x in keywords.items() if key in taken})

@@ -91,7 +91,7 @@ class Node:
 
     def infer(self, tensors: Sequence[Any]) -> tf.Tensor:
         """The output at inference, without a gate; numbers in float32 whatever the layer's precision."""
-        output = self.call(self.inner, tensors, training=False)
+        output = tf.convert_to_tensor(self.call(self.inner, tensors, training=False))  # it may be a variable
         return tf.cast(output, tf.float32) if output.dtype.is_floating else output
 
     # Which layers it is.

@@ -118,12 +118,24 @@ def copy_of(layer: keras.layers.Layer, name: str, **changes: Any) -> keras.layer
         config = layer.get_config()
         if kind.__module__.startswith("keras."):  # of a function Keras keeps at most the code
             config |= {key: given for key in config if inspect.isfunction(given := getattr(layer, key, None))}
-        return kind.from_config({**config, "name": name, **changes})
+        made: keras.layers.Layer = kind.from_config({**config, "name": name, **changes})
+        if changes or kind.__module__.startswith("keras.") or _has_same_variables(made, layer):
+            return made
+        return _duplicate(layer, name)
     except Exception:
         if kind.__module__.startswith("keras."):  # it was given an object, such as a dtype policy, that has no config
             given = {key: getattr(layer, key) for key in inspect.signature(kind).parameters if hasattr(layer, key)}
             return kind(**{**given, "name": name, "dtype": layer.dtype_policy.name, **changes})
         return _duplicate(layer, name)
+
+
+def _has_same_variables(made: keras.layers.Layer, layer: keras.layers.Layer) -> bool:
+    """Builds a layer made from another's config; whether it has the same variables then, if Keras knows how to."""
+    config = layer.get_build_config() if layer.built and layer.weights else None
+    if not config:
+        return True
+    made.build_from_config(config)
+    return [v.shape for v in made.weights] == [v.shape for v in layer.weights]
 
 
 def _duplicate(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:

@@ -20,9 +20,9 @@ _ACTIVATIONS = frozenset(
     "log_sigmoid tanh hard_tanh hard_shrink soft_shrink tanh_shrink softplus softsign squareplus sparse_plus "
     "exponential threshold".split()
 )
-_OPERATIONS = frozenset(
+OPERATIONS = frozenset(
     "Relu Relu6 Sigmoid Silu Gelu Tanh Elu Selu LeakyRelu HardSigmoid HardSilu Softplus Softsign Exp Expm1 Log Log1p "
-    "Abs Absolute Sign Square Sqrt Rsqrt Reciprocal Negative Clip Sin Cos Erf Cast".split()
+    "Abs Absolute Sign Square Sqrt Rsqrt Reciprocal Negative Clip Sin Cos Erf Cast ConvertToTensor StopGradient".split()
 )
 
 
@@ -40,7 +40,7 @@ class Pointwise(Channelwise):
             (tensor,) = record.input_tensors
             others = keras.tree.flatten((record.arguments.args, record.arguments.kwargs))
             return all(np.ndim(other) == 0 for other in others if other is not tensor)
-        return cls.is_of(layer) or (type(layer).__name__ in _OPERATIONS and len(record.input_tensors) == 1)
+        return cls.is_of(layer) or (type(layer).__name__ in OPERATIONS and len(record.input_tensors) == 1)
 
     @functools.cached_property
     def zero_to_zero(self) -> bool:

@@ -36,7 +36,7 @@ def segments(graph: Graph, example: Sequence[np.ndarray], calibrated: Collection
         The first reads the inputs; in each of the others an architecture has a choice, and it reads nothing but the
         output of the one before. The last ends with the model's outputs.
     """
-    return [Segment(graph, units) for units in _segments(graph, _units(graph, _shapes(graph, example), calibrated))]
+    return [Segment(graph, units) for units in _segments(graph, _units(graph, _tensors(graph, example), calibrated))]
 
 
 class Segment:
@@ -119,17 +119,20 @@ def _run(chain: Sequence[Unit], values: Mapping[int, tf.Tensor], fed: Mapping[st
     return tf.cond(fed[head.name]["exists"], there, absent) if head.optional else there()
 
 
-def _shapes(graph: Graph, example: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
-    """Spatial shape of every node's output, from an example (the model's own may leave the image's size open)."""
+def _tensors(graph: Graph, example: Sequence[np.ndarray]) -> list[tf.TensorSpec]:
+    """Spatial shape and dtype of every node's output, from an example.
+
+    The model's own may leave the image's size open, and a user's layer may be wrong about its dtype.
+    """
     given = dict(zip(graph.inputs, example, strict=True))
     values: list[tf.Tensor] = []
     for i, node in enumerate(graph.nodes):
         tensors = [values[j] for j in node.inputs]
         values.append(tf.convert_to_tensor(given[i]) if i in given else node.infer(tensors))
-    return [tuple(value.shape[1:-1]) for value in values]
+    return [tf.TensorSpec(value.shape[1:-1], value.dtype) for value in values]
 
 
-def _units(graph: Graph, shapes: Sequence[tuple[int, ...]], calibrated: Collection[str]) -> list[Unit]:
+def _units(graph: Graph, tensors: Sequence[tf.TensorSpec], calibrated: Collection[str]) -> list[Unit]:
     """The program's steps, in order: a kernel together with the normalization and activation that only it feeds."""
     readers: list[list[int]] = [[] for _ in graph.nodes]
     for i, node in enumerate(graph.nodes):
@@ -140,11 +143,11 @@ def _units(graph: Graph, shapes: Sequence[tuple[int, ...]], calibrated: Collecti
     for i, node in enumerate(graph.nodes):
         if not node.inputs or i in taken:
             continue
-        unit = Unit(graph, i, shapes, calibrated)
+        unit = Unit(graph, i, tensors, calibrated)
         while len(readers[unit.last]) == 1 and unit.last not in graph.outputs and unit.absorbs(*readers[unit.last]):
             taken.add(unit.last)
         units.append(unit)
-    return [*units, *(_Output(graph, i, shapes, number) for number, i in enumerate(graph.outputs))]
+    return [*units, *(_Output(graph, i, tensors, number) for number, i in enumerate(graph.outputs))]
 
 
 def _segments(graph: Graph, units: Sequence[Unit]) -> list[list[Unit]]:
@@ -189,13 +192,14 @@ class Unit:
 
     optional = True
 
-    def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]], calibrated: Collection[str]):
+    def __init__(self, graph: Graph, i: int, tensors: Sequence[tf.TensorSpec], calibrated: Collection[str]):
         self.graph = graph
         self.i = self.last = i
         self.node = graph.nodes[i]
         self.name = self.node.name
-        self.shape = shapes[i]
-        source_shapes = [shapes[j] for j in self.node.inputs]
+        self.shape = tuple(tensors[i].shape)
+        self._dtype = tensors[i].dtype
+        source_shapes = [tuple(tensors[j].shape) for j in self.node.inputs]
         self._bare = all(graph.vanishing[j].all() for j in self.node.inputs)
         self.computation = self.node.computation(self.node, self.shape, source_shapes, calibrated, self._bare)
         sources = [graph.nodes[j] for j in self.node.inputs]
@@ -247,8 +251,7 @@ class Unit:
 
     def absent(self, num_examples: tf.Tensor) -> tf.Tensor:
         """Its output where it does not exist."""
-        dtype = tf.as_dtype(self.node.called.dtype)
-        return tf.zeros((num_examples, *self.shape, 0), tf.float32 if dtype.is_floating else dtype)
+        return tf.zeros((num_examples, *self.shape, 0), self._dtype)
 
 
 class _Edge:
@@ -310,8 +313,8 @@ class _Output(Unit):
 
     optional = False
 
-    def __init__(self, graph: Graph, i: int, shapes: Sequence[tuple[int, ...]], number: int):
-        self.graph, self.i, self.node, self.shape = graph, i, graph.nodes[i], shapes[i]
+    def __init__(self, graph: Graph, i: int, tensors: Sequence[tf.TensorSpec], number: int):
+        self.graph, self.i, self.node, self.shape = graph, i, graph.nodes[i], tuple(tensors[i].shape)
         self.last = OUTPUT - number
         self.name = f"output/{number}"  # no layer's: Keras allows none with a slash
         self._bare = False

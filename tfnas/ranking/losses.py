@@ -309,9 +309,10 @@ def _compiled(supernet: Supernet, caller: str) -> dict[str, Any]:
 
 
 def _names(network: keras.Model) -> list[str]:
-    """Returns the names of the outputs: the keys of a dictionary, or the names of their layers."""
-    paths = [path for path, _ in keras.tree.flatten_with_path(network.output)]
-    return ["/".join(path) for path in paths] if isinstance(network.output, dict) else list(network.output_names)
+    """Returns the names of the outputs: the keys of a dictionary and positions in its lists, or their layers' names."""
+    if not isinstance(network.output, dict):
+        return list(network.output_names)
+    return ["/".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(network.output)]
 
 
 def _divisor(losses: Any, weights: Any, caller: str) -> float | None:

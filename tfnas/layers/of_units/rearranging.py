@@ -214,6 +214,9 @@ def _moves(called: Call) -> list[np.ndarray] | None:
             return None
         if output.ndim < 2 or len(output) != 2 or output.shape[-1] != record.output_tensors[called.output].shape[-1]:
             return None
+        if not output.size:  # an empty part of a split
+            found.append(np.zeros(0, int))
+            continue
         one, other = output.reshape(2, -1, output.shape[-1])
         if not np.array_equal(np.where(one > 0, one + channels, 0), other) or (one > channels).any():
             return None

@@ -56,6 +56,8 @@ class Node:
     carries: ClassVar[bool] = False  # whether its channels are those of its inputs, one input after the other
     # Whether it takes statistics over channels, so that a supernet of units gives it the gates of its input's channels.
     weighs_channels: ClassVar[bool] = False
+    # Inputs that it multiplies by each other and sums over channels; a channel exists in all of them or in none.
+    meets: ClassVar[tuple[int, ...]] = ()
     INSIDE: ClassVar[Any] = None  # the family of a node before it for units inside the layer, which it reads first
 
     name: str
@@ -208,11 +210,6 @@ class Node:
     def pins(self, j: int) -> bool:
         """Whether it needs all channels of input `j`."""
         return self.ties(j) is None and not self.mixes and j not in self.meets
-
-    @property
-    def meets(self) -> tuple[int, ...]:
-        """The inputs that are multiplied by each other and summed over channels, which exist in all or in none."""
-        return ()
 
     def together(self, j: int | None) -> np.ndarray | None:
         """A number for every channel of input `j`, or of the output if None; those of one number exist together.

@@ -61,14 +61,12 @@ class Contraction(Node):
     one input and channel c of the other vanish as one.
     """
 
+    meets = (0, 1)
+
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
         places = [_channels_of(called, j) for j in range(len(record.input_tensors))]
         return len(places) == 2 and None not in places and _is_summed(layer, record, cast(list[int], places))
-
-    @property
-    def meets(self) -> tuple[int, ...]:
-        return 0, 1
 
     def given(self, x: Channels, j: int) -> np.ndarray:
         return np.flatnonzero(x.available)
@@ -81,6 +79,8 @@ class Contraction(Node):
 class DotProductAttention(WeightedSum):
     """`keras.ops.nn.dot_product_attention`, for which what is narrower, values or queries, is padded with zeros."""
 
+    meets = (0, 1)
+
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
         read, named = record.input_tensors[:3], record.arguments.args[:3]
@@ -90,10 +90,6 @@ class DotProductAttention(WeightedSum):
     @property
     def _weighed(self) -> int:
         return 2
-
-    @property
-    def meets(self) -> tuple[int, ...]:
-        return 0, 1
 
     def given(self, x: Channels, j: int) -> np.ndarray:
         return np.flatnonzero(x.available) if j in self.meets else super().given(x, j)

@@ -51,6 +51,18 @@ def test_a_chain_has_a_group_for_every_convolution():
     assert (units_of(graph, "image") == PINNED).all() and (units_of(graph, "classifier") == PINNED).all()
 
 
+def test_what_one_layer_writes_is_no_stream_when_it_is_added_to_itself():
+    def build(x):
+        x = L.Conv2D(4, 3, name="a")(x)
+        y = x + L.DepthwiseConv2D(3, padding="same")(x)
+        y = y + keras.ops.concatenate([y[..., 2:], -y[..., :2]], axis=-1)
+        return head(y * L.Conv2D(4, 3, name="b", padding="same")(y))
+
+    graph = graph_of(build)
+    assert summary(graph) == {"a": (2, False, False)}
+    assert (units_of(graph, "b") == units_of(graph, "a")).all()
+
+
 def residual(x):
     x = L.Conv2D(4, 3, padding="same", name="stem")(x)
     for block in ("first", "second"):

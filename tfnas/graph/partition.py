@@ -40,6 +40,7 @@ def partition(
     rows, columns = [], []
     pinned = np.zeros(first[-1], bool)
     in_stream = np.zeros(first[-1], bool)
+    writers: list[frozenset[int]] = []  # by node, those that write the channels that it has
     for i, node in enumerate(nodes):
         own = slice(first[i], first[i + 1])
         ties = [node.ties(j) for j in range(len(node.inputs))]
@@ -61,9 +62,11 @@ def partition(
             columns.append(np.arange(first[b], first[b + 1]))
         uncut = not node.mixes and all(tied is None for tied in ties)
         pinned[own] |= uncut or node.full_output or i in excluded
-        # An offset makes no stream, nor does one number for all channels.
-        joined = sum(tied is not None and bool(depends[j].any()) for j, tied in zip(node.inputs, ties, strict=True))
-        in_stream[own] |= isinstance(node, Merge) and node.additive and joined > 1
+        joined = [source for source, tied in zip(node.inputs, ties, strict=True) if tied is not None]
+        writers.append(frozenset().union(*(writers[source] for source in joined)) if joined else frozenset({i}))
+        # A sum makes a stream of what several layers write: neither of an offset, nor of one number for all channels.
+        added = {writers[source] for source in joined if depends[source].any()}
+        in_stream[own] |= isinstance(node, Merge) and node.additive and len(added) > 1
     for i in outputs:
         pinned[first[i] : first[i + 1]] = True
     for one, *others in shared:

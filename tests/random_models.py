@@ -267,9 +267,13 @@ class Builder:
         return x * self.layer("Conv")(1, 1, activation="sigmoid")(keras.ops.concatenate(made, axis=-1))
 
     def mixed(self, x):
-        """Positions weighed by what they hold, which are sums of all channels."""
+        """Positions weighed by what they hold, which are sums over all channels."""
         rows = keras.ops.reshape(x, (-1, math.prod(x.shape[1:-1]), x.shape[-1]))
-        weights = keras.ops.softmax(L.Dense(rows.shape[1])(rows), axis=1)
+        scores = L.Dense(rows.shape[1])(rows)
+        if self.rng.random() < 0.5:
+            query, key = L.Dense(4)(rows), L.Dense(4)(rows)
+            scores = keras.ops.matmul(query, keras.ops.transpose(key, (0, 2, 1)))
+        weights = keras.ops.softmax(scores, axis=1)
         mixed = keras.ops.matmul(weights, rows)
         if self.rng.random() < 0.5:
             mixed = keras.ops.einsum("bts,bsc->btc", weights, rows)

@@ -93,6 +93,41 @@ def normalized(x):
     return L.Dense(8)(L.Reshape((-1, 8))(ops.einsum("bhqk,bkhd->bqhd", weights, value)))
 
 
+def of_unit_length(x):
+    """A scale behind the transposition too."""
+    query, key, value = (ops.transpose(heads(x, name), (0, 2, 1, 3)) for name in ("query", "key", "value"))
+    turned = 10.0 * ops.transpose(ops.normalize(key, axis=-1), (0, 1, 3, 2))
+    weights = ops.softmax(ops.matmul(L.UnitNormalization()(query), turned))
+    return L.Dense(8)(L.Reshape((-1, 8))(ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))))
+
+
+def by_attention_layer(x):
+    query, key, value = (L.Dense(8, name=name)(x) for name in ("query", "key", "value"))
+    return L.Dense(8)(L.Attention(use_scale=True)([query, value, key], use_causal_mask=True))
+
+
+def rotated(x):
+    """Rotary positions, by which each channel is added to another one of the same layer."""
+    waves = np.outer(np.arange(16), 0.5 ** np.tile(np.arange(2), 2)).astype("float32")[:, None]
+
+    def turn(x):
+        first, second = ops.split(x, 2, axis=-1)
+        return x * np.cos(waves) + ops.concatenate([-second, first], axis=-1) * np.sin(waves)
+
+    query, key, value = (heads(x, name) for name in ("query", "key", "value"))
+    weights = ops.softmax(ops.einsum("bqhd,bkhd->bhqk", turn(query), turn(key)))
+    return L.Dense(8)(L.Reshape((-1, 8))(ops.einsum("bhqk,bkhd->bqhd", weights, value)))
+
+
+def in_windows(x):
+    """Each of four windows attends to itself."""
+    projected = L.Dense(24, name="query")(ops.reshape(x, (-1, 4, 8)))
+    query, key, value = ops.unstack(ops.transpose(ops.reshape(projected, (-1, 4, 3, 2, 4)), (2, 0, 3, 1, 4)), axis=0)
+    weights = ops.softmax(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))))
+    mixed = ops.reshape(ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3)), (-1, 4, 8))
+    return ops.reshape(L.Dense(8)(mixed), (-1, 16, 8))
+
+
 class Latents(L.Layer):
     """The same trained vectors for each example, as many as 5."""
 
@@ -125,8 +160,12 @@ BY_HAND = {
     unstacked: 4,
     divided: 8,  # of them 4 are of values
     normalized: 4,
+    of_unit_length: 4,
+    by_attention_layer: 8,
+    rotated: 2,
     of_latents: 8,
 }
+OF_ONE_HEAD = (one_head, by_dot_layers, by_attention_layer, of_latents)
 
 
 def transformer(attention, width=8):

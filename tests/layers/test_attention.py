@@ -8,15 +8,17 @@ from exactness import check_units
 from transformer_models import (
     ATTENTION,
     BY_HAND,
+    OF_ONE_HEAD,
     Latents,
-    by_dot_layers,
     by_dot_products,
     by_matrix_products,
     fused,
     grouped,
+    in_windows,
     normalized,
     of_latents,
-    one_head,
+    of_unit_length,
+    rotated,
     self_attention,
     transformer,
 )
@@ -54,21 +56,21 @@ def test_attention_costs_alike_however_it_is_read():
 
 
 def test_a_transformer_costs_alike_before_it_is_gated_and_after():
-    for attention in ATTENTION:
+    for attention in (*ATTENTION, in_windows):
         model = transformer(attention)
         assert tfnas.cost(model) == cost(UnitGraph(model, streams=True))
 
 
 @pytest.mark.parametrize("attention", BY_HAND)
 def test_queries_and_keys_of_attention_by_hand_are_narrowed_with_each_other_and_values(attention, rng):
-    everything = attention in (by_dot_products, by_matrix_products, fused, of_latents)
+    everything = attention in (by_dot_products, by_matrix_products, fused, of_latents, rotated, of_unit_length)
     noise = "example" if attention in (fused, normalized) else "batch"
     graph = check_units(transformer(attention), rng, noise, everything=everything).graph
     assert num_units(graph, "query") == BY_HAND[attention]
     if "key" in graph.index:
         assert set(graph.of[graph.index["key"]]) == set(graph.of[graph.index["query"]])
     if "value" in graph.index:
-        assert num_units(graph, "value") == (8 if attention in (one_head, by_dot_layers, of_latents) else 4)
+        assert num_units(graph, "value") == (8 if attention in OF_ONE_HEAD else 4)
 
 
 @pytest.mark.parametrize("back", [False, True])

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfnas.graph.models import record_of
 from tfnas.layers.merging import MERGES
 from tfnas.layers.pointwise import OPERATIONS
 
@@ -151,8 +152,7 @@ class Emission:
     def _called(self, operation: Any, *arguments: Any, **keywords: Any) -> list[Any]:
         """Calls a layer, an operation or one of keras.ops; returns its outputs."""
         outputs = keras.tree.flatten(operation(*arguments, **keywords))
-        history = outputs[0]._keras_history
-        self._records.append(history.operation._inbound_nodes[history.node_index])
+        self._records.append(record_of(outputs[0]))
         return outputs
 
     def _again(self, record: Any) -> list[Any]:

@@ -79,6 +79,12 @@ def calls_of(model: Any) -> list[Any]:
     return [call for depth in sorted(model._nodes_by_depth, reverse=True) for call in model._nodes_by_depth[depth]]
 
 
+def record_of(tensor: Any) -> Any:
+    """Keras's record of the call that a symbolic tensor comes from."""
+    history = tensor._keras_history
+    return history.operation._inbound_nodes[history.node_index]
+
+
 def _input_like(array: Any) -> Any:
     array = keras.ops.convert_to_tensor(array)
     return keras.Input(batch_shape=(None, *array.shape[1:]), dtype=keras.backend.standardize_dtype(array.dtype))

@@ -14,14 +14,16 @@ import numpy as np
 
 from tfnas.common.errors import UserError
 from tfnas.graph.emission import Made, UntraceableError
-from tfnas.graph.models import calls_of, functional
+from tfnas.graph.models import calls_of, functional, record_of
 from tfnas.graph.tracing import drops_at_random, trace
 from tfnas.layers import Contraction, family_of_call, is_gate, layout
 from tfnas.layers.base import Node
 from tfnas.layers.calls import Call, copy_of
 from tfnas.layers.channelwise import Spatial
 from tfnas.layers.of_units import registered
-from tfnas.layers.pointwise import is_of_keras
+from tfnas.layers.pointwise import is_of_keras, takes_each_number
+
+_TAKEN_APART = (keras.layers.Lambda, keras.layers.Attention)  # of Keras's own, as if a user had written them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,9 @@ def parts_of(record: Any, name: str, known: Known) -> Parts | None:
     """
     layer, made, untraced, lengths = record.operation, known.made, known.untraced, known.lengths
     given = [lengths.of(x) for x in record.input_tensors]
-    if is_gate(layer) or not isinstance(layer, keras.Layer):
+    if not isinstance(layer, keras.Layer):
+        return _normalized(record, given[0], lengths) if type(layer).__name__ == "Normalize" else None
+    if is_gate(layer):
         return None
     if isinstance(layer, keras.Model) and (inner := functional(layer)) is not None:
         for x, length in zip(inner.inputs, given, strict=True):
@@ -112,7 +116,7 @@ def parts_of(record: Any, name: str, known: Known) -> Parts | None:
     if isinstance(layer, keras.layers.SpectralNormalization):
         untraced[name] = "in training it divides its kernel by a norm of the whole kernel, which a part does not have"
         return None
-    if type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.layers.Lambda):
+    if type(layer).__module__.startswith("keras.") and not isinstance(layer, _TAKEN_APART):
         if is_of_keras(getattr(layer, "activation", None)):
             return None
         if hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel"):
@@ -163,7 +167,22 @@ def _with_activation(record: Any, made: dict[int, Made], length: int, lengths: L
     output = keras.layers.Activation(layer.activation, dtype=layer.dtype_policy, name="activation")(between)
     for tensor in (x, between, output):
         lengths.note(tensor, length, True)
-    return Parts([x], [output], [t._keras_history.operation._inbound_nodes[-1] for t in (between, output)])
+    return Parts([x], [output], [record_of(between), record_of(output)])
+
+
+def _normalized(record: Any, length: int, lengths: Lengths) -> Parts | None:
+    """`keras.ops.normalize` over channels as the operations that it consists of; None for another norm or axis."""
+    operation, (given,) = record.operation, record.input_tensors
+    if operation.order != 2 or operation.axis not in (-1, len(given.shape) - 1):
+        return None
+    ops, x = keras.ops, keras.Input(batch_shape=given.shape, dtype=given.dtype)
+    smallest = keras.config.epsilon() if operation.epsilon is None else operation.epsilon
+    squares = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    output = ops.multiply(x, ops.minimum(ops.rsqrt(squares), 1 / smallest))
+    calls = calls_of(keras.Model(x, output))
+    for tensor in (x, *(made for call in calls for made in call.output_tensors)):
+        lengths.note(tensor, length, True)
+    return Parts([x], [output], calls)
 
 
 def _over_time(record: Any, name: str, length: int, untraced: dict[str, str], lengths: Lengths) -> Parts | None:
@@ -262,15 +281,24 @@ class Nodes:
         behind `qkv = transpose(qkv, (2, 0, 3, 1, 4))`) or sum over channels wherever these are
         (`matmul(query, transpose(key, (0, 1, 3, 2)))`). For any other `_number` adds a node.
         """
+        operation, name = call.operation, prefix + call.operation.name
+        if isinstance(operation, keras.Layer) and type(operation) not in (keras.layers.Permute, keras.layers.Dot):
+            return False  # a user's own may have the name of an operation
         aside = {j: self._aside[id(x)] for j, x in enumerate(call.input_tensors) if id(x) in self._aside}
         before = {j: made for j, (_, made) in aside.items()}
+        self._known.lengths.follow(call)
         sources = tuple(aside[j][0] if j in aside else index[id(x)] for j, x in enumerate(call.input_tensors))
         for number, tensor in enumerate(call.output_tensors):
-            called = Call(call, prefix + call.operation.name, training, number, before)
+            called = Call(call, name, training, number, before)
             axes = layout(called)
-            if axes and axes != (0, len(tensor.shape) - 1):
+            same_dtype = tensor.dtype == call.input_tensors[0].dtype
+            if aside and same_dtype and takes_each_number(operation, call):  # so that it may as well come first
+                record = record_of(Call(call, name, training).again(operation, called.inputs))
+                self._known.lengths.note(record.output_tensors[0], self._known.lengths.of(tensor))
+                self._aside[id(tensor)] = self._add_node(record, prefix, sources, training, 0), before[0]
+            elif axes and axes != (0, len(tensor.shape) - 1):
                 self._aside[id(tensor)] = sources[0], called
-            elif aside and (axes or Contraction.takes(call.operation, call, called)):
+            elif aside and (axes or Contraction.takes(operation, call, called)):
                 index[id(tensor)] = self._add_node(call, prefix, sources, training, number, before=before)
             else:
                 return False

@@ -35,12 +35,7 @@ class Pointwise(Channelwise):
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
         if isinstance(layer, keras.layers.Activation):
             return is_pointwise(layer.activation)
-        of_two = type(layer).__name__ in (*MERGES, "Power")
-        if of_two and len(record.input_tensors) == 1:  # with a number, not with an array
-            (tensor,) = record.input_tensors
-            others = keras.tree.flatten((record.arguments.args, record.arguments.kwargs))
-            return all(np.ndim(other) == 0 for other in others if other is not tensor)
-        return cls.is_of(layer) or (type(layer).__name__ in OPERATIONS and len(record.input_tensors) == 1)
+        return cls.is_of(layer) or takes_each_number(layer, record)
 
     @functools.cached_property
     def zero_to_zero(self) -> bool:
@@ -48,6 +43,17 @@ class Pointwise(Channelwise):
 
     def constants(self, x: Folded) -> Any:
         return np.asarray(self.call(self.inner, [x.constants[0][None]]))[0]
+
+
+def takes_each_number(operation: Any, record: Any) -> bool:
+    """Whether an operation is called on one tensor alone, and computes each number of its output from one of that."""
+    if len(record.input_tensors) != 1:
+        return False
+    if type(operation).__name__ in (*MERGES, "Power"):  # with a number, not with an array
+        (tensor,) = record.input_tensors
+        others = keras.tree.flatten((record.arguments.args, record.arguments.kwargs))
+        return all(np.ndim(other) == 0 for other in others if other is not tensor)
+    return type(operation).__name__ in OPERATIONS
 
 
 def is_pointwise(activation: Any) -> bool:

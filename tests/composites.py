@@ -306,6 +306,22 @@ class Stage(layers.Layer):
         return (None, 18, shape[-1])
 
 
+class Cosine(layers.Layer):
+    """Attention by cosines, with a temperature that is trained as its logarithm, as Swin V2 has it."""
+
+    def build(self, shape):
+        self.logarithm = self.add_weight(shape=(2, 1, 1), initializer="ones", name="logarithm")
+        self.qkv = layers.Dense(3 * shape[-1], name="qkv")
+        self.qkv.build(shape)
+
+    def call(self, x):
+        parts = ops.reshape(self.qkv(x), (ops.shape(x)[0], 36, 3, 2, x.shape[-1] // 2))
+        query, key, value = ops.unstack(ops.transpose(parts, (2, 0, 3, 1, 4)), axis=0)
+        scores = ops.matmul(ops.normalize(query), ops.transpose(ops.normalize(key), (0, 1, 3, 2)))
+        weights = ops.softmax(scores * ops.exp(ops.minimum(self.logarithm, 4.6)))
+        return ops.reshape(ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3)), (-1, 6, 6, x.shape[-1]))
+
+
 def staged():
     image = keras.Input((6, 6, 3), name="image")
     x = Stage(name="own")(conv(6, "first")(image))
@@ -363,4 +379,5 @@ MODELS = {
     "heads": (lambda: around(Heads(name="own")), ()),
     "windowed": (lambda: around(Windowed(name="own")), ()),
     "staged": (staged, ()),
+    "cosine": (lambda: around(Cosine(name="own")), ()),
 }

@@ -332,7 +332,7 @@ def test_a_group_whose_absence_leaves_half_of_a_layer_unread_does_not_empty(rng)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [*range(16, 30), 1011])  # the first 16 are those of gating/test_unit_supernet.py
+@pytest.mark.parametrize("seed", [*range(16, 30), 103, 1011])  # the first 16 are those of gating/test_unit_supernet.py
 def test_random_models_are_cut_exactly(seed):
     rng = np.random.default_rng([seed, 3])
     builder = Builder(seed)

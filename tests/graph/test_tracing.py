@@ -171,9 +171,20 @@ class Positions(layers.Layer):
         return x + self.inner(ops.arange(6))
 
 
+class Clips(layers.Layer):
+    """Clips at a variable of its own."""
+
+    def build(self, shape):
+        self.least = self.add_weight(shape=(), trainable=False)
+
+    def call(self, x):
+        return ops.clip(x, self.least, 3.0)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
+        (Clips, "Clip has a tensor as its setting"),
         (Trains, "it does other things in training"),
         (Raw, "(TypeError|ValueError): "),
         (Constrained, "a variable of its own has a constraint"),

@@ -160,6 +160,9 @@ class Emission:
         values = [self._values[id(x)] for x in record.input_tensors]
         is_layer = isinstance(operation, keras.Layer)
         own = [isinstance(x, _Own) for x in values]
+        settings = () if is_layer else keras.tree.flatten(_settings(operation))
+        if any(isinstance(x, keras.KerasTensor) for x in settings):  # Keras records no tensor that is a bound of `clip`
+            raise UntraceableError(f"{kind} has a tensor as its setting")
         if not is_layer and all(own):
             return [self._of_variables(record, kind, values)]
         if not is_layer and kind == "Reshape":

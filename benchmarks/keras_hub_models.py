@@ -362,9 +362,9 @@ def _d_fine_encoder():
 
 def _with_sizes(model, **shapes):
     """A model whose inputs of these names have these shapes; left open, it is not known how many channels they have."""
-    inputs = {
-        name: keras.Input(shapes.get(name, x.shape[1:]), dtype=x.dtype, name=name) for name, x in model.input.items()
-    }
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(shapes.get(x.name, x.shape[1:]), dtype=x.dtype, name=x.name), model.input
+    )
     return keras.Model(inputs, model._run_through_graph(inputs, operation_fn=lambda operation: operation))
 
 
@@ -420,6 +420,37 @@ def _sam3_vision():
     )
     image = keras.Input(_IMAGE)
     return keras.Model(image, encoder(image))
+
+
+def _gemma3_vision():
+    encoder = _hidden("gemma3.gemma3_vision_encoder", "Gemma3VisionEncoder")(
+        image_size=32,
+        patch_size=8,
+        num_heads=2,
+        hidden_dim=32,
+        num_layers=2,
+        intermediate_dim=64,
+        output_dim=24,
+        pool_size=2,
+    )
+    return _with_sizes(encoder, images=(1, *_IMAGE))
+
+
+def _gemma4_vision(clipped=True):
+    encoder = _hidden("gemma4.gemma4_vision_encoder", "Gemma4VisionEncoder")(
+        image_size=32,
+        patch_size=8,
+        num_heads=2,
+        hidden_dim=32,
+        num_layers=2,
+        intermediate_dim=64,
+        head_dim=16,
+        output_dim=24,
+        pool_size=2,
+        position_embedding_size=16,
+        use_clipped_linears=clipped,
+    )
+    return _with_sizes(encoder, pixel_values=(1, 16, 192), pixel_position_ids=(1, 16, 2))
 
 
 def _pali_gemma_vision():
@@ -501,6 +532,9 @@ MODELS = {
     "PARSeq": _parseq,
     "SAM": _sam,
     "SAM3 vision": _sam3_vision,
+    "Gemma 3 vision": _gemma3_vision,
+    "Gemma 4 vision": functools.partial(_gemma4_vision, False),
+    "Gemma 4 vision clipped": _gemma4_vision,
     "PaliGemma vision": _pali_gemma_vision,
     "BLIP-2 vision": _blip2_vision,
     "Qwen3.5 vision": _qwen3_5_vision,

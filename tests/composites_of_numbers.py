@@ -110,6 +110,30 @@ def marked():
     return keras.Model(image, layers.Dense(3, name="classifier")(layers.GlobalAveragePooling2D(name="pool")(x)))
 
 
+class Attention(layers.Layer):
+    """Gives the weights too, of which it does not know how many they are."""
+
+    def build(self, shape):
+        self.dense = layers.Dense(shape[-1], name="dense")
+        self.dense.build(shape)
+
+    def call(self, x):
+        y = ops.reshape(self.dense(x), (ops.shape(x)[0], -1, 6))
+        weights = ops.softmax(ops.matmul(y, ops.transpose(y, (0, 2, 1))))
+        return ops.reshape(ops.matmul(weights, y), (ops.shape(x)[0], 6, 6, 6)), weights
+
+
+class Attends(layers.Layer):
+    """Does not read the weights."""
+
+    def build(self, shape):
+        self.attention = Attention(name="attention")
+        self.attention.build(shape)
+
+    def call(self, x):
+        return x + self.attention(x)[0]
+
+
 def parts():
     """A split of which one part is empty, as D-FINE has it."""
     image = keras.Input((6, 6, 3), name="image")
@@ -126,4 +150,5 @@ MODELS = {
     "scales": (lambda: around(Scales(name="own")), ()),
     "marked": (marked, ("own",)),
     "parts": (parts, ()),
+    "attends": (lambda: around(Attends(name="own")), ()),
 }

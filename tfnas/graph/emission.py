@@ -134,9 +134,10 @@ class Emission:
             for tensor, value in zip(record.output_tensors, made, strict=True):
                 self._values[id(tensor)] = value
                 lengths.append((value, (tensor.shape[0] if tensor.shape else 0) // BATCH))
-        if any(not x.shape or x.shape[-1] is None for record in self._records for x in record.output_tensors):
-            raise UntraceableError("inside it the size of an axis of channels is unknown")
         outputs = tuple(self._values.get(id(x)) for x in self._run.outputs)
+        read = (*outputs, *(x for record in self._records for x in record.input_tensors))
+        if any(isinstance(x, keras.KerasTensor) and (not x.shape or x.shape[-1] is None) for x in read):
+            raise UntraceableError("inside it the size of an axis of channels is unknown")
         for traced, output in zip(self._run.outputs, outputs, strict=True):
             if traced is None or output is None:
                 continue

@@ -477,13 +477,6 @@ def _blip2_vision():
     )
 
 
-def _qwen3_5_vision():
-    """Reads patches of all images together, without an axis of examples."""
-    return _hidden("qwen3_5.qwen3_5_vision_encoder", "Qwen3_5VisionEncoder")(
-        depth=2, hidden_size=32, num_heads=2, intermediate_size=64, patch_size=8, num_position_embeddings=16
-    )
-
-
 def _classifier():
     return _models.ViTImageClassifier(backbone=_vit(), num_classes=7)
 
@@ -537,5 +530,4 @@ MODELS = {
     "Gemma 4 vision clipped": _gemma4_vision,
     "PaliGemma vision": _pali_gemma_vision,
     "BLIP-2 vision": _blip2_vision,
-    "Qwen3.5 vision": _qwen3_5_vision,
 }

@@ -86,6 +86,40 @@ def test_exact(name, rng, tmp_path, eager):
     assert supernet.graph.num_units == sum(group.size for group in supernet.graph.groups) >= 5
 
 
+class InOneAxis(layers.Layer):
+    """A dense layer and an activation of all positions in one axis, however many there are."""
+
+    def build(self, shape):
+        self.dense = layers.Dense(shape[-1], name="dense")
+        self.dense.build(shape)
+
+    def call(self, x):
+        batch, height, width, channels = ops.shape(x)
+        y = ops.relu(ops.reshape(self.dense(x), (batch, height * width, channels)))
+        return ops.reshape(y, (batch, height, width, channels))
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def test_a_nested_model_has_the_sizes_that_it_is_called_on(rng, tmp_path, eager):
+    """As keras.applications without `input_shape` leave them open; twice, so that names are used twice."""
+    x = keras.Input((None, None, 6))
+    inner = keras.Model(x, InOneAxis(name="last")(conv(5, "middle")(InOneAxis(name="first")(x))), name="inner")
+    image = keras.Input((6, 6, 3))
+    pooled = layers.GlobalAveragePooling2D()(inner(conv(6, "before")(image)))
+    model = keras.Model(image, layers.Dense(3, name="head")(pooled))
+    random_weights(model, rng)
+    with keras.saving.custom_object_scope({"InOneAxis": InOneAxis}):
+        supernet = checked(model, rng.normal(size=(3, 6, 6, 3)).astype("f4"), rng, tmp_path)
+    assert {group.name for group in supernet.graph.groups} >= {"inner_first_dense", "inner_last_dense"}
+    price = tfnas.cost(model)
+    assert price.parameters == sum(v.numpy().size for v in model.trainable_variables)
+    dense = [(6, 6), (5, 5)]
+    convolved = [(3, 6), (6, 5)]
+    assert price.multiply_adds == 36 * (sum(a * b for a, b in dense) + 9 * sum(a * b for a, b in convolved)) + 5 * 3
+
+
 def test_a_subclassed_model_needs_the_shape_of_its_inputs(rng, tmp_path, eager):
     model, x = Net(name="net"), rng.normal(size=(3, 6, 6, 3)).astype("f4")
     with pytest.raises(UserError, match="model 'net': not built, so the shape of its inputs is not known: .* example="):

@@ -6,7 +6,7 @@ import contextlib
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -31,7 +31,7 @@ def as_functional(model: Any, example: Any = None) -> Any:
     refuse_unit_gates(model)
     found = functional(model)
     if found is not None:
-        return _sized(found)
+        return sized(found)
     if example is not None:
         arguments = (keras.tree.map_structure(_input_like, example),)
         keywords = {}
@@ -48,18 +48,34 @@ def as_functional(model: Any, example: Any = None) -> Any:
         keywords = {} if alone else {name.removesuffix("_shape"): x for name, x in inputs.items()}
     outputs = model(*arguments, **keywords)
     if (found := functional(model)) is not None:  # a Sequential model, which is built now
-        return _sized(found)
+        return sized(found)
     return keras.Model(arguments[0] if arguments else keywords, outputs, name=model.name)
 
 
-def _sized(model: Any) -> Any:
-    """A functional model, or one like it, in which every size that is known is said."""
-    if not any(map(says_less, calls_of(model))):
+def sized(model: Any, shapes: Sequence[Sequence[int | None]] | None = None) -> Any:
+    """A functional model, or one of the same layers, in which every size that is known is said.
+
+    Args:
+        model: the functional model.
+        shapes: of the tensors that it is called on, in the order of its inputs, which may leave open what these have;
+            None: those of its inputs.
+    """
+    own = [tuple(x.shape) for x in model.inputs]
+    given = [_completed(*pair) for pair in zip(own, own if shapes is None else shapes, strict=True)]
+    if given == own and not any(map(says_less, calls_of(model))):
         return model
-    inputs = keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), model._inputs_struct)
+    made = [keras.Input(batch_shape=shape, dtype=x.dtype) for shape, x in zip(given, model.inputs, strict=True)]
+    inputs = keras.tree.pack_sequence_as(model._inputs_struct, made)
     with known_sizes(), deep():
         outputs = model._run_through_graph(inputs, operation_fn=lambda operation: operation)
         return keras.Model(inputs, outputs, name=model.name)
+
+
+def _completed(own: Sequence[int | None], given: Sequence[int | None]) -> tuple[int | None, ...]:
+    """The shape of an input, with the sizes that it leaves open, but for the batch's, as they are given."""
+    if len(own) != len(given):
+        return tuple(own)
+    return (*own[:1], *(there if size is None else size for size, there in zip(own[1:], given[1:], strict=True)))
 
 
 def functional(model: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tfnas.common.errors import UserError
 from tfnas.graph.emission import Made, UntraceableError
-from tfnas.graph.models import calls_of, functional, record_of
+from tfnas.graph.models import calls_of, functional, record_of, sized
 from tfnas.graph.tracing import drops_at_random, trace
 from tfnas.layers import Contraction, family_of_call, is_gate, layout
 from tfnas.layers.base import Node
@@ -106,6 +106,7 @@ def parts_of(record: Any, name: str, known: Known) -> Parts | None:
     if is_gate(layer):
         return None
     if isinstance(layer, keras.Model) and (inner := functional(layer)) is not None:
+        inner = sized(inner, [x.shape for x in record.input_tensors])
         for x, length in zip(inner.inputs, given, strict=True):
             lengths.note(x, length)
         return Parts(inner.inputs, inner.outputs, calls_of(inner))

@@ -102,6 +102,24 @@ def test_a_copy_of_a_layer_that_was_given_an_object_can_be_saved():
     assert copy_of(layer, "copy").get_config()["name"] == "copy"
 
 
+class Snake(layers.Layer):
+    """A layer of a user's own, with a weight for each channel."""
+
+    def build(self, shape):
+        self.frequency = self.add_weight(shape=shape[-1:], name="frequency")
+
+    def call(self, x):
+        return x + keras.ops.sin(self.frequency * x) ** 2
+
+
+def test_a_copy_of_a_layer_of_ones_own_may_read_fewer_channels():
+    layer = Snake()
+    layer(np.zeros((1, 5), "f4"))
+    copy = copy_of(layer, "copy")
+    assert copy(np.zeros((1, 3), "f4")).shape == (1, 3)
+    assert [weight.shape for weight in (*layer.weights, *copy.weights)] == [(5,), (3,)]
+
+
 def test_masks_by_hand_are_passed_on(tmp_path, rng):
     series, mask = keras.Input((6, 3), name="series"), keras.Input((6,), dtype="bool", name="mask")
     x = layers.Conv1D(8, 3, padding="same", name="a")(layers.Conv1D(8, 1, name="stem")(series))

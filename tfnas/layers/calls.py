@@ -114,13 +114,17 @@ def copy_of(layer: keras.layers.Layer, name: str, **changes: Any) -> keras.layer
     if isinstance(layer, keras.layers.Lambda):  # Keras reads no function from a config
         options = {"output_shape": layer._output_shape, "mask": layer.mask, "arguments": layer.arguments}
         return kind(layer.function, name=name, dtype=layer.dtype_policy, **options)
-    try:
+
+    def made() -> keras.layers.Layer:
         config = layer.get_config()
         if kind.__module__.startswith("keras."):  # of a function Keras keeps at most the code
             config |= {key: given for key in config if inspect.isfunction(given := getattr(layer, key, None))}
-        made: keras.layers.Layer = kind.from_config({**config, "name": name, **changes})
-        if changes or kind.__module__.startswith("keras.") or _has_same_variables(made, layer):
-            return made
+        found: keras.layers.Layer = kind.from_config({**config, "name": name, **changes})
+        return found
+
+    try:
+        if changes or kind.__module__.startswith("keras.") or _has_same_variables(made(), layer):
+            return made()  # not built, so that it may be narrower
         return _duplicate(layer, name)
     except Exception:
         if kind.__module__.startswith("keras."):  # it was given an object, such as a dtype policy, that has no config

@@ -23,7 +23,6 @@ NO_RECORD = {
     ("faults.md", ""),
     ("latency.md", "After the published search"),
     ("latency.md", "With bounds, beside a network narrowed by hand"),
-    ("models.md", "Measured before"),
     ("ranking_cost.md", "Beside setting masks and calling `evaluate`"),
     ("ranking_cost.md", "What a race saves"),
     ("ranking_worth.md", ""),

@@ -11,6 +11,8 @@ import importlib
 import keras
 import keras_hub
 
+from tfnas.graph.models import sized
+
 _IMAGE = (32, 32, 3)
 _models = keras_hub.models
 _HALF = {"bottle_ratio": [0.5], "block_ratio": [0.5], "expand_ratio": [1.0]}
@@ -137,18 +139,20 @@ def _xception():
     )
 
 
-def _hgnet(light=False):
+def _hgnet(light=(False, False), **options):
+    """Some of the last two stages are light."""
     return _models.HGNetV2Backbone(
         depths=[1, 1, 2],
         embedding_size=16,
         hidden_sizes=[32, 48, 64],
         stem_channels=[3, 16, 16],
         hidden_act="relu",
-        use_learnable_affine_block=light,
+        use_learnable_affine_block=any(light),
         stackwise_stage_filters=[(16, 16, 32, 1, 2, 3), (32, 16, 48, 1, 2, 3), (48, 24, 64, 2, 2, 5)],
         apply_downsample=[False, True, True],
-        use_lightweight_conv_block=[False, light, light],
+        use_lightweight_conv_block=[False, *light],
         image_shape=(64, 64, 3),
+        **options,
     )
 
 
@@ -308,22 +312,11 @@ def _video_prism():
     )
 
 
-def _d_fine():
-    encoder = _models.HGNetV2Backbone(
-        depths=[1, 1, 2],
-        embedding_size=16,
-        hidden_sizes=[32, 48, 64],
-        stem_channels=[3, 16, 16],
-        hidden_act="relu",
-        use_learnable_affine_block=True,
-        stackwise_stage_filters=[(16, 16, 32, 1, 2, 3), (32, 16, 48, 1, 2, 3), (48, 24, 64, 2, 2, 5)],
-        apply_downsample=[False, True, True],
-        use_lightweight_conv_block=[False, False, True],
-        image_shape=(64, 64, 3),
-        out_features=["stage2", "stage3"],
-    )
-    return _models.DFineBackbone(
-        backbone=encoder,
+def _d_fine_encoder():
+    """The part of D-FINE that makes maps, without the queries that choose among their positions."""
+    stages = ["stage2", "stage3"]
+    model = _models.DFineBackbone(
+        backbone=_hgnet((False, True), out_features=stages),
         decoder_in_channels=[32, 32],
         encoder_hidden_dim=32,
         num_labels=7,
@@ -348,24 +341,16 @@ def _d_fine():
         decoder_n_points=[2, 2],
         lqe_hidden_dim=16,
         num_lqe_layers=2,
-        out_features=["stage2", "stage3"],
+        out_features=stages,
         image_shape=(64, 64, 3),
         seed=0,
     )
-
-
-def _d_fine_encoder():
-    """The part of D-FINE that makes maps, without the queries that choose among their positions."""
-    model = _d_fine()
     return keras.Model(model.input, model.encoder.output[0])
 
 
 def _with_sizes(model, **shapes):
-    """A model whose inputs of these names have these shapes; left open, it is not known how many channels they have."""
-    inputs = keras.tree.map_structure(
-        lambda x: keras.Input(shapes.get(x.name, x.shape[1:]), dtype=x.dtype, name=x.name), model.input
-    )
-    return keras.Model(inputs, model._run_through_graph(inputs, operation_fn=lambda operation: operation))
+    """A model whose inputs of these names have these sizes; left open, it is not known how many channels they have."""
+    return sized(model, [(None, *shapes.get(x.name, x.shape[1:])) for x in model.inputs])
 
 
 def _parseq():
@@ -381,26 +366,24 @@ def _parseq():
     return _with_sizes(model, token_ids=(16,), padding_mask=(16,))
 
 
-def _sam_parts():
-    size = {"hidden_size": 8, "image_embedding_size": (8, 8), "input_image_size": (32, 32)}
-    return {
-        "image_encoder": _vit_det(),
-        "prompt_encoder": keras_hub.layers.SAMPromptEncoder(**size, mask_in_channels=16),
-        "mask_decoder": keras_hub.layers.SAMMaskDecoder(
-            num_layers=2,
-            hidden_size=8,
-            intermediate_dim=32,
-            num_heads=2,
-            embedding_dim=8,
-            num_multimask_outputs=3,
-            iou_head_depth=3,
-            iou_head_hidden_dim=8,
-        ),
-    }
-
-
 def _sam():
-    model = _models.SAMImageSegmenter(backbone=_models.SAMBackbone(**_sam_parts()))
+    size = {"hidden_size": 8, "image_embedding_size": (8, 8), "input_image_size": (32, 32)}
+    decoder = keras_hub.layers.SAMMaskDecoder(
+        num_layers=2,
+        hidden_size=8,
+        intermediate_dim=32,
+        num_heads=2,
+        embedding_dim=8,
+        num_multimask_outputs=3,
+        iou_head_depth=3,
+        iou_head_hidden_dim=8,
+    )
+    backbone = _models.SAMBackbone(
+        image_encoder=_vit_det(),
+        prompt_encoder=keras_hub.layers.SAMPromptEncoder(**size, mask_in_channels=16),
+        mask_decoder=decoder,
+    )
+    model = _models.SAMImageSegmenter(backbone=backbone)
     return _with_sizes(model, points=(1, 2), labels=(1,), boxes=(1, 2, 2), masks=(1, 32, 32, 1))
 
 
@@ -422,59 +405,31 @@ def _sam3_vision():
     return keras.Model(image, encoder(image))
 
 
+def _seeing(module, name, **options):
+    """What a model of texts sees with."""
+    settings = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 32}
+    return _hidden(module, name)(**settings, intermediate_dim=64, **options)
+
+
 def _gemma3_vision():
-    encoder = _hidden("gemma3.gemma3_vision_encoder", "Gemma3VisionEncoder")(
-        image_size=32,
-        patch_size=8,
-        num_heads=2,
-        hidden_dim=32,
-        num_layers=2,
-        intermediate_dim=64,
-        output_dim=24,
-        pool_size=2,
-    )
+    encoder = _seeing("gemma3.gemma3_vision_encoder", "Gemma3VisionEncoder", output_dim=24, pool_size=2)
     return _with_sizes(encoder, images=(1, *_IMAGE))
 
 
 def _gemma4_vision(clipped=True):
-    encoder = _hidden("gemma4.gemma4_vision_encoder", "Gemma4VisionEncoder")(
-        image_size=32,
-        patch_size=8,
-        num_heads=2,
-        hidden_dim=32,
-        num_layers=2,
-        intermediate_dim=64,
-        head_dim=16,
-        output_dim=24,
-        pool_size=2,
-        position_embedding_size=16,
-        use_clipped_linears=clipped,
-    )
+    options = {"head_dim": 16, "output_dim": 24, "pool_size": 2, "position_embedding_size": 16}
+    encoder = _seeing("gemma4.gemma4_vision_encoder", "Gemma4VisionEncoder", use_clipped_linears=clipped, **options)
     return _with_sizes(encoder, pixel_values=(1, 16, 192), pixel_position_ids=(1, 16, 2))
 
 
 def _pali_gemma_vision():
-    return _hidden("pali_gemma.pali_gemma_vit", "PaliGemmaVit")(
-        image_size=32, patch_size=8, num_heads=2, hidden_dim=32, num_layers=2, intermediate_dim=64, num_classes=24
-    )
+    return _seeing("pali_gemma.pali_gemma_vit", "PaliGemmaVit", num_classes=24)
 
 
 def _blip2_vision():
-    return _hidden("blip2.blip2_vision_encoder", "BLIP2VisionEncoder")(
-        image_size=32,
-        patch_size=8,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=32,
-        intermediate_dim=64,
-        use_patch_bias=True,
-        use_class_token=True,
-        use_mha_bias=True,
-        use_mlp_bias=True,
-        dropout_rate=0.0,
-        layer_norm_epsilon=1e-6,
-        initializer_range=0.02,
-    )
+    parts = {f"use_{part}": True for part in ("patch_bias", "class_token", "mha_bias", "mlp_bias")}
+    numbers = {"dropout_rate": 0.0, "layer_norm_epsilon": 1e-6, "initializer_range": 0.02}
+    return _seeing("blip2.blip2_vision_encoder", "BLIP2VisionEncoder", **parts, **numbers)
 
 
 def _classifier():
@@ -497,7 +452,7 @@ MODELS = {
     "VGG": _vgg,
     "Xception": _xception,
     "HGNetV2": _hgnet,
-    "HGNetV2 light": functools.partial(_hgnet, True),
+    "HGNetV2 light": functools.partial(_hgnet, (True, True)),
     "ViT": _vit,
     "ViT without class token": functools.partial(_vit, use_class_token=False),
     "ViT classifier": _classifier,

@@ -272,7 +272,7 @@ class Forgetful(layers.Layer):
     def call(self, x):
         return tf.cumsum(x, axis=1) * self.own[0] + (self.own[1] if self.offset else 0.0)
 
-    def get_config(self):
+    def get_config(self):  # Keras writes one of the arguments of __init__ for a layer without
         return super().get_config()
 
 

@@ -158,6 +158,7 @@ class Emission:
 
     def _again(self, record: Any) -> list[Any]:
         operation, kind = record.operation, type(record.operation).__name__
+        output = record.output_tensors[0]
         values = [self._values[id(x)] for x in record.input_tensors]
         is_layer = isinstance(operation, keras.Layer)
         own = [isinstance(x, _Own) for x in values]
@@ -167,18 +168,17 @@ class Emission:
         if not is_layer and all(own):
             return [self._of_variables(record, kind, values)]
         if not is_layer and kind == "Reshape":
-            return self._called(keras.ops.reshape, values[0], self._shape(record.output_tensors[0].shape))
+            return self._called(keras.ops.reshape, values[0], self._shape(output.shape))
         if not is_layer and kind in ("Matmul", "Dot") and own == [False, True] and values[1].value.ndim == 2:
             return self._multiplied(*values)
         if any(own):
             fits = not is_layer and (kind in MERGES or kind == "Concatenate")
             if not fits:
                 raise UntraceableError(f"a variable of its own is given to {kind}")
-            rank, size = len(record.output_tensors[0].shape), record.output_tensors[0].shape[0]
+            rank, size = len(output.shape), output.shape[0]
             if size % BATCH:
                 raise UntraceableError("a variable of its own is joined with what is not computed for each example")
             values = [self._tensor(x, rank, size // BATCH) if isinstance(x, _Own) else x for x in values]
-        output = record.output_tensors[0]
         broadcasts = kind in MERGES and any(
             len(x.shape) == len(output.shape) and x.shape[:1] == output.shape[:1] for x in record.input_tensors
         )

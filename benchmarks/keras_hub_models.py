@@ -406,7 +406,7 @@ def _sam3_vision():
 
 
 def _seeing(module, name, **options):
-    """What a model of texts sees with."""
+    """Vision encoder of a language model, built from its class and `options`."""
     settings = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 32}
     return _hidden(module, name)(**settings, intermediate_dim=64, **options)
 

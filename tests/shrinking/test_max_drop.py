@@ -81,6 +81,36 @@ def test_a_metric_of_which_less_is_better_has_an_approximate_bound(trained):
     assert "(approximately)" in repr(result)
 
 
+def wrong(labels, outputs):
+    """Of which less is better, as Keras cannot know."""
+    found = keras.ops.cast(keras.ops.argmax(outputs, -1), "int64") != keras.ops.cast(
+        keras.ops.reshape(labels, (-1,)), "int64"
+    )
+    return keras.ops.cast(found, "float32")
+
+
+@pytest.mark.parametrize("first", [wrong, keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")])
+def test_the_metric_is_the_first_one_compiled_whichever_way_is_better(trained, first):
+    model = keras.models.clone_model(trained)
+    model.set_weights(trained.get_weights())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=[first, "accuracy"])
+    images, labels = VALIDATION
+    images = images + np.random.default_rng(0).normal(size=images.shape).astype("float32")  # some become wrong
+    options = {**OPTIONS, "epochs": 0, "max_drop": 1.0, "tries": 1}
+    result = tfnas.shrink(model, TRAIN, (images, labels), **options)
+    drop = result.validation_drop
+    assert drop.metric == ("wrong" if first is wrong else "top2")
+    outputs = [np.asarray(network(images)) for network in (model, result.model)]
+    if first is wrong:
+        values = [(x.argmax(-1) == labels).mean() for x in outputs]
+    else:
+        values = [(np.argsort(-x, -1)[:, :2] == labels[:, None]).any(-1).mean() for x in outputs]
+    change = values[0] - values[1]
+    assert drop.measured == pytest.approx(change, abs=1e-6) and change
+    assert list(result.before.metrics) == ["loss", drop.metric, "accuracy"]
+
+
 def test_without_a_network_within_the_drop_it_is_the_full_one(trained, monkeypatch):
     from tfnas.shrinking import max_drop
 

@@ -142,7 +142,7 @@ def smallest(
     form, full = searched.supernet.form, job.network
     job.compiling.apply(full)
     before = evaluate(full, job.dataset(job.held_out))
-    metric, sign = _watched(full, before)
+    metric, sign = _watched(job, before)
     low, high = form.least(resource, searched.supernet.channel_multiple) / form.full(resource), 1.0
     best: Cut | None = None
     done: list[Try] = []
@@ -174,19 +174,56 @@ def smallest(
     )
 
 
-def _watched(model: keras.Model, figures: dict[str, float]) -> tuple[str, int]:
-    """The name of the metric that may drop, and 1 if more of it is better, else -1."""
+def _watched(job: Job, figures: dict[str, float]) -> tuple[str, int]:
+    """The name of the metric that may drop, and 1 if more of it is better, else -1.
+
+    Raises UserError if Keras does not say which is better, and the full network, whose weights are trained, does not
+    show it either.
+    """
     name = next((name for name in figures if not name.endswith("loss")), None)
     if name is None:
         return "loss", -1
-    for metric in _flat(model.metrics):
+    for metric in _flat(job.network.metrics):
         if name == metric.name or name.endswith(f"_{metric.name}"):
-            return name, -1 if getattr(metric, "_direction", "up") == "down" else 1  # as Keras's EarlyStopping has it
-    return name, 1
+            direction = getattr(metric, "_direction", None)  # as Keras's EarlyStopping has it
+            if direction in ("up", "down"):
+                return name, 1 if direction == "up" else -1
+    outputs = _outputs(job, job.network, job.held_out)
+    order = np.random.default_rng(0).permutation(len(job.held_out))
+    own, shuffled = (_value(job, name, x, job.held_out) for x in (outputs, [x[order] for x in outputs]))
+    if own == shuffled or not np.isfinite([own, shuffled]).all():
+        raise UserError(
+            f"shrink: max_drop limits the first compiled metric, and of '{name}' it is unknown whether more or less of "
+            f"it is better: it is {own:.4g} on the validation examples, and {shuffled:.4g} with their labels shuffled; "
+            "compile the model with another metric first"
+        )
+    return name, 1 if own > shuffled else -1
 
 
 def _flat(metrics: Sequence[Any]) -> list[Any]:
     return [one for m in metrics for one in (_flat(m.metrics) if hasattr(m, "metrics") else [m])]
+
+
+def _outputs(job: Job, model: keras.Model, examples: inputs.Examples) -> list[np.ndarray]:
+    """All outputs of a network, as arrays."""
+    parts = []
+    for first in range(0, len(examples), _BATCH_SIZE):
+        some = examples.take(slice(first, first + _BATCH_SIZE)).inputs
+        found = keras.tree.flatten(model(job.packed(some), training=False))
+        parts.append([np.asarray(tf.cast(x, tf.float32)) for x in found])
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def _value(job: Job, metric: str, outputs: list[np.ndarray], examples: inputs.Examples) -> float:
+    """The metric, by Keras."""
+    model, structure = job.network, keras.tree.pack_sequence_as(job.network.output, outputs)
+    if metric == "loss":
+        loss = model.compute_loss(None, examples.labels, structure, examples.weights, training=False)
+        return float(loss)
+    compiled = model._compile_metrics
+    compiled.reset_state()
+    compiled.update_state(examples.labels, structure, sample_weight=examples.weights)
+    return float(np.asarray(compiled.result()[metric]))
 
 
 class _Compared:
@@ -198,9 +235,9 @@ class _Compared:
 
     def on(self, examples: inputs.Examples, num_compared: int) -> Drop:
         """The drop on these examples, with an upper bound for as many comparisons at once."""
-        outputs = [self._outputs(model, examples) for model in self._models]
+        outputs = [_outputs(self._job, model, examples) for model in self._models]
         error = (1 - _LEVEL) / num_compared
-        before, after = (self._value(x, examples) for x in outputs)
+        before, after = (_value(self._job, self._metric, x, examples) for x in outputs)
         measured = self._sign * (before - after)
         correct = self._correct(outputs, examples)
         if correct is not None:
@@ -208,15 +245,6 @@ class _Compared:
         else:
             upper = measured + scipy.stats.norm.isf(error) * self._deviation(outputs, examples)
         return Drop(self._metric, measured, upper, _LEVEL, correct is not None, len(examples))
-
-    def _outputs(self, model: keras.Model, examples: inputs.Examples) -> list[np.ndarray]:
-        """All outputs, as arrays."""
-        parts = []
-        for first in range(0, len(examples), _BATCH_SIZE):
-            some = examples.take(slice(first, first + _BATCH_SIZE)).inputs
-            found = keras.tree.flatten(model(self._job.packed(some), training=False))
-            parts.append([np.asarray(tf.cast(x, tf.float32)) for x in found])
-        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _correct(
         self, outputs: Sequence[list[np.ndarray]], examples: inputs.Examples
@@ -232,24 +260,13 @@ class _Compared:
         ]
         return (found[0] > 0.5, found[1] > 0.5) if all(np.isin(x, (0, 1)).all() for x in found) else None
 
-    def _value(self, outputs: list[np.ndarray], examples: inputs.Examples) -> float:
-        """The metric, by Keras."""
-        model, structure = self._models[0], keras.tree.pack_sequence_as(self._models[0].output, outputs)
-        if self._metric == "loss":
-            loss = model.compute_loss(None, examples.labels, structure, examples.weights, training=False)
-            return float(loss)
-        compiled = model._compile_metrics
-        compiled.reset_state()
-        compiled.update_state(examples.labels, structure, sample_weight=examples.weights)
-        return float(np.asarray(compiled.result()[self._metric]))
-
     def _deviation(self, outputs: Sequence[list[np.ndarray]], examples: inputs.Examples) -> float:
         """Standard deviation of the difference over the bootstrap's resamples."""
         rng, drops = np.random.default_rng(0), []
         for _ in range(_RESAMPLES):
             rows = rng.integers(0, len(examples), len(examples))
             some = examples.take(rows)
-            before, after = (self._value([x[rows] for x in one], some) for one in outputs)
+            before, after = (_value(self._job, self._metric, [x[rows] for x in one], some) for one in outputs)
             drops.append(before - after)
         return float(np.std(drops, ddof=1))
 

@@ -167,10 +167,10 @@ def seconds_of_step(model: keras.Model, batches: Batches) -> tuple[float, float]
 
 
 def evaluate(model: keras.Model, examples: tf.data.Dataset) -> dict[str, float]:
-    """The compiled metrics of a network, as Keras's `evaluate` has them, without a progress line."""
-    found = model.evaluate(examples, verbose=0, return_dict=True)
-    numbers = _numbers(found)
-    return {"loss": numbers.pop("loss"), **numbers}
+    """The loss, the compiled metrics in their order, and other figures that `evaluate` gives, which sorts them all."""
+    found = _numbers(model.evaluate(examples, verbose=0, return_dict=True))
+    compiled = _flat(model._compile_metrics.result()) if model._compile_metrics else {}
+    return {name: found[name] for name in ("loss", *compiled, *found) if name in found}
 
 
 def _numbers(logs: Any) -> dict[str, float]:

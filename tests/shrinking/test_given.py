@@ -71,6 +71,28 @@ def supernet(activation=None, outputs=3, loss=None):
     return made
 
 
+def test_a_step_is_traced_once(rng):
+    traced = []
+
+    def loss(labels, outputs):
+        traced.append(tf.inside_function())
+        return keras.losses.mean_squared_error(labels, outputs)
+
+    features, labels = rng.normal(size=(8, 5)).astype("float32"), {name: np.ones((8, 1), "float32") for name in "ab"}
+    feature = keras.Input((5,))
+    model = keras.Model(feature, {name: L.Dense(1, name=name)(feature) for name in "ab"})
+    model.compile(loss={"a": loss, "b": loss}, metrics={"a": ["mae"], "b": ["accuracy"]})
+    model.optimizer.build(model.trainable_variables)
+    compiling.build_metrics(model, (features[:2], {name: x[:2] for name, x in labels.items()}))
+    traced.clear()
+    model.fit(features, labels, batch_size=4, verbose=0)
+    assert traced == [True, True]  # once by each output
+    found = model.evaluate(features, labels, batch_size=4, verbose=0, return_dict=True)
+    assert len(traced) == 4
+    for name, output in model(features).items():
+        np.testing.assert_allclose(found[f"{name}_loss"], np.mean((output - 1) ** 2), rtol=1e-5)
+
+
 @pytest.mark.usefixtures("eager")
 def test_random_weights_are_told_from_trained_ones(rng):
     features = rng.normal(size=(300, 5)).astype("float32")

@@ -357,6 +357,8 @@ class _Measuring:
         """Compiled metrics of a model on the held-out examples."""
         copy = keras.Model(model.input, model.output)
         self._compiling.apply(copy)
+        few = self._held_out.take(slice(0, 2))
+        compiling.build_metrics(copy, (self._packed(few.inputs), few.labels, few.weights))
         x, y, weights = self._packed(self._held_out.inputs), self._held_out.labels, self._held_out.weights
         found = copy.evaluate(x, y, sample_weight=weights, verbose=0, return_dict=True)
         return {name: float(value) for name, value in found.items() if not name.endswith("loss")}

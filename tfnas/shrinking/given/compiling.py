@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfnas.common.errors import UserError
 from tfnas.tasks.recognition import recognized
@@ -104,6 +105,29 @@ class Compiling:
         if isinstance(pattern, re.Pattern):  # Keras keeps nothing else of what `exclude_from_weight_decay` was given
             made.exclude_from_weight_decay(var_names=[pattern.pattern])
         return made
+
+
+def build_metrics(model: keras.Model, few: tuple[Any, ...]) -> None:
+    """Creates the variables of a compiled network's losses and metrics.
+
+    `fit` and `evaluate` would create them in their first step, and TensorFlow then traces that whole step once more.
+    With a strategy Keras creates them before.
+
+    Args:
+        model: built, and compiled without a step that was traced.
+        few: labeled examples, as `fit` takes them.
+    """
+    if tf.distribute.has_strategy():
+        return
+
+    def tensor(array: Any) -> Any:
+        return None if array is None else tf.convert_to_tensor(array)
+
+    x, y, weights = keras.utils.unpack_x_y_sample_weight(keras.tree.map_structure(tensor, few))
+    outputs = model(x, training=False)
+    model.compute_loss(x, y, outputs, weights, training=False)
+    model.compute_metrics(x, y, outputs, weights)
+    model.reset_metrics()
 
 
 def as_given(model: keras.Model, output_names: Sequence[str]) -> Compiling | None:

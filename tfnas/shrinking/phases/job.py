@@ -13,11 +13,12 @@ import tensorflow as tf
 from tfnas.data import inputs
 from tfnas.graph.latencies import Device
 from tfnas.graph.statistics import NUM_EXAMPLES
-from tfnas.shrinking.given.compiling import Compiling
+from tfnas.shrinking.given.compiling import Compiling, build_metrics
 from tfnas.shrinking.given.examples import Batches, loader, tuples
 from tfnas.shrinking.phases.keeping import Phases
 
 _BATCH_SIZE = 250
+_FEW = 2  # examples by which losses and metrics are built
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Job:
     def steps(self) -> int:
         """Steps of all trainings."""
         return self.epochs * self.batches.steps
+
+    def compile(self, model: keras.Model, steps: int = 0, first: int = 0) -> None:
+        """Compiles a network for `steps` of all trainings, of which it begins with the `first`."""
+        self.compiling.apply(model, steps, first)
+        build_metrics(model, self.labeled(self.held_out.take(slice(0, _FEW))))
 
     @functools.cached_property
     def some(self) -> inputs.Examples:

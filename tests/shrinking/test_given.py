@@ -15,6 +15,7 @@ from tfnas.shrinking.given import compiling
 from tfnas.shrinking.given.examples import Batches
 from tfnas.shrinking.given.trained import looks_trained
 from tfnas.tasks.recognition import recognized
+from tfnas.training.best_cut import best_cut
 
 L = keras.layers
 
@@ -107,6 +108,21 @@ def test_random_weights_are_told_from_trained_ones(rng):
         for _ in range(40):
             model.train_on_batch(features, labels)
         assert looks_trained(random, inputs.Examples([features], labels))
+
+
+def test_a_loss_of_the_batch_is_traced_for_many_examples(rng):
+    """Such a loss is called for each example by itself: for 300 of them and 100 permutations it would take minutes."""
+    calls = []
+
+    def contrastive(labels, outputs):
+        calls.append(outputs)
+        return keras.ops.mean(labels * keras.ops.square(outputs))
+
+    gated, features = supernet(outputs=1, loss=contrastive), rng.normal(size=(300, 5)).astype("float32")
+    looks_trained(gated, inputs.Examples([features], np.ones((300, 1), "float32")))
+    images, labels = features, np.ones((300, 1), "float32")
+    best_cut(gated, gated.posterior("norm").mode(), images, (images, labels))
+    assert len(calls) < 50
 
 
 CLASSES, ONE_HOT, SEVERAL = np.array([0, 2, 1]), np.eye(3)[[0, 2, 1]], np.array([[0.0, 1, 1], [1, 0, 1], [0, 0, 0]])

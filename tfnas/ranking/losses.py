@@ -11,6 +11,7 @@ compiled with the same losses and metrics, each replaced by a wrapper that keeps
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -148,6 +149,11 @@ class Criterion:
             figures |= {key if alone else f"{name}_{key}": found[key] for name, found in named if key in found}
         self._found.clear()
         return figures
+
+    @functools.cached_property
+    def traced(self) -> Callable[..., dict[str, tf.Tensor]]:
+        """The same as a graph, because a loss of the batch is called for each example by itself."""
+        return tf.function(self.__call__, autograph=False)
 
     def _of_joint(
         self, loss: Callable[[Any, Any], Any], labels: Any, outputs: Any, weights: Any

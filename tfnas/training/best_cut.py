@@ -182,6 +182,8 @@ def mean_loss(model: keras.Model, examples: inputs.Examples, criterion: Criterio
     for first in range(0, len(examples), _BATCH_SIZE):
         part = examples.take(slice(first, first + _BATCH_SIZE))
         outputs = model(keras.tree.pack_sequence_as(model.input, part.inputs), training=False)
-        found = criterion([tf.cast(x, tf.float32) for x in keras.tree.flatten(outputs)], part.labels, part.weights)
+        found = criterion.traced(
+            [tf.cast(x, tf.float32) for x in keras.tree.flatten(outputs)], part.labels, part.weights
+        )
         total += float(tf.reduce_sum(found[LOSS]))
     return total / len(examples)

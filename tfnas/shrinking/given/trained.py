@@ -38,7 +38,7 @@ def looks_trained(supernet: Supernet, held_out: Examples, seed: int = 0) -> bool
     outputs = [np.concatenate(parts) for parts in zip(*parts, strict=True)]
 
     def loss(outputs: list[np.ndarray]) -> float:
-        found = criterion([tf.convert_to_tensor(x) for x in outputs], some.labels, some.weights)
+        found = criterion.traced([tf.convert_to_tensor(x) for x in outputs], some.labels, some.weights)
         return float(tf.reduce_mean(found[LOSS]))
 
     own = loss(outputs)

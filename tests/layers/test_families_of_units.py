@@ -3,15 +3,19 @@
 import keras
 import numpy as np
 import pytest
-from exactness import check_units
+from conftest import random_weights
+from exactness import check_equal, check_units
 from transformer_models import by_dot_products, by_matrix_products, self_attention, transformer
 
 import tfnas
+from tfnas.common.errors import UserError
+from tfnas.cutting.subnets import subnet
 from tfnas.gating.unit_gates import UnitDraw
 from tfnas.graph.costs import cost
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.of_units import OF_UNITS
 from tfnas.layers.of_units.attention import Heads
+from tfnas.ranking.engine import Engine
 from tfnas.search_space.architecture import Architecture
 from tfnas.testing import model_around, num_units
 
@@ -148,6 +152,42 @@ def words():
 def test_an_embedding_writes_channels(rng):
     supernet = check_units(words(), rng)
     assert num_units(supernet.graph, "before") == 8
+
+
+def of_any_length():
+    """Words are an input whose last axis, which holds the channels elsewhere, has no fixed size; scores are another."""
+    text = keras.Input((None,), dtype="int32")
+    known = ops.cast(ops.not_equal(text, 0), "float32")
+    x = L.Embedding(9, 8, name="before")(text) * ops.expand_dims(known, -1)
+    x = L.LayerNormalization()(x + L.MultiHeadAttention(2, 4)(x, x))
+    query, key, value = (L.Dense(6, name=name)(x) for name in ("query", "key", "value"))
+    scores = ops.softmax(ops.matmul(query, ops.transpose(key, (0, 2, 1))) / 2)
+    x = L.GlobalMaxPooling1D()(
+        L.Conv1D(5, 3, padding="same", activation="relu", name="after")(ops.matmul(scores, value))
+    )
+    x = L.Concatenate()([x, ops.sum(known, -1, keepdims=True)])
+    return keras.Model(text, [L.Dense(3, name="classifier")(x), known])
+
+
+def test_texts_of_any_length(rng):
+    model = of_any_length()
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, parameters=0.9, streams=True, steps=10, num_examples=100)
+    names = ("before", "multi_head_attention_heads", "query", "value", "after")
+    assert [num_units(supernet.graph, name) for name in names] == [8, 2, 6, 6, 5]
+    supernet.compile("sgd", [keras.losses.SparseCategoricalCrossentropy(from_logits=True), None])
+    short, long = (rng.integers(0, 9, (7, length)) for length in (5, 11))
+    engine = Engine(supernet, (short, [np.zeros(7, int), np.zeros((7, 5))]))
+    for architecture in supernet.posterior("norm").sample(3, 0):
+        supernet.set_architecture(architecture)
+        expected = supernet(short)
+        cut = subnet(supernet, architecture)
+        assert cut.input_shape == (None, None) and cut.count_params() <= 0.9 * model.count_params()
+        check_equal(cut(long), supernet(long))
+        check_equal(cut(short), expected)
+        check_equal(engine.outputs(architecture), expected)
+    with pytest.raises(UserError, match="a fixed spatial size expected. Received: .None"):
+        tfnas.cost(model)
 
 
 def test_every_family_is_tested():

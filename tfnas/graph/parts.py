@@ -22,6 +22,7 @@ from tfnas.layers.calls import Call, copy_of
 from tfnas.layers.channelwise import Spatial
 from tfnas.layers.of_units import registered
 from tfnas.layers.pointwise import is_of_keras, takes_each_number
+from tfnas.layers.uncut import Uncut
 
 _TAKEN_APART = (keras.layers.Lambda, keras.layers.Attention)  # of Keras's own, as if a user had written them
 
@@ -342,34 +343,33 @@ class Nodes:
             count += 1
         self._names.add(name)
         output = call.output_tensors[number]
-        if not output.shape or output.shape[-1] is None:
-            raise UserError(
-                f"layer '{name}': the last axis of its output, which holds the channels, must have a fixed size. "
-                f"Received: {tuple(output.shape)}; give the model's input one"
-            )
+        if not output.shape:
+            raise UserError(f"layer '{name}': its output must have an axis of examples. Received: shape ()")
         called = Call(call, name, training, number, before)
         family = Spatial if drops else family_of_call(operation, name, call, called, self._of_units)
 
-        def add(family: type[Node], name: str, sources: tuple[int, ...], shape: Sequence[Any]) -> None:
+        def made(family: type[Node], name: str, sources: tuple[int, ...], shape: Sequence[Any]) -> Node:
             read = [self.nodes[i] for i in sources]
-            node = family(
+            return family(
                 name=name,
                 layer=operation,
                 inputs=sources,
                 input_channels=tuple(node.num_channels for node in read),
                 input_spatial=tuple(node.spatial for node in read),
-                num_channels=shape[-1],
+                num_channels=1 if shape[-1] is None else shape[-1],
                 spatial=tuple(shape[1:-1]),
                 called=called,
                 examples=self._known.lengths.of(output),
+                is_open=shape[-1] is None,
+                open_inputs=tuple(node.is_open for node in read),
             )
-            self.nodes.append(node)
 
         if family.INSIDE is not None:
             units = family.INSIDE.num_units(operation)
             inside = family.INSIDE.sources(call, sources)
-            add(family.INSIDE, f"{name}_{family.INSIDE.NAME}", inside, (None, units))
+            self.nodes.append(made(family.INSIDE, f"{name}_{family.INSIDE.NAME}", inside, (None, units)))
             self._names.add(self.nodes[-1].name)
             sources = (len(self.nodes) - 1, *sources)
-        add(family, name, sources, output.shape)
+        node = made(family, name, sources, output.shape)
+        self.nodes.append(node if node.reads_open_axes else made(Uncut, name, sources, output.shape))
         return len(self.nodes) - 1

@@ -44,11 +44,13 @@ class Node:
         inputs: indices of the nodes it reads, in order.
         input_channels: size of the last axis of each of them.
         input_spatial: the axes between batch and channels of each of them.
-        num_channels: C, the size of the last axis of its output.
+        num_channels: C, the size of the last axis of its output; 1 if that is open, for all of them together.
         spatial: the axes between batch and channels of its output; () for a vector.
         called: how it was called; `call` calls it so again.
         shared: whether its layer has weights and is called by other nodes too.
         examples: how many of its examples there are for each of the model's: several for windows or frames.
+        is_open: whether the last axis of its output has no fixed size, as that of tokens.
+        open_inputs: whether that of each of its inputs has none.
     """
 
     LAYERS: ClassVar[tuple[type, ...]] = ()  # Keras's classes that are of this family
@@ -70,6 +72,8 @@ class Node:
     called: Call
     shared: bool = False
     examples: int = 1
+    is_open: bool = False
+    open_inputs: tuple[bool, ...] = ()
 
     @property
     def inner(self) -> Any:
@@ -210,6 +214,13 @@ class Node:
     def pins(self, j: int) -> bool:
         """Whether it needs all channels of input `j`."""
         return self.ties(j) is None and not self.mixes and j not in self.meets
+
+    @property
+    def reads_open_axes(self) -> bool:
+        """Whether it takes the open axes of its inputs and output as one channel, of which it needs and makes all."""
+        if self.is_open and any(self.ties(j) is not None for j in range(len(self.inputs))):
+            return False
+        return all(self.pins(j) for j, is_open in enumerate(self.open_inputs) if is_open)
 
     def together(self, j: int | None) -> np.ndarray | None:
         """A number for every channel of input `j`, or of the output if None; those of one number exist together.
@@ -396,7 +407,9 @@ class WholeComputation(Computation):
         return {**fed, "mask": x.kept.astype(np.float32)} if self.node.gated else fed
 
     def compute(self, tensors: list[tf.Tensor], fed: Fed) -> tf.Tensor:
-        full = [self.sized(x, j, self.node.input_channels[j]) for j, x in enumerate(tensors)]
+        node = self.node
+        sizes = [None if j else size for size, j in zip(node.input_channels, node.open_inputs, strict=True)]
+        full = [self.sized(x, j, sizes[j]) for j, x in enumerate(tensors)]
         if self.node.gated:
             full = [full[0] * fed["mask"]]
         output = self.node.infer(full)

@@ -116,6 +116,25 @@ def test_gates_are_learned_if_asked_for():
             tfnas.shrink(model, TRAIN, VALIDATION, parameters=0.5, **given)
 
 
+class Squared(keras.Model):
+    """A model with a loss of its own."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x, y, y_pred, sample_weight, training) + keras.ops.mean(y_pred**2)
+
+
+def test_steps_of_ones_own_are_said_not_to_be_used(trained, capsys):
+    model = compiled(Squared(trained.input, trained.output, name="squared"))
+    for given in (model, trained):
+        tfnas.shrink(given, TRAIN, VALIDATION, parameters=0.6, epochs=0, trained=True, **OPTIONS)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("of its own") == 1
+    assert (
+        "'squared' has a compute_loss of its own, which is not used: networks are trained with the compiled loss"
+        in said
+    )
+
+
 def test_a_latency_is_met_as_measured(trained):
     options = {**OPTIONS, "device": lambda model: 1e-6 * (1 + model.count_params())}
     result = tfnas.shrink(trained, TRAIN, VALIDATION, latency=0.6, epochs=0, **options)

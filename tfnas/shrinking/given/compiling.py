@@ -17,6 +17,7 @@ from tfnas.training import schedules
 from tfnas.training.distillation import Kind, kind_of
 
 _OF_BATCHES = ("run_eagerly", "steps_per_execution", "jit_compile")
+_STEPS = ("train_step", "test_step", "compute_loss", "compute_metrics")
 _ADAM_RATE, _TRAINED_ADAM_RATE, _ADAM_DECAY = 1e-3, 3e-4, 1e-2
 _FEW = 1_000  # labels that are looked at
 _HIGH = 0.5  # share of a schedule's largest learning rate, at which a training should not end
@@ -128,6 +129,11 @@ def build_metrics(model: keras.Model, few: tuple[Any, ...]) -> None:
     model.compute_loss(x, y, outputs, weights, training=False)
     model.compute_metrics(x, y, outputs, weights)
     model.reset_metrics()
+
+
+def own_steps(model: keras.Model) -> list[str]:
+    """Methods by which a user's model is trained in its own way, which a smaller network does not have."""
+    return [name for name in _STEPS if getattr(type(model), name) is not getattr(keras.Model, name)]
 
 
 def as_given(model: keras.Model, output_names: Sequence[str]) -> Compiling | None:

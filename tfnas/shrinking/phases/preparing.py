@@ -77,6 +77,11 @@ def prepared(
     terminal.print_line(f"shrink    '{model.name}': {_size(probe)}; {probe.removable()}")
     for name, why in probe.graph.untraced.items():
         terminal.print_line(f"shrink    left whole: '{name}', because {why}")
+    if own := compiling.own_steps(model):
+        terminal.warn(
+            f"shrink    '{model.name}' has a {' and a '.join(own)} of its own, which is not used: networks are trained "
+            "with the compiled loss"
+        )
     names = as_functional(model, example).output_names
     given = compiling.as_given(model, names)
     held_out = inputs.read(data[1], probe.network, "shrink")

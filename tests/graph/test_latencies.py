@@ -138,6 +138,14 @@ def test_networks_are_timed_in_turns_on_this_machine(device):
     np.testing.assert_allclose(turns.seconds, np.median(rounds, 0))
 
 
+@pytest.mark.parametrize("device", ["tensorflow", "litert"])
+def test_inputs_are_given_in_the_networks_own_structure(device):
+    """Keras warns of another one, and warnings are errors here."""
+    inputs = {name: keras.Input(shape, name=name) for name, shape in {"image": (4, 3), "age": (2,)}.items()}
+    x = keras.layers.Concatenate()([keras.layers.Flatten()(inputs["image"]), inputs["age"]])
+    assert timer(keras.Model(inputs, keras.layers.Dense(2)(x)), device)() > 0
+
+
 def test_every_network_has_one_turn_in_every_round():
     order = []
     networks = [model(8), model(16)]

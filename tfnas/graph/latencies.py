@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfnas.common import installation, terminal
 from tfnas.common.errors import UserError
 from tfnas.graph.channels import Graph
+from tfnas.graph.models import functional
 from tfnas.graph.units import UnitGraph
 from tfnas.layers import BatchNormalization, Convolution, Depthwise, Pointwise
 from tfnas.layers.base import Node
@@ -37,8 +38,7 @@ _TURNS = 3  # of a network or layer that is measured by itself
 
 
 def _on_tensorflow(model: keras.Model) -> Timer:
-    images = [tf.zeros((1, *i.shape[1:]), i.dtype) for i in model.inputs]
-    inputs = images if len(images) > 1 else images[0]
+    inputs = _packed(model, [tf.zeros((1, *i.shape[1:]), i.dtype) for i in model.inputs])
     compiled = tf.function(lambda x: model(x, training=False), autograph=False)
     return _timer(lambda: keras.tree.map_structure(np.asarray, compiled(inputs)))  # waits for the result
 
@@ -55,12 +55,17 @@ def _on_litert(model: keras.Model) -> Timer:
 def _litert(model: keras.Model) -> bytes:
     """A network as a LiteRT file, for batches of one example."""
     shapes = [tf.TensorSpec((1, *i.shape[1:]), i.dtype) for i in model.inputs]
-    serve = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False), autograph=False)
+    serve = tf.function(lambda *x: model(_packed(model, x), training=False), autograph=False)
     with terminal.errors_expected():  # the converter logs what it does not need
         converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function(*shapes)], model)
         # By way of a SavedModel, weights would remain variables, read in every pass, and no normalization be folded.
         converter.experimental_lower_to_saved_model = False
         return bytes(converter.convert())
+
+
+def _packed(model: keras.Model, tensors: Sequence[Any]) -> Any:
+    """Tensors in the structure of a model's inputs."""
+    return keras.tree.pack_sequence_as(functional(model)._inputs_struct, tensors)
 
 
 def _timer(run: Callable[[], Any]) -> Timer:

@@ -210,6 +210,13 @@ def test_data_in_other_forms_and_callbacks_in_the_retraining(trained):
         assert [record["phase"] for record in result.history] == ["retrain"]
 
 
+def missing(data):
+    """The same examples without a number in three of them."""
+    images = data[0].copy()
+    images[[2, 30, 50], 1, 1] = np.nan
+    return images, data[1]
+
+
 @pytest.mark.parametrize(
     "words, call",
     [
@@ -227,6 +234,11 @@ def test_data_in_other_forms_and_callbacks_in_the_retraining(trained):
         ("expected inputs of shape", {"parameters": 0.5, "validation": (TRAIN[0][:, :3], TRAIN[1])}),
         ("labels in the structure of the model's 1 outputs", {"parameters": 0.5, "train": (TRAIN[0], TRAIN)}),
         ("parameters=1e-06 is out of reach", {"parameters": 1e-6}),
+        (
+            "validation has 3 of 60 examples with numbers that are not finite, and their loss is nan: fill",
+            {"parameters": 0.5, "validation": missing(VALIDATION)},
+        ),
+        ("train has 3 of 80 examples with numbers", {"parameters": 0.5, "train": missing(TRAIN)}),
     ],
 )
 def test_a_mistake_is_one_error(words, call):
@@ -239,6 +251,20 @@ def test_a_loss_that_is_not_finite_ends_the_training():
     model = compiled(classifier(), keras.optimizers.SGD(1e30))
     with pytest.raises(SearchFailedError, match="retrain: the loss is no longer finite in epoch 1"):
         tfnas.shrink(model, TRAIN, VALIDATION, parameters=0.6, epochs=1, trained=True, **OPTIONS)
+
+
+def test_gradients_that_are_not_finite_end_the_search():
+    """Units cannot be chosen by them."""
+    dataset = tf.data.Dataset.from_tensor_slices(missing(TRAIN)).batch(20)
+    with pytest.raises(SearchFailedError, match="gradients of importance 'curvature' are not finite.*learning rate"):
+        tfnas.shrink(compiled(classifier()), dataset, VALIDATION, parameters=0.6, epochs=1, trained=False, **OPTIONS)
+
+
+def test_numbers_that_are_not_finite_are_taken_where_the_model_fills_them_in(trained):
+    image = keras.Input(SHAPE)
+    model = compiled(keras.Model(image, trained(keras.ops.nan_to_num(image))))
+    result = tfnas.shrink(model, missing(TRAIN), missing(VALIDATION), parameters=0.6, epochs=0, **OPTIONS)
+    assert_within(result, model, parameters=0.6)
 
 
 def test_a_folder_of_the_command_line_is_not_used(tmp_path):

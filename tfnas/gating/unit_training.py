@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfnas.common.errors import UserError
+from tfnas.common.errors import SearchFailedError, UserError
 from tfnas.gating import bounds as bounding
 from tfnas.gating import elbo
 from tfnas.gating.gates import Gating
@@ -264,6 +264,11 @@ class ByCurvature(Bounded):
 
     def _by_squares(self, bounds: Mapping[str, float]) -> UnitPosterior:
         squares = np.asarray(self._draw.squared_gradients, np.float64)
+        if not np.isfinite(squares).all():
+            raise SearchFailedError(
+                "search: the gradients of importance 'curvature' are not finite, as the loss is not. Look for numbers "
+                "in the data that are not finite; else the learning rate is too high: compile with a smaller one"
+            )
         return posterior_of(self._form, squares, bounds, self._channel_multiple)
 
     def posterior(self) -> UnitPosterior:

@@ -11,7 +11,6 @@ compiled with the same losses and metrics, each replaced by a wrapper that keeps
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +79,7 @@ class Criterion:
         self._structure = network.output
         self._output_names = _names(network)
         self._found: dict[int, dict[str, tf.Tensor]] = {}  # by output tensor, during a call
+        self._traced: Any = None
         self.directions = {ACCURACY: "up"}
 
         def metrics(given: Any) -> Any:
@@ -150,10 +150,15 @@ class Criterion:
         self._found.clear()
         return figures
 
-    @functools.cached_property
-    def traced(self) -> Callable[..., dict[str, tf.Tensor]]:
-        """The same as a graph, because a loss of the batch is called for each example by itself."""
-        return tf.function(self.__call__, autograph=False)
+    def traced(self, outputs: list[tf.Tensor], labels: Any, weights: Any = None) -> dict[str, tf.Tensor]:
+        """The same, traced once: a loss of the batch is called for each example by itself, eagerly in milliseconds."""
+        given = {"outputs": outputs, "labels": labels} | ({} if weights is None else {"weights": weights})
+        given = keras.tree.map_structure(tf.convert_to_tensor, given)
+        if self._traced is None:
+            specs = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), given)
+            function = tf.function(lambda parts: self(**parts), autograph=False)
+            self._traced = function.get_concrete_function(specs)
+        return self._traced(given)
 
     def _of_joint(
         self, loss: Callable[[Any, Any], Any], labels: Any, outputs: Any, weights: Any

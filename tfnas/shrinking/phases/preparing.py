@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfnas.common import terminal
+from tfnas.common.errors import UserError
 from tfnas.config import Retrain, Search
 from tfnas.data import inputs
 from tfnas.gating.placement import gate
@@ -17,6 +18,7 @@ from tfnas.gating.unit_supernet import UnitSupernet
 from tfnas.graph.channels import Graph
 from tfnas.graph.latencies import Device, Latencies
 from tfnas.graph.models import as_functional
+from tfnas.ranking.losses import Criterion
 from tfnas.shrinking.given import compiling
 from tfnas.shrinking.given.compiling import Compiling
 from tfnas.shrinking.given.examples import Batches
@@ -24,7 +26,9 @@ from tfnas.shrinking.given.trained import looks_trained
 from tfnas.shrinking.phases import keeping
 from tfnas.shrinking.phases.job import Job
 from tfnas.shrinking.phases.keeping import Phases
+from tfnas.training.best_cut import mean_loss
 
+_FEW = 100  # examples with numbers that are not finite, whose loss is looked at
 _RATES = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
 
@@ -89,6 +93,15 @@ def prepared(
     if any(isinstance(one, _RATES) for one in callbacks):
         found = dataclasses.replace(found, constant=True)
     found.apply(probe)
+    _check_finite("validation", (held_out.inputs, held_out.labels), held_out.take, probe)
+    if isinstance(data[0], tuple):
+        train_arrays = inputs.arrays(data[0], "shrink")
+
+        def some(rows: np.ndarray) -> inputs.Examples:
+            taken = keras.tree.map_structure(lambda x: None if x is None else x[rows], train_arrays)
+            return inputs.read(taken, probe.network, "shrink")
+
+        _check_finite("train", train_arrays[:2], some, probe)
     if trained is None:
         trained = looks_trained(probe, held_out, seed)
         words = "trained for these labels" if trained else "not trained for these labels"
@@ -120,6 +133,29 @@ def prepared(
     number = max(defaults.curvature_images, 1)
     job = Job(network, batches, held_out, found, kept, key, number, epochs, device, seed)
     return Prepared(job, trained, {**options, "streams": probe.graph.streams}, latencies)
+
+
+def _check_finite(name: str, arrays: Any, take: Callable[[np.ndarray], inputs.Examples], probe: UnitSupernet) -> None:
+    """Raises UserError if examples have numbers that are not finite, and the model gives them no finite loss either.
+
+    Args:
+        name: of the split.
+        arrays: a structure of inputs and labels, shape (N, ...) each.
+        take: gives the examples of these indices.
+        probe: compiled supernet.
+    """
+    floating = [x for x in map(np.asarray, keras.tree.flatten(arrays)) if np.issubdtype(x.dtype, np.floating)]
+    bad = [~np.isfinite(x).reshape(len(x), -1).all(1) for x in floating]
+    rows = np.flatnonzero(np.any(bad, 0)) if bad else np.array([], int)
+    if not rows.size:
+        return
+    few = take(rows[:_FEW])
+    loss = mean_loss(probe.graph.model, few, Criterion(probe, few, "shrink"))
+    if not np.isfinite(loss):
+        raise UserError(
+            f"shrink: {name} has {rows.size:,} of {bad[0].size:,} examples with numbers that are not finite, and their "
+            f"loss is {loss}: fill them in, or leave these examples out"
+        )
 
 
 def _latencies(model: keras.Model, example: Any, device: str | Device, kept: Phases) -> Latencies:

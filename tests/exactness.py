@@ -51,6 +51,9 @@ def built_cost(model):
         if weights and not is_variable:
             transposed = "Transpose" in type(layer).__name__
             multiply_adds += weights * math.prod((layer.input if transposed else layer.output).shape[1:-1])
+        if isinstance(layer, keras.layers.RNN):
+            kernels = (layer.cell.kernel, layer.cell.recurrent_kernel)
+            multiply_adds += layer.input.shape[1] * sum(math.prod(kernel.shape) for kernel in kernels)
         if isinstance(layer, keras.layers.MultiHeadAttention):  # all positions attend to all
             queries, attended = (math.prod(tensor.shape[1:-1]) for tensor in layer.input)
             size = {name: math.prod(getattr(layer, f"_{name}_dense").kernel.shape) for name in PROJECTIONS}

@@ -59,6 +59,9 @@ LAYERS = {
     "LayerNormalization": lambda x: layers.LayerNormalization()(x),
     "attention": lambda x: layers.MultiHeadAttention(2, 3, attention_axes=(1, 2))(x, layers.AveragePooling2D(2)(x)),
     "grouped convolution": lambda x: layers.Conv2D(6, 3, groups=2)(x),
+    "recurrent": lambda x: layers.Reshape((5, 5, 2))(
+        layers.LSTM(2, return_sequences=True)(layers.Reshape((25, x.shape[-1]))(x))
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from tfnas.graph.costs import cost
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.of_units import OF_UNITS
 from tfnas.layers.of_units.attention import Heads
+from tfnas.layers.of_units.recurrent import States
 from tfnas.ranking.engine import Engine
 from tfnas.search_space.architecture import Architecture
 from tfnas.testing import model_around, num_units
@@ -104,6 +105,22 @@ LAYERS = {
     "an array for each channel": (lambda x: (x - np.arange(8.0)) / np.linspace(1, 2, 8, dtype="float32"), 8),
     "an array for each position": (lambda x: 2.0 - ops.relu(x + SINUSOIDS) * SINUSOIDS * SINUSOIDS[..., :1], 8),
     "global response normalization": (lambda x: x * response(x), 8),
+    "LSTM": (lambda x: L.LSTM(5)(L.LSTM(6, return_sequences=True)(L.Reshape((36, 8))(x))), 8),
+    "GRU": (lambda x: L.GRU(5, return_sequences=True)(L.Reshape((36, 8))(x))[:, :, :4], 8),
+    "GRU, reset before": (
+        lambda x: L.GRU(5, reset_after=False)(L.Reshape((36, 8))(x)),
+        8,
+    ),
+    "SimpleRNN": (
+        lambda x: L.SimpleRNN(5, "softplus", use_bias=False, go_backwards=True)(L.Reshape((36, 8))(x)),
+        8,
+    ),
+    "Bidirectional": (
+        lambda x: L.Bidirectional(L.GRU(5), merge_mode="sum")(
+            L.Bidirectional(L.LSTM(6, return_sequences=True))(L.Reshape((36, 8))(x))
+        ),
+        8,
+    ),
     "sums over channels": (
         lambda x: (
             x**2 * 0.1 + ops.sum(x, -1, keepdims=True) * ops.min(x, -1, keepdims=True) - ops.std(x, -1, keepdims=True)
@@ -194,7 +211,7 @@ def test_every_family_is_tested():
     transformers = [transformer(kind) for kind in (self_attention, by_matrix_products, by_dot_products)]
     models = [*(image_model(layer) for layer, _ in LAYERS.values()), *transformers, words()]
     found = {type(node) for model in models for node in UnitGraph(model).nodes}
-    assert {*OF_UNITS, Heads} <= found
+    assert {*OF_UNITS, Heads, States} <= found
 
 
 @pytest.mark.parametrize("name", LAYERS)

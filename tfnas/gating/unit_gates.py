@@ -187,7 +187,12 @@ class _GateAlone(keras.layers.Layer, _Gate):
 
     def __init__(self, units: Sequence[int] = (), **kwargs: Any):
         super().__init__(**{"autocast": False, **kwargs})
+        self.supports_masking = True
         self.units = tuple(units)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The mask of the tensor that is multiplied, by which Keras weighs losses."""
+        return previous_mask[0]
 
     def build(self, input_shape: Any) -> None:
         """Creates the mask."""
@@ -234,7 +239,12 @@ class _WithNormalization(keras.layers.Wrapper, _Gate):
 
     def __init__(self, layer: Any, units: Sequence[int], **kwargs: Any):
         super().__init__(layer, **{"autocast": False, **kwargs})
+        self.supports_masking = True
         self.units = tuple(units)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The mask of the tensor that is multiplied, by which Keras weighs losses."""
+        return previous_mask[0]
 
     def build(self, input_shape: Any) -> None:
         """Creates the mask, and the normalization's variables."""

@@ -104,14 +104,14 @@ class _Placement:
         for i in reversed(range(len(self._nodes))):
             node = self._nodes[i]
             classes = _classes(demands[i])
-            plans = [self._cheapest(i, edges, len(classes) == 1) for edges in classes]
+            plans = [] if node.multiplies else [self._cheapest(i, edges, len(classes) == 1) for edges in classes]
             passed = self._passed(i, plans[0]) if len(plans) == 1 else {}
             if not passed:
                 found += [place for plan in plans for place in plan.places]
             # Of channels that meet in a product, those of one operand are multiplied.
             one = min(node.meets, key=lambda j: _positions(node.input_spatial[j]), default=None)
             for j, source in enumerate(node.inputs):
-                if node.mixes or j == one:
+                if node.mixes or node.multiplies or j == one:
                     wanted = self._of[source] != PINNED
                     places = (Place(source, ((i, j),), wanted, False),) if wanted.any() else ()
                     demands[source][i, j] = _Demand(wanted, places)

@@ -115,6 +115,8 @@ def parts_of(record: Any, name: str, known: Known) -> Parts | None:
         return None
     if isinstance(layer, keras.layers.TimeDistributed):
         return _over_time(record, name, given[0], untraced, lengths)
+    if isinstance(layer, keras.layers.Bidirectional):
+        return _both_ways(record, given[0], lengths)
     if isinstance(layer, keras.layers.SpectralNormalization):
         untraced[name] = "in training it divides its kernel by a norm of the whole kernel, which a part does not have"
         return None
@@ -210,6 +212,30 @@ def _over_time(record: Any, name: str, length: int, untraced: dict[str, str], le
             return None
         output = keras.ops.reshape(layer(keras.ops.reshape(x, (-1, *given.shape[2:]))), (-1, steps, *sizes))
     return Parts([x], [output], calls_of(keras.Model(x, output)))
+
+
+_WAYS = {  # to merge what a Bidirectional has read forwards and backwards
+    "concat": lambda one, other: keras.ops.concatenate([one, other], axis=-1),
+    "sum": keras.ops.add,
+    "ave": lambda one, other: (one + other) / 2,
+    "mul": keras.ops.multiply,
+}
+
+
+def _both_ways(record: Any, length: int, lengths: Lengths) -> Parts | None:
+    """A Bidirectional as the two layers that it calls; None with states that are given or returned."""
+    layer, (given, *masks) = record.operation, record.input_tensors
+    several = len(masks) > (record.arguments.kwargs.get("mask") is not None)
+    if several or layer.return_state or layer.stateful or layer.merge_mode not in _WAYS:
+        return None
+    x, *masks = inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in (given, *masks)]
+    more = {"mask": masks[0]} if masks else {}
+    there, back = layer.forward_layer(x, **more), layer.backward_layer(x, **more)
+    output = _WAYS[layer.merge_mode](there, keras.ops.flip(back, axis=1) if layer.return_sequences else back)
+    calls = calls_of(keras.Model(inputs, output))
+    for tensor in (*inputs, *(made for call in calls for made in call.output_tensors)):
+        lengths.note(tensor, length, True)
+    return Parts(inputs, [output], calls)
 
 
 def one_of(layer: Any) -> tuple[Any, Any]:

@@ -309,7 +309,7 @@ class UnitGraph(Graph):
                     dead[other].append(g)
         widths = _Widths(self, full)
         extents = {
-            i: Extent(widths.of(node.inputs[0]), widths.of(i), tuple(needs[i]))
+            i: Extent(widths.of(node.inputs[0]), widths.of(node.inputs[0] if node.multiplies else i), tuple(needs[i]))
             for i, node in enumerate(self.nodes)
             if full.works(i) and node.inputs
         }

@@ -33,7 +33,7 @@ from tfnas.layers.convolution import Convolution, TransposedConvolution
 from tfnas.layers.depthwise import Depthwise, Separable
 from tfnas.layers.merging import Concatenation, Merge
 from tfnas.layers.normalization import BatchNormalization, Scale
-from tfnas.layers.of_units import OF_UNITS, WholeAttention, WholeEinsum, registered
+from tfnas.layers.of_units import OF_UNITS, WholeAttention, WholeEinsum, WholeRecurrent, registered
 from tfnas.layers.of_units import Contraction as Contraction
 from tfnas.layers.of_units import Rule as Rule
 from tfnas.layers.of_units import layout as layout
@@ -61,6 +61,7 @@ FAMILIES: list[type[Node]] = [
     Concatenation,
     WholeAttention,
     WholeEinsum,
+    WholeRecurrent,
     Uncut,
 ]
 
@@ -109,7 +110,8 @@ def family_of_call(layer: Any, name: str, record: Any, called: Call, of_units: b
             f"layer '{name}': a TFSMLayer, which holds a SavedModel: its operations are fixed and cannot be cut. Gate "
             "the Keras model that it was made from, from its .keras or .h5 file"
         )
-    families = [Uncut] if called.masked else [*OF_UNITS, *FAMILIES] if of_units else FAMILIES
-    found = next(family for family in families if family.takes(layer, record, called))
+    families = [*OF_UNITS, *FAMILIES] if of_units else FAMILIES
+    able = (family for family in families if not called.masked or family.takes_masks)
+    found = next(family for family in able if family.takes(layer, record, called))
     found.check(layer, name, record, called)
     return found

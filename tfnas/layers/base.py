@@ -60,6 +60,10 @@ class Node:
     weighs_channels: ClassVar[bool] = False
     # Inputs that it multiplies by each other and sums over channels; a channel exists in all of them or in none.
     meets: ClassVar[tuple[int, ...]] = ()
+    # Whether it multiplies what it computes by its first input, channel by channel, so that gates of that are its own.
+    # It computes all of these channels, whichever are read.
+    multiplies: ClassVar[bool] = False
+    takes_masks: ClassVar[bool] = False  # whether a call with a mask, which is its last input, may be of this family
     INSIDE: ClassVar[Any] = None  # the family of a node before it for units inside the layer, which it reads first
 
     name: str

@@ -15,7 +15,12 @@ import numpy as np
 from tfnas.common.errors import UserError, brief
 
 # Layers whose output at inference a mask that is passed by hand changes; they read it as one more input.
-_MASKED = (keras.layers.GlobalAveragePooling1D, keras.layers.Softmax)
+_MASKED = (
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.Softmax,
+    keras.layers.RNN,
+    keras.layers.Bidirectional,
+)
 
 
 class Call:
@@ -38,7 +43,7 @@ class Call:
         found: what families have found out about it.
         training: True or False by that rule, apart from what the model will be called with; None if unspecified.
         dtype: of its output.
-        masked: whether a mask was passed by hand.
+        masked: whether a mask was passed, by hand or by Keras.
 
     Raises:
         UserError: naming the layer, for an argument that cannot be kept.

@@ -39,6 +39,8 @@ class Input(Node):
 class Uncut(Node):
     """A layer without a rule, which is not cut: it reads and computes all of its channels, at full cost."""
 
+    takes_masks = True
+
     # Of what subnets are built with, so that a subnet can be gated in its turn: what looks at nothing but its input's
     # shape.
     _CONSTANT = frozenset(("OnesLike", "ZerosLike"))

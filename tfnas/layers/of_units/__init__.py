@@ -4,8 +4,10 @@ arrays.py         sums and products of a tensor and an array of numbers
 attention.py      MultiHeadAttention and GroupQueryAttention, whose units are heads
 einsum.py         EinsumDense
 grouped.py        grouped convolutions
+inside.py         units inside a layer, as channels of a node before it
 rearranging.py    data movement (ops.transpose, stack, split, slices, ...) and reductions over space (ops.mean, ...)
 products.py       attention that is written by hand: ops.matmul, ops.einsum, Dot, dot_product_attention
+recurrent.py      LSTM, GRU and SimpleRNN, whose units are numbers of the state
 reductions.py     reductions over channels (ops.mean, ops.max, ... with axis=-1)
 registered.py     layers of users and of other packages, by rules that they register
 statistics.py     normalizations by statistics over channels: LayerNormalization, GroupNormalization, ...
@@ -25,6 +27,8 @@ from tfnas.layers.of_units.einsum import says_less as says_less
 from tfnas.layers.of_units.grouped import Grouped
 from tfnas.layers.of_units.products import Contraction, DotProductAttention, WeightedSum
 from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected, layout
+from tfnas.layers.of_units.recurrent import Recurrent
+from tfnas.layers.of_units.recurrent import WholeRecurrent as WholeRecurrent
 from tfnas.layers.of_units.reductions import Reduction, reduced
 from tfnas.layers.of_units.registered import Registered, Rule, register, registered
 from tfnas.layers.of_units.statistics import GroupStatistics, Statistics, normalized
@@ -35,6 +39,7 @@ __all__ = ["OF_UNITS", "Contraction", "Registered", "Rule", "layout", "normalize
 # A layer is of the first family that takes it, or else of one of `layers.FAMILIES`.
 OF_UNITS: list[type[Node]] = [
     Attention,
+    Recurrent,
     DotProductAttention,
     Contraction,
     WeightedSum,

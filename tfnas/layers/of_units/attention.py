@@ -12,13 +12,14 @@ import functools
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 import numpy as np
 
 from tfnas.layers.base import Node
 from tfnas.layers.calls import Call
+from tfnas.layers.of_units.inside import Inside
 from tfnas.layers.records import Builder, Folded, State, Value
 from tfnas.layers.uncut import Uncut
 
@@ -44,12 +45,10 @@ class _Projections:
         self.use_gate = bool(layer.use_gate if self.grouped else layer._use_gate)
 
 
-class Heads(Node):
-    """The heads of an attention layer: one channel each, 1 in the full network; its inputs are query, value, key."""
+class Heads(Inside):
+    """The heads of an attention layer; its inputs are query, value, key."""
 
-    NAME: ClassVar[str] = "heads"
-    full_output = False
-    mixes = True
+    NAME = "heads"
 
     @staticmethod
     def num_units(layer: Any) -> int:
@@ -61,12 +60,6 @@ class Heads(Node):
         """Returns, of the nodes that a call reads, those of the query, the value and the key."""
         given = dict(zip(_roles(record), sources, strict=True))
         return given["query"], given["value"], given.get("key", given["value"])
-
-    def call(self, layer: Any, tensors: Sequence[Any], training: bool | None = None) -> Any:
-        return HeadsAtFirst(self.num_channels, name=self.name)(tensors[0])
-
-    def state(self, sources: Sequence[State], kept: Any) -> State:
-        return self.everywhere(any(x.depends.any() for x in sources), True, False)
 
     @property
     def positions(self) -> int | None:
@@ -112,9 +105,6 @@ class Heads(Node):
             by_head = kernel.sum((0, 2)) + sum(b.sum(1) for b in bias)  # of every query head, if it is of queries
             makes = makes + by_head.reshape(parts.heads, -1).sum(1)
         return reads, makes
-
-    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
-        return sources[0].tensor  # which `Attention` does not look at: heads that are gone are gone from its layer
 
 
 class Attention(Node):
@@ -220,27 +210,6 @@ class WholeAttention(Uncut):
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Node)}
         fields |= {name: tuple(fields[name][j] for j in read) for name in ("inputs", "input_channels", "input_spatial")}
         return Heads(**fields)
-
-
-@keras.saving.register_keras_serializable("tfnas")
-class HeadsAtFirst(keras.layers.Layer):
-    """Ones for the heads of an attention layer, float32, shape (batch, heads), of any tensor of that batch."""
-
-    def __init__(self, heads: int, **kwargs: Any):
-        super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
-        self.heads = heads
-
-    def call(self, inputs: Any) -> Any:
-        """The ones."""
-        return keras.ops.ones((keras.ops.shape(inputs)[0], self.heads), "float32")
-
-    def compute_output_spec(self, inputs: Any) -> Any:
-        """Shape and dtype of the output."""
-        return keras.KerasTensor((inputs.shape[0], self.heads), "float32")
-
-    def get_config(self) -> dict[str, Any]:
-        """Arguments from which `from_config` makes the same layer."""
-        return {**super().get_config(), "heads": self.heads}
 
 
 @keras.saving.register_keras_serializable("tfnas")

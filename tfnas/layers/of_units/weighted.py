@@ -23,7 +23,7 @@ class Embedding(Node):
 
     @classmethod
     def takes(cls, layer: Any, record: Any, called: Call) -> bool:
-        return type(layer) is keras.layers.Embedding and not layer.mask_zero and len(layer.get_weights()) == 1
+        return type(layer) is keras.layers.Embedding and len(layer.get_weights()) == 1
 
     def state(self, sources: Sequence[State], kept: Any) -> State:
         return self.everywhere(sources[0].depends.any(), True, False)

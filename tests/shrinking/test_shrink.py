@@ -235,6 +235,15 @@ def missing(data):
         ("labels in the structure of the model's 1 outputs", {"parameters": 0.5, "train": (TRAIN[0], TRAIN)}),
         ("parameters=1e-06 is out of reach", {"parameters": 1e-6}),
         (
+            "train: expected batches. Received: single examples, with inputs of shape .6, 6, 1.; batch them",
+            {"parameters": 0.5, "train": tf.data.Dataset.from_tensor_slices(TRAIN)},
+        ),
+        (
+            "train: expected inputs of shape .* Received: .5, 4, 6, 6, 1.",
+            {"parameters": 0.5, "train": tf.data.Dataset.from_tensor_slices(TRAIN).batch(4).batch(5)},
+        ),
+        ("shrink: validation: expected a tuple of arrays", {"parameters": 0.5, "validation": None}),
+        (
             "validation has 3 of 60 examples with numbers that are not finite, and their loss is nan: fill",
             {"parameters": 0.5, "validation": missing(VALIDATION)},
         ),
@@ -245,6 +254,13 @@ def test_a_mistake_is_one_error(words, call):
     given = {"train": TRAIN, "validation": VALIDATION, "epochs": 0, **OPTIONS, **call}
     with pytest.raises(UserError, match=words):
         tfnas.shrink(classifier(), given.pop("train"), given.pop("validation"), **given)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(
+        UserError, match="a Keras model expected. Received: 'small.keras'; of a file, keras.models.load"
+    ):
+        tfnas.shrink("small.keras", TRAIN, VALIDATION, parameters=0.5)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():

@@ -257,6 +257,22 @@ def arrays(data: tuple[Any, ...], caller: str) -> Any:
     return found
 
 
+def check_batch(inputs: Any, model: keras.Model, caller: str) -> None:
+    """Raises UserError unless these are inputs of a batch of examples that fit the model.
+
+    Args:
+        inputs: a structure of arrays.
+        model: functional model that takes them.
+        caller: prefix of error messages.
+    """
+    if _is_one(inputs, model):
+        raise UserError(
+            f"{caller}: expected batches. Received: single examples, with inputs of shape {_shapes(inputs)}; batch "
+            "them, such as by dataset.batch(32)"
+        )
+    _fitting(model, caller)(inputs)
+
+
 def _slices(data: tuple[Any, ...], caller: str) -> Iterator[Any]:
     rows = arrays(data, caller)
     for start in range(0, len(next(x for x in keras.tree.flatten(rows) if x is not None)), BATCH_SIZE):

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from tfnas.common.errors import UserError, add_filename
+from tfnas.common.errors import UserError, add_filename, brief
 from tfnas.layers import refuse_unit_gates
 from tfnas.layers.of_units import known_sizes, says_less
 
@@ -26,12 +26,17 @@ def as_functional(model: Any, example: Any = None) -> Any:
         example: inputs, as arrays in the structure that the model takes; needed if it is not built.
 
     Raises:
-        UserError: for a model of Keras 2, a supernet's network, or a model whose inputs' shapes are not known.
+        UserError: for what is not a model of Keras 3, a supernet's network, or a model whose inputs' shapes are not
+            known.
     """
     refuse_unit_gates(model)
     found = functional(model)
     if found is not None:
         return sized(found)
+    if not isinstance(model, keras.Model):
+        raise UserError(
+            f"a Keras model expected. Received: {brief(model)}; of a file, keras.models.load_model gives it"
+        )
     if example is not None:
         arguments = (keras.tree.map_structure(_input_like, example),)
         keywords = {}

@@ -162,7 +162,7 @@ def smallest(
     if best is None:
         terminal.warn(f"shrink    no size that was tried is within a drop of {max_drop:g}: the network is the full one")
         best = cut(job, searched, searched.supernet.graph.full, 0, None, "retrain/full", ())
-    examples = None if test is None else inputs.read(test, full, "shrink")
+    examples = None if test is None else inputs.read(test, full, "shrink: test")
     (result,) = results(job, searched, [best], [{resource: high}], None if examples is None else job.labeled(examples))
     compared = _Compared(job, searched, best.model, metric, sign)
     return SmallestShrunk(

@@ -80,7 +80,7 @@ class Batches:
             self.num_examples = len(keras.tree.flatten(data)[0])
 
     def _of_arrays(self, data: tuple[Any, ...], batch_size: int | None) -> None:
-        arrays = _labeled(inputs.arrays(data, "shrink"))
+        arrays = _labeled(inputs.arrays(data, "shrink: train"))
         count = len(keras.tree.flatten(arrays)[0])
         size = batch_size or max(1, min(_BATCH_SIZE, count // _LEAST_BATCHES))
         if not 0 < size <= count:

@@ -78,6 +78,7 @@ def prepared(
     latencies = _latencies(model, example, device, kept) if "latency" in smallest else None
     arguments: dict[str, Any] = {**smallest, **options} | ({} if latencies is None else {"device": latencies})
     probe: Any = gate(model, **arguments, example=example, importance="curvature", iterative=False, seed=seed)
+    inputs.check_batch(example, probe.network, "shrink: train")
     terminal.print_line(f"shrink    '{model.name}': {_size(probe)}; {probe.removable()}")
     for name, why in probe.graph.untraced.items():
         terminal.print_line(f"shrink    left whole: '{name}', because {why}")
@@ -88,7 +89,7 @@ def prepared(
         )
     names = as_functional(model, example).output_names
     given = compiling.as_given(model, names)
-    held_out = inputs.read(data[1], probe.network, "shrink")
+    held_out = inputs.read(data[1], probe.network, "shrink: validation")
     found = given or _chosen(probe, batches, False, names)
     if any(isinstance(one, _RATES) for one in callbacks):
         found = dataclasses.replace(found, constant=True)

@@ -128,7 +128,7 @@ def results(
     known = [measuring.sizes(model) for model in models]
     tested: list[Mapping[str, float]] = [{} for _ in models]
     if test is not None:
-        examples = job.dataset(inputs.read(test, full, "shrink"))
+        examples = job.dataset(inputs.read(test, full, "shrink: test"))
         tested = [evaluate(model, examples) for model in models]
     for one in cuts:
         job.compile(one.model)

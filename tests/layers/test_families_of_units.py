@@ -160,14 +160,18 @@ def test_frames_cost_what_their_layer_costs_for_each():
     assert norms.untraced == {"steps": "in training it normalizes each time step by itself"}
 
 
-def words():
+def words(masked=False):
     text = keras.Input((6,), dtype="int32")
+    if masked:
+        x = L.GlobalAveragePooling1D()(L.Embedding(9, 8, mask_zero=True, name="before")(text))
+        return keras.Model(text, L.Dense(3, name="classifier")(L.Dense(4, name="hidden")(x)))
     x = L.Conv1D(5, 3, activation="relu", name="after")(L.Embedding(9, 8, name="before")(text))
     return keras.Model(text, L.Dense(3, name="classifier")(L.Dense(4, name="hidden")(L.GlobalMaxPooling1D()(x))))
 
 
-def test_an_embedding_writes_channels(rng):
-    supernet = check_units(words(), rng)
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_embedding_writes_channels(masked, rng):
+    supernet = check_units(words(masked), rng)
     assert num_units(supernet.graph, "before") == 8
 
 
@@ -209,7 +213,7 @@ def test_texts_of_any_length(rng):
 
 def test_every_family_is_tested():
     transformers = [transformer(kind) for kind in (self_attention, by_matrix_products, by_dot_products)]
-    models = [*(image_model(layer) for layer, _ in LAYERS.values()), *transformers, words()]
+    models = [*(image_model(layer) for layer, _ in LAYERS.values()), *transformers, words(), words(True)]
     found = {type(node) for model in models for node in UnitGraph(model).nodes}
     assert {*OF_UNITS, Heads, States} <= found
 

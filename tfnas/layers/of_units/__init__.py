@@ -11,7 +11,7 @@ recurrent.py      LSTM, GRU and SimpleRNN, whose units are numbers of the state
 reductions.py     reductions over channels (ops.mean, ops.max, ... with axis=-1)
 registered.py     layers of users and of other packages, by rules that they register
 statistics.py     normalizations by statistics over channels: LayerNormalization, GroupNormalization, ...
-weighted.py       Embedding, PReLU
+weighted.py       Embedding, PReLU, GlobalAveragePooling1D with a mask
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tfnas.layers.of_units.recurrent import WholeRecurrent as WholeRecurrent
 from tfnas.layers.of_units.reductions import Reduction, reduced
 from tfnas.layers.of_units.registered import Registered, Rule, register, registered
 from tfnas.layers.of_units.statistics import GroupStatistics, Statistics, normalized
-from tfnas.layers.of_units.weighted import Embedding, Parametric
+from tfnas.layers.of_units.weighted import Embedding, MaskedAverage, Parametric
 
 __all__ = ["OF_UNITS", "Contraction", "Registered", "Rule", "layout", "normalized", "reduced", "register", "registered"]
 
@@ -54,4 +54,5 @@ OF_UNITS: list[type[Node]] = [
     Regrouped,
     Embedding,
     Parametric,
+    MaskedAverage,
 ]

@@ -1,4 +1,4 @@
-"""Embedding and PReLU: weights for each channel, and for each word or position."""
+"""Embedding and PReLU, which have weights for each channel and word or position; averages over words by their mask."""
 
 from __future__ import annotations
 
@@ -46,6 +46,35 @@ class Embedding(Node):
         tensor = build.gather(sources[0], np.arange(self.input_channels[0]))
         weights = [self.inner.get_weights()[0][:, channels]]
         return self.rebuilt(build, [tensor], weights, output_dim=int(channels.size))
+
+
+class MaskedAverage(Channelwise):
+    """GlobalAveragePooling1D with a mask, its second input, of which it needs all."""
+
+    takes_masks = True
+
+    @classmethod
+    def takes(cls, layer: Any, record: Any, called: Call) -> bool:
+        return type(layer) is keras.layers.GlobalAveragePooling1D and called.masked
+
+    def state(self, sources: Sequence[State], kept: Any) -> State:
+        return sources[0]
+
+    def read(self, live: np.ndarray) -> list[np.ndarray]:
+        return [live, np.full(self.input_channels[1], bool(live.any()))]
+
+    def given(self, x: Channels, j: int) -> np.ndarray:
+        return np.arange(self.input_channels[1]) if j else np.flatnonzero(x.live)
+
+    def ties(self, j: int) -> np.ndarray | None:
+        return None if j else np.arange(self.num_channels)
+
+    def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
+        return self.rebuilt(build, [build.gather(sources[0], self.given(x, 0)), sources[1].tensor])
+
+    @property
+    def computation(self) -> type[Computation]:
+        return WholeComputation
 
 
 class Parametric(Channelwise):

@@ -56,6 +56,8 @@ def trace(record: Any, made: dict[int, Made], lengths: Sequence[int]) -> Traced:
     except UntraceableError:
         raise
     except Exception as error:  # whatever the layer's own code raises when it is given symbolic tensors
+        if "input to a TensorFlow function" in str(error):
+            raise UntraceableError("its `call` uses TensorFlow itself, not keras.ops") from None
         lines = str(error).strip().splitlines() or [""]
         raise UntraceableError(f"{type(error).__name__}: {lines[0][:120]}") from None
 

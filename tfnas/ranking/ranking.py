@@ -338,7 +338,7 @@ class Field:
                 what = "the compiled loss" if self.by == LOSS else f"'{self.by}'"
                 terminal.warn(
                     f"rank: no candidate is proven to be worse than another, because {what} has no known "
-                    "upper bound: pass rank(..., largest_loss=)"
+                    "upper bound; tfnas.rank can be given one as largest_loss"
                 )
             confidence, largest = None, 0.0
         num_candidates = len(self.candidates)

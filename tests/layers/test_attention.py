@@ -55,6 +55,14 @@ def test_attention_costs_alike_however_it_is_read():
     assert tfnas.cost(model).multiply_adds == expected
 
 
+def test_attention_that_is_called_twice(rng):
+    pair, attention = keras.Input((2, 4, 6)), L.MultiHeadAttention(4, 3, name="attention")
+    pooled = [L.GlobalAveragePooling1D()(attention(text, text)) for text in (pair[:, 0], pair[:, 1])]
+    model = keras.Model(pair, L.Dense(3)(L.Dense(5, activation="relu")(L.Multiply()(pooled))))
+    supernet = check_units(model, rng)
+    assert num_units(supernet.graph, "attention_heads") == num_units(supernet.graph, "attention_1_heads") == 4
+
+
 def test_a_transformer_costs_alike_before_it_is_gated_and_after():
     for attention in (*ATTENTION, in_windows):
         model = transformer(attention)

@@ -6,6 +6,7 @@ import pytest
 from exactness import check_units
 
 import tfnas
+from tfnas.common.errors import UserError
 from tfnas.graph.costs import cost
 from tfnas.graph.units import UnitGraph
 from tfnas.layers.of_units.recurrent import GatedRecurrent
@@ -27,6 +28,20 @@ def test_padded_texts(rng):
     supernet = check_units(reader(False), rng)
     sizes = [num_units(supernet.graph, name) for name in ("before", "both_forward_lstm", "both_backward_lstm", "gru")]
     assert sizes == [8, 5, 5, 4]
+
+
+def test_a_layer_that_reads_two_texts(rng):
+    pair, both = keras.Input((2, 5, 3)), L.Bidirectional(L.LSTM(4, name="lstm"), name="both")
+    texts = [pair[:, 0], pair[:, 1]]
+    first = L.Conv1D(6, 3, padding="same", name="first")
+    x, y = (both(first(text)) for text in texts)
+    supernet = check_units(keras.Model(pair, L.Dense(3)(L.Dense(5, activation="relu")(x * y))), rng)
+    sizes = [num_units(supernet.graph, name) for name in ("first", "both_forward_lstm", "both_forward_lstm_1")]
+    assert sizes == [6, 4, 4] and len(supernet.graph.groups) == 4
+    one, other = L.LSTM(4, name="lstm"), L.Masking()(texts[1])
+    model = keras.Model(pair, L.Dense(3)(L.Dense(5)(one(texts[0]) + one(other))))
+    with pytest.raises(UserError, match="layer 'lstm' is called in several ways"):
+        UnitGraph(model)
 
 
 def test_padding_is_no_part_of_the_loss(rng):

@@ -55,13 +55,16 @@ class Graph:
         made = Nodes(self.of_units)
         self.inputs, self.outputs = made.add_model(self.model)
         self.nodes, self.untraced = made.nodes, made.untraced
+        for numbers in self.shared:
+            calls = [self.nodes[i] for i in numbers]
+            several = len({(type(node), len(node.inputs)) for node in calls}) > 1
+            if several and any(node.INSIDE is not None for node in calls):
+                raise UserError(
+                    f"layer '{calls[0].name}' is called in several ways, such as with a mask and without, and units "
+                    "inside it cannot be cut for all: give each call a layer of its own"
+                )
         for i in itertools.chain(*self.shared):
             node = self.nodes[i]
-            if node.INSIDE is not None:
-                raise UserError(
-                    f"layer '{node.name}' is called more than once, and its heads cannot be cut for two places at "
-                    "once: give each call a layer of its own"
-                )
             family = type(node) if self.of_units or isinstance(node, Uncut) else Uncut
             fields = {field.name: getattr(node, field.name) for field in dataclasses.fields(Node)}
             self.nodes[i] = family(**{**fields, "shared": True})
@@ -69,10 +72,10 @@ class Graph:
     @functools.cached_property
     def shared(self) -> list[list[int]]:
         """Numbers of the nodes that are calls of one layer with weights, for each that is called more than once."""
-        calls: dict[int, list[int]] = {}
+        calls: dict[Any, list[int]] = {}
         for i, node in enumerate(self.nodes):
             if getattr(node.layer, "weights", None):
-                calls.setdefault(id(node.layer), []).append(i)
+                calls.setdefault((id(node.layer), node.inside), []).append(i)
         return [numbers for numbers in calls.values() if len({id(self.nodes[i].called) for i in numbers}) > 1]
 
     def rebuild(self, make: Callable[[Node], Any]) -> keras.Model:

@@ -70,7 +70,7 @@ def by_node(graph: Graph, resource: str, keep: Mapping[str, np.ndarray] | None =
 def _of(resource: str, graph: Graph, flow: Flow | None) -> dict[str, int]:
     """Each node's share of the count under an architecture; without one, of the network as it is."""
     counts = {}
-    counted: set[int] = set()  # layers whose parameters are counted, which may be called again
+    counted: set[Any] = set()  # layers whose parameters are counted, which may be called again
     for i, node in enumerate(graph.nodes):
         if flow is None:
             parameters, weights = node.count_of(node.all_kept.size, node.num_channels)
@@ -79,9 +79,9 @@ def _of(resource: str, graph: Graph, flow: Flow | None) -> dict[str, int]:
         if resource != "parameters":
             counts[node.name] = weights and weights * _positions(node)
             continue
-        counts[node.name] = 0 if id(node.inner) in counted else parameters
+        counts[node.name] = 0 if node.has_weights_of in counted else parameters
         if node.shared and (flow is None or flow.works(i)):
-            counted.add(id(node.inner))
+            counted.add(node.has_weights_of)
     return counts
 
 

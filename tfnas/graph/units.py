@@ -324,13 +324,13 @@ class UnitGraph(Graph):
     def form(self) -> ClosedForm:
         """Parameters, and multiply-adds where the image's size is fixed, in closed form."""
         extents, widths, dead = self._extents
-        counted: set[int] = set()
+        counted: set[Any] = set()
         terms: dict[str, list[Term]] = {"parameters": [], "multiply_adds": []}
         for i, (inputs, outputs, needs) in extents.items():
             node = self.nodes[i]
-            once = np.array((id(node.inner) not in counted, True))  # parameters of a layer that is called again
+            once = np.array((node.has_weights_of not in counted, True))  # parameters of a layer that is called again
             if node.shared:
-                counted.add(id(node.inner))
+                counted.add(node.has_weights_of)
             corners = {(a, b): np.array(node.count_of(a, b)) * once for a in (0, 1) for b in (0, 1)}
             # Linear in each of the two numbers, so that these four say it all.
             products = [

@@ -65,6 +65,7 @@ class Node:
     multiplies: ClassVar[bool] = False
     takes_masks: ClassVar[bool] = False  # whether a call with a mask, which is its last input, may be of this family
     INSIDE: ClassVar[Any] = None  # the family of a node before it for units inside the layer, which it reads first
+    inside: ClassVar[bool] = False  # whether it is such a node
 
     name: str
     layer: Any
@@ -83,6 +84,11 @@ class Node:
     def inner(self) -> Any:
         """The layer itself, without a gate round it."""
         return self.layer.layer if is_gate(self.layer) else self.layer
+
+    @property
+    def has_weights_of(self) -> tuple[int, bool]:
+        """Identifies whose weights it has, which calls of one layer have in common."""
+        return id(self.inner), self.inside
 
     @property
     def gated(self) -> bool:

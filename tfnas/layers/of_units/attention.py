@@ -167,7 +167,9 @@ class Attention(Node):
             if outputs.size == sources[roles["query"]].channels.size and not layer._output_shape:
                 del changes["output_shape"]
         config = {**layer.get_config(), "name": self.name, **changes}
-        new = type(layer).from_config(config)
+        new = build.shared.get(id(layer)) or type(layer).from_config(config)
+        if self.shared:
+            build.shared[id(layer)] = new
         channels = {name: sources[j].channels for name, j in roles.items()}
         channels.setdefault("key", channels["value"])
         tensors = [source.tensor for source in sources[1:]]

@@ -20,6 +20,7 @@ class Inside(Node, abc.ABC):
     """
 
     NAME: ClassVar[str]  # of its units, behind the layer's name
+    inside = True
     full_output = False
     mixes = True
 

@@ -140,7 +140,7 @@ def smallest(
         test: as of `shrink`.
     """
     form, full = searched.supernet.form, job.network
-    job.compile(full)
+    job.prepare(full)
     before = evaluate(full, job.dataset(job.held_out))
     metric, sign = _watched(job, before)
     low, high = form.least(resource, searched.supernet.channel_multiple) / form.full(resource), 1.0

@@ -54,7 +54,7 @@ class Job:
         """Steps of all trainings."""
         return self.epochs * self.batches.steps
 
-    def compile(self, model: keras.Model, steps: int = 0, first: int = 0) -> None:
+    def prepare(self, model: keras.Model, steps: int = 0, first: int = 0) -> None:
         """Compiles a network for `steps` of all trainings, of which it begins with the `first`."""
         self.compiling.apply(model, steps, first)
         build_metrics(model, self.labeled(self.held_out.take(slice(0, _FEW))))

@@ -87,7 +87,7 @@ def cut(
     held_out = job.dataset(job.held_out)
     before = job.steps - epochs * job.batches.steps
     trained = Taught(model, teacher) if teacher and epochs else model
-    job.compile(trained, job.steps, before)
+    job.prepare(trained, job.steps, before)
     metrics = evaluate(trained, held_out)
     if not epochs:
         return Cut(architecture, model, record["way"], metrics, metrics, (), False)
@@ -121,7 +121,7 @@ def results(
         test: test examples, which are read here; or None.
     """
     full = job.network
-    job.compile(full)
+    job.prepare(full)
     models = [full, *(one.model for one in cuts)]
     metrics = [evaluate(full, job.dataset(job.held_out)), *(one.metrics for one in cuts)]
     seconds = measuring.latencies(models, job.device)
@@ -131,7 +131,7 @@ def results(
         examples = job.dataset(inputs.read(test, full, "shrink: test"))
         tested = [evaluate(model, examples) for model in models]
     for one in cuts:
-        job.compile(one.model)
+        job.prepare(one.model)
     before, *after = (
         Measured(metrics=m, latency=s, test=t, **k) for m, s, t, k in zip(metrics, seconds, tested, known, strict=True)
     )

@@ -72,7 +72,7 @@ class Searched:
             options={**options},
         )
         self.history: list[dict[str, Any]] = []
-        job.compile(self.supernet, job.steps, plan.warmup * batches.steps)
+        job.prepare(self.supernet, job.steps, plan.warmup * batches.steps)
         self._report_time(num_networks, taught)
         self._train(callbacks)
 
@@ -97,7 +97,7 @@ class Searched:
         if plan.warmup:
             # The supernet is made of the same layers.
             plain = self.supernet.graph.model
-            job.compile(plain, job.steps)
+            job.prepare(plain, job.steps)
             training = Training("warm-up", 0, plan.warmup, job.batches)
             self._add("warm-up", training.fit(plain, job.kept.checkpoints("search/warmup", self.key)))
         if plan.gated:

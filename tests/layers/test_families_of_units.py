@@ -107,10 +107,7 @@ LAYERS = {
     "global response normalization": (lambda x: x * response(x), 8),
     "LSTM": (lambda x: L.LSTM(5)(L.LSTM(6, return_sequences=True)(L.Reshape((36, 8))(x))), 8),
     "GRU": (lambda x: L.GRU(5, return_sequences=True)(L.Reshape((36, 8))(x))[:, :, :4], 8),
-    "GRU, reset before": (
-        lambda x: L.GRU(5, reset_after=False)(L.Reshape((36, 8))(x)),
-        8,
-    ),
+    "GRU, reset before": (lambda x: L.GRU(5, reset_after=False)(L.Reshape((36, 8))(x)), 8),
     "SimpleRNN": (
         lambda x: L.SimpleRNN(5, "softplus", use_bias=False, go_backwards=True)(L.Reshape((36, 8))(x)),
         8,

@@ -148,6 +148,10 @@ class _Gate:
     units: tuple[int, ...]
     mask: Any
 
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The mask of the tensor that is multiplied, by which Keras weighs losses."""
+        return previous_mask[0]
+
     @staticmethod
     def _spread(gates: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Gates of shape (batch or 1, C) or (C,) as those of a tensor, of which an example may have several."""
@@ -182,17 +186,12 @@ class _Gate:
         return tf.gather(gates, units, axis=1)
 
 
-class _GateAlone(keras.layers.Layer, _Gate):
+class _GateAlone(_Gate, keras.layers.Layer):
     """A gate that is a layer by itself."""
 
     def __init__(self, units: Sequence[int] = (), **kwargs: Any):
         super().__init__(**{"autocast": False, **kwargs})
-        self.supports_masking = True
         self.units = tuple(units)
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
-        """The mask of the tensor that is multiplied, by which Keras weighs losses."""
-        return previous_mask[0]
 
     def build(self, input_shape: Any) -> None:
         """Creates the mask."""
@@ -234,17 +233,12 @@ class UnitGate(_GateAlone):
         return keras.KerasTensor(inputs[0].shape, inputs[0].dtype)
 
 
-class _WithNormalization(keras.layers.Wrapper, _Gate):
+class _WithNormalization(_Gate, keras.layers.Wrapper):
     """A gate together with the normalization that it stands on."""
 
     def __init__(self, layer: Any, units: Sequence[int], **kwargs: Any):
         super().__init__(layer, **{"autocast": False, **kwargs})
-        self.supports_masking = True
         self.units = tuple(units)
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
-        """The mask of the tensor that is multiplied, by which Keras weighs losses."""
-        return previous_mask[0]
 
     def build(self, input_shape: Any) -> None:
         """Creates the mask, and the normalization's variables."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -63,11 +62,10 @@ class Graph:
                     f"layer '{calls[0].name}' is called in several ways, such as with a mask and without, and units "
                     "inside it cannot be cut for all: give each call a layer of its own"
                 )
-        for i in itertools.chain(*self.shared):
-            node = self.nodes[i]
-            family = type(node) if self.of_units or isinstance(node, Uncut) else Uncut
-            fields = {field.name: getattr(node, field.name) for field in dataclasses.fields(Node)}
-            self.nodes[i] = family(**{**fields, "shared": True})
+            for i, node in zip(numbers, calls, strict=True):
+                family = type(node) if self.of_units or isinstance(node, Uncut) else Uncut
+                fields = {field.name: getattr(node, field.name) for field in dataclasses.fields(Node)}
+                self.nodes[i] = family(**{**fields, "shared": True})
 
     @functools.cached_property
     def shared(self) -> list[list[int]]:

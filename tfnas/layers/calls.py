@@ -14,7 +14,7 @@ import numpy as np
 
 from tfnas.common.errors import UserError, brief
 
-# Layers whose output at inference a mask that is passed by hand changes; they read it as one more input.
+# Layers whose output at inference a mask changes, passed by hand or by Keras; they read it as one more input.
 _MASKED = (
     keras.layers.GlobalAveragePooling1D,
     keras.layers.Softmax,

@@ -130,15 +130,20 @@ class Builder(abc.ABC):
         if not explicit.any():
             ones = self.ones(value)
             return self.cast(self.operation(keras.ops.multiply, ones, constants), value.dtype)
-        position = np.searchsorted(value.channels, wanted).astype("int32")
         if explicit.all():
-            return self.operation(keras.ops.take, value.tensor, position, axis=-1)
+            return self.take(value.tensor, value.channels, wanted)
         # Absent channels are taken from a channel of zeros behind the others.
         zero = self.operation(keras.ops.zeros_like, self.operation(lambda x: x[..., :1], value.tensor))
         tensor = self.operation(keras.ops.concatenate, [value.tensor, zero], axis=-1)
-        position = np.where(explicit, position, value.channels.size).astype("int32")
+        position = np.where(explicit, np.searchsorted(value.channels, wanted), value.channels.size).astype("int32")
         tensor = self.operation(keras.ops.take, tensor, position, axis=-1)
         return self.cast(self.add(tensor, np.where(explicit, 0.0, constants)), value.dtype)
+
+    def take(self, tensor: Any, held: np.ndarray, wanted: np.ndarray) -> Any:
+        """The channels `wanted` of a tensor that has the channels `held`, among which they are; both ascending."""
+        if np.array_equal(wanted, held):
+            return tensor
+        return self.operation(keras.ops.take, tensor, np.searchsorted(held, wanted).astype("int32"), axis=-1)
 
     def add(self, tensor: Any, constants: np.ndarray) -> Any:
         """`tensor` plus a constant for each channel."""

@@ -182,9 +182,7 @@ class Attention(Node):
             build.weights.append((getattr(new, f"_{name}_dense"), weights))
         kernel, *bias = layer._output_dense.get_weights()
         build.weights.append((new._output_dense, [kernel[queries][..., outputs], *(b[outputs] for b in bias)]))
-        if np.array_equal(outputs, live):
-            return output
-        return build.operation(keras.ops.take, output, np.searchsorted(outputs, live).astype("int32"), axis=-1)
+        return build.take(output, outputs, live)
 
 
 class WholeAttention(Uncut):

@@ -51,7 +51,6 @@ class AtFirst(keras.layers.Layer):
     def __init__(self, units: int, **kwargs: Any):
         super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
         self.units = units
-        self.supports_masking = True  # of which it passes on none
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """Returns None: the units are those of all steps."""

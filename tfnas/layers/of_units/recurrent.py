@@ -121,16 +121,14 @@ class Recurrent(Node):
 
     def cut(self, x: Folded, sources: Sequence[Value], build: Builder) -> Any:
         layer, (units, sequence, *_) = self.inner, sources
-        kept, live = units.channels, np.flatnonzero(x.live)
+        kept = units.channels
         columns = (np.arange(_num_gates(layer))[:, None] * layer.units + kept).reshape(-1)
         kernel, recurrent, *bias = layer.get_weights()
         weights = [kernel[sequence.channels], recurrent[kept], *bias]
         weights = [array[..., columns] for array in weights]
         tensors = [source.tensor for source in sources[1:]]
         output = self.rebuilt(build, tensors, weights, units=int(kept.size))
-        if np.array_equal(kept, live):
-            return output
-        return build.operation(keras.ops.take, output, np.searchsorted(kept, live).astype("int32"), axis=-1)
+        return build.take(output, kept, np.flatnonzero(x.live))
 
 
 class WholeRecurrent(Uncut):
@@ -165,7 +163,7 @@ class GatedRecurrent(keras.layers.Wrapper):
 
     def __init__(self, layer: Any, **kwargs: Any):
         super().__init__(layer, **{"dtype": layer.dtype_policy, **kwargs})
-        self.built = self.supports_masking = True
+        self.built = True
 
     def compute_mask(self, sequences: Any, previous_mask: Any) -> Any:
         """The layer's."""

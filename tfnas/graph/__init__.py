@@ -1,8 +1,7 @@
 """A Keras model as a graph of operations, and what an architecture makes of it.
 
 models.py     models of any kind as functional ones
-emission.py   what a run of a composite layer has recorded, called again
-tracing.py    composite layers as what they call
+tracing/      composite layers as what they call
 parts.py      the nodes of a model; nested models and composite layers, and the calls that they consist of
 channels.py   how channels flow through the graph: sources, constants, what is still read
 statistics.py moving statistics of batch normalizations

@@ -13,9 +13,8 @@ import keras
 import numpy as np
 
 from tfnas.common.errors import UserError
-from tfnas.graph.emission import Made, UntraceableError
 from tfnas.graph.models import calls_of, functional, record_of, sized
-from tfnas.graph.tracing import drops_at_random, trace
+from tfnas.graph.tracing import Made, UntraceableError, drops_at_random, trace, with_shuffles
 from tfnas.layers import Contraction, family_of_call, is_gate, layout
 from tfnas.layers.base import Node
 from tfnas.layers.calls import Call, copy_of
@@ -269,16 +268,18 @@ class Nodes:
 
     def add_model(self, model: keras.Model) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Adds the nodes of a functional model; returns the numbers of its inputs and of its outputs."""
-        index = self._add(calls_of(model), "", {}, None)
+        index = self._add(calls_of(model), model.outputs, "", {}, None)
         outputs = tuple(self._number(tensor, index, "", None) for tensor in model.outputs)
         return tuple(index[id(tensor)] for tensor in model.inputs), outputs
 
-    def _add(self, records: Sequence[Any], prefix: str, index: dict[int, int], training: bool | None) -> dict[int, int]:
+    def _add(
+        self, records: Sequence[Any], outputs: Sequence[Any], prefix: str, index: dict[int, int], training: bool | None
+    ) -> dict[int, int]:
         """Adds the nodes of calls; `index` maps the ids of what they are given to nodes, on return of all tensors.
 
-        `training` is what the model that they are of was called with.
+        `outputs` are what others read; `training` is what the model that they are of was called with.
         """
-        for call in records:
+        for call in with_shuffles(records, outputs) if self._of_units else records:
             operation = call.operation
             if id(call.output_tensors[0]) in index:
                 continue  # the input of a nested model is what its caller gives it
@@ -290,7 +291,8 @@ class Nodes:
             if parts is not None:
                 inside = {id(x): j for x, j in zip(parts.inputs, sources, strict=True) if x is not None}
                 inside |= {id(parts.one): self._ones} if parts.read_one else {}
-                made = self._add(parts.records, f"{name}_", inside, Call(call, name, training).training)
+                given = Call(call, name, training).training
+                made = self._add(parts.records, parts.outputs, f"{name}_", inside, given)
                 for x, y in zip(call.output_tensors, parts.outputs, strict=True):
                     index |= {} if y is None else {id(x): self._number(y, made, f"{name}_", training)}
                     self._known.lengths.note(x, self._known.lengths.of(y))
@@ -348,7 +350,7 @@ class Nodes:
     def _ones(self) -> int:
         """Number of a node that gives a one for each example, shape (batch, 1), which it makes of the first input."""
         image, one = one_of(self.nodes[0].layer)
-        return self._add(calls_of(keras.Model(image, one)), "", {id(image): 0}, None)[id(one)]
+        return self._add(calls_of(keras.Model(image, one)), [one], "", {id(image): 0}, None)[id(one)]
 
     def _add_node(
         self,

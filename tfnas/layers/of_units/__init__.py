@@ -26,7 +26,7 @@ from tfnas.layers.of_units.einsum import known_sizes as known_sizes
 from tfnas.layers.of_units.einsum import says_less as says_less
 from tfnas.layers.of_units.grouped import Grouped
 from tfnas.layers.of_units.products import Contraction, DotProductAttention, WeightedSum
-from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected, layout
+from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected, layout, moves
 from tfnas.layers.of_units.recurrent import Recurrent
 from tfnas.layers.of_units.recurrent import WholeRecurrent as WholeRecurrent
 from tfnas.layers.of_units.reductions import Reduction, reduced
@@ -34,7 +34,7 @@ from tfnas.layers.of_units.registered import Registered, Rule, register, registe
 from tfnas.layers.of_units.statistics import GroupStatistics, Statistics, normalized
 from tfnas.layers.of_units.weighted import Embedding, MaskedAverage, Parametric
 
-__all__ = ["OF_UNITS", "Contraction", "Registered", "Rule", "layout", "normalized", "reduced", "register", "registered"]
+__all__ = ["OF_UNITS", "Contraction", "Registered", "Rule", "layout", "moves", "normalized", "reduced", "register", "registered"]
 
 # A layer is of the first family that takes it, or else of one of `layers.FAMILIES`.
 OF_UNITS: list[type[Node]] = [

@@ -16,7 +16,8 @@ from unittest import mock
 import keras
 import numpy as np
 
-from tfnas.graph.emission import BATCH, Emission, Made, Run, Traced, UntraceableError, has_batch, numbers_of
+from tfnas.graph.tracing.emission import BATCH, Emission, Made, Run, Traced, UntraceableError, has_batch, numbers_of
+from tfnas.graph.tracing.tensorflow_calls import in_keras
 from tfnas.layers.merging import MERGES
 from tfnas.layers.of_units import known_sizes
 
@@ -96,7 +97,7 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
     given.pop("training", None)  # Keras notes it even where `call` does not take it
     if "training" in names:
         given["training"] = training
-    with known_sizes(), _own_variables(layer) as variables, _layers_need_tensors(variables):
+    with known_sizes(), in_keras(), _own_variables(layer) as variables, _layers_need_tensors(variables):
         made = layer.call(*arguments, **keywords) if positional else layer.call(**given)
     made = [_fixed(x, variables) for x in keras.tree.flatten(made)]
     if made and all(_is_number(x) for x in made) and len(made) == len(record.output_tensors):

@@ -1,0 +1,342 @@
+"""Functions of TensorFlow as those of keras.ops, for layers whose `call` uses these.
+
+TensorFlow's functions take no symbolic tensors of Keras. Each function here has the arguments of the one that it stands
+for, and computes the same; tests compare them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+ops = keras.ops
+_UNARY = (
+    *("abs", "cos", "elu", "erf", "exp", "log", "log1p", "negative", "ones_like", "reciprocal", "relu", "relu6"),
+    *("round", "rsqrt", "selu", "sigmoid", "sign", "sin", "softplus", "softsign", "sqrt", "square", "stop_gradient"),
+    *("tanh", "zeros_like"),
+)
+_BINARY = (
+    *("add", "divide", "equal", "greater", "greater_equal", "less", "less_equal", "maximum", "minimum", "multiply"),
+    *("not_equal", "subtract"),
+)
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    """A shape, sizes or axes, which may be given as a tensor."""
+    return tuple(int(x) for x in np.ravel(values))
+
+
+def _axis(value: Any) -> Any:
+    return value if value is None or isinstance(value, int) else _integers(value)
+
+
+def _unary(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A function of one tensor, which TensorFlow calls x, features or input."""
+    return lambda *given, name=None, **named: function(*given, *named.values())
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    return lambda x, y, name=None: function(x, y)
+
+
+def _reduction(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda input_tensor, axis=None, keepdims=False, name=None: function(input_tensor, _axis(axis), keepdims)
+
+
+def _deviation(x: Any, axis: Any, keepdims: bool) -> Any:
+    return ops.sqrt(ops.var(x, axis, keepdims))
+
+
+def _concat(values: Any, axis: int, name: Any = None) -> Any:
+    return ops.concatenate(values, _axis(axis))
+
+
+def _stack(values: Any, axis: int = 0, name: Any = None) -> Any:
+    return ops.stack(values, axis)
+
+
+def _unstack(value: Any, num: Any = None, axis: int = 0, name: Any = None) -> Any:
+    return ops.unstack(value, num, axis)
+
+
+def _split(value: Any, num_or_size_splits: Any, axis: int = 0, num: Any = None, name: Any = None) -> Any:
+    if np.ndim(num_or_size_splits) == 0:
+        return ops.split(value, int(num_or_size_splits), axis)
+    sizes = list(_integers(num_or_size_splits))
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = value.shape[axis] - sum(sizes) - 1
+    return ops.split(value, list(itertools.accumulate(sizes))[:-1], axis)
+
+
+def _pad(tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: Any = 0, name: Any = None) -> Any:
+    widths = [tuple(row) for row in np.asarray(paddings).tolist()]
+    value = constant_values if mode.lower() == "constant" else None
+    return ops.pad(tensor, widths, mode.lower(), value)
+
+
+def _shape(input: Any, out_type: Any = None, name: Any = None) -> Any:
+    return np.array(ops.shape(input))
+
+
+def _reshape(tensor: Any, shape: Any, name: Any = None) -> Any:
+    return ops.reshape(tensor, _integers(shape))
+
+
+def _transpose(a: Any, perm: Any = None, conjugate: bool = False, name: Any = None) -> Any:
+    return ops.transpose(a, None if perm is None else _integers(perm))
+
+
+def _expand_dims(input: Any, axis: int, name: Any = None) -> Any:
+    return ops.expand_dims(input, axis)
+
+
+def _squeeze(input: Any, axis: Any = None, name: Any = None) -> Any:
+    return ops.squeeze(input, _axis(axis))
+
+
+def _tile(input: Any, multiples: Any, name: Any = None) -> Any:
+    return ops.tile(input, _integers(multiples))
+
+
+def _repeat(input: Any, repeats: Any, axis: Any = None, name: Any = None) -> Any:
+    return ops.repeat(input, repeats, axis)
+
+
+def _broadcast_to(input: Any, shape: Any, name: Any = None) -> Any:
+    return ops.broadcast_to(input, _integers(shape))
+
+
+def _reverse(tensor: Any, axis: Any, name: Any = None) -> Any:
+    return ops.flip(tensor, _integers(axis))
+
+
+def _gather(
+    params: Any, indices: Any, validate_indices: Any = None, axis: Any = None, batch_dims: int = 0, name: Any = None
+) -> Any:
+    if batch_dims:
+        raise NotImplementedError("tf.gather with batch_dims")
+    return ops.take(params, indices, 0 if axis is None else axis)
+
+
+def _cast(x: Any, dtype: Any, name: Any = None) -> Any:
+    return ops.cast(x, tf.as_dtype(dtype).name)
+
+
+def _matmul(
+    a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False, name: Any = None, **others: Any
+) -> Any:
+    if any(others.values()):
+        raise NotImplementedError(f"tf.matmul with {', '.join(others)}")
+    turned = [ops.swapaxes(x, -1, -2) if turn else x for x, turn in ((a, transpose_a), (b, transpose_b))]
+    return ops.matmul(*turned)
+
+
+def _einsum(equation: str, *inputs: Any, name: Any = None, optimize: Any = None) -> Any:
+    return ops.einsum(equation, *inputs)
+
+
+def _tensordot(a: Any, b: Any, axes: Any, name: Any = None) -> Any:
+    return ops.tensordot(a, b, axes)
+
+
+def _gelu(features: Any, approximate: bool = False, name: Any = None) -> Any:
+    return ops.gelu(features, approximate)
+
+
+def _silu(features: Any, beta: float = 1.0) -> Any:
+    return ops.silu(features) if beta == 1 else features * ops.sigmoid(beta * features)
+
+
+def _leaky_relu(features: Any, alpha: float = 0.2, name: Any = None) -> Any:
+    return ops.leaky_relu(features, alpha)
+
+
+def _softmax(logits: Any, axis: Any = None, name: Any = None) -> Any:
+    return ops.softmax(logits, -1 if axis is None else axis)
+
+
+def _log_softmax(logits: Any, axis: Any = None, name: Any = None) -> Any:
+    return ops.log_softmax(logits, -1 if axis is None else axis)
+
+
+def _clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, name: Any = None) -> Any:
+    return ops.clip(t, clip_value_min, clip_value_max)
+
+
+def _where(condition: Any, x: Any = None, y: Any = None, name: Any = None) -> Any:
+    return ops.where(condition, x, y)
+
+
+def _add_n(inputs: Sequence[Any], name: Any = None) -> Any:
+    return functools.reduce(operator.add, inputs)
+
+
+def _bias_add(value: Any, bias: Any, data_format: Any = None, name: Any = None) -> Any:
+    _channels_last(data_format)
+    return ops.add(value, bias)
+
+
+def _l2_normalize(x: Any, axis: Any = None, epsilon: float = 1e-12, name: Any = None) -> Any:
+    squares = ops.sum(ops.square(x), _axis(axis), keepdims=True)
+    return ops.multiply(x, ops.rsqrt(ops.maximum(squares, epsilon)))
+
+
+def _moments(x: Any, axes: Any, shift: Any = None, keepdims: bool = False, name: Any = None) -> Any:
+    return ops.mean(x, _axis(axes), keepdims), ops.var(x, _axis(axes), keepdims)
+
+
+def _batch_normalization(
+    x: Any, mean: Any, variance: Any, offset: Any, scale: Any, variance_epsilon: float, name: Any = None
+) -> Any:
+    rate = ops.rsqrt(ops.add(variance, variance_epsilon))
+    rate = rate if scale is None else ops.multiply(rate, scale)
+    made = ops.multiply(ops.subtract(x, mean), rate)
+    return made if offset is None else ops.add(made, offset)
+
+
+def _resize(
+    images: Any,
+    size: Any,
+    method: Any = "bilinear",
+    preserve_aspect_ratio: bool = False,
+    antialias: bool = False,
+    name: Any = None,
+) -> Any:
+    if preserve_aspect_ratio:
+        raise NotImplementedError("tf.image.resize with preserve_aspect_ratio")
+    return ops.image.resize(images, _integers(size), interpolation=method, antialias=antialias)
+
+
+def _channels_last(data_format: Any) -> None:
+    if data_format not in (None, "NHWC"):
+        raise NotImplementedError(f"data_format {data_format}")
+
+
+def _window(sizes: Any) -> tuple[int, ...]:
+    """A window or steps over height and width, given as one number, as two, or as four with examples and channels."""
+    found = _integers(sizes)
+    if len(found) == 4 and found[0] == found[3] == 1:
+        return found[1:3]
+    return found * 2 if len(found) == 1 else found
+
+
+def _pooling(function: Callable[..., Any]) -> Callable[..., Any]:
+    def pooled(
+        input: Any, ksize: Any, strides: Any, padding: str, data_format: Any = "NHWC", name: Any = None
+    ) -> Any:
+        _channels_last(data_format)
+        return function(input, _window(ksize), _window(strides), padding.lower())
+
+    return pooled
+
+
+def _depth_to_space(input: Any, block_size: int, data_format: Any = "NHWC", name: Any = None) -> Any:
+    _channels_last(data_format)
+    height, width, channels = input.shape[1:]
+    left = channels // block_size**2
+    x = ops.reshape(input, (-1, height, width, block_size, block_size, left))
+    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+    return ops.reshape(x, (-1, height * block_size, width * block_size, left))
+
+
+def _space_to_depth(input: Any, block_size: int, data_format: Any = "NHWC", name: Any = None) -> Any:
+    _channels_last(data_format)
+    height, width, channels = input.shape[1:]
+    rows, columns = height // block_size, width // block_size
+    x = ops.reshape(input, (-1, rows, block_size, columns, block_size, channels))
+    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+    return ops.reshape(x, (-1, rows, columns, channels * block_size**2))
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{name: _unary(getattr(ops, name)) for name in _UNARY},
+    **{name: _binary(getattr(ops, name)) for name in _BINARY},
+    "pow": _binary(ops.power),
+    "truediv": _binary(ops.true_divide),
+    "identity": _unary(lambda x: x),
+    "convert_to_tensor": lambda value, *others, **named: value,
+    "reduce_mean": _reduction(ops.mean),
+    "reduce_max": _reduction(ops.max),
+    "reduce_min": _reduction(ops.min),
+    "reduce_sum": _reduction(ops.sum),
+    "reduce_prod": _reduction(ops.prod),
+    "reduce_logsumexp": _reduction(ops.logsumexp),
+    "reduce_variance": _reduction(ops.var),
+    "reduce_std": _reduction(_deviation),
+    "add_n": _add_n,
+    "avg_pool2d": _pooling(ops.average_pool),
+    "batch_normalization": _batch_normalization,
+    "bias_add": _bias_add,
+    "broadcast_to": _broadcast_to,
+    "cast": _cast,
+    "clip_by_value": _clip_by_value,
+    "concat": _concat,
+    "depth_to_space": _depth_to_space,
+    "einsum": _einsum,
+    "expand_dims": _expand_dims,
+    "gather": _gather,
+    "gelu": _gelu,
+    "l2_normalize": _l2_normalize,
+    "leaky_relu": _leaky_relu,
+    "log_softmax": _log_softmax,
+    "matmul": _matmul,
+    "max_pool2d": _pooling(ops.max_pool),
+    "moments": _moments,
+    "pad": _pad,
+    "repeat": _repeat,
+    "reshape": _reshape,
+    "resize": _resize,
+    "reverse": _reverse,
+    "shape": _shape,
+    "silu": _silu,
+    "softmax": _softmax,
+    "space_to_depth": _space_to_depth,
+    "split": _split,
+    "squeeze": _squeeze,
+    "stack": _stack,
+    "swish": _silu,
+    "tensordot": _tensordot,
+    "tile": _tile,
+    "transpose": _transpose,
+    "unstack": _unstack,
+    "where": _where,
+}
+
+
+@functools.cache
+def functions() -> tuple[tuple[Any, str], ...]:
+    """Returns the functions that Keras's symbolic tensors can be given: module and name, of all names that one has."""
+    places = [(module, name) for module in (tf, tf.nn, tf.math, tf.linalg) for name in _FUNCTIONS if name != "resize"]
+    return (*((module, name) for module, name in places if hasattr(module, name)), (tf.image, "resize"))
+
+
+@contextlib.contextmanager
+def in_keras() -> Iterator[None]:
+    """Lets functions of TensorFlow take symbolic tensors of Keras, which then records what they do."""
+    own = [(module, name, getattr(module, name)) for module, name in functions()]
+    try:
+        for module, name, function in own:
+            setattr(module, name, _either(function, _FUNCTIONS[name]))
+        yield
+    finally:
+        for module, name, function in own:
+            setattr(module, name, function)
+
+
+def _either(own: Callable[..., Any], in_place: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is called on tensors, and on symbolic ones the one that stands for it."""
+
+    def called(*arguments: Any, **keywords: Any) -> Any:
+        given = keras.tree.flatten((arguments, keywords))
+        symbolic = any(isinstance(x, keras.KerasTensor) for x in given)
+        return (in_place if symbolic else own)(*arguments, **keywords)
+
+    return functools.wraps(own)(called)

@@ -80,6 +80,11 @@ CALLS = {
     "batch_normalization without": lambda x, y: tf.nn.batch_normalization(x, y, y, None, None, 1e-3),
     "average pool": lambda x, y: tf.nn.avg_pool2d(x, 3, 2, "SAME"),
     "max pool": lambda x, y: tf.nn.max_pool2d(x, [1, 2, 2, 1], strides=[1, 2, 2, 1], padding="VALID"),
+    "pools of any rank": lambda x, y: tf.nn.avg_pool(x, 2, 1, "VALID") + tf.nn.max_pool(x, (2, 2), (1, 1), "VALID"),
+    "conv2d": lambda x, y: tf.nn.conv2d(x, tf.ones((3, 3, 6, 2)), [1, 2, 2, 1], "SAME"),
+    "conv2d dilated": lambda x, y: tf.nn.conv2d(x, tf.ones((2, 2, 6, 2)), 1, "VALID", dilations=2),
+    "depthwise_conv2d": lambda x, y: tf.nn.depthwise_conv2d(x, tf.ones((3, 3, 6, 2)), [1, 2, 2, 1], "SAME"),
+    "embedding_lookup": lambda x, y: tf.nn.embedding_lookup(tf.ones((9, 2)), tf.cast(x * 3, "int32")),
     "depth_to_space": lambda x, y: tf.nn.depth_to_space(tf.concat([x, y], -1), 2),
     "space_to_depth": lambda x, y: tf.nn.space_to_depth(x, 2),
     "resize": lambda x, y: tf.image.resize(x, (7, 9)),
@@ -108,11 +113,11 @@ def test_every_function_is_compared(monkeypatch, rng):
     for module, name in tensorflow_calls.functions():
         own = getattr(module, name)
 
-        def noting(*arguments, own=own, name=name, **keywords):
-            seen.add(name)
-            return own(*arguments, **keywords)
+        def noted(*arguments, _own=own, _name=name, **keywords):
+            seen.add(_name)
+            return _own(*arguments, **keywords)
 
-        monkeypatch.setattr(module, name, noting)
+        monkeypatch.setattr(module, name, noted)
     for call in CALLS.values():
         call(x, x)
     assert seen == {name for _, name in tensorflow_calls.functions()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,15 @@ import numpy as np
 
 from tfnas.common.errors import UserError
 from tfnas.graph.models import calls_of, functional, record_of, sized
-from tfnas.graph.tracing import Made, UntraceableError, drops_at_random, trace, with_shuffles
+from tfnas.graph.tracing import (
+    Made,
+    UntraceableError,
+    consists_of,
+    drops_at_random,
+    trace,
+    with_numbers,
+    with_shuffles,
+)
 from tfnas.layers import Contraction, family_of_call, is_gate, layout
 from tfnas.layers.base import Node
 from tfnas.layers.calls import Call, copy_of
@@ -102,7 +109,7 @@ def parts_of(record: Any, name: str, known: Known) -> Parts | None:
     layer, made, untraced, lengths = record.operation, known.made, known.untraced, known.lengths
     given = [lengths.of(x) for x in record.input_tensors]
     if not isinstance(layer, keras.Layer):
-        return _normalized(record, given[0], lengths) if type(layer).__name__ == "Normalize" else None
+        return _simpler(record, given[0], lengths)
     if is_gate(layer):
         return None
     if isinstance(layer, keras.Model) and (inner := functional(layer)) is not None:
@@ -128,7 +135,7 @@ def parts_of(record: Any, name: str, known: Known) -> Parts | None:
             return None
     in_numbers = [id(x) in known.numbers for x in record.input_tensors]
     if any(in_numbers):
-        record = _with_numbers(record, known.numbers)
+        record = with_numbers(record, {key: value for key, (value, _) in known.numbers.items()})
         given = [length for length, there in zip(given, in_numbers, strict=True) if not there]
     try:
         traced = trace(record, made, given)
@@ -143,17 +150,6 @@ def parts_of(record: Any, name: str, known: Known) -> Parts | None:
     stand_ins = iter(traced.inputs)
     inputs = [None if there else next(stand_ins) for there in in_numbers]
     return Parts(inputs, traced.outputs, traced.records, traced.one)
-
-
-def _with_numbers(record: Any, numbers: Mapping[int, tuple[np.ndarray, Any]]) -> Any:
-    """A record like another, of a call that was given numbers in place of the tensors that are known to hold them."""
-    arguments, keywords = record.arguments.convert(lambda x: numbers[id(x)][0] if id(x) in numbers else x)
-    return types.SimpleNamespace(
-        operation=record.operation,
-        arguments=keras.src.ops.symbolic_arguments.SymbolicArguments(*arguments, **keywords),
-        input_tensors=[x for x in record.input_tensors if id(x) not in numbers],
-        output_tensors=record.output_tensors,
-    )
 
 
 def _with_activation(record: Any, made: dict[int, Made], length: int, lengths: Lengths) -> Parts:
@@ -173,19 +169,14 @@ def _with_activation(record: Any, made: dict[int, Made], length: int, lengths: L
     return Parts([x], [output], [record_of(between), record_of(output)])
 
 
-def _normalized(record: Any, length: int, lengths: Lengths) -> Parts | None:
-    """`keras.ops.normalize` over channels as the operations that it consists of; None for another norm or axis."""
-    operation, (given,) = record.operation, record.input_tensors
-    if operation.order != 2 or operation.axis not in (-1, len(given.shape) - 1):
+def _simpler(record: Any, length: int, lengths: Lengths) -> Parts | None:
+    """An operation as the simpler ones that it consists of; None if it consists of none."""
+    records = consists_of(record)
+    if records == [record]:
         return None
-    ops, x = keras.ops, keras.Input(batch_shape=given.shape, dtype=given.dtype)
-    smallest = keras.config.epsilon() if operation.epsilon is None else operation.epsilon
-    squares = ops.sum(ops.square(x), axis=-1, keepdims=True)
-    output = ops.multiply(x, ops.minimum(ops.rsqrt(squares), 1 / smallest))
-    calls = calls_of(keras.Model(x, output))
-    for tensor in (x, *(made for call in calls for made in call.output_tensors)):
+    for tensor in (made for call in records for made in call.output_tensors):
         lengths.note(tensor, length, True)
-    return Parts([x], [output], calls)
+    return Parts(record.input_tensors, record.output_tensors, records)
 
 
 def _over_time(record: Any, name: str, length: int, untraced: dict[str, str], lengths: Lengths) -> Parts | None:

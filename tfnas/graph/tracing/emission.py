@@ -1,14 +1,16 @@
 """Calls again, on tensors of any batch size, what a run of a composite layer's `call` has recorded.
 
-An own variable of the layer becomes an EinsumDense that gives it for each example, or the kernel of a Dense layer where
-it is what an input is multiplied by.
+An own variable of the layer becomes an EinsumDense that gives it for each example, or the weights of a layer that does
+with them what an operation does (a Dense layer for `ops.matmul`, a Conv2D for `ops.conv`). One that is not trained is
+an array of numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -124,7 +126,10 @@ class Emission:
         self._made = made
         self._tensors: dict[tuple[int, int], Any] = {}  # by a variable's id and repeats, what its layer gives
         self._values: dict[int, Any] = {id(t): x for t, x in zip(run.inputs, self._inputs, strict=True)}
-        self._values |= {key: _Own(v, np.asarray(v)) for key, v in run.variables.items()}
+        not_trained = {id(v) for part in self._layer._flatten_layers() for v in part._non_trainable_variables}
+        for key, variable in run.variables.items():
+            value = np.asarray(variable)
+            self._values[key] = value if id(variable) in not_trained else _Own(variable, value)
 
     def traced(self) -> Traced:
         """Calls everything again, and returns the calls."""
@@ -157,6 +162,11 @@ class Emission:
         return outputs
 
     def _again(self, record: Any) -> list[Any]:
+        given = {id(x): self._values[id(x)] for x in record.input_tensors}
+        record = with_numbers(record, {key: value for key, value in given.items() if isinstance(value, np.ndarray)})
+        if not record.input_tensors:
+            made = record.operation(*record.arguments.args, **record.arguments.kwargs)
+            return [np.asarray(x) for x in keras.tree.flatten(made)]
         operation, kind = record.operation, type(record.operation).__name__
         output = record.output_tensors[0]
         values = [self._values[id(x)] for x in record.input_tensors]
@@ -169,8 +179,9 @@ class Emission:
             return [self._of_variables(record, kind, values)]
         if not is_layer and kind == "Reshape":
             return self._called(keras.ops.reshape, values[0], self._shape(output.shape))
-        if not is_layer and kind in ("Matmul", "Dot") and own == [False, True] and values[1].value.ndim == 2:
-            return self._multiplied(*values)
+        if not is_layer and sorted(own) == [False, True] and (layer := self._with_weights(record, kind, own)):
+            x, kernel = values if own[1] else reversed(values)
+            return self._with_kernel(layer, x, kernel)
         if any(own):
             fits = not is_layer and (kind in MERGES or kind == "Concatenate")
             if not fits:
@@ -263,20 +274,36 @@ class Emission:
         (made,) = step(self._tensor(own, len(shape), shape[0] // BATCH))  # ones for each example, mostly
         return made
 
-    def _multiplied(self, x: Any, own: _Own) -> list[Any]:
-        """A matrix product with a variable, as a Dense layer."""
-        if own.steps:
-            raise UntraceableError("rows of a variable of its own are multiplied")
-        layer = keras.layers.Dense(own.value.shape[1], use_bias=False, **self._options(own.variable))
-        return self._with_kernel(layer, x, own, own.value)
+    def _with_weights(self, record: Any, kind: str, own: Sequence[bool]) -> keras.Layer | None:
+        """A layer that does what an operation on a tensor and a variable does, with that as its weights, if any does."""
+        variable, x = (record.input_tensors[own.index(is_own)] for is_own in (True, False))
+        settings, options = vars(record.operation), self._options(self._values[id(variable)].variable)
+        if kind == "Einsum":
+            read, _, made = settings["subscripts"].replace(" ", "").partition("->")
+            rows, weights = (read.split(",")[own.index(is_own)] for is_own in (False, True))
+            if "." in rows[:1] or rows[:1] in weights or not made.startswith(rows[:1]):
+                return None
+            return keras.layers.EinsumDense(f"{rows},{weights}->{made}", record.output_tensors[0].shape[1:], **options)
+        if own == [True, False]:
+            by_rows = kind == "Take" and settings["axis"] == 0 and len(variable.shape) == 2
+            return keras.layers.Embedding(*variable.shape, **_renamed(options, "embeddings")) if by_rows else None
+        if kind in ("Matmul", "Dot", "Tensordot") and len(variable.shape) == 2:
+            along = settings.get("axes", 1)
+            if along == 1 or np.array_equal(along, [[len(x.shape) - 1], [0]]) or np.array_equal(along, [[-1], [0]]):
+                return keras.layers.Dense(variable.shape[1], use_bias=False, **options)
+        if kind in ("Conv", "DepthwiseConv"):
+            return _convolution(record.operation, kind, variable.shape, options)
+        return None
 
     def _options(self, variable: Any) -> dict[str, Any]:
         policy = self._layer.dtype_policy
         return {"name": variable.name, "kernel_regularizer": variable.regularizer, "dtype": policy}
 
-    def _with_kernel(self, layer: keras.Layer, x: Any, own: _Own, value: np.ndarray) -> list[Any]:
-        """The output of a layer whose kernel is a variable; of the one made of it before, if it is the same."""
-        variable = own.variable
+    def _with_kernel(self, layer: keras.Layer, x: Any, own: _Own, value: np.ndarray | None = None) -> list[Any]:
+        """The output of a layer whose weights are a variable; of the one made of it before, if it is the same."""
+        if value is None and own.steps:
+            raise UntraceableError("weights are computed from a variable of its own")
+        variable, value = own.variable, own.value if value is None else value
         if variable.constraint is not None:
             raise UntraceableError("a variable of its own has a constraint")
         made = self._made.get(id(variable))
@@ -311,6 +338,41 @@ class Emission:
             layer = keras.layers.EinsumDense(f"zy,y{axes}->z{axes}", value.shape, **self._options(own.variable))
             (self._tensors[key],) = self._with_kernel(layer, one, own, value[None])
         return self._tensors[key]
+
+
+def with_numbers(record: Any, numbers: Mapping[int, np.ndarray]) -> Any:
+    """A record like another, of a call that was given numbers in place of the tensors that are known to hold them.
+
+    Args:
+        record: Keras's.
+        numbers: by the tensor's id.
+    """
+    if not numbers:
+        return record
+    arguments, keywords = record.arguments.convert(lambda x: numbers.get(id(x), x))
+    return types.SimpleNamespace(
+        operation=record.operation,
+        arguments=keras.src.ops.symbolic_arguments.SymbolicArguments(*arguments, **keywords),
+        input_tensors=[x for x in record.input_tensors if id(x) not in numbers],
+        output_tensors=record.output_tensors,
+    )
+
+
+def _convolution(operation: Any, kind: str, kernel: Sequence[int], options: dict[str, Any]) -> keras.Layer | None:
+    """A layer that does what an operation of keras.ops does with a kernel of this shape."""
+    if operation.data_format == "channels_first":
+        return None
+    *sizes, _, made = kernel
+    windows = {key: getattr(operation, key) for key in ("strides", "padding", "dilation_rate")}
+    made_as = getattr(keras.layers, f"{kind}{len(sizes)}D")
+    if kind == "Conv":
+        return made_as(made, sizes, use_bias=False, **windows, **options)
+    return made_as(sizes, depth_multiplier=made, use_bias=False, **windows, **_renamed(options, "depthwise"))
+
+
+def _renamed(options: dict[str, Any], weights: str) -> dict[str, Any]:
+    """Options of a layer that has another name for its kernel."""
+    return {key.replace("kernel", weights): value for key, value in options.items()}
 
 
 def has_batch(value: Any) -> bool:

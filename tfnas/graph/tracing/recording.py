@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from tfnas.graph.tracing.emission import BATCH, Emission, Made, Run, Traced, UntraceableError, has_batch, numbers_of
+from tfnas.graph.tracing.simpler import consists_of
 from tfnas.graph.tracing.tensorflow_calls import in_keras
 from tfnas.layers.merging import MERGES
 from tfnas.layers.of_units import known_sizes
@@ -107,7 +108,8 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
     known = [x is not None or id(y) not in read for x, y in zip(outputs, record.output_tensors, strict=False)]
     if len(outputs) != len(record.output_tensors) or not all(known) or not any(x is not None for x in outputs):
         raise UntraceableError("what it returns is not computed from its inputs")
-    return Run(inputs, outputs, {key: v for key, (v, _) in variables.items()}, _ordered(outputs))
+    records = [simpler for record in _ordered(outputs) for simpler in consists_of(record)]
+    return Run(inputs, outputs, {key: v for key, (v, _) in variables.items()}, records)
 
 
 def _fixed(value: Any, variables: dict[int, tuple[Any, Any]]) -> Any:

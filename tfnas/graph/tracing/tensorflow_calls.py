@@ -230,12 +230,45 @@ def _window(sizes: Any) -> tuple[int, ...]:
 
 def _pooling(function: Callable[..., Any]) -> Callable[..., Any]:
     def pooled(
-        input: Any, ksize: Any, strides: Any, padding: str, data_format: Any = "NHWC", name: Any = None
+        input: Any, ksize: Any, strides: Any, padding: str, data_format: Any = None, name: Any = None
     ) -> Any:
         _channels_last(data_format)
         return function(input, _window(ksize), _window(strides), padding.lower())
 
     return pooled
+
+
+def _conv2d(
+    input: Any,
+    filters: Any,
+    strides: Any,
+    padding: str,
+    data_format: Any = None,
+    dilations: Any = None,
+    name: Any = None,
+) -> Any:
+    _channels_last(data_format)
+    return ops.conv(input, filters, _window(strides), padding.lower(), dilation_rate=_window(dilations or 1))
+
+
+def _depthwise_conv2d(
+    input: Any,
+    filter: Any,
+    strides: Any,
+    padding: str,
+    data_format: Any = None,
+    dilations: Any = None,
+    name: Any = None,
+) -> Any:
+    _channels_last(data_format)
+    steps, rates = _window(strides), _window(dilations or 1)
+    return ops.depthwise_conv(input, filter, steps, padding.lower(), dilation_rate=rates)
+
+
+def _embedding_lookup(params: Any, ids: Any, max_norm: Any = None, name: Any = None) -> Any:
+    if max_norm is not None:
+        raise NotImplementedError("tf.nn.embedding_lookup with max_norm")
+    return ops.take(params, ids, 0)
 
 
 def _depth_to_space(input: Any, block_size: int, data_format: Any = "NHWC", name: Any = None) -> Any:
@@ -272,15 +305,17 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "reduce_variance": _reduction(ops.var),
     "reduce_std": _reduction(_deviation),
     "add_n": _add_n,
-    "avg_pool2d": _pooling(ops.average_pool),
     "batch_normalization": _batch_normalization,
     "bias_add": _bias_add,
     "broadcast_to": _broadcast_to,
     "cast": _cast,
     "clip_by_value": _clip_by_value,
     "concat": _concat,
+    "conv2d": _conv2d,
     "depth_to_space": _depth_to_space,
+    "depthwise_conv2d": _depthwise_conv2d,
     "einsum": _einsum,
+    "embedding_lookup": _embedding_lookup,
     "expand_dims": _expand_dims,
     "gather": _gather,
     "gelu": _gelu,
@@ -288,7 +323,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "leaky_relu": _leaky_relu,
     "log_softmax": _log_softmax,
     "matmul": _matmul,
-    "max_pool2d": _pooling(ops.max_pool),
     "moments": _moments,
     "pad": _pad,
     "repeat": _repeat,
@@ -308,6 +342,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "transpose": _transpose,
     "unstack": _unstack,
     "where": _where,
+    **{name: _pooling(ops.average_pool) for name in ("avg_pool", "avg_pool2d")},
+    **{name: _pooling(ops.max_pool) for name in ("max_pool", "max_pool2d")},
 }
 
 

@@ -1,6 +1,6 @@
 """Families that only channel units cut, since what they do depends on which channels exist together.
 
-arrays.py         sums and products of a tensor and an array of numbers
+arrays.py         sums, products and filters of a tensor and an array of numbers
 attention.py      MultiHeadAttention and GroupQueryAttention, whose units are heads
 einsum.py         EinsumDense
 grouped.py        grouped convolutions
@@ -17,7 +17,7 @@ weighted.py       Embedding, PReLU, GlobalAveragePooling1D with a mask
 from __future__ import annotations
 
 from tfnas.layers.base import Node
-from tfnas.layers.of_units.arrays import WithArray
+from tfnas.layers.of_units.arrays import Filtered, WithArray
 from tfnas.layers.of_units.attention import Attention
 from tfnas.layers.of_units.attention import WholeAttention as WholeAttention
 from tfnas.layers.of_units.einsum import Einsum
@@ -49,6 +49,7 @@ OF_UNITS: list[type[Node]] = [
     Statistics,
     Reduction,
     WithArray,
+    Filtered,
     Rearranged,
     Selected,
     Regrouped,

@@ -1,4 +1,4 @@
-"""Sums, products and the like of a tensor and an array of numbers, such as `x + sinusoids` of positions."""
+"""Sums, products, filters and the like of a tensor and an array of numbers, such as `x + sinusoids` of positions."""
 
 from __future__ import annotations
 
@@ -58,16 +58,36 @@ class WithArray(Channelwise):
         def its_part(value: Any) -> Any:
             if isinstance(value, keras.KerasTensor):
                 return tensor
-            if np.ndim(value) == 0 or np.shape(value)[-1] == 1:
-                return value
-            return np.asarray(value)[..., channels]
+            return value if np.ndim(value) == 0 else self._part(np.asarray(value), channels)
 
         arguments, keywords = self.called.record.arguments.convert(its_part)
         return self.inner(*arguments, **keywords)
 
+    def _part(self, array: np.ndarray, channels: np.ndarray) -> np.ndarray:
+        """The numbers of some channels."""
+        return array if array.shape[-1] == 1 else array[..., channels]
+
     @property
     def computation(self) -> type[Computation]:
         return WholeComputation
+
+
+class Filtered(WithArray):
+    """`keras.ops.depthwise_conv` with a kernel of numbers, one filter a channel: blurring before pooling, say."""
+
+    @classmethod
+    def takes(cls, layer: Any, record: Any, called: Call) -> bool:
+        if type(layer).__name__ != "DepthwiseConv" or len(record.input_tensors) != 1:
+            return False
+        array = _array(record)
+        return layer.data_format != "channels_first" and array is not None and array.shape[-1] == 1
+
+    @property
+    def zero_to_zero(self) -> bool:
+        return True
+
+    def _part(self, array: np.ndarray, channels: np.ndarray) -> np.ndarray:
+        return array[..., channels, :]
 
 
 def _may_be_taken_for_bias(operation: Any, array: np.ndarray) -> bool:

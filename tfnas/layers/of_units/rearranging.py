@@ -23,6 +23,7 @@ _MOVES = frozenset(
     "Concatenate Split GetItem Take Copy Reshape".split()
 )
 _REDUCTIONS = frozenset("Mean Sum Max Min Amax Amin Std Var Norm".split())
+_OVER_SPACE = frozenset("AdaptiveAveragePool AdaptiveMaxPool AveragePool MaxPool Resize CropImages PadImages".split())
 _MOST_NUMBERS = 2**26  # of an array that is tried
 _UNKNOWN = 3  # stands for an axis of unknown size
 
@@ -43,6 +44,8 @@ class Rearranged(Node):
             over = np.atleast_1d(getattr(layer, "axis", 1)).tolist()
             rank = len(record.input_tensors[0].shape)
             return not called.masked and not {axis % rank for axis in over} & {0, rank - 1}
+        if kind in _OVER_SPACE and not isinstance(layer, keras.Layer):
+            return layer.data_format != "channels_first" and getattr(layer, "fill_value", 0) == 0
         if kind not in _MOVES:
             return False
         channels = moves(called)

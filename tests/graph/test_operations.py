@@ -1,0 +1,134 @@
+"""Layers that compute with operations of keras.ops which stand for several simpler ones, or for a layer."""
+
+import keras
+import numpy as np
+import pytest
+from composites import around
+from conftest import random_weights
+from exactness import check_equal
+from test_tracing import checked
+
+import tfnas
+from tfnas.cutting.subnets import subnet
+from tfnas.graph.channels import Graph
+from tfnas.graph.models import record_of
+from tfnas.graph.tracing import consists_of
+
+layers, ops = keras.layers, keras.ops
+
+
+class Normalizes(layers.Layer):
+    """By statistics over channels, over places, and by its own."""
+
+    def build(self, shape):
+        size = shape[-1]
+        self.scales = [self.add_weight(shape=(size,), initializer="ones", name=f"scale{i}") for i in range(4)]
+        self.offsets = [self.add_weight(shape=(size,), name=f"offset{i}") for i in range(3)]
+        self.mean = self.add_weight(shape=(size,), trainable=False, name="mean")
+        self.variance = self.add_weight(shape=(size,), initializer="ones", trainable=False, name="variance")
+        self.convs = [layers.Conv2D(size, 1, name=f"conv{i}") for i in range(3)]
+
+    def call(self, x):
+        mean, variance = ops.moments(x, axes=[1, 2], keepdims=True)
+        x = self.convs[0]((x - mean) * ops.rsqrt(variance + 1e-3) * self.scales[0])
+        mean, variance = ops.moments(x, axes=[-1], keepdims=True)
+        x = ops.layer_normalization((x - mean) / ops.sqrt(variance + 1e-3), self.scales[1], beta=self.offsets[0])
+        x = ops.rms_normalization(self.convs[1](x), self.scales[2])
+        variance = ops.square(self.variance)
+        return ops.batch_normalization(self.convs[2](x), self.mean, variance, -1, self.offsets[1], self.scales[3])
+
+
+class Weighted(layers.Layer):
+    """Variables of its own as the weights of what Keras has layers for."""
+
+    def build(self, shape):
+        shapes = {"a": (shape[-1], 8), "b": (8, 6), "c": (3, 3, 6, 4), "d": (3, 3, 4, 2), "e": (8, 5)}
+        for name, size in shapes.items():
+            setattr(self, name, self.add_weight(shape=size, initializer="glorot_uniform", name=name))
+
+    def call(self, x):
+        x = ops.relu(ops.einsum("bhwc,cd->bhwd", x, self.a))
+        x = ops.tensordot(x, self.b, axes=1)
+        x = ops.relu(ops.conv(x, self.c, strides=2, padding="same"))
+        x = ops.depthwise_conv(x, self.d, padding="same", dilation_rate=2)
+        return ops.einsum("fc,bhwf->bhwc", self.e, x)
+
+
+class OverSpace(layers.Layer):
+    """Pooling, sizes and blurring; the second half of the channels says what passes of the first."""
+
+    def build(self, shape):
+        self.wide = layers.Conv2D(2 * shape[-1], 3, padding="same", name="wide")
+        self.blur = np.ones((3, 3, shape[-1], 1), "float32") / 9
+
+    def call(self, x):
+        x = ops.max_pool(ops.glu(self.wide(x)), 2, 1, padding="same")
+        x = ops.depthwise_conv(ops.average_pool(x, 2, 2), self.blur, padding="same")
+        x = ops.image.pad_images(ops.image.resize(x, (7, 9), interpolation="bilinear"), 1, 0, 0, 1)
+        return ops.image.crop_images(x, 1, 1, 1, 2)
+
+
+@pytest.mark.parametrize("layer", [Normalizes, Weighted, OverSpace])
+def test_exact(layer, rng, tmp_path, eager):
+    model = around(layer(name="own"))
+    random_weights(model, rng)
+    with keras.saving.custom_object_scope({layer.__name__: layer}):
+        supernet = checked(model, rng.normal(size=(3, 6, 6, 3)).astype("f4"), rng, tmp_path)
+    assert not Graph(model).untraced
+    inside = {group.name for group in supernet.graph.groups if group.name.startswith("own_")}
+    assert len(inside) >= {Normalizes: 3, Weighted: 3, OverSpace: 1}[layer]
+
+
+class Tokens(layers.Layer):
+    """An embedding by hand."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(11, 8), initializer="uniform", name="table")
+
+    def call(self, x):
+        return ops.take(self.table, x, axis=0)
+
+
+def test_an_embedding_by_hand_is_narrowed(rng, eager):
+    words = keras.Input((5,), dtype="int32")
+    x = layers.Dense(6, activation="relu", name="hidden")(Tokens(name="own")(words))
+    model = keras.Model(words, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, parameters=0.9, steps=10, num_examples=10, streams=True)
+    given = rng.integers(0, 11, (4, 5))
+    assert {g.name: g.size for g in supernet.graph.groups} == {"own_table": 8, "hidden": 6}
+    masks = {group.name: rng.random(group.size) < 0.6 for group in supernet.graph.groups}
+    architecture = supernet.graph.closed(masks)
+    supernet.set_architecture(architecture)
+    cut = subnet(supernet, architecture)
+    check_equal(cut(given), supernet(given))
+    assert cut.count_params() < model.count_params()
+
+
+X = np.random.default_rng(0).normal(size=(3, 4, 4, 6)).astype("f4")
+VECTORS = [np.random.default_rng(i).uniform(0.5, 1.5, 6).astype("f4") for i in range(4)]
+SEVERAL = {
+    "moments over rows": lambda x: ops.moments(x, axes=[1, 2]),
+    "moments over channels": lambda x: ops.moments(x, axes=[3], keepdims=True),
+    "glu": lambda x: ops.glu(x),
+    "layer_normalization": lambda x: ops.layer_normalization(x, VECTORS[0], VECTORS[1]),
+    "layer_normalization alone": lambda x: ops.layer_normalization(x, epsilon=0.1),
+    "rms_normalization": lambda x: ops.rms_normalization(x, VECTORS[0]),
+    "batch_normalization": lambda x: ops.batch_normalization(x, VECTORS[0], VECTORS[1], -1, VECTORS[2], VECTORS[3]),
+    "normalize": lambda x: ops.normalize(x),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_simpler_operations_compute_the_same(name):
+    x = keras.Input(batch_shape=X.shape)
+    outputs = keras.tree.flatten(SEVERAL[name](x))
+    values = {id(x): X}
+    records = consists_of(record_of(outputs[0]))
+    assert len(records) > 1
+    for record in records:
+        arguments, keywords = record.arguments.convert(lambda y: values.get(id(y), y))
+        made = keras.tree.flatten(record.operation(*arguments, **keywords))
+        values |= {id(y): value for y, value in zip(record.output_tensors, made, strict=True)}
+    for found, expected in zip(outputs, keras.tree.flatten(SEVERAL[name](X)), strict=True):
+        np.testing.assert_allclose(values[id(found)], expected, rtol=1e-5, atol=1e-6)

@@ -127,7 +127,7 @@ def test_simpler_operations_compute_the_same(name):
     records = consists_of(record_of(outputs[0]))
     assert len(records) > 1
     for record in records:
-        arguments, keywords = record.arguments.convert(lambda y: values.get(id(y), y))
+        arguments, keywords = record.arguments.convert(lambda y, values=values: values.get(id(y), y))
         made = keras.tree.flatten(record.operation(*arguments, **keywords))
         values |= {id(y): value for y, value in zip(record.output_tensors, made, strict=True)}
     for found, expected in zip(outputs, keras.tree.flatten(SEVERAL[name](X)), strict=True):

@@ -275,7 +275,7 @@ class Emission:
         return made
 
     def _with_weights(self, record: Any, kind: str, own: Sequence[bool]) -> keras.Layer | None:
-        """A layer that does what an operation on a tensor and a variable does, with that as its weights, if any does."""
+        """A layer that does what an operation on a tensor and a variable does, with that as its weights, or None."""
         variable, x = (record.input_tensors[own.index(is_own)] for is_own in (True, False))
         settings, options = vars(record.operation), self._options(self._values[id(variable)].variable)
         if kind == "Einsum":

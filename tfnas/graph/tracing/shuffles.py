@@ -46,9 +46,10 @@ def _order(chain: Sequence[Any]) -> np.ndarray | None:
     """Which channel each one of the output is, if calls do nothing but permute channels."""
     if len(chain[0].input_tensors) != 1 or chain[0].input_tensors[0].shape != chain[-1].output_tensors[0].shape:
         return None
-    called = None
-    for record in chain:
-        called = Call(record, record.operation.name, before={0: called} if called else None)
+    first, *others = chain
+    called = Call(first, first.operation.name)
+    for record in others:
+        called = Call(record, record.operation.name, before={0: called})
     found = moves(called)
     return None if found is None or not np.array_equal(np.sort(found[0]), np.arange(found[0].size)) else found[0]
 

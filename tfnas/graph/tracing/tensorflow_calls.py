@@ -229,9 +229,7 @@ def _window(sizes: Any) -> tuple[int, ...]:
 
 
 def _pooling(function: Callable[..., Any]) -> Callable[..., Any]:
-    def pooled(
-        input: Any, ksize: Any, strides: Any, padding: str, data_format: Any = None, name: Any = None
-    ) -> Any:
+    def pooled(input: Any, ksize: Any, strides: Any, padding: str, data_format: Any = None, name: Any = None) -> Any:
         _channels_last(data_format)
         return function(input, _window(ksize), _window(strides), padding.lower())
 

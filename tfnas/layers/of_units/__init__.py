@@ -34,7 +34,8 @@ from tfnas.layers.of_units.registered import Registered, Rule, register, registe
 from tfnas.layers.of_units.statistics import GroupStatistics, Statistics, normalized
 from tfnas.layers.of_units.weighted import Embedding, MaskedAverage, Parametric
 
-__all__ = ["OF_UNITS", "Contraction", "Registered", "Rule", "layout", "moves", "normalized", "reduced", "register", "registered"]
+__all__ = ["OF_UNITS", "Contraction", "Registered", "Rule"]
+__all__ += ["layout", "moves", "normalized", "reduced", "register", "registered"]
 
 # A layer is of the first family that takes it, or else of one of `layers.FAMILIES`.
 OF_UNITS: list[type[Node]] = [

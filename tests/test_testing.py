@@ -14,14 +14,14 @@ L = keras.layers
 
 
 @keras.saving.register_keras_serializable("test_testing")
-class Snake(L.Layer):
-    """x + sin^2(a x) / a with a frequency for each channel, by TensorFlow itself: nothing that can be taken apart."""
+class RunningSum(L.Layer):
+    """Sums over rows with a rate for each channel, by a function of TensorFlow that has no like: left whole."""
 
     def build(self, shape):
-        self.frequency = self.add_weight(shape=(shape[-1],), initializer="ones", name="frequency")
+        self.rate = self.add_weight(shape=(shape[-1],), initializer="ones", name="rate")
 
     def call(self, x):
-        return x + tf.math.sin(self.frequency * x) ** 2 / self.frequency
+        return tf.math.cumsum(x, axis=1) * self.rate
 
 
 @keras.saving.register_keras_serializable("test_testing")
@@ -46,13 +46,13 @@ class Factored(L.Layer):
 
 @keras.saving.register_keras_serializable("test_testing")
 class Scan(L.Layer):
-    """A running sum along the first axis, by TensorFlow itself."""
+    """A running sum along the first axis, by a function of TensorFlow that has no like."""
 
     def call(self, x):
         return tf.cumsum(x, axis=1)
 
 
-EACH = tfnas.layers.Rule(writes={"frequency": -1})
+EACH = tfnas.layers.Rule(writes={"rate": -1})
 MIXED = tfnas.layers.Rule(
     mixes=True,
     reads={"down": 1},
@@ -72,11 +72,11 @@ def rules_of_its_own():
 
 def test_registered_layers_are_narrowed():
     with pytest.raises(AssertionError, match="no channel of the layer's input can vanish"):
-        check_layer(Snake())
-    tfnas.layers.register(Snake, EACH)
+        check_layer(RunningSum())
+    tfnas.layers.register(RunningSum, EACH)
     tfnas.layers.register(Factored, MIXED)
     tfnas.layers.register(Scan, tfnas.layers.Rule())
-    assert check_layer(lambda x: Scan()(Factored(7, 3)(Snake()(x)))) == 8
+    assert check_layer(lambda x: Scan()(Factored(7, 3)(RunningSum()(x)))) == 8
     check_layer(lambda x: Factored(6, 2)(x), (5,), units=5)
 
 
@@ -84,7 +84,7 @@ def test_registered_layers_are_narrowed():
     "layer, rule, message",
     [
         (Scan(), tfnas.layers.Rule(mixes=True), "no subnet can be built of it: .*not compatible"),
-        (Snake(), tfnas.layers.Rule(), "no subnet can be built of it"),
+        (RunningSum(), tfnas.layers.Rule(), "no subnet can be built of it"),
         (Factored(7, 3), tfnas.layers.Rule(mixes=True, reads={"down": 1}), "no subnet can be built of it"),
     ],
 )
@@ -110,19 +110,19 @@ def test_the_costs_and_norms_of_a_rule(rng):
     "rule, message",
     [
         (tfnas.layers.Rule(writes={"phase": 0}), "'phase' has its 8 channels. Received: no such variable"),
-        (tfnas.layers.Rule(mixes=True, reads={"frequency": 1}), "axis 1 of 'frequency' has its 8 channels"),
+        (tfnas.layers.Rule(mixes=True, reads={"rate": 1}), "axis 1 of 'rate' has its 8 channels"),
     ],
 )
 def test_a_rule_that_does_not_fit_its_layer(rule, message):
-    tfnas.layers.register(Snake, rule)
+    tfnas.layers.register(RunningSum, rule)
     with pytest.raises(UserError, match=message):
-        check_layer(Snake())
+        check_layer(RunningSum())
 
 
 def test_what_is_no_layer_and_no_rule():
     with pytest.raises(UserError, match="a subclass of keras.Layer expected"):
-        tfnas.layers.register(Snake(), EACH)
+        tfnas.layers.register(RunningSum(), EACH)
     with pytest.raises(UserError, match="a tfnas.layers.Rule, or a subclass of Node, expected"):
-        tfnas.layers.register(Snake, {"frequency": -1})
+        tfnas.layers.register(RunningSum, {"rate": -1})
     with pytest.raises(UserError, match="only a layer that mixes reads"):
-        tfnas.layers.register(Snake, tfnas.layers.Rule(reads={"frequency": 0}))
+        tfnas.layers.register(RunningSum, tfnas.layers.Rule(reads={"rate": 0}))

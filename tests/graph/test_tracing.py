@@ -220,7 +220,7 @@ class Clips(layers.Layer):
     [
         (Clips, "Clip has a tensor as its setting"),
         (Trains, "it does other things in training"),
-        (Raw, "its `call` uses TensorFlow itself"),
+        (Raw, "its `call` uses functions of TensorFlow"),
         (Constrained, "a variable of its own has a constraint"),
         (Drawn, "it computes with variables or random numbers by itself"),
         (Peeping, "it computes with variables or random numbers by itself"),

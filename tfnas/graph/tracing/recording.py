@@ -1,4 +1,4 @@
-"""Takes composite layers apart: a layer whose `call` is written with Keras layers and keras.ops becomes what it calls.
+"""Takes composite layers apart: a layer whose `call` is written with Keras layers and operations becomes what it calls.
 
 `call` is run on symbolic tensors, so that Keras records each layer and operation in it. The layer's own variables are
 symbolic tensors of their shape meanwhile. What was recorded is then called again on tensors of any batch size. What
@@ -59,7 +59,7 @@ def trace(record: Any, made: dict[int, Made], lengths: Sequence[int]) -> Traced:
         raise
     except Exception as error:  # whatever the layer's own code raises when it is given symbolic tensors
         if "input to a TensorFlow function" in str(error):
-            raise UntraceableError("its `call` uses TensorFlow itself, not keras.ops") from None
+            raise UntraceableError("its `call` uses functions of TensorFlow that keras.ops has no like of") from None
         lines = str(error).strip().splitlines() or [""]
         raise UntraceableError(f"{type(error).__name__}: {lines[0][:120]}") from None
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from composites import around
 from conftest import random_weights
 from exactness import check_equal
@@ -11,6 +12,7 @@ from test_tracing import checked
 import tfnas
 from tfnas.cutting.subnets import subnet
 from tfnas.graph.channels import Graph
+from tfnas.graph.costs import cost
 from tfnas.graph.models import record_of
 from tfnas.graph.tracing import consists_of
 
@@ -79,6 +81,110 @@ def test_exact(layer, rng, tmp_path, eager):
     assert len(inside) >= {Normalizes: 3, Weighted: 3, OverSpace: 1}[layer]
 
 
+def cut_exactly(model, given, rng):
+    """The sizes of a supernet's groups; a network cut of it at random equals it, and costs what was predicted."""
+    random_weights(model, rng)
+    supernet = tfnas.gate(model, parameters=0.9, steps=10, num_examples=10, streams=True)
+    check_equal(supernet(given), model(given))
+    masks = {group.name: rng.random(group.size) < 0.6 for group in supernet.graph.groups}
+    architecture = supernet.graph.closed(masks)
+    supernet.set_architecture(architecture)
+    cut = subnet(supernet, architecture)
+    check_equal(cut(given), supernet(given))
+    assert tfnas.cost(model).parameters == sum(v.numpy().size for v in model.trainable_variables)
+    assert cost(supernet.graph, architecture).parameters == sum(v.numpy().size for v in cut.trainable_variables)
+    return {group.name: group.size for group in supernet.graph.groups}
+
+
+PARTS = {
+    "all": lambda table, x: x + table[:, : ops.shape(x)[1]],
+    "first rows": lambda table, x: x + table[0, : ops.shape(x)[1]],
+    "rows only": lambda table, x: x + ops.squeeze(table, 0)[: ops.shape(x)[1]],
+    "ops.slice": lambda table, x: x + ops.slice(table, (0, 1, 0), (1, ops.shape(x)[1], x.shape[2])),
+    "broadcast": lambda table, x: x + ops.broadcast_to(ops.squeeze(table, 0)[: ops.shape(x)[1]], ops.shape(x)),
+}
+
+
+class Positions(layers.Layer):
+    """Adds a learned embedding of as many positions as there are."""
+
+    def __init__(self, rows, part, **options):
+        super().__init__(**options)
+        self.rows, self.part = rows, part
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(1, self.rows, shape[-1]), name="table")
+
+    def call(self, x):
+        return PARTS[self.part](self.table, x)
+
+
+@pytest.mark.parametrize("rows", [6, 9])
+@pytest.mark.parametrize("part", PARTS)
+def test_rows_of_a_variable(part, rows, rng, eager):
+    if part == "ops.slice" and rows == 6:
+        rows = 7
+    series = keras.Input((6, 4))
+    x = Positions(rows, part, name="own")(layers.Dense(8, name="first")(series))
+    x = layers.Dense(5, activation="relu", name="second")(x)
+    model = keras.Model(series, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    assert set(cut_exactly(model, rng.normal(size=(3, 6, 4)).astype("f4"), rng).values()) == {8, 5}
+
+
+class Scored(layers.Layer):
+    """Attention that returns its weights too; the number of positions is not known to Keras in its outputs."""
+
+    def build(self, shape):
+        self.parts = [layers.Dense(shape[-1], name=name) for name in ("query", "key", "value")]
+
+    def call(self, x):
+        query, key, value = (part(x) for part in self.parts)
+        places = tf.reshape(key, (tf.shape(x)[0], -1, key.shape.as_list()[-1]))
+        weights = tf.nn.softmax(tf.matmul(query, places, transpose_b=True), axis=-1)
+        return tf.matmul(weights, value), weights
+
+
+class AroundScored(layers.Layer):
+    def build(self, shape):
+        self.inner = Scored(name="inner")
+
+    def call(self, x):
+        read, weights = self.inner(x)
+        return x + tf.reshape(read, [-1, *x.get_shape()[1:]]), weights
+
+
+def test_an_output_that_nothing_reads_may_be_of_any_size(rng, eager):
+    series = keras.Input((6, 4))
+    x, _ = AroundScored(name="own")(layers.Dense(8, name="first")(series))
+    model = keras.Model(series, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    groups = cut_exactly(model, rng.normal(size=(3, 6, 4)).astype("f4"), rng)
+    assert groups == {"first": 8, "own_inner_key": 8}
+
+
+def test_an_initial_value_may_be_an_array(rng, eager):
+    start = keras.initializers.Constant(np.arange(8.0))
+    series = keras.Input((6, 4))
+    x = layers.Dense(8, activation="relu", bias_initializer=start, name="first")(series)
+    model = keras.Model(series, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    assert cut_exactly(model, rng.normal(size=(3, 6, 4)).astype("f4"), rng) == {"first": 8}
+
+
+class Orthogonal(keras.regularizers.Regularizer):
+    def __call__(self, x):
+        x = ops.reshape(x, (-1, 3, 3))
+        return ops.sum(ops.square(ops.matmul(x, ops.transpose(x, (0, 2, 1))) - ops.eye(3)))
+
+
+def test_what_ones_own_regularizer_reads_keeps_its_size(rng, eager):
+    """As in PointNet, where it takes the output for a matrix."""
+    series = keras.Input((6, 3))
+    x = layers.GlobalMaxPooling1D()(layers.Dense(8, activation="relu", name="first")(series))
+    turn = layers.Reshape((3, 3))(layers.Dense(9, activity_regularizer=Orthogonal(), name="turn")(x))
+    x = layers.Dense(5, activation="relu", name="second")(layers.Dot(axes=(2, 1))([series, turn]))
+    model = keras.Model(series, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    assert cut_exactly(model, rng.normal(size=(3, 6, 3)).astype("f4"), rng) == {"first": 8, "second": 5}
+
+
 class Tokens(layers.Layer):
     """An embedding by hand."""
 
@@ -93,16 +199,7 @@ def test_an_embedding_by_hand_is_narrowed(rng, eager):
     words = keras.Input((5,), dtype="int32")
     x = layers.Dense(6, activation="relu", name="hidden")(Tokens(name="own")(words))
     model = keras.Model(words, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
-    random_weights(model, rng)
-    supernet = tfnas.gate(model, parameters=0.9, steps=10, num_examples=10, streams=True)
-    given = rng.integers(0, 11, (4, 5))
-    assert {g.name: g.size for g in supernet.graph.groups} == {"own_table": 8, "hidden": 6}
-    masks = {group.name: rng.random(group.size) < 0.6 for group in supernet.graph.groups}
-    architecture = supernet.graph.closed(masks)
-    supernet.set_architecture(architecture)
-    cut = subnet(supernet, architecture)
-    check_equal(cut(given), supernet(given))
-    assert cut.count_params() < model.count_params()
+    assert cut_exactly(model, rng.integers(0, 11, (4, 5)), rng) == {"own_table": 8, "hidden": 6}
 
 
 X = np.random.default_rng(0).normal(size=(3, 4, 4, 6)).astype("f4")

@@ -40,13 +40,12 @@ def stream_pins(graph: UnitGraph) -> dict[str, list[str]]:
     ]
     matrix = scipy.sparse.coo_array((np.ones(len(tied)), np.array(tied).reshape(-1, 2).T), shape=(len(nodes),) * 2)
     _, class_of = scipy.sparse.csgraph.connected_components(matrix, directed=False)
-    excluded = graph.matching(graph.exclude)
     pins: dict[int, dict[str, None]] = {}
     for i, node in enumerate(nodes):
         for j, source in enumerate(node.inputs):
             if node.pins(j):
                 pins.setdefault(class_of[source], {})[node.name] = None
-        if _keeps_own(graph, i) or i in graph.outputs or i in excluded:
+        if _keeps_own(graph, i) or i in graph.outputs or i in graph.excluded:
             pins.setdefault(class_of[i], {})[node.name] = None
     found: dict[int, str] = {}
     for i, node in enumerate(nodes):

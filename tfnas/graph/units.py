@@ -52,6 +52,7 @@ class UnitGraph(Graph):
 
     Attributes:
         exclude, streams: as given.
+        excluded: numbers of the nodes that they match, and of those whose output a user's own regularizer reads.
         of: for each node the unit of every output channel, int, shape (C,); `PINNED` for one that always exists.
         groups: in the graph's order. The units of a group have consecutive numbers, those of the first group first.
         starts: number of each group's first unit.
@@ -66,14 +67,16 @@ class UnitGraph(Graph):
         super().__init__(model)
         self.exclude = tuple(exclude)
         self.streams = streams
-        excluded = self.matching(self.exclude)
+        self.excluded = self.matching(self.exclude) | {i for i, x in enumerate(self.nodes) if _regularizes(x.inner)}
         self.of, sizes, names, is_stream = partition(
-            self.nodes, self.outputs, excluded, streams, self._depends, self.shared
+            self.nodes, self.outputs, self.excluded, streams, self._depends, self.shared
         )
         if not sizes:
             raise UserError(
                 f"gate: model '{self.model.name}' has no channels that may vanish: every one is tied to an input, an "
-                "output or a layer that is left whole" + ("" if streams else "; streams=True releases sums")
+                "output or a layer that is left whole"
+                + "".join(f"; left whole: '{name}', because {why}" for name, why in self.untraced.items())
+                + ("" if streams else "; streams=True releases sums")
             )
         self.starts = np.cumsum([0, *sizes])[:-1]
         self._sizes = dict(zip(names, sizes, strict=True))
@@ -377,3 +380,9 @@ class _Widths:
             self._numbers[width] = len(self.found)
             self.found.append(width)
         return self._numbers[width]
+
+
+def _regularizes(layer: Any) -> bool:
+    """Whether a user's own regularizer reads a layer's output, which it may take for a matrix of a fixed size."""
+    regularizer = getattr(layer, "activity_regularizer", None)
+    return regularizer is not None and not type(regularizer).__module__.startswith("keras.")

@@ -124,6 +124,8 @@ def copy_of(layer: keras.layers.Layer, name: str, **changes: Any) -> keras.layer
         config = layer.get_config()
         if kind.__module__.startswith("keras."):  # of a function Keras keeps at most the code
             config |= {key: given for key in config if inspect.isfunction(given := getattr(layer, key, None))}
+        if changes:  # an array that some of its weights began with is too large for fewer; they are set afterwards
+            config |= {key: "zeros" for key in config if np.ndim(getattr(getattr(layer, key, None), "value", 0))}
         found: keras.layers.Layer = kind.from_config({**config, "name": name, **changes})
         return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -69,12 +70,14 @@ class Run:
     Attributes:
         inputs, outputs: symbolic tensors; None for an output that is not computed from the inputs, and is not used; or
             all outputs are numbers.
+        read: whether other calls read each output.
         variables: the layer's own variables by the id of the symbolic tensor that stood for each.
         records: in topological order.
     """
 
     inputs: list[Any]
     outputs: list[Any]
+    read: list[bool]
     variables: dict[int, Any]
     records: list[Any]
 
@@ -140,7 +143,8 @@ class Emission:
                 self._values[id(tensor)] = value
                 lengths.append((value, (tensor.shape[0] if tensor.shape else 0) // BATCH))
         outputs = tuple(self._values.get(id(x)) for x in self._run.outputs)
-        read = (*outputs, *(x for record in self._records for x in record.input_tensors))
+        used = (x for x, is_read in zip(outputs, self._run.read, strict=True) if is_read)
+        read = (*used, *(x for record in self._records for x in record.input_tensors))
         if any(isinstance(x, keras.KerasTensor) and (not x.shape or x.shape[-1] is None) for x in read):
             raise UntraceableError("inside it the size of an axis of channels is unknown")
         for traced, output in zip(self._run.outputs, outputs, strict=True):
@@ -179,6 +183,8 @@ class Emission:
             return [self._of_variables(record, kind, values)]
         if not is_layer and kind == "Reshape":
             return self._called(keras.ops.reshape, values[0], self._shape(output.shape))
+        if not is_layer and kind == "Slice" and own == [False]:
+            return self._called(lambda tensor: tensor[_key(record)], values[0])
         if not is_layer and sorted(own) == [False, True] and (layer := self._with_weights(record, kind, own)):
             x, kernel = values if own[1] else reversed(values)
             return self._with_kernel(layer, x, kernel)
@@ -217,6 +223,12 @@ class Emission:
             raise UntraceableError(f"{kind} joins variables")
         if kind in MERGES or kind in OPERATIONS:
             return self._with_numbers(x, record)
+        if kind in ("GetItem", "Slice"):
+            return self._sliced(x, record)
+        if kind == "BroadcastTo":
+            shape, have = tuple(output.shape), x.shape if x.steps else x.value.shape
+            if shape[0] == BATCH and (1,) * (len(shape) - len(have)) + have == (1, *shape[1:]):
+                return self._tensor(x, len(shape))
         if x.steps or kind == "Take":
             return self._stepped(x, record, kind)
         if kind in ("Reshape", "ExpandDims", "Squeeze"):
@@ -224,11 +236,6 @@ class Emission:
         if kind == "Transpose":
             axes = record.operation.axes
             return _Own(x.variable, x.value.transpose(axes))
-        if kind == "BroadcastTo":
-            shape = tuple(output.shape)
-            have = (1,) * (len(shape) - x.value.ndim) + x.value.shape
-            if shape[0] == BATCH and have == (1, *shape[1:]):
-                return self._tensor(x, len(shape))
         if kind == "Tile":
             repeats = tuple(record.operation.repeats)
             if repeats[0] == BATCH and set(repeats[1:]) <= {1} and x.value.shape[0] == 1:
@@ -237,6 +244,14 @@ class Emission:
             if x.value.shape[0] == 1:
                 return self._tensor(x, x.value.ndim)
         raise UntraceableError(f"{kind} of a variable of its own")
+
+    def _sliced(self, own: _Own, record: Any) -> _Own:
+        """A part of a variable, such as the embeddings of as many positions as there are."""
+        key, shape = _key(record), tuple(record.output_tensors[0].shape)
+        if not own.steps and math.prod(shape) == own.value.size:  # all of it
+            return _Own(own.variable, own.value.reshape(shape))
+        step = functools.partial(self._called, lambda tensor: tensor[(slice(None), *key)])
+        return dataclasses.replace(own, steps=(*own.steps, step), shape=shape)
 
     def _stepped(self, own: _Own, record: Any, kind: str) -> _Own:
         """A variable of which rows are taken (biases by relative position), or what is done to these."""
@@ -356,6 +371,18 @@ def with_numbers(record: Any, numbers: Mapping[int, np.ndarray]) -> Any:
         input_tensors=[x for x in record.input_tensors if id(x) not in numbers],
         output_tensors=record.output_tensors,
     )
+
+
+def _key(record: Any) -> tuple[Any, ...]:
+    """What `x[key]` has for the key, or would have for a call of `keras.ops.slice`."""
+    arguments = {**dict(zip(("x", "key"), record.arguments.args, strict=False)), **record.arguments.kwargs}
+    if type(record.operation).__name__ == "GetItem":
+        key = arguments["key"]
+        return tuple(key) if isinstance(key, list | tuple) else (key,)
+    (read,), (made,) = record.input_tensors, record.output_tensors
+    starts = arguments["start_indices" if "start_indices" in arguments else "key"]
+    ranges = zip(starts, read.shape, made.shape, strict=True)
+    return tuple(slice(None) if size == part else slice(int(at), int(at) + part) for at, size, part in ranges)
 
 
 def _convolution(operation: Any, kind: str, kernel: Sequence[int], options: dict[str, Any]) -> keras.Layer | None:

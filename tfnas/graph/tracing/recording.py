@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -98,18 +99,25 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
     given.pop("training", None)  # Keras notes it even where `call` does not take it
     if "training" in names:
         given["training"] = training
-    with known_sizes(), in_keras(), _own_variables(layer) as variables, _layers_need_tensors(variables):
+    with (
+        known_sizes(),
+        in_keras(),
+        _like_tensors(),
+        _own_variables(layer) as variables,
+        _layers_need_tensors(variables),
+    ):
         made = layer.call(*arguments, **keywords) if positional else layer.call(**given)
     made = [_fixed(x, variables) for x in keras.tree.flatten(made)]
     if made and all(_is_number(x) for x in made) and len(made) == len(record.output_tensors):
-        return Run(inputs, [np.asarray(x) for x in made], {}, [])
+        return Run(inputs, [np.asarray(x) for x in made], [True for _ in made], {}, [])
     outputs = [x if isinstance(x, keras.KerasTensor) else None for x in made]
     read = {id(x) for call in layer._outbound_nodes for x in call.input_tensors}
     known = [x is not None or id(y) not in read for x, y in zip(outputs, record.output_tensors, strict=False)]
     if len(outputs) != len(record.output_tensors) or not all(known) or not any(x is not None for x in outputs):
         raise UntraceableError("what it returns is not computed from its inputs")
     records = [simpler for record in _ordered(outputs) for simpler in consists_of(record)]
-    return Run(inputs, outputs, {key: v for key, (v, _) in variables.items()}, records)
+    is_read = [id(x) in read for x in record.output_tensors]
+    return Run(inputs, outputs, is_read, {key: v for key, (v, _) in variables.items()}, records)
 
 
 def _fixed(value: Any, variables: dict[int, tuple[Any, Any]]) -> Any:
@@ -181,6 +189,37 @@ def _own_variables(layer: Any, found: dict[int, tuple[Any, Any]] | None = None) 
         yield found
     finally:
         vars(layer).update(changed)
+
+
+class _Shape(tuple[Any, ...]):
+    """A shape that gives itself as a list too, as TensorFlow's do."""
+
+    def as_list(self) -> list[Any]:
+        return list(self)
+
+
+@contextlib.contextmanager
+def _like_tensors() -> Iterator[None]:
+    """Lets symbolic tensors be used as TensorFlow's are: `x[:n]`, numbers of any type, `x.shape.as_list()`."""
+    get, shape = keras.KerasTensor.__getitem__, keras.KerasTensor.shape
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, slice):
+            return slice(*(None if x is None else operator.index(x) for x in (part.start, part.stop, part.step)))
+        return part if part is None or part is Ellipsis else operator.index(part)
+
+    def taken(tensor: Any, key: Any) -> Any:
+        return get(tensor, tuple(plain(part) for part in (key if isinstance(key, list | tuple) else (key,))))
+
+    def sizes(tensor: Any) -> _Shape:
+        return _Shape(tensor._shape)
+
+    with (
+        mock.patch.object(keras.KerasTensor, "__getitem__", taken),
+        mock.patch.object(keras.KerasTensor, "shape", property(sizes, shape.fset)),
+        mock.patch.object(keras.KerasTensor, "get_shape", sizes, create=True),
+    ):
+        yield
 
 
 @contextlib.contextmanager

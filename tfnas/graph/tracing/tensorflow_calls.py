@@ -102,6 +102,10 @@ def _squeeze(input: Any, axis: Any = None, name: Any = None) -> Any:
     return ops.squeeze(input, _axis(axis))
 
 
+def _slice(input_: Any, begin: Any, size: Any, name: Any = None) -> Any:
+    return ops.slice(input_, _integers(begin), _integers(size))
+
+
 def _tile(input: Any, multiples: Any, name: Any = None) -> Any:
     return ops.tile(input, _integers(multiples))
 
@@ -329,6 +333,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "reverse": _reverse,
     "shape": _shape,
     "silu": _silu,
+    "slice": _slice,
     "softmax": _softmax,
     "space_to_depth": _space_to_depth,
     "split": _split,

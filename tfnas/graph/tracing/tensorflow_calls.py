@@ -10,12 +10,14 @@ import contextlib
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.util import dispatch
 
 ops = keras.ops
 _UNARY = (
@@ -351,31 +353,38 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 @functools.cache
-def functions() -> tuple[tuple[Any, str], ...]:
-    """Returns the functions that Keras's symbolic tensors can be given: module and name, of all names that one has."""
-    places = [(module, name) for module in (tf, tf.nn, tf.math, tf.linalg) for name in _FUNCTIONS if name != "resize"]
-    return (*((module, name) for module, name in places if hasattr(module, name)), (tf.image, "resize"))
+def functions() -> dict[str, Any]:
+    """Returns the functions that Keras's symbolic tensors can be given, by name below `tf`, under all of their names."""
+    places = [("", tf), ("nn.", tf.nn), ("math.", tf.math), ("linalg.", tf.linalg)]
+    names = {f"{place}{name}": module for place, module in places for name in _FUNCTIONS if name != "resize"}
+    found = {name: getattr(module, name.rpartition(".")[2], None) for name, module in names.items()}
+    return {name: function for name, function in found.items() if function} | {"image.resize": tf.image.resize}
+
+
+class _Dispatcher(dispatch.GlobalOpDispatcher):  # type: ignore[misc]
+    """What TensorFlow asks when one of its functions is given what it cannot use."""
+
+    def __init__(self) -> None:
+        self._in_place: dict[Any, Callable[..., Any]] = {}
+        for name, function in functions().items():
+            while function is not None:  # a function within others that make tensors of its arguments, say
+                self._in_place[function] = _FUNCTIONS[name.rpartition(".")[2]]
+                function = getattr(function, "__wrapped__", None)
+
+    def handle(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        in_place = self._in_place.get(op)
+        if in_place is None or not any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten((args, kwargs))):
+            return self.NOT_SUPPORTED
+        return in_place(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def in_keras() -> Iterator[None]:
     """Lets functions of TensorFlow take symbolic tensors of Keras, which then records what they do."""
-    own = [(module, name, getattr(module, name)) for module, name in functions()]
-    try:
-        for module, name, function in own:
-            setattr(module, name, _either(function, _FUNCTIONS[name]))
+    with mock.patch.object(dispatch, "_GLOBAL_DISPATCHERS", [*dispatch._GLOBAL_DISPATCHERS, _dispatcher()]):
         yield
-    finally:
-        for module, name, function in own:
-            setattr(module, name, function)
 
 
-def _either(own: Callable[..., Any], in_place: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is called on tensors, and on symbolic ones the one that stands for it."""
-
-    def called(*arguments: Any, **keywords: Any) -> Any:
-        given = keras.tree.flatten((arguments, keywords))
-        symbolic = any(isinstance(x, keras.KerasTensor) for x in given)
-        return (in_place if symbolic else own)(*arguments, **keywords)
-
-    return functools.wraps(own)(called)
+@functools.cache
+def _dispatcher() -> _Dispatcher:
+    return _Dispatcher()

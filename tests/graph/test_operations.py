@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from composites import around
+from composites import Block, around
 from conftest import random_weights
 from exactness import check_equal
 from test_tracing import checked
@@ -81,8 +81,11 @@ def test_exact(layer, rng, tmp_path, eager):
     assert len(inside) >= {Normalizes: 3, Weighted: 3, OverSpace: 1}[layer]
 
 
-def cut_exactly(model, given, rng):
-    """The sizes of a supernet's groups; a network cut of it at random equals it, and costs what was predicted."""
+def cut_exactly(model, given, rng, joined=0):
+    """The sizes of a supernet's groups; a network cut of it at random equals it, and costs what was predicted.
+
+    So many parameters of the model are `joined` with others.
+    """
     random_weights(model, rng)
     supernet = tfnas.gate(model, parameters=0.9, steps=10, num_examples=10, streams=True)
     check_equal(supernet(given), model(given))
@@ -91,7 +94,7 @@ def cut_exactly(model, given, rng):
     supernet.set_architecture(architecture)
     cut = subnet(supernet, architecture)
     check_equal(cut(given), supernet(given))
-    assert tfnas.cost(model).parameters == sum(v.numpy().size for v in model.trainable_variables)
+    assert tfnas.cost(model).parameters + joined == sum(v.numpy().size for v in model.trainable_variables)
     assert cost(supernet.graph, architecture).parameters == sum(v.numpy().size for v in cut.trainable_variables)
     return {group.name: group.size for group in supernet.graph.groups}
 
@@ -183,6 +186,103 @@ def test_what_ones_own_regularizer_reads_keeps_its_size(rng, eager):
     x = layers.Dense(5, activation="relu", name="second")(layers.Dot(axes=(2, 1))([series, turn]))
     model = keras.Model(series, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
     assert cut_exactly(model, rng.normal(size=(3, 6, 3)).astype("f4"), rng) == {"first": 8, "second": 5}
+
+
+class Standardized(layers.Conv2D):
+    """A convolution whose filters have mean 0 and variance 1 (weight standardization), and a gain."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.gain = self.add_weight(shape=(self.filters,), initializer="ones", name="gain")
+
+    def call(self, x):
+        mean, variance = ops.moments(self.kernel, axes=[0, 1, 2], keepdims=True)
+        kernel = (self.kernel - mean) * ops.rsqrt(variance + 1e-3) * self.gain
+        return ops.relu(ops.conv(x, kernel, padding="same") + self.bias)
+
+
+def test_weights_may_be_computed_from_variables(rng, tmp_path, eager):
+    """Filters that are standardized keep the values that they have so, when inputs are removed."""
+    image = keras.Input((6, 6, 3))
+    x = Standardized(6, 3, name="second")(Standardized(8, 3, name="first")(image))
+    model = keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    groups = cut_exactly(model, rng.normal(size=(3, 6, 6, 3)).astype("f4"), rng, joined=8 + 6)
+    assert groups == {"first_kernel": 8, "second_kernel": 6}
+
+
+class Directions(layers.Layer):
+    """Cosines of the angles between examples and classes, as for ArcFace."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 4), name="w")
+
+    def call(self, x):
+        return tf.matmul(tf.nn.l2_normalize(x, axis=1), tf.nn.l2_normalize(self.w, axis=0))
+
+
+class PowerMean(layers.Layer):
+    """Pooling by the mean of powers (GeM) with a trained exponent, one for all channels or for each."""
+
+    def __init__(self, size, **options):
+        super().__init__(**options)
+        self.size = size
+
+    def build(self, shape):
+        self.p = self.add_weight(shape=self.size, initializer="ones", name="p")
+
+    def call(self, x):
+        x = tf.pow(tf.maximum(x, 1e-3), self.p)
+        return tf.pow(tf.reduce_mean(x, axis=[1, 2]), 1 / self.p)
+
+
+@pytest.mark.parametrize("size", [(1,), (8,)])
+def test_powers(size, rng, eager):
+    image = keras.Input((6, 6, 3))
+    x = PowerMean(size, name="pool")(layers.Conv2D(8, 3, name="first")(image))
+    model = keras.Model(image, Directions(name="classes")(layers.Dense(5, name="second")(x)))
+    groups = cut_exactly(model, rng.normal(size=(3, 6, 6, 3)).astype("f4"), rng)
+    assert groups == {"first": 8, "second": 5}
+
+
+class Causal(layers.Layer):
+    """Attention to what is earlier, by a mask that is repeated for each example, and a first token."""
+
+    def build(self, shape):
+        self.attention = layers.MultiHeadAttention(2, 3, name="attention")
+        self.token = self.add_weight(shape=(1, 1, shape[-1]), name="token")
+
+    def call(self, x):
+        x = tf.concat([tf.repeat(self.token, repeats=tf.shape(x)[0], axis=0), x], axis=1)
+        places = ops.arange(ops.shape(x)[1])
+        mask = ops.expand_dims(places[:, None] >= places, 0)
+        return x + self.attention(x, x, attention_mask=ops.tile(mask, (ops.shape(x)[0], 1, 1)))
+
+
+def test_a_mask_that_is_repeated_for_each_example(rng, eager):
+    series = keras.Input((6, 4))
+    x = Causal(name="own")(layers.Dense(8, name="first")(series))
+    model = keras.Model(series, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    groups = cut_exactly(model, rng.normal(size=(3, 6, 4)).astype("f4"), rng)
+    assert set(groups.values()) == {8, 2, 3} or set(groups.values()) == {8, 2}
+
+
+class Stages(keras.Model):
+    """Blocks in a Sequential model that is built by the first call."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.blocks = keras.Sequential([Block(6, name=f"block_{i}") for i in range(2)])
+        self.stem, self.head = layers.Conv2D(6, 3, name="stem"), layers.Dense(2, name="head")
+
+    def call(self, x, training=False):
+        return self.head(tf.reduce_mean(self.blocks(self.stem(x), training=training), axis=[1, 2]))
+
+
+def test_a_model_that_was_built_by_a_call_on_data_takes_any_number_of_examples(rng, eager):
+    model, x = Stages(), rng.normal(size=(3, 6, 6, 3)).astype("f4")
+    model(x)
+    groups = cut_exactly(model, x[:2], rng)
+    assert len(groups) >= 3 and not Graph(model).untraced
 
 
 class Tokens(layers.Layer):

@@ -62,6 +62,7 @@ CALLS = {
     "transposed": lambda x, y: tf.transpose(x, [0, 2, 1, 3]),
     "expand_dims": lambda x, y: tf.expand_dims(x, axis=2),
     "squeezed": lambda x, y: tf.squeeze(tf.expand_dims(x, 2), axis=[2]),
+    "norm": lambda x, y: tf.norm(x, axis=-1, keepdims=True) + tf.norm(x, axis=[1, 2], keepdims=True),
     "slice": lambda x, y: tf.slice(x, [0, 1, 0, 2], [-1, 2, 4, 3]),
     "tile": lambda x, y: tf.tile(x, [1, 2, 1, 1]),
     "repeat": lambda x, y: tf.repeat(x, 2, axis=1),

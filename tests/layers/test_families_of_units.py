@@ -103,6 +103,8 @@ LAYERS = {
         8,
     ),
     "an array for each channel": (lambda x: (x - np.arange(8.0)) / np.linspace(1, 2, 8, dtype="float32"), 8),
+    "a filter for each channel": (lambda x: ops.depthwise_conv(x, np.arange(72.0, dtype="f4").reshape(3, 3, 8, 1)), 8),
+    "a power of each channel": (lambda x: (ops.abs(x) + 1) ** np.linspace(1, 2, 8, dtype="float32"), 8),
     "an array for each position": (lambda x: 2.0 - ops.relu(x + SINUSOIDS) * SINUSOIDS * SINUSOIDS[..., :1], 8),
     "global response normalization": (lambda x: x * response(x), 8),
     "LSTM": (lambda x: L.LSTM(5)(L.LSTM(6, return_sequences=True)(L.Reshape((36, 8))(x))), 8),

@@ -1,4 +1,4 @@
-"""Merging tensors channel by channel: Add, Subtract, Multiply, Average, Maximum, Minimum, Divide, also as `x + y`."""
+"""Merging tensors channel by channel: Add, Subtract, Multiply, Average, Maximum, ..., also as `x + y`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ MERGES: dict[str, tuple[Callable[[Sequence[np.ndarray]], Any], Callable[..., tf.
     "Divide": (lambda values: values[0] / np.where(values[1], values[1], np.nan), tf.divide),
 }
 MERGES["TrueDivide"] = MERGES["Divide"]
+MERGES["Power"] = (lambda values: np.power(*values), tf.pow)
 
 
 class Merge(Node):
@@ -45,7 +46,7 @@ class Merge(Node):
 
     @property
     def zero_to_zero(self) -> bool:
-        return self.operation not in ("Divide", "TrueDivide")
+        return self.operation not in ("Divide", "TrueDivide", "Power")
 
     @property
     def adds(self) -> bool:

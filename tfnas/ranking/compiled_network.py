@@ -279,7 +279,8 @@ class _Edge:
             return x  # a layer that is left whole has made it, with all channels
 
         def gather() -> tf.Tensor:
-            padded = tf.concat([x, tf.zeros((*tf.unstack(tf.shape(x))[:-1], 1), x.dtype)], -1)
+            zeros = tf.zeros(tf.concat([tf.shape(x)[:-1], [1]], 0), x.dtype)
+            padded = tf.concat([x, zeros], -1)
             return tf.gather(padded, fed["channels"], axis=-1) + tf.cast(fed["constants"], x.dtype)
 
         return tf.cond(fed["same"], lambda: x, gather)

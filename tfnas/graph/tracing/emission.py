@@ -109,12 +109,21 @@ class _Own:
         value: its value, reshaped or transposed.
         steps: what else is done to it, on a tensor that has it for each example.
         shape: what comes of these steps, without the examples.
+        computed: what comes of them, or of operations that are no such steps.
+        why: why they are none; it is then of use as the weights of a layer alone.
     """
 
     variable: Any
     value: np.ndarray
     steps: tuple[Callable[[Any], Any], ...] = ()
     shape: tuple[int, ...] = ()
+    computed: np.ndarray | None = None
+    why: str = ""
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The numbers that it has where it is used as weights."""
+        return self.value if self.computed is None else self.computed
 
 
 class Emission:
@@ -123,7 +132,7 @@ class Emission:
     def __init__(self, record: Any, run: Run, made: dict[int, Made]):
         self._layer = record.operation
         self._run = run
-        self._inputs = tuple(keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in record.input_tensors)
+        self._inputs = tuple(keras.Input(t.shape[1:], dtype=t.dtype) for t in record.input_tensors)
         self._one = keras.Input((1,))
         self._records: list[Any] = []
         self._made = made
@@ -180,7 +189,7 @@ class Emission:
         if any(isinstance(x, keras.KerasTensor) for x in settings):  # Keras records no tensor that is a bound of `clip`
             raise UntraceableError(f"{kind} has a tensor as its setting")
         if not is_layer and all(own):
-            return [self._of_variables(record, kind, values)]
+            return self._of_variables(record, kind, values)
         if not is_layer and kind == "Reshape":
             return self._called(keras.ops.reshape, values[0], self._shape(output.shape))
         if not is_layer and kind == "Slice" and own == [False]:
@@ -201,8 +210,11 @@ class Emission:
         )
         if not is_layer and not broadcasts and any(has_batch(x) for x in numbers_of(record)):
             raise UntraceableError(f"{kind} is given the size of the batch")
+        if kind == "DepthwiseConv" and not is_layer:  # Keras loads no model in which it has steps as a tuple
+            settings = {key: _one(getattr(operation, key)) for key in ("strides", "padding", "dilation_rate")}
+            operation = functools.partial(keras.ops.depthwise_conv, **settings)
         stand_ins = iter(values)
-        plain = functools.partial(_of_one, rank=len(output.shape)) if broadcasts else _plain
+        plain = functools.partial(_of_one, rank=len(output.shape)) if broadcasts else _of_any if is_layer else _plain
         arguments, keywords = record.arguments.convert(
             lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else plain(x)
         )
@@ -215,12 +227,29 @@ class Emission:
             raise UntraceableError("it reshapes to more than one unknown size")
         return tuple(-1 if is_open else int(size or 0) for size, is_open in zip(traced, open_axes, strict=True))
 
-    def _of_variables(self, record: Any, kind: str, values: Sequence[Any]) -> Any:
-        """The output of an operation on variables alone."""
-        (x,) = values if len(values) == 1 else (None,)
-        output = record.output_tensors[0]
-        if x is None:
+    def _of_variables(self, record: Any, kind: str, values: Sequence[Any]) -> list[Any]:
+        """The outputs of an operation on variables alone."""
+        if any(has_batch(x) for x in numbers_of(record)):
+            return [self._followed(record, kind, values)]
+        numbers = with_numbers(record, {id(x): y.weights for x, y in zip(record.input_tensors, values, strict=True)})
+        made = record.operation(*numbers.arguments.args, **numbers.arguments.kwargs)
+        computed = [np.asarray(x) for x in keras.tree.flatten(made)]
+        largest = max(values, key=lambda x: x.value.size)
+        try:
+            found, why = [self._followed(record, kind, values)], ""
+        except UntraceableError as error:
+            found, why = [largest for _ in computed], next((x.why for x in values if x.why), str(error))
+        if not all(isinstance(x, _Own) for x in found):
+            return found
+        return [dataclasses.replace(x, computed=y, why=why) for x, y in zip(found, computed, strict=True)]
+
+    def _followed(self, record: Any, kind: str, values: Sequence[Any]) -> Any:
+        """The output of an operation on variables, each of them for each example."""
+        x, output = values[0], record.output_tensors[0]
+        if len(values) > 1:
             raise UntraceableError(f"{kind} joins variables")
+        if x.why:
+            raise UntraceableError(x.why)
         if kind in MERGES or kind in OPERATIONS:
             return self._with_numbers(x, record)
         if kind in ("GetItem", "Slice"):
@@ -316,9 +345,7 @@ class Emission:
 
     def _with_kernel(self, layer: keras.Layer, x: Any, own: _Own, value: np.ndarray | None = None) -> list[Any]:
         """The output of a layer whose weights are a variable; of the one made of it before, if it is the same."""
-        if value is None and own.steps:
-            raise UntraceableError("weights are computed from a variable of its own")
-        variable, value = own.variable, own.value if value is None else value
+        variable, value = own.variable, own.weights if value is None else value
         if variable.constraint is not None:
             raise UntraceableError("a variable of its own has a constraint")
         made = self._made.get(id(variable))
@@ -334,6 +361,8 @@ class Emission:
 
     def _tensor(self, own: _Own, rank: int, times: int = 1) -> Any:
         """The variable for each example, to be joined with tensors of this rank that have `times` as many."""
+        if own.why:
+            raise UntraceableError(own.why)
         if own.steps:
             tensor = self._tensor(_Own(own.variable, own.value[None]), own.value.ndim + 1, times)
             for step in own.steps:
@@ -349,6 +378,11 @@ class Emission:
         if key not in self._tensors or tuple(self._tensors[key].shape[1:]) != shape[1:]:
             one = self._called(keras.ops.repeat, self._one, times, axis=0)[0] if times > 1 else self._one
             value = own.value.reshape(shape[1:])
+            made = self._made.get(id(own.variable))
+            if made and made.value.shape[1:] != value.shape and _differ_in_ones(made.value, value):
+                (tensor,) = self._called(made.layer, one)
+                (self._tensors[key],) = self._called(keras.ops.reshape, tensor, (-1, *value.shape))
+                return self._tensors[key]
             axes = "abcdefgh"[: value.ndim]
             layer = keras.layers.EinsumDense(f"zy,y{axes}->z{axes}", value.shape, **self._options(own.variable))
             (self._tensors[key],) = self._with_kernel(layer, one, own, value[None])
@@ -374,7 +408,7 @@ def with_numbers(record: Any, numbers: Mapping[int, np.ndarray]) -> Any:
 
 
 def _key(record: Any) -> tuple[Any, ...]:
-    """What `x[key]` has for the key, or would have for a call of `keras.ops.slice`."""
+    """The key of `x[key]`, or the one that a call of `keras.ops.slice` stands for."""
     arguments = {**dict(zip(("x", "key"), record.arguments.args, strict=False)), **record.arguments.kwargs}
     if type(record.operation).__name__ == "GetItem":
         key = arguments["key"]
@@ -397,6 +431,16 @@ def _convolution(operation: Any, kind: str, kernel: Sequence[int], options: dict
     return made_as(sizes, depth_multiplier=made, use_bias=False, **windows, **_renamed(options, "depthwise"))
 
 
+def _differ_in_ones(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether arrays are the same but for axes of one number."""
+    return np.array_equal(np.squeeze(one), np.squeeze(other))
+
+
+def _one(sizes: Any) -> Any:
+    """One number in place of equal ones."""
+    return sizes[0] if isinstance(sizes, list | tuple) and len(set(sizes)) == 1 else sizes
+
+
 def _renamed(options: dict[str, Any], weights: str) -> dict[str, Any]:
     """Options of a layer that has another name for its kernel."""
     return {key.replace("kernel", weights): value for key, value in options.items()}
@@ -416,6 +460,11 @@ def _of_one(value: Any, rank: int) -> Any:
     if np.ndim(value) == rank and not has_batch(value[:1]) and (value == value[:1]).all():
         return value[:1]
     raise UntraceableError("it computes with the size of the batch")
+
+
+def _of_any(value: Any) -> Any:
+    """Numbers of one example in place of equal ones of all, such as a mask of what is earlier."""
+    return _of_one(value, np.ndim(value)) if np.ndim(value) else _plain(value)
 
 
 def _plain(value: Any) -> Any:

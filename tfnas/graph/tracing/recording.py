@@ -40,8 +40,8 @@ def trace(record: Any, made: dict[int, Made], lengths: Sequence[int]) -> Traced:
         UntraceableError: saying why it cannot be.
     """
     layer = record.operation
-    if any(not t.shape or t.shape[0] is not None for t in record.input_tensors):
-        raise UntraceableError("an input's batch size is fixed")
+    if any(not t.shape for t in record.input_tensors):
+        raise UntraceableError("an input has no axis of examples")
     try:
         first = _run(layer, record, None, lengths)
         if "training" in inspect.signature(layer.call).parameters:

@@ -113,7 +113,13 @@ def _tile(input: Any, multiples: Any, name: Any = None) -> Any:
 
 
 def _repeat(input: Any, repeats: Any, axis: Any = None, name: Any = None) -> Any:
-    return ops.repeat(input, repeats, axis)
+    return ops.repeat(input, repeats if np.ndim(repeats) else int(repeats), axis)
+
+
+def _norm(tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: Any = None, name: Any = None) -> Any:
+    if ord != "euclidean" and (ord != 2 or not isinstance(axis, int)):
+        raise NotImplementedError(f"tf.norm with ord={ord}")
+    return ops.sqrt(ops.sum(ops.square(tensor), _axis(axis), keepdims=bool(keepdims)))
 
 
 def _broadcast_to(input: Any, shape: Any, name: Any = None) -> Any:
@@ -328,6 +334,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "log_softmax": _log_softmax,
     "matmul": _matmul,
     "moments": _moments,
+    "norm": _norm,
     "pad": _pad,
     "repeat": _repeat,
     "reshape": _reshape,
@@ -354,7 +361,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 @functools.cache
 def functions() -> dict[str, Any]:
-    """Returns the functions that Keras's symbolic tensors can be given, by name below `tf`, under all of their names."""
+    """Returns the functions that Keras's symbolic tensors can be given, by all of their names below `tf`."""
     places = [("", tf), ("nn.", tf.nn), ("math.", tf.math), ("linalg.", tf.linalg)]
     names = {f"{place}{name}": module for place, module in places for name in _FUNCTIONS if name != "resize"}
     found = {name: getattr(module, name.rpartition(".")[2], None) for name, module in names.items()}
@@ -362,7 +369,7 @@ def functions() -> dict[str, Any]:
 
 
 class _Dispatcher(dispatch.GlobalOpDispatcher):  # type: ignore[misc]
-    """What TensorFlow asks when one of its functions is given what it cannot use."""
+    """Asked by TensorFlow when one of its functions is given what it cannot use."""
 
     def __init__(self) -> None:
         self._in_place: dict[Any, Callable[..., Any]] = {}

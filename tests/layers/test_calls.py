@@ -208,3 +208,33 @@ def test_a_tensor_that_one_call_reads_twice_may_be_cut_differently_for_each(oper
         expected = np.asarray(supernet(images))
         np.testing.assert_allclose(subnet(supernet, architecture)(images), expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(engine.outputs(architecture), expected, rtol=1e-4, atol=1e-5)
+
+
+class Inside(layers.Layer):
+    """Layers of its own, in a list, that its first call builds; it needs an argument that no config has."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts = parts
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def test_a_copy_of_a_layer_has_each_of_its_variables_once(tmp_path):
+    """They were tracked again when lists were copied, and networks with such a layer could not be loaded."""
+    layer = Inside([layers.Dense(4), layers.GroupNormalization(2), layers.BatchNormalization()])
+    x = keras.Input((5,))
+    layer(x)
+    copy = copy_of(layer, "copy")
+    for one, other in zip(layer._flatten_layers(), copy._flatten_layers(), strict=True):
+        for kept in ("_trainable_variables", "_non_trainable_variables", "_layers"):
+            assert len(getattr(one, kept)) == len(getattr(other, kept))
+    saved = keras.Model(x, copy(x))
+    saved.save_weights(tmp_path / "copy.weights.h5")
+    fresh = keras.Model(x, Inside([layers.Dense(4), layers.GroupNormalization(2), layers.BatchNormalization()])(x))
+    fresh.load_weights(tmp_path / "copy.weights.h5")
+    given = np.ones((2, 5), "f4")
+    np.testing.assert_allclose(fresh(given), layer(given), rtol=1e-6)

@@ -226,6 +226,13 @@ class Node:
         return self.ties(j) is None and not self.mixes and j not in self.meets
 
     @property
+    def rank(self) -> int:
+        """The number of axes of its output; 1 for one number an example, without an axis of channels."""
+        if self.is_open and not self.spatial:
+            return len(self.called.record.output_tensors[self.called.output].shape)
+        return len(self.spatial) + 2
+
+    @property
     def reads_open_axes(self) -> bool:
         """Whether it takes the open axes of its inputs and output as one channel, of which it needs and makes all."""
         if self.is_open and any(self.ties(j) is not None for j in range(len(self.inputs))):

@@ -153,17 +153,14 @@ def _duplicate(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
     """A copy, weights and all, of a layer that cannot be made from its config; without the calls of the layer."""
     parts = layer._flatten_layers()
     memo: dict[int, Any] = {id(calls): [] for part in parts for calls in (part._inbound_nodes, part._outbound_nodes)}
-    locked = [part._tracker for part in parts if part._tracker.locked]
-    for tracker in locked:
-        tracker.unlock()
-    try:
-        # Keras's own way to copy a layer is to save it, for which it needs the config.
-        plainly = mock.patch.object(keras.src.saving.keras_saveable.KerasSaveable, "__reduce__", object.__reduce__)
-        modules = mock.patch.dict(copy._deepcopy_dispatch, {types.ModuleType: lambda x, _: x})  # type: ignore[attr-defined]
-        with plainly, modules:
-            duplicate = copy.deepcopy(layer, memo)
-    finally:
-        for tracker in locked:
-            tracker.lock()
+    tracking = keras.src.utils.tracking
+    # Keras's own way to copy a layer is to save it, for which it needs the config.
+    plainly = mock.patch.object(keras.src.saving.keras_saveable.KerasSaveable, "__reduce__", object.__reduce__)
+    modules = mock.patch.dict(copy._deepcopy_dispatch, {types.ModuleType: lambda x, _: x})  # type: ignore[attr-defined]
+    # What a layer has tracked is copied with it, and not tracked again while its lists are filled.
+    lists = mock.patch.object(tracking.TrackedList, "append", list.append)
+    dicts = mock.patch.object(tracking.TrackedDict, "__setitem__", dict.__setitem__)
+    with plainly, modules, lists, dicts:
+        duplicate = copy.deepcopy(layer, memo)
     duplicate.name = name
     return duplicate

@@ -278,6 +278,9 @@ class _Edge:
         if not x.dtype.is_floating:
             return x  # a layer that is left whole has made it, with all channels
 
+        if x.shape.rank is None:  # behind a merge with what may be absent
+            x = tf.ensure_shape(x, [None] * self.source.rank)
+
         def gather() -> tf.Tensor:
             zeros = tf.zeros(tf.concat([tf.shape(x)[:-1], [1]], 0), x.dtype)
             padded = tf.concat([x, zeros], -1)

@@ -154,7 +154,7 @@ class Emission:
         outputs = tuple(self._values.get(id(x)) for x in self._run.outputs)
         used = (x for x, is_read in zip(outputs, self._run.read, strict=True) if is_read)
         read = (*used, *(x for record in self._records for x in record.input_tensors))
-        if any(isinstance(x, keras.KerasTensor) and (not x.shape or x.shape[-1] is None) for x in read):
+        if any(isinstance(x, keras.KerasTensor) and (not x.shape or None in x.shape[1:][-1:]) for x in read):
             raise UntraceableError("inside it the size of an axis of channels is unknown")
         for traced, output in zip(self._run.outputs, outputs, strict=True):
             if traced is None or output is None:

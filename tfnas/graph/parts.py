@@ -16,9 +16,11 @@ from tfnas.graph.models import calls_of, functional, record_of, sized
 from tfnas.graph.tracing import (
     Made,
     UntraceableError,
+    calls_before,
     consists_of,
     drops_at_random,
     trace,
+    with_attention_mask,
     with_numbers,
     with_shuffles,
 )
@@ -277,6 +279,10 @@ class Nodes:
             name = prefix + operation.name
             if self._of_units and self._set_aside(call, prefix, index, training):
                 continue
+            call = with_attention_mask(call)
+            for tensor in call.input_tensors:
+                if id(tensor) not in index and id(tensor) not in self._aside:  # a mask that Keras passes beside tensors
+                    index |= self._add(calls_before(tensor, set(index)), [tensor], prefix, index, training)
             sources = tuple(self._number(tensor, index, prefix, training) for tensor in call.input_tensors)
             parts = parts_of(call, name, self._known)
             if parts is not None:

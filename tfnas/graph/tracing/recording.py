@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from tfnas.graph.tracing.emission import BATCH, Emission, Made, Run, Traced, UntraceableError, has_batch, numbers_of
+from tfnas.graph.tracing.masks import heeds_masks
 from tfnas.graph.tracing.simpler import consists_of
 from tfnas.graph.tracing.tensorflow_calls import in_keras
 from tfnas.layers.merging import MERGES
@@ -42,6 +43,10 @@ def trace(record: Any, made: dict[int, Made], lengths: Sequence[int]) -> Traced:
     layer = record.operation
     if any(not t.shape for t in record.input_tensors):
         raise UntraceableError("an input has no axis of examples")
+    if heeds_masks(record):
+        raise UntraceableError(
+            "it takes account of a mask of what is no input (mask_zero=True, Masking), or passes one on"
+        )
     try:
         first = _run(layer, record, None, lengths)
         if "training" in inspect.signature(layer.call).parameters:

@@ -227,6 +227,7 @@ class GatedHeads(keras.layers.Wrapper):
     def __init__(self, layer: Any, **kwargs: Any):
         super().__init__(layer, **{"dtype": layer.dtype_policy, **kwargs})
         self.built = True
+        self.supports_masking = True  # it passes that of the query on, as the layer does
 
     def call(
         self,
@@ -242,6 +243,8 @@ class GatedHeads(keras.layers.Wrapper):
         """The attention's output."""
         layer, parts = self.layer, _Projections(self.layer)
         key = value if key is None else key
+        for tensor in (query, value, key):  # whose masks are in `attention_mask`; the projections would warn of them
+            keras.src.backend.set_keras_mask(tensor, None)
         mask = layer._compute_attention_mask(
             query, value, attention_mask=attention_mask, use_causal_mask=use_causal_mask
         )

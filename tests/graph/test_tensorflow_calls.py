@@ -11,7 +11,7 @@ from test_tracing import checked
 from tfnas.graph.channels import Graph
 from tfnas.graph.tracing import tensorflow_calls
 
-layers = keras.layers
+layers, backend = keras.layers, tf.keras.backend
 UNARY = (
     *("abs", "cos", "exp", "negative", "ones_like", "round", "sigmoid", "sign", "sin", "sqrt", "square"),
     *("stop_gradient", "tanh", "zeros_like", "identity", "convert_to_tensor"),
@@ -73,6 +73,9 @@ CALLS = {
     "where": lambda x, y: tf.where(x > y, x, 2 * y),
     "clip_by_value": lambda x, y: tf.clip_by_value(x, 0.7, 1.1),
     "einsum": lambda x, y: tf.einsum("bhwc,bvwc->bhv", x, y),
+    "einsum of capitals": lambda x, y: tf.einsum("bhwc, bHWc->bhwHW", x, y),
+    "crelu": lambda x, y: tf.nn.crelu(x - 1),
+    "roll": lambda x, y: tf.roll(tf.roll(x, 1, axis=1), shift=[1, -1], axis=[1, 2]),
     "tensordot": lambda x, y: tf.tensordot(x, tf.ones((6, 2)), axes=1),
     "matmul": lambda x, y: tf.matmul(x, tf.transpose(y, [0, 1, 3, 2])) + tf.linalg.matmul(x, tf.ones((6, 1))),
     "matmul turned": lambda x, y: tf.matmul(x, y, transpose_b=True) + tf.matmul(x, y, transpose_a=True)[..., :4, :4],
@@ -169,6 +172,19 @@ class Halves(layers.Layer):
         return tf.image.resize(tf.pad(shuffled, [[0, 0], [1, 1], [1, 1], [0, 0]]), (6, 6), method="nearest")
 
 
+class ByBackend(layers.Layer):
+    """Attention to places, by functions of keras.backend."""
+
+    def build(self, shape):
+        self.places = layers.Conv2D(1, 3, padding="same", activation="sigmoid")
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]), name="kernel")
+
+    def call(self, x):
+        both = [backend.mean(x, axis=3, keepdims=True), backend.max(x, axis=3, keepdims=True)]
+        x = x * self.places(backend.concatenate(both, axis=-1))
+        return backend.dot(backend.relu(x), self.kernel)
+
+
 class Attends(layers.Layer):
     """Attention between places, with heads by hand."""
 
@@ -187,7 +203,7 @@ class Attends(layers.Layer):
         return x + tf.reshape(self.out(tf.reshape(read, (tf.shape(x)[0], -1, 8))), tf.shape(x))
 
 
-@pytest.mark.parametrize("layer", [Gate, Halves, Attends])
+@pytest.mark.parametrize("layer", [Gate, Halves, ByBackend, Attends])
 def test_exact(layer, rng, tmp_path, eager):
     model = around(layer(name="own"))
     random_weights(model, rng)

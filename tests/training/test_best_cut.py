@@ -9,7 +9,7 @@ from conftest import random_weights
 
 import tfnas
 from tfnas.common.errors import UserError
-from tfnas.training.best_cut import Way, best_at_once, best_cut
+from tfnas.training.best_cut import Way, best_at_once, best_cut, check_same
 
 L = keras.layers
 
@@ -78,3 +78,27 @@ def test_it_needs_a_loss():
     supernet = tfnas.gate(model, num_examples=10, parameters=0.5, steps=200)
     with pytest.raises(UserError, match="best_cut: needs a compiled supernet"):
         best_cut(supernet, supernet.posterior().mode(), np.zeros((4, 4)), (np.zeros((4, 4)), np.zeros((4, 2))))
+
+
+class Draws(keras.layers.Layer):
+    """Adds noise at inference, as the sampling of a variational autoencoder does."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.numbers = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.numbers)
+
+
+def test_models_are_compared_but_for_what_is_drawn_at_random(rng):
+    image = keras.Input((4,))
+    x = keras.layers.Dense(3, name="dense")(image)
+    one, drawn = keras.Model(image, x), keras.Model(image, [x, Draws()(x)])
+    other, also_drawn = keras.models.clone_model(one), keras.models.clone_model(drawn)
+    given = rng.normal(size=(5, 4)).astype("f4")
+    for a, b in ((one, other), (drawn, also_drawn)):
+        with pytest.raises(UserError, match="the two differ by .* of the largest output"):
+            check_same(a, b, given, "the two differ")
+        b.set_weights(a.get_weights())
+        check_same(a, b, given, "the two differ")

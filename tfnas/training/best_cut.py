@@ -156,20 +156,33 @@ def check_exact(supernet: Supernet, architecture: Architecture, model: keras.Mod
         examples: inputs in the model's structure.
 
     Raises:
-        UserError: if an output differs from the supernet's by more than 1e-4 of the largest one. Outputs that the
-            supernet itself draws at random, as variational autoencoders do, are not compared.
+        UserError: as `check_same`.
     """
     supernet.set_architecture(architecture)
+    check_same(supernet, model, examples, "the network cut out differs from the supernet that it belongs to")
+
+
+def check_same(expected: keras.Model, other: keras.Model, examples: Any, words: str) -> None:
+    """Checks on real examples that two models give the same outputs.
+
+    Args:
+        expected: outputs that it draws at random itself, as variational autoencoders do, are not compared.
+        other: of the same inputs and outputs.
+        examples: inputs in the models' structure.
+        words: that they differ, for the message.
+
+    Raises:
+        UserError: if an output differs by more than 1e-4 of the largest one.
+    """
     with distribution.full_precision():
-        runs = [keras.tree.flatten(network(examples, training=False)) for network in (supernet, supernet, model)]
-    for expected, again, actual in zip(*[[np.asarray(x) for x in outputs] for outputs in runs], strict=True):
-        if np.abs(again - expected).max() > TOLERANCE * np.abs(expected).max():
-            continue
-        error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-6)
-        if not error <= TOLERANCE:
+        runs = [keras.tree.flatten(network(examples, training=False)) for network in (expected, expected, other)]
+    for first, again, actual in zip(*[[np.asarray(x) for x in outputs] for outputs in runs], strict=True):
+        largest = max(np.abs(first).max(), 1e-6)
+        error = np.abs(actual - first).max() / largest
+        if not error <= TOLERANCE and np.abs(again - first).max() <= TOLERANCE * largest:
             raise UserError(
-                f"the network cut out differs from the supernet that it belongs to by {error:.1e} of the largest "
-                f"output, at most {TOLERANCE:.0e} expected; this is a fault of tfnas: please report it with your model"
+                f"{words} by {error:.1e} of the largest output, at most {TOLERANCE:.0e} expected; this is a fault of "
+                "tfnas: please report it with your model"
             )
 
 

@@ -16,6 +16,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfnas.graph.tracing.emission import BATCH, Emission, Made, Run, Traced, UntraceableError, has_batch, numbers_of
 from tfnas.graph.tracing.masks import heeds_masks
@@ -111,7 +112,8 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
         _own_variables(layer) as variables,
         _layers_need_tensors(variables),
     ):
-        made = layer.call(*arguments, **keywords) if positional else layer.call(**given)
+        call = getattr(layer.call, "python_function", layer.call)  # what tf.function makes a graph of
+        made = call(*arguments, **keywords) if positional else call(**given)
     made = [_fixed(x, variables) for x in keras.tree.flatten(made)]
     if made and all(_is_number(x) for x in made) and len(made) == len(record.output_tensors):
         return Run(inputs, [np.asarray(x) for x in made], [True for _ in made], {}, [])
@@ -197,16 +199,37 @@ def _own_variables(layer: Any, found: dict[int, tuple[Any, Any]] | None = None) 
 
 
 class _Shape(tuple[Any, ...]):
-    """A shape that gives itself as a list too, as TensorFlow's do."""
+    """A shape with what TensorFlow's shapes have besides."""
+
+    @property
+    def rank(self) -> int:
+        return len(self)
+
+    ndims = rank
 
     def as_list(self) -> list[Any]:
         return list(self)
 
 
+class _Type(str):
+    """The name of a dtype, with what TensorFlow's dtypes have."""
+
+    @property
+    def base_dtype(self) -> tf.DType:
+        return tf.as_dtype(str(self))
+
+    @property
+    def is_floating(self) -> bool:
+        return bool(self.base_dtype.is_floating)
+
+
 @contextlib.contextmanager
 def _like_tensors() -> Iterator[None]:
-    """Lets symbolic tensors be used as TensorFlow's are: `x[:n]`, numbers of any type, `x.shape.as_list()`."""
-    get, shape = keras.KerasTensor.__getitem__, keras.KerasTensor.shape
+    """Lets symbolic tensors be used as TensorFlow's are: `x[:n]`, numbers of any type, `x.shape.as_list()`.
+
+    So does `keras.backend`, which calls functions of TensorFlow.
+    """
+    get, shape, dtype = keras.KerasTensor.__getitem__, keras.KerasTensor.shape, keras.KerasTensor.dtype
 
     def plain(part: Any) -> Any:
         if isinstance(part, slice):
@@ -223,6 +246,7 @@ def _like_tensors() -> Iterator[None]:
         mock.patch.object(keras.KerasTensor, "__getitem__", taken),
         mock.patch.object(keras.KerasTensor, "shape", property(sizes, shape.fset)),
         mock.patch.object(keras.KerasTensor, "get_shape", sizes, create=True),
+        mock.patch.object(keras.KerasTensor, "dtype", property(lambda x: _Type(x._dtype), dtype.fset)),
     ):
         yield
 

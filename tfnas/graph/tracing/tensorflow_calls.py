@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import operator
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
@@ -152,7 +153,17 @@ def _matmul(
 
 
 def _einsum(equation: str, *inputs: Any, name: Any = None, optimize: Any = None) -> Any:
-    return ops.einsum(equation, *inputs)
+    letters = sorted({letter for letter in equation if letter.isalpha()})
+    small = str.maketrans(dict(zip(letters, string.ascii_lowercase, strict=False)))  # Keras knows no others
+    return ops.einsum(equation.replace(" ", "").translate(small), *inputs)
+
+
+def _crelu(features: Any, axis: int = -1, name: Any = None) -> Any:
+    return ops.relu(ops.concatenate([features, ops.negative(features)], axis))
+
+
+def _roll(input: Any, shift: Any, axis: Any, name: Any = None) -> Any:
+    return ops.roll(input, shift if isinstance(shift, int) else _integers(shift), _axis(axis))
 
 
 def _tensordot(a: Any, b: Any, axes: Any, name: Any = None) -> Any:
@@ -322,6 +333,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "clip_by_value": _clip_by_value,
     "concat": _concat,
     "conv2d": _conv2d,
+    "crelu": _crelu,
     "depth_to_space": _depth_to_space,
     "depthwise_conv2d": _depthwise_conv2d,
     "einsum": _einsum,
@@ -340,6 +352,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "reshape": _reshape,
     "resize": _resize,
     "reverse": _reverse,
+    "roll": _roll,
     "shape": _shape,
     "silu": _silu,
     "slice": _slice,

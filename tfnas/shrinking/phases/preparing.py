@@ -26,8 +26,9 @@ from tfnas.shrinking.given.trained import looks_trained
 from tfnas.shrinking.phases import keeping
 from tfnas.shrinking.phases.job import Job
 from tfnas.shrinking.phases.keeping import Phases
-from tfnas.training.best_cut import mean_loss
+from tfnas.training.best_cut import check_same, mean_loss
 
+_COMPARED = 8  # examples on which the supernet is compared with the model
 _FEW = 100  # examples with numbers that are not finite, whose loss is looked at
 _RATES = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
@@ -79,6 +80,9 @@ def prepared(
     arguments: dict[str, Any] = {**smallest, **options} | ({} if latencies is None else {"device": latencies})
     probe: Any = gate(model, **arguments, example=example, importance="curvature", iterative=False, seed=seed)
     inputs.check_batch(example, probe.network, "shrink: train")
+    few = keras.tree.map_structure(lambda x: x[:_COMPARED], example)
+    words = f"shrink: '{model.name}' and the supernet made of it differ"
+    check_same(as_functional(model, example), probe, few, words)
     terminal.print_line(f"shrink    '{model.name}': {_size(probe)}; {probe.removable()}")
     for name, why in probe.graph.untraced.items():
         terminal.print_line(f"shrink    left whole: '{name}', because {why}")

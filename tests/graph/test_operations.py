@@ -49,7 +49,7 @@ class Weighted(layers.Layer):
             setattr(self, name, self.add_weight(shape=size, initializer="glorot_uniform", name=name))
 
     def call(self, x):
-        x = ops.relu(ops.einsum("bhwc,cd->bhwd", x, self.a))
+        x = ops.relu(ops.einsum("...c,cd->...d", x, self.a))
         x = ops.tensordot(x, self.b, axes=1)
         x = ops.relu(ops.conv(x, self.c, strides=2, padding="same"))
         x = ops.depthwise_conv(x, self.d, padding="same", dilation_rate=2)
@@ -102,6 +102,7 @@ def cut_exactly(model, given, rng, joined=0):
 PARTS = {
     "all": lambda table, x: x + table[:, : ops.shape(x)[1]],
     "first rows": lambda table, x: x + table[0, : ops.shape(x)[1]],
+    "backwards": lambda table, x: x + table[:, ::-1][:, : ops.shape(x)[1]],
     "rows only": lambda table, x: x + ops.squeeze(table, 0)[: ops.shape(x)[1]],
     "ops.slice": lambda table, x: x + ops.slice(table, (0, 1, 0), (1, ops.shape(x)[1], x.shape[2])),
     "broadcast": lambda table, x: x + ops.broadcast_to(ops.squeeze(table, 0)[: ops.shape(x)[1]], ops.shape(x)),

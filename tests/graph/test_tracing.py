@@ -215,12 +215,23 @@ class Clips(layers.Layer):
         return ops.clip(x, self.least, 3.0)
 
 
+class Looks(layers.Layer):
+    """Does this or that, according to what it is given."""
+
+    def call(self, x):
+        return x * 2 if np.asarray(x).max() > 0 else x
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
         (Clips, "Clip has a tensor as its setting"),
+        (Looks, "its `call` looks at values"),
         (Trains, "it does other things in training"),
-        (Raw, "its `call` uses functions of TensorFlow"),
+        (Raw, "its `call` uses TensorFlow's 'cumsum'"),
         (Constrained, "a variable of its own has a constraint"),
         (Drawn, "it computes with variables or random numbers by itself"),
         (Peeping, "it computes with variables or random numbers by itself"),

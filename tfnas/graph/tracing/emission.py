@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -277,7 +276,8 @@ class Emission:
     def _sliced(self, own: _Own, record: Any) -> _Own:
         """A part of a variable, such as the embeddings of as many positions as there are."""
         key, shape = _key(record), tuple(record.output_tensors[0].shape)
-        if not own.steps and math.prod(shape) == own.value.size:  # all of it
+        numbers = np.arange(own.value.size)
+        if not own.steps and np.array_equal(numbers.reshape(own.value.shape)[key].ravel(), numbers):  # all of it
             return _Own(own.variable, own.value.reshape(shape))
         step = functools.partial(self._called, lambda tensor: tensor[(slice(None), *key)])
         return dataclasses.replace(own, steps=(*own.steps, step), shape=shape)
@@ -325,9 +325,11 @@ class Emission:
         if kind == "Einsum":
             read, _, made = settings["subscripts"].replace(" ", "").partition("->")
             rows, weights = (read.split(",")[own.index(is_own)] for is_own in (False, True))
-            if "." in rows[:1] or rows[:1] in weights or not made.startswith(rows[:1]):
+            examples = "..." if rows.startswith("...") else rows[:1]
+            if examples in weights or not made.startswith(examples):
                 return None
-            return keras.layers.EinsumDense(f"{rows},{weights}->{made}", record.output_tensors[0].shape[1:], **options)
+            sizes = record.output_tensors[0].shape[-len(made.removeprefix(examples)) :]
+            return keras.layers.EinsumDense(f"{rows},{weights}->{made}", sizes, **options)
         if own == [True, False]:
             by_rows = kind == "Take" and settings["axis"] == 0 and len(variable.shape) == 2
             return keras.layers.Embedding(*variable.shape, **_renamed(options, "embeddings")) if by_rows else None

@@ -21,7 +21,7 @@ import tensorflow as tf
 from tfnas.graph.tracing.emission import BATCH, Emission, Made, Run, Traced, UntraceableError, has_batch, numbers_of
 from tfnas.graph.tracing.masks import heeds_masks
 from tfnas.graph.tracing.simpler import consists_of
-from tfnas.graph.tracing.tensorflow_calls import in_keras
+from tfnas.graph.tracing.tensorflow_calls import in_keras, unknown
 from tfnas.layers.merging import MERGES
 from tfnas.layers.of_units import known_sizes
 
@@ -66,7 +66,9 @@ def trace(record: Any, made: dict[int, Made], lengths: Sequence[int]) -> Traced:
         raise
     except Exception as error:  # whatever the layer's own code raises when it is given symbolic tensors
         if "input to a TensorFlow function" in str(error):
-            raise UntraceableError("its `call` uses functions of TensorFlow that keras.ops has no like of") from None
+            raise UntraceableError(f"its `call` uses TensorFlow's '{unknown()}', which cannot be followed") from None
+        if "KerasTensor is symbolic" in str(error):
+            raise UntraceableError("its `call` looks at values, or uses NumPy") from None
         lines = str(error).strip().splitlines() or [""]
         raise UntraceableError(f"{type(error).__name__}: {lines[0][:120]}") from None
 

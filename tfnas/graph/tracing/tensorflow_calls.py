@@ -382,9 +382,14 @@ def functions() -> dict[str, Any]:
 
 
 class _Dispatcher(dispatch.GlobalOpDispatcher):  # type: ignore[misc]
-    """Asked by TensorFlow when one of its functions is given what it cannot use."""
+    """Asked by TensorFlow when one of its functions is given what it cannot use.
+
+    Attributes:
+        unknown: name of the function that it was last asked about and that nothing stands for.
+    """
 
     def __init__(self) -> None:
+        self.unknown = ""
         self._in_place: dict[Any, Callable[..., Any]] = {}
         for name, function in functions().items():
             while function is not None:  # a function within others that make tensors of its arguments, say
@@ -393,7 +398,10 @@ class _Dispatcher(dispatch.GlobalOpDispatcher):  # type: ignore[misc]
 
     def handle(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         in_place = self._in_place.get(op)
-        if in_place is None or not any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten((args, kwargs))):
+        if not any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten((args, kwargs))):
+            return self.NOT_SUPPORTED
+        if in_place is None:
+            self.unknown = getattr(op, "__name__", "")
             return self.NOT_SUPPORTED
         return in_place(*args, **kwargs)
 
@@ -403,6 +411,11 @@ def in_keras() -> Iterator[None]:
     """Lets functions of TensorFlow take symbolic tensors of Keras, which then records what they do."""
     with mock.patch.object(dispatch, "_GLOBAL_DISPATCHERS", [*dispatch._GLOBAL_DISPATCHERS, _dispatcher()]):
         yield
+
+
+def unknown() -> str:
+    """Returns the name of the function that a symbolic tensor was last given to in vain."""
+    return _dispatcher().unknown
 
 
 @functools.cache

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfnas.graph.models import record_of
+from tfnas.graph.tracing.records import (
+    BATCH,
+    UntraceableError,
+    has_batch,
+    key_of,
+    numbers_of,
+    of_any,
+    of_one,
+    plain,
+    settings_of,
+    with_numbers,
+)
 from tfnas.layers.merging import MERGES
 from tfnas.layers.pointwise import OPERATIONS
-
-BATCH = 397  # stands for the size of the batch, and is recognized in shapes; a prime that no layer has as its width
-
-
-class UntraceableError(Exception):
-    """A layer cannot be taken apart, for the reason that is the message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,19 +89,6 @@ class Run:
     def is_constant(self) -> bool:
         """Whether the outputs are numbers."""
         return any(isinstance(x, np.ndarray) for x in self.outputs)
-
-
-def numbers_of(record: Any) -> list[Any]:
-    """Returns what a call was given that is neither a tensor of the graph nor its `training`."""
-    keywords = {key: value for key, value in record.arguments.kwargs.items() if key != "training"}
-    settings = {} if isinstance(record.operation, keras.Layer) else _settings(record.operation)
-    flat = keras.tree.flatten((record.arguments.args, keywords, settings))
-    return [np.asarray(x) if keras.ops.is_tensor(x) else x for x in flat if not isinstance(x, keras.KerasTensor)]
-
-
-def _settings(operation: Any) -> dict[str, Any]:
-    """An operation's own arguments."""
-    return {key: value for key, value in vars(operation).items() if not key.startswith("_") and key != "name"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +176,7 @@ class Emission:
         values = [self._values[id(x)] for x in record.input_tensors]
         is_layer = isinstance(operation, keras.Layer)
         own = [isinstance(x, _Own) for x in values]
-        settings = () if is_layer else keras.tree.flatten(_settings(operation))
+        settings = () if is_layer else keras.tree.flatten(settings_of(operation))
         if any(isinstance(x, keras.KerasTensor) for x in settings):  # Keras records no tensor that is a bound of `clip`
             raise UntraceableError(f"{kind} has a tensor as its setting")
         if not is_layer and all(own):
@@ -192,7 +184,7 @@ class Emission:
         if not is_layer and kind == "Reshape":
             return self._called(keras.ops.reshape, values[0], self._shape(output.shape))
         if not is_layer and kind == "Slice" and own == [False]:
-            return self._called(lambda tensor: tensor[_key(record)], values[0])
+            return self._called(lambda tensor: tensor[key_of(record)], values[0])
         if not is_layer and sorted(own) == [False, True] and (layer := self._with_weights(record, kind, own)):
             x, kernel = values if own[1] else reversed(values)
             return self._with_kernel(layer, x, kernel)
@@ -213,9 +205,9 @@ class Emission:
             settings = {key: _one(getattr(operation, key)) for key in ("strides", "padding", "dilation_rate")}
             operation = functools.partial(keras.ops.depthwise_conv, **settings)
         stand_ins = iter(values)
-        plain = functools.partial(_of_one, rank=len(output.shape)) if broadcasts else _of_any if is_layer else _plain
+        given_as = functools.partial(of_one, rank=len(output.shape)) if broadcasts else of_any if is_layer else plain
         arguments, keywords = record.arguments.convert(
-            lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else plain(x)
+            lambda x: next(stand_ins) if isinstance(x, keras.KerasTensor) else given_as(x)
         )
         return self._called(operation, *arguments, **keywords)
 
@@ -275,7 +267,7 @@ class Emission:
 
     def _sliced(self, own: _Own, record: Any) -> _Own:
         """A part of a variable, such as the embeddings of as many positions as there are."""
-        key, shape = _key(record), tuple(record.output_tensors[0].shape)
+        key, shape = key_of(record), tuple(record.output_tensors[0].shape)
         numbers = np.arange(own.value.size)
         if not own.steps and np.array_equal(numbers.reshape(own.value.shape)[key].ravel(), numbers):  # all of it
             return _Own(own.variable, own.value.reshape(shape))
@@ -309,7 +301,7 @@ class Emission:
 
         def step(tensor: Any) -> list[Any]:
             arguments, keywords = record.arguments.convert(
-                lambda x: tensor if isinstance(x, keras.KerasTensor) else _of_one(x, len(shape))
+                lambda x: tensor if isinstance(x, keras.KerasTensor) else of_one(x, len(shape))
             )
             return self._called(record.operation, *arguments, **keywords)
 
@@ -391,36 +383,6 @@ class Emission:
         return self._tensors[key]
 
 
-def with_numbers(record: Any, numbers: Mapping[int, np.ndarray]) -> Any:
-    """A record like another, of a call that was given numbers in place of the tensors that are known to hold them.
-
-    Args:
-        record: Keras's.
-        numbers: by the tensor's id.
-    """
-    if not numbers:
-        return record
-    arguments, keywords = record.arguments.convert(lambda x: numbers.get(id(x), x))
-    return types.SimpleNamespace(
-        operation=record.operation,
-        arguments=keras.src.ops.symbolic_arguments.SymbolicArguments(*arguments, **keywords),
-        input_tensors=[x for x in record.input_tensors if id(x) not in numbers],
-        output_tensors=record.output_tensors,
-    )
-
-
-def _key(record: Any) -> tuple[Any, ...]:
-    """The key of `x[key]`, or the one that a call of `keras.ops.slice` stands for."""
-    arguments = {**dict(zip(("x", "key"), record.arguments.args, strict=False)), **record.arguments.kwargs}
-    if type(record.operation).__name__ == "GetItem":
-        key = arguments["key"]
-        return tuple(key) if isinstance(key, list | tuple) else (key,)
-    (read,), (made,) = record.input_tensors, record.output_tensors
-    starts = arguments["start_indices" if "start_indices" in arguments else "key"]
-    ranges = zip(starts, read.shape, made.shape, strict=True)
-    return tuple(slice(None) if size == part else slice(int(at), int(at) + part) for at, size, part in ranges)
-
-
 def _convolution(operation: Any, kind: str, kernel: Sequence[int], options: dict[str, Any]) -> keras.Layer | None:
     """A layer that does what an operation of keras.ops does with a kernel of this shape."""
     if operation.data_format == "channels_first":
@@ -446,29 +408,3 @@ def _one(sizes: Any) -> Any:
 def _renamed(options: dict[str, Any], weights: str) -> dict[str, Any]:
     """Options of a layer that has another name for its kernel."""
     return {key.replace("kernel", weights): value for key, value in options.items()}
-
-
-def has_batch(value: Any) -> bool:
-    """Whether the size of the batch has entered a number or the shape of an array."""
-    sizes = np.shape(value) if np.ndim(value) else (value,)
-    return any(isinstance(s, int | np.integer) and not isinstance(s, bool) and s and s % BATCH == 0 for s in sizes)
-
-
-def _of_one(value: Any, rank: int) -> Any:
-    """Numbers of one example, if those of all are the same and are joined with a tensor of this rank."""
-    value = _plain(value)
-    if not has_batch(value):
-        return value
-    if np.ndim(value) == rank and not has_batch(value[:1]) and (value == value[:1]).all():
-        return value[:1]
-    raise UntraceableError("it computes with the size of the batch")
-
-
-def _of_any(value: Any) -> Any:
-    """Numbers of one example in place of equal ones of all, such as a mask of what is earlier."""
-    return _of_one(value, np.ndim(value)) if np.ndim(value) else _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    """An array for an eager tensor, which Keras can save."""
-    return np.asarray(value) if keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor) else value

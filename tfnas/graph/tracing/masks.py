@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 from typing import Any
 
 import keras
 
 from tfnas.graph.models import record_of
+from tfnas.graph.tracing.records import new_record
 
 ops = keras.ops
 _ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
@@ -57,13 +57,8 @@ def with_attention_mask(record: Any) -> Any:
     by_hand = given.pop("attention_mask", None)
     mask = functools.reduce(ops.logical_and, masks if by_hand is None else [ops.cast(by_hand, "bool"), *masks])
     tensors = [given.pop(name) for name in ("query", "value", "key") if given.get(name) is not None]
-    found = keras.src.ops.symbolic_arguments.SymbolicArguments(*tensors, **given, attention_mask=mask)
-    return types.SimpleNamespace(
-        operation=record.operation,
-        arguments=found,
-        input_tensors=[*tensors, mask],
-        output_tensors=record.output_tensors,
-    )
+    inputs = [*tensors, mask]
+    return new_record(record.operation, inputs, record.output_tensors, *tensors, **given, attention_mask=mask)
 
 
 def calls_before(tensor: Any, known: set[int]) -> list[Any]:

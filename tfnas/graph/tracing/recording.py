@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from tfnas.graph.tracing.emission import BATCH, Emission, Made, Run, Traced, UntraceableError, has_batch, numbers_of
+from tfnas.graph.tracing.emission import Emission, Made, Run, Traced
 from tfnas.graph.tracing.masks import heeds_masks
+from tfnas.graph.tracing.records import BATCH, UntraceableError, has_batch, numbers_of
 from tfnas.graph.tracing.simpler import consists_of
 from tfnas.graph.tracing.tensorflow_calls import in_keras, unknown
+from tfnas.graph.tracing.tensors import like_tensors
 from tfnas.layers.merging import MERGES
 from tfnas.layers.of_units import known_sizes
 
@@ -45,9 +45,7 @@ def trace(record: Any, made: dict[int, Made], lengths: Sequence[int]) -> Traced:
     if any(not t.shape for t in record.input_tensors):
         raise UntraceableError("an input has no axis of examples")
     if heeds_masks(record):
-        raise UntraceableError(
-            "it takes account of a mask of what is no input (mask_zero=True, Masking), or passes one on"
-        )
+        raise UntraceableError("it heeds a mask that Keras gives it (mask_zero=True, Masking), or passes one on")
     try:
         first = _run(layer, record, None, lengths)
         if "training" in inspect.signature(layer.call).parameters:
@@ -110,7 +108,7 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
     with (
         known_sizes(),
         in_keras(),
-        _like_tensors(),
+        like_tensors(),
         _own_variables(layer) as variables,
         _layers_need_tensors(variables),
     ):
@@ -198,59 +196,6 @@ def _own_variables(layer: Any, found: dict[int, tuple[Any, Any]] | None = None) 
         yield found
     finally:
         vars(layer).update(changed)
-
-
-class _Shape(tuple[Any, ...]):
-    """A shape with what TensorFlow's shapes have besides."""
-
-    @property
-    def rank(self) -> int:
-        return len(self)
-
-    ndims = rank
-
-    def as_list(self) -> list[Any]:
-        return list(self)
-
-
-class _Type(str):
-    """The name of a dtype, with what TensorFlow's dtypes have."""
-
-    @property
-    def base_dtype(self) -> tf.DType:
-        return tf.as_dtype(str(self))
-
-    @property
-    def is_floating(self) -> bool:
-        return bool(self.base_dtype.is_floating)
-
-
-@contextlib.contextmanager
-def _like_tensors() -> Iterator[None]:
-    """Lets symbolic tensors be used as TensorFlow's are: `x[:n]`, numbers of any type, `x.shape.as_list()`.
-
-    So does `keras.backend`, which calls functions of TensorFlow.
-    """
-    get, shape, dtype = keras.KerasTensor.__getitem__, keras.KerasTensor.shape, keras.KerasTensor.dtype
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, slice):
-            return slice(*(None if x is None else operator.index(x) for x in (part.start, part.stop, part.step)))
-        return part if part is None or part is Ellipsis else operator.index(part)
-
-    def taken(tensor: Any, key: Any) -> Any:
-        return get(tensor, tuple(plain(part) for part in (key if isinstance(key, list | tuple) else (key,))))
-
-    def sizes(tensor: Any) -> _Shape:
-        return _Shape(tensor._shape)
-
-    with (
-        mock.patch.object(keras.KerasTensor, "__getitem__", taken),
-        mock.patch.object(keras.KerasTensor, "shape", property(sizes, shape.fset)),
-        mock.patch.object(keras.KerasTensor, "get_shape", sizes, create=True),
-        mock.patch.object(keras.KerasTensor, "dtype", property(lambda x: _Type(x._dtype), dtype.fset)),
-    ):
-        yield
 
 
 @contextlib.contextmanager

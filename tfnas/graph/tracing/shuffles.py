@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfnas.graph.tracing.records import new_record
 from tfnas.layers.calls import Call
 from tfnas.layers.of_units import moves
 
@@ -57,9 +57,5 @@ def _order(chain: Sequence[Any]) -> np.ndarray | None:
 def _take(chain: Sequence[Any], order: np.ndarray) -> Any:
     """The record of a call that takes channels in an order, between the same tensors as a chain of calls."""
     inputs = chain[0].input_tensors
-    return types.SimpleNamespace(
-        operation=keras.src.ops.numpy.Take(axis=-1, name=chain[-1].operation.name),
-        arguments=keras.src.ops.symbolic_arguments.SymbolicArguments(*inputs, order),
-        input_tensors=inputs,
-        output_tensors=chain[-1].output_tensors,
-    )
+    take = keras.src.ops.numpy.Take(axis=-1, name=chain[-1].operation.name)
+    return new_record(take, inputs, chain[-1].output_tensors, *inputs, order)

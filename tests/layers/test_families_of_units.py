@@ -60,6 +60,7 @@ LAYERS = {
         lambda x: L.Reshape((3, 3, 8))(L.Dense(72, activation="relu", name="wide")(L.Flatten()(x))),
         8,
     ),
+    "a shuffle": (lambda x: L.Reshape((6, 6, 8))(L.Permute((1, 2, 4, 3))(L.Reshape((6, 6, 2, 4))(x))), 4),
     "other axes": (lambda x: L.Softmax(axis=1)(L.Concatenate(axis=1)([x, L.Resizing(3, 6)(x)])), 8),
     "PReLU": (lambda x: L.PReLU(shared_axes=(1, 2))(L.PReLU()(x)), 8),
     "one vector": (lambda x: L.RepeatVector(4)(x[:, 0, 1]), 8),

@@ -33,7 +33,7 @@ from tfnas.layers.convolution import Convolution, TransposedConvolution
 from tfnas.layers.depthwise import Depthwise, Separable
 from tfnas.layers.merging import Concatenation, Merge
 from tfnas.layers.normalization import BatchNormalization, Scale
-from tfnas.layers.of_units import OF_UNITS, WholeAttention, WholeEinsum, WholeRecurrent, registered
+from tfnas.layers.of_units import OF_UNITS, Shuffle, WholeAttention, WholeEinsum, WholeRecurrent, registered
 from tfnas.layers.of_units import Contraction as Contraction
 from tfnas.layers.of_units import Rule as Rule
 from tfnas.layers.of_units import layout as layout
@@ -98,7 +98,7 @@ def family_of_call(layer: Any, name: str, record: Any, called: Call, of_units: b
         found = family if of_units and not called.masked else Uncut
         found.check(layer, name, record, called)
         return found
-    if not type(layer).__module__.startswith("keras."):
+    if not type(layer).__module__.startswith("keras.") and not isinstance(layer, Shuffle):
         return Uncut  # also where it inherits from one of Keras's: what it does may be another thing
     if getattr(layer, "data_format", None) == "channels_first":
         raise UserError(

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from tfnas.graph.tracing.records import new_record
 from tfnas.layers.calls import Call
-from tfnas.layers.of_units import moves
+from tfnas.layers.of_units import Shuffle, moves
 
 
 def with_shuffles(records: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
-    """Returns records of calls with one of `keras.ops.take` in place of those that only permute channels.
+    """Returns records of calls with one of a `Shuffle` in place of those that make one up.
 
     Args:
         records: Keras's, in topological order.
@@ -36,26 +35,23 @@ def with_shuffles(records: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
             chain.insert(0, before)
         kinds = [type(record.operation).__name__ for record in chain]
         if kinds in (["Reshape", "Transpose", "Reshape"], ["Reshape", "Permute", "Reshape"]):
-            if (order := _order(chain)) is not None:
-                shuffles |= {id(chain[0]): None, id(chain[1]): None, id(last): _take(chain, order)}
+            if groups := _groups(chain):
+                (x,), shuffle = chain[0].input_tensors, Shuffle(groups, last.operation.name)
+                shuffles |= {id(chain[0]): None, id(chain[1]): None}
+                shuffles[id(last)] = new_record(shuffle, [x], last.output_tensors, x)
     found = [shuffles.get(id(record), record) for record in records]
     return [record for record in found if record is not None]
 
 
-def _order(chain: Sequence[Any]) -> np.ndarray | None:
-    """Which channel each one of the output is, if calls do nothing but permute channels."""
+def _groups(chain: Sequence[Any]) -> int:
+    """The number of groups whose channels calls shuffle; 0 if they do anything else."""
     if len(chain[0].input_tensors) != 1 or chain[0].input_tensors[0].shape != chain[-1].output_tensors[0].shape:
-        return None
+        return 0
     first, *others = chain
     called = Call(first, first.operation.name)
     for record in others:
         called = Call(record, record.operation.name, before={0: called})
+    groups, size = first.output_tensors[0].shape[-2:]
+    order = np.arange(groups * size).reshape(groups, size).T.reshape(-1)
     found = moves(called)
-    return None if found is None or not np.array_equal(np.sort(found[0]), np.arange(found[0].size)) else found[0]
-
-
-def _take(chain: Sequence[Any], order: np.ndarray) -> Any:
-    """The record of a call that takes channels in an order, between the same tensors as a chain of calls."""
-    inputs = chain[0].input_tensors
-    take = keras.src.ops.numpy.Take(axis=-1, name=chain[-1].operation.name)
-    return new_record(take, inputs, chain[-1].output_tensors, *inputs, order)
+    return groups if found is not None and np.array_equal(found[0], order) else 0

@@ -26,7 +26,8 @@ from tfnas.layers.of_units.einsum import known_sizes as known_sizes
 from tfnas.layers.of_units.einsum import says_less as says_less
 from tfnas.layers.of_units.grouped import Grouped
 from tfnas.layers.of_units.products import Contraction, DotProductAttention, WeightedSum
-from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected, layout, moves
+from tfnas.layers.of_units.rearranging import Rearranged, Regrouped, Selected, Shuffled, layout, moves
+from tfnas.layers.of_units.rearranging import Shuffle as Shuffle
 from tfnas.layers.of_units.recurrent import Recurrent
 from tfnas.layers.of_units.recurrent import WholeRecurrent as WholeRecurrent
 from tfnas.layers.of_units.reductions import Reduction, reduced
@@ -54,6 +55,7 @@ OF_UNITS: list[type[Node]] = [
     Rearranged,
     Selected,
     Regrouped,
+    Shuffled,
     Embedding,
     Parametric,
     MaskedAverage,

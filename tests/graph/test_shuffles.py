@@ -70,6 +70,8 @@ def test_what_is_read_elsewhere_or_moves_places_stays():
     both = keras.Model(x, [ops.reshape(turned, (-1, 4, 4, 4)), turned])
     twice = keras.Model(x, ops.reshape(turned, (-1, 4, 4, 4)) + ops.max(split, axis=(3, 4))[..., None])
     places = keras.Model(x, ops.reshape(ops.transpose(split, (0, 3, 1, 2, 4)), (-1, 4, 4, 4)))
-    for model in (both, twice, places):
+    row = keras.Input((6,))
+    swapped = keras.Model(row, ops.reshape(ops.transpose(ops.reshape(row, (6, -1)), (1, 0)), (-1, 6)))
+    for model in (both, twice, places, swapped):
         records = calls_of(model)
         assert with_shuffles(records, model.outputs) == records

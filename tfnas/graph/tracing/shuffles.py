@@ -1,4 +1,4 @@
-"""Channel shuffles, a Reshape, a Transpose and a Reshape, as one operation that says which channel goes where."""
+"""Channel shuffles, each a Reshape, a Transpose and a Reshape, as one operation."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ def _groups(chain: Sequence[Any]) -> int:
     for record in others:
         called = Call(record, record.operation.name, before={0: called})
     groups, size = first.output_tensors[0].shape[-2:]
+    found = None if None in (groups, size) else moves(called)
+    if found is None:
+        return 0
     order = np.arange(groups * size).reshape(groups, size).T.reshape(-1)
-    found = moves(called)
-    return groups if found is not None and np.array_equal(found[0], order) else 0
+    return groups if np.array_equal(found[0], order) else 0

@@ -174,12 +174,18 @@ def check_same(expected: keras.Model, other: keras.Model, examples: Any, words: 
     Raises:
         UserError: if an output differs by more than 1e-4 of the largest one.
     """
-    with distribution.full_precision():
-        runs = [keras.tree.flatten(network(examples, training=False)) for network in (expected, expected, other)]
-    for first, again, actual in zip(*[[np.asarray(x) for x in outputs] for outputs in runs], strict=True):
-        largest = max(np.abs(first).max(), 1e-6)
-        error = np.abs(actual - first).max() / largest
-        if not error <= TOLERANCE and np.abs(again - first).max() <= TOLERANCE * largest:
+
+    def run(network: keras.Model) -> list[np.ndarray]:
+        with distribution.full_precision():
+            return [np.asarray(x) for x in keras.tree.flatten(network(examples, training=False))]
+
+    first, found = run(expected), run(other)
+    largest = [max(np.abs(x).max(), 1e-6) for x in first]
+    errors = [np.abs(y - x).max() / most for x, y, most in zip(first, found, largest, strict=True)]
+    if all(error <= TOLERANCE for error in errors):
+        return
+    for x, again, error, most in zip(first, run(expected), errors, largest, strict=True):
+        if not error <= TOLERANCE and np.abs(again - x).max() <= TOLERANCE * most:
             raise UserError(
                 f"{words} by {error:.1e} of the largest output, at most {TOLERANCE:.0e} expected; this is a fault of "
                 "tfnas: please report it with your model"

@@ -4,11 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from composites import around
-from conftest import random_weights
-from test_tracing import checked
+from test_tracing import checked_inside
 
-from tfnas.graph.channels import Graph
 from tfnas.graph.tracing import tensorflow_calls
 
 layers, backend = keras.layers, tf.keras.backend
@@ -205,9 +202,4 @@ class Attends(layers.Layer):
 
 @pytest.mark.parametrize("layer", [Gate, Halves, ByBackend, Attends])
 def test_exact(layer, rng, tmp_path, eager):
-    model = around(layer(name="own"))
-    random_weights(model, rng)
-    with keras.saving.custom_object_scope({layer.__name__: layer}):
-        supernet = checked(model, rng.normal(size=(3, 6, 6, 3)).astype("f4"), rng, tmp_path)
-    assert not Graph(model).untraced
-    assert any(group.name.startswith("own_") for group in supernet.graph.groups)
+    assert checked_inside(layer, rng, tmp_path)

@@ -73,6 +73,16 @@ def checked(model, x, rng, tmp_path):
     return supernet
 
 
+def checked_inside(layer, rng, tmp_path):
+    """`checked` of a layer that is taken apart; the names of the groups inside it."""
+    model = around(layer(name="own"))
+    random_weights(model, rng)
+    with keras.saving.custom_object_scope({layer.__name__: layer}):
+        supernet = checked(model, rng.normal(size=(3, 6, 6, 3)).astype("f4"), rng, tmp_path)
+    assert not Graph(model).untraced
+    return {group.name for group in supernet.graph.groups if group.name.startswith("own_")}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_exact(name, rng, tmp_path, eager):
     build, whole = MODELS[name]

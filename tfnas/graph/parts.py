@@ -282,7 +282,7 @@ class Nodes:
             call = with_attention_mask(call)
             for tensor in call.input_tensors:
                 if id(tensor) not in index and id(tensor) not in self._aside:  # a mask that Keras passes beside tensors
-                    index |= self._add(calls_before(tensor, set(index)), [tensor], prefix, index, training)
+                    index |= self._add(calls_before([tensor], index), [tensor], prefix, index, training)
             sources = tuple(self._number(tensor, index, prefix, training) for tensor in call.input_tensors)
             parts = parts_of(call, name, self._known)
             if parts is not None:

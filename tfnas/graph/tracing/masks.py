@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 
-from tfnas.graph.models import record_of
 from tfnas.graph.tracing.records import new_record
 
 ops = keras.ops
@@ -59,18 +58,3 @@ def with_attention_mask(record: Any) -> Any:
     tensors = [given.pop(name) for name in ("query", "value", "key") if given.get(name) is not None]
     inputs = [*tensors, mask]
     return new_record(record.operation, inputs, record.output_tensors, *tensors, **given, attention_mask=mask)
-
-
-def calls_before(tensor: Any, known: set[int]) -> list[Any]:
-    """Records of the calls that make a tensor of those whose ids are known, in topological order."""
-    found: dict[int, Any] = {}
-
-    def add(x: Any) -> None:
-        if id(x) in known or id(record := record_of(x)) in found:
-            return
-        for source in record.input_tensors:
-            add(source)
-        found[id(record)] = record
-
-    add(tensor)
-    return list(found.values())

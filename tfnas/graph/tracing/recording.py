@@ -18,7 +18,7 @@ import numpy as np
 
 from tfnas.graph.tracing.emission import Emission, Made, Run, Traced
 from tfnas.graph.tracing.masks import heeds_masks
-from tfnas.graph.tracing.records import BATCH, UntraceableError, has_batch, numbers_of
+from tfnas.graph.tracing.records import BATCH, UntraceableError, calls_before, has_batch, numbers_of
 from tfnas.graph.tracing.simpler import consists_of
 from tfnas.graph.tracing.tensorflow_calls import in_keras, unknown
 from tfnas.graph.tracing.tensors import like_tensors
@@ -122,7 +122,7 @@ def _run(layer: Any, record: Any, training: bool | None, lengths: Sequence[int])
     known = [x is not None or id(y) not in read for x, y in zip(outputs, record.output_tensors, strict=False)]
     if len(outputs) != len(record.output_tensors) or not all(known) or not any(x is not None for x in outputs):
         raise UntraceableError("what it returns is not computed from its inputs")
-    records = [simpler for record in _ordered(outputs) for simpler in consists_of(record)]
+    records = [simpler for record in calls_before(outputs) for simpler in consists_of(record)]
     is_read = [id(x) in read for x in record.output_tensors]
     return Run(inputs, outputs, is_read, {key: v for key, (v, _) in variables.items()}, records)
 
@@ -139,26 +139,6 @@ def _is_number(value: Any) -> bool:
         keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor)
     )
     return is_array and not has_batch(np.asarray(value))
-
-
-def _ordered(outputs: Sequence[Any]) -> list[Any]:
-    """Records of the calls that the tensors come from, each behind those it reads."""
-    found: dict[int, Any] = {}
-    waiting = [(x, False) for x in reversed(outputs)]
-    while waiting:
-        tensor, done = waiting.pop()
-        history = getattr(tensor, "_keras_history", None)
-        if history is None or history.operation is None:
-            continue
-        record = history.operation._inbound_nodes[history.node_index]
-        if id(record) in found:
-            continue
-        if done:
-            found[id(record)] = record
-        else:
-            waiting.append((tensor, True))
-            waiting += [(x, False) for x in reversed(record.input_tensors)]
-    return list(found.values())
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ A record is Keras's of a call (a node of its graph), or what is like it.
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -30,6 +30,31 @@ def new_record(operation: Any, inputs: Sequence[Any], outputs: Sequence[Any], *a
     """
     given = keras.src.ops.symbolic_arguments.SymbolicArguments(*arguments, **keywords)
     return types.SimpleNamespace(operation=operation, arguments=given, input_tensors=inputs, output_tensors=outputs)
+
+
+def calls_before(tensors: Sequence[Any], known: Collection[int] = ()) -> list[Any]:
+    """Keras's records of the calls that tensors come from, in topological order.
+
+    Args:
+        tensors: symbolic tensors.
+        known: ids of tensors whose own calls are left out, and what comes before them alone.
+    """
+    found: dict[int, Any] = {}
+    waiting = [(x, False) for x in reversed(tensors)]
+    while waiting:
+        tensor, done = waiting.pop()
+        history = getattr(tensor, "_keras_history", None)
+        if id(tensor) in known or history is None or history.operation is None:
+            continue
+        record = history.operation._inbound_nodes[history.node_index]
+        if id(record) in found:
+            continue
+        if done:
+            found[id(record)] = record
+        else:
+            waiting.append((tensor, True))
+            waiting += [(x, False) for x in reversed(record.input_tensors)]
+    return list(found.values())
 
 
 def numbers_of(record: Any) -> list[Any]:

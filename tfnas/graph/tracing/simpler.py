@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from tfnas.graph.models import record_of
+from tfnas.graph.tracing.records import calls_before
 
 ops = keras.ops
 
@@ -33,23 +33,15 @@ def consists_of(record: Any) -> list[Any]:
 def _between(inputs: Sequence[Any], made: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
     """Records of the calls that make tensors of inputs, in topological order, with other tensors in place of these."""
     instead = {id(x): y for x, y in zip(made, outputs, strict=True)}
-    found: dict[int, Any] = {}
-
-    def add(tensor: Any) -> None:
-        if any(tensor is x for x in inputs) or id(record := record_of(tensor)) in found:
-            return
-        for x in record.input_tensors:
-            add(x)
-        found[id(record)] = types.SimpleNamespace(
+    return [
+        types.SimpleNamespace(
             operation=record.operation,
             arguments=record.arguments,
             input_tensors=record.input_tensors,
             output_tensors=[instead.get(id(x), x) for x in record.output_tensors],
         )
-
-    for tensor in made:
-        add(tensor)
-    return list(found.values())
+        for record in calls_before(made, {id(x) for x in inputs})
+    ]
 
 
 def _normalize(operation: Any, x: Any) -> list[Any] | None:

@@ -20,6 +20,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.util import dispatch
 
+from tfnas.graph.tracing.records import UntraceableError
+
 ops = keras.ops
 _UNARY = (
     *("abs", "cos", "elu", "erf", "exp", "log", "log1p", "negative", "ones_like", "reciprocal", "relu", "relu6"),
@@ -119,7 +121,7 @@ def _repeat(input: Any, repeats: Any, axis: Any = None, name: Any = None) -> Any
 
 def _norm(tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: Any = None, name: Any = None) -> Any:
     if ord != "euclidean" and (ord != 2 or not isinstance(axis, int)):
-        raise NotImplementedError(f"tf.norm with ord={ord}")
+        raise UntraceableError(f"its `call` uses tf.norm with ord={ord}, which cannot be followed")
     return ops.sqrt(ops.sum(ops.square(tensor), _axis(axis), keepdims=bool(keepdims)))
 
 
@@ -135,7 +137,7 @@ def _gather(
     params: Any, indices: Any, validate_indices: Any = None, axis: Any = None, batch_dims: int = 0, name: Any = None
 ) -> Any:
     if batch_dims:
-        raise NotImplementedError("tf.gather with batch_dims")
+        raise UntraceableError("its `call` uses tf.gather with batch_dims, which cannot be followed")
     return ops.take(params, indices, 0 if axis is None else axis)
 
 
@@ -147,7 +149,7 @@ def _matmul(
     a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False, name: Any = None, **others: Any
 ) -> Any:
     if any(others.values()):
-        raise NotImplementedError(f"tf.matmul with {', '.join(others)}")
+        raise UntraceableError(f"its `call` uses tf.matmul with {', '.join(others)}, which cannot be followed")
     turned = [ops.swapaxes(x, -1, -2) if turn else x for x, turn in ((a, transpose_a), (b, transpose_b))]
     return ops.matmul(*turned)
 
@@ -234,13 +236,13 @@ def _resize(
     name: Any = None,
 ) -> Any:
     if preserve_aspect_ratio:
-        raise NotImplementedError("tf.image.resize with preserve_aspect_ratio")
+        raise UntraceableError("its `call` uses tf.image.resize with preserve_aspect_ratio, which cannot be followed")
     return ops.image.resize(images, _integers(size), interpolation=method, antialias=antialias)
 
 
 def _channels_last(data_format: Any) -> None:
     if data_format not in (None, "NHWC"):
-        raise NotImplementedError(f"data_format {data_format}")
+        raise UntraceableError(f"its `call` uses data_format={data_format!r}, where channels are not the last axis")
 
 
 def _window(sizes: Any) -> tuple[int, ...]:
@@ -259,36 +261,22 @@ def _pooling(function: Callable[..., Any]) -> Callable[..., Any]:
     return pooled
 
 
-def _conv2d(
-    input: Any,
-    filters: Any,
-    strides: Any,
-    padding: str,
-    data_format: Any = None,
-    dilations: Any = None,
-    name: Any = None,
-) -> Any:
-    _channels_last(data_format)
-    return ops.conv(input, filters, _window(strides), padding.lower(), dilation_rate=_window(dilations or 1))
+def _convolution(function: Callable[..., Any], kernel: str) -> Callable[..., Any]:
+    """A convolution of which TensorFlow calls the kernel so."""
+    names = ("input", kernel, "strides", "padding", "data_format", "dilations")
 
+    def convolved(*arguments: Any, **keywords: Any) -> Any:
+        given = {**dict(zip(names, arguments, strict=False)), **keywords}
+        _channels_last(given.get("data_format"))
+        strides, rates = _window(given["strides"]), _window(given.get("dilations") or 1)
+        return function(given["input"], given[kernel], strides, given["padding"].lower(), dilation_rate=rates)
 
-def _depthwise_conv2d(
-    input: Any,
-    filter: Any,
-    strides: Any,
-    padding: str,
-    data_format: Any = None,
-    dilations: Any = None,
-    name: Any = None,
-) -> Any:
-    _channels_last(data_format)
-    steps, rates = _window(strides), _window(dilations or 1)
-    return ops.depthwise_conv(input, filter, steps, padding.lower(), dilation_rate=rates)
+    return convolved
 
 
 def _embedding_lookup(params: Any, ids: Any, max_norm: Any = None, name: Any = None) -> Any:
     if max_norm is not None:
-        raise NotImplementedError("tf.nn.embedding_lookup with max_norm")
+        raise UntraceableError("its `call` uses tf.nn.embedding_lookup with max_norm, which cannot be followed")
     return ops.take(params, ids, 0)
 
 
@@ -332,10 +320,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cast": _cast,
     "clip_by_value": _clip_by_value,
     "concat": _concat,
-    "conv2d": _conv2d,
+    "conv2d": _convolution(ops.conv, "filters"),
     "crelu": _crelu,
     "depth_to_space": _depth_to_space,
-    "depthwise_conv2d": _depthwise_conv2d,
+    "depthwise_conv2d": _convolution(ops.depthwise_conv, "filter"),
     "einsum": _einsum,
     "embedding_lookup": _embedding_lookup,
     "expand_dims": _expand_dims,
